@@ -1,0 +1,95 @@
+"""streamloader: batches whose rows are continuous in time.
+
+Row *i* of one batch carries on exactly where row *i* of the batch before it stopped, and a reset mask says where a
+new stream begins. Start with :class:`MultiStreamer` and a kind of stream: :class:`VideoStreams`,
+:class:`TextStreams`, :class:`IterStreams`, or your own :class:`StreamDataset`.
+
+The public names are resolved when they are first used: ``import streamloader`` itself loads no torch, av, numpy,
+anyio, uvloop, aiohttp, asyncssh or motor. What happens inside is logged to the logger ``"streamloader"``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from streamloader.batch import Batch
+    from streamloader.errors import (
+        ClosedError,
+        ConfigError,
+        CorruptStream,
+        FrameSizeError,
+        LengthUnknown,
+        LoaderTimeout,
+        MissingExtra,
+        RingTooLarge,
+        StreamFailed,
+        StreamloaderError,
+        StreamNotFound,
+        UnreadableStream,
+        WorkerDied,
+    )
+    from streamloader.multistreamer import MultiStreamer
+    from streamloader.streams.base import Stream, StreamDataset
+    from streamloader.streams.iterate import IterStreams
+    from streamloader.streams.text import TextStreams
+    from streamloader.streams.video import VideoStreams
+    from streamloader.values import Cursor, Field, StreamInfo
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "ClosedError",
+    "ConfigError",
+    "CorruptStream",
+    "Cursor",
+    "Field",
+    "FrameSizeError",
+    "IterStreams",
+    "LengthUnknown",
+    "LoaderTimeout",
+    "MissingExtra",
+    "MultiStreamer",
+    "RingTooLarge",
+    "Stream",
+    "StreamDataset",
+    "StreamFailed",
+    "StreamInfo",
+    "StreamNotFound",
+    "StreamloaderError",
+    "TextStreams",
+    "UnreadableStream",
+    "VideoStreams",
+    "WorkerDied",
+    "__version__",
+]
+
+_HOMES: Final = {
+    "Batch": "batch",
+    "Cursor": "values",
+    "Field": "values",
+    "IterStreams": "streams.iterate",
+    "MultiStreamer": "multistreamer",
+    "Stream": "streams.base",
+    "StreamDataset": "streams.base",
+    "StreamInfo": "values",
+    "TextStreams": "streams.text",
+    "VideoStreams": "streams.video",
+}
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

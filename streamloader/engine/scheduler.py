@@ -1,0 +1,189 @@
+"""The scheduler of a worker: one task a lane, which runs ahead as far as slots were granted."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import anyio
+import anyio.lowlevel
+
+from streamloader.engine.lane import Grant, Lane, Script
+from streamloader.engine.records import Kind, Record, Splitter, pack
+from streamloader.engine.ring import Ring, Row, Status
+from streamloader.errors import StreamloaderError, to_wire
+from streamloader.streams.blocking import LaneThread, current_lane_thread
+
+__all__ = ["Scheduler"]
+
+_RECEIVE = 1 << 16
+_CLOSE_WITHIN = 1.0  # seconds that a stream has to give back what it holds
+
+
+class Scheduler:
+    """Fills the rows of `lanes` in the slots that the supervisor at the other end of `sock` grants.
+
+    Args:
+        lanes: rows of the ring that this worker hosts.
+        first_lane: global number of the ring's row 0.
+    """
+
+    def __init__(self, script: Script, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int) -> None:
+        self._sock = sock
+        self._status = ring.status
+        slots = [ring.arrays(slot) for slot in range(ring.slots)]
+        fields = ring.layout.fields
+        self._lanes = [
+            Lane(
+                script,
+                lane,
+                first_lane + lane,
+                [Row(arrays, fields, lane) for arrays in slots],
+                ring.status[lane],
+                self._send,
+            )
+            for lane in lanes
+        ]
+        self._burst = max(1, ring.slots // 4)  # windows that a lane may fill before others of this worker get a turn
+        self._grants: dict[int, Grant] = {}
+        self._granted = 0
+        self._version = 0
+        self._watermark = 0  # grants that all lanes have filled
+        self._told = -1
+        self._unsent = bytearray()
+        self._splitter = Splitter()
+
+    async def run(self) -> None:
+        """Work until the supervisor closes its end."""
+        self._loop = asyncio.get_running_loop()
+        self._news = anyio.Event()
+        self._gone = anyio.Event()
+        self._sock.setblocking(False)
+        self._loop.add_reader(self._sock, self._receive)
+        threads = [LaneThread(f"streamloader-lane-{lane.global_number}") for lane in self._lanes]
+        try:
+            async with anyio.create_task_group() as group:
+                for lane, thread in zip(self._lanes, threads, strict=True):
+                    group.start_soon(self._drive, lane, thread)
+                await self._gone.wait()
+                group.cancel_scope.cancel()
+        finally:
+            self._loop.remove_reader(self._sock)
+            if self._unsent:
+                self._loop.remove_writer(self._sock)
+            for thread in threads:
+                thread.stop()
+
+    async def _drive(self, lane: Lane, thread: LaneThread) -> None:
+        current_lane_thread.set(thread)
+        run = 0
+        try:
+            while True:
+                grant = self._grants.get(lane.done)
+                if grant is None or (lane.held is not None and grant.play != lane.held):
+                    run = 0
+                    await self._news.wait()
+                    continue
+                try:
+                    await lane.fill(grant)
+                except StreamloaderError as error:
+                    await self._fail(lane, grant, error)
+                    continue
+                if self._grants.get(grant.seq) is grant:  # else it was made void meanwhile
+                    lane.done += 1
+                    self._status[lane.number, Status.SEQ] = lane.done
+                    if lane.done == self._watermark + 1:
+                        self._advance()
+                run += 1
+                if run >= self._burst:
+                    run = 0
+                    await anyio.lowlevel.checkpoint()
+        finally:
+            with anyio.move_on_after(_CLOSE_WITHIN, shield=True):
+                await lane.reset()
+
+    async def _fail(self, lane: Lane, grant: Grant, error: StreamloaderError) -> None:
+        """Report the failure, and rest until the supervisor has made the grant void."""
+        wire = to_wire(error)
+        try:
+            await lane.reset()
+        except StreamloaderError as second:  # the first one tells more
+            wire["worker_traceback"] += f"\nand while closing it: {second.message}"
+        version = -1
+        while self._grants.get(grant.seq) is grant:
+            if version != self._version:
+                version = self._version
+                self._send(pack(Kind.ERROR, version, grant.seq, lane=lane.number, payload=wire))
+            await self._news.wait()
+
+    def _advance(self) -> None:
+        before, self._watermark = self._watermark, min(lane.done for lane in self._lanes)
+        if self._watermark == before:
+            return
+        for seq in range(before, self._watermark):
+            del self._grants[seq]
+        if self._told < 0:  # tell once for all that becomes ready in this turn of the loop
+            self._told = before
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._told = -1
+        self._send(pack(Kind.DONE, self._version, self._watermark))
+
+    def _receive(self) -> None:
+        try:
+            data = self._sock.recv(_RECEIVE)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._sock)
+            self._gone.set()
+            return
+        for record in self._splitter.feed(data):
+            if record.kind == Kind.GRANT:
+                self._grants[self._granted] = Grant(self._granted, record.a, record.b, record.c, record.lane)
+                self._granted += 1
+            else:
+                self._truncate(record)
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+    def _truncate(self, record: Record) -> None:
+        seq, self._version = record.a, record.version
+        for void in range(seq, self._granted):
+            self._grants.pop(void, None)
+        self._granted = seq
+        for lane in self._lanes:
+            lane.done = min(lane.done, seq)
+            lane.held = None
+        self._watermark = min(self._watermark, seq)
+        self._tell()
+
+    def _send(self, data: bytes) -> None:
+        """Send without blocking the loop; what the socket does not take at once follows when it can."""
+        if not self._unsent:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except ConnectionError:
+                return  # the supervisor is gone; the reader sees it too
+            if sent == len(data):
+                return
+            data = data[sent:]
+            self._loop.add_writer(self._sock, self._drain)
+        self._unsent += data
+
+    def _drain(self) -> None:
+        try:
+            sent = self._sock.send(self._unsent)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            sent = len(self._unsent)
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._loop.remove_writer(self._sock)

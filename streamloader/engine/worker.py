@@ -1,0 +1,190 @@
+"""The worker: a plain process (``python -m streamloader.engine.worker``), or a thread for ``num_workers=0``.
+
+As a process it gets three descriptors: its end of a socketpair, the ring, and the job (the module search path as
+JSON, then the cloudpickled :class:`Job` that its own parent wrote). It ends when the socketpair does, or when its
+parent does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import mmap
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from streamloader.engine.records import Kind, pack
+from streamloader.errors import to_wire
+
+if TYPE_CHECKING:
+    from streamloader.engine.lane import Script
+    from streamloader.engine.ring import Ring, SlotLayout
+
+__all__ = ["Job", "main", "pack_job", "run_thread"]
+
+_HEADER = struct.Struct("<Q")
+_MMAP_THRESHOLD = 64 << 20  # bytes; a decoded frame is smaller
+_LEAVE_WITHIN = 2.0  # seconds from a closed loader to a gone worker
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every worker of a loader needs to know."""
+
+    script: Script
+    layout: SlotLayout
+    slots: int
+    first_lane: int
+    lanes: Sequence[Sequence[int]]  # of each worker
+    log_level: int
+
+
+def pack_job(job: Job) -> bytes:
+    """Encode a job for worker processes."""
+    import cloudpickle
+
+    search = json.dumps([os.path.abspath(path) for path in sys.path]).encode()
+    pickled: bytes = cloudpickle.dumps(job)
+    return _HEADER.pack(len(search)) + search + pickled
+
+
+def run_thread(job: Job, ring: Ring, sock: socket.socket) -> None:
+    """Be worker 0 in this thread, until the other end of `sock` closes."""
+    try:
+        _schedule(job, ring, sock, 0)
+    except BaseException as error:  # noqa: BLE001 - the supervisor raises it in the user's thread
+        _send_fatal(sock, error)
+    finally:
+        sock.close()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Be worker `argv[0]` with the descriptors of socket, ring and job in `argv[1:]`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    with contextlib.suppress(AttributeError):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    number, sock_fd, ring_fd, job_fd = (int(text) for text in argv[:4])
+    sock = socket.socket(fileno=sock_fd)
+    _leave_with_parent(sock, int(argv[4]))
+    _keep_freed_memory()
+    try:
+        job = _unpack_job(job_fd)
+        from streamloader.engine.ring import Ring
+
+        handler = _ToSupervisor(sock)
+        logger = logging.getLogger("streamloader")
+        logger.setLevel(job.log_level)
+        logger.addHandler(handler)
+        logger.propagate = False
+        _schedule(job, Ring(ring_fd, job.layout, job.slots), sock, number)
+    except BaseException as error:  # noqa: BLE001 - told to the supervisor, which raises it
+        _send_fatal(sock, error)
+        return 1
+    return 0
+
+
+def _schedule(job: Job, ring: Ring, sock: socket.socket, number: int) -> None:
+    from streamloader.engine.scheduler import Scheduler
+
+    async def run() -> None:
+        await Scheduler(job.script, ring, sock, job.lanes[number], job.first_lane).run()
+
+    anyio.run(run, backend="asyncio", backend_options={"use_uvloop": _has_uvloop()})
+
+
+def _has_uvloop() -> bool:
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:  # Windows, and interpreters that uvloop has no build for
+        return False
+    return True
+
+
+def _unpack_job(fd: int) -> Job:
+    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
+        (length,) = _HEADER.unpack_from(data)
+        start = _HEADER.size + length
+        sys.path[:] = json.loads(data[_HEADER.size : start])
+        with memoryview(data) as view, view[start:] as pickled:
+            job: Job = pickle.loads(pickled)  # noqa: S301 - written by our own parent into a descriptor of its own
+    os.close(fd)
+    return job
+
+
+def _send_fatal(sock: socket.socket, error: BaseException) -> None:
+    with contextlib.suppress(OSError):
+        sock.setblocking(True)
+        sock.settimeout(5.0)
+        sock.sendall(pack(Kind.ERROR, a=-1, payload=to_wire(error)))
+
+
+def _leave_with_parent(sock: socket.socket, parent: int) -> None:
+    """End this process at once when the parent is gone, whatever its other threads are doing."""
+    poll = select.poll()
+    poll.register(sock, 0)  # only hang-ups
+    wait: float | None = None
+    try:
+        poll.register(os.pidfd_open(parent), select.POLLIN)  # a fork of the parent may hold the socket open
+    except (AttributeError, OSError):
+        wait = 500.0  # no pidfd here: look now and then whose child this is
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            gone = {fd for fd, _ in poll.poll(wait)}
+            if gone == {sock.fileno()}:  # a closed loader: streams may close in peace, but not for ever
+                poll.unregister(sock)
+                poll.poll(_LEAVE_WITHIN * 1000)
+                os._exit(0)
+            if gone:
+                break
+        os._exit(1)
+
+    threading.Thread(target=watch, name="streamloader-parent-watch", daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed frame buffers instead of giving them back to the kernel and faulting them in again."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "gnu_get_libc_version"):
+            libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_THRESHOLD)
+
+
+class _ToSupervisor(logging.Handler):
+    """Sends log records to the supervisor, whose process has the handlers that the user configured."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._sock = sock
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record, or drop it when the socket takes no more: logging must not hold up the data."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        payload = {"name": record.name, "level": record.levelno, "message": text}
+        with contextlib.suppress(OSError):
+            self._sock.send(pack(Kind.LOG, payload=payload))
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)  # no interpreter teardown: a decoder thread may still be at work

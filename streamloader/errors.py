@@ -1,0 +1,194 @@
+"""The one error tree.
+
+Every error that streamloader raises on purpose is a :class:`StreamloaderError`. It carries, where they are
+known, the stream's key, its address and the offset or step at which things went wrong, and its message says
+what to do. Where Python has a fitting built-in (``FileNotFoundError``, ``TimeoutError``, ...) the error is
+also an instance of that. All errors survive pickling, and can be sent between processes as plain JSON with
+:func:`to_wire` and :func:`from_wire`: nothing that comes from a worker is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from typing import Any, Final
+
+__all__ = [
+    "ClosedError",
+    "ConfigError",
+    "CorruptStream",
+    "FrameSizeError",
+    "LengthUnknown",
+    "LoaderTimeout",
+    "MissingExtra",
+    "RingTooLarge",
+    "StreamFailed",
+    "StreamNotFound",
+    "StreamloaderError",
+    "UnreadableStream",
+    "WorkerDied",
+    "from_wire",
+    "redact",
+    "to_wire",
+]
+
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRETS: Final = re.compile(
+    r"(?i)((?:password|passwd|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]+)=)[^&\s'\"]+"
+)
+
+
+def redact(text: str) -> str:
+    """Return `text` without user names, passwords and signed query values of the addresses in it."""
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+
+
+class StreamloaderError(Exception):
+    """Base of every error of this package.
+
+    Attributes:
+        stream: key of the stream concerned, or None.
+        address: where its bytes live, with secrets removed, or None.
+        offset: byte offset or step (the message says which), or None.
+        details: further plain values by name (lane, worker, signal, needed bytes, ...).
+        worker_traceback: the traceback of the worker process in which it arose, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stream: str | None = None,
+        address: str | None = None,
+        offset: int | None = None,
+        worker_traceback: str | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(redact(message))
+        self.stream = stream
+        self.address = None if address is None else redact(address)
+        self.offset = offset
+        self.details = details
+        self.worker_traceback = worker_traceback
+
+    @property
+    def message(self) -> str:
+        """The message alone, without the places and the worker's traceback that ``str()`` adds."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        """Message, then the places it names that the message does not, then the worker's traceback."""
+        message = self.message
+        places = [
+            f"{name}={value!r}"
+            for name, value in (("stream", self.stream), ("address", self.address), ("offset", self.offset))
+            if value is not None and str(value) not in message
+        ]
+        text = f"{message} ({', '.join(places)})" if places else message
+        if self.worker_traceback:
+            text += "\n\n--- in the worker ---\n" + self.worker_traceback.rstrip()
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by message and attributes, so that subclasses need no special care."""
+        state = {name: getattr(self, name) for name in _ATTRIBUTES}
+        return _rebuild, (type(self), self.message, state)
+
+
+_ATTRIBUTES: Final = ("stream", "address", "offset", "details", "worker_traceback")
+
+
+def _rebuild(kind: type[StreamloaderError], message: str, state: dict[str, Any]) -> StreamloaderError:
+    error = kind(message)
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
+
+
+class ConfigError(StreamloaderError, ValueError):
+    """An argument, or a combination of arguments, that cannot work."""
+
+
+class MissingExtra(StreamloaderError, ImportError):
+    """An optional package is needed: the message says which ``pip install streamloader[extra]`` brings it."""
+
+
+class RingTooLarge(StreamloaderError, MemoryError):
+    """The ring of batches does not fit into free memory. ``details``: needed, free (bytes)."""
+
+
+class LengthUnknown(StreamloaderError, TypeError):
+    """``len()`` of a loader some of whose streams do not know their length."""
+
+
+class ClosedError(StreamloaderError, RuntimeError):
+    """The loader was closed, or another iteration of it was begun."""
+
+
+class StreamNotFound(StreamloaderError, FileNotFoundError):
+    """No stream at this address, or a pattern that matches nothing."""
+
+
+class UnreadableStream(StreamloaderError, OSError):
+    """The address exists but holds nothing that can be opened as this kind of stream."""
+
+
+class CorruptStream(StreamloaderError, OSError):
+    """The stream breaks off, is damaged, or does not hold what its index promised. ``offset``: the step."""
+
+
+class FrameSizeError(StreamloaderError, ValueError):
+    """Streams of one data set differ in frame size and no ``size=`` was given."""
+
+
+class StreamFailed(StreamloaderError, RuntimeError):
+    """A stream raised an error of its own (its type and traceback are in the message). ``offset``: the step."""
+
+
+class LoaderTimeout(StreamloaderError, TimeoutError):
+    """A wait passed its deadline. ``details``: lane, stage, waited (seconds)."""
+
+
+class WorkerDied(StreamloaderError, RuntimeError):
+    """A worker process ended while it still owed batches. ``details``: pid, worker, exit_status, signal, lanes."""
+
+
+def _tree(root: type[StreamloaderError]) -> dict[str, type[StreamloaderError]]:
+    known = {root.__name__: root}
+    for kind in root.__subclasses__():
+        known.update(_tree(kind))
+    return known
+
+
+def to_wire(error: BaseException) -> dict[str, Any]:
+    """Describe `error` as plain JSON values, with its traceback."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    wire: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": redact(str(error)),
+        "worker_traceback": redact(text),
+    }
+    if isinstance(error, StreamloaderError):
+        wire["message"] = error.message
+        for name in ("stream", "address", "offset"):
+            wire[name] = getattr(error, name)
+        wire["details"] = {key: value for key, value in error.details.items() if _plain(value)}
+        wire["ours"] = True
+    return wire
+
+
+def from_wire(wire: dict[str, Any]) -> StreamloaderError:
+    """Rebuild an error from :func:`to_wire`; foreign ones become :class:`StreamFailed`."""
+    places = {name: wire.get(name) for name in ("stream", "address", "offset", "worker_traceback")}
+    details = dict(wire.get("details") or {})
+    if wire.get("ours"):
+        kind = _tree(StreamloaderError).get(wire["type"], StreamloaderError)
+        return kind(wire["message"], **places, **details)
+    details["cause"] = wire["type"]
+    return StreamFailed(f"{wire['type']}: {wire['message']}", **places, **details)
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
