@@ -33,8 +33,8 @@ __all__ = ["MultiStreamer"]
 
 _LOGGER = logging.getLogger("streamloader")
 _SPARE = 2  # slots that the user may hold without slowing anything down
-_SMALL_RING = 1 << 20  # bytes up to which a ring gets more slots, so that tiny batches are handed over many at a time
-_MOST_SLOTS = 32
+_SMALL_RING = 1 << 20  # bytes that a ring may take to hand over tiny batches many at a time
+_AHEAD, _MOST_AHEAD = 2, 128
 _END: Final = object()
 
 
@@ -49,7 +49,8 @@ class MultiStreamer:
         batch_size: lanes B, the rows of a batch.
         window: steps T of a batch.
         num_workers: processes that fill the batches; 0 does it in a thread of this process.
-        prefetch_factor: batches that the workers are ahead of the consumer; tiny ones are made further ahead.
+        prefetch_factor: batches that the workers are ahead of the consumer. The default is 2, and more for batches so
+            small that handing them over one by one would cost more than making them.
         seed: of the order and of all augmentation.
         shuffle: whether each epoch has an order of its own; False keeps the order of the data set.
         switch: ``"pack"``: where a stream ends in a window the next one starts at once. ``"align"``: streams start on
@@ -79,7 +80,7 @@ class MultiStreamer:
         window: int,
         *,
         num_workers: int = 0,
-        prefetch_factor: int = 2,
+        prefetch_factor: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
         switch: Switch = "pack",
@@ -110,9 +111,10 @@ class MultiStreamer:
         self._spec = BatchSpec(self._slot_layout, layout)
         self._feed = make_feed(device, self._batch)
         self._pin = Pinning(wanted=pin_memory or self._feed is not None)
-        self._slots = _slots(self._slot_layout.nbytes, prefetch_factor) + (self._feed is not None)
+        ahead = _ahead(self._slot_layout.nbytes, prefetch_factor)
+        self._spare = max(_SPARE, ahead // 2) + (self._feed is not None)
+        self._slots = ahead + self._spare
         Ring.check(self._slot_layout, self._slots)
-        self._spare = max(1, self._slots - max(prefetch_factor, self._slots // 2))
         self._first_lane = rank * batch_size
         self._collate = collate_fn
         self._timeout = timeout or None
@@ -333,10 +335,10 @@ def _index(dataset: StreamDataset) -> Sequence[StreamInfo]:
         return portal.call(dataset.index)
 
 
-def _check(num_workers: int, prefetch_factor: int, rank: int, world_size: int, timeout: float | None) -> None:
+def _check(num_workers: int, prefetch_factor: int | None, rank: int, world_size: int, timeout: float | None) -> None:
     if num_workers < 0:
         raise ConfigError(f"num_workers is 0 or more, got {num_workers}")
-    if prefetch_factor < 1:
+    if prefetch_factor is not None and prefetch_factor < 1:
         raise ConfigError(f"prefetch_factor is 1 or more, got {prefetch_factor}")
     if world_size < 1 or not 0 <= rank < world_size:
         raise ConfigError(f"rank must be in 0 .. world_size - 1, got rank {rank} of {world_size}")
@@ -344,9 +346,11 @@ def _check(num_workers: int, prefetch_factor: int, rank: int, world_size: int, t
         raise ConfigError(f"timeout is in seconds, 0 or None for no limit, got {timeout}")
 
 
-def _slots(slot_bytes: int, ahead: int) -> int:
-    """Slots of the ring: those made ahead and those in the user's hands, and more where they cost nothing."""
-    return max(ahead + _SPARE, min(_MOST_SLOTS, _SMALL_RING // slot_bytes))
+def _ahead(slot_bytes: int, wanted: int | None) -> int:
+    """Batches to be made ahead."""
+    if wanted is not None:
+        return wanted
+    return max(_AHEAD, min(_MOST_AHEAD, _SMALL_RING // slot_bytes))
 
 
 def _share(lanes: int, workers: int) -> list[range]:

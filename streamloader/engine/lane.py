@@ -53,15 +53,17 @@ class Lane:
         number: int,
         global_number: int,
         rows: Sequence[Row],
-        status: Array,
+        status: memoryview,
         report: Callable[[bytes], None],
     ) -> None:
         self.number, self.global_number = number, global_number
         self.done = 0  # grants filled
         self.held: int | None = None  # the play that has steps left beyond its planned end
-        self._script, self._rows, self._status, self._report = script, rows, status, report
+        self.status = status
+        self._script, self._rows, self._report = script, rows, report
         self._plan = script.plan
-        self._count = np.arange(self._plan.window, dtype=np.int64)
+        self._window = script.plan.window
+        self._count = np.arange(self._window, dtype=np.int64)
         self._fill = {name: field.fill for name, field in script.dataset.fields.items()}
         self._scratch = {
             name: np.empty((1, *field.shape), field.dtype) for name, field in script.dataset.fields.items()
@@ -88,12 +90,14 @@ class Lane:
         index = grant.batch
         if self._at != (grant.play, index):
             end = self._ends.get(grant.play)
-            if end is not None and index >= end:  # the supervisor came back to a play that ended here
-                self._pad(row, 0)
+            if end is not None and index >= end and self._plan.tail != "cycle":
+                self._pad(row, 0)  # the supervisor came back to a play that ended here
                 return
             await self._enter(grant)
+            for before in range(index):  # it came back to where this lane has to be found again
+                await self._play_into(row, before)
         filled = await self._play_into(row, index)
-        if filled < self._plan.window:
+        if filled < self._window:
             self._pad(row, filled)
         if index + 1 == self._plan.batches and self._plan.tail != "drop" and grant.play not in self._ends:
             await self._look_past_end(index)
@@ -119,7 +123,7 @@ class Lane:
 
     async def _play_into(self, row: Row, index: int) -> int:
         """Fill the row as far as streams go; return the steps filled."""
-        window, align = self._plan.window, self._plan.switch == "align"
+        window, align = self._window, self._plan.switch == "align"
         filled = 0
         if self._stashed:
             for name, value in self._scratch.items():
@@ -146,7 +150,7 @@ class Lane:
 
     async def _look_past_end(self, index: int) -> None:
         """At the planned end of the epoch: is there truly nothing left? A step that there is, is kept for later."""
-        window = self._plan.window
+        window = self._window
         while True:
             if self._stream is None:
                 if not self._has_next():
@@ -162,7 +166,7 @@ class Lane:
 
     def _has_next(self) -> bool:
         if self._play in self._ends:  # repeating: any stream will do, for ever
-            return self._position % len(self._order) != 0
+            return bool(self._order) and self._position % len(self._order) != 0
         return not self._borrowed and self._position < len(self._order)
 
     def _ended(self, index: int, filled: int) -> None:
@@ -172,7 +176,7 @@ class Lane:
         self.held = None
         windows = index + (filled > 0)
         self._ends[self._play] = windows
-        full = windows if self._plan.switch == "align" else index + (filled == self._plan.window)
+        full = windows if self._plan.switch == "align" else index + (filled == self._window)
         self._report(pack(Kind.ENDED, a=self._play, b=windows, c=full, lane=self.number))
 
     def _start_over(self) -> bool:
@@ -196,7 +200,7 @@ class Lane:
             self._stream = await self._script.dataset.open(info, rng)
         except Exception as error:
             raise self._named(error, "opening") from error
-        self._status[Status.STAGE] = Status.READING
+        self.status[Status.STAGE] = Status.READING
 
     async def _read(self, out: dict[str, Array], room: int) -> int:
         stream = self._stream
@@ -214,22 +218,23 @@ class Lane:
         stream, self._stream = self._stream, None
         if stream is None:
             return
-        self._status[Status.STAGE] = Status.CLOSING
+        self.status[Status.STAGE] = Status.CLOSING
         try:
             await stream.aclose()
         except Exception as error:
             raise self._named(error, "closing") from error
-        self._status[Status.STAGE] = Status.IDLE
+        self.status[Status.STAGE] = Status.IDLE
 
     def _mark(self, row: Row, at: int, count: int) -> None:
         """Write what the steps just read are."""
         start = self._step
         repeat = self._play in self._ends
         stop = at + count
-        whole = count == self._plan.window
-        step = row.step if whole else row.step[at:stop]
-        np.add(self._count[:count], start, out=step)
-        times = row.time if whole else row.time[at:stop]
+        whole = count == self._window
+        step, times, counted = row.step, row.time, self._count
+        if not whole:
+            step, times, counted = step[at:stop], times[at:stop], counted[:count]
+        np.add(counted, start, step)
         stream = self._stream
         assert stream is not None
         if type(stream).times is Stream.times:
@@ -247,7 +252,7 @@ class Lane:
             row.stream[at:stop] = self._ordinal
             row.steady = steady if whole and start else None
         self._step = start + count
-        self._status[Status.STEP] = self._step
+        self.status[Status.STEP] = self._step
 
     def _pad(self, row: Row, at: int) -> None:
         for name, array in row.fields.items():
@@ -257,9 +262,9 @@ class Lane:
         row.steady = None
 
     def _stage(self, stage: int) -> None:
-        self._status[Status.STREAM] = self._ordinal
-        self._status[Status.STEP] = self._step
-        self._status[Status.STAGE] = stage
+        self.status[Status.STREAM] = self._ordinal
+        self.status[Status.STEP] = self._step
+        self.status[Status.STAGE] = stage
 
     def _named(self, error: Exception, stage: str) -> StreamloaderError:
         """Return an error that says which lane, stream, stage and step."""

@@ -143,5 +143,6 @@ def _count(loads: Array, window: int, tail: Tail) -> int:
 def _permutation(n: int, seed: int, epoch: int, domain: int) -> Array:
     """Permute range(n) by sorting raw Philox words: unlike ``Generator`` methods, these never change with NumPy."""
     mask = (1 << 64) - 1
-    bits = np.random.Philox(key=[seed & mask, epoch & mask], counter=[0, 0, domain, _PLAN_DOMAIN])
+    key = np.array([seed & mask, epoch & mask], np.uint64)  # a list would pass through float64
+    bits = np.random.Philox(key=key, counter=[0, 0, domain, _PLAN_DOMAIN])
     return np.argsort(bits.random_raw(n), kind="stable")

@@ -101,7 +101,7 @@ class Row:
         self.step: Array = arrays["step"][lane]
         self.time: Array = arrays["time"][lane]
         self.stream: Array = arrays["stream"][lane]
-        self.cursor: Array = arrays[_CURSOR][lane]
+        self.cursor = memoryview(arrays[_CURSOR][lane])  # (position, step)
         self.steady: tuple[int, bool] | None = None
 
 

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Sequence
 
 import anyio
-import anyio.lowlevel
 
 from streamloader.engine.lane import Grant, Lane, Script
 from streamloader.engine.records import Kind, Record, Splitter, pack
@@ -31,7 +30,6 @@ class Scheduler:
 
     def __init__(self, script: Script, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int) -> None:
         self._sock = sock
-        self._status = ring.status
         slots = [ring.arrays(slot) for slot in range(ring.slots)]
         fields = ring.layout.fields
         self._lanes = [
@@ -40,7 +38,7 @@ class Scheduler:
                 lane,
                 first_lane + lane,
                 [Row(arrays, fields, lane) for arrays in slots],
-                ring.status[lane],
+                memoryview(ring.status[lane]),
                 self._send,
             )
             for lane in lanes
@@ -57,8 +55,8 @@ class Scheduler:
     async def run(self) -> None:
         """Work until the supervisor closes its end."""
         self._loop = asyncio.get_running_loop()
-        self._news = anyio.Event()
-        self._gone = anyio.Event()
+        self._news = asyncio.Event()  # asyncio's own: on this path anyio's cost more than the rest of the lane's turn
+        self._gone = asyncio.Event()
         self._sock.setblocking(False)
         self._loop.add_reader(self._sock, self._receive)
         threads = [LaneThread(f"streamloader-lane-{lane.global_number}") for lane in self._lanes]
@@ -92,13 +90,13 @@ class Scheduler:
                     continue
                 if self._grants.get(grant.seq) is grant:  # else it was made void meanwhile
                     lane.done += 1
-                    self._status[lane.number, Status.SEQ] = lane.done
+                    lane.status[Status.SEQ] = lane.done
                     if lane.done == self._watermark + 1:
                         self._advance()
                 run += 1
                 if run >= self._burst:
                     run = 0
-                    await anyio.lowlevel.checkpoint()
+                    await asyncio.sleep(0)
         finally:
             with anyio.move_on_after(_CLOSE_WITHIN, shield=True):
                 await lane.reset()
@@ -148,8 +146,8 @@ class Scheduler:
                 self._granted += 1
             else:
                 self._truncate(record)
-        news, self._news = self._news, anyio.Event()
-        news.set()
+        self._news.set()  # wakes every lane that waits
+        self._news.clear()
 
     def _truncate(self, record: Record) -> None:
         seq, self._version = record.a, record.version

@@ -133,7 +133,8 @@ class Supervisor:
     def _new_play(self, epoch: int) -> _Play:
         number = max(self._plays, default=-1) + 1
         play = _Play(number, epoch, self._plan.batches)
-        self._plays = {key: old for key, old in self._plays.items() if key >= number - 2}
+        current = number if self._current is None else self._current.number
+        self._plays = {key: old for key, old in self._plays.items() if key >= current}
         self._plays[number] = play
         return play
 

@@ -1,0 +1,53 @@
+"""The end of an epoch that shows only in playing, found lane by lane in the most awkward order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+import streamloader as sl
+
+
+def test_an_end_that_moves_earlier_again_and_again_is_the_last_one() -> None:
+    """Lanes report their ends from the latest to the earliest while the workers are already in the epochs after it."""
+    lengths = [12, 10, 8, 6, 4]
+    ended: dict[int, asyncio.Event] = {}
+
+    async def make(length, rng):
+        longer = ended.setdefault(length + 2, asyncio.Event())
+        for step in range(length):
+            if step == length - 1 and length < max(lengths):
+                await longer.wait()
+            yield step
+        ended.setdefault(length, asyncio.Event()).set()
+
+    dataset = sl.IterStreams(lengths, make, fields=sl.Field((), "int64"))
+    with sl.MultiStreamer(dataset, 5, 2, tail="drop", shuffle=False, timeout=20) as loader:
+        for _ in range(3):
+            batches = [batch.numpy()["data"].copy() for batch in loader]
+            assert [batch.tolist() for batch in batches] == [[[0, 1]] * 5, [[2, 3]] * 5]
+
+
+def test_the_next_epoch_is_made_again_when_this_one_proves_longer() -> None:
+    """Streams that declare too little: what was made ahead of the next epoch is taken back, and nothing is lost."""
+    lengths = [3, 9, 5, 1]
+
+    def make(length, rng):
+        return iter(range(100 * length, 100 * length + length))
+
+    dataset = sl.IterStreams(lengths, make, fields=sl.Field((), "int64"), lengths=[2, 2, 2, 1])
+    with sl.MultiStreamer(dataset, 4, 2, num_workers=2, seed=3, timeout=20) as loader:
+        assert len(loader) == 1
+        for _ in range(3):
+            seen: dict[int, list[int]] = {}
+            count = 0
+            for batch in loader:
+                count += 1
+                arrays = batch.numpy()
+                for stream, value in zip(arrays["stream"].ravel(), arrays["data"].ravel(), strict=True):
+                    seen.setdefault(int(stream), []).append(int(value))
+            assert count == 5
+            assert sorted(len(steps) for stream, steps in seen.items() if stream >= 0) == [1, 3, 5, 9]
+            for stream, length in enumerate(lengths):
+                np.testing.assert_array_equal(seen[stream], np.arange(100 * length, 100 * length + length))
