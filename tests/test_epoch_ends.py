@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 
@@ -51,3 +52,31 @@ def test_the_next_epoch_is_made_again_when_this_one_proves_longer() -> None:
             assert sorted(len(steps) for stream, steps in seen.items() if stream >= 0) == [1, 3, 5, 9]
             for stream, length in enumerate(lengths):
                 np.testing.assert_array_equal(seen[stream], np.arange(100 * length, 100 * length + length))
+
+
+def test_what_a_lane_finds_in_a_batch_that_is_void_by_then_counts_for_nothing() -> None:
+    """A lane is busy in the epoch made ahead while that is taken back, and finds there that its stream is longer."""
+    ahead, taken_back = threading.Event(), threading.Event()
+    calls = {"long": 0, "late": 0}
+
+    def make(name):
+        calls[name] += 1
+        first = calls[name] == 1
+        if name == "late" and not first:
+            ahead.set()
+            assert taken_back.wait(20)
+        steps = (12 if first else 2) if name == "long" else (3 if calls[name] == 2 else 2)
+        for step in range(steps):
+            if name == "long" and first and step == 2:
+                assert ahead.wait(20)
+            if name == "long" and step == 4:
+                taken_back.set()
+            yield 10 * calls[name] + step
+
+    dataset = sl.IterStreams(["long", "late"], make, fields=sl.Field((), "int64"), lengths=[2, 2])
+    with sl.MultiStreamer(dataset, 2, 2, shuffle=False, timeout=20, prefetch_factor=1) as loader:
+        assert len(loader) == 1
+        first = [batch.numpy()["data"].tolist() for batch in loader]
+        second = [batch.numpy()["data"].tolist() for batch in loader]
+    assert first == [[[10, 11], [10, 11]], *([[step, step + 1], [0, 0]] for step in range(12, 22, 2))]
+    assert second == [[[20, 21], [30, 31]]]

@@ -241,16 +241,20 @@ class Lane:
             times[:] = step  # the default, without a call
         else:
             stream.times(start, times)
-        steady = (self._ordinal, repeat)
-        if not (whole and start and row.steady == steady):
+        # All marks, each time: the user may have written into the batch that had this slot before.
+        if whole:
+            row.reset.fill(False)
+            row.valid.fill(True)
+            row.repeat.fill(repeat)
+            row.stream.fill(self._ordinal)
+        else:
             row.reset[at:stop] = False
-            if not start:
-                row.reset[at] = True
-                self._played_in_round = True
             row.valid[at:stop] = True
             row.repeat[at:stop] = repeat
             row.stream[at:stop] = self._ordinal
-            row.steady = steady if whole and start else None
+        if not start:
+            row.reset[at] = True
+            self._played_in_round = True
         self._step = start + count
         self.status[Status.STEP] = self._step
 
@@ -259,7 +263,6 @@ class Lane:
             array[at:] = self._fill[name]
         for name, field in META.items():
             getattr(row, name)[at:] = field.fill
-        row.steady = None
 
     def _stage(self, stage: int) -> None:
         self.status[Status.STREAM] = self._ordinal

@@ -84,14 +84,9 @@ class SlotLayout:
 
 
 class Row:
-    """One lane's row of one slot: arrays (T, ...) that alias the ring.
+    """One lane's row of one slot: arrays (T, ...) that alias the ring."""
 
-    Attributes:
-        steady: (stream, repeat) if the row's marks are those of a window inside that stream, so that the next such
-            window need not write them again.
-    """
-
-    __slots__ = ("cursor", "fields", "repeat", "reset", "steady", "step", "stream", "time", "valid")
+    __slots__ = ("cursor", "fields", "repeat", "reset", "step", "stream", "time", "valid")
 
     def __init__(self, arrays: Mapping[str, Array], fields: Mapping[str, Field], lane: int) -> None:
         self.fields: dict[str, Array] = {name: arrays[name][lane] for name in fields}
@@ -102,7 +97,6 @@ class Row:
         self.time: Array = arrays["time"][lane]
         self.stream: Array = arrays["stream"][lane]
         self.cursor = memoryview(arrays[_CURSOR][lane])  # (position, step)
-        self.steady: tuple[int, bool] | None = None
 
 
 class Lease(ctypes.Array):  # type: ignore[type-arg]

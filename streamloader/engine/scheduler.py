@@ -88,11 +88,13 @@ class Scheduler:
                 except StreamloaderError as error:
                     await self._fail(lane, grant, error)
                     continue
-                if self._grants.get(grant.seq) is grant:  # else it was made void meanwhile
+                if self._grants.get(grant.seq) is grant:
                     lane.done += 1
                     lane.status[Status.SEQ] = lane.done
                     if lane.done == self._watermark + 1:
                         self._advance()
+                else:  # it was made void meanwhile, and so was what came of it
+                    lane.held = None
                 run += 1
                 if run >= self._burst:
                     run = 0
@@ -130,17 +132,18 @@ class Scheduler:
         self._send(pack(Kind.DONE, self._version, self._watermark))
 
     def _receive(self) -> None:
-        try:
-            data = self._sock.recv(_RECEIVE)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        if not data:
-            self._loop.remove_reader(self._sock)
-            self._gone.set()
-            return
-        for record in self._splitter.feed(data):
+        """Take all there is: after a hang-up uvloop calls this once and then never again."""
+        data, ended = bytearray(), False
+        while not ended:
+            try:
+                part = self._sock.recv(_RECEIVE)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                part = b""
+            data += part
+            ended = not part
+        for record in self._splitter.feed(bytes(data)):
             if record.kind == Kind.GRANT:
                 self._grants[self._granted] = Grant(self._granted, record.a, record.b, record.c, record.lane)
                 self._granted += 1
@@ -148,6 +151,9 @@ class Scheduler:
                 self._truncate(record)
         self._news.set()  # wakes every lane that waits
         self._news.clear()
+        if ended:
+            self._loop.remove_reader(self._sock)
+            self._gone.set()
 
     def _truncate(self, record: Record) -> None:
         seq, self._version = record.a, record.version

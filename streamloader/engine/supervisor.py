@@ -12,6 +12,7 @@ import signal
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from streamloader.engine.lane import Grant
@@ -68,7 +69,8 @@ class Supervisor:
         self._free = list(range(ring.slots - 1, -1, -1))
         self._unsent = bytearray()
         self._flush_at = max(1, ring.slots // 4) * len(pack(Kind.GRANT))
-        self._plays: dict[int, _Play] = {}
+        self._plays: dict[int, _Play] = {}  # the current one and those after it
+        self._plays_made = 0
         self._current: _Play | None = None
         self._granting: _Play | None = None  # the play whose batches are granted next
         self._failures: list[_Failure] = []
@@ -124,19 +126,23 @@ class Supervisor:
         ahead, current = self._granting, self._current
         if ahead is not None and ahead is not current and ahead.epoch == epoch and self._at_end():
             self._current = ahead
+            self._forget(lambda play: play.number < ahead.number)
         else:
             self._truncate(self._taken)
+            self._forget(lambda _: True)
             self._current = self._granting = self._new_play(epoch)
         self._grant()
         self.flush()
 
     def _new_play(self, epoch: int) -> _Play:
-        number = max(self._plays, default=-1) + 1
-        play = _Play(number, epoch, self._plan.batches)
-        current = number if self._current is None else self._current.number
-        self._plays = {key: old for key, old in self._plays.items() if key >= current}
-        self._plays[number] = play
+        play = _Play(self._plays_made, epoch, self._plan.batches)
+        self._plays_made += 1
+        self._plays[play.number] = play
         return play
+
+    def _forget(self, is_over: Callable[[_Play], bool]) -> None:
+        """Pay no more attention to what lanes say of these plays."""
+        self._plays = {number: play for number, play in self._plays.items() if not is_over(play)}
 
     # --- the next batch -------------------------------------------------------------------------------------
 
@@ -294,7 +300,7 @@ class Supervisor:
     def _end(self, record: Record) -> None:
         """A lane has come to the end of a play, or beyond its planned one."""
         play = self._plays.get(record.a)
-        if play is None or self._current is None or play.number < self._current.number:
+        if play is None:  # it is over, or was given up
             return
         before = play.end
         if record.kind == Kind.OVERRUN:
@@ -320,6 +326,7 @@ class Supervisor:
             keep += 1
         if keep < len(self._granted):
             self._truncate(self._taken + keep)
+        self._forget(lambda other: other.number > play.number)
         self._granting = play
         self._grant()
         self.flush()

@@ -1,0 +1,114 @@
+"""Index results on disk, one small file for each video, good for one version of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import platformdirs
+
+from streamloader.media.index import VideoIndex, index_video
+from streamloader.media.source import file_version
+from streamloader.media.turn import Turn
+
+__all__ = ["cache_folder", "cached_index"]
+
+_FORMAT: Final = 1  # of the files below; and of what index_video finds: raise it when either changes
+_ARRAYS: Final = ("pts", "key_pts", "key_seek", "key_hard")
+_log = logging.getLogger("streamloader")
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached indexes: under ``$STREAMLOADER_CACHE``, else under the user's cache folder."""
+    root = os.environ.get("STREAMLOADER_CACHE") or platformdirs.user_cache_dir("streamloader")
+    return Path(root) / "index"
+
+
+def cached_index(path: str, *, damaged: str = "raise", version: tuple[int, int] | None = None) -> VideoIndex:
+    """Return the index of the file as it is now, from the cache or freshly made (and then cached).
+
+    Args:
+        path: the local file.
+        damaged: see :func:`streamloader.media.index.index_video`.
+        version: (size, mtime_ns) where the caller has just looked.
+
+    Raises:
+        Whatever :func:`streamloader.media.index.index_video` raises. A cache that is unreadable, broken or not
+        writable never raises: the index is made again.
+    """
+    version = version or file_version(path)
+    file = _cache_file(path, damaged)
+    header = {"format": _FORMAT, "path": os.path.abspath(path), "size": version[0], "mtime_ns": version[1]}
+    index = _load(file, header)
+    if index is None:
+        index = index_video(path, damaged=damaged)
+        _save(file, header, index)
+    return index
+
+
+def _cache_file(path: str, damaged: str) -> Path:
+    digest = hashlib.sha256(os.path.abspath(path).encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder() / digest[:2] / f"{digest[2:40]}-{damaged}.npz"
+
+
+def _load(file: Path, header: dict[str, Any]) -> VideoIndex | None:
+    try:
+        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
+            facts = json.loads(stored["header"].tobytes())
+            if any(facts.get(name) != value for name, value in header.items()):
+                return None
+            arrays = {name: stored[name] for name in _ARRAYS}
+        index = VideoIndex(
+            **arrays,
+            time_base=Fraction(*facts["time_base"]),
+            turn=Turn(*facts["turn"]),
+            **{name: facts[name] for name in ("end", "height", "width", "has_pts", "seekable", "damaged", "note")},
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        _log.info("index cache %s is unusable, making it again: %s", file, error)
+        return None
+    return index if _is_sane(index) else None
+
+
+def _is_sane(index: VideoIndex) -> bool:
+    if any(getattr(index, name).ndim != 1 for name in _ARRAYS) or index.key_hard.dtype != np.bool_:
+        return False
+    if any(getattr(index, name).dtype != np.int64 for name in _ARRAYS[:-1]):
+        return False
+    if not len(index.key_pts) == len(index.key_seek) == len(index.key_hard):
+        return False
+    return len(index.pts) > 0 and bool((np.diff(index.pts) > 0).all()) and index.height > 0 and index.width > 0
+
+
+def _save(file: Path, header: dict[str, Any], index: VideoIndex) -> None:
+    facts = header | {
+        "time_base": [index.time_base.numerator, index.time_base.denominator],
+        "turn": list(index.turn),
+    }
+    facts |= {
+        name: getattr(index, name) for name in ("end", "height", "width", "has_pts", "seekable", "damaged", "note")
+    }
+    arrays = {name: getattr(index, name) for name in _ARRAYS}
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".new-", suffix=".npz", delete=False) as output:
+            temporary = output.name
+            np.savez(output, header=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
+        os.replace(temporary, file)
+    except OSError as error:
+        _log.info("cannot write the index cache %s: %s", file, error)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)

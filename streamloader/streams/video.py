@@ -1,0 +1,379 @@
+"""Videos as streams of frames."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import anyio.to_thread
+import numpy as np
+
+from streamloader.errors import ClosedError, ConfigError, CorruptStream, FrameSizeError, StreamFailed, StreamloaderError
+from streamloader.media.selection import Selection, whole
+from streamloader.streams.addresses import Addresses, as_addresses, expand, unique_keys
+from streamloader.streams.base import Stream, StreamDataset
+from streamloader.streams.blocking import in_lane_thread
+from streamloader.values import Array, Field, StreamInfo
+
+if TYPE_CHECKING:
+    from streamloader.media.convert import Converter
+    from streamloader.media.decode import FrameReader
+
+__all__ = ["VideoStreams"]
+
+Transform: TypeAlias = "Callable[[Array, np.random.Generator], Array]"
+
+_PIX_FMTS: Final = ("rgb24", "gray", "yuv420p")
+_VIDEO_NAME: Final = re.compile(
+    r"\.(3g2|3gp|asf|avi|divx|dv|f4v|flv|gif|h264|h265|hevc|ivf|m1v|m2t|m2ts|m2v|m4v|mjpe?g|mkv|mov|mp4|mpe|mpeg|mpg|mts"
+    r"|mxf|nut|ogm|ogv|rm|rmvb|ts|vob|webm|wmv|y4m)$",
+    re.IGNORECASE,
+)
+_SAY_EVERY: Final = 5.0  # seconds between lines of the log while files are indexed
+_log = logging.getLogger("streamloader")
+
+
+class VideoStreams(StreamDataset):
+    """One stream for each video file; a step is a frame, exactly those that the decoder shows, in their order.
+
+    Fields: ``"data"``, uint8 (H, W, 3) for ``rgb24`` and (H, W, 1) for ``gray`` (luma stretched to 0..255); for
+    ``yuv420p`` ``"y"`` (H, W, 1), ``"u"`` and ``"v"`` (ceil(H/2), ceil(W/2), 1) in the matrix and range of the file.
+    RGB is made with the file's own matrix and range; videos that say how they are to be turned come upright.
+    Times are those of the frames in the file: seconds after its first frame.
+
+    Args:
+        paths: a path, a glob pattern (``**`` for any depth), a directory (all files in it, at any depth, whose
+            ending is one of a video), or a list of these. A pattern or directory is sorted by code point.
+        size: (height, width) to which frames are scaled (bilinear). None keeps them as they are; then all videos
+            must have the same size.
+        pix_fmt: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``.
+        max_frames: steps of a stream at most.
+        random_start: begin each stream at a random frame from which `max_frames` steps are still there, drawn anew
+            every epoch. The number of steps is what it is without: epochs stay equal.
+        stride: every how many frames a step is taken.
+        fps: frames per second (int, float, Fraction or "30000/1001") to which videos are resampled first: step k
+            shows the last frame that begins not after k/fps. None takes every frame of the file once.
+        transform: ``transform(frames, rng)`` gets uint8 (n, H, W, C), n varying, and returns (n, ...) of a shape and
+            dtype that never change (they are learned by a call on zeros). `rng` is the same at every call for one
+            stream, so what is drawn from it holds for its whole life; treat all frames alike, n depends on the
+            loader. Not with ``yuv420p``.
+        damaged: ``"raise"`` refuses files that break off or cannot be decoded; ``"keep"`` plays what decodes of them.
+
+    Index results are kept for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``.
+
+    Raises:
+        ConfigError: the arguments do not go together, or `transform` does not fit.
+        StreamNotFound: a path does not exist, or a directory or pattern holds no video (from :meth:`index`).
+        UnreadableStream: a file holds no video that can be decoded.
+        CorruptStream: a file breaks off or is damaged, or changed since it was indexed; ``offset`` is the frame.
+        FrameSizeError: videos differ in size and `size` was not given.
+    """
+
+    def __init__(
+        self,
+        paths: Addresses,
+        size: tuple[int, int] | None = None,
+        pix_fmt: Literal["rgb24", "gray", "yuv420p"] = "rgb24",
+        max_frames: int | None = None,
+        random_start: bool = False,
+        stride: int = 1,
+        fps: float | str | Fraction | None = None,
+        transform: Transform | None = None,
+        *,
+        damaged: Literal["raise", "keep"] = "raise",
+    ) -> None:
+        self._paths = as_addresses(paths)
+        if pix_fmt not in _PIX_FMTS:
+            raise ConfigError(f"pix_fmt must be one of {', '.join(_PIX_FMTS)}, got {pix_fmt!r}")
+        if damaged not in ("raise", "keep"):
+            raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
+        if transform is not None and pix_fmt == "yuv420p":
+            raise ConfigError("transform= takes frames of one field: use pix_fmt='rgb24' or 'gray' with it")
+        self._size = None if size is None else _checked_size(size)
+        self._pix_fmt: str = pix_fmt
+        self._damaged: str = damaged
+        self._transform = transform
+        self._selection = Selection.checked(max_frames, random_start, stride, fps)
+        self._fields: dict[str, Field] | None = None
+        if self._size is not None and transform is None:
+            self._fields = _frame_fields(pix_fmt, *self._size)
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """Name -> shape and dtype of one step."""
+        if self._fields is None:
+            raise ConfigError("the frame size is known once index() has looked at the files; or give size=")
+        return self._fields
+
+    async def index(self) -> Sequence[StreamInfo]:
+        """Look at all files (in threads, through the cache), and return one stream for each, in order."""
+        stop = threading.Event()
+        try:
+            return await anyio.to_thread.run_sync(self._index, stop, abandon_on_cancel=True)
+        finally:
+            stop.set()  # a cancelled call leaves no work behind but that of the files that are being read
+
+    async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
+        """Open one video. `rng` draws its start and is what `transform` draws from."""
+        start_draw, transform_key = float(rng.random()), rng.integers(0, 1 << 64, 2, np.uint64)
+        return await in_lane_thread(self._open, info, start_draw, transform_key)
+
+    def _index(self, stop: threading.Event) -> list[StreamInfo]:
+        paths = expand(self._paths, _is_video)
+        looked_at = _in_threads(self._look, paths, stop)
+        size = self._size or _common_size([(path, found.size) for path, found in zip(paths, looked_at, strict=True)])
+        self._fields = self._learn_fields(*size)
+        return [
+            StreamInfo(key, found.steps, {"path": path, "version": list(found.version), "frames": found.frames})
+            for key, path, found in zip(unique_keys(paths), paths, looked_at, strict=True)
+        ]
+
+    def _look(self, path: str) -> _Found:
+        from streamloader.media.cache import cached_index
+        from streamloader.media.source import file_version
+
+        version = file_version(path)
+        index = cached_index(path, damaged=self._damaged, version=version)
+        return _Found(version, len(index), self._selection.steps(index), index.shown_size)
+
+    def _learn_fields(self, height: int, width: int) -> dict[str, Field]:
+        fields = _frame_fields(self._pix_fmt, height, width)
+        if self._transform is None:
+            return fields
+        frames = np.zeros((2, *fields["data"].shape), np.uint8)
+        out = _transformed(self._transform, frames, _transform_rng(np.zeros(2, np.uint64)))
+        shape = out.shape[1:]
+        return {"data": Field(shape, out.dtype, axes="HWC" if len(shape) == 3 else None)}  # noqa: PLR2004
+
+    def _open(self, info: StreamInfo, start_draw: float, transform_key: Array) -> _VideoStream:
+        from streamloader.media.cache import cached_index
+        from streamloader.media.convert import Converter
+        from streamloader.media.decode import FrameReader
+        from streamloader.media.source import file_version
+
+        path, frames = info.extra["path"], info.extra["frames"]
+        version = file_version(path)
+        if version != tuple(info.extra["version"]):
+            raise CorruptStream(
+                f"{path} was changed since the loader was built (it has {version[0]} bytes now, "
+                f"{info.extra['version'][0]} then): build the loader again",
+                stream=info.key,
+                address=path,
+            )
+        index = cached_index(path, damaged=self._damaged, version=version)
+        if len(index) != frames:
+            raise CorruptStream(
+                f"{path} has {len(index)} frames here, but had {frames} where it was indexed: "
+                "the versions of FFmpeg differ, or the file does",
+                stream=info.key,
+                address=path,
+            )
+        augment = None
+        if self._transform is not None:
+            augment = _Augment(self._transform, transform_key, self.fields["data"], info.key)
+        steps = self._selection.choose(index, start_draw)
+        size = self._size or index.shown_size
+        converter = Converter(self._pix_fmt, *size, index.turn)
+        return _VideoStream(info.key, FrameReader(path, index, info.key), converter, steps, list(self.fields), augment)
+
+
+class _VideoStream(Stream):
+    """Reads chosen frames of one file."""
+
+    def __init__(
+        self,
+        key: str,
+        reader: FrameReader,
+        converter: Converter,
+        steps: tuple[Array, Array],
+        names: list[str],
+        augment: _Augment | None,
+    ) -> None:
+        self._key = key
+        self._reader = reader
+        self._converter = converter
+        self._numbers, self._times = steps
+        self._names = names
+        self._augment = augment
+        self._step = 0
+        self._error: StreamloaderError | None = None
+
+    async def read_into(self, out: Mapping[str, Array]) -> int:
+        """Fill the leading steps of `out`: all of them, but at the end and before an error."""
+        count = min(len(next(iter(out.values()))), len(self._numbers) - self._step)
+        if self._error is not None:
+            raise self._error
+        return await in_lane_thread(self._read, out, count) if count > 0 else 0
+
+    async def seek(self, step: int) -> None:
+        """Make `step` the next one; the decoder goes there with the next read."""
+        self._step = min(step, len(self._numbers))
+        self._error = None
+
+    def times(self, start: int, out: Array) -> None:
+        """Write when the frames of the steps from `start` on are shown, in seconds after the file's first frame."""
+        known = self._times[start : start + len(out)]
+        out[: len(known)] = known
+
+    async def aclose(self) -> None:
+        """Close the file and free decoder and scaler."""
+        await in_lane_thread(self._close)
+
+    def _close(self) -> None:
+        self._reader.close()
+        self._converter.close()
+
+    def _read(self, out: Mapping[str, Array], count: int) -> int:
+        if self._augment is None:
+            count = self._fill([out[name] for name in self._names], count)
+        else:
+            frames = self._augment.room(count, self._converter.shape)
+            count = self._fill([frames], count)
+            self._augment.apply(frames[:count], out["data"], self._step)
+        self._step += count
+        if self._step == len(self._numbers):
+            self._reader.finish()
+        return count
+
+    def _fill(self, arrays: Sequence[Array], count: int) -> int:
+        """Write the next `count` frames, or those before the first that fails: its error is raised when it is due."""
+        targets = self._converter.targets(arrays)
+        frame, convert = self._reader.frame, self._converter.into
+        row = 0
+        try:
+            for number in self._numbers[self._step : self._step + count].tolist():
+                convert(frame(number), targets, row)
+                row += 1
+        except StreamloaderError as error:
+            if row == 0:
+                raise
+            self._error = error
+        return row
+
+
+class _Augment:
+    """The user's transform on its way through one stream."""
+
+    def __init__(self, transform: Transform, key: Array, field: Field, stream: str) -> None:
+        self._transform = transform
+        self._key = key
+        self._field = field
+        self._stream = stream
+        self._frames = np.empty(0, np.uint8)
+
+    def room(self, count: int, shape: tuple[int, int, int]) -> Array:
+        """Return memory for the frames that the transform is given."""
+        if len(self._frames) < count:
+            self._frames = np.empty((count, *shape), np.uint8)
+        return self._frames
+
+    def apply(self, frames: Array, out: Array, step: int) -> None:
+        """Write what the transform makes of `frames`, which begin at `step`, into `out`."""
+        try:
+            done = _transformed(self._transform, frames, _transform_rng(self._key))
+        except StreamloaderError as error:
+            error.stream, error.offset = self._stream, step
+            raise
+        shape, dtype = self._field.shape, self._field.dtype
+        if done.shape != (len(frames), *shape) or done.dtype != dtype:
+            raise StreamFailed(
+                f"transform returned {done.shape} {done.dtype} for {self._stream}, but {shape} {dtype} for each frame "
+                "when it was tried on zeros: shape and dtype of a step must not change",
+                stream=self._stream,
+                offset=step,
+            )
+        out[: len(frames)] = done
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    version: tuple[int, int]
+    frames: int
+    steps: int
+    size: tuple[int, int]
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or any(whole(n) < 1 for n in size):  # noqa: PLR2004
+        raise ConfigError(f"size must be (height, width), two whole numbers of at least 1, got {size!r}")
+    return int(size[0]), int(size[1])
+
+
+def _frame_fields(pix_fmt: str, height: int, width: int) -> dict[str, Field]:
+    names = ("y", "u", "v") if pix_fmt == "yuv420p" else ("data",)
+    chroma = ((height + 1) // 2, (width + 1) // 2, 1)
+    shapes = {
+        "data": (height, width, 3 if pix_fmt == "rgb24" else 1),
+        "y": (height, width, 1),
+        "u": chroma,
+        "v": chroma,
+    }
+    return {name: Field(shapes[name], np.uint8, axes="HWC") for name in names}
+
+
+def _is_video(path: str) -> bool:
+    return _VIDEO_NAME.search(path) is not None
+
+
+def _common_size(sizes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
+    sizes = list(sizes)
+    first_path, first = sizes[0]
+    for path, size in sizes:
+        if size != first:
+            raise FrameSizeError(
+                f"videos differ in frame size: {first_path} is {first[0]}x{first[1]} (height x width), "
+                f"{path} is {size[0]}x{size[1]}. Give size=(height, width) to scale all to one",
+                stream=path,
+                sizes=[list(first), list(size)],
+            )
+    return first
+
+
+def _transform_rng(key: Array) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _transformed(transform: Transform, frames: Array, rng: np.random.Generator) -> Array:
+    try:
+        done = np.asarray(transform(frames, rng))
+    except StreamloaderError:
+        raise
+    except Exception as error:
+        raise StreamFailed(f"transform raised {type(error).__name__}: {error}", cause=type(error).__name__) from error
+    if done.ndim < 1 or len(done) != len(frames):
+        raise ConfigError(
+            f"transform must return one result for each of the {len(frames)} frames, got shape {done.shape}"
+        )
+    return done
+
+
+def _in_threads(look: Callable[[str], _Found], paths: Sequence[str], stop: threading.Event) -> list[_Found]:
+    """Look at all files on a few threads; then raise the first error in their order, saying how many there are."""
+
+    def look_unless_stopped(path: str) -> _Found:
+        if stop.is_set():
+            raise ClosedError("looking at the videos was cancelled")
+        return look(path)
+
+    said = time.monotonic()
+    with ThreadPoolExecutor(max_workers=min(len(paths), os.cpu_count() or 1), thread_name_prefix="index") as pool:
+        done = [pool.submit(look_unless_stopped, path) for path in paths]
+        for count, _ in enumerate(as_completed(done), 1):
+            if time.monotonic() - said > _SAY_EVERY:
+                said = time.monotonic()
+                _log.info("indexed %d of %d videos", count, len(paths))
+    errors = [error for future in done if (error := future.exception()) is not None]
+    if errors:
+        first = errors[0]
+        if len(errors) > 1 and isinstance(first, StreamloaderError):
+            first.args = (f"{first.message} [{len(errors)} of {len(paths)} videos cannot be used; this is the first]",)
+        raise first
+    return [future.result() for future in done]

@@ -1,0 +1,91 @@
+"""What every test has: the real clips, a cache and a temporary folder of the run, a check that it leaves nothing."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import pytest
+import uvloop
+from leak_check import MARK, AsyncioComplaints, Holdings, left_behind
+from media_data import ClipsMissing, fetch_clips
+
+try:
+    import uvloop
+except ImportError:  # there is none for this interpreter
+    uvloop = None
+
+_PASSED = pytest.StashKey[bool]()
+_SCRATCH = pytest.StashKey[Path]()
+
+# Two cores are shared with the other test process: how long an example takes says nothing.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_configure(config):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest keeps its own folders for a while
+    scratch = Path(tempfile.mkdtemp(prefix="sl-tests-"))
+    config.stash[_SCRATCH] = scratch
+    for variable, folder in (("STREAMLOADER_CACHE", scratch / "cache"), ("TMPDIR", scratch / "tmp")):
+        folder.mkdir()
+        os.environ[variable] = str(folder)
+    tempfile.tempdir = None  # to be found anew
+    os.environ[MARK] = str(os.getpid())
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.stash[_SCRATCH], ignore_errors=True)
+
+
+def pytest_collection_finish():
+    # libuv makes one pipe with the first of its loops, and keeps it as long as the process lives.
+    uvloop.new_event_loop().close()
+    if uvloop is not None:
+        uvloop.new_event_loop().close()  # the first loop makes libuv open a pipe that stays until the process ends
+    # What was imported so far stays until the end: neither the collector nor the leak check needs to look at it again.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def clips():
+    """Name -> path of the real clips (see media_data.CLIPS for what is known of each)."""
+    try:
+        return fetch_clips()
+    except ClipsMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(request):
+    """Fail a test that passed but left a process, descriptor, thread, task, file or shared memory behind."""
+    marker = request.node.get_closest_marker("may_leak")
+    if marker is not None and not (marker.args and marker.args[0]):
+        pytest.fail("may_leak needs a reason")
+    complaints = AsyncioComplaints()
+    logging.getLogger("asyncio").addHandler(complaints)
+    before = Holdings.now()
+    yield
+    request.node.funcargs.clear()  # pytest would hold what fixtures returned beyond their own end
+    # A failed test holds what its traceback shows, and has been reported already.
+    lines = left_behind(before, patience=5.0) if request.node.stash.get(_PASSED, False) and marker is None else []
+    logging.getLogger("asyncio").removeHandler(complaints)
+    if lines or (complaints.lines and marker is None):
+        pytest.fail("the test left behind:\n  " + "\n  ".join(lines + complaints.lines), pytrace=False)

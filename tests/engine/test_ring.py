@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import streamloader as sl
+from streamloader.engine import memory, ring
+from streamloader.engine.ring import META, Ring, SlotLayout, nameless_memory
+
+FIELDS = {"data": sl.Field((3, 5), "uint8", axes="HW"), "x": sl.Field((), "float64"), "none": sl.Field((0,), "int16")}
+LAYOUT = SlotLayout(FIELDS, lanes=2, window=7)
+
+
+@contextlib.contextmanager
+def small_ring():  # no fixture: pytest would hold it for longer than the leak check has patience
+    made = Ring.create(LAYOUT, 3)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_slot_holds_fields_and_marks_apart_from_each_other():
+    spans = sorted((array.offset, array.offset + array.nbytes) for array in LAYOUT.arrays.values())
+    assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
+    assert spans[-1][1] <= LAYOUT.nbytes
+    assert all(array.offset % 64 == 0 for array in LAYOUT.arrays.values())
+    assert LAYOUT.nbytes % 64 == 0
+    assert list(LAYOUT.arrays) == [*FIELDS, *META, "cursor"]
+    assert LAYOUT.arrays["data"].shape == (2, 7, 3, 5)
+    assert LAYOUT.arrays["cursor"].shape == (2, 2)
+    assert LAYOUT.data_bytes == 2 * 7 * (15 + 8)
+
+
+def test_arrays_of_slots_alias_the_ring_and_not_each_other():
+    with small_ring() as small:
+        slots = [small.arrays(slot) for slot in range(3)]
+        small.status[:] = 77
+        for number, arrays in enumerate(slots):
+            for array in arrays.values():
+                array.fill(number + 1)
+        for number in range(3):
+            for name, array in small.arrays(number).items():
+                assert (array == np.full_like(array, number + 1)).all(), (number, name)
+        assert (small.status == 77).all()
+
+
+def test_another_mapping_of_the_descriptor_sees_the_same_bytes():
+    with small_ring() as small:
+        other = Ring(os.dup(small.fd), LAYOUT, 3)
+        other.arrays(2)["x"][:] = 4.5
+        other.status[1, 3] = 9
+        assert (small.arrays(2)["x"] == 4.5).all()
+        assert small.status[1, 3] == 9
+        other.close()
+
+
+def test_the_memory_has_no_name_and_is_allocated_whole():
+    with small_ring() as small:
+        link = os.readlink(f"/proc/self/fd/{small.fd}")
+        assert link == "/memfd:streamloader-ring (deleted)"
+        stat = os.fstat(small.fd)
+        assert stat.st_nlink == 0
+        assert stat.st_size == Ring.size(LAYOUT, 3)
+        assert stat.st_blocks * 512 >= stat.st_size
+        assert not os.get_inheritable(small.fd)
+
+
+def test_a_lease_is_handed_back_when_the_last_array_over_it_goes():
+    with small_ring() as small:
+        lease = small.lease(1)
+        small.arrays(1)["data"][:] = 3
+        array = np.frombuffer(lease, np.uint8)
+        tensor = torch.frombuffer(lease, dtype=torch.uint8)
+        part = tensor[5:9].view(2, 2)
+        del lease, tensor
+        assert not small.released
+        del array
+        assert not small.released
+        assert part.tolist() == [[3, 3], [3, 3]]
+        del part
+        assert list(small.released) == [1]
+
+
+def test_leases_may_end_in_any_thread():
+    with small_ring() as small:
+        leases = [small.lease(slot) for slot in (2, 0, 1)]
+        threads = [threading.Thread(target=leases.pop) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        del threads, thread
+        assert sorted(small.released) == [0, 1, 2]
+
+
+def test_leased_memory_outlives_the_ring():
+    made = Ring.create(LAYOUT, 2)
+    made.arrays(1)["x"][:] = 2.5
+    offset = LAYOUT.arrays["x"].offset
+    array = np.frombuffer(made.lease(1), np.float64, 14, offset)
+    made.close()
+    del made
+    gc.collect()
+    assert array.tolist() == [2.5] * 14
+
+
+def test_closing_twice_closes_no_descriptor_of_others():
+    with small_ring() as small:
+        number = small.fd
+        small.close()
+        reader, writer = os.pipe()
+        assert number in (reader, writer)  # the lowest free number is given out again
+        small.close()
+        os.write(writer, b"x")
+        assert os.read(reader, 1) == b"x"
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_ring_without_room_says_how_much_is_needed_and_free(monkeypatch):
+    monkeypatch.setattr(ring, "free_memory", lambda: 4096)
+    needed = Ring.size(LAYOUT, 3)
+    with pytest.raises(sl.RingTooLarge, match=r"the ring of 3 batches needs .* MiB and .* MiB are free") as caught:
+        Ring.create(LAYOUT, 3)
+    assert caught.value.details == {"needed": needed, "free": 4096}
+    assert isinstance(caught.value, MemoryError)
+
+
+def test_free_memory_is_what_machine_and_control_group_leave(tmp_path, monkeypatch):
+    limit, usage, stat = (tmp_path / name for name in ("max", "current", "stat"))
+    usage.write_text("7000\n")
+    stat.write_text("anon 5000\ninactive_file 1500\n")
+    monkeypatch.setattr(memory, "_CGROUPS", ((str(limit), str(usage), str(stat)),))
+    machine = memory.free_memory()
+    assert machine > 1 << 20
+    limit.write_text("10000\n")
+    assert memory.free_memory() == 10000 - 7000 + 1500
+    limit.write_text("6000\n")
+    stat.write_text("anon 5000\n")
+    assert memory.free_memory() == 0
+    limit.write_text("max\n")
+    assert memory.free_memory() > 1 << 20
+
+
+def test_nameless_memory_without_memfd_has_no_name_either(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fd = nameless_memory("streamloader-ring")
+    assert os.listdir(tmp_path) == []
+    assert os.fstat(fd).st_nlink == 0
+    os.write(fd, b"kept")
+    assert os.pread(fd, 4, 0) == b"kept"
+    os.close(fd)

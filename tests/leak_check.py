@@ -1,0 +1,178 @@
+"""Finds what a test left behind: processes, descriptors, shared memory, threads, tasks, temporary files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+
+import psutil
+
+PROC = Path("/proc")
+SHM = Path("/dev/shm")
+
+# Every process that a test starts inherits this variable, so that it is found even when its parent is dead already.
+MARK = "STREAMLOADER_TEST_PROCESS"
+
+# Python's own helper, started by the first use of a multiprocessing primitive and meant to stay until the end.
+_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What this process holds at one moment. The keys of each are compared, the values say what they are."""
+
+    processes: dict[int, str]
+    descriptors: dict[tuple[int, str], str]
+    threads: dict[int, str]
+    tasks: dict[int, str]
+    shared_names: dict[str, str]
+    temporary: dict[str, str]
+    memory: Counter[str]
+
+    @classmethod
+    def now(cls) -> Holdings:
+        """Take stock."""
+        return cls(
+            processes=_processes(),
+            descriptors=_descriptors(),
+            threads={id(thread): repr(thread) for thread in threading.enumerate()},
+            tasks=_tasks(),
+            shared_names={name: str(SHM / name) for name in _names(SHM)},
+            temporary={name: name for name in _names(Path(tempfile.gettempdir()))},
+            memory=_shared_mappings(),
+        )
+
+    def gained_since(self, before: Holdings) -> list[str]:
+        """Name, one a line, what is here and was not there before."""
+        lines = []
+        for kind in ("processes", "descriptors", "threads", "tasks", "temporary"):
+            old, new = getattr(before, kind), getattr(self, kind)
+            lines += [f"{kind}: {what}" for key, what in new.items() if key not in old]
+        lines += [
+            f"shared_names: {what}"
+            for name, what in self.shared_names.items()
+            if name not in before.shared_names and _is_ours(name)
+        ]
+        lines += [f"memory: {count} x {name}" for name, count in (self.memory - before.memory).items()]
+        return lines
+
+
+class AsyncioComplaints(logging.Handler):
+    """Collects what asyncio only logs: tasks destroyed while pending, errors that nobody took, unclosed things."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the record's text."""
+        self.lines.append(f"asyncio: {self.format(record)}")
+
+
+def left_behind(before: Holdings, *, patience: float) -> list[str]:
+    """Return what is held beyond `before`, once that is nothing or `patience` seconds have passed.
+
+    Things end a moment after they were told to (a process is reaped, a thread runs out), hence the wait; cycles
+    of garbage are collected first, because Python promises no moment at which it would do so itself.
+    """
+    if not (lines := Holdings.now().gained_since(before)):
+        return []
+    gc.collect()
+    deadline = time.monotonic() + patience
+    while (lines := Holdings.now().gained_since(before)) and time.monotonic() < deadline:
+        time.sleep(0.02)  # between two looks at a condition
+    return lines
+
+
+def _processes() -> dict[int, str]:
+    pids = {child.pid for child in psutil.Process().children(recursive=True)} | _marked()
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            try:
+                command = " ".join(process.cmdline()) or process.name()
+            except psutil.ZombieProcess:
+                command = "(never waited for)"
+            if not any(helper in command for helper in _HELPERS):
+                found[pid] = f"{pid} {process.status()} {command[:200]}"
+    return found
+
+
+def _marked() -> set[int]:
+    mark = f"{MARK}={os.getpid()}".encode()
+    found = set()
+    for name in _names(PROC):
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if mark in (PROC / name / "environ").read_bytes().split(b"\0"):
+                    found.add(int(name))
+    return found
+
+
+def _descriptors() -> dict[tuple[int, str], str]:
+    found = {}
+    for name in _names(PROC / "self" / "fd"):
+        with contextlib.suppress(OSError):  # the descriptor that listed the folder is closed again
+            target = os.readlink(PROC / "self" / "fd" / name)
+            if not _of_a_helper(int(name)):
+                found[int(name), target] = f"{name} -> {target}"
+    return found
+
+
+def _of_a_helper(fd: int) -> bool:
+    return fd in (
+        resource_tracker._resource_tracker._fd,
+        getattr(forkserver._forkserver, "_forkserver_alive_fd", None),
+    )
+
+
+def _tasks() -> dict[int, str]:
+    # By type and not by isinstance, which would ask objects for their __class__: lazy ones would wake up.
+    return {
+        id(thing): repr(thing)
+        for thing in gc.get_objects()
+        if issubclass(type(thing), asyncio.Task) and not thing.done()
+    }
+
+
+def _shared_mappings() -> Counter[str]:
+    try:
+        lines = (PROC / "self" / "maps").read_text().splitlines()
+    except OSError:
+        return Counter()
+    return Counter(line.split(maxsplit=5)[5] for line in lines if "memfd:streamloader" in line or " /dev/shm/" in line)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a new name in /dev/shm was left by the tests: nobody has it open, or a process of the tests does.
+
+    Others on the machine use that folder as well.
+    """
+    target = str(SHM / name)
+    family = {os.getpid(), *_processes()}
+    holders = set()
+    for pid in filter(str.isdigit, _names(PROC)):
+        with contextlib.suppress(OSError):
+            if target in (PROC / pid / "maps").read_text() or any(
+                os.readlink(entry) == target for entry in (PROC / pid / "fd").iterdir()
+            ):
+                holders.add(int(pid))
+    return (SHM / name).exists() and (not holders or bool(holders & family))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
