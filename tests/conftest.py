@@ -11,7 +11,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import uvloop
 from leak_check import MARK, AsyncioComplaints, Holdings, left_behind
 from media_data import ClipsMissing, fetch_clips
 
@@ -45,8 +44,6 @@ def pytest_unconfigure(config):
 
 
 def pytest_collection_finish():
-    # libuv makes one pipe with the first of its loops, and keeps it as long as the process lives.
-    uvloop.new_event_loop().close()
     if uvloop is not None:
         uvloop.new_event_loop().close()  # the first loop makes libuv open a pipe that stays until the process ends
     # What was imported so far stays until the end: neither the collector nor the leak check needs to look at it again.

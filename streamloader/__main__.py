@@ -1,0 +1,9 @@
+"""``python -m streamloader``."""
+
+from __future__ import annotations
+
+import sys
+
+from streamloader.cli import main
+
+sys.exit(main())

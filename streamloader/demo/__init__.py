@@ -1,0 +1,1 @@
+"""The demo: real clips through worker processes into a small recurrent model."""

@@ -1,0 +1,91 @@
+"""The command, run as a person runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _torch_keeps_its_own_files_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+
+def command(*arguments, cwd, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "streamloader", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        **options,
+    )
+
+
+def test_the_demo_streams_trains_and_draws(clips, tmp_path):
+    done = command(
+        "demo", *map(str, clips.values()), "--seconds", "4", "--size", "32x40", "--window", "8", "--workers", "1",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    losses = re.search(
+        r"frame\): ([\d.]+) at the start, ([\d.]+) at the end; copying the last frame: ([\d.]+)", done.stdout
+    )
+    start, end, copying = map(float, losses.groups())
+    assert end < 0.7 * start
+    assert 0 < copying < start
+    assert re.search(
+        r"[\d,]+ frames in [\d.]+ s: [\d,]+ frames/s, [\d.]+% of the time spent waiting for data", done.stdout
+    )
+    with Image.open(tmp_path / "demo" / "contact_sheet.png") as sheet:
+        assert sheet.width > sheet.height > 100
+    with Image.open(tmp_path / "demo" / "loss.png") as plot:
+        assert plot.width > 600
+
+
+def test_an_error_is_one_line_that_says_what_to_do(tmp_path):
+    done = command("demo", "missing.mp4", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "missing.mp4" in done.stderr
+    debug = command("demo", "missing.mp4", "--debug", cwd=tmp_path)
+    assert "Traceback" in debug.stderr
+
+
+def test_bad_arguments_are_refused_with_their_reason(tmp_path):
+    done = command("demo", "--size", "33x40", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "multiples of 4" in done.stderr
+
+
+def test_version(tmp_path):
+    assert re.fullmatch(r"streamloader \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path).stdout)
+
+
+def test_ctrl_c_saves_what_there_is(clips, tmp_path):
+    arguments = ["demo", str(clips["bikes"]), "--seconds", "60", "--size", "32x40", "--window", "8"]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "streamloader", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        first = process.stdout.readline()  # it is training
+        os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    assert "frames/s" in first
+    assert process.returncode == 130
+    assert errors == ""
+    assert "saved" in out
+    assert (tmp_path / "demo" / "loss.png").exists()
