@@ -1,0 +1,42 @@
+"""Every example runs, and prints what it is there to show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHOWS = {
+    "own_stream": ">3:0  3:1  3:2  3:3",
+    "quickstart": "frames/s, waiting for data",
+    "text": ">a_0;a_1;a_2; >b_0;b_1;b_2;",
+    "train_rnn": "epoch 5: 0.",
+}
+NEEDS_VIDEOS = {"quickstart"}
+
+
+def test_every_example_is_tested_and_listed():
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert names == set(SHOWS)
+    table = (EXAMPLES / "README.md").read_text()
+    assert all(f"[{name}.py]({name}.py)" in table for name in names)
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_example(name, request, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    videos = [str(path) for path in request.getfixturevalue("clips").values()] if name in NEEDS_VIDEOS else []
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *videos],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert SHOWS[name] in done.stdout
