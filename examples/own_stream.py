@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 import streamloader as sl
 
 FIELDS = {"position": sl.Field((2,), "float32"), "speed": sl.Field((), "float32")}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import streamloader as sl
 import torch
+
+import streamloader as sl
 from streamloader.demo.clips import fetch_clips
 
 videos = sys.argv[1:] or [str(path) for path in fetch_clips().values()]

@@ -6,9 +6,10 @@ A character model on text: streams begin on window borders only, so that `reset[
 
 from __future__ import annotations
 
-import streamloader as sl
 import torch
 from torch.nn import functional
+
+import streamloader as sl
 
 verses = [f"{count} little boats went out to sea; {count - 1} came back. " * 12 for count in range(2, 34)]
 

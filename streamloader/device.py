@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from streamloader.errors import ConfigError
+from streamloader.errors import ConfigError, StreamloaderError
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ class Pinning:
                 warnings.warn(
                     "pin_memory=True, but no CUDA device is found: the ring is not page-locked",
                     UserWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
                 self._wanted = False
 
@@ -53,7 +54,7 @@ class Pinning:
             warnings.warn(
                 f"CUDA refuses to page-lock the ring of {size} bytes (error {code}); copies will be slower",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         else:
             self._address = address
@@ -119,8 +120,10 @@ class CudaFeed:
         batch.record_stream(current)
         while self._copying and self._copying[0][0].query():
             self._copying.popleft()
-        supervisor.poll()
-        following = supervisor.pop() if supervisor.ready else None
+        following = None
+        with contextlib.suppress(StreamloaderError):  # it is raised again when it is this batch's turn
+            supervisor.poll()
+            following = supervisor.pop() if supervisor.ready else None
         self._next = None if following is None else self._start(following)
         return batch
 

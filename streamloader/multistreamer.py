@@ -177,8 +177,13 @@ class MultiStreamer:
                 _share(self.batch_size, max(1, self.num_workers)),
                 _LOGGER.getEffectiveLevel(),
             )
-            self._supervisor = Supervisor(job, self._ring, self.num_workers)
-            self._supervisor.start()
+            supervisor = Supervisor(job, self._ring, self.num_workers)
+            try:
+                supervisor.start()
+            except BaseException:
+                self._pin.unpin()
+                raise
+            self._supervisor = supervisor
         return self._supervisor
 
     def _current(self, iteration: int) -> Supervisor:
@@ -213,7 +218,7 @@ class MultiStreamer:
                     break
                 left = None if self._timeout is None else started + self._timeout - time.perf_counter()
                 if left is not None and left <= 0:
-                    raise supervisor.timed_out()
+                    raise supervisor.timed_out(time.perf_counter() - started)
                 with anyio.move_on_after(left):
                     await anyio.wait_readable(supervisor.fileno())
                 self._current(iteration)

@@ -69,6 +69,7 @@ class Lane:
             name: np.empty((1, *field.shape), field.dtype) for name, field in script.dataset.fields.items()
         }
         self._stashed = False  # the scratch holds the next step
+        self._late: StreamloaderError | None = None  # what came instead of it
         self._at: tuple[int, int] | None = None  # (play, index) of the next batch in order
         self._ends: dict[int, int] = {}  # play -> batches that hold steps of this lane
         self._stream: Stream | None = None
@@ -107,7 +108,7 @@ class Lane:
 
     async def reset(self) -> None:
         """Forget where the lane stands, and give back its stream."""
-        self._at = None
+        self._at = self._late = None
         self._stashed = False
         await self._end_stream()
 
@@ -125,6 +126,8 @@ class Lane:
         """Fill the row as far as streams go; return the steps filled."""
         window, align = self._window, self._plan.switch == "align"
         filled = 0
+        if self._late is not None:
+            raise self._late
         if self._stashed:
             for name, value in self._scratch.items():
                 row.fields[name][:1] = value
@@ -150,19 +153,21 @@ class Lane:
 
     async def _look_past_end(self, index: int) -> None:
         """At the planned end of the epoch: is there truly nothing left? A step that there is, is kept for later."""
-        window = self._window
-        while True:
-            if self._stream is None:
-                if not self._has_next():
-                    self._ended(index, window)
-                    return
-                await self._open_next()
-            if await self._read(self._scratch, 1):
-                self._stashed = True
-                self.held = self._play
-                self._report(pack(Kind.OVERRUN, a=self._play, lane=self.number))
-                return
-            await self._end_stream()
+        try:
+            while not self._stashed:
+                if self._stream is None:
+                    if not self._has_next():
+                        self._ended(index, self._window)
+                        return
+                    await self._open_next()
+                if await self._read(self._scratch, 1):
+                    self._stashed = True
+                else:
+                    await self._end_stream()
+        except StreamloaderError as error:
+            self._late = error  # this batch is whole; the next one would begin with what failed
+        self.held = self._play
+        self._report(pack(Kind.OVERRUN, a=self._play, lane=self.number))
 
     def _has_next(self) -> bool:
         if self._play in self._ends:  # repeating: any stream will do, for ever

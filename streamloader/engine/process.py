@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -18,14 +19,16 @@ from streamloader.engine.worker import Job, pack_job, run_thread
 
 __all__ = ["Worker", "job_memory"]
 
+_READS_WITHIN = 30.0  # seconds
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def job_memory(job: Job) -> int:
     """Write the job into memory without a name, once for all workers, and return its descriptor."""
+    data = pack_job(job)
     fd = nameless_memory("streamloader-job")
     with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(pack_job(job))
+        file.write(data)
     return fd
 
 
@@ -70,6 +73,21 @@ class Worker:
             target=run_thread, args=(job, ring, self._theirs), name="streamloader-worker", daemon=True
         )
         self._thread.start()
+
+    def tell(self, data: bytes) -> None:
+        """Send records, waiting for a worker that is still starting, or has much to read.
+
+        Raises:
+            TimeoutError: it does not read.
+            OSError: it is gone.
+        """
+        view = memoryview(data)
+        while view:
+            with contextlib.suppress(BlockingIOError):
+                view = view[self.sock.send(view) :]
+                continue
+            if not select.select([], [self.sock], [], _READS_WITHIN)[1]:
+                raise TimeoutError
 
     def exit_status(self, wait: float = 5.0) -> int | None:
         """Return how the process ended (negative: the signal), waiting up to `wait` seconds for it to be known."""

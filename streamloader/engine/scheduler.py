@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ class Scheduler:
 
     def __init__(self, script: Script, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int) -> None:
         self._sock = sock
+        self._loop = asyncio.get_running_loop()
         slots = [ring.arrays(slot) for slot in range(ring.slots)]
         fields = ring.layout.fields
         self._lanes = [
@@ -54,7 +56,6 @@ class Scheduler:
 
     async def run(self) -> None:
         """Work until the supervisor closes its end."""
-        self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()  # asyncio's own: on this path anyio's cost more than the rest of the lane's turn
         self._gone = asyncio.Event()
         self._sock.setblocking(False)
@@ -163,8 +164,18 @@ class Scheduler:
         for lane in self._lanes:
             lane.done = min(lane.done, seq)
             lane.held = None
+            lane.status[Status.SEQ] = lane.done
         self._watermark = min(self._watermark, seq)
         self._tell()
+
+    def post(self, data: bytes) -> None:
+        """Send a record that may be lost, from any thread: it is, while the supervisor has much unread."""
+        with contextlib.suppress(RuntimeError):  # the loop is over
+            self._loop.call_soon_threadsafe(self._post, data)
+
+    def _post(self, data: bytes) -> None:
+        if len(self._unsent) < _RECEIVE:
+            self._send(data)
 
     def _send(self, data: bytes) -> None:
         """Send without blocking the loop; what the socket does not take at once follows when it can."""

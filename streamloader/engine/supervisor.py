@@ -165,7 +165,7 @@ class Supervisor:
                 while not self.ready:
                     left = None if deadline is None else max(0.0, deadline - time.perf_counter())
                     if not self.poll(left) and left == 0.0:
-                        raise self.timed_out()
+                        raise self.timed_out(time.perf_counter() - started)
             finally:
                 self.note_wait(late, time.perf_counter() - started)
         return self.pop()
@@ -264,13 +264,11 @@ class Supervisor:
         self._unsent.clear()
         for worker in self._workers:
             try:
-                sent = worker.sock.send(data)
-            except BlockingIOError:
-                sent = 0
+                worker.tell(data)
+            except TimeoutError:
+                raise self._died(worker, "it has stopped reading") from None
             except OSError:
                 continue  # it is gone: its end of file says so
-            if sent != len(data):  # never with grants bounded by slots, unless the worker has stopped reading
-                raise self._died(worker, "it has stopped reading")
 
     # --- what workers say -----------------------------------------------------------------------------------
 
@@ -357,7 +355,7 @@ class Supervisor:
             lanes=lanes,
         )
 
-    def timed_out(self) -> LoaderTimeout:
+    def timed_out(self, waited: float) -> LoaderTimeout:
         """Return the error for a wait that passed its deadline: it names the lane that is furthest behind."""
         lane = self.latest_lane()
         _, stage, ordinal, step = (int(value) for value in self._ring.status[lane])
@@ -366,12 +364,13 @@ class Supervisor:
         doing = Status.STAGES[stage]
         number = self._job.first_lane + lane
         return LoaderTimeout(
-            f"waited for lane {number} ({stream if stream is not None else 'no stream yet'}, {doing} at step {step}) "
-            "for longer than timeout= allows: raise it, or look at what that stream is doing",
+            f"waited {waited:.1f} s for lane {number} ({stream if stream is not None else 'no stream yet'}, "
+            f"{doing} at step {step}): raise timeout=, or look at what that stream is doing",
             stream=stream,
             offset=step,
             lane=number,
             stage=doing,
+            waited=waited,
         )
 
 

@@ -20,14 +20,14 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
 
 from streamloader.engine.records import Kind, pack
-from streamloader.errors import to_wire
+from streamloader.errors import ConfigError, to_wire
 
 if TYPE_CHECKING:
     from streamloader.engine.lane import Script
@@ -58,7 +58,13 @@ def pack_job(job: Job) -> bytes:
     import cloudpickle
 
     search = json.dumps([os.path.abspath(path) for path in sys.path]).encode()
-    pickled: bytes = cloudpickle.dumps(job)
+    try:
+        pickled: bytes = cloudpickle.dumps(job)
+    except Exception as error:
+        raise ConfigError(
+            f"the data set cannot be sent to worker processes ({type(error).__name__}: {error}): open files, locks and "
+            "connections in make or open(), not before, or use num_workers=0"
+        ) from error
     return _HEADER.pack(len(search)) + search + pickled
 
 
@@ -85,23 +91,26 @@ def main(argv: Sequence[str]) -> int:
         job = _unpack_job(job_fd)
         from streamloader.engine.ring import Ring
 
-        handler = _ToSupervisor(sock)
+        handler = _ToSupervisor(sock.sendall)
         logger = logging.getLogger("streamloader")
         logger.setLevel(job.log_level)
         logger.addHandler(handler)
         logger.propagate = False
-        _schedule(job, Ring(ring_fd, job.layout, job.slots), sock, number)
+        _schedule(job, Ring(ring_fd, job.layout, job.slots), sock, number, handler)
     except BaseException as error:  # noqa: BLE001 - told to the supervisor, which raises it
         _send_fatal(sock, error)
         return 1
     return 0
 
 
-def _schedule(job: Job, ring: Ring, sock: socket.socket, number: int) -> None:
+def _schedule(job: Job, ring: Ring, sock: socket.socket, number: int, handler: _ToSupervisor | None = None) -> None:
     from streamloader.engine.scheduler import Scheduler
 
     async def run() -> None:
-        await Scheduler(job.script, ring, sock, job.lanes[number], job.first_lane).run()
+        scheduler = Scheduler(job.script, ring, sock, job.lanes[number], job.first_lane)
+        if handler is not None:
+            handler.send = scheduler.post
+        await scheduler.run()
 
     anyio.run(run, backend="asyncio", backend_options={"use_uvloop": _has_uvloop()})
 
@@ -166,20 +175,20 @@ def _keep_freed_memory() -> None:
 
 
 class _ToSupervisor(logging.Handler):
-    """Sends log records to the supervisor, whose process has the handlers that the user configured."""
+    """Hands log records to `send`, for the supervisor, whose process has the handlers that the user configured."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, send: Callable[[bytes], None]) -> None:
         super().__init__()
-        self._sock = sock
+        self.send = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the record, or drop it when the socket takes no more: logging must not hold up the data."""
+        """Send the record."""
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         payload = {"name": record.name, "level": record.levelno, "message": text}
         with contextlib.suppress(OSError):
-            self._sock.send(pack(Kind.LOG, payload=payload))
+            self.send(pack(Kind.LOG, payload=payload))
 
 
 if __name__ == "__main__":
