@@ -157,7 +157,8 @@ class MultiStreamer:
         self._iteration += 1
         if self._feed is not None:
             self._feed.restart()
-        supervisor.begin(self._epoch)
+        with supervisor.lock:
+            supervisor.begin(self._epoch)
         self._epoch += 1
         number = self._iteration
         return _Iteration(functools.partial(self._take, number), functools.partial(self._wait, number))
@@ -196,11 +197,12 @@ class MultiStreamer:
     def _take(self, iteration: int) -> Any:
         """Return the next item of an iteration, waiting for it, or _END."""
         supervisor = self._current(iteration)
-        if self._feed is not None:
-            batch = self._feed.next(supervisor, self._timeout)
-        else:
-            grant = supervisor.take(self._timeout)
-            batch = None if grant is None else self._batch(grant)
+        with supervisor.lock:
+            if self._feed is not None:
+                batch = self._feed.next(supervisor, self._timeout)
+            else:
+                grant = supervisor.take(self._timeout)
+                batch = None if grant is None else self._batch(grant)
         if batch is None:
             return _END
         return batch if self._collate is None else self._collate(batch)
@@ -208,14 +210,13 @@ class MultiStreamer:
     async def _wait(self, iteration: int) -> None:
         """Wait, without blocking the event loop, until the next item can be had at once."""
         supervisor = self._current(iteration)
-        if supervisor.ready:
-            return
-        started, late = time.perf_counter(), supervisor.latest_lane()
+        started, late = time.perf_counter(), None
         try:
-            while not supervisor.ready:
-                supervisor.poll()
-                if supervisor.ready:
-                    break
+            while True:
+                with supervisor.lock:
+                    if supervisor.ready or (supervisor.poll() and supervisor.ready):
+                        return
+                late = supervisor.latest_lane() if late is None else late
                 left = None if self._timeout is None else started + self._timeout - time.perf_counter()
                 if left is not None and left <= 0:
                     raise supervisor.timed_out(time.perf_counter() - started)
@@ -223,7 +224,8 @@ class MultiStreamer:
                     await anyio.wait_readable(supervisor.fileno())
                 self._current(iteration)
         finally:
-            supervisor.note_wait(late, time.perf_counter() - started)
+            if late is not None:
+                supervisor.note_wait(late, time.perf_counter() - started)
 
     def _batch(self, grant: Grant) -> Batch:
         """Wrap a whole slot: as a view, or as a copy if the user holds so many that the workers would starve."""

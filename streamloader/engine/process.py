@@ -86,7 +86,9 @@ class Worker:
             with contextlib.suppress(BlockingIOError):
                 view = view[self.sock.send(view) :]
                 continue
-            if not select.select([], [self.sock], [], _READS_WITHIN)[1]:
+            poll = select.poll()
+            poll.register(self.sock, select.POLLOUT)
+            if not poll.poll(_READS_WITHIN * 1000):
                 raise TimeoutError
 
     def exit_status(self, wait: float = 5.0) -> int | None:

@@ -9,7 +9,7 @@ import mmap
 import os
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from streamloader.engine.memory import free_memory
 from streamloader.errors import RingTooLarge
 from streamloader.values import Array, Field
 
-__all__ = ["META", "Lease", "Ring", "Row", "SlotArray", "SlotLayout", "Status", "nameless_memory"]
+__all__ = ["META", "Lease", "Returns", "Ring", "Row", "SlotArray", "SlotLayout", "Status", "nameless_memory"]
 
 META: dict[str, Field] = {
     "reset": Field((), "bool"),
@@ -99,6 +99,21 @@ class Row:
         self.cursor = memoryview(arrays[_CURSOR][lane])  # (position, step)
 
 
+class Returns:
+    """Where the slots come back to that the user has let go of.
+
+    Attributes:
+        slots: numbers of these slots.
+        notify: called after each, in whichever thread let go last: it must not block.
+    """
+
+    __slots__ = ("notify", "slots")
+
+    def __init__(self) -> None:
+        self.slots: deque[int] = deque()
+        self.notify: Callable[[], None] | None = None
+
+
 class Lease(ctypes.Array):  # type: ignore[type-arg]
     """The memory of one slot in the user's hands: it exports the buffer protocol, and everything made from it keeps it.
 
@@ -108,12 +123,15 @@ class Lease(ctypes.Array):  # type: ignore[type-arg]
     _type_ = ctypes.c_char
     _length_ = 0
     mapping: mmap.mmap
-    released: deque[int]
+    returns: Returns
     slot: int
 
     def __del__(self) -> None:
-        """Hand the slot back; runs in whichever thread let go last, so it does no more than an atomic append."""
-        self.released.append(self.slot)
+        """Hand the slot back."""
+        returns = self.returns
+        returns.slots.append(self.slot)
+        if returns.notify is not None:
+            returns.notify()
 
 
 @functools.cache
@@ -134,7 +152,7 @@ class Ring:
             layout.lanes, Status.COLUMNS
         )
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
-        self.released: deque[int] = deque()
+        self.returns = Returns()
         self._lease = _lease_class(layout.nbytes)
 
     @staticmethod
@@ -183,9 +201,9 @@ class Ring:
         }
 
     def lease(self, slot: int) -> Lease:
-        """Hand out a slot's memory; the slot's number appears in `released` once nothing refers to it any more."""
+        """Hand out a slot's memory; the slot's number appears in `returns` once nothing refers to it any more."""
         lease = self._lease.from_address(self.address + self._start(slot))
-        lease.mapping, lease.released, lease.slot = self._mapping, self.released, slot
+        lease.mapping, lease.returns, lease.slot = self._mapping, self.returns, slot
         return lease
 
     @property

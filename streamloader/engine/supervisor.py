@@ -5,10 +5,12 @@ It runs in the thread of whoever iterates: there is no thread, lock or queue bet
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import selectors
 import signal
+import threading
 import time
 import weakref
 from collections import deque
@@ -51,6 +53,7 @@ class Supervisor:
     """The workers of one loader, seen from the consumer.
 
     Attributes:
+        lock: held by whoever uses it: batches may be let go of in any thread, at any moment.
         wait_seconds: time the consumer waited; waited_for: the same by lane.
     """
 
@@ -76,6 +79,8 @@ class Supervisor:
         self._failures: list[_Failure] = []
         self.wait_seconds = 0.0
         self.waited_for: dict[int, float] = {}
+        self.lock = threading.Lock()
+        ring.returns.notify = functools.partial(_notify, weakref.ref(self), os.getpid())
         self._finalizer = weakref.finalize(self, _shut_down, self._workers, ring, self._selector, os.getpid())
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -223,14 +228,25 @@ class Supervisor:
 
     def reclaim(self) -> None:
         """Grant the slots that the user has let go of."""
-        released = self._ring.released
-        if not released:
+        returned = self._ring.returns.slots
+        if not returned:
             return
-        while released:
-            self._free.append(released.popleft())
+        while returned:
+            self._free.append(returned.popleft())
         self._grant()
         if len(self._unsent) >= self._flush_at:
             self.flush()
+
+    def _on_return(self) -> None:
+        """Grant a slot that the user lets go of at once, unless this supervisor is being used: then its user does."""
+        if self.lock.acquire(blocking=False):
+            try:
+                if not self.closed:
+                    self.reclaim()
+            except StreamloaderError:
+                pass  # a worker is in trouble: the next call that takes a batch meets it too, and raises
+            finally:
+                self.lock.release()
 
     def _grant(self) -> None:
         """Grant every free slot, in order, through this play and, once its end is known, into the next one."""
@@ -372,6 +388,12 @@ class Supervisor:
             stage=doing,
             waited=waited,
         )
+
+
+def _notify(supervisor: weakref.ref[Supervisor], owner: int) -> None:
+    alive = supervisor()
+    if alive is not None and os.getpid() == owner:  # what a fork of the owner lets go of is still the owner's
+        alive._on_return()  # noqa: SLF001 - a method would keep the supervisor alive
 
 
 def _signal_name(number: int) -> str:

@@ -7,21 +7,24 @@ import inspect
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
+import anyio
 import numpy as np
 
 from streamloader.errors import ClosedError, ConfigError
 from streamloader.streams.addresses import unique_keys
 from streamloader.streams.base import Stream, StreamDataset
 from streamloader.streams.blocking import in_lane_thread
-from streamloader.streams.playing import AsyncSteps, Indexed, Iterated, Steps, step_error, steps_of
+from streamloader.streams.playing import CLOSING, AsyncSteps, Indexed, Iterated, Steps, step_error, steps_of
 from streamloader.streams.steps import StepWriter, describe
 from streamloader.values import Array, Field, StreamInfo, as_fields
 
 __all__ = ["IterStreams"]
 
 Lengths: TypeAlias = "Sequence[int | None] | Callable[[Any], int | None] | None"
+
+_NOTHING: Final = object()
 
 
 class IterStreams(StreamDataset):
@@ -107,7 +110,12 @@ class IterStreams(StreamDataset):
         """Call ``make`` for the item of `info`."""
         item = self._items[info.extra["item"]]
         stream = _IterStream(self._maker(item, rng), StepWriter(self._fields), info.key, _runs_on_loop(self._make))
-        await stream.begin()
+        try:
+            await stream.begin()
+        except BaseException:  # cancelled, perhaps: the thread goes on and makes the stream
+            with anyio.move_on_after(CLOSING, shield=True):
+                await stream.aclose()
+            raise
         return stream
 
     def _index(self) -> list[StreamInfo]:
@@ -148,10 +156,20 @@ class _IterStream(Stream):
         self._key = key
         self._on_loop = on_loop
         self._steps: Steps | None = None
+        self._made: Any = _NOTHING  # what has to be awaited before it is steps
+        self._in_thread = False
         self._closed = False
 
     async def begin(self) -> None:
-        made = self._call() if self._on_loop else await in_lane_thread(self._call)
+        if self._on_loop:
+            self._call()
+        else:
+            self._in_thread = True  # until it is known that the thread is done, even if this is cancelled
+            await in_lane_thread(self._call)
+            self._in_thread = False
+        made, self._made = self._made, _NOTHING
+        if made is _NOTHING:
+            return
         if inspect.isawaitable(made):
             try:
                 made = await made
@@ -159,19 +177,23 @@ class _IterStream(Stream):
                 raise step_error(self._key, 0, error) from error
         if hasattr(made, "__aiter__"):
             self._steps = AsyncSteps(made, self._writer, self._key)
-        elif isinstance(made, Steps):
-            self._steps = made
         else:
-            self._steps = await in_lane_thread(steps_of, made, self._writer, self._key)
+            self._in_thread = True
+            await in_lane_thread(self._settle, made)
+            self._in_thread = False
 
-    def _call(self) -> Any:
+    def _call(self) -> None:
         try:
             made = self._make()
         except Exception as error:
             raise step_error(self._key, 0, error) from error
         if self._on_loop or inspect.isawaitable(made) or hasattr(made, "__aiter__"):
-            return made
-        return steps_of(made, self._writer, self._key)
+            self._made = made
+        else:
+            self._settle(made)
+
+    def _settle(self, made: Any) -> None:
+        self._steps = steps_of(made, self._writer, self._key)
 
     async def read_into(self, out: Mapping[str, Array]) -> int:
         steps = self._playing()
@@ -203,11 +225,20 @@ class _IterStream(Stream):
         await self._end()
 
     async def _end(self) -> None:
+        if self._in_thread or isinstance(self._steps, Iterated):
+            await in_lane_thread(self._end_in_thread)
         steps, self._steps = self._steps, None
         if isinstance(steps, AsyncSteps):
             await steps.close_async()
-        elif isinstance(steps, Iterated):
-            await in_lane_thread(steps.close)
+
+    def _end_in_thread(self) -> None:
+        self._in_thread = False
+        steps, self._steps = self._steps, None
+        made, self._made = self._made, _NOTHING
+        if inspect.iscoroutine(made):
+            made.close()  # nobody will await it
+        if isinstance(steps, Iterated):
+            steps.close()
 
     def _playing(self) -> Steps:
         if self._steps is None:

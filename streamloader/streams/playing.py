@@ -13,7 +13,9 @@ from streamloader.streams.steps import Misfit, StepWriter, describe
 if TYPE_CHECKING:
     from streamloader.values import Array
 
-__all__ = ["AsyncSteps", "Indexed", "Iterated", "Steps", "step_error", "steps_of"]
+__all__ = ["CLOSING", "AsyncSteps", "Indexed", "Iterated", "Steps", "step_error", "steps_of"]
+
+CLOSING: Final = 5.0  # seconds that a stream may take to close when its opening was cancelled
 
 _END: Final = object()
 
@@ -112,6 +114,8 @@ class Iterated(Steps):
                 step = next(iterator, _END)
                 if step is _END:
                     self._iterator = iter(())
+                    break
+                if self.abandoned:
                     break
                 put(out, rows, step)
                 rows += 1

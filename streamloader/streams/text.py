@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeAlias
 
+import anyio
 import numpy as np
 
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamFailed, StreamNotFound, UnreadableStream
 from streamloader.streams.addresses import Addresses, Pattern, as_addresses, expand, unique_keys
 from streamloader.streams.base import Stream, StreamDataset
 from streamloader.streams.blocking import in_lane_thread
+from streamloader.streams.playing import CLOSING
 from streamloader.values import Array, Field, StreamInfo
 
 __all__ = ["TextStreams"]
@@ -232,7 +234,12 @@ class _Files(_Corpus):
 
     async def open(self, info: StreamInfo) -> Stream:
         stream = _FileBytes(_File.of(info))
-        await in_lane_thread(stream.begin)
+        try:
+            await in_lane_thread(stream.begin)
+        except BaseException:  # cancelled, perhaps: the thread goes on and opens it
+            with anyio.move_on_after(CLOSING, shield=True):
+                await stream.aclose()
+            raise
         return stream
 
 
@@ -297,6 +304,7 @@ class _FileBytes(Stream):
     def __init__(self, file: _File) -> None:
         self._file = file
         self._handle: Any = None
+        self._closed = False
         self._position = 0
         self._ahead: Array = np.zeros(0, np.uint8)
         self._ahead_start = 0
@@ -312,7 +320,7 @@ class _FileBytes(Stream):
 
     async def read_into(self, out: Mapping[str, Array]) -> int:
         data = out["data"]
-        if self._handle is None:
+        if self._closed:
             raise ClosedError(f"stream {self._file.key!r} was closed", stream=self._file.key)
         wanted = min(len(data), self._file.size - self._position)
         if wanted <= 0:
@@ -360,9 +368,14 @@ class _FileBytes(Stream):
         self._position = _seekable(step, self._file.size, self._file.key)
 
     async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await in_lane_thread(self._close)
+
+    def _close(self) -> None:
         handle, self._handle = self._handle, None
         if handle is not None:
-            await in_lane_thread(handle.close)
+            handle.close()
 
 
 class _Tokens(Stream):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import threading
 
@@ -28,7 +29,7 @@ def small_ring():  # no fixture: pytest would hold it for longer than the leak c
 
 def test_a_slot_holds_fields_and_marks_apart_from_each_other():
     spans = sorted((array.offset, array.offset + array.nbytes) for array in LAYOUT.arrays.values())
-    assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
     assert spans[-1][1] <= LAYOUT.nbytes
     assert all(array.offset % 64 == 0 for array in LAYOUT.arrays.values())
     assert LAYOUT.nbytes % 64 == 0
@@ -80,12 +81,12 @@ def test_a_lease_is_handed_back_when_the_last_array_over_it_goes():
         tensor = torch.frombuffer(lease, dtype=torch.uint8)
         part = tensor[5:9].view(2, 2)
         del lease, tensor
-        assert not small.released
+        assert not small.returns.slots
         del array
-        assert not small.released
+        assert not small.returns.slots
         assert part.tolist() == [[3, 3], [3, 3]]
         del part
-        assert list(small.released) == [1]
+        assert list(small.returns.slots) == [1]
 
 
 def test_leases_may_end_in_any_thread():
@@ -96,7 +97,7 @@ def test_leases_may_end_in_any_thread():
             thread.start()
             thread.join()
         del threads, thread
-        assert sorted(small.released) == [0, 1, 2]
+        assert sorted(small.returns.slots) == [0, 1, 2]
 
 
 def test_leased_memory_outlives_the_ring():

@@ -1,0 +1,194 @@
+"""Every kind of stream is bound to the shipped suite, in each of the forms it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import streamloader as sl
+from streamloader.streams.base import stream_rng
+from streamloader.testing import StreamSuite, play
+
+TEXTS = ["", "a", "Ein Wort: größer.", "0123456789" * 15]
+
+
+def code_points(text):
+    return [1000 + ord(character) for character in text]
+
+
+def as_bytes(texts):
+    return [{"data": np.frombuffer(text.encode(), np.uint8)} for text in texts]
+
+
+def as_tokens(texts):
+    return [{"data": np.array(code_points(text), np.int64)} for text in texts]
+
+
+class TestTextFiles(StreamSuite):
+    kind = "TextStreams"
+
+    @pytest.fixture(autouse=True)
+    def _files(self, tmp_path, monkeypatch):
+        (tmp_path / "texts" / "deep").mkdir(parents=True)
+        names = ["texts/a.txt", "texts/b.txt", "texts/c.TXT", "texts/deep/d.txt"]
+        for name, text in zip(names, TEXTS, strict=True):
+            Path(tmp_path, name).write_bytes(text.encode())
+        monkeypatch.chdir(tmp_path)  # so that the paths are relative
+
+    def make_dataset(self):
+        return sl.TextStreams("texts")
+
+    def expected(self):
+        return as_bytes(TEXTS)
+
+
+class TestTokensOfFiles(TestTextFiles):
+    def make_dataset(self):
+        return sl.TextStreams("texts", code_points, fill=-1)
+
+    def expected(self):
+        return as_tokens(TEXTS)
+
+
+class TestLongTextFiles(StreamSuite):
+    """Longer than what is read ahead, so that blocks cross its border, or are longer than it."""
+
+    kind = "TextStreams"
+    texts = (bytes(range(100)), b"x" * 5, b"y" * 6)
+
+    @pytest.fixture(autouse=True)
+    def _files(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("streamloader.streams.text._READ_AHEAD", 5)
+        self.paths = [tmp_path / f"{number}.bin" for number in range(3)]
+        for path, text in zip(self.paths, self.texts, strict=True):
+            path.write_bytes(text)
+
+    def make_dataset(self):
+        return sl.TextStreams(self.paths)
+
+    def expected(self):
+        return [{"data": np.frombuffer(text, np.uint8)} for text in self.texts]
+
+
+class TestTexts(StreamSuite):
+    kind = "TextStreams"
+
+    def make_dataset(self):
+        return sl.TextStreams.from_texts(TEXTS)
+
+    def expected(self):
+        return as_bytes(TEXTS)
+
+
+class TestTokensOfTexts(StreamSuite):
+    kind = "TextStreams"
+
+    def make_dataset(self):
+        return sl.TextStreams.from_texts(TEXTS, code_points)
+
+    def expected(self):
+        return as_tokens(TEXTS)
+
+
+def random_walk(item, rng):
+    position = np.zeros(2)
+    for _ in range(item):
+        position += rng.normal(size=2)  # in place: the array of a step may be reused for the next
+        yield position
+
+
+class TestGenerators(StreamSuite):
+    kind = "IterStreams"
+
+    def make_dataset(self):
+        return sl.IterStreams([9, 0, 1, 30], random_walk, fields=sl.Field((2,), "float32"), lengths=lambda item: item)
+
+    def expected(self):
+        walks = [stream_rng(0, 0, 0).normal(size=(length, 2)).cumsum(axis=0) for length in (9, 0, 1, 30)]
+        return [{"data": walk.astype(np.float32)} for walk in walks]
+
+    def test_randomness_comes_from_the_rng(self):
+        dataset, infos = self._indexed()
+        one, other = (play(dataset, infos[3], rng=stream_rng(seed, 0, 0))["data"] for seed in (1, 2))
+        assert not np.array_equal(one, other)
+
+
+class TestAsyncGenerators(StreamSuite):
+    kind = "IterStreams"
+    lengths_known = False
+
+    def make_dataset(self):
+        async def count(item, rng):
+            for step in range(item):
+                yield {"number": step, "noise": rng.random(3)}
+
+        fields = {"number": sl.Field((), "int32"), "noise": sl.Field((3,), "float64")}
+        return sl.IterStreams((5, 0, 17), count, fields=fields)
+
+    def expected(self):
+        return [
+            {"number": np.arange(length, dtype=np.int32), "noise": stream_rng(0, 0, 0).random((length, 3))}
+            for length in (5, 0, 17)
+        ]
+
+
+class TestArrays(StreamSuite):
+    kind = "IterStreams"
+    shapes = ((5, 4, 3), (0, 4, 3), (31, 4, 3))
+
+    def arrays(self):
+        return [np.arange(np.prod(shape), dtype=np.int16).reshape(shape) for shape in self.shapes]
+
+    def make_dataset(self):
+        arrays = self.arrays()
+        return sl.IterStreams(
+            range(3), lambda item: arrays[item], fields=sl.Field((4, 3), "uint16"), lengths=[5, 0, 31]
+        )
+
+    def expected(self):
+        return [{"data": array.astype(np.uint16)} for array in self.arrays()]
+
+
+class TestColumns(StreamSuite):
+    kind = "IterStreams"
+
+    def columns(self, item):
+        return {"frame": np.full((item, 2, 2), item, np.uint8), "action": np.linspace(0, 1, item, dtype=np.float32)}
+
+    def make_dataset(self):
+        fields = {"frame": sl.Field((2, 2), "uint8", axes="HW"), "action": sl.Field((), "float32")}
+        return sl.IterStreams([4, 1, 23], self.columns, fields=fields, lengths=[4, 1, 23])
+
+    def expected(self):
+        return [self.columns(item) for item in (4, 1, 23)]
+
+
+class TestLists(StreamSuite):
+    kind = "IterStreams"
+
+    def make_dataset(self):
+        return sl.IterStreams(["abc", "", "defgh"], lambda item: [ord(c) for c in item], fields=sl.Field(), lengths=len)
+
+    def expected(self):
+        return as_bytes(["abc", "", "defgh"])
+
+
+class TestVideos(StreamSuite):
+    kind = "VideoStreams"
+
+    @pytest.fixture(autouse=True)
+    def _clips(self, clips, tmp_path):
+        self.paths = [clips["carphone_pristine"], tmp_path / "again.mp4"]
+        self.paths[1].symlink_to(clips["carphone_pristine"])
+
+    def make_dataset(self):
+        return sl.VideoStreams(self.paths, max_frames=20)
+
+
+def test_every_public_kind_is_bound():
+    public = {name: getattr(sl, name) for name in sl.__all__}
+    kinds = {name for name, it in public.items() if isinstance(it, type) and issubclass(it, sl.StreamDataset)}
+    suites = [it for it in globals().values() if isinstance(it, type) and issubclass(it, StreamSuite)]
+    assert {suite.kind for suite in suites if suite is not StreamSuite} == kinds - {"StreamDataset"}
