@@ -1,0 +1,44 @@
+"""What does the border between two epochs cost? The consumer is slow enough never to wait within one.
+
+``python -m benchmarks.border [--quick] [--rounds N] [--json FILE]``
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from benchmarks import contenders as who
+from benchmarks.clips import HEIGHT, SHORT, WIDTH, clips
+from benchmarks.harness import Column, Question, Table, main
+from benchmarks.job import Job
+
+_TUNED = dataclasses.replace(
+    who.TUNED_PYAV,
+    name="DataLoader persistent",
+    label="DataLoader tuned (PyAV), persistent_workers=True",
+    options={**who.TUNED_PYAV.options, "persistent": True},
+)
+
+
+def question(quick: bool) -> Question:
+    """Describe the table."""
+    table = Table(
+        "border",
+        "The border between two epochs",
+        "640x360 video, 16 clips of 40 frames, 10 batches an epoch; the consumer sleeps 100 ms a batch. Border: from "
+        "the end of the last batch's work to the first batch of the next epoch. Inside: the same between two batches "
+        "of one epoch. Medians, in ms.",
+        Job("video", (HEIGHT, WIDTH, 3), paths=tuple(clips(frames=SHORT))),
+        "border",
+        {"epochs": 3 if quick else 6, "work": 0.1},
+        (who.NAIVE, who.TUNED_PYAV, _TUNED, who.SPDL_THREADS, who.SPDL_POOL, who.REFERENCE_VIEW, who.STREAMLOADER),
+        (
+            Column("border_ms", "border, ms", 1, less_is_better=True),
+            Column("inside_ms", "inside, ms", 2),
+        ),
+    )
+    return Question("border", "Epoch border", (table,))
+
+
+if __name__ == "__main__":
+    main(question)

@@ -1,0 +1,85 @@
+"""What does it cost? Time to the first batch, memory of consumer and workers, CPU a frame, CPU of a worker's start.
+
+``python -m benchmarks.footprint [--quick] [--rounds N] [--json FILE]``
+"""
+
+from __future__ import annotations
+
+from benchmarks import contenders as who
+from benchmarks import transport
+from benchmarks.clips import HEIGHT, WIDTH, clips
+from benchmarks.harness import Bar, Column, Question, Table, main
+from benchmarks.job import Job
+
+_CONTENDERS = (
+    who.NAIVE,
+    who.TUNED_PYAV,
+    who.TUNED_OPENCV,
+    who.TUNED_TORCHCODEC,
+    who.TUNED_DECORD,
+    who.GRAIN,
+    who.SPDL_THREADS,
+    who.SPDL_POOL,
+    who.REFERENCE,
+    who.REFERENCE_VIEW,
+    who.STREAMLOADER,
+    who.STREAMLOADER_COLD,
+    who.RING_PYAV,
+    who.RING_DIRECT,
+)
+
+
+def question(quick: bool) -> Question:
+    """Describe the tables."""
+    video_costs = Table(
+        "video",
+        "Costs of 640x360 video",
+        "The consumer has torch loaded before it starts. Time to the first batch begins when the contender is built, "
+        "its modules imported; streamloader looks at each video once in its life and keeps the index in a cache. "
+        "Memory after a few seconds of play, in MiB: RSS of the consumer, of all workers and of the largest one, what "
+        "that one has for itself (USS), and PSS of all, which counts shared pages (the ring, forked memory) once. Four "
+        "batches of 44 MB are 169 MiB.",
+        Job("video", (HEIGHT, WIDTH, 3), paths=tuple(clips())),
+        "throughput",
+        {"warm": 4, "batches": 12 if quick else 48},
+        _CONTENDERS,
+        (
+            Column("first_batch_s", "first batch, s", 2, less_is_better=True),
+            Column("cpu_ms_per_step", "CPU ms/frame", 2),
+            Column("parent.rss_mib", "consumer RSS", 0),
+            Column("workers.rss_mib", "workers RSS", 0),
+            Column("largest_worker.rss_mib", "largest worker RSS", 0),
+            Column("largest_worker.uss_mib", "largest worker USS", 0),
+            Column("pss_mib", "PSS of all", 0),
+        ),
+    )
+    start = Table(
+        "start",
+        "Costs of starting",
+        "640 B batches of synthetic streams, so that nothing is left but the loader itself: CPU of the busiest child "
+        "process when the first batch has come, time to that batch, memory of the processes.",
+        transport.TINY,
+        "throughput",
+        {"warm": 4, "batches": 20},
+        (
+            transport.COHERENT,
+            *(c for c in transport.spdl_variants(1) if c.family != "SPDL unordered"),
+            who.REFERENCE_VIEW,
+            who.STREAMLOADER,
+            who.RING,
+        ),
+        (
+            Column("worker_start_cpu_s", "CPU s of a worker", 2, less_is_better=True),
+            Column("first_batch_s", "first batch, s", 2),
+            Column("import_s", "imports, s", 2),
+            Column("largest_worker.rss_mib", "largest worker RSS", 0),
+            Column("largest_worker.uss_mib", "largest worker USS", 0),
+            Column("pss_mib", "PSS of all", 0),
+        ),
+        (Bar("CPU of a worker's start, s", "streamloader", (), "worker_start_cpu_s", 0.5, at_most=True),),
+    )
+    return Question("footprint", "Footprint", (video_costs, start))
+
+
+if __name__ == "__main__":
+    main(question)

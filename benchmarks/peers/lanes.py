@@ -1,0 +1,71 @@
+"""Lanes: what coherent batches are made of. Shared by the contenders that bring no such thing themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.job import Job
+from benchmarks.peers.decoders import DECODERS
+
+Array = np.ndarray[Any, Any]
+
+
+class Clip(Protocol):
+    """One stream in time order."""
+
+    def read_into(self, out: Array) -> int:
+        """Fill leading steps of `out`; return how many; 0 is the end."""
+
+
+class Fill:
+    """The synthetic stream: every window it is asked for becomes one value, the next time another."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def read_into(self, out: Array) -> int:
+        """Overwrite all of `out`."""
+        self._value = (self._value + 1) & 255
+        out.fill(self._value)
+        return len(out)
+
+
+class Lane:
+    """Plays its clips one after the other, without a gap between them."""
+
+    def __init__(self, clips: Iterator[Clip]) -> None:
+        self._clips = clips
+        self._clip: Clip | None = None
+
+    def fill(self, data: Array, reset: Array) -> bool:
+        """Fill one window in place; False if the lane ended before it was full."""
+        reset[:] = False
+        filled = 0
+        while filled < len(data):
+            if self._clip is None:
+                self._clip = next(self._clips, None)
+                if self._clip is None:
+                    return False
+                reset[filled] = True
+            count = self._clip.read_into(data[filled:])
+            filled += count
+            if not count:
+                self._clip = None
+        return True
+
+
+def open_lane(job: Job, lane: int) -> Lane:
+    """Open one lane with the decoder that the job's options name."""
+    if job.kind == "fill":
+        return Lane(iter([Fill()]))
+    decoder = DECODERS[job.options["decoder"]]
+    height, width, _ = job.shape
+    return Lane(decoder(path, height, width) for path in job.clips(lane))
+
+
+def limit(job: Job, batches: int) -> bool:
+    """Whether an epoch of the synthetic kind is over after so many batches (video ends by itself)."""
+    return job.kind == "fill" and batches >= job.batches

@@ -1,0 +1,91 @@
+"""streamloader itself, used as its documentation says."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import streamloader as sl
+from benchmarks.job import Job
+from streamloader.streams.base import Stream, StreamDataset
+from streamloader.values import Array, Field, StreamInfo
+
+
+class FillStreams(StreamDataset):
+    """The synthetic streams, as a user would write them: no blocking call, every step written."""
+
+    def __init__(self, count: int, length: int, shape: tuple[int, ...]) -> None:
+        self._count, self._length, self._shape = count, length, shape
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """One array of bytes a step."""
+        return {"data": Field(self._shape, "uint8")}
+
+    async def index(self) -> Sequence[StreamInfo]:
+        """Name the streams."""
+        return [StreamInfo(f"fill{number}", self._length) for number in range(self._count)]
+
+    async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
+        """Open one."""
+        del rng
+        return FillStream(info.length or 0)
+
+
+class FillStream(Stream):
+    """Each window becomes one value, the next window another."""
+
+    def __init__(self, length: int) -> None:
+        self._left, self._value = length, 0
+
+    async def read_into(self, out: Mapping[str, Array]) -> int:
+        """Overwrite all of `out`."""
+        data = out["data"]
+        count = min(len(data), self._left)
+        self._left -= count
+        self._value = (self._value + 1) & 255
+        data[:count].fill(self._value)
+        return count
+
+
+class Loader:
+    """A MultiStreamer; its batches are views that stay valid while they are held."""
+
+    def __init__(self, job: Job) -> None:
+        self._cache = None
+        if job.options.get("cold"):  # no index of the videos is there yet
+            self._cache = tempfile.TemporaryDirectory()
+            os.environ["STREAMLOADER_CACHE"] = self._cache.name
+        if job.kind == "fill":
+            dataset: Any = FillStreams(job.batch_size, min(job.batches, 1 << 32) * job.window, job.shape)
+        else:
+            dataset = sl.VideoStreams(list(job.paths), size=job.shape[:2])
+        self._loader = sl.MultiStreamer(
+            dataset,
+            job.batch_size,
+            job.window,
+            num_workers=job.workers,
+            shuffle=False,
+            tail="drop",
+        )
+
+    def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
+        """Yield (data, reset); the next epoch follows by itself."""
+        del number
+        for batch in self._loader:
+            yield batch.data, batch.reset
+
+    def close(self) -> None:
+        """End the workers."""
+        self._loader.close()
+        if self._cache is not None:
+            self._cache.cleanup()
+
+
+def open_peer(job: Job) -> Loader:
+    """Open the contender."""
+    return Loader(job)

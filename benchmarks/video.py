@@ -1,0 +1,87 @@
+"""How fast do real videos come? 16 H.264 clips, 8 lanes, windows of 8, 2 workers; 640x360 and 224x224.
+
+``python -m benchmarks.video [--quick] [--rounds N] [--json FILE]``
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from benchmarks import contenders as who
+from benchmarks.clips import HEIGHT, WIDTH, clips
+from benchmarks.harness import Bar, Column, Question, Table, main
+from benchmarks.job import Job
+
+COLUMNS = (Column("steps_per_s", "frames/s"), Column("cpu_ms_per_step", "CPU ms/frame", 2, less_is_better=True))
+
+_LOADERS = (
+    who.NAIVE,
+    who.TUNED_PYAV,
+    who.TUNED_OPENCV,
+    who.TUNED_TORCHCODEC,
+    who.TUNED_DECORD,
+    who.GRAIN,
+    who.SPDL_THREADS,
+    who.SPDL_POOL,
+    who.SPDL_RING,
+    who.REFERENCE,
+    who.REFERENCE_VIEW,
+)
+CONTENDERS = (
+    *_LOADERS,
+    who.STREAMLOADER,
+    who.cloned(who.STREAMLOADER),
+    who.RING_PYAV,
+    who.RING_MALLOC,
+    who.RING_DIRECT,
+    who.ALONE_PYAV,
+    who.ALONE_DIRECT,
+    who.ALONE_DECODE,
+)
+
+_NOTE = (
+    "Coherent batches (8, 8, {height}, {width}, 3) of uint8 with a reset mask, taken and dropped by a consumer that "
+    'does nothing else. "Own memory": the batch was copied out for the consumer. The bare ring and the loops without '
+    "transport are not loaders but ceilings. CPU counts consumer and workers."
+)
+_BARS = (
+    Bar("DataLoader as everyone writes it", "streamloader", ("DataLoader",), "steps_per_s", 2.5),
+    Bar("best tuned DataLoader", "streamloader", ("tuned DataLoader",), "steps_per_s", 1.8),
+    Bar("best SPDL", "streamloader", ("SPDL",), "steps_per_s", 1.5),
+    Bar("bare ring on the same decoder", "streamloader", ("ring/direct",), "steps_per_s", 0.93),
+)
+_PEERS = ("DataLoader", "tuned DataLoader", "grain", "SPDL", "reference")
+
+
+def job(height: int, width: int) -> Job:
+    """Every clip four times, so that no epoch ends while it is measured."""
+    return Job("video", (height, width, 3), paths=tuple(clips() * 4))
+
+
+def question(quick: bool) -> Question:
+    """Describe the tables."""
+    args = {"warm": 4, "batches": 16} if quick else {"warm": 8, "batches": 64}
+    native = Table(
+        "640x360",
+        "Video at 640x360 (as stored)",
+        _NOTE.format(height=HEIGHT, width=WIDTH),
+        job(HEIGHT, WIDTH),
+        "throughput",
+        args,
+        CONTENDERS,
+        COLUMNS,
+        _BARS,
+    )
+    scaled = dataclasses.replace(
+        native,
+        name="224x224",
+        title="Video scaled to 224x224",
+        note=_NOTE.format(height=224, width=224),
+        job=job(224, 224),
+        bars=(Bar("best peer that is a loader", "streamloader", _PEERS, "steps_per_s", 1.25),),
+    )
+    return Question("video", "Video", (native, scaled))
+
+
+if __name__ == "__main__":
+    main(question)
