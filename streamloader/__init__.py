@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from streamloader.batch import Batch
+    from streamloader.envstreamer import EnvBatch, EnvStreamer
     from streamloader.errors import (
         ClosedError,
         ConfigError,
@@ -46,6 +47,8 @@ __all__ = [
     "ConfigError",
     "CorruptStream",
     "Cursor",
+    "EnvBatch",
+    "EnvStreamer",
     "Field",
     "FrameSizeError",
     "IterStreams",
@@ -70,6 +73,8 @@ __all__ = [
 _HOMES: Final = {
     "Batch": "batch",
     "Cursor": "values",
+    "EnvBatch": "envstreamer",
+    "EnvStreamer": "envstreamer",
     "Field": "values",
     "IterStreams": "streams.iterate",
     "MultiStreamer": "multistreamer",

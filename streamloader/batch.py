@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ import numpy as np
 from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import torch
 
     from streamloader.engine.ring import SlotLayout
     from streamloader.values import Array
 
-__all__ = ["Batch", "BatchArray", "BatchSpec"]
+__all__ = ["Batch", "BatchArray", "BatchSpec", "SlotBatch", "copy_memory"]
 
 _MARKS = ("reset", "valid", "repeat", "step", "time", "stream")
 
@@ -46,12 +49,12 @@ class BatchSpec:
     """
 
     def __init__(self, slots: SlotLayout, layout: str | None) -> None:
-        self.nbytes = slots.nbytes
+        self.nbytes, self.rows = slots.nbytes, slots.lanes
         self.fields = tuple(slots.fields)
         self.arrays: dict[str, BatchArray] = {}
         self.torch_dtypes: dict[str, torch.dtype] = {}
         matched = False
-        for name in (*self.fields, *_MARKS):
+        for name in (*self.fields, *(_MARKS if slots.window is not None else ())):
             array = slots.arrays[name]
             order, image = _order(layout, array.axes, len(array.shape))
             matched = matched or image
@@ -89,37 +92,22 @@ def _order(layout: str | None, axes: str | None, ndim: int) -> tuple[tuple[int, 
     return None, False
 
 
-class Batch:
-    """One batch: `batch_size` lanes by `window` steps, of every field, with marks that say what each step is.
+class SlotBatch(abc.ABC):
+    """The arrays of one slot as tensors, made when they are asked for; what kinds of batches have in common."""
 
-    ``batch["name"]`` is the tensor of a field or mark; ``batch.data`` is ``batch["data"]``. In the order (B, T, ...):
+    __slots__ = ("__weakref__", "_made", "_memory", "_spec")
 
-    - fields: the dtype and shape that the data set declares, turned as the loader's ``layout`` says;
-    - ``reset``: bool, True exactly on the first step of a stream: clear the hidden state there;
-    - ``valid``: bool, False on padding;
-    - ``repeat``: bool, True where a finished lane has started over (``tail="cycle"``);
-    - ``step``: int64, position in the stream (-1 on padding);
-    - ``time``: float64, seconds since the stream's first step (-1.0 on padding);
-    - ``stream``: int64, ordinal of the stream in ``loader.streams`` (-1 on padding).
-
-    Tensors alias the loader's memory, without a copy, and stay as they are for as long as they are held.
-
-    Attributes:
-        epoch: the epoch it belongs to.
-        index: its number in the epoch.
-    """
-
-    __slots__ = ("__weakref__", "_made", "_memory", "_spec", "epoch", "index")
-
-    def __init__(self, spec: BatchSpec, memory: Any, epoch: int, index: int) -> None:
+    def __init__(self, spec: BatchSpec, memory: Any) -> None:
         self._spec = spec
         self._memory = memory  # the slot's bytes: a buffer, or a uint8 tensor
         self._made: dict[str, torch.Tensor] = {}
-        self.epoch = epoch
-        self.index = index
+
+    @abc.abstractmethod
+    def _over(self, memory: Any) -> Self:
+        """Return the same batch over other memory."""
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Return the tensor of a field or mark."""
+        """Return the tensor of an array."""
         made = self._made.get(name)
         if made is None:
             made = self._made[name] = self._tensor(name)
@@ -146,6 +134,96 @@ class Batch:
     def data(self) -> torch.Tensor:
         """The field called "data"."""
         return self["data"]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of arrays."""
+        return iter(self._spec.arrays)
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of arrays."""
+        return tuple(self._spec.arrays)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such an array."""
+        return name in self._spec.arrays
+
+    def __len__(self) -> int:
+        """Lanes in the batch."""
+        return self._spec.rows
+
+    def numpy(self) -> dict[str, Array]:
+        """Return NumPy arrays of all arrays, in the same layout and without a copy (of CPU tensors)."""
+        memory = self._memory
+        if hasattr(memory, "numpy"):
+            memory = memory.numpy()
+        arrays = {}
+        for name, array in self._spec.arrays.items():
+            stored = np.frombuffer(memory, array.dtype, array.count, array.offset).reshape(array.shape)
+            arrays[name] = stored if array.order is None else stored.transpose(array.order)
+        return arrays
+
+    def clone(self) -> Self:
+        """Return a copy with memory of its own."""
+        memory = self._memory
+        copied = memory.clone() if hasattr(memory, "clone") else copy_memory(memory)
+        return self._over(copied)
+
+    def to(self, device: Any, *, non_blocking: bool = False) -> Self:
+        """Return the batch on `device`: itself if it is there already, else moved whole, in one copy."""
+        import torch
+
+        target, memory = torch.device(device), self._memory
+        if not isinstance(memory, torch.Tensor):
+            if target.type == "cpu":
+                return self
+            memory = torch.frombuffer(memory, dtype=torch.uint8)
+        moved = memory.to(target, non_blocking=non_blocking)
+        return self if moved is memory else self._over(moved)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell the CUDA allocator that `stream` uses this batch too (as ``Tensor.record_stream``)."""
+        if hasattr(self._memory, "record_stream"):
+            self._memory.record_stream(stream)
+
+    def _shapes(self) -> str:
+        """Describe the fields, for ``repr``."""
+        arrays = self._spec.arrays
+        return ", ".join(f"{name}={arrays[name].dtype}{_shape(arrays[name])}" for name in self._spec.fields)
+
+
+def _shape(array: BatchArray) -> tuple[int, ...]:
+    return array.shape if array.order is None else tuple(array.shape[axis] for axis in array.order)
+
+
+class Batch(SlotBatch):
+    """One batch: `batch_size` lanes by `window` steps, of every field, with marks that say what each step is.
+
+    ``batch["name"]`` is the tensor of a field or mark; ``batch.data`` is ``batch["data"]``. In the order (B, T, ...):
+
+    - fields: the dtype and shape that the data set declares, turned as the loader's ``layout`` says;
+    - ``reset``: bool, True exactly on the first step of a stream: clear the hidden state there;
+    - ``valid``: bool, False on padding;
+    - ``repeat``: bool, True where a finished lane has started over (``tail="cycle"``);
+    - ``step``: int64, position in the stream (-1 on padding);
+    - ``time``: float64, seconds since the stream's first step (-1.0 on padding);
+    - ``stream``: int64, ordinal of the stream in ``loader.streams`` (-1 on padding).
+
+    Tensors alias the loader's memory, without a copy, and stay as they are for as long as they are held.
+
+    Attributes:
+        epoch: the epoch it belongs to.
+        index: its number in the epoch.
+    """
+
+    __slots__ = ("epoch", "index")
+
+    def __init__(self, spec: BatchSpec, memory: Any, epoch: int, index: int) -> None:
+        super().__init__(spec, memory)
+        self.epoch = epoch
+        self.index = index
+
+    def _over(self, memory: Any) -> Self:
+        return type(self)(self._spec, memory, self.epoch, self.index)
 
     @property
     def reset(self) -> torch.Tensor:
@@ -182,67 +260,9 @@ class Batch:
         """Float32 (B, T): 0.0 on the first step of a stream, else 1.0, for ``h = h * keep[:, t, None]``."""
         return (~self["reset"]).float()
 
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of fields and marks."""
-        return iter(self._spec.arrays)
-
-    def keys(self) -> tuple[str, ...]:
-        """Names of fields and marks."""
-        return tuple(self._spec.arrays)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is such a field or mark."""
-        return name in self._spec.arrays
-
-    def __len__(self) -> int:
-        """Lanes in the batch."""
-        return self._spec.arrays["reset"].shape[0]
-
-    def numpy(self) -> dict[str, Array]:
-        """Return NumPy arrays of all fields and marks, in the same layout and without a copy (of CPU tensors)."""
-        memory = self._memory
-        if hasattr(memory, "numpy"):
-            memory = memory.numpy()
-        arrays = {}
-        for name, array in self._spec.arrays.items():
-            stored = np.frombuffer(memory, array.dtype, array.count, array.offset).reshape(array.shape)
-            arrays[name] = stored if array.order is None else stored.transpose(array.order)
-        return arrays
-
-    def clone(self) -> Batch:
-        """Return a copy with memory of its own."""
-        memory = self._memory
-        copied = memory.clone() if hasattr(memory, "clone") else copy_memory(memory)
-        return Batch(self._spec, copied, self.epoch, self.index)
-
-    def to(self, device: Any, *, non_blocking: bool = False) -> Batch:
-        """Return the batch on `device`: itself if it is there already, else moved whole, in one copy."""
-        import torch
-
-        target, memory = torch.device(device), self._memory
-        if not isinstance(memory, torch.Tensor):
-            if target.type == "cpu":
-                return self
-            memory = torch.frombuffer(memory, dtype=torch.uint8)
-        moved = memory.to(target, non_blocking=non_blocking)
-        return self if moved is memory else Batch(self._spec, moved, self.epoch, self.index)
-
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Tell the CUDA allocator that `stream` uses this batch too (as ``Tensor.record_stream``)."""
-        if hasattr(self._memory, "record_stream"):
-            self._memory.record_stream(stream)
-
     def __repr__(self) -> str:
         """Name the fields and their shapes."""
-        shapes = ", ".join(
-            f"{name}={self._spec.arrays[name].dtype}{self._shape(self._spec.arrays[name])}"
-            for name in self._spec.fields
-        )
-        return f"Batch(epoch={self.epoch}, index={self.index}, {shapes})"
-
-    @staticmethod
-    def _shape(array: BatchArray) -> tuple[int, ...]:
-        return array.shape if array.order is None else tuple(array.shape[axis] for axis in array.order)
+        return f"Batch(epoch={self.epoch}, index={self.index}, {self._shapes()})"
 
 
 def copy_memory(memory: Any) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except StreamloaderError as error:
+    except (StreamloaderError, OSError) as error:
         if arguments.debug:
             raise
+        if isinstance(error, StreamloaderError):
+            error.worker_traceback = None  # --debug shows it
         print(f"streamloader: {error}", file=sys.stderr)
         return 2
     return status
@@ -47,9 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--lanes", type=_positive, default=4, help="rows of a batch")
     demo.add_argument("--window", type=_positive, default=16, help="steps of a batch")
-    demo.add_argument("--workers", type=int, default=2, help="worker processes; 0: a thread")
-    demo.add_argument("--size", type=_size, default=(96, 128), metavar="HxW", help="frame size, multiples of 4")
-    demo.add_argument("--seconds", type=float, default=60.0, help="how long to train")
+    demo.add_argument("--workers", type=_count, default=2, help="worker processes; 0: a thread")
+    demo.add_argument("--size", type=_size, default=(96, 128), metavar="HxW", help="frame size, multiples of 8")
+    demo.add_argument("--stride", type=_positive, default=3, help="every how many frames one is taken")
+    demo.add_argument("--seconds", type=_seconds, default=60.0, help="how long to train")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures")
     demo.add_argument("--seed", type=int, default=0, help="of the order and of the model")
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -63,8 +67,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     videos = arguments.videos
     if not videos:
-        print("fetching four real clips (once) ...", flush=True)
-        videos = [str(path) for path in fetch_clips().values()]
+        clips = fetch_clips(before_download=lambda: print("fetching four real clips (once) ...", flush=True))
+        videos = [str(path) for path in clips.values()]
     result = run(
         Settings(
             videos,
@@ -73,6 +77,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             window=arguments.window,
             workers=arguments.workers,
             size=arguments.size,
+            stride=arguments.stride,
             seconds=arguments.seconds,
             seed=arguments.seed,
         )
@@ -85,17 +90,30 @@ def _demo(arguments: argparse.Namespace) -> int:
         f"{result.frames:,} frames in {result.seconds:.1f} s: {result.frames / result.seconds:,.0f} frames/s, "
         f"{result.waited / result.seconds:.1%} of the time spent waiting for data\n"
         f"loss (mean squared error of the next frame): {early:.5f} at the start, {late:.5f} at the end; "
-        f"copying the last frame: {result.mean(result.copying):.5f}"
+        f"copying the last frame there: {result.mean(result.copying):.5f}"
     )
     for path in result.saved:
         print(f"saved {path}")
     return _INTERRUPTED if result.interrupted else 0
 
 
+def _count(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of {least} or more, got {text!r}")
+    return int(text)
+
+
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return _count(text, least=1)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:  # nor is nan
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
     return value
 
 
@@ -105,6 +123,6 @@ def _size(text: str) -> tuple[int, int]:
         size = int(height), int(width)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH such as 96x128, got {text!r}") from None
-    if min(size) < 4 or any(side % 4 for side in size):  # noqa: PLR2004 - the model's patches
-        raise argparse.ArgumentTypeError(f"sides must be multiples of 4, got {text!r}")
+    if min(size) < 8 or any(side % 8 for side in size):  # noqa: PLR2004 - the model's patches
+        raise argparse.ArgumentTypeError(f"sides must be multiples of 8, got {text!r}")
     return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from streamloader.errors import ConfigError, StreamloaderError
 if TYPE_CHECKING:
     import torch
 
-    from streamloader.batch import Batch
-    from streamloader.engine.lane import Grant
+    from streamloader.batch import SlotBatch
+    from streamloader.engine.player import Grant
     from streamloader.engine.ring import Ring
     from streamloader.engine.supervisor import Supervisor
 
@@ -38,7 +39,7 @@ class Pinning:
                 warnings.warn(
                     "pin_memory=True, but no CUDA device is found: the ring is not page-locked",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=_users_frame(),
                 )
                 self._wanted = False
 
@@ -54,7 +55,7 @@ class Pinning:
             warnings.warn(
                 f"CUDA refuses to page-lock the ring of {size} bytes (error {code}); copies will be slower",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=_users_frame(),
             )
         else:
             self._address = address
@@ -68,7 +69,15 @@ class Pinning:
             self._address = None
 
 
-def make_feed(device: Any, wrap: Callable[[Grant], Batch]) -> CudaFeed | None:
+def _users_frame() -> int:
+    """Return the ``stacklevel`` of a warning that is to point at the first caller outside this package."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001 - as warnings.warn itself does
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("streamloader."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def make_feed(device: Any, wrap: Callable[[Grant], SlotBatch]) -> CudaFeed | None:
     """Return the feed for a CUDA `device`; None for the CPU.
 
     Raises:
@@ -97,15 +106,15 @@ class CudaFeed:
     writes into a slot that is still being read.
     """
 
-    def __init__(self, device: torch.device, wrap: Callable[[Grant], Batch]) -> None:
+    def __init__(self, device: torch.device, wrap: Callable[[Grant], SlotBatch]) -> None:
         import torch
 
         self._device, self._wrap = device, wrap
         self._stream = torch.cuda.Stream(device)
-        self._next: tuple[Batch, torch.cuda.Event] | None = None
-        self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
+        self._next: tuple[SlotBatch, torch.cuda.Event] | None = None
+        self._copying: deque[tuple[torch.cuda.Event, SlotBatch]] = deque()
 
-    def next(self, supervisor: Supervisor, timeout: float | None) -> Batch | None:
+    def next(self, supervisor: Supervisor, timeout: float | None) -> SlotBatch | None:
         """Return the next batch on the device, and start the copy of the one after it if that is ready."""
         import torch
 
@@ -127,7 +136,7 @@ class CudaFeed:
         self._next = None if following is None else self._start(following)
         return batch
 
-    def _start(self, grant: Grant) -> tuple[Batch, torch.cuda.Event]:
+    def _start(self, grant: Grant) -> tuple[SlotBatch, torch.cuda.Event]:
         import torch
 
         source = self._wrap(grant)

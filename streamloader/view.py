@@ -24,6 +24,7 @@ _FAINT = (128, 134, 146)
 _BEGIN = (255, 159, 28)
 _PADDING = (58, 61, 68)
 _BORDER, _GAP, _LEFT, _TOP, _BELOW = 4, 4, 64, 30, 16  # pixels
+_NARROWEST = 520  # pixels across, for the line at the top
 
 
 def contact_sheet(
@@ -40,7 +41,7 @@ def contact_sheet(
         batches: of one loader, in order; or dicts as ``batch.numpy()`` gives them.
         field: the image field to draw: uint8, (B, T, C, H, W) or (B, T, H, W, C), C = 1 or 3.
         names: of the streams by ordinal, such as ``[info.key for info in loader.streams]``.
-        every: steps for one column. A column shows its first step, or the one on which a stream begins in it.
+        every: steps for one column. A column shows its first step, or the first on which a stream begins in it.
         height: of a frame in the picture, pixels.
 
     Returns:
@@ -58,7 +59,8 @@ def contact_sheet(
     columns = _columns(marks["reset"], every)
     lanes, width = frames.shape[0], max(1, round(height * frames.shape[3] / frames.shape[2]))
     across, down = width + _GAP + 2 * _BORDER, height + _BELOW + _GAP + 2 * _BORDER
-    sheet = Image.new("RGB", (_LEFT + columns.shape[1] * across + _GAP, _TOP + lanes * down + _GAP), _BACK)
+    wide = max(_LEFT + columns.shape[1] * across + _GAP, _NARROWEST)
+    sheet = Image.new("RGB", (wide, _TOP + lanes * down + _GAP), _BACK)
     draw = ImageDraw.Draw(sheet)
     draw.text((_LEFT, 8), f"time ->   one column is {every} step{'s' * (every > 1)}", _FAINT, font_size=13)
     _legend(draw, sheet.width)

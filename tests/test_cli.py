@@ -11,6 +11,8 @@ import sys
 import pytest
 from PIL import Image
 
+from streamloader.cli import main
+
 
 @pytest.fixture(autouse=True)
 def _torch_keeps_its_own_files_here(tmp_path, monkeypatch):
@@ -37,11 +39,11 @@ def test_the_demo_streams_trains_and_draws(clips, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     losses = re.search(
-        r"frame\): ([\d.]+) at the start, ([\d.]+) at the end; copying the last frame: ([\d.]+)", done.stdout
+        r"frame\): ([\d.]+) at the start, ([\d.]+) at the end; copying the last frame there: ([\d.]+)", done.stdout
     )
     start, end, copying = map(float, losses.groups())
-    assert end < 0.7 * start
-    assert 0 < copying < start
+    assert 0 < end < start
+    assert end < 1.1 * copying  # it begins there, learns to do worse and then better: in a minute, much
     assert re.search(
         r"[\d,]+ frames in [\d.]+ s: [\d,]+ frames/s, [\d.]+% of the time spent waiting for data", done.stdout
     )
@@ -61,10 +63,35 @@ def test_an_error_is_one_line_that_says_what_to_do(tmp_path):
     assert "Traceback" in debug.stderr
 
 
-def test_bad_arguments_are_refused_with_their_reason(tmp_path):
-    done = command("demo", "--size", "33x40", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "multiples of 4" in done.stderr
+def test_bad_arguments_are_refused_with_their_reason(capsys):
+    reasons = {
+        ("--size", "36x40"): "multiples of 8",
+        ("--size", "big"): "HEIGHTxWIDTH",
+        ("--lanes", "0"): "1 or more",
+        ("--workers", "-1"): "0 or more",
+        ("--window", "x"): "whole number",
+        ("--seconds", "nan"): "above 0",
+    }
+    for arguments, reason in reasons.items():
+        with pytest.raises(SystemExit) as refused:
+            main(["demo", *arguments])
+        assert refused.value.code == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_what_cannot_work_shows_before_the_training(clips, tmp_path):
+    arguments = ["demo", str(clips["bikes"]), "--seconds", "4", "--size", "32x40"]
+    (tmp_path / "demo").write_text("in the way")
+    done = command(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "demo" in done.stderr
+    (tmp_path / "hidden" / "PIL").mkdir(parents=True)
+    (tmp_path / "hidden" / "PIL" / "__init__.py").write_text("raise ImportError('not installed')")
+    path = os.pathsep.join([str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")])
+    done = command(*arguments, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install streamloader[demo]" in done.stderr
 
 
 def test_version(tmp_path):
@@ -82,7 +109,8 @@ def test_ctrl_c_saves_what_there_is(clips, tmp_path):
         start_new_session=True,
     ) as process:
         first = process.stdout.readline()  # it is training
-        os.killpg(process.pid, signal.SIGINT)
+        for _ in range(3):  # as tox does
+            os.killpg(process.pid, signal.SIGINT)
         out, errors = process.communicate(timeout=60)
     assert "frames/s" in first
     assert process.returncode == 130

@@ -14,6 +14,7 @@ SHOWS = {
     "quickstart": "frames/s, waiting for data",
     "text": ">a_0;a_1;a_2; >b_0;b_1;b_2;",
     "train_rnn": "epoch 5: 0.",
+    "vector_env": "balls caught",
 }
 NEEDS_VIDEOS = {"quickstart"}
 

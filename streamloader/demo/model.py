@@ -10,11 +10,16 @@ __all__ = ["NextFrame", "State"]
 
 State = tuple[torch.Tensor, torch.Tensor]
 
+_REACH = 0.1  # of the half width of a frame that an output of 1 moves a pixel by
+_CHANGE = 0.1  # of full brightness that an output of 1 adds
+
 
 class NextFrame(nn.Module):
     """A convolutional GRU that sees one frame at a time and predicts the one after it.
 
-    Its state, the hidden map and the last frame seen, goes from batch to batch; `keep` clears it where a stream begins.
+    The prediction is the last frame, moved by a field of motion and corrected. The motion cannot be seen in one frame:
+    it is in the state. That state, the hidden map and the last frame, goes from batch to batch, and `keep` clears
+    it where a stream begins.
 
     Args:
         size: (height, width) of the frames, multiples of `patch`.
@@ -22,7 +27,7 @@ class NextFrame(nn.Module):
         patch: pixels across of the patches that become one position of the map.
     """
 
-    def __init__(self, size: tuple[int, int], hidden: int = 16, patch: int = 4) -> None:
+    def __init__(self, size: tuple[int, int], hidden: int = 32, patch: int = 8) -> None:
         super().__init__()
         self.size, self.hidden, self.patch = size, hidden, patch
         pixels = 3 * patch**2
@@ -31,7 +36,7 @@ class NextFrame(nn.Module):
         self.to_gates = nn.Conv2d(hidden, 2 * hidden, 3, padding=1, bias=False)
         self.to_candidate = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
         self.decode = nn.Sequential(
-            nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(2 * hidden, pixels, 3, padding=1)
+            nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(2 * hidden, 2 + pixels, 3, padding=1)
         )
 
     def start(self, lanes: int) -> State:
@@ -67,5 +72,16 @@ class NextFrame(nn.Module):
             hidden = hidden + update * (candidate - hidden)
             states.append(hidden)
         decoded = self.decode(torch.cat([torch.stack(states, 1).flatten(0, 1), seen], 1))
-        decoded = functional.pixel_shuffle(decoded, self.patch).unflatten(0, (lanes, window))
-        return torch.sigmoid(decoded), before, (hidden.detach(), frames[:, -1].clone())
+        motion, correction = decoded.split([2, 3 * self.patch**2], 1)
+        predicted = self._moved(before.flatten(0, 1), motion) + _CHANGE * functional.pixel_shuffle(
+            correction, self.patch
+        )
+        return predicted.unflatten(0, (lanes, window)), before, (hidden.detach(), frames[:, -1].clone())
+
+    def _moved(self, frames: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
+        """Move the pixels of (N, 3, H, W) frames by a coarse field of motion (N, 2, H / patch, W / patch)."""
+        # Where each pixel comes from, in the coordinates of grid_sample: -1 and 1 are the borders of the frame.
+        still = functional.affine_grid(torch.eye(2, 3)[None], [1, 1, *self.size], align_corners=False)
+        moves = functional.interpolate(motion, size=self.size, mode="bilinear", align_corners=False)
+        places = still + _REACH * moves.permute(0, 2, 3, 1)
+        return functional.grid_sample(frames, places, padding_mode="border", align_corners=False)

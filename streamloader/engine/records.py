@@ -9,6 +9,7 @@
                             OVERRUN   `lane` has steps of `play` left although the planned end is reached
                             ERROR     `lane` failed at grant `seq` (-1: the worker as a whole); JSON follows
                             LOG       a log record; JSON follows
+                            INFO      what an env said of its rows of grant `seq`, before the DONE of it; JSON follows
 
 End of file means that the other side is gone. The kernel orders the bytes of the ring before the record that
 speaks of them, so nothing else needs a barrier or a lock.
@@ -37,11 +38,12 @@ class Kind(IntEnum):
     OVERRUN = 5
     ERROR = 6
     LOG = 7
+    INFO = 8
 
 
 class Record(NamedTuple):
     """One record. The three numbers mean: GRANT (play, epoch, index), slot in `lane`; TRUNCATE and DONE (seq, 0, 0);
-    ENDED (play, windows, full); OVERRUN (play, 0, 0); ERROR (seq, 0, 0); LOG (0, 0, 0)."""  # noqa: D205, D209
+    ENDED (play, windows, full); OVERRUN (play, 0, 0); ERROR and INFO (seq, 0, 0); LOG (0, 0, 0)."""  # noqa: D205, D209
 
     kind: int
     version: int

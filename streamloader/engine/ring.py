@@ -59,23 +59,28 @@ class SlotArray:
 class SlotLayout:
     """Where each array of a batch lies in its slot.
 
+    Args:
+        window: steps T of a batch; None for arrays (B, ...) as they are, without marks.
+
     Attributes:
         arrays: user's fields and the loader's own, by name.
         nbytes: bytes of a slot; data_bytes: those of the user's fields.
     """
 
-    def __init__(self, fields: Mapping[str, Field], lanes: int, window: int) -> None:
+    def __init__(self, fields: Mapping[str, Field], lanes: int, window: int | None) -> None:
         self.fields = dict(fields)
         self.lanes, self.window = lanes, window
         self.arrays: dict[str, SlotArray] = {}
         self._end = 0
+        rows = (lanes,) if window is None else (lanes, window)
         for name, field in self.fields.items():
-            self._add(name, (lanes, window, *field.shape), field)
+            self._add(name, (*rows, *field.shape), field)
         self.data_bytes = sum(array.nbytes for array in self.arrays.values())
-        for name, field in META.items():
-            self._add(name, (lanes, window), field)
-        self._add(_CURSOR, (lanes, 2), Field((), "int64"))
-        self.nbytes = self._end
+        if window is not None:
+            for name, field in META.items():
+                self._add(name, rows, field)
+            self._add(_CURSOR, (lanes, 2), Field((), "int64"))
+        self.nbytes = max(self._end, _ALIGN)
 
     def _add(self, name: str, shape: tuple[int, ...], field: Field) -> None:
         array = SlotArray(self._end, shape, np.dtype(field.dtype), field.axes)

@@ -1,4 +1,4 @@
-"""The scheduler of a worker: one task a lane, which runs ahead as far as slots were granted."""
+"""The scheduler of a worker: one task a player (a lane, or an env), which runs ahead as far as slots were granted."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import anyio
 
-from streamloader.engine.lane import Grant, Lane, Script
+from streamloader.engine.player import Grant, Player, Script
 from streamloader.engine.records import Kind, Record, Splitter, pack
-from streamloader.engine.ring import Ring, Row, Status
+from streamloader.engine.ring import Ring, Status
 from streamloader.errors import StreamloaderError, to_wire
 from streamloader.streams.blocking import LaneThread, current_lane_thread
 
@@ -32,19 +32,7 @@ class Scheduler:
     def __init__(self, script: Script, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
-        slots = [ring.arrays(slot) for slot in range(ring.slots)]
-        fields = ring.layout.fields
-        self._lanes = [
-            Lane(
-                script,
-                lane,
-                first_lane + lane,
-                [Row(arrays, fields, lane) for arrays in slots],
-                memoryview(ring.status[lane]),
-                self._send,
-            )
-            for lane in lanes
-        ]
+        self._lanes = script.players(ring, lanes, first_lane, self._send)
         self._burst = max(1, ring.slots // 4)  # windows that a lane may fill before others of this worker get a turn
         self._grants: dict[int, Grant] = {}
         self._granted = 0
@@ -74,7 +62,7 @@ class Scheduler:
             for thread in threads:
                 thread.stop()
 
-    async def _drive(self, lane: Lane, thread: LaneThread) -> None:
+    async def _drive(self, lane: Player, thread: LaneThread) -> None:
         current_lane_thread.set(thread)
         run = 0
         try:
@@ -104,7 +92,7 @@ class Scheduler:
             with anyio.move_on_after(_CLOSE_WITHIN, shield=True):
                 await lane.reset()
 
-    async def _fail(self, lane: Lane, grant: Grant, error: StreamloaderError) -> None:
+    async def _fail(self, lane: Player, grant: Grant, error: StreamloaderError) -> None:
         """Report the failure, and rest until the supervisor has made the grant void."""
         wire = to_wire(error)
         try:

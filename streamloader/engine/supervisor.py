@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from streamloader.engine.lane import Grant
+from streamloader.engine.player import Grant
 from streamloader.engine.process import Worker, job_memory
 from streamloader.engine.records import Kind, Record, Splitter, pack
 from streamloader.engine.ring import Ring, Status
@@ -52,12 +52,15 @@ class _Play:
 class Supervisor:
     """The workers of one loader, seen from the consumer.
 
+    Args:
+        most: batches that may be ahead of the consumer; by default, as many as have a slot.
+
     Attributes:
         lock: held by whoever uses it: batches may be let go of in any thread, at any moment.
         wait_seconds: time the consumer waited; waited_for: the same by lane.
     """
 
-    def __init__(self, job: Job, ring: Ring, workers: int) -> None:
+    def __init__(self, job: Job, ring: Ring, workers: int, most: int | None = None) -> None:
         self._job, self._ring = job, ring
         self._plan = job.script.plan
         self._count = len(job.lanes)
@@ -70,6 +73,8 @@ class Supervisor:
         self._taken = 0  # grants consumed; the next batch is the first of _granted
         self._granted: deque[Grant] = deque()
         self._free = list(range(ring.slots - 1, -1, -1))
+        self._most = ring.slots if most is None else most
+        self._infos: dict[int, dict[int, Any]] = {}  # grant -> worker -> what its env said
         self._unsent = bytearray()
         self._flush_at = max(1, ring.slots // 4) * len(pack(Kind.GRANT))
         self._plays: dict[int, _Play] = {}  # the current one and those after it
@@ -154,7 +159,8 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether the next batch, or the end of the epoch, can be had without waiting."""
-        return self._ready() or self._at_end()
+        self.reclaim()
+        return min(self._done) > self._taken or self._at_end()
 
     def take(self, timeout: float | None) -> Grant | None:
         """Return the next whole batch, waiting for it; None at the end of the epoch.
@@ -180,19 +186,25 @@ class Supervisor:
         if self._at_end():
             return None
         self._taken += 1
-        return self._granted.popleft()
+        grant = self._granted.popleft()
+        if self._free:  # it was the number of batches ahead that was at its limit
+            self._grant()
+            if len(self._unsent) >= self._flush_at:
+                self.flush()
+        return grant
 
-    def _ready(self) -> bool:
-        self.reclaim()
-        return min(self._done) > self._taken and not self._at_end()
+    def take_infos(self, grant: Grant) -> list[Any]:
+        """Return, once, what the envs of the workers said of a batch; None for those that said nothing."""
+        said = self._infos.pop(grant.seq, {})
+        return [said.get(number) for number in range(self._count)]
 
     def _at_end(self) -> bool:
         play = self._current
         if play is None:
             return True
-        if play.end is None or play.granted < play.end:
+        if self._granted and self._granted[0].play == play.number:  # what is granted lies before the end
             return False
-        return not self._granted or self._granted[0].play != play.number
+        return play.end is not None and play.granted >= play.end
 
     def poll(self, wait: float | None = 0.0) -> bool:
         """Act on what workers say, waiting up to `wait` seconds for it; return whether they said anything."""
@@ -250,9 +262,9 @@ class Supervisor:
 
     def _grant(self) -> None:
         """Grant every free slot, in order, through this play and, once its end is known, into the next one."""
-        while self._free and (play := self._granting) is not None:
+        while self._free and len(self._granted) < self._most and (play := self._granting) is not None:
             if play.end is not None and play.granted >= play.end:
-                if play is not self._current or self._plan.batches == 0:
+                if play is not self._current or not self._job.script.plays_again:
                     return  # one play ahead is enough
                 play = self._granting = self._new_play(play.epoch + 1)
             seq = self._taken + len(self._granted)
@@ -307,9 +319,17 @@ class Supervisor:
                 if record.a < 0 or record.version == self._version:
                     self._failures.append(_Failure(record.a, record.payload or {}))
             elif record.payload is not None:
-                logger = logging.getLogger(record.payload["name"])
-                if logger.isEnabledFor(record.payload["level"]):
-                    logger.log(record.payload["level"], "worker %d: %s", worker.number, record.payload["message"])
+                self._note(worker.number, record.kind, record.a, record.payload)
+
+    def _note(self, worker: int, kind: int, seq: int, said: dict[str, Any]) -> None:
+        """Keep what an env said of a batch, or log."""
+        if kind == Kind.INFO:
+            # Of any version: envs play one play only, so the number of a void grant is not given again.
+            self._infos.setdefault(seq, {})[worker] = said["infos"]
+            return
+        logger = logging.getLogger(said["name"])
+        if logger.isEnabledFor(said["level"]):
+            logger.log(said["level"], "worker %d: %s", worker, said["message"])
 
     def _end(self, record: Record) -> None:
         """A lane has come to the end of a play, or beyond its planned one."""

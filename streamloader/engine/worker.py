@@ -30,7 +30,7 @@ from streamloader.engine.records import Kind, pack
 from streamloader.errors import ConfigError, to_wire
 
 if TYPE_CHECKING:
-    from streamloader.engine.lane import Script
+    from streamloader.engine.player import Script
     from streamloader.engine.ring import Ring, SlotLayout
 
 __all__ = ["Job", "main", "pack_job", "run_thread"]
@@ -62,8 +62,8 @@ def pack_job(job: Job) -> bytes:
         pickled: bytes = cloudpickle.dumps(job)
     except Exception as error:
         raise ConfigError(
-            f"the data set cannot be sent to worker processes ({type(error).__name__}: {error}): open files, locks and "
-            "connections in make or open(), not before, or use num_workers=0"
+            f"the data set, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
+            "files, locks and connections in make, open() or make_env, not before, or use num_workers=0"
         ) from error
     return _HEADER.pack(len(search)) + search + pickled
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSING", "AsyncSteps", "Indexed", "Iterated", "Steps", "step_error", "steps_of"]
 
-CLOSING: Final = 5.0  # seconds that a stream may take to close when its opening was cancelled
+CLOSING: Final = 1.0  # seconds to wait for a stream whose opening was cancelled; its thread closes it in any case
 
 _END: Final = object()
 
