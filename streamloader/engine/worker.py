@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
     sock = socket.socket(fileno=sock_fd)
     _leave_with_parent(sock, int(argv[4]))
     _keep_freed_memory()
+    _yield_to_the_consumer()
     try:
         job = _unpack_job(job_fd)
         from streamloader.engine.ring import Ring
@@ -172,6 +173,12 @@ def _keep_freed_memory() -> None:
         if hasattr(libc, "gnu_get_libc_version"):
             libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
             libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_THRESHOLD)
+
+
+def _yield_to_the_consumer() -> None:
+    """Ask Linux not to take the consumer off its core for a worker that wakes up: there is work for long enough."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class _ToSupervisor(logging.Handler):
