@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -30,6 +31,13 @@ def counters(at_call=None, batchsize=4, max_q_size=2, num_workers=0, path=None, 
 
 def rows(call, lanes=4, first=0):
     return [1000 * lane + call for lane in range(first, first + lanes)]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)  # between two looks
 
 
 def play_until_error(loader):
@@ -440,14 +448,18 @@ def test_an_env_that_is_stuck_is_named_and_its_batch_comes_when_it_goes_on(how):
                 got.append(numbers(batch))
         got.extend(numbers(batch) for batch in loader)
 
-    got = []
+    got, stuck = [], threading.Event()
     with released(threading.Event()) as release:
 
         def at_call(lanes, call):
             if call == 2:
+                stuck.set()
                 assert release.wait(DEADLINE)
 
-        with counters(at_call, timeout=0.3, rank=1, world_size=2) as loader:
+        with counters(at_call, max_q_size=3, rank=1, world_size=2) as loader:
+            iter(loader)
+            assert stuck.wait(DEADLINE)
+            loader._timeout = 0.3
             with pytest.raises(sl.LoaderTimeout) as caught:
                 asyncio.run(play(loader))
             release.set()
@@ -467,9 +479,11 @@ def test_an_env_that_is_stuck_in_being_made_is_named_and_its_process_ended():
             threading.Event().wait()
         return Counter(lanes)
 
-    with sl.MultiStreamer.from_env(make_env, COUNT, 4, num_workers=2, timeout=2.0) as loader:
+    with sl.MultiStreamer.from_env(make_env, COUNT, 4, num_workers=2, timeout=0.2) as loader:
+        iterator = iter(loader)
+        wait_until(lambda: loader.stats().lanes[0].rows_ready == 2 and loader.stats().lanes[2].stage == "opening")
         with pytest.raises(sl.LoaderTimeout, match=r"lane 2 \(env of lanes 2-3, opening at step 0\)"):
-            next(iter(loader))
+            next(iterator)
         pids = loader._supervisor.pids
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
@@ -516,6 +530,25 @@ def test_letting_go_of_the_loader_closes_it(num_workers, tmp_path):
     next(iter(loader))
     del loader
     assert len(os.listdir(tmp_path)) == max(1, num_workers)
+
+
+def test_an_env_is_closed_also_if_it_was_still_being_made(tmp_path):
+    entered = threading.Event()
+    with released(threading.Event()) as release:
+
+        def make_env(lanes):
+            entered.set()
+            assert release.wait(DEADLINE)
+            return Counter(lanes, path=tmp_path)
+
+        loader = sl.MultiStreamer.from_env(make_env, COUNT, 4, timeout=DEADLINE)
+        iter(loader)
+        assert entered.wait(DEADLINE)
+        closer = threading.Thread(target=loader.close)
+        closer.start()
+        wait_until(lambda: loader.stats().lanes[0].stage == "closing")
+    closer.join(DEADLINE)
+    wait_until(lambda: os.listdir(tmp_path) == ["closed-0"])
 
 
 def test_an_env_that_does_not_close_is_ended():

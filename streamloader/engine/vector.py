@@ -131,6 +131,9 @@ class Producer:
             MappingProxyType({name: array[rows.start : rows.stop] for name, array in ring.arrays(slot).items()})
             for slot in range(ring.slots)
         ]
+        self._begun = False
+        # Made, used and let go of in the producer's thread alone, where everything comes in its turn: also after a call
+        # that nobody awaits any more, because the loader was closed meanwhile.
         self._env: Callable[[Mapping[str, Array]], Any] | None = None
 
     async def fill(self, grant: Grant) -> None:
@@ -142,7 +145,8 @@ class Producer:
         step = grant.batch
         if self._env is None:
             self.status[Status.STREAM] = self._ordinal
-            self._env = await self._at("opening", step, self._script.make, self._lanes)
+            self._begun = True
+            await self._at("opening", step, self._make)
         infos = await self._at("reading", step, self._call, self._arrays[grant.slot])
         if infos is _OVER:
             await self.reset()
@@ -154,11 +158,18 @@ class Producer:
 
     async def reset(self) -> None:
         """Close the env, if it has a way to be closed."""
+        if self._begun:
+            await self._at("closing", int(self.status[Status.STEP][0]), self._close)
+        self.status[Status.STAGE] = Status.IDLE
+
+    def _make(self) -> None:
+        self._env = self._script.make(self._lanes)
+
+    def _close(self) -> None:
         env, self._env = self._env, None
         close = getattr(env, "close", None)
         if callable(close):
-            await self._at("closing", int(self.status[Status.STEP][0]), close)
-        self.status[Status.STAGE] = Status.IDLE
+            close()
 
     def _call(self, arrays: Mapping[str, Array]) -> Any:
         assert self._env is not None
