@@ -1,6 +1,6 @@
 """The supervisor: grants slots to the workers, knows which batches are whole, and ends epochs.
 
-It runs in the thread of whoever iterates: there is no thread, lock or queue between the workers and the consumer.
+It runs in the thread of whoever iterates: there is no thread and no queue between the workers and the consumer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import functools
 import logging
 import os
 import selectors
-import signal
 import threading
 import time
 import weakref
@@ -21,8 +20,9 @@ from streamloader.engine.player import Grant
 from streamloader.engine.process import Worker, job_memory
 from streamloader.engine.records import Kind, Record, Splitter, pack
 from streamloader.engine.ring import Ring, Status
+from streamloader.engine.trouble import lane_timed_out, worker_died
 from streamloader.engine.worker import Job
-from streamloader.errors import ClosedError, LoaderTimeout, StreamloaderError, WorkerDied, from_wire
+from streamloader.errors import ClosedError, LoaderTimeout, StreamloaderError, from_wire
 
 __all__ = ["Supervisor"]
 
@@ -376,51 +376,17 @@ class Supervisor:
     def _died(self, worker: Worker, why: str) -> StreamloaderError:
         if self.closed:
             return ClosedError("the loader was closed while a batch was awaited")
-        lanes = [self._job.first_lane + lane for lane in worker.lanes]
-        status = worker.exit_status()
-        number = -status if status is not None and status < 0 else None
-        name = None if number is None else _signal_name(number)
-        how = why or (f"killed by {name}" if name else f"exit status {status}")
-        return WorkerDied(
-            f"worker {worker.number} (pid {worker.pid}) of lanes {lanes} died: {how}. Its standard error and the "
-            "kernel's log (out of memory?) may say more; a new iteration needs a new loader",
-            pid=worker.pid,
-            worker=worker.number,
-            exit_status=status,
-            signal=number,
-            lanes=lanes,
-        )
+        return worker_died(worker, self._job.first_lane, why)
 
     def timed_out(self, waited: float) -> LoaderTimeout:
         """Return the error for a wait that passed its deadline: it names the lane that is furthest behind."""
-        lane = self.latest_lane()
-        _, stage, ordinal, step = (int(value) for value in self._ring.status[lane])
-        streams = self._job.script.streams
-        stream = streams[ordinal].key if 0 <= ordinal < len(streams) else None
-        doing = Status.STAGES[stage]
-        number = self._job.first_lane + lane
-        return LoaderTimeout(
-            f"waited {waited:.1f} s for lane {number} ({stream if stream is not None else 'no stream yet'}, "
-            f"{doing} at step {step}): raise timeout=, or look at what that stream is doing",
-            stream=stream,
-            offset=step,
-            lane=number,
-            stage=doing,
-            waited=waited,
-        )
+        return lane_timed_out(self._job, self._ring, self.latest_lane(), waited)
 
 
 def _notify(supervisor: weakref.ref[Supervisor], owner: int) -> None:
     alive = supervisor()
     if alive is not None and os.getpid() == owner:  # what a fork of the owner lets go of is still the owner's
         alive._on_return()  # noqa: SLF001 - a method would keep the supervisor alive
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _shut_down(workers: list[Worker], ring: Ring, selector: selectors.BaseSelector, owner: int) -> None:
