@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -316,6 +317,14 @@ while True:
         assert all_end(pids)
 
 
+def wait_until_it_polls(pid):
+    """Until the main thread of a process sleeps in epoll: it is in next(), and neither before nor behind it."""
+    deadline = time.monotonic() + 20
+    while "poll" not in Path(f"/proc/{pid}/wchan").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @pytest.mark.chaos
 def test_going_on_after_ctrl_c():
     code = """
@@ -335,6 +344,7 @@ except KeyboardInterrupt:
 """
     with program(code) as made:
         made.pids()
+        wait_until_it_polls(made.pid)
         os.killpg(made.pid, signal.SIGINT)
         # the stuck thread of lane 1 never comes back, so the second iteration is broken off as well
         assert made.line() == ["False", "over"]
