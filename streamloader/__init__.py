@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from streamloader.batch import Batch
+    from streamloader.engine.quarantine import Quarantined
     from streamloader.envstreamer import EnvBatch, EnvStreamer
     from streamloader.errors import (
         ClosedError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         LoaderTimeout,
         MissingExtra,
         RingTooLarge,
+        StateError,
         StreamFailed,
         StreamloaderError,
         StreamNotFound,
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from streamloader.multistreamer import MultiStreamer
+    from streamloader.state import merge_states
     from streamloader.streams.base import Stream, StreamDataset
     from streamloader.streams.iterate import IterStreams
     from streamloader.streams.text import TextStreams
     from streamloader.streams.video import VideoStreams
-    from streamloader.values import Cursor, Field, StreamInfo
+    from streamloader.table import StreamTable
+    from streamloader.values import Field, StreamInfo
 
 __version__ = "0.1.0"
 
@@ -46,7 +50,6 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "CorruptStream",
-    "Cursor",
     "EnvBatch",
     "EnvStreamer",
     "Field",
@@ -56,33 +59,39 @@ __all__ = [
     "LoaderTimeout",
     "MissingExtra",
     "MultiStreamer",
+    "Quarantined",
     "RingTooLarge",
+    "StateError",
     "Stream",
     "StreamDataset",
     "StreamFailed",
     "StreamInfo",
     "StreamNotFound",
+    "StreamTable",
     "StreamloaderError",
     "TextStreams",
     "UnreadableStream",
     "VideoStreams",
     "WorkerDied",
     "__version__",
+    "merge_states",
 ]
 
 _HOMES: Final = {
     "Batch": "batch",
-    "Cursor": "values",
     "EnvBatch": "envstreamer",
     "EnvStreamer": "envstreamer",
     "Field": "values",
     "IterStreams": "streams.iterate",
     "MultiStreamer": "multistreamer",
+    "Quarantined": "engine.quarantine",
     "Stream": "streams.base",
     "StreamDataset": "streams.base",
     "StreamInfo": "values",
+    "StreamTable": "table",
     "TextStreams": "streams.text",
     "VideoStreams": "streams.video",
+    "merge_states": "state",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

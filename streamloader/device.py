@@ -114,12 +114,20 @@ class CudaFeed:
         self._next: tuple[SlotBatch, torch.cuda.Event] | None = None
         self._copying: deque[tuple[torch.cuda.Event, SlotBatch]] = deque()
 
-    def next(self, supervisor: Supervisor, timeout: float | None) -> SlotBatch | None:
-        """Return the next batch on the device, and start the copy of the one after it if that is ready."""
+    @property
+    def has_next(self) -> bool:
+        """Whether the next batch is on its way, so that :meth:`next` needs nothing of the supervisor."""
+        return self._next is not None
+
+    def next(self, supervisor: Supervisor) -> SlotBatch | None:
+        """Return the next batch on the device, and start the copy of the one after it if that is ready.
+
+        The supervisor is locked, and ready unless :attr:`has_next`.
+        """
         import torch
 
         if self._next is None:
-            grant = supervisor.take(timeout)
+            grant = supervisor.pop()
             if grant is None:
                 return None
             self._next = self._start(grant)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamloader.batch import BatchSpec, SlotBatch
+from streamloader.engine.player import Place
 from streamloader.engine.ring import SlotLayout
 from streamloader.engine.vector import EnvScript
 from streamloader.errors import ConfigError
 from streamloader.loader import SPARE, Loader, check_arguments, share
+from streamloader.ranks import rank_and_world
 from streamloader.values import Field
 
 if TYPE_CHECKING:
@@ -105,8 +107,8 @@ class EnvStreamer(Loader):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        rank, world_size = rank or 0, 1 if world_size is None else world_size
-        check_arguments(num_workers=num_workers, rank=rank, world_size=world_size, timeout=timeout)
+        rank, world_size = rank_and_world(rank, world_size)
+        check_arguments(num_workers=num_workers, timeout=timeout)
         if batchsize < 1:
             raise ConfigError(f"batchsize is 1 or more, got {batchsize}")
         if max_q_size < 1:
@@ -133,8 +135,11 @@ class EnvStreamer(Loader):
 
     def _begin_play(self, supervisor: Supervisor) -> None:
         if not self._begun:
-            supervisor.begin(0)
+            supervisor.begin(Place(0, 0))
             self._begun = True
+
+    def _delivered(self, place: Place | None) -> None:
+        """Remember nothing: an env cannot be resumed."""
 
     def _wrap(self, grant: Grant, memory: Any) -> EnvBatch:
         supervisor = self._supervisor

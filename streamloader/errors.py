@@ -22,6 +22,7 @@ __all__ = [
     "LoaderTimeout",
     "MissingExtra",
     "RingTooLarge",
+    "StateError",
     "StreamFailed",
     "StreamNotFound",
     "StreamloaderError",
@@ -119,6 +120,10 @@ class RingTooLarge(StreamloaderError, MemoryError):
 
 class LengthUnknown(StreamloaderError, TypeError):
     """``len()`` of a loader some of whose streams do not know their length."""
+
+
+class StateError(StreamloaderError, ValueError):
+    """A state that does not belong to this loader: of other data, another seed or shape, or no state at all."""
 
 
 class ClosedError(StreamloaderError, RuntimeError):

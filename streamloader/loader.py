@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +15,11 @@ import anyio
 
 from streamloader.batch import BatchSpec, SlotBatch, copy_memory
 from streamloader.device import Pinning, make_feed
-from streamloader.engine.player import Grant, Script
+from streamloader.engine.patience import Patience
+from streamloader.engine.player import Grant, Place, Script
+from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import Ring, SlotLayout, Status
-from streamloader.engine.supervisor import Supervisor
+from streamloader.engine.supervisor import OnDeath, Supervisor
 from streamloader.engine.worker import Job
 from streamloader.errors import ClosedError, ConfigError
 from streamloader.stats import LaneStats, LoaderStats
@@ -66,6 +69,7 @@ class Loader(abc.ABC):
         pin_memory: bool,
         device: Any,
         timeout: float | None,
+        on_worker_death: OnDeath = "restart",
     ) -> None:
         self.num_workers = num_workers
         self._script, self._slot_layout, self._spec = script, layout, spec
@@ -77,6 +81,9 @@ class Loader(abc.ABC):
         self._most = ahead if exact else self._slots
         Ring.check(layout, self._slots)
         self._timeout = timeout or None
+        self._on_worker_death: OnDeath = on_worker_death
+        self._quarantine = Quarantine(first_lane)
+        self._behind: deque[Place] = deque()  # where lanes stand after each batch that was wrapped and not yielded yet
         self._ring: Ring | None = None
         self._supervisor: Supervisor | None = None
         self._closed = False
@@ -98,6 +105,10 @@ class Loader(abc.ABC):
     def _collated(self, batch: Any) -> Any:
         """Make of a batch what the iteration yields."""
 
+    @abc.abstractmethod
+    def _delivered(self, place: Place | None) -> None:
+        """Note where lanes stand after the batch that is yielded now; None at the end of the epoch."""
+
     # --- iteration ------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
@@ -112,6 +123,7 @@ class Loader(abc.ABC):
         supervisor = self._start()
         self._iteration += 1
         with supervisor.lock:
+            self._behind.clear()
             self._begin_play(supervisor)
         number = self._iteration
         return _Iteration(functools.partial(self._take, number), functools.partial(self._wait, number))
@@ -131,7 +143,14 @@ class Loader(abc.ABC):
                 self._hosted,
                 _LOGGER.getEffectiveLevel(),
             )
-            supervisor = Supervisor(job, self._ring, self.num_workers, self._most)
+            supervisor = Supervisor(
+                job,
+                self._ring,
+                self.num_workers,
+                self._quarantine,
+                most=self._most,
+                on_death=self._on_worker_death,
+            )
             try:
                 supervisor.start()
             except BaseException:
@@ -150,35 +169,43 @@ class Loader(abc.ABC):
     def _take(self, iteration: int) -> Any:
         """Return the next item of an iteration, waiting for it, or _END."""
         supervisor = self._current(iteration)
+        while not (found := self._pop(supervisor)):
+            supervisor.wait(self._timeout)
+            self._current(iteration)
+        (batch,) = found
+        if batch is None:
+            self._delivered(None)
+            return _END
+        place = self._behind.popleft()
+        item = self._collated(batch)
+        self._delivered(place)
+        return item
+
+    def _pop(self, supervisor: Supervisor) -> tuple[SlotBatch | None] | None:
+        """Return the next batch, or None in its place at the end of the epoch, if it is ready."""
         with supervisor.lock:
             if self._feed is not None:
-                batch = self._feed.next(supervisor, self._timeout)
-            else:
-                grant = supervisor.take(self._timeout)
-                batch = None if grant is None else self._batch(grant)
-        if batch is None:
-            return _END
-        return self._collated(batch)
+                return (self._feed.next(supervisor),) if self._feed.has_next or supervisor.ready else None
+            if not supervisor.ready:
+                return None
+            grant = supervisor.pop()
+            return (None if grant is None else self._batch(grant),)
 
     async def _wait(self, iteration: int) -> None:
         """Wait, without blocking the event loop, until the next item can be had at once."""
         supervisor = self._current(iteration)
-        started, late = time.perf_counter(), None
+        patience = Patience(self._timeout)
         try:
             while True:
                 with supervisor.lock:
                     if supervisor.ready or (supervisor.poll() and supervisor.ready):
                         return
-                late = supervisor.latest_lane() if late is None else late
-                left = None if self._timeout is None else started + self._timeout - time.perf_counter()
-                if left is not None and left <= 0:
-                    raise supervisor.timed_out(time.perf_counter() - started)
-                with anyio.move_on_after(left):
+                    patience.check(supervisor)
+                with anyio.move_on_after(patience.left()):
                     await anyio.wait_readable(supervisor.fileno())
                 self._current(iteration)
         finally:
-            if late is not None:
-                supervisor.note_wait(late, time.perf_counter() - started)
+            patience.book(supervisor)
 
     def _batch(self, grant: Grant) -> SlotBatch:
         """Wrap a whole slot: as a view, or as a copy if the user holds so many that the workers would starve."""
@@ -191,6 +218,8 @@ class Loader(abc.ABC):
             supervisor.reclaim()
             self._copied += 1
         self._batches += 1
+        assert supervisor.last is not None
+        self._behind.append(Place(grant.epoch, grant.batch + 1, supervisor.last[1]))
         return self._wrap(grant, memory)
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -246,6 +275,7 @@ class Loader(abc.ABC):
             slots=self._slots,
             leased=supervisor.leased if supervisor else 0,
             copied=self._copied,
+            restarts=supervisor.restarts if supervisor else 0,
             lanes=lanes,
         )
 
@@ -282,7 +312,7 @@ class _Iteration:
             raise StopAsyncIteration from None
 
 
-def check_arguments(*, num_workers: int, rank: int, world_size: int, timeout: float | None) -> None:
+def check_arguments(*, num_workers: int, timeout: float | None) -> None:
     """Refuse what no loader can work with.
 
     Raises:
@@ -290,8 +320,6 @@ def check_arguments(*, num_workers: int, rank: int, world_size: int, timeout: fl
     """
     if num_workers < 0:
         raise ConfigError(f"num_workers is 0 or more, got {num_workers}")
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ConfigError(f"rank must be in 0 .. world_size - 1, got rank {rank} of {world_size}")
     if timeout is not None and timeout < 0:
         raise ConfigError(f"timeout is in seconds, 0 or None for no limit, got {timeout}")
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import anyio.from_thread
 
 from streamloader.batch import Batch, BatchSpec
-from streamloader.engine.lane import StreamScript
 from streamloader.engine.plan import Switch, Tail, make_plan
+from streamloader.engine.player import Place
+from streamloader.engine.quarantine import Quarantined
 from streamloader.engine.ring import SlotLayout
+from streamloader.engine.script import StreamScript
+from streamloader.engine.supervisor import OnDeath
 from streamloader.envstreamer import Dims, EnvStreamer
 from streamloader.errors import ConfigError, LengthUnknown
 from streamloader.loader import SPARE, Loader, check_arguments, share
+from streamloader.ranks import rank_and_world
+from streamloader.state import Origin, make_state, read_state
+from streamloader.table import StreamTable
 from streamloader.values import StreamInfo, as_fields
 
 if TYPE_CHECKING:
@@ -56,7 +62,14 @@ class MultiStreamer(Loader):
             as with DataLoader.
         device: yield batches on this device; copies to a CUDA device run on a stream of their own ahead of the step.
         timeout: seconds to wait for one batch before :class:`LoaderTimeout`; 0 (as with DataLoader) or None: no limit.
-        rank, world_size: host the lanes ``[rank * B, (rank + 1) * B)`` of ``world_size * B``; default 0 of 1.
+            A worker process that stands still until then is killed, and ``on_worker_death`` says what follows.
+        rank, world_size: host the lanes ``[rank * B, (rank + 1) * B)`` of ``world_size * B``. Default: those of
+            torch.distributed if it is initialised, else of the variables RANK and WORLD_SIZE, else 0 of 1.
+        on_error: what becomes of a stream that fails. ``"raise"``: the batch that it spoils is an error. ``"skip"``:
+            its lane goes on with its next stream, and :attr:`quarantined` names it.
+        on_worker_death: ``"restart"``: another process goes on where it stopped, and batches are those that would have
+            come. A stream at which its worker dies twice is quarantined (``on_error="skip"``), or a
+            :class:`CorruptStream`. ``"raise"``: :class:`WorkerDied`.
 
     Raises:
         ConfigError: arguments that cannot work.
@@ -83,15 +96,22 @@ class MultiStreamer(Loader):
         timeout: float | None = 120.0,
         rank: int | None = None,
         world_size: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        on_worker_death: OnDeath = "restart",
     ) -> None:
-        rank, world_size = rank or 0, 1 if world_size is None else world_size
-        check_arguments(num_workers=num_workers, rank=rank, world_size=world_size, timeout=timeout)
+        rank, world_size = rank_and_world(rank, world_size)
+        check_arguments(num_workers=num_workers, timeout=timeout)
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f'on_error is "raise" or "skip", got {on_error!r}')
+        if on_worker_death not in get_args(OnDeath):
+            raise ConfigError(f"on_worker_death is one of {get_args(OnDeath)}, got {on_worker_death!r}")
         if prefetch_factor is not None and prefetch_factor < 1:
             raise ConfigError(f"prefetch_factor is 1 or more, got {prefetch_factor}")
         self.dataset, self.batch_size, self.window = dataset, batch_size, window
-        self.streams: Sequence[StreamInfo] = _index(dataset)
+        table = _index(dataset)
+        self.streams: Sequence[StreamInfo] = table
         self._plan = make_plan(
-            [info.length for info in self.streams],
+            table.lengths,
             lanes=batch_size * world_size,
             window=window,
             seed=seed,
@@ -99,12 +119,14 @@ class MultiStreamer(Loader):
             switch=switch,
             tail=tail,
         )
+        self._origin = Origin.of(dataset, table, self._plan, range(rank * batch_size, (rank + 1) * batch_size))
         self._collate = collate_fn
-        self._epoch = 0  # of the next iteration
+        self._next = Place(0, 0)  # where the next iteration begins
+        self._behind_last: Place | None = None  # where lanes stand in the iteration that is under way
         slots = SlotLayout(as_fields(dataset.fields), batch_size, window)
         ahead = _ahead(slots.nbytes, prefetch_factor)
         super().__init__(
-            StreamScript(dataset, self.streams, self._plan),
+            StreamScript(dataset, table, self._plan, on_error, fixed=world_size > 1),
             slots,
             BatchSpec(slots, layout),
             hosted=share(batch_size, max(1, num_workers)),
@@ -116,6 +138,7 @@ class MultiStreamer(Loader):
             pin_memory=pin_memory,
             device=device,
             timeout=timeout,
+            on_worker_death=on_worker_death,
         )
 
     @staticmethod
@@ -166,16 +189,60 @@ class MultiStreamer(Loader):
         return self._plan.batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration. Without it each iteration plays the next epoch."""
+        """Choose the epoch of the next iteration. Without it each iteration plays the next epoch.
+
+        After :meth:`load_state_dict` the epoch of the state keeps its place; any other begins at its beginning.
+        """
         if epoch < 0:
             raise ConfigError(f"an epoch is 0 or more, got {epoch}")
-        self._epoch = epoch
+        if epoch != self._next.epoch:
+            self._next = Place(epoch, 0)
+
+    # --- resume ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe where the loader stands: behind the last batch that was yielded, not the last one that was made.
+
+        Behind the last batch of an epoch that is the end of this epoch; once the iteration is over it is the beginning
+        of the next one. The state is a dict of plain JSON values, of a size in the order of the lanes of this rank,
+        whose lanes it holds under their global numbers.
+        """
+        place = self._next if self._behind_last is None else self._behind_last
+        return make_state(self._origin, place, self._quarantine.entries)
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Have the next iteration go on behind the batch after which `state` was saved, and later ones play on.
+
+        The batches are those that would have come, bit for bit, with any number of workers and of ranks that divides
+        the global lanes. An iteration that is under way ends. Nothing is read before the next one begins, and then
+        nothing that was consumed, but for streams that cannot seek.
+
+        Args:
+            state: what :meth:`state_dict` returned, on this rank or merged (:func:`streamloader.merge_states`), or a
+                list of what it returned on all ranks. Lanes that it does not hold are placed by the declared lengths.
+
+        Raises:
+            StateError: it belongs to other data, another seed or another shape, or is no state; nothing is changed.
+        """
+        place, quarantined = read_state(state, self._origin)
+        self._iteration += 1  # the one that is under way finds that it is over
+        self._quarantine.replace(quarantined)
+        self._next, self._behind_last = place, None
+
+    @property
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """Streams that were left in this epoch and the one before, because they failed or killed their worker."""
+        return self._quarantine.entries
 
     def _begin_play(self, supervisor: Supervisor) -> None:
         if self._feed is not None:
             self._feed.restart()
-        supervisor.begin(self._epoch)
-        self._epoch += 1
+        place = self._next
+        supervisor.begin(place)
+        self._behind_last, self._next = place, Place(place.epoch + 1, 0)
+
+    def _delivered(self, place: Place | None) -> None:
+        self._behind_last = place
 
     def _wrap(self, grant: Grant, memory: Any) -> Batch:
         return Batch(self._spec, memory, grant.epoch, grant.batch)
@@ -191,10 +258,10 @@ class MultiStreamer(Loader):
         )
 
 
-def _index(dataset: StreamDataset) -> Sequence[StreamInfo]:
+def _index(dataset: StreamDataset) -> StreamTable:
     """Index the data set, also where an event loop is running in this thread (a notebook)."""
     with anyio.from_thread.start_blocking_portal() as portal:
-        return portal.call(dataset.index)
+        return StreamTable.of(portal.call(dataset.index))
 
 
 def _ahead(slot_bytes: int, wanted: int | None) -> int:

@@ -14,7 +14,7 @@ class LaneStats:
     Attributes:
         lane: global number.
         stream: key of the stream it plays, None before the first; step: the next step of it.
-        stage: what it is doing: idle, opening, reading, closing.
+        stage: what it is doing: idle, opening, seeking, reading, closing.
         rows_ready: batches for which its row is made and not consumed.
         waited: seconds that the consumer has waited for this lane.
     """
@@ -38,6 +38,7 @@ class LoaderStats:
         wait_seconds: that the consumer waited for a batch; wait_share: by `seconds`.
         ring_bytes, slots: size of the ring; leased: slots in the user's hands.
         copied: batches that were copied out because the user holds many.
+        restarts: workers that died and were replaced.
         lanes: where each lane stands.
     """
 
@@ -52,4 +53,5 @@ class LoaderStats:
     slots: int
     leased: int
     copied: int
+    restarts: int
     lanes: tuple[LaneStats, ...]

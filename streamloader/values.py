@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from streamloader.errors import ConfigError
 
-__all__ = ["Array", "Cursor", "Field", "StreamInfo", "as_fields"]
+__all__ = ["Array", "Field", "StreamInfo", "as_fields"]
 
 Array = npt.NDArray[Any]
 
@@ -77,11 +77,3 @@ class StreamInfo:
     key: str
     length: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """Where a lane stands: `position` in its list of streams (counted on over repeats), and `step` in that stream."""
-
-    position: int = 0
-    step: int = 0

@@ -250,7 +250,7 @@ def test_a_stuck_worker_process_is_named_and_ended():
                 threading.Event().wait()
             yield step
 
-    with stuck_loader(make, timeout=6.0, num_workers=2) as loader:
+    with stuck_loader(make, timeout=6.0, num_workers=2, on_worker_death="raise") as loader:
         got, error = play_until_error(loader)
         assert len(got) == 1
         assert (type(error), error.stream, error.details["lane"]) == (sl.LoaderTimeout, "a", 0)
@@ -318,7 +318,7 @@ def test_a_worker_that_dies_is_told_of_at_once(how):
 
     streams = Numbered([9] * 4, at_step=at_step)
     # Without a limit of time: what ends the wait is the death.
-    with loader_of(streams, 4, num_workers=2, timeout=None) as loader:
+    with loader_of(streams, 4, num_workers=2, timeout=None, on_worker_death="raise") as loader:
         got, error = play_until_error(loader)
         pids = loader._supervisor.pids
         assert_same_batches(got, model_epoch([9] * 4, [9] * 4, 0, lanes=4, window=3, shuffle=False)[: len(got)])
@@ -338,7 +338,8 @@ def test_a_worker_that_dies_is_told_of_at_once(how):
 
 @pytest.mark.chaos
 def test_a_worker_killed_from_outside_while_it_rests():
-    with loader_of(Numbered([90]), 1, num_workers=1, prefetch_factor=2, timeout=None) as loader:
+    arguments = {"num_workers": 1, "prefetch_factor": 2, "timeout": None, "on_worker_death": "raise"}
+    with loader_of(Numbered([90]), 1, **arguments) as loader:
         iterator = iter(loader)
         next(iterator)
         os.kill(loader._supervisor.pids[0], signal.SIGKILL)

@@ -7,22 +7,25 @@ known length are dealt in turn. A shuffle then permutes the lanes and the order 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from heapq import heapify, heapreplace
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from streamloader.errors import ConfigError
+from streamloader.errors import ConfigError, LengthUnknown
 from streamloader.values import Array
 
-__all__ = ["LaneList", "Plan", "Switch", "Tail", "make_plan"]
+__all__ = ["LaneList", "Lengths", "Plan", "Switch", "Tail", "make_plan"]
 
 Switch = Literal["pack", "align"]
 Tail = Literal["pad", "drop", "cycle"]
+Lengths: TypeAlias = "Sequence[int | None] | Array"
 
-_PLAN_DOMAIN = 0x70_6C_61_6E  # keeps the plan's random numbers apart from those of the streams
+_PLAN_DOMAIN: Final = 0x70_6C_61_6E  # keeps the plan's random numbers apart from those of the streams
+_BLOCK: Final = 1 << 16  # streams of which there are Python numbers at one time
+_LONG_RUN: Final = 256  # streams of one length that are worth dealing together
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class LaneList:
     """The streams of one lane in one epoch, in playing order.
 
     Attributes:
-        ordinals: int64 (n,), positions in the data set.
+        ordinals: int32 or int64 (n,), positions in the data set.
         borrowed: the lane has no stream of its own and repeats another lane's (``tail="cycle"`` only).
     """
 
@@ -70,6 +73,46 @@ class Plan:
             ordinals = ordinals[_permutation(len(ordinals), self.seed, epoch, group + 1)]
         return LaneList(ordinals, borrowed)
 
+    def place(self, epoch: int, lane: int, batch: int, lengths: Lengths) -> tuple[int, int, int]:
+        """Return where `lane` stands before batch `batch` of `epoch`, if streams have the `lengths` they declare.
+
+        Args:
+            epoch: of the batch.
+            lane: over all ranks.
+            batch: 0 or more; one beyond the end of the epoch is placed as if the lane played on.
+            lengths: of all streams of the data set, as :func:`make_plan` takes them.
+
+        Returns:
+            (position, step, ended). The next step to be read is number `step` of the stream at `position` of the lane's
+            list, counted on over repeats; `step` is less than the length of that stream, so streams without steps
+            are passed over. Where nothing follows, it is (n, 0) for a list of n streams. `ended` is -1 as long as a
+            step is left that is no repeat; then it is the number of batches that hold such steps.
+
+        Raises:
+            LengthUnknown: a stream of this lane declares no length.
+            ConfigError: `batch` is negative.
+        """
+        if batch < 0:
+            raise ConfigError(f"a batch is number 0 or more, got {batch}")
+        listed = self.lane(epoch, lane)
+        known = _known(lengths, listed.ordinals)
+        if known is None:
+            raise LengthUnknown(f"lane {lane} cannot be placed: a stream that it plays in epoch {epoch} has no length")
+        # In units of what a stream takes of a batch: steps, or whole windows. `at` of them come before the batch.
+        align = self.switch == "align"
+        units = -(-known // self.window) if align else known
+        at = batch if align else batch * self.window
+        ends = np.cumsum(units)
+        total = int(ends[-1]) if len(ends) else 0
+        own = 0 if listed.borrowed else total
+        ended = -1 if at < own else own if align else -(-own // self.window)
+        if ended >= 0 and (self.tail != "cycle" or not total):
+            return len(known), 0, ended
+        rounds, at = divmod(at, total)
+        index = int(np.searchsorted(ends, at, side="right"))
+        inside = at - int(ends[index] - units[index])
+        return rounds * len(known) + index, inside * self.window if align else inside, ended
+
     def _groups(self, epoch: int) -> Array:
         if self.shuffle:
             return _permutation(self.lanes, self.seed, epoch, 0)
@@ -77,7 +120,7 @@ class Plan:
 
 
 def make_plan(
-    lengths: Sequence[int | None],
+    lengths: Lengths,
     *,
     lanes: int,
     window: int,
@@ -86,7 +129,16 @@ def make_plan(
     switch: Switch = "pack",
     tail: Tail = "pad",
 ) -> Plan:
-    """Deal streams of these `lengths` (steps; None where unknown) to `lanes`.
+    """Deal streams of these `lengths` to `lanes`.
+
+    Args:
+        lengths: in steps: a sequence, None where unknown, or an array of integers, -1 where unknown.
+        lanes: over all ranks.
+        window: steps of a batch.
+        seed: of the shuffle.
+        shuffle: whether each epoch has an order of its own.
+        switch: whether streams start anywhere, or on window borders.
+        tail: what lanes do that end before others.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -99,7 +151,7 @@ def make_plan(
         raise ConfigError(f"tail must be one of {get_args(Tail)}, got {tail!r}")
     known = _known(lengths)
     if known is None:
-        group_of = np.arange(len(lengths)) % lanes
+        group_of = (np.arange(len(lengths)) % lanes).astype(_small(lanes))
         batches = None
     else:
         cost = -(-known // window) if switch == "align" else known
@@ -107,31 +159,107 @@ def make_plan(
         batches = _count(loads, window if switch == "pack" else 1, tail)
     bounds = np.zeros(lanes + 1, np.int64)
     np.cumsum(np.bincount(group_of, minlength=lanes), out=bounds[1:])
-    ordinals = np.argsort(group_of, kind="stable").astype(np.int64)  # inside a lane: in the order of the data set
+    ordinals = np.argsort(group_of, kind="stable")  # inside a lane: in the order of the data set
+    if len(ordinals) < 1 << 31:
+        ordinals = ordinals.astype(np.int32)  # every worker has them
     return Plan(lanes, window, seed, shuffle, switch, tail, batches, ordinals, bounds)
 
 
-def _known(lengths: Sequence[int | None]) -> Array | None:
-    if any(length is None for length in lengths):
-        return None
-    known = np.array(lengths, np.int64)
-    if known.size and int(known.min()) < 0:
-        raise ConfigError(f"stream {int(known.argmin())} declares a negative length, {int(known.min())}")
-    return known
+def _known(lengths: Lengths, some: Array | None = None) -> Array | None:
+    """Return the lengths, or those of `some` streams, as int64 (n,); None if one of them is unknown."""
+    if isinstance(lengths, np.ndarray):
+        known = (lengths if some is None else lengths[some]).astype(np.int64, copy=False)
+        unknown = -1  # all that is below is an error
+    else:
+        listed = lengths if some is None else [lengths[ordinal] for ordinal in some]
+        if any(length is None for length in listed):
+            return None
+        known, unknown = np.array(listed, np.int64), 0
+    lowest = int(known.min()) if known.size else 0
+    if lowest < unknown:
+        worst = int(known.argmin())
+        number = worst if some is None else int(some[worst])
+        raise ConfigError(f"stream {number} declares a negative length, {lowest}")
+    return None if lowest < 0 else known
 
 
 def _deal(cost: Array, lanes: int) -> tuple[Array, Array]:
-    """Longest first to the least loaded lane; ties go to the earlier stream and the lower lane."""
-    group_of = np.empty(len(cost), np.int64)
-    heap = [(0, lane) for lane in range(lanes)]
-    for ordinal in np.argsort(-cost, kind="stable").tolist():
-        load, lane = heap[0]
-        group_of[ordinal] = lane
-        heapq.heapreplace(heap, (load + int(cost[ordinal]), lane))
+    """Longest first to the least loaded lane; ties go to the earlier stream and the lower lane.
+
+    Returns:
+        the lane of each stream, and int64 (lanes,), what each of them has got.
+    """
+    order = _longest_first(cost)
+    falling = cost[order]
+    dealt = np.empty(len(cost), _small(lanes))
     loads = np.zeros(lanes, np.int64)
-    for load, lane in heap:
-        loads[lane] = load
+    # An int64 holds the numbers of _deal_by_heap, or else Python's own numbers do.
+    exact: Any = np.int64 if float(falling.sum(dtype=np.float64) + 1) * lanes < float(1 << 62) else object
+    starts = np.append(np.flatnonzero(np.diff(falling, prepend=-1)), len(falling))
+    long_runs = np.flatnonzero(np.diff(starts) >= max(_LONG_RUN, 4 * lanes))
+    done = 0
+    for begin, end in zip(starts[long_runs].tolist(), starts[long_runs + 1].tolist(), strict=True):
+        _deal_by_heap(falling[done:begin], loads, dealt[done:begin], exact)
+        dealt[begin:end] = _dealt_alike(int(falling[begin]), end - begin, loads)
+        done = end
+    _deal_by_heap(falling[done:], loads, dealt[done:], exact)
+    group_of = np.empty_like(dealt)
+    group_of[order] = dealt
     return group_of, loads
+
+
+def _longest_first(cost: Array) -> Array:
+    longest = int(cost.max(initial=0))
+    shortness = longest - cost
+    # Numbers of 16 bits are sorted by radix, in a fraction of the time.
+    return np.argsort(shortness.astype(np.uint16) if longest < 1 << 16 else shortness, kind="stable")
+
+
+def _deal_by_heap(costs: Array, loads: Array, dealt: Array, exact: Any) -> None:
+    """Deal one by one; write the lanes into `dealt`, and add to `loads`."""
+    if not len(costs):
+        return
+    lanes = len(loads)
+    heap = [load * lanes + lane for lane, load in enumerate(loads.tolist())]  # one number orders load, then lane
+    heapify(heap)
+    for begin in range(0, len(costs), _BLOCK):
+        scaled = costs[begin : begin + _BLOCK].astype(exact) * lanes
+        least = [heapreplace(heap, heap[0] + cost) for cost in scaled.tolist()]
+        dealt[begin : begin + _BLOCK] = np.array(least, exact) % lanes
+    for number in heap:
+        loads[number % lanes] = number // lanes
+
+
+def _dealt_alike(cost: int, count: int, loads: Array) -> Array:
+    """Deal `count` streams of one cost as the heap would; return the lane of each, and add to `loads`.
+
+    The heap serves loads in their order, so that lane i is served at loads[i], loads[i] + cost, loads[i] + 2 cost, ...:
+    in rounds of one cost each, the lanes within a round in the order of what their load leaves when divided
+    by the cost, beginning with the round that the lane's load is in.
+    """
+    if cost == 0:
+        return np.full(count, loads.argmin())
+    first_round, rest = np.divmod(loads, cost)
+    by_rest = np.argsort(rest, kind="stable")
+    begins = np.unique(first_round)
+    parts, left = [], count
+    for number, begin in enumerate(begins):
+        active = by_rest[first_round[by_rest] <= begin]
+        size = left
+        if number + 1 < len(begins):
+            size = min(left, int(begins[number + 1] - begin) * len(active))
+        parts.append(np.resize(active, size))
+        left -= size
+        if not left:
+            break
+    dealt = np.concatenate(parts)
+    loads += cost * np.bincount(dealt, minlength=len(loads))
+    return dealt
+
+
+def _small(lanes: int) -> Any:
+    """Return the dtype of lane numbers: the one that is sorted fast, if it will do."""
+    return np.uint16 if lanes <= 1 << 16 else np.int64
 
 
 def _count(loads: Array, window: int, tail: Tail) -> int:

@@ -1,16 +1,24 @@
-"""What the scheduler plays and the supervisor counts: whatever fills its rows of each batch, grant by grant."""
+"""What the scheduler plays and the supervisor counts: whatever fills its rows of each batch, grant by grant.
+
+A lane's cursor before a batch is (position, step, ended): the next step to be read is `step` of stream number
+`position` in the lane's list (counted on over repeats), or whatever follows if it has no such step; `ended` is the
+number of batches that hold steps of the lane once all its streams were played, and -1 until then.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from streamloader.engine.plan import Plan
 from streamloader.engine.ring import Ring
 from streamloader.errors import StreamFailed, StreamloaderError
 from streamloader.values import StreamInfo
 
-__all__ = ["Grant", "Player", "Script", "failed_at"]
+__all__ = ["START", "Cursor", "Grant", "Limit", "Orders", "Place", "Player", "Script", "failed_at"]
+
+Cursor = tuple[int, int, int]
+START: Cursor = (0, 0, -1)
 
 
 class Grant(NamedTuple):
@@ -21,6 +29,48 @@ class Grant(NamedTuple):
     epoch: int
     batch: int
     slot: int
+
+
+class Place(NamedTuple):
+    """Where all lanes of a loader stand before a batch.
+
+    Attributes:
+        cursors: int64 (lanes, 3) as bytes; None where every lane is at its beginning.
+    """
+
+    epoch: int
+    batch: int
+    cursors: bytes | None = None
+
+
+class Limit(NamedTuple):
+    """From `step` on, stream number `position` of a lane's list in `epoch` is not played.
+
+    Attributes:
+        row: of the lane in this ring.
+        wire: what is raised there (:func:`~streamloader.errors.to_wire`), or None: the lane's next stream follows.
+    """
+
+    row: int
+    epoch: int
+    position: int
+    step: int
+    wire: dict[str, Any] | None = None
+
+
+class Orders(NamedTuple):
+    """What a PLACE record holds; plain JSON values.
+
+    Attributes:
+        places: (play, batch, cursor of each row): where `play` may be entered in the middle.
+        limits: all that hold for the rows of this ring.
+        suspects: (row, seq): the row died at that grant, perhaps of its stream. Until these rows have filled it, rows
+            are filled one at a time.
+    """
+
+    places: Sequence[tuple[int, int, Sequence[Sequence[int]]]] = ()
+    limits: Sequence[Limit] = ()
+    suspects: Sequence[tuple[int, int]] = ()
 
 
 class Player(Protocol):
@@ -49,6 +99,9 @@ class Player(Protocol):
     async def reset(self) -> None:
         """Give back what it holds; called after an error, and at the end."""
 
+    def place(self, orders: Orders) -> None:
+        """Heed where plays may be entered, and where streams end early."""
+
 
 class Script(Protocol):
     """What the workers of a loader play. It is sent to them by cloudpickle."""
@@ -60,6 +113,18 @@ class Script(Protocol):
     @property
     def streams(self) -> Sequence[StreamInfo]:
         """What the numbers in the status table stand for."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether players can begin anywhere in a play, so that a new worker can go on for one that died."""
+
+    @property
+    def on_error(self) -> Literal["raise", "skip"]:
+        """Whether a stream that fails is an error of the loader, or is left for the next one."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a play has the batches that are planned whatever its streams do, because other ranks count on it."""
 
     @property
     def plays_again(self) -> bool:

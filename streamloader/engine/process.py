@@ -25,10 +25,14 @@ _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 def job_memory(job: Job) -> int:
     """Write the job into memory without a name, once for all workers, and return its descriptor."""
-    data = pack_job(job)
+    pieces = pack_job(job)
     fd = nameless_memory("streamloader-job")
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(data)
+    try:
+        with os.fdopen(os.dup(fd), "wb") as file:
+            file.writelines(pieces)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -40,6 +44,7 @@ class Worker:
         lanes: rows of the ring that it hosts.
         sock: this side's end; non-blocking.
         pid: of the process; None for a thread.
+        why: why it was killed by us, if it was.
     """
 
     def __init__(self, number: int, lanes: Sequence[int]) -> None:
@@ -47,6 +52,7 @@ class Worker:
         self.sock, self._theirs = socket.socketpair()
         self.sock.setblocking(False)
         self.pid: int | None = None
+        self.why = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
@@ -90,6 +96,12 @@ class Worker:
             poll.register(self.sock, select.POLLOUT)
             if not poll.poll(_READS_WITHIN * 1000):
                 raise TimeoutError
+
+    def kill(self, why: str = "") -> None:
+        """Kill the process, if it is one and lives; `why` says what for."""
+        if self._process is not None and self._process.poll() is None:
+            self.why = self.why or why
+            self._process.kill()
 
     def exit_status(self, wait: float = 5.0) -> int | None:
         """Return how the process ended (negative: the signal), waiting up to `wait` seconds for it to be known."""

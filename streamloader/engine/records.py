@@ -3,12 +3,17 @@
     supervisor -> worker    GRANT     fill batch `index` of `play` (epoch `epoch`) into slot `slot`; grants are numbered
                                       from 0 in the order in which they are sent
                             TRUNCATE  grants from number `seq` on are void; `version` is new
+                            START     to a worker that takes the place of one that died: the next grant is number `seq`,
+                                      all before it are filled; as of `version`
+                            PLACE     where lanes stand, at which steps streams end early, and which lanes are suspected
+                                      of having killed the worker; JSON follows (engine/player.py: Orders)
     worker -> supervisor    DONE      all its lanes have filled the first `seq` grants; as of `version`
                             ENDED     `lane` has played all its streams of `play`: `windows` batches hold steps of it,
                                       `full` of these wholly
                             OVERRUN   `lane` has steps of `play` left although the planned end is reached
                             ERROR     `lane` failed at grant `seq` (-1: the worker as a whole); JSON follows
                             LOG       a log record; JSON follows
+                            SKIPPED   `lane` left a stream at an error (``on_error="skip"``); JSON follows
                             INFO      what an env said of its rows of grant `seq`, before the DONE of it; JSON follows
 
 End of file means that the other side is gone. The kernel orders the bytes of the ring before the record that
@@ -39,11 +44,17 @@ class Kind(IntEnum):
     ERROR = 6
     LOG = 7
     INFO = 8
+    START = 9
+    PLACE = 10
+    SKIPPED = 11
 
 
 class Record(NamedTuple):
-    """One record. The three numbers mean: GRANT (play, epoch, index), slot in `lane`; TRUNCATE and DONE (seq, 0, 0);
-    ENDED (play, windows, full); OVERRUN (play, 0, 0); ERROR and INFO (seq, 0, 0); LOG (0, 0, 0)."""  # noqa: D205, D209
+    """One record.
+
+    The three numbers mean: GRANT (play, epoch, index), slot in `lane`; TRUNCATE, START and DONE (seq, 0, 0);
+    ENDED (play, windows, full); OVERRUN (play, 0, 0); ERROR and INFO (seq, 0, 0); PLACE, LOG and SKIPPED (0, 0, 0).
+    """
 
     kind: int
     version: int

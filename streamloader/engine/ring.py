@@ -18,7 +18,18 @@ from streamloader.engine.memory import free_memory
 from streamloader.errors import RingTooLarge
 from streamloader.values import Array, Field
 
-__all__ = ["META", "Lease", "Returns", "Ring", "Row", "SlotArray", "SlotLayout", "Status", "nameless_memory"]
+__all__ = [
+    "CURSOR_COLUMNS",
+    "META",
+    "Lease",
+    "Returns",
+    "Ring",
+    "Row",
+    "SlotArray",
+    "SlotLayout",
+    "Status",
+    "nameless_memory",
+]
 
 META: dict[str, Field] = {
     "reset": Field((), "bool"),
@@ -28,17 +39,21 @@ META: dict[str, Field] = {
     "time": Field((), "float64", fill=-1.0),
     "stream": Field((), "int64", fill=-1),
 }
+CURSOR_COLUMNS = 3  # position, step, ended: see engine/player.py
 _CURSOR = "cursor"
 _ALIGN = 64
 
 
 class Status:
-    """Columns of the table in which each lane writes where it stands: for a person to read, never for the protocol."""
+    """Columns of the table in which each lane writes where it stands: for people, and to tell what a worker died of.
 
-    SEQ, STAGE, STREAM, STEP = range(4)
-    COLUMNS = 4
-    STAGES = ("idle", "opening", "reading", "closing")
-    IDLE, OPENING, READING, CLOSING = range(4)
+    ``BUSY`` is 1 while the lane fills its row of grant ``SEQ``; only then can its stream be the cause of a death.
+    """
+
+    SEQ, STAGE, STREAM, STEP, EPOCH, POSITION, BUSY = range(7)
+    COLUMNS = 8
+    STAGES = ("idle", "opening", "reading", "closing", "seeking")
+    IDLE, OPENING, READING, CLOSING, SEEKING = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +94,7 @@ class SlotLayout:
         if window is not None:
             for name, field in META.items():
                 self._add(name, rows, field)
-            self._add(_CURSOR, (lanes, 2), Field((), "int64"))
+            self._add(_CURSOR, (lanes, CURSOR_COLUMNS), Field((), "int64"))
         self.nbytes = max(self._end, _ALIGN)
 
     def _add(self, name: str, shape: tuple[int, ...], field: Field) -> None:
@@ -101,7 +116,7 @@ class Row:
         self.step: Array = arrays["step"][lane]
         self.time: Array = arrays["time"][lane]
         self.stream: Array = arrays["stream"][lane]
-        self.cursor = memoryview(arrays[_CURSOR][lane])  # (position, step)
+        self.cursor = memoryview(arrays[_CURSOR][lane])  # of the lane behind this row
 
 
 class Returns:
@@ -158,6 +173,8 @@ class Ring:
         )
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self.returns = Returns()
+        cursor = layout.arrays.get(_CURSOR)
+        self._cursor_offset, self._cursor_bytes = (0, 0) if cursor is None else (cursor.offset, cursor.nbytes)
         self._lease = _lease_class(layout.nbytes)
 
     @staticmethod
@@ -210,6 +227,10 @@ class Ring:
         lease = self._lease.from_address(self.address + self._start(slot))
         lease.mapping, lease.returns, lease.slot = self._mapping, self.returns, slot
         return lease
+
+    def cursors(self, slot: int) -> bytes:
+        """Copy the cursors of all lanes behind the batch in `slot`: int64 (lanes, 3)."""
+        return ctypes.string_at(self.address + self._start(slot) + self._cursor_offset, self._cursor_bytes)
 
     @property
     def span(self) -> tuple[int, int]:

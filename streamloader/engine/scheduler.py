@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from streamloader.engine.player import Grant, Player, Script
+from streamloader.engine.player import Grant, Orders, Player, Script
 from streamloader.engine.records import Kind, Record, Splitter, pack
 from streamloader.engine.ring import Ring, Status
 from streamloader.errors import StreamloaderError, to_wire
@@ -39,6 +39,7 @@ class Scheduler:
         self._version = 0
         self._watermark = 0  # grants that all lanes have filled
         self._told = -1
+        self._suspects: dict[int, int] = {}  # row -> the grant at which it may have killed the worker before this one
         self._unsent = bytearray()
         self._splitter = Splitter()
 
@@ -46,6 +47,7 @@ class Scheduler:
         """Work until the supervisor closes its end."""
         self._news = asyncio.Event()  # asyncio's own: on this path anyio's cost more than the rest of the lane's turn
         self._gone = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._sock.setblocking(False)
         self._loop.add_reader(self._sock, self._receive)
         threads = [LaneThread(f"streamloader-lane-{lane.global_number}") for lane in self._lanes]
@@ -73,8 +75,15 @@ class Scheduler:
                     await self._news.wait()
                     continue
                 try:
-                    await lane.fill(grant)
+                    if self._suspects:
+                        if not await self._fill_alone(lane, grant):
+                            continue
+                    else:
+                        lane.status[Status.BUSY] = 1
+                        await lane.fill(grant)
+                        lane.status[Status.BUSY] = 0
                 except StreamloaderError as error:
+                    lane.status[Status.BUSY] = 0
                     await self._fail(lane, grant, error)
                     continue
                 if self._grants.get(grant.seq) is grant:
@@ -91,6 +100,23 @@ class Scheduler:
         finally:
             with anyio.move_on_after(_CLOSE_WITHIN, shield=True):
                 await lane.reset()
+
+    async def _fill_alone(self, lane: Player, grant: Grant) -> bool:
+        """Fill a row while no other row is being filled: if the worker dies of it, it is known of which.
+
+        Returns False if the grant became void before it was its turn.
+        """
+        async with self._turn:
+            if self._grants.get(grant.seq) is not grant:
+                return False
+            lane.status[Status.BUSY] = 1
+            try:
+                await lane.fill(grant)
+            finally:
+                lane.status[Status.BUSY] = 0
+                if grant.seq >= self._suspects.get(lane.number, grant.seq + 1):
+                    del self._suspects[lane.number]
+            return True
 
     async def _fail(self, lane: Player, grant: Grant, error: StreamloaderError) -> None:
         """Report the failure, and rest until the supervisor has made the grant void."""
@@ -136,8 +162,12 @@ class Scheduler:
             if record.kind == Kind.GRANT:
                 self._grants[self._granted] = Grant(self._granted, record.a, record.b, record.c, record.lane)
                 self._granted += 1
-            else:
+            elif record.kind == Kind.TRUNCATE:
                 self._truncate(record)
+            elif record.kind == Kind.START:
+                self._start(record)
+            elif record.payload is not None:
+                self._place(Orders(**record.payload))
         self._news.set()  # wakes every lane that waits
         self._news.clear()
         if ended:
@@ -149,12 +179,25 @@ class Scheduler:
         for void in range(seq, self._granted):
             self._grants.pop(void, None)
         self._granted = seq
+        self._suspects = {row: at for row, at in self._suspects.items() if at < seq}
         for lane in self._lanes:
             lane.done = min(lane.done, seq)
             lane.held = None
             lane.status[Status.SEQ] = lane.done
         self._watermark = min(self._watermark, seq)
         self._tell()
+
+    def _start(self, record: Record) -> None:
+        self._granted = self._watermark = record.a
+        self._version = record.version
+        for lane in self._lanes:
+            lane.done = lane.status[Status.SEQ] = record.a
+
+    def _place(self, orders: Orders) -> None:
+        mine = {lane.number for lane in self._lanes}
+        self._suspects = {row: seq for row, seq in orders.suspects if row in mine}
+        for lane in self._lanes:
+            lane.place(orders)
 
     def post(self, data: bytes) -> None:
         """Send a record that may be lost, from any thread: it is, while the supervisor has much unread."""

@@ -1,6 +1,7 @@
-"""The supervisor: grants slots to the workers, knows which batches are whole, and ends epochs.
+"""The supervisor: grants slots to the workers, knows which batches are whole, ends epochs, and replaces dead workers.
 
-It runs in the thread of whoever iterates: there is no thread and no queue between the workers and the consumer.
+It runs in the thread of whoever iterates: nothing stands between the workers and the consumer. Only the death of a
+worker is dealt with in a thread of its own, at once, whatever the consumer is doing.
 """
 
 from __future__ import annotations
@@ -13,99 +14,98 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from streamloader.engine.player import Grant
-from streamloader.engine.process import Worker, job_memory
-from streamloader.engine.records import Kind, Record, Splitter, pack
+from streamloader.engine.crew import Crew
+from streamloader.engine.grants import Grants, cursor_array, encoded
+from streamloader.engine.patience import Patience, stand_still
+from streamloader.engine.player import Grant, Limit, Orders, Place
+from streamloader.engine.process import Worker
+from streamloader.engine.quarantine import Quarantine, Quarantined, Strikes
+from streamloader.engine.records import Kind, Splitter, pack
 from streamloader.engine.ring import Ring, Status
-from streamloader.engine.trouble import lane_timed_out, worker_died
+from streamloader.engine.trouble import killed_its_worker, lane_timed_out, worker_died
 from streamloader.engine.worker import Job
-from streamloader.errors import ClosedError, LoaderTimeout, StreamloaderError, from_wire
+from streamloader.errors import ClosedError, LoaderTimeout, StreamloaderError, WorkerDied, from_wire, to_wire
+from streamloader.values import Array
 
-__all__ = ["Supervisor"]
+__all__ = ["OnDeath", "Supervisor"]
+
+OnDeath = Literal["restart", "raise"]
 
 _LOGGER = logging.getLogger("streamloader")
-_CLOSE_WITHIN = 3.0  # seconds for all workers together, then they are killed
-_RECEIVE = 1 << 18
+_MOST_DEATHS = 5  # of one worker in a row, without a batch filled or a stream quarantined in between
 
 
 class _Failure(NamedTuple):
-    seq: int  # the grant it struck; -1: at once
+    worker: int
+    seq: int  # the grant it struck
     wire: dict[str, Any]
-
-
-class _Play:
-    """One run through an epoch, as far as it is known."""
-
-    __slots__ = ("end", "ended", "epoch", "granted", "number", "open_end")
-
-    def __init__(self, number: int, epoch: int, end: int | None) -> None:
-        self.number, self.epoch = number, epoch
-        self.end = end  # batches, where known
-        self.open_end = end is None  # to be found by playing
-        self.granted = 0  # batches granted, those taken back not counted
-        self.ended: dict[int, int] = {}  # lane -> batches that hold steps of it
 
 
 class Supervisor:
     """The workers of one loader, seen from the consumer.
 
     Args:
+        quarantine: of the loader; it outlives this.
         most: batches that may be ahead of the consumer; by default, as many as have a slot.
+        on_death: whether a worker that dies is replaced, or an error.
 
     Attributes:
-        lock: held by whoever uses it: batches may be let go of in any thread, at any moment.
+        lock: held by whoever uses it, and never while waiting: batches may be let go of in any thread, at any moment.
+        last: the grant that was taken last, with the cursors behind it.
         wait_seconds: time the consumer waited; waited_for: the same by lane.
+        restarts: workers that were replaced.
+        deaths: (process id, when it was noticed, when another had been started) of the latest, in monotonic seconds.
     """
 
-    def __init__(self, job: Job, ring: Ring, workers: int, most: int | None = None) -> None:
-        self._job, self._ring = job, ring
-        self._plan = job.script.plan
-        self._count = len(job.lanes)
-        self._processes = workers > 0
-        self._workers: list[Worker] = []
-        self._done = [0] * self._count
-        self._splitters = [Splitter() for _ in range(self._count)]
-        self._selector = selectors.DefaultSelector()
-        self._version = 0
-        self._taken = 0  # grants consumed; the next batch is the first of _granted
-        self._granted: deque[Grant] = deque()
-        self._free = list(range(ring.slots - 1, -1, -1))
-        self._most = ring.slots if most is None else most
+    def __init__(
+        self,
+        job: Job,
+        ring: Ring,
+        workers: int,
+        quarantine: Quarantine,
+        *,
+        most: int | None = None,
+        on_death: OnDeath = "restart",
+    ) -> None:
+        self._job, self._ring, self._quarantine = job, ring, quarantine
+        script = job.script
+        self._replaces = on_death == "restart" and script.resumes and workers > 0
+        self._grants = Grants(
+            script.plan,
+            job.layout.lanes,
+            ring.slots,
+            ring.slots if most is None else most,
+            plays_again=script.plays_again,
+            fixed=script.fixed,
+        )
+        self._done = [0] * len(job.lanes)
+        self._splitters = [Splitter() for _ in job.lanes]
         self._infos: dict[int, dict[int, Any]] = {}  # grant -> worker -> what its env said
-        self._unsent = bytearray()
         self._flush_at = max(1, ring.slots // 4) * len(pack(Kind.GRANT))
-        self._plays: dict[int, _Play] = {}  # the current one and those after it
-        self._plays_made = 0
-        self._current: _Play | None = None
-        self._granting: _Play | None = None  # the play whose batches are granted next
         self._failures: list[_Failure] = []
+        self._fatal: StreamloaderError | None = None
+        self._strikes = Strikes()
+        self._fruitless = [(-1, 0)] * len(job.lanes)  # of each worker: what it had filled, deaths since then
+        self._said_once: set[str] = set()
+        self.last: tuple[Grant, bytes] | None = None
         self.wait_seconds = 0.0
         self.waited_for: dict[int, float] = {}
+        self.restarts = 0
+        self.deaths: deque[tuple[int, float, float]] = deque(maxlen=1000)
         self.lock = threading.Lock()
-        ring.returns.notify = functools.partial(_notify, weakref.ref(self), os.getpid())
-        self._finalizer = weakref.finalize(self, _shut_down, self._workers, ring, self._selector, os.getpid())
+        myself = weakref.ref(self)
+        ring.returns.notify = functools.partial(_notify, myself, os.getpid())
+        self._crew = Crew(job, ring, processes=workers > 0, ended=functools.partial(_ended, myself))
+        self._finalizer = weakref.finalize(self, _shut_down, self._crew, ring)
 
     # --- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the workers."""
         try:
-            job_fd = job_memory(self._job) if self._processes else -1
-            try:
-                for number, lanes in enumerate(self._job.lanes):
-                    worker = Worker(number, lanes)
-                    self._workers.append(worker)
-                    if self._processes:
-                        worker.start_process(self._ring, job_fd)
-                    else:
-                        worker.start_thread(self._ring, self._job)
-                    self._selector.register(worker.sock, selectors.EVENT_READ, worker)
-            finally:
-                if job_fd >= 0:
-                    os.close(job_fd)
+            self._crew.start()
         except BaseException:
             self.close()
             raise
@@ -118,11 +118,11 @@ class Supervisor:
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.pid for worker in self._workers if worker.pid is not None]
+        return [worker.pid for worker in self._crew.workers if worker.pid is not None]
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when :meth:`poll` has something to do (epoll and kqueue nest)."""
-        fd: int = self._selector.fileno()
+        fd: int = self._crew.selector.fileno()
         return fd
 
     def close(self) -> None:
@@ -131,28 +131,28 @@ class Supervisor:
 
     # --- epochs ---------------------------------------------------------------------------------------------
 
-    def begin(self, epoch: int) -> None:
-        """Make the first batch of `epoch` the next one; without a break if it is the one that was made ahead."""
-        ahead, current = self._granting, self._current
-        if ahead is not None and ahead is not current and ahead.epoch == epoch and self._at_end():
-            self._current = ahead
-            self._forget(lambda play: play.number < ahead.number)
-        else:
-            self._truncate(self._taken)
-            self._forget(lambda _: True)
-            self._current = self._granting = self._new_play(epoch)
-        self._grant()
+    def begin(self, place: Place) -> None:
+        """Make the batch at `place` the next one."""
+        self._quarantine.forget_before(place.epoch - 1)
+        void = self._grants.begin(place)
+        if void is not None:
+            self._void(void)
+            play = self._grants.current
+            if play is not None and self._job.script.resumes:
+                places = [] if place.cursors is None else [(play.number, place.batch, place.cursors)]
+                self._grants.unsent += self._orders(places, [])
+        self._grants.grant()
         self.flush()
 
-    def _new_play(self, epoch: int) -> _Play:
-        play = _Play(self._plays_made, epoch, self._plan.batches)
-        self._plays_made += 1
-        self._plays[play.number] = play
-        return play
+    def _void(self, seq: int) -> None:
+        """Heed that the grants from number `seq` on are void."""
+        self._done = [min(done, seq) for done in self._done]
+        self._failures = [failure for failure in self._failures if failure.seq < seq]
+        self._strikes.forget_from(seq)
 
-    def _forget(self, is_over: Callable[[_Play], bool]) -> None:
-        """Pay no more attention to what lanes say of these plays."""
-        self._plays = {number: play for number, play in self._plays.items() if not is_over(play)}
+    def _orders(self, places: list[tuple[int, int, bytes]], suspects: list[tuple[int, int]]) -> bytes:
+        listed = [(play, batch, cursor_array(cursors).tolist()) for play, batch, cursors in places]
+        return pack(Kind.PLACE, payload=Orders(listed, self._quarantine.limits(), suspects)._asdict())
 
     # --- the next batch -------------------------------------------------------------------------------------
 
@@ -160,81 +160,85 @@ class Supervisor:
     def ready(self) -> bool:
         """Whether the next batch, or the end of the epoch, can be had without waiting."""
         self.reclaim()
-        return min(self._done) > self._taken or self._at_end()
+        return min(self._done) > self._grants.taken or self._grants.at_end
 
-    def take(self, timeout: float | None) -> Grant | None:
-        """Return the next whole batch, waiting for it; None at the end of the epoch.
+    def wait(self, timeout: float | None) -> None:
+        """Wait until :attr:`ready`. Called without the lock.
 
         Raises:
             StreamloaderError: what a stream or worker failed with, at the batch that it spoiled.
             LoaderTimeout: nothing came within `timeout` seconds.
         """
-        if not self.ready:
-            started, late = time.perf_counter(), self.latest_lane()
-            deadline = None if timeout is None else started + timeout
-            try:
-                while not self.ready:
-                    left = None if deadline is None else max(0.0, deadline - time.perf_counter())
-                    if not self.poll(left) and left == 0.0:
-                        raise self.timed_out(time.perf_counter() - started)
-            finally:
-                self.note_wait(late, time.perf_counter() - started)
-        return self.pop()
+        patience = Patience(timeout)
+        events: list[tuple[selectors.SelectorKey, int]] = []
+        try:
+            while True:
+                with self.lock:
+                    self._raise_failure()
+                    self._heed(events)
+                    if self.ready:
+                        return
+                    patience.check(self)
+                try:
+                    events = self._crew.selector.select(patience.left())
+                except (OSError, ValueError):  # closed meanwhile: the next look says so
+                    events = []
+        finally:
+            patience.book(self)
 
     def pop(self) -> Grant | None:
         """Return the next batch, which must be ready; None at the end of the epoch."""
-        if self._at_end():
+        grants = self._grants
+        if grants.at_end:
             return None
-        self._taken += 1
-        grant = self._granted.popleft()
-        if self._free:  # it was the number of batches ahead that was at its limit
-            self._grant()
-            if len(self._unsent) >= self._flush_at:
+        grant = grants.pop()
+        self.last = grant, self._ring.cursors(grant.slot)
+        if grants.free:  # it was the number of batches ahead that was at its limit
+            grants.grant()
+            if len(grants.unsent) >= self._flush_at:
                 self.flush()
         return grant
 
     def take_infos(self, grant: Grant) -> list[Any]:
         """Return, once, what the envs of the workers said of a batch; None for those that said nothing."""
         said = self._infos.pop(grant.seq, {})
-        return [said.get(number) for number in range(self._count)]
+        return [said.get(number) for number in range(len(self._done))]
 
-    def _at_end(self) -> bool:
-        play = self._current
-        if play is None:
-            return True
-        if self._granted and self._granted[0].play == play.number:  # what is granted lies before the end
-            return False
-        return play.end is not None and play.granted >= play.end
+    def poll(self) -> bool:
+        """Act on what workers say, without waiting; return whether they said anything.
 
-    def poll(self, wait: float | None = 0.0) -> bool:
-        """Act on what workers say, waiting up to `wait` seconds for it; return whether they said anything."""
+        Raises:
+            StreamloaderError: what spoiled the next batch, or everything.
+        """
         self._raise_failure()
         self.flush()
-        events = self._selector.select(wait)
+        events = self._crew.selector.select(0)
+        self._heed(events)
+        return bool(events)
+
+    def _heed(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
         for key, _ in events:
-            self._listen(key.data)
+            if key.data is None:
+                self._crew.woken()
+            elif key.data is self._crew.workers[key.data.number]:
+                self._listen(key.data)
         if events and not self.ready:
             self._raise_failure()
-        return bool(events)
+        self.flush()
 
     def latest_lane(self) -> int:
         """Return the row that has filled the fewest batches."""
         return int(self._ring.status[:, Status.SEQ].argmin())
 
-    def note_wait(self, lane: int, seconds: float) -> None:
-        """Book a wait of the consumer on the lane it waited for."""
-        self.wait_seconds += seconds
-        self.waited_for[lane] = self.waited_for.get(lane, 0.0) + seconds
-
     @property
     def leased(self) -> int:
         """Slots in the user's hands."""
-        return self._ring.slots - len(self._free) - len(self._granted)
+        return self._ring.slots - len(self._grants.free) - len(self._grants.granted)
 
     @property
     def rows_ahead(self) -> list[int]:
         """Batches that each lane has filled and the consumer has not taken."""
-        return [max(0, int(done) - self._taken) for done in self._ring.status[:, Status.SEQ]]
+        return [max(0, int(done) - self._grants.taken) for done in self._ring.status[:, Status.SEQ]]
 
     # --- grants ---------------------------------------------------------------------------------------------
 
@@ -244,9 +248,9 @@ class Supervisor:
         if not returned:
             return
         while returned:
-            self._free.append(returned.popleft())
-        self._grant()
-        if len(self._unsent) >= self._flush_at:
+            self._grants.free.append(returned.popleft())
+        self._grants.grant()
+        if len(self._grants.unsent) >= self._flush_at:
             self.flush()
 
     def _on_return(self) -> None:
@@ -255,128 +259,183 @@ class Supervisor:
             try:
                 if not self.closed:
                     self.reclaim()
-            except StreamloaderError:
-                pass  # a worker is in trouble: the next call that takes a batch meets it too, and raises
             finally:
                 self.lock.release()
 
-    def _grant(self) -> None:
-        """Grant every free slot, in order, through this play and, once its end is known, into the next one."""
-        while self._free and len(self._granted) < self._most and (play := self._granting) is not None:
-            if play.end is not None and play.granted >= play.end:
-                if play is not self._current or not self._job.script.plays_again:
-                    return  # one play ahead is enough
-                play = self._granting = self._new_play(play.epoch + 1)
-            seq = self._taken + len(self._granted)
-            grant = Grant(seq, play.number, play.epoch, play.granted, self._free.pop())
-            self._granted.append(grant)
-            self._unsent += pack(Kind.GRANT, 0, play.number, play.epoch, play.granted, grant.slot)
-            play.granted += 1
-
-    def _truncate(self, seq: int) -> None:
-        """Make the grants from number `seq` on void."""
-        while self._taken + len(self._granted) > seq:
-            grant = self._granted.pop()
-            self._free.append(grant.slot)
-            self._plays[grant.play].granted = grant.batch
-        self._version += 1
-        self._done = [min(done, seq) for done in self._done]
-        self._failures = [failure for failure in self._failures if failure.seq < seq]
-        self._unsent += pack(Kind.TRUNCATE, self._version, seq)
-
     def flush(self) -> None:
         """Send what is to be told to the workers."""
-        if not self._unsent:
+        unsent = self._grants.unsent
+        if not unsent:
             return
-        data = bytes(self._unsent)
-        self._unsent.clear()
-        for worker in self._workers:
-            try:
-                worker.tell(data)
-            except TimeoutError:
-                raise self._died(worker, "it has stopped reading") from None
-            except OSError:
-                continue  # it is gone: its end of file says so
+        data = bytes(unsent)
+        unsent.clear()
+        for worker in self._crew.workers:
+            self._tell(worker, data)
+
+    def _tell(self, worker: Worker, data: bytes) -> None:
+        try:
+            worker.tell(data)
+        except TimeoutError:
+            worker.kill("it has stopped reading")
+        except OSError:
+            pass  # it is gone, which is noticed elsewhere
 
     # --- what workers say -----------------------------------------------------------------------------------
 
     def _listen(self, worker: Worker) -> None:
-        try:
-            data = worker.sock.recv(_RECEIVE)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        if not data:
-            raise self._died(worker, "")
-        for record in self._splitters[worker.number].feed(data):
-            if record.kind == Kind.DONE:
-                if record.version == self._version:
-                    self._done[worker.number] = record.a
-            elif record.kind in (Kind.ENDED, Kind.OVERRUN):
-                self._end(record)
-            elif record.kind == Kind.ERROR:
-                if record.a < 0 or record.version == self._version:
-                    self._failures.append(_Failure(record.a, record.payload or {}))
-            elif record.payload is not None:
-                self._note(worker.number, record.kind, record.a, record.payload)
+        """Act on what a worker says now."""
+        data = self._crew.hear(worker)
+        if data:
+            self._understand(worker, data)
+        elif data is not None:
+            self._crew.forget(worker)
+            if worker.pid is None and self._fatal is None:
+                self._fatal = self._died(worker)
+            worker.kill()  # if it is not gone yet; the rest follows when it is
 
-    def _note(self, worker: int, kind: int, seq: int, said: dict[str, Any]) -> None:
-        """Keep what an env said of a batch, or log."""
-        if kind == Kind.INFO:
-            # Of any version: envs play one play only, so the number of a void grant is not given again.
-            self._infos.setdefault(seq, {})[worker] = said["infos"]
+    def _understand(self, worker: Worker, data: bytes) -> None:
+        number = worker.number
+        for record in self._splitters[number].feed(data):
+            kind, payload = record.kind, record.payload or {}
+            if kind == Kind.DONE:
+                if record.version == self._grants.version:
+                    self._done[number] = record.a
+            elif kind in (Kind.ENDED, Kind.OVERRUN):
+                void = self._grants.end(record)
+                if void is not None:
+                    self._void(void)
+                self._grants.grant()
+            elif kind == Kind.ERROR:
+                if record.a < 0:
+                    self._fatal = self._fatal or from_wire(payload)
+                elif record.version == self._grants.version:
+                    self._failures.append(_Failure(number, record.a, payload))
+            elif kind == Kind.INFO:
+                # Of any version: envs play one play only, so the number of a void grant is not given again.
+                self._infos.setdefault(record.a, {})[number] = payload["infos"]
+            elif kind == Kind.SKIPPED:
+                self._skipped(record.lane, payload)
+            else:
+                self._log(number, payload)
+
+    def _log(self, worker: int, said: dict[str, Any]) -> None:
+        once = said.get("once")
+        if once in self._said_once:
             return
+        if once is not None:
+            self._said_once.add(once)
         logger = logging.getLogger(said["name"])
         if logger.isEnabledFor(said["level"]):
             logger.log(said["level"], "worker %d: %s", worker, said["message"])
 
-    def _end(self, record: Record) -> None:
-        """A lane has come to the end of a play, or beyond its planned one."""
-        play = self._plays.get(record.a)
-        if play is None:  # it is over, or was given up
-            return
-        before = play.end
-        if record.kind == Kind.OVERRUN:
-            if not play.open_end:
-                play.open_end, play.end = True, None
-        elif self._plan.tail == "drop":
-            play.end = record.c if play.end is None else min(play.end, record.c)
-        else:
-            play.ended[record.lane] = record.b
-            if play.open_end and len(play.ended) == self._job.layout.lanes:
-                play.end = max(*play.ended.values(), self._plan.batches or 0)
-        if play.end != before:
-            self._mend(play)
-
-    def _mend(self, play: _Play) -> None:
-        """The end of a play has moved: take back the grants beyond it, and those that came after it too early."""
-        keep = 0
-        for grant in self._granted:
-            if grant.play > play.number or (
-                play.end is not None and grant.play == play.number and grant.batch >= play.end
-            ):
-                break
-            keep += 1
-        if keep < len(self._granted):
-            self._truncate(self._taken + keep)
-        self._forget(lambda other: other.number > play.number)
-        self._granting = play
-        self._grant()
-        self.flush()
-
-    # --- what goes wrong ------------------------------------------------------------------------------------
+    def _skipped(self, row: int, said: dict[str, Any], *, died: bool = False) -> None:
+        """Enter a stream that its lane has left, and log it."""
+        lane, reason = self._job.first_lane + row, said["wire"]["message"]
+        entry = Quarantined(said["stream"], said["key"], said["epoch"], lane, said["position"], said["step"], reason)
+        if self._quarantine.leave_out(entry) if died else self._quarantine.add(entry):
+            text = "epoch %d, lane %d: stream %r is left at step %d: %s"
+            _LOGGER.warning(text, entry.epoch, lane, entry.key, entry.step, reason)
 
     def _raise_failure(self) -> None:
         """Raise what spoiled the next batch, or everything."""
+        if self.closed:
+            raise ClosedError("the loader was closed while a batch was awaited")
+        if self._fatal is not None:
+            raise self._fatal
         for failure in self._failures:
-            if failure.seq < 0 or failure.seq == self._taken:
+            if failure.seq == self._grants.taken:
                 raise from_wire(failure.wire)
 
-    def _died(self, worker: Worker, why: str) -> StreamloaderError:
-        if self.closed:
-            return ClosedError("the loader was closed while a batch was awaited")
-        return worker_died(worker, self._job.first_lane, why)
+    # --- workers that die -----------------------------------------------------------------------------------
+
+    def bury(self, pid: int) -> None:
+        """Put another worker in the place of one whose process has ended. Called with the lock."""
+        worker = self._crew.of_process(pid)
+        if self.closed or worker is None:
+            return
+        noticed = time.monotonic()
+        while data := self._crew.hear(worker):
+            self._understand(worker, data)
+        if self._fatal is None:
+            error = self._died(worker)
+            deaths = self._book(worker, error) if self._replaces else 0
+            if not self._replaces:
+                self._fatal = error
+            elif deaths > _MOST_DEATHS:
+                self._fatal = self._died(worker, f"It was the {deaths}th time in a row, with nothing filled in between")
+            else:
+                _LOGGER.warning("%s. Another one goes on where it stopped", error.message)
+                self._replace(worker)
+        if self._fatal is not None:
+            self._crew.forget(worker)
+        self.deaths.append((pid, noticed, time.monotonic()))
+        self.reclaim()
+        self.flush()
+        self._crew.wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Have this raised to the consumer."""
+        self._fatal = self._fatal or from_wire(to_wire(error))
+        self._crew.wake()
+
+    def _died(self, worker: Worker, more: str = "") -> WorkerDied:
+        return worker_died(worker, self._job.first_lane, more)
+
+    def _book(self, worker: Worker, error: WorkerDied) -> int:
+        """Find the stream that is to blame, if it is clear by now; return how often the worker died to no avail."""
+        number = worker.number
+        for spot in self._strikes.count(self._ring.status, worker.lanes):
+            said = killed_its_worker(self._job, spot, error)
+            if self._job.script.on_error == "raise":
+                self._quarantine.condemn(Limit(spot.row, spot.epoch, spot.position, spot.step, to_wire(said)))
+            else:
+                key = self._job.script.streams[spot.stream].key
+                entry = {"epoch": spot.epoch, "position": spot.position, "stream": spot.stream, "key": key}
+                self._skipped(spot.row, entry | {"step": spot.step, "wire": {"message": said.message}}, died=True)
+            self._fruitless[number] = (-1, 0)
+        filled, deaths = self._fruitless[number]
+        deaths = deaths + 1 if filled == self._done[number] else 1
+        self._fruitless[number] = self._done[number], deaths
+        return deaths
+
+    def _replace(self, worker: Worker) -> None:
+        """Start a worker that goes on from what this one has published."""
+        number, filled = worker.number, self._done[worker.number]
+        status = self._ring.status
+        for row in worker.lanes:
+            status[row] = 0
+            status[row, Status.SEQ] = filled
+        self._failures = [failure for failure in self._failures if failure.worker != number]
+        self._splitters[number] = Splitter()
+        self.flush()  # what the others get; the new one gets all that is still to be filled
+        try:
+            new = self._crew.replace(worker)
+        except OSError as error:
+            self._fatal = self._died(worker, f"and another one cannot be started ({error})")
+            return
+        if new is None:
+            return
+        self.restarts += 1
+        data = pack(Kind.START, self._grants.version, filled)
+        places = self._grants.places(filled, self.last, self._ring.cursors)
+        data += self._orders(places, self._strikes.suspects(worker.lanes, filled))
+        data += b"".join(encoded(grant) for grant in self._grants.granted if grant.seq >= filled)
+        self._tell(new, data)
+
+    # --- waiting --------------------------------------------------------------------------------------------
+
+    def where_lanes_stand(self) -> Array:
+        """Copy the status of all rows."""
+        return self._ring.status.copy()
+
+    def end_standstill(self, before: Array) -> bool:
+        """Kill the worker of the latest lane if its rows stand where they stood `before`; return whether it was."""
+        late = self.latest_lane()
+        worker = next(worker for worker in self._crew.workers if late in worker.lanes)
+        if not self._replaces or not stand_still(list(worker.lanes), before, self._ring.status):
+            return False
+        worker.kill("it made no progress before the deadline, and was killed")
+        return True
 
     def timed_out(self, waited: float) -> LoaderTimeout:
         """Return the error for a wait that passed its deadline: it names the lane that is furthest behind."""
@@ -389,17 +448,18 @@ def _notify(supervisor: weakref.ref[Supervisor], owner: int) -> None:
         alive._on_return()  # noqa: SLF001 - a method would keep the supervisor alive
 
 
-def _shut_down(workers: list[Worker], ring: Ring, selector: selectors.BaseSelector, owner: int) -> None:
+def _ended(supervisor: weakref.ref[Supervisor], pid: int) -> None:
+    alive = supervisor()
+    if alive is None:
+        return
+    with alive.lock:
+        try:
+            alive.bury(pid)
+        except Exception as error:  # noqa: BLE001 - raised in the consumer's thread
+            alive.fail(error)
+
+
+def _shut_down(crew: Crew, ring: Ring) -> None:
     """End the workers and give the ring back; in a fork of the owner, only drop the copies of its descriptors."""
-    selector.close()
-    for worker in workers:
-        worker.hang_up()
-    if os.getpid() == owner:
-        deadline = time.monotonic() + _CLOSE_WITHIN
-        for worker in workers:
-            if not worker.join(deadline):
-                _LOGGER.warning(
-                    "a stream does not come back from a blocking call; its thread is left to itself "
-                    "(num_workers > 0 can be ended in any case)"
-                )
+    crew.close()
     ring.close()

@@ -5,23 +5,24 @@ from __future__ import annotations
 import signal
 
 from streamloader.engine.process import Worker
+from streamloader.engine.quarantine import Spot
 from streamloader.engine.ring import Ring, Status
 from streamloader.engine.worker import Job
-from streamloader.errors import LoaderTimeout, WorkerDied
+from streamloader.errors import CorruptStream, LoaderTimeout, WorkerDied
 
 __all__ = ["lane_timed_out", "worker_died"]
 
 
-def worker_died(worker: Worker, first_lane: int, why: str) -> WorkerDied:
-    """Return the error for a worker that is gone; `why` says more than its exit status, or is empty."""
+def worker_died(worker: Worker, first_lane: int, more: str = "") -> WorkerDied:
+    """Return the error for a worker that is gone; `more` is a sentence to be added."""
     lanes = [first_lane + lane for lane in worker.lanes]
     status = worker.exit_status()
     number = -status if status is not None and status < 0 else None
     name = None if number is None else _signal_name(number)
-    how = why or (f"killed by {name}" if name else f"exit status {status}")
+    how = worker.why or (f"killed by {name}" if name else f"exit status {status}")
     return WorkerDied(
         f"worker {worker.number} (pid {worker.pid}) of lanes {lanes} died: {how}. Its standard error and the "
-        "kernel's log (out of memory?) may say more; a new iteration needs a new loader",
+        f"kernel's log (out of memory?) may say more{'. ' + more if more else ''}",
         pid=worker.pid,
         worker=worker.number,
         exit_status=status,
@@ -30,9 +31,21 @@ def worker_died(worker: Worker, first_lane: int, why: str) -> WorkerDied:
     )
 
 
+def killed_its_worker(job: Job, spot: Spot, death: WorkerDied) -> CorruptStream:
+    """Return the error for a stream at which its worker died twice."""
+    key, lane = job.script.streams[spot.stream].key, job.first_lane + spot.row
+    return CorruptStream(
+        f"lane {lane}: stream {key!r} ends its worker at step {spot.step}, every time: {death.message}",
+        stream=key,
+        offset=spot.step,
+        **(death.details | {"lane": lane, "step": spot.step}),
+    )
+
+
 def lane_timed_out(job: Job, ring: Ring, lane: int, waited: float) -> LoaderTimeout:
     """Return the error for a wait of `waited` seconds, which names what row `lane` is doing."""
-    _, stage, ordinal, step = (int(value) for value in ring.status[lane])
+    line = ring.status[lane].tolist()
+    stage, ordinal, step = line[Status.STAGE], line[Status.STREAM], line[Status.STEP]
     streams = job.script.streams
     stream = streams[ordinal].key if 0 <= ordinal < len(streams) else None
     doing = Status.STAGES[stage]

@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import anyio
 import numpy as np
 
 from streamloader.engine.plan import Plan, make_plan
-from streamloader.engine.player import Grant, failed_at
+from streamloader.engine.player import Grant, Orders, failed_at
 from streamloader.engine.records import Kind, pack
 from streamloader.engine.ring import Ring, Status
 from streamloader.errors import ConfigError, StreamloaderError
@@ -81,6 +81,9 @@ class EnvScript:
     hosted: Sequence[range]
 
     plays_again = False
+    resumes = False  # what an env remembers dies with its process
+    on_error: ClassVar[Literal["raise", "skip"]] = "raise"
+    fixed = False
 
     @classmethod
     def of(cls, make_env: Callable[..., Any], hosted: Sequence[range], first_lane: int, lanes: int, seed: int) -> Self:
@@ -155,6 +158,9 @@ class Producer:
         self.status[Status.STEP] = step + 1
         if infos is not None:
             self._report(pack(Kind.INFO, a=grant.seq, lane=self.number, payload={"infos": infos}))
+
+    def place(self, orders: Orders) -> None:
+        """Heed nothing: an env goes on from where it is."""
 
     async def reset(self) -> None:
         """Close the env, if it has a way to be closed."""

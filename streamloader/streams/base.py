@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,10 +44,21 @@ class StreamDataset(abc.ABC):
     async def index(self) -> Sequence[StreamInfo]:
         """Describe all streams, in an order that is the same on every call and machine.
 
+        A list will do; for millions of streams a :class:`~streamloader.table.StreamTable` takes much less memory.
+
         Raises:
             StreamNotFound: an address does not exist or a pattern matches nothing.
             UnreadableStream: an address holds no stream of this kind.
         """
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides steps besides fields, keys and lengths: plain JSON values. Asked for after :meth:`index`.
+
+        A loader goes on from a saved state only if that was saved with the same ones. Put in what a user may change
+        by mistake, such as a sampling rate; leave out what differs between machines, such as a path.
+        """
+        return {}
 
     @abc.abstractmethod
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
@@ -55,7 +66,13 @@ class StreamDataset(abc.ABC):
 
 
 class Stream(abc.ABC):
-    """One sequence in time order, read forwards."""
+    """One sequence in time order, read forwards.
+
+    Attributes:
+        replays: whether :meth:`seek` has to play again all that lies before the step, so that resuming takes time.
+    """
+
+    replays: bool = False
 
     @abc.abstractmethod
     async def read_into(self, out: Mapping[str, Array]) -> int:

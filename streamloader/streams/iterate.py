@@ -17,14 +17,16 @@ from streamloader.streams.addresses import unique_keys
 from streamloader.streams.base import Stream, StreamDataset
 from streamloader.streams.blocking import in_lane_thread
 from streamloader.streams.playing import CLOSING, AsyncSteps, Indexed, Iterated, Steps, step_error, steps_of
-from streamloader.streams.steps import StepWriter, describe
+from streamloader.streams.steps import StepWriter, describe, qualified_name
+from streamloader.table import StreamTable, pack_column
 from streamloader.values import Array, Field, StreamInfo, as_fields
 
 __all__ = ["IterStreams"]
 
-Lengths: TypeAlias = "Sequence[int | None] | Callable[[Any], int | None] | None"
+Lengths: TypeAlias = "Sequence[int | None] | Array | Callable[[Any], int | None] | None"
 
 _NOTHING: Final = object()
+_UNKNOWN: Final = -1
 
 
 class IterStreams(StreamDataset):
@@ -60,6 +62,9 @@ class IterStreams(StreamDataset):
         lengths: steps of each stream: a sequence of ints (None where unknown), or a function of the item;
             None if none is known, then ``len(loader)`` is not known either.
 
+    Millions of items should be a range, an array, or strings, and their lengths an array of integers: these are kept
+    and sent to the workers as arrays, without an object for each stream. An array of lengths is not copied.
+
     `rng` is a ``numpy.random.Generator`` that depends on seed, epoch and stream alone: a stream that takes all its
     randomness from it is the same on any number of workers, and can be resumed. Going back, or on from the
     middle, means to call `make` again with the same `rng` and to skip steps; nothing can be promised of a
@@ -86,6 +91,7 @@ class IterStreams(StreamDataset):
         if not callable(make):
             raise ConfigError(f"make must be a function of an item, got {describe(make)}")
         self._items = items if isinstance(items, (Sequence, np.ndarray)) else list(items)
+        self._named = isinstance(self._items, (list, tuple))
         self._make = make
         self._takes_rng = _takes_rng(make)
         self._fields = as_fields(fields)
@@ -93,10 +99,23 @@ class IterStreams(StreamDataset):
         if lengths is not None and not callable(lengths) and len(lengths) != len(self._items):
             raise ConfigError(f"lengths has {len(lengths)} entries for {len(self._items)} items")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pack lists of strings or numbers into arrays, which workers share."""
+        state = self.__dict__.copy()
+        for name in ("_items", "_lengths"):
+            if type(state[name]) in (list, tuple):
+                state[name] = pack_column(state[name])
+        return state
+
     @property
     def fields(self) -> Mapping[str, Field]:
         """The fields as they were given; a lone one is called ``"data"``."""
         return self._fields
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The qualified name of `make`."""
+        return {"make": qualified_name(self._make)}
 
     async def index(self) -> Sequence[StreamInfo]:
         """Describe one stream for each item, in their order.
@@ -118,24 +137,35 @@ class IterStreams(StreamDataset):
             raise
         return stream
 
-    def _index(self) -> list[StreamInfo]:
-        plain = isinstance(self._items, (list, tuple))
-        names = [_name(self._items[number] if plain else None, number) for number in range(len(self._items))]
-        return [
-            StreamInfo(key, self._length(number, key), {"item": number})
-            for number, key in enumerate(unique_keys(names))
-        ]
+    def _index(self) -> StreamTable:
+        count = len(self._items)
+        keys: Sequence[str] | int = count
+        if self._named and any(isinstance(item, (str, os.PathLike)) for item in self._items):
+            keys = unique_keys(_name(item, number) for number, item in enumerate(self._items))
+        return StreamTable(keys, self._known_lengths(keys), {"item": range(count)})
 
-    def _length(self, number: int, key: str) -> int | None:
-        if self._lengths is None:
+    def _known_lengths(self, keys: Sequence[str] | int) -> Array | None:
+        given = self._lengths
+        if given is None:
             return None
+        if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu" and given.dtype != np.uint64:
+            negative = len(given) and int(given.min()) < 0  # to be named
+            if not negative:
+                return given
+        numbers = range(len(self._items))
+        return np.fromiter((self._length(number, keys) for number in numbers), np.int64, len(numbers))
+
+    def _length(self, number: int, keys: Sequence[str] | int) -> int:
         try:
-            given = self._lengths(self._items[number]) if callable(self._lengths) else self._lengths[number]
-            length = None if given is None else operator.index(given)
+            given = self._lengths(self._items[number]) if callable(self._lengths) else self._lengths[number]  # type: ignore[index]
+            length = _UNKNOWN if given is None else operator.index(given)
         except Exception as error:
+            key = _key(keys, number)
             raise ConfigError(f"no length of stream {key!r}: {type(error).__name__}: {error}", stream=key) from error
-        if length is not None and length < 0:
-            raise ConfigError(f"the length of stream {key!r} is {length}; it must not be negative", stream=key)
+        if given is not None and not 0 <= length < 1 << 63:
+            key = _key(keys, number)
+            wrong = "must not be negative" if length < 0 else "is too large"
+            raise ConfigError(f"the length of stream {key!r} is {length}; it {wrong}", stream=key)
         return length
 
     def _maker(self, item: Any, rng: np.random.Generator) -> Callable[[], Any]:
@@ -195,6 +225,11 @@ class _IterStream(Stream):
     def _settle(self, made: Any) -> None:
         self._steps = steps_of(made, self._writer, self._key)
 
+    @property
+    def replays(self) -> bool:  # type: ignore[override]
+        """Whether the steps are those of an iterator, which can only begin again."""
+        return self._steps is not None and not isinstance(self._steps, Indexed)
+
     async def read_into(self, out: Mapping[str, Array]) -> int:
         steps = self._playing()
         count = len(next(iter(out.values())))
@@ -245,6 +280,10 @@ class _IterStream(Stream):
             state = "was closed" if self._closed else "did not begin"
             raise ClosedError(f"stream {self._key!r} {state}", stream=self._key)
         return self._steps
+
+
+def _key(keys: Sequence[str] | int, number: int) -> str:
+    return str(number) if isinstance(keys, int) else keys[number]
 
 
 def _name(item: object, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import reprlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from streamloader.values import Array, Field
 
-__all__ = ["Misfit", "StepWriter", "describe"]
+__all__ = ["Misfit", "StepWriter", "describe", "qualified_name"]
 
 
 class Misfit(ValueError):
@@ -75,6 +76,14 @@ def describe(value: object) -> str:
     if isinstance(value, np.ndarray):
         return _named(value.shape, value.dtype)
     return f"{type(value).__name__} {reprlib.repr(value)}"
+
+
+def qualified_name(function: object) -> str:
+    """Return the name that a function, or the type of an object that can be called, has in its module."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) else type(function).__qualname__
 
 
 def _checked(value: object, name: str, field: Field, lead: tuple[int, ...]) -> Array:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import os
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeAlias
@@ -16,6 +18,8 @@ from streamloader.streams.addresses import Addresses, Pattern, as_addresses, exp
 from streamloader.streams.base import Stream, StreamDataset
 from streamloader.streams.blocking import in_lane_thread
 from streamloader.streams.playing import CLOSING
+from streamloader.streams.steps import qualified_name
+from streamloader.table import Blobs, StreamTable, Texts
 from streamloader.values import Array, Field, StreamInfo
 
 __all__ = ["TextStreams"]
@@ -97,6 +101,13 @@ class TextStreams(StreamDataset):
         """The field ``"data"``: a scalar, uint8 for bytes or int64 for tokens."""
         return {"data": self._field}
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The qualified name of the tokenizer, and what it is given."""
+        if self._tokenizer is None:
+            return {"tokenizer": None}
+        return {"tokenizer": qualified_name(self._tokenizer), "encoding": self._corpus.encoding}
+
     async def index(self) -> Sequence[StreamInfo]:
         """Find the texts and count their bytes or tokens; keys are the paths as they were given."""
         return await in_lane_thread(self._index)
@@ -107,12 +118,12 @@ class TextStreams(StreamDataset):
             return await self._corpus.open(info)
         return _Tokens(await in_lane_thread(self._reread, self._tokenizer, info), info.key)
 
-    def _index(self) -> list[StreamInfo]:
+    def _index(self) -> StreamTable:
         tokenizer, found = self._tokenizer, self._corpus.find()
         if tokenizer is None:
             return found
-        lengths = [len(_tokenize(tokenizer, self._corpus.text(info), info.key)) for info in found]
-        return [StreamInfo(info.key, length, info.extra) for info, length in zip(found, lengths, strict=True)]
+        counted = (len(_tokenize(tokenizer, self._corpus.text(info), info.key)) for info in found)
+        return found.with_lengths(np.fromiter(counted, np.int64, len(found)))
 
     def _reread(self, tokenizer: Tokenizer, info: StreamInfo) -> Array:
         tokens = _tokenize(tokenizer, self._corpus.text(info), info.key)
@@ -152,10 +163,16 @@ def _fits_int64(tokens: Array) -> bool:
 
 
 class _Corpus(abc.ABC):
-    """Where the texts are."""
+    """Where the texts are.
+
+    Attributes:
+        encoding: of the files.
+    """
+
+    encoding: str = "utf-8"
 
     @abc.abstractmethod
-    def find(self) -> list[StreamInfo]:
+    def find(self) -> StreamTable:
         """Describe all texts, with their length in bytes."""
 
     @abc.abstractmethod
@@ -178,16 +195,18 @@ class _Memory(_Corpus):
                     f"text {number} is {type(text).__name__}, not {'str' if as_text else 'str or bytes'}",
                     stream=str(number),
                 )
-        self._texts: list[Any] = listed if as_text else [_utf8(text, n) for n, text in enumerate(listed)]
+        # End to end in one array, which workers share.
+        self._texts: Any = Texts.pack(listed) if as_text else Blobs.join(map(_utf8, listed, itertools.count()))
 
-    def find(self) -> list[StreamInfo]:
-        return [StreamInfo(str(n), len(text), {"item": n}) for n, text in enumerate(self._texts)]
+    def find(self) -> StreamTable:
+        count = len(self._texts)
+        return StreamTable(count, self._texts.sizes, {"item": range(count)})
 
     def text(self, info: StreamInfo) -> str:
         return str(self._texts[info.extra["item"]])
 
     async def open(self, info: StreamInfo) -> Stream:
-        return _Tokens(np.frombuffer(self._texts[info.extra["item"]], np.uint8), info.key)
+        return _Tokens(self._texts[info.extra["item"]], info.key)
 
 
 def _utf8(text: str | bytes, number: int) -> bytes:
@@ -201,16 +220,24 @@ class _Files(_Corpus):
     def __init__(self, addresses: list[str], pattern: Pattern, encoding: str) -> None:
         self._addresses = addresses
         self._pattern = pattern
-        self._encoding = encoding
+        self.encoding = encoding
 
-    def find(self) -> list[StreamInfo]:
+    def find(self) -> StreamTable:
         try:
             paths = expand(self._addresses, self._pattern)
         except StreamNotFound as error:
             raise StreamNotFound(
                 f"{error.message}; texts in memory go to TextStreams.from_texts", address=error.address
             ) from error
-        return [_describe(path, key) for path, key in zip(paths, unique_keys(paths), strict=True)]
+        keys = unique_keys(paths)
+        sizes, modified = array("q"), array("q")
+        for number, (path, key) in enumerate(zip(paths, keys, strict=True)):
+            paths[number] = os.path.abspath(path)  # a worker may have another current directory
+            status = _status(path, paths[number], key)
+            sizes.append(status.st_size)
+            modified.append(status.st_mtime_ns)
+        found: dict[str, Any] = {"size": np.array(sizes, np.int64), "mtime_ns": np.array(modified, np.int64)}
+        return StreamTable(keys, found["size"], {"path": paths, **found})
 
     def text(self, info: StreamInfo) -> str:
         file = _File.of(info)
@@ -221,11 +248,11 @@ class _Files(_Corpus):
         if len(data) != file.size:
             raise file.changed(min(len(data), file.size))
         try:
-            return data.decode(self._encoding)
+            return data.decode(self.encoding)
         except UnicodeError as error:
             start = getattr(error, "start", 0)
             raise UnreadableStream(
-                f"{info.key} is not {self._encoding}: {getattr(error, 'reason', error)} at byte {start}; "
+                f"{info.key} is not {self.encoding}: {getattr(error, 'reason', error)} at byte {start}; "
                 f"pass its encoding=",
                 stream=info.key,
                 address=file.path,
@@ -243,8 +270,7 @@ class _Files(_Corpus):
         return stream
 
 
-def _describe(path: str, key: str) -> StreamInfo:
-    absolute = os.path.abspath(path)  # a worker may have another current directory
+def _status(path: str, absolute: str, key: str) -> os.stat_result:
     try:
         status = os.stat(absolute)
     except FileNotFoundError as error:
@@ -253,7 +279,7 @@ def _describe(path: str, key: str) -> StreamInfo:
         raise UnreadableStream(f"cannot look at {path}: {error.strerror}", stream=key, address=absolute) from error
     if not os.access(absolute, os.R_OK):
         raise UnreadableStream(f"{path} may not be read (permission denied)", stream=key, address=absolute)
-    return StreamInfo(key, status.st_size, {"path": absolute, "size": status.st_size, "mtime_ns": status.st_mtime_ns})
+    return status
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from streamloader.media.selection import Selection, whole
 from streamloader.streams.addresses import Addresses, as_addresses, expand, unique_keys
 from streamloader.streams.base import Stream, StreamDataset
 from streamloader.streams.blocking import in_lane_thread
+from streamloader.streams.steps import qualified_name
+from streamloader.table import StreamTable
 from streamloader.values import Array, Field, StreamInfo
 
 if TYPE_CHECKING:
@@ -113,6 +115,21 @@ class VideoStreams(StreamDataset):
             raise ConfigError("the frame size is known once index() has looked at the files; or give size=")
         return self._fields
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What was chosen of frames and pixels; of `transform` its qualified name."""
+        chosen = self._selection
+        return {
+            "pix_fmt": self._pix_fmt,
+            "size": None if self._size is None else list(self._size),
+            "max_frames": None if chosen.max_frames is None else int(chosen.max_frames),
+            "random_start": chosen.random_start,
+            "stride": chosen.stride,
+            "fps": None if chosen.fps is None else str(chosen.fps),
+            "transform": None if self._transform is None else qualified_name(self._transform),
+            "damaged": self._damaged,
+        }
+
     async def index(self) -> Sequence[StreamInfo]:
         """Look at all files (in threads, through the cache), and return one stream for each, in order."""
         stop = threading.Event()
@@ -126,15 +143,18 @@ class VideoStreams(StreamDataset):
         start_draw, transform_key = float(rng.random()), rng.integers(0, 1 << 64, 2, np.uint64)
         return await in_lane_thread(self._open, info, start_draw, transform_key)
 
-    def _index(self, stop: threading.Event) -> list[StreamInfo]:
+    def _index(self, stop: threading.Event) -> StreamTable:
         paths = expand(self._paths, _is_video)
         looked_at = _in_threads(self._look, paths, stop)
         size = self._size or _common_size([(path, found.size) for path, found in zip(paths, looked_at, strict=True)])
         self._fields = self._learn_fields(*size)
-        return [
-            StreamInfo(key, found.steps, {"path": path, "version": list(found.version), "frames": found.frames})
-            for key, path, found in zip(unique_keys(paths), paths, looked_at, strict=True)
-        ]
+        extra: dict[str, Sequence[Any]] = {
+            "path": paths,
+            "bytes": [found.version[0] for found in looked_at],
+            "modified": [found.version[1] for found in looked_at],
+            "frames": [found.frames for found in looked_at],
+        }
+        return StreamTable(unique_keys(paths), [found.steps for found in looked_at], extra)
 
     def _look(self, path: str) -> _Found:
         from streamloader.media.cache import cached_index
@@ -161,10 +181,10 @@ class VideoStreams(StreamDataset):
 
         path, frames = info.extra["path"], info.extra["frames"]
         version = file_version(path)
-        if version != tuple(info.extra["version"]):
+        if version != (info.extra["bytes"], info.extra["modified"]):
             raise CorruptStream(
                 f"{path} was changed since the loader was built (it has {version[0]} bytes now, "
-                f"{info.extra['version'][0]} then): build the loader again",
+                f"{info.extra['bytes']} then): build the loader again",
                 stream=info.key,
                 address=path,
             )

@@ -1,5 +1,8 @@
 """What a kind of stream of your own is tested with: bind :class:`StreamSuite` to it, and look at it with :func:`play`.
 
+The suite tests single streams - what they play, seek, hold and give back - and a loader over them that is stopped at
+every step, and goes on from its state in a new one, in this process and in workers.
+
 Example::
 
     from streamloader.testing import StreamSuite
@@ -26,7 +29,8 @@ __all__ = ["StreamSuite", "assert_same_steps", "describe_streams", "play", "play
 with contextlib.suppress(ImportError):
     import pytest
 
-    pytest.register_assert_rewrite("streamloader.testing.streams")  # so that its failures show the values
+    # so that its failures show the values
+    pytest.register_assert_rewrite("streamloader.testing.streams", "streamloader.testing.resume")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,9 +14,11 @@ from streamloader.streams.base import Stream, StreamDataset, stream_rng
 if TYPE_CHECKING:
     from streamloader.values import Array, StreamInfo
 
-__all__ = ["assert_same_steps", "describe_streams", "play", "play_async", "read_block"]
+__all__ = ["assert_same_steps", "describe_streams", "play", "play_async", "read_block", "targets"]
 
 DEADLINE = 60.0  # seconds: a stream that hangs fails its test, with the traceback of where it waits
+
+_FEW = 64  # what has up to so many positions is tried at every one of them
 
 
 def describe_streams(dataset: StreamDataset) -> Sequence[StreamInfo]:
@@ -135,6 +137,14 @@ def assert_same_steps(got: Mapping[str, Array], expected: Mapping[str, Any], wha
                 raise AssertionError(f"{what}: field {name!r} differs first at step {step}: {one} instead of {other}")
         if len(array) != len(wanted):
             raise AssertionError(f"{what}: field {name!r} has {len(array)} steps instead of {len(wanted)}")
+
+
+def targets(length: int) -> list[int]:
+    """Return all positions from 0 to the end if they are few, else the first and last ones and some between."""
+    if length <= _FEW:
+        return list(range(length + 1))
+    spread = range(0, length, max(1, length // (_FEW // 2)))
+    return sorted({*range(_FEW // 4), *spread, *range(length - _FEW // 4, length + 1)})
 
 
 def _rows(arrays: Mapping[str, Array]) -> int:

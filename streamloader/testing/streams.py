@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import abc
 import gc
 import os
 import pickle
@@ -30,7 +29,9 @@ from streamloader.testing.playing import (
     play_async,
     read_block,
     read_steps,
+    targets,
 )
+from streamloader.testing.resume import ResumeSuite
 from streamloader.values import Field
 
 if TYPE_CHECKING:
@@ -41,10 +42,9 @@ __all__ = ["StreamSuite"]
 T = TypeVar("T")
 
 _WHOLE = 1 << 12  # steps; longer streams are read by blocks of that many
-_FEW = 64  # a stream of up to so many steps is sought at every one of them
 
 
-class StreamSuite(abc.ABC):
+class StreamSuite(ResumeSuite):
     """Inherit from it in a class whose name pytest collects, and say in :meth:`make_dataset` what is tested.
 
     The data set must have at least two streams, one of them with two steps or more, and should be small: each
@@ -60,15 +60,11 @@ class StreamSuite(abc.ABC):
 
     Attributes:
         seekable: whether the streams implement ``seek``; if not, it must raise NotImplementedError.
+        replays: whether the streams say that ``seek`` plays again what lies before (:attr:`Stream.replays`).
         lengths_known: whether ``index`` tells all lengths; if not, it may leave some of them out.
     """
 
-    seekable: bool = True
     lengths_known: bool = True
-
-    @abc.abstractmethod
-    def make_dataset(self) -> StreamDataset:
-        """Return a new data set; every call returns one that holds the same."""
 
     def expected(self) -> Sequence[Mapping[str, Any]] | None:
         """Return the steps of each stream, name -> array (steps, *shape), or None if only consistency is tested."""
@@ -219,17 +215,37 @@ class StreamSuite(abc.ABC):
 
         async def check(info: StreamInfo) -> None:
             whole = await play_async(dataset, info, _WHOLE)
-            targets = _targets(_count(whole))
-            for step in targets:  # each from a fresh stream
+            chosen = targets(_count(whole))
+            for step in chosen:  # each from a fresh stream
                 got = await play_async(dataset, info, 3, seek=step, steps=4)
                 assert_same_steps(got, _cut(whole, step, 4), f"{info.key} from step {step}")
             async with _opened(dataset, info) as stream:  # backwards and forwards in one stream
-                for step in [*reversed(targets), *targets]:
+                for step in [*reversed(chosen), *chosen]:
                     await stream.seek(step)
                     got = await read_steps(stream, dataset, 2, 3)
                     assert_same_steps(got, _cut(whole, step, 3), f"{info.key} from step {step}, sought again")
                 await stream.seek(0)
                 assert_same_steps(await read_steps(stream, dataset, 7), whole, f"{info.key} from the start again")
+
+        for info in infos:
+            _run(check, info)
+
+    def test_the_end_can_be_sought(self) -> None:
+        # A state may lie there: where a window ends with the last step of a stream.
+        dataset, infos = self._indexed()
+        if not self.seekable:
+            pytest.skip("these streams cannot seek")
+
+        async def check(info: StreamInfo) -> None:
+            whole = await play_async(dataset, info, _WHOLE)
+            for reads in (0, 1):
+                async with _opened(dataset, info) as stream:
+                    for _ in range(reads):
+                        await read_block(stream, dataset, 2)
+                    await stream.seek(_count(whole))
+                    assert [_count(await read_block(stream, dataset, size)) for size in (1, 4)] == [0, 0], info.key
+                    await stream.seek(0)
+                    assert_same_steps(await read_steps(stream, dataset, 7), whole, f"{info.key}, back from its end")
 
         for info in infos:
             _run(check, info)
@@ -358,14 +374,6 @@ async def _times(dataset: StreamDataset, info: StreamInfo, block: int, seek: int
             parts.append(part)
             position += count
     return np.concatenate(parts)
-
-
-def _targets(length: int) -> list[int]:
-    """Return all positions from 0 to the end if they are few, else the first and last ones and some between."""
-    if length <= _FEW:
-        return list(range(length + 1))
-    spread = range(0, length, max(1, length // (_FEW // 2)))
-    return sorted({*range(_FEW // 4), *spread, *range(length - _FEW // 4, length + 1)})
 
 
 def _count(steps: Mapping[str, Array]) -> int:

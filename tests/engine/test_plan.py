@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import heapq
+import itertools
+import pickle
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamloader import ConfigError
+from streamloader import ConfigError, LengthUnknown
 from streamloader.engine.plan import make_plan
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=30)
@@ -51,6 +56,47 @@ def test_unknown_lengths_are_dealt_in_turn():
 )
 def test_batches_of_an_epoch(switch, tail, batches):
     assert make_plan([3, 7, 5, 1, 3], lanes=2, window=3, switch=switch, tail=tail).batches == batches
+
+
+def dealt_one_by_one(lengths, lanes):
+    """The rule, as one would write it down."""
+    listed = [[] for _ in range(lanes)]
+    heap = [(0, lane) for lane in range(lanes)]
+    for ordinal in sorted(range(len(lengths)), key=lambda ordinal: -lengths[ordinal]):
+        load, lane = heapq.heappop(heap)
+        listed[lane].append(ordinal)
+        heapq.heappush(heap, (load + lengths[ordinal], lane))
+    return [sorted(ordinals) for ordinals in listed]
+
+
+RUNS = st.lists(
+    st.tuples(
+        st.integers(0, 9) | st.integers(0, 5000) | st.integers(0, 10**15), st.integers(1, 3) | st.integers(1, 900)
+    ),
+    max_size=6,
+)
+
+
+@given(RUNS, st.integers(1, 20), st.randoms(use_true_random=False))
+def test_runs_of_equal_lengths_are_dealt_as_one_by_one(runs, lanes, random):
+    lengths = [length for length, count in runs for _ in range(count)]
+    random.shuffle(lengths)
+    assert lists(make_plan(lengths, lanes=lanes, window=1, shuffle=False)) == dealt_one_by_one(lengths, lanes)
+
+
+@given(st.lists(st.integers(0, 1 << 60), max_size=8), st.integers(1, 1000))
+def test_lengths_beyond_any_that_can_be_played_are_dealt_alike(lengths, lanes):
+    plan = make_plan(lengths, lanes=lanes, window=1, shuffle=False)
+    assert lists(plan) == dealt_one_by_one(lengths, lanes)
+
+
+@given(st.lists(st.integers(0, 40) | st.none(), max_size=30), st.integers(1, 12), SEEDS, st.sampled_from(["i2", "i8"]))
+def test_an_array_of_lengths_is_as_good_as_a_list(lengths, lanes, seed, dtype):
+    array = np.array([-1 if length is None else length for length in lengths], dtype)
+    plan, same = (make_plan(given, lanes=lanes, window=3, seed=seed) for given in (lengths, array))
+    assert lists(plan, 5) == lists(same, 5)
+    assert plan.batches == same.batches
+    assert plan.batches is None or None not in lengths
 
 
 @given(LENGTHS, st.integers(1, 12), st.integers(1, 9), SEEDS, EPOCHS, st.sampled_from(["pack", "align"]))
@@ -193,6 +239,115 @@ def test_wrong_arguments(arguments, message):
 def test_a_negative_length_is_refused():
     with pytest.raises(ConfigError, match="stream 1 declares a negative length, -3"):
         make_plan([2, -3], lanes=1, window=1)
+    with pytest.raises(ConfigError, match="stream 2 declares a negative length, -2"):
+        make_plan(np.array([2, -1, -2]), lanes=1, window=1)
+    with pytest.raises(ConfigError, match="stream 1 declares a negative length, -1"):
+        make_plan([2, -1], lanes=1, window=1)
+
+
+# --- where a lane stands ----------------------------------------------------------------------------------------------
+
+
+def cells(plan, lane, lengths, epoch):
+    """Every step that a lane plays, in order, as (position, step, repeat); endless for cycles."""
+    listed = plan.lane(epoch, lane)
+    order = listed.ordinals.tolist()
+    rounds = itertools.count() if plan.tail == "cycle" and any(lengths[ordinal] for ordinal in order) else range(1)
+    for played in rounds:
+        for index, ordinal in enumerate(order):
+            for step in range(lengths[ordinal]):
+                yield played * len(order) + index, step, bool(played) or listed.borrowed
+
+
+def windows(plan, lane, lengths, epoch):
+    """The same in windows, without padding."""
+    window = []
+    for cell in cells(plan, lane, lengths, epoch):
+        if window and (len(window) == plan.window or (plan.switch == "align" and cell[1] == 0)):
+            yield window
+            window = []
+        window.append(cell)
+    if window:
+        yield window
+
+
+@given(
+    st.lists(st.integers(0, 12), max_size=9),
+    st.integers(1, 6),
+    st.integers(1, 7),
+    st.sampled_from(["pack", "align"]),
+    st.sampled_from(["pad", "drop", "cycle"]),
+    st.booleans(),
+    SEEDS,
+    EPOCHS,
+    st.booleans(),
+)
+def test_a_lane_is_placed_where_its_first_step_of_the_batch_is(
+    lengths, lanes, window, switch, tail, shuffle, seed, epoch, as_array
+):
+    plan = make_plan(lengths, lanes=lanes, window=window, seed=seed, shuffle=shuffle, switch=switch, tail=tail)
+    given_lengths = np.array(lengths, np.int64) if as_array else lengths
+    count = 30
+    for lane in range(lanes):
+        played = list(itertools.islice(windows(plan, lane, lengths, epoch), count))
+        own = sum(any(not repeat for _, _, repeat in cells) for cells in played)
+        for batch in range(count - 12):
+            position, step = played[batch][0][:2] if batch < len(played) else (len(plan.lane(epoch, lane).ordinals), 0)
+            expected = (position, step, own if batch >= own else -1)
+            assert plan.place(epoch, lane, batch, given_lengths) == expected
+
+
+def test_places_of_a_lane_that_is_easy_to_follow():
+    plan = make_plan([5, 0, 4], lanes=1, window=3, shuffle=False, tail="cycle")
+    # 000 002 222 | 000 002 222
+    places = [plan.place(0, 0, batch, [5, 0, 4]) for batch in range(5)]
+    assert places == [(0, 0, -1), (0, 3, -1), (2, 1, -1), (3, 0, 3), (3, 3, 3)]
+    padded = make_plan([5, 0, 4], lanes=1, window=3, shuffle=False, switch="align")
+    # 000 00. 222 2..
+    assert [padded.place(0, 0, batch, [5, 0, 4]) for batch in range(6)] == [
+        (0, 0, -1),
+        (0, 3, -1),
+        (2, 0, -1),
+        (2, 3, -1),
+        (3, 0, 4),
+        (3, 0, 4),
+    ]
+
+
+def test_a_place_far_into_an_endless_epoch():
+    plan = make_plan([3, 4], lanes=1, window=5, shuffle=False, tail="cycle")
+    steps = 5 * 10**12
+    rounds, rest = divmod(steps, 7)
+    assert plan.place(0, 0, 10**12, [3, 4]) == (2 * rounds + (rest >= 3), rest - 3 * (rest >= 3), 2)
+
+
+def test_only_lanes_whose_lengths_are_known_can_be_placed():
+    lengths = [None, 9, None, 1]
+    plan = make_plan(lengths, lanes=2, window=4, shuffle=False)
+    assert plan.place(0, 1, 1, lengths) == (0, 4, -1)
+    with pytest.raises(LengthUnknown, match=r"lane 0 cannot be placed: .* in epoch 2 has no length"):
+        plan.place(2, 0, 1, np.array([-1, 9, -1, 1]))
+    with pytest.raises(ConfigError, match="number 0 or more, got -1"):
+        plan.place(0, 1, -1, lengths)
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+def test_many_streams_cost_some_bytes_each():
+    lengths = np.random.default_rng(0).integers(0, 1 << 40, 200_000)
+    tracemalloc.start()
+    try:
+        plan = make_plan(lengths, lanes=64, window=16)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 200_000 * 4 + 50_000  # no Python numbers
+    assert peak < 200_000 * 60 + 10_000_000
+    buffers = []
+    pickled = pickle.dumps(plan, protocol=5, buffer_callback=buffers.append)
+    assert len(pickled) < 2000  # the rest is arrays, which processes share
+    assert lists(pickle.loads(pickled, buffers=buffers), 3) == lists(plan, 3)
 
 
 GOLDEN = [

@@ -35,7 +35,7 @@ def test_a_slot_holds_fields_and_marks_apart_from_each_other():
     assert LAYOUT.nbytes % 64 == 0
     assert list(LAYOUT.arrays) == [*FIELDS, *META, "cursor"]
     assert LAYOUT.arrays["data"].shape == (2, 7, 3, 5)
-    assert LAYOUT.arrays["cursor"].shape == (2, 2)
+    assert LAYOUT.arrays["cursor"].shape == (2, 3)
     assert LAYOUT.data_bytes == 2 * 7 * (15 + 8)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,16 @@ def as_tokens(texts):
     return [{"data": np.array(code_points(text), np.int64)} for text in texts]
 
 
-class TestTextFiles(StreamSuite):
+class Bound(StreamSuite):
+    """A binding says of which kind its data set is, so that none of the package goes without one."""
+
+    kind: str
+
+    def test_is_of_the_kind_that_it_says(self):
+        assert type(self.make_dataset()).__name__ == self.kind
+
+
+class TestTextFiles(Bound):
     kind = "TextStreams"
 
     @pytest.fixture(autouse=True)
@@ -52,7 +64,7 @@ class TestTokensOfFiles(TestTextFiles):
         return as_tokens(TEXTS)
 
 
-class TestLongTextFiles(StreamSuite):
+class TestLongTextFiles(Bound):
     """Longer than what is read ahead, so that blocks cross its border, or are longer than it."""
 
     kind = "TextStreams"
@@ -72,7 +84,7 @@ class TestLongTextFiles(StreamSuite):
         return [{"data": np.frombuffer(text, np.uint8)} for text in self.texts]
 
 
-class TestTexts(StreamSuite):
+class TestTexts(Bound):
     kind = "TextStreams"
 
     def make_dataset(self):
@@ -82,7 +94,7 @@ class TestTexts(StreamSuite):
         return as_bytes(TEXTS)
 
 
-class TestTokensOfTexts(StreamSuite):
+class TestTokensOfTexts(Bound):
     kind = "TextStreams"
 
     def make_dataset(self):
@@ -99,8 +111,9 @@ def random_walk(item, rng):
         yield position
 
 
-class TestGenerators(StreamSuite):
+class TestGenerators(Bound):
     kind = "IterStreams"
+    replays = True
 
     def make_dataset(self):
         return sl.IterStreams([9, 0, 1, 30], random_walk, fields=sl.Field((2,), "float32"), lengths=lambda item: item)
@@ -115,9 +128,10 @@ class TestGenerators(StreamSuite):
         assert not np.array_equal(one, other)
 
 
-class TestAsyncGenerators(StreamSuite):
+class TestAsyncGenerators(Bound):
     kind = "IterStreams"
     lengths_known = False
+    replays = True
 
     def make_dataset(self):
         async def count(item, rng):
@@ -134,7 +148,7 @@ class TestAsyncGenerators(StreamSuite):
         ]
 
 
-class TestArrays(StreamSuite):
+class TestArrays(Bound):
     kind = "IterStreams"
     shapes = ((5, 4, 3), (0, 4, 3), (31, 4, 3))
 
@@ -151,7 +165,7 @@ class TestArrays(StreamSuite):
         return [{"data": array.astype(np.uint16)} for array in self.arrays()]
 
 
-class TestColumns(StreamSuite):
+class TestColumns(Bound):
     kind = "IterStreams"
 
     def columns(self, item):
@@ -165,7 +179,7 @@ class TestColumns(StreamSuite):
         return [self.columns(item) for item in (4, 1, 23)]
 
 
-class TestLists(StreamSuite):
+class TestLists(Bound):
     kind = "IterStreams"
 
     def make_dataset(self):
@@ -175,7 +189,22 @@ class TestLists(StreamSuite):
         return as_bytes(["abc", "", "defgh"])
 
 
-class TestVideos(StreamSuite):
+class TestIterators(Bound):
+    """Neither a generator nor a sequence: something that can only be iterated."""
+
+    kind = "IterStreams"
+    replays = True
+
+    def make_dataset(self):
+        return sl.IterStreams([7, 3, 0], lambda item: map(float, range(item)), fields=sl.Field((), "float64"))
+
+    lengths_known = False
+
+    def expected(self):
+        return [{"data": np.arange(item, dtype=np.float64)} for item in (7, 3, 0)]
+
+
+class TestVideos(Bound):
     kind = "VideoStreams"
 
     @pytest.fixture(autouse=True)
@@ -187,8 +216,21 @@ class TestVideos(StreamSuite):
         return sl.VideoStreams(self.paths, max_frames=20)
 
 
-def test_every_public_kind_is_bound():
-    public = {name: getattr(sl, name) for name in sl.__all__}
-    kinds = {name for name, it in public.items() if isinstance(it, type) and issubclass(it, sl.StreamDataset)}
-    suites = [it for it in globals().values() if isinstance(it, type) and issubclass(it, StreamSuite)]
-    assert {suite.kind for suite in suites if suite is not StreamSuite} == kinds - {"StreamDataset"}
+def kinds_of_the_package():
+    """Every data set of streams that the package holds, public or not, in whatever module of it."""
+    for module in pkgutil.walk_packages(sl.__path__, "streamloader."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, ahead = set(), [sl.StreamDataset]
+    while ahead:
+        subclasses = ahead.pop().__subclasses__()
+        ahead += subclasses
+        found |= {it for it in subclasses if it.__module__.startswith("streamloader.") and not inspect.isabstract(it)}
+    return {it.__name__ for it in found if not it.__module__.startswith("streamloader.testing")}
+
+
+def test_every_kind_is_bound():
+    kinds = kinds_of_the_package()
+    assert kinds >= {"IterStreams", "TextStreams", "VideoStreams"}
+    suites = [it for it in globals().values() if isinstance(it, type) and issubclass(it, Bound) and it is not Bound]
+    assert {suite.kind for suite in suites} == kinds

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import anyio
@@ -413,7 +415,8 @@ def test_what_is_stored_for_a_stream_is_small(clip):
     assert info.key == str(clip)
     assert info.extra == {
         "path": str(clip),
-        "version": [clip.stat().st_size, clip.stat().st_mtime_ns],
+        "bytes": clip.stat().st_size,
+        "modified": clip.stat().st_mtime_ns,
         "frames": 40,
     }
 
@@ -434,23 +437,23 @@ def test_cache_hit_miss_and_change(clip, tmp_path, monkeypatch, calls):
     assert one(VideoStreams(path)).length == 7
     assert len(calls) == 3
     stored = list((tmp_path / "cache").rglob("*.*"))
-    assert [file.suffix for file in stored] == [".npz"], "one file for a video, and nothing half written"
+    assert [file.suffix for file in stored] == [".index"], "one file for a video, and nothing half written"
 
 
-@pytest.mark.parametrize("harm", [b"", b"PK\x03\x04 but no archive", "half", "pickle", "another index"])
+@pytest.mark.parametrize("harm", [b"", b"PK\x03\x04 but no index", "half", "a flipped bit", "another index"])
 def test_a_broken_cache_is_made_again(clip, tmp_path, monkeypatch, calls, harm):
     monkeypatch.setenv("STREAMLOADER_CACHE", str(tmp_path / "cache"))
     wanted = cache.cached_index(str(clip))
-    (file,) = (tmp_path / "cache").rglob("*.npz")
+    (file,) = (tmp_path / "cache").rglob("*.index")
     whole = file.read_bytes()
     if harm == "half":
         file.write_bytes(whole[: len(whole) // 2])
-    elif harm == "pickle":
-        np.savez(file, header=np.array([{"format": 1}], object))
-    elif harm == "another index":
-        with np.load(file) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        np.savez(file, **{**arrays, "pts": arrays["pts"][::-1]})
+    elif harm == "a flipped bit":
+        file.write_bytes(whole[:-20] + bytes([whole[-20] ^ 4]) + whole[-19:])
+    elif harm == "another index":  # whole, and impossible
+        body = whole[12:].replace(wanted.pts.tobytes(), wanted.pts[::-1].tobytes())
+        file.write_bytes(whole[:8] + zlib.crc32(body).to_bytes(4, "little") + body)
+        assert file.read_bytes() != whole
     else:
         file.write_bytes(harm)
     again = cache.cached_index(str(clip))
@@ -458,6 +461,14 @@ def test_a_broken_cache_is_made_again(clip, tmp_path, monkeypatch, calls, harm):
     assert np.array_equal(again.pts, wanted.pts)
     cache.cached_index(str(clip))
     assert len(calls) == 2
+
+
+def test_the_cache_is_read_in_many_threads_at_a_time(clip, tmp_path, monkeypatch, calls):
+    monkeypatch.setenv("STREAMLOADER_CACHE", str(tmp_path / "cache"))
+    wanted = cache.cached_index(str(clip)).pts.tobytes()
+    with ThreadPoolExecutor(8) as pool:
+        assert {found.pts.tobytes() for found in pool.map(cache.cached_index, [str(clip)] * 2000)} == {wanted}
+    assert len(calls) == 1
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(clip, tmp_path, monkeypatch, calls):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import anyio
@@ -140,6 +141,76 @@ class CannotSeek(Counting):
     seek = sl.Stream.seek
 
 
+class SeeksOneOffBeyondTheStart(Counting):
+    """Each seek from where it stands already is right; only one into a fresh stream is not."""
+
+    async def seek(self, step):
+        self.next = step - (self.next == 0 and step > 1)
+
+
+class IgnoresSeek(Counting):
+    async def seek(self, step):
+        pass
+
+
+class CannotSeekToItsEnd(Counting):
+    async def seek(self, step):
+        if step >= self.length:
+            raise ValueError(f"there is no step {step}")
+        self.next = step
+
+
+class DrawsByRead(Counting):
+    """Draws from the rng as it reads on, and does not when it is sought."""
+
+    def __init__(self, dataset, info, rng):
+        super().__init__(dataset, info, rng)
+        self.rng = rng
+
+    async def read_into(self, out):
+        count = await super().read_into(out)
+        for row in range(count):
+            out["data"][row] += self.rng.integers(100, dtype=np.uint8)
+        return count
+
+
+class CountsOpenings(Counting):
+    """Part of what decides the steps is kept in the data set: another one does not know of it."""
+
+    def __init__(self, dataset, info, rng):
+        super().__init__(dataset, info, rng)
+        self.before = dataset.opened
+        dataset.opened += 1
+
+    async def read_into(self, out):
+        count = await super().read_into(out)
+        out["data"][:count] += self.before
+        return count
+
+
+class DependsOnItsProcess(Counting):
+    async def read_into(self, out):
+        count = await super().read_into(out)
+        out["data"][:count] += os.getpid() % 100 + 1
+        return count
+
+
+class ForgetsTheTime(Counting):
+    """Tells times from where it was sought on."""
+
+    began = 0
+
+    async def seek(self, step):
+        self.began = self.next = step
+
+    def times(self, start, out):
+        super().times(start - self.began, out)
+
+
+class SaysThatItReplays(Counting):
+    replays = True
+
+
 class TimesByBlock(Counting):
     def times(self, start, out):
         out[:] = start / 10
@@ -203,6 +274,35 @@ class LosesWhatItOpens(CountingStreams):
         return await super().open(info, rng)
 
 
+class SettingsOfTheMoment(CountingStreams):
+    """Says something else each time, as the address in an object's ``repr`` does."""
+
+    addresses = itertools.count()
+
+    @property
+    def settings(self):
+        return {"transform": f"<function at {next(self.addresses):#x}>"}
+
+
+class SettingsThatAreNotPlain(CountingStreams):
+    @property
+    def settings(self):
+        return {"size": (3, 4)}  # a list, once it was JSON
+
+
+class NewKeysInEachDataSet(CountingStreams):
+    """Names its streams differently each time, so that no state fits."""
+
+    made = 0
+
+    def __init__(self):
+        type(self).made += 1
+        self.number = self.made
+
+    async def index(self):
+        return [sl.StreamInfo(f"{self.number}, {info.key}", info.length) for info in await super().index()]
+
+
 class OpensAtOnce(CountingStreams):
     def __init__(self):
         self.file = open(os.devnull)  # noqa: SIM115 - that is the fault
@@ -243,6 +343,7 @@ def dataset_of(stream):
     class Faulty(CountingStreams):
         def __init__(self):
             self.open_files = []
+            self.opened = 0
 
     Faulty.stream = stream
     return Faulty
@@ -261,6 +362,25 @@ FAULTS = [
     (dataset_of(SeeksOneOff), "test_seeking_is_the_same_as_playing_up_to_there"),
     (dataset_of(SeeksToKeyframes), "test_seeking_is_the_same_as_playing_up_to_there"),
     (dataset_of(CannotSeek), "test_seeking_is_the_same_as_playing_up_to_there"),
+    (dataset_of(CannotSeekToItsEnd), "test_the_end_can_be_sought"),
+    (dataset_of(SeeksOneOff), "test_resumes_at_every_step"),
+    (dataset_of(SeeksOneOffBeyondTheStart), "test_resumes_at_every_step"),
+    (dataset_of(SeeksToKeyframes), "test_resumes_at_every_step"),
+    (dataset_of(IgnoresSeek), "test_resumes_at_every_step"),
+    (dataset_of(IgnoresSeek), "test_resumes_in_longer_windows"),
+    (dataset_of(CannotSeekToItsEnd), "test_resumes_at_every_step"),
+    (dataset_of(DrawsByRead), "test_resumes_at_every_step"),
+    (dataset_of(DrawsByRead), "test_resumes_in_longer_windows"),
+    (dataset_of(CountsOpenings), "test_resumes_at_every_step"),
+    (dataset_of(CountsOpenings), "test_resumes_in_longer_windows"),
+    (dataset_of(ForgetsTheTime), "test_resumes_at_every_step"),
+    (dataset_of(DependsOnItsProcess), "test_resumes_in_worker_processes"),
+    (dataset_of(CannotSeek), "test_restoring_reads_nothing_that_was_consumed"),
+    (dataset_of(SaysThatItReplays), "test_restoring_reads_nothing_that_was_consumed"),
+    (SettingsOfTheMoment, "test_settings_are_plain_and_the_same_every_time"),
+    (SettingsThatAreNotPlain, "test_settings_are_plain_and_the_same_every_time"),
+    (SettingsOfTheMoment, "test_resumes_at_every_step"),
+    (NewKeysInEachDataSet, "test_resumes_at_every_step"),
     (dataset_of(TimesByBlock), "test_times_never_run_backwards"),
     (dataset_of(TimesBackwards), "test_times_never_run_backwards"),
     (dataset_of(ClosesOnce), "test_closing_twice_does_no_harm"),
@@ -277,6 +397,9 @@ FAULTS = [
 ]
 
 
+NOTICED = (AssertionError, NotImplementedError, TypeError, ValueError, OSError, sl.StreamloaderError)
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the faults that leave one open
 @pytest.mark.parametrize(("dataset", "test"), FAULTS)
 def test_a_fault_is_noticed(dataset, test, tmp_path, monkeypatch):
@@ -286,7 +409,7 @@ def test_a_fault_is_noticed(dataset, test, tmp_path, monkeypatch):
         "test_the_size_of_blocks_changes_nothing": (3,),
         "test_travels_to_another_process": (tmp_path, monkeypatch),
     }.get(test, ())
-    with pytest.raises((AssertionError, NotImplementedError, TypeError, ValueError, OSError)) as caught:
+    with pytest.raises(NOTICED) as caught:
         getattr(suite, test)(*arguments)
     del caught  # and with its traceback what the faulty streams hold
 
@@ -296,6 +419,19 @@ def test_every_fault_stands_beside_a_right_stream():
     assert all(hasattr(StreamSuite, test) for _, test in FAULTS)
     untested = {name for name in dir(StreamSuite) if name.startswith("test_")} - {test for _, test in FAULTS}
     assert untested == {"test_streams_play_at_the_same_time", "test_closes_after_a_cancelled_read"}
+
+
+@pytest.mark.parametrize("test", [name for name in dir(StreamSuite) if name.startswith("test_re")])
+def test_streams_that_cannot_seek_are_resumed_all_the_same(test):
+    suite = Suite()
+    suite.dataset, suite.seekable = dataset_of(CannotSeek), False
+    getattr(suite, test)()
+
+
+def test_streams_that_say_that_they_replay_may_do_so():
+    suite = Suite()
+    suite.dataset, suite.replays = dataset_of(SaysThatItReplays), True
+    suite.test_restoring_reads_nothing_that_was_consumed()
 
 
 def test_a_suite_that_says_no_seeking_wants_the_error():
