@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness, own, report
 from benchmarks.clips import cache
-from benchmarks.harness import ROOT, Question, run
-from benchmarks.report import machine_text, plot, render
+from benchmarks.harness import ROOT, Question
+from benchmarks.own import OwnQuestion
+from benchmarks.report import machine_text, plot
 
-QUESTIONS = ("video", "transport", "latency", "footprint", "border")
+QUESTIONS = ("video", "transport", "latency", "footprint", "border", "scale", "resume")
 _LOGARITHMIC = {"transport", "latency"}
 _PLOTTED = {"video", "transport", "latency"}
 
@@ -28,9 +30,9 @@ def measure(names: list[str], keep: Path, *, quick: bool, rounds: int) -> None:
     keep.mkdir(parents=True, exist_ok=True)
     for name in names:
         question = _question(name, quick=quick)
-        found = run(question, rounds)
+        found = own.run(question, rounds) if isinstance(question, OwnQuestion) else harness.run(question, rounds)
         (keep / f"{name}.json").write_text(json.dumps(found, indent=1))
-        print(render(question, found), end="\n\n", flush=True)
+        print(_render(question, found), end="\n\n", flush=True)
 
 
 def write_docs(names: list[str], keep: Path) -> None:
@@ -44,14 +46,18 @@ def write_docs(names: list[str], keep: Path) -> None:
             continue
         question, found = _question(name, quick=False), json.loads(path.read_text())
         block = [f"Median of {found['rounds']} interleaved rounds (smallest-largest). {machine_text(found['machine'])}"]
-        if name in _PLOTTED:
+        if name in _PLOTTED and isinstance(question, Question):
             picture = f"benchmarks-{name}.png"
             panels = [(t, found["tables"][t.name]) for t in question.tables if t.name in found["tables"]]
             plot(panels, f"{question.title}: median and range", ROOT / "docs" / picture, log=name in _LOGARITHMIC)
             block.append(f"![{question.title}: median and range of every contender]({picture})")
-        block.append(render(question, found))
+        block.append(_render(question, found))
         text = _replaced(text, name, "\n\n".join(block))
     page.write_text(text)
+
+
+def _render(question: Question | OwnQuestion, found: dict[str, Any]) -> str:
+    return own.render(question, found) if isinstance(question, OwnQuestion) else report.render(question, found)
 
 
 def _replaced(text: str, name: str, block: str) -> str:
@@ -62,7 +68,7 @@ def _replaced(text: str, name: str, block: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n\n{block}\n\n{end}", text)
 
 
-def _question(name: str, *, quick: bool) -> Question:
+def _question(name: str, *, quick: bool) -> Question | OwnQuestion:
     question: Any = importlib.import_module(f"benchmarks.{name}").question
     return question(quick)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamloader.batch import BatchSpec, SlotBatch
-from streamloader.engine.player import Place
+from streamloader.engine.player import Place, Taken
 from streamloader.engine.ring import SlotLayout
 from streamloader.engine.vector import EnvScript
 from streamloader.errors import ConfigError
@@ -138,7 +138,10 @@ class EnvStreamer(Loader):
             supervisor.begin(Place(0, 0))
             self._begun = True
 
-    def _delivered(self, place: Place | None) -> None:
+    def _asked(self, supervisor: Supervisor) -> None:
+        """Do nothing: there is one play, and it goes on."""
+
+    def _delivered(self, taken: Taken | None) -> None:
         """Remember nothing: an env cannot be resumed."""
 
     def _wrap(self, grant: Grant, memory: Any) -> EnvBatch:

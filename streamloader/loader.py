@@ -16,7 +16,7 @@ import anyio
 from streamloader.batch import BatchSpec, SlotBatch, copy_memory
 from streamloader.device import Pinning, make_feed
 from streamloader.engine.patience import Patience
-from streamloader.engine.player import Grant, Place, Script
+from streamloader.engine.player import Grant, Script, Taken
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import Ring, SlotLayout, Status
 from streamloader.engine.supervisor import OnDeath, Supervisor
@@ -33,6 +33,7 @@ __all__ = ["SPARE", "Loader", "check_arguments", "share"]
 _LOGGER = logging.getLogger("streamloader")
 SPARE = 2  # slots that the user may hold without slowing anything down
 _END: Final = object()
+_NOT_READY: Final = object()
 
 
 class Loader(abc.ABC):
@@ -83,11 +84,12 @@ class Loader(abc.ABC):
         self._timeout = timeout or None
         self._on_worker_death: OnDeath = on_worker_death
         self._quarantine = Quarantine(first_lane)
-        self._behind: deque[Place] = deque()  # where lanes stand after each batch that was wrapped and not yielded yet
+        self._behind: deque[Taken | None] = deque()  # of each batch that was wrapped and not yielded yet
         self._ring: Ring | None = None
         self._supervisor: Supervisor | None = None
         self._closed = False
         self._iteration = 0
+        self._counts = False  # whether this iteration was asked for a batch
         self._started = 0.0
         self._batches = self._copied = 0
 
@@ -95,7 +97,11 @@ class Loader(abc.ABC):
 
     @abc.abstractmethod
     def _begin_play(self, supervisor: Supervisor) -> None:
-        """Decide what the next batch is; the supervisor is locked."""
+        """Have the workers make the first batch of the next iteration; the supervisor is locked."""
+
+    @abc.abstractmethod
+    def _asked(self, supervisor: Supervisor) -> None:
+        """Heed that an iteration is asked for its first batch: only now it counts. The supervisor is locked."""
 
     @abc.abstractmethod
     def _wrap(self, grant: Grant, memory: Any) -> SlotBatch:
@@ -106,8 +112,8 @@ class Loader(abc.ABC):
         """Make of a batch what the iteration yields."""
 
     @abc.abstractmethod
-    def _delivered(self, place: Place | None) -> None:
-        """Note where lanes stand after the batch that is yielded now; None at the end of the epoch."""
+    def _delivered(self, taken: Taken | None) -> None:
+        """Note which batch is yielded now, and where lanes stand behind it; None at the end of the epoch."""
 
     # --- iteration ------------------------------------------------------------------------------------------
 
@@ -125,6 +131,7 @@ class Loader(abc.ABC):
         with supervisor.lock:
             self._behind.clear()
             self._begin_play(supervisor)
+            self._counts = False
         number = self._iteration
         return _Iteration(functools.partial(self._take, number), functools.partial(self._wait, number))
 
@@ -164,32 +171,35 @@ class Loader(abc.ABC):
             raise ClosedError("the loader was closed during this iteration")
         if iteration != self._iteration:
             raise ClosedError("another iteration of this loader was begun; only one can be under way")
+        if not self._counts:
+            with self._supervisor.lock:
+                self._asked(self._supervisor)
+            self._counts = True
         return self._supervisor
 
     def _take(self, iteration: int) -> Any:
         """Return the next item of an iteration, waiting for it, or _END."""
         supervisor = self._current(iteration)
-        while not (found := self._pop(supervisor)):
+        while (batch := self._pop(supervisor)) is _NOT_READY:
             supervisor.wait(self._timeout)
             self._current(iteration)
-        (batch,) = found
         if batch is None:
             self._delivered(None)
             return _END
-        place = self._behind.popleft()
+        taken = self._behind.popleft()
         item = self._collated(batch)
-        self._delivered(place)
+        self._delivered(taken)
         return item
 
-    def _pop(self, supervisor: Supervisor) -> tuple[SlotBatch | None] | None:
-        """Return the next batch, or None in its place at the end of the epoch, if it is ready."""
+    def _pop(self, supervisor: Supervisor) -> Any:
+        """Return the next batch, None at the end of the epoch, or _NOT_READY."""
         with supervisor.lock:
             if self._feed is not None:
-                return (self._feed.next(supervisor),) if self._feed.has_next or supervisor.ready else None
+                return self._feed.next(supervisor) if self._feed.has_next or supervisor.ready else _NOT_READY
             if not supervisor.ready:
-                return None
+                return _NOT_READY
             grant = supervisor.pop()
-            return (None if grant is None else self._batch(grant),)
+            return None if grant is None else self._batch(grant)
 
     async def _wait(self, iteration: int) -> None:
         """Wait, without blocking the event loop, until the next item can be had at once."""
@@ -218,8 +228,7 @@ class Loader(abc.ABC):
             supervisor.reclaim()
             self._copied += 1
         self._batches += 1
-        assert supervisor.last is not None
-        self._behind.append(Place(grant.epoch, grant.batch + 1, supervisor.last[1]))
+        self._behind.append(supervisor.last)
         return self._wrap(grant, memory)
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -275,7 +284,7 @@ class Loader(abc.ABC):
             slots=self._slots,
             leased=supervisor.leased if supervisor else 0,
             copied=self._copied,
-            restarts=supervisor.restarts if supervisor else 0,
+            restarts=supervisor.casualties.restarts if supervisor else 0,
             lanes=lanes,
         )
 

@@ -9,7 +9,7 @@ import anyio.from_thread
 
 from streamloader.batch import Batch, BatchSpec
 from streamloader.engine.plan import Switch, Tail, make_plan
-from streamloader.engine.player import Place
+from streamloader.engine.player import Place, Taken
 from streamloader.engine.quarantine import Quarantined
 from streamloader.engine.ring import SlotLayout
 from streamloader.engine.script import StreamScript
@@ -23,6 +23,8 @@ from streamloader.table import StreamTable
 from streamloader.values import StreamInfo, as_fields
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import torch
 
     from streamloader.engine.player import Grant
@@ -122,7 +124,9 @@ class MultiStreamer(Loader):
         self._origin = Origin.of(dataset, table, self._plan, range(rank * batch_size, (rank + 1) * batch_size))
         self._collate = collate_fn
         self._next = Place(0, 0)  # where the next iteration begins
-        self._behind_last: Place | None = None  # where lanes stand in the iteration that is under way
+        self._ahead: Place | None = None  # where the last iteration was to begin
+        self._begun: Place | None = None  # where the iteration began that is under way
+        self._last: Taken | None = None  # what it yielded last
         slots = SlotLayout(as_fields(dataset.fields), batch_size, window)
         ahead = _ahead(slots.nbytes, prefetch_factor)
         super().__init__(
@@ -189,14 +193,20 @@ class MultiStreamer(Loader):
         return self._plan.batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration. Without it each iteration plays the next epoch.
+        """Choose the epoch of the next iteration, or of one that was not asked for a batch yet.
 
-        After :meth:`load_state_dict` the epoch of the state keeps its place; any other begins at its beginning.
+        Without it each iteration plays the next epoch. After :meth:`load_state_dict` the epoch of the state keeps its
+        place; any other begins at its beginning.
         """
         if epoch < 0:
             raise ConfigError(f"an epoch is 0 or more, got {epoch}")
         if epoch != self._next.epoch:
             self._next = Place(epoch, 0)
+
+    @property
+    def sampler(self) -> Self:
+        """The loader itself: trainers that have a ``DistributedSampler`` in mind call ``loader.sampler.set_epoch``."""
+        return self
 
     # --- resume ---------------------------------------------------------------------------------------------
 
@@ -207,7 +217,11 @@ class MultiStreamer(Loader):
         of the next one. The state is a dict of plain JSON values, of a size in the order of the lanes of this rank,
         whose lanes it holds under their global numbers.
         """
-        place = self._next if self._behind_last is None else self._behind_last
+        if self._last is not None:
+            grant, cursors = self._last
+            place = Place(grant.epoch, grant.batch + 1, cursors)
+        else:
+            place = self._next if self._begun is None else self._begun
         return make_state(self._origin, place, self._quarantine.entries)
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
@@ -227,7 +241,7 @@ class MultiStreamer(Loader):
         place, quarantined = read_state(state, self._origin)
         self._iteration += 1  # the one that is under way finds that it is over
         self._quarantine.replace(quarantined)
-        self._next, self._behind_last = place, None
+        self._next, self._begun, self._last = place, None, None
 
     @property
     def quarantined(self) -> tuple[Quarantined, ...]:
@@ -237,12 +251,21 @@ class MultiStreamer(Loader):
     def _begin_play(self, supervisor: Supervisor) -> None:
         if self._feed is not None:
             self._feed.restart()
-        place = self._next
-        supervisor.begin(place)
-        self._behind_last, self._next = place, Place(place.epoch + 1, 0)
+        if self._ahead is not self._next:  # else its first batch is being made
+            supervisor.begin(self._next)
+            self._ahead = self._next
 
-    def _delivered(self, place: Place | None) -> None:
-        self._behind_last = place
+    def _asked(self, supervisor: Supervisor) -> None:
+        place = self._next
+        if self._ahead is not place:  # set_epoch came in between
+            supervisor.begin(place)
+            self._ahead = place
+        self._begun, self._last, self._next = place, None, Place(place.epoch + 1, 0)
+
+    def _delivered(self, taken: Taken | None) -> None:
+        self._last = taken
+        if taken is None:
+            self._begun = None
 
     def _wrap(self, grant: Grant, memory: Any) -> Batch:
         return Batch(self._spec, memory, grant.epoch, grant.batch)

@@ -246,7 +246,13 @@ class _Numbered(_Column):
         """Return sizes (int64) and bytes (uint8) of some keys."""
         numbers: Array = np.arange(begin, end, dtype=np.uint32 if end <= 1 << 32 else np.uint64)
         powers: Array = 10 ** np.arange(len(str(end)) - 1, -1, -1, dtype=numbers.dtype)
-        digits = (numbers[:, None] // powers % 10).astype(np.uint8) + np.uint8(ord("0"))
+        digits = np.empty((len(numbers), len(powers)), np.uint8)
+        rest = numbers
+        for place in range(len(powers) - 1, -1, -1):  # dividing by one number is several times as fast as by many
+            tens = rest // 10
+            digits[:, place] = rest - tens * 10
+            rest = tens
+        digits += np.uint8(ord("0"))
         shown = numbers[:, None] >= powers
         shown[:, -1] = True  # of 0, too
         return shown.sum(axis=1, dtype=np.int64), digits[shown]

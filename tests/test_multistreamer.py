@@ -56,10 +56,11 @@ def test_an_epoch_is_not_negative():
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 5])
 def test_breaking_off_begins_the_next_epoch_at_its_start(taken):
+    # Trainers probe loaders: an iteration that was asked for nothing uses up no epoch.
     with loader_of() as loader:
         iterator = iter(loader)
         assert [next(iterator).index for _ in range(taken)] == list(range(taken))
-        assert_same_batches(copies(loader), expected(1))
+        assert_same_batches(copies(loader), expected(min(taken, 1)))
 
 
 def test_an_iteration_that_was_broken_off_is_over():
@@ -91,9 +92,28 @@ def test_taking_exactly_all_batches_is_a_whole_epoch():
 
 def test_beginning_many_iterations_without_taking_anything():
     with loader_of(num_workers=1) as loader:
-        for _ in range(1000):  # more than the worker's socket holds before it has even started
+        for epoch in range(1000):  # more than the worker's socket holds before it has even started
+            loader.set_epoch(epoch)
             iterator = iter(loader)
         assert_same_batches([arrays(batch) for batch in iterator], expected(999))
+
+
+def test_an_epoch_can_be_chosen_until_the_first_batch_is_asked_for():
+    with loader_of(num_workers=1) as loader:
+        iterator = iter(loader)
+        loader.sampler.set_epoch(3)
+        assert loader.state_dict()["epoch"] == 3
+        assert_same_batches([arrays(batch) for batch in iterator], expected(3))
+        assert loader.state_dict()["epoch"] == 4
+
+
+def test_an_iteration_that_is_asked_for_nothing_leaves_the_state_as_it_is():
+    with loader_of() as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+        iter(loader)
+        assert loader.state_dict() == state
+        assert (state["epoch"], state["batch"]) == (0, 1)
 
 
 def test_the_next_epoch_is_made_while_this_one_is_consumed():

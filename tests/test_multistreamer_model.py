@@ -90,7 +90,7 @@ def test_iterations_broken_off_anywhere_change_nothing(case, batch_size, argumen
                 for batch in itertools.islice(loader, taken)
             ]
             assert_same_batches(got, expected[:taken])
-            epoch += 1
+            epoch += taken > 0  # an iteration that is asked for nothing does not count
 
 
 def plain(**arguments):

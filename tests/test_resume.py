@@ -184,6 +184,24 @@ def test_behind_what_collate_fn_made():
         assert list(loader) == list(range(2, len(loader)))
 
 
+def test_an_error_of_collate_fn_takes_nothing_away():
+    fails = [True]
+
+    def collate(batch):
+        if fails[0] and batch.index == 1:
+            raise LookupError("no such thing")
+        return arrays(batch)
+
+    with loader_of(collate_fn=collate) as loader:
+        with pytest.raises(LookupError, match="no such thing"):
+            list(loader)
+        state = plain(loader.state_dict())
+        assert (state["epoch"], state["batch"]) == (0, 1)
+        fails[0] = False
+        loader.load_state_dict(state)
+        assert_same_batches(list(loader), expected(0)[1:])
+
+
 def test_after_an_error_it_is_behind_the_batch_before():
     broken = [True]
 
@@ -515,6 +533,35 @@ def test_lanes_are_not_guessed():
         with pytest.raises(sl.StateError, match=r"does not hold lanes \[0, 1\].*not where the declared"):
             loader.load_state_dict(state_of_rank(1, shorter))
         loader.load_state_dict([state_of_rank(1, shorter), state_of_rank(0, shorter)])
+
+
+@pytest.mark.parametrize("tail", ["pad", "drop", "cycle"])
+@pytest.mark.parametrize("lengths", [[5, 2, 0, 3, 7, 1], [5, 9, 0, 3, 7, 14]], ids=["shorter", "longer"])
+def test_ranks_keep_the_planned_end_before_and_after_a_resume(lengths, tail):
+    declared = [5, 9, 0, 3, 7, 4]
+    more = {"dataset": Seekable(lengths, declared), "tail": tail, "on_error": "skip"}
+    played = expected(0, lengths, declared, 4, tail="cycle" if tail == "cycle" else "pad")
+    second = expected(1, lengths, declared, 4, tail="cycle" if tail == "cycle" else "pad")
+    for world, other in ((2, 4), (4, 2)):
+        length = len(ranks(world, **more)[0])
+        states = [[] for _ in range(length + 1)]
+        for loader in ranks(world, **more):
+            with loader:
+                iterator = iter(loader)
+                states[0].append(plain(loader.state_dict()))
+                for batches in range(1, length + 1):
+                    take(iterator, 1)
+                    states[batches].append(plain(loader.state_dict()))
+                assert next(iterator, None) is None
+        for batches, saved in enumerate(states):
+            firsts, seconds = [], []
+            for loader in ranks(other, **more):
+                with loader:
+                    loader.load_state_dict(saved)
+                    firsts.append(copies(loader))
+                    seconds.append(copies(loader))
+            assert_same_batches(rows_of_ranks(firsts), played[batches:length])
+            assert_same_batches(rows_of_ranks(seconds), second[:length])
 
 
 # --- streams that were left ------------------------------------------------------------------------------------------

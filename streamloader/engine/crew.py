@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from streamloader.engine.process import Worker, job_memory
+from streamloader.engine.returns import Returner
 from streamloader.engine.ring import Ring
 from streamloader.engine.watch import Watch
 from streamloader.engine.worker import Job
@@ -20,6 +21,7 @@ __all__ = ["Crew"]
 _LOGGER = logging.getLogger("streamloader")
 _CLOSE_WITHIN = 3.0  # seconds for all workers together, then they are killed
 _RECEIVE = 1 << 18
+_FEW_SLOTS = 8
 
 
 class Crew:
@@ -27,17 +29,28 @@ class Crew:
 
     Args:
         processes: whether workers are processes; else there is one, a thread.
-        ended: called in a thread of its own, with the process id, as soon as a worker process has ended. It must not
-            refer to whoever owns the crew, which would never be collected.
+        ended: called in a thread of its own, with the process id, as soon as a worker process has ended.
+        returned: called in a thread of its own, with the slot, as soon as the user has let go of one. Where batches
+            are so small that there are many slots, it is not: slots wait in ``ring.returns`` for the next batch.
+
+    Neither may refer to whoever owns the crew, which would never be collected.
 
     Attributes:
         workers: by number.
         selector: readable when a worker has said something, or :meth:`wake` was called. Workers are its data.
     """
 
-    def __init__(self, job: Job, ring: Ring, *, processes: bool, ended: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        ring: Ring,
+        *,
+        processes: bool,
+        ended: Callable[[int], None],
+        returned: Callable[[int], None],
+    ) -> None:
         self._job, self._ring, self._processes = job, ring, processes
-        self._called = ended
+        self._ended, self._returned = ended, returned
         self.workers: list[Worker] = []
         self.selector = selectors.DefaultSelector()
         self._woken, self._wake = os.pipe()
@@ -46,15 +59,18 @@ class Crew:
         self.selector.register(self._woken, selectors.EVENT_READ)
         self._job_fd = -1
         self._watch: Watch | None = None
+        self._returner: Returner | None = None
         self._owner = os.getpid()
         self._closed = False
         self._lock = threading.RLock()  # between starting a worker and ending them all
 
     def start(self) -> None:
         """Start all workers."""
+        if self._ring.slots <= _FEW_SLOTS:
+            self._returner = Returner(self._ring.returns, self._returned)
         if self._processes:
             self._job_fd = job_memory(self._job)
-            self._watch = Watch(self._called)
+            self._watch = Watch(self._ended)
         for number in range(len(self._job.lanes)):
             self.workers.append(self._started(number))
 
@@ -129,6 +145,8 @@ class Crew:
                 self._watch.stop()
             else:
                 self._watch.drop()
+        if self._returner is not None and owned:
+            self._returner.stop()
         self.selector.close()
         for worker in workers:
             worker.hang_up()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from streamloader.engine.plan import Plan
-from streamloader.engine.player import Grant, Place
+from streamloader.engine.player import Grant, Place, Taken
 from streamloader.engine.records import Kind, Record, pack
 from streamloader.engine.ring import CURSOR_COLUMNS
 from streamloader.values import Array
@@ -186,9 +186,7 @@ class Grants:
 
     # --- for a worker that takes the place of another ---------------------------------------------------------
 
-    def places(
-        self, seq: int, last: tuple[Grant, bytes] | None, cursors: Callable[[int], bytes]
-    ) -> list[tuple[int, int, bytes]]:
+    def places(self, seq: int, last: Taken | None, cursors: Callable[[int], bytes]) -> list[tuple[int, int, bytes]]:
         """Say where a worker that has filled the grants before number `seq` may enter plays: (play, batch, cursors).
 
         These are the batch of grant `seq`, and the border of the current play, to which it may be sent back.

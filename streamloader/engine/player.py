@@ -15,7 +15,7 @@ from streamloader.engine.ring import Ring
 from streamloader.errors import StreamFailed, StreamloaderError
 from streamloader.values import StreamInfo
 
-__all__ = ["START", "Cursor", "Grant", "Limit", "Orders", "Place", "Player", "Script", "failed_at"]
+__all__ = ["START", "Cursor", "Grant", "Limit", "Orders", "Place", "Player", "Script", "Taken", "failed_at"]
 
 Cursor = tuple[int, int, int]
 START: Cursor = (0, 0, -1)
@@ -29,6 +29,9 @@ class Grant(NamedTuple):
     epoch: int
     batch: int
     slot: int
+
+
+Taken = tuple[Grant, bytes]  # what the consumer has taken, and the cursors of all lanes behind it: int64 (lanes, 3)
 
 
 class Place(NamedTuple):

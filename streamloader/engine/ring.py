@@ -8,13 +8,13 @@ import functools
 import mmap
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from streamloader.engine.memory import free_memory
+from streamloader.engine.returns import Returned, Returns
 from streamloader.errors import RingTooLarge
 from streamloader.values import Array, Field
 
@@ -22,7 +22,6 @@ __all__ = [
     "CURSOR_COLUMNS",
     "META",
     "Lease",
-    "Returns",
     "Ring",
     "Row",
     "SlotArray",
@@ -119,21 +118,6 @@ class Row:
         self.cursor = memoryview(arrays[_CURSOR][lane])  # of the lane behind this row
 
 
-class Returns:
-    """Where the slots come back to that the user has let go of.
-
-    Attributes:
-        slots: numbers of these slots.
-        notify: called after each, in whichever thread let go last: it must not block.
-    """
-
-    __slots__ = ("notify", "slots")
-
-    def __init__(self) -> None:
-        self.slots: deque[int] = deque()
-        self.notify: Callable[[], None] | None = None
-
-
 class Lease(ctypes.Array):  # type: ignore[type-arg]
     """The memory of one slot in the user's hands: it exports the buffer protocol, and everything made from it keeps it.
 
@@ -143,15 +127,6 @@ class Lease(ctypes.Array):  # type: ignore[type-arg]
     _type_ = ctypes.c_char
     _length_ = 0
     mapping: mmap.mmap
-    returns: Returns
-    slot: int
-
-    def __del__(self) -> None:
-        """Hand the slot back."""
-        returns = self.returns
-        returns.slots.append(self.slot)
-        if returns.notify is not None:
-            returns.notify()
 
 
 @functools.cache
@@ -172,7 +147,8 @@ class Ring:
             layout.lanes, Status.COLUMNS
         )
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
-        self.returns = Returns()
+        self.returns: Returns[Returned] = Returns()  # the slots that nothing refers to any more
+        self._leased: dict[int, Returned] = {}
         cursor = layout.arrays.get(_CURSOR)
         self._cursor_offset, self._cursor_bytes = (0, 0) if cursor is None else (cursor.offset, cursor.nbytes)
         self._lease = _lease_class(layout.nbytes)
@@ -223,9 +199,10 @@ class Ring:
         }
 
     def lease(self, slot: int) -> Lease:
-        """Hand out a slot's memory; the slot's number appears in `returns` once nothing refers to it any more."""
+        """Hand out a slot's memory; the slot is in `returns` once nothing refers to it any more."""
         lease = self._lease.from_address(self.address + self._start(slot))
-        lease.mapping, lease.returns, lease.slot = self._mapping, self.returns, slot
+        lease.mapping = self._mapping
+        self._leased[slot] = Returned(lease, self.returns, slot)
         return lease
 
     def cursors(self, slot: int) -> bytes:

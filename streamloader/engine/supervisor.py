@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import selectors
 import threading
 import time
 import weakref
-from collections import deque
 from typing import Any, Literal, NamedTuple
 
+from streamloader.engine.casualties import Casualties
 from streamloader.engine.crew import Crew
 from streamloader.engine.grants import Grants, cursor_array, encoded
 from streamloader.engine.patience import Patience, stand_still
-from streamloader.engine.player import Grant, Limit, Orders, Place
+from streamloader.engine.player import Grant, Orders, Place, Taken
 from streamloader.engine.process import Worker
-from streamloader.engine.quarantine import Quarantine, Quarantined, Strikes
+from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.records import Kind, Splitter, pack
+from streamloader.engine.returns import drained
 from streamloader.engine.ring import Ring, Status
-from streamloader.engine.trouble import killed_its_worker, lane_timed_out, worker_died
+from streamloader.engine.trouble import lane_timed_out, worker_died
 from streamloader.engine.worker import Job
 from streamloader.errors import ClosedError, LoaderTimeout, StreamloaderError, WorkerDied, from_wire, to_wire
 from streamloader.values import Array
@@ -55,8 +55,7 @@ class Supervisor:
         lock: held by whoever uses it, and never while waiting: batches may be let go of in any thread, at any moment.
         last: the grant that was taken last, with the cursors behind it.
         wait_seconds: time the consumer waited; waited_for: the same by lane.
-        restarts: workers that were replaced.
-        deaths: (process id, when it was noticed, when another had been started) of the latest, in monotonic seconds.
+        casualties: deaths of workers, and what they were due to.
     """
 
     def __init__(
@@ -86,18 +85,20 @@ class Supervisor:
         self._flush_at = max(1, ring.slots // 4) * len(pack(Kind.GRANT))
         self._failures: list[_Failure] = []
         self._fatal: StreamloaderError | None = None
-        self._strikes = Strikes()
-        self._fruitless = [(-1, 0)] * len(job.lanes)  # of each worker: what it had filled, deaths since then
+        self.casualties = Casualties(job, quarantine)
         self._said_once: set[str] = set()
-        self.last: tuple[Grant, bytes] | None = None
+        self.last: Taken | None = None
         self.wait_seconds = 0.0
         self.waited_for: dict[int, float] = {}
-        self.restarts = 0
-        self.deaths: deque[tuple[int, float, float]] = deque(maxlen=1000)
         self.lock = threading.Lock()
         myself = weakref.ref(self)
-        ring.returns.notify = functools.partial(_notify, myself, os.getpid())
-        self._crew = Crew(job, ring, processes=workers > 0, ended=functools.partial(_ended, myself))
+        self._crew = Crew(
+            job,
+            ring,
+            processes=workers > 0,
+            ended=functools.partial(_ended, myself),
+            returned=functools.partial(_returned, myself),
+        )
         self._finalizer = weakref.finalize(self, _shut_down, self._crew, ring)
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -119,6 +120,11 @@ class Supervisor:
     def pids(self) -> list[int]:
         """Process ids of the workers."""
         return [worker.pid for worker in self._crew.workers if worker.pid is not None]
+
+    @property
+    def deaths(self) -> list[tuple[int, float, float]]:
+        """The latest deaths: (process id, when noticed, when another had been started), in monotonic seconds."""
+        return list(self.casualties.deaths)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when :meth:`poll` has something to do (epoll and kqueue nest)."""
@@ -148,7 +154,7 @@ class Supervisor:
         """Heed that the grants from number `seq` on are void."""
         self._done = [min(done, seq) for done in self._done]
         self._failures = [failure for failure in self._failures if failure.seq < seq]
-        self._strikes.forget_from(seq)
+        self.casualties.forget_from(seq)
 
     def _orders(self, places: list[tuple[int, int, bytes]], suspects: list[tuple[int, int]]) -> bytes:
         listed = [(play, batch, cursor_array(cursors).tolist()) for play, batch, cursors in places]
@@ -244,23 +250,19 @@ class Supervisor:
 
     def reclaim(self) -> None:
         """Grant the slots that the user has let go of."""
-        returned = self._ring.returns.slots
-        if not returned:
+        if self._ring.returns.empty():
             return
-        while returned:
-            self._grants.free.append(returned.popleft())
+        self._grants.free += drained(self._ring.returns)
         self._grants.grant()
         if len(self._grants.unsent) >= self._flush_at:
             self.flush()
 
-    def _on_return(self) -> None:
-        """Grant a slot that the user lets go of at once, unless this supervisor is being used: then its user does."""
-        if self.lock.acquire(blocking=False):
-            try:
-                if not self.closed:
-                    self.reclaim()
-            finally:
-                self.lock.release()
+    def take_back(self, slot: int) -> None:
+        """Grant a slot that the user has just let go of, unless the loader was closed. Called with the lock."""
+        if not self.closed:
+            self._grants.free.append(slot)
+            self._grants.grant()
+            self.flush()
 
     def flush(self) -> None:
         """Send what is to be told to the workers."""
@@ -314,7 +316,7 @@ class Supervisor:
                 # Of any version: envs play one play only, so the number of a void grant is not given again.
                 self._infos.setdefault(record.a, {})[number] = payload["infos"]
             elif kind == Kind.SKIPPED:
-                self._skipped(record.lane, payload)
+                self.casualties.skipped(record.lane, payload)
             else:
                 self._log(number, payload)
 
@@ -327,14 +329,6 @@ class Supervisor:
         logger = logging.getLogger(said["name"])
         if logger.isEnabledFor(said["level"]):
             logger.log(said["level"], "worker %d: %s", worker, said["message"])
-
-    def _skipped(self, row: int, said: dict[str, Any], *, died: bool = False) -> None:
-        """Enter a stream that its lane has left, and log it."""
-        lane, reason = self._job.first_lane + row, said["wire"]["message"]
-        entry = Quarantined(said["stream"], said["key"], said["epoch"], lane, said["position"], said["step"], reason)
-        if self._quarantine.leave_out(entry) if died else self._quarantine.add(entry):
-            text = "epoch %d, lane %d: stream %r is left at step %d: %s"
-            _LOGGER.warning(text, entry.epoch, lane, entry.key, entry.step, reason)
 
     def _raise_failure(self) -> None:
         """Raise what spoiled the next batch, or everything."""
@@ -358,17 +352,16 @@ class Supervisor:
             self._understand(worker, data)
         if self._fatal is None:
             error = self._died(worker)
-            deaths = self._book(worker, error) if self._replaces else 0
             if not self._replaces:
                 self._fatal = error
-            elif deaths > _MOST_DEATHS:
-                self._fatal = self._died(worker, f"It was the {deaths}th time in a row, with nothing filled in between")
+            elif self.casualties.book(worker, self._done[worker.number], self._ring.status, error) > _MOST_DEATHS:
+                self._fatal = self._died(worker, f"It has died {_MOST_DEATHS} times before, with nothing filled since")
             else:
                 _LOGGER.warning("%s. Another one goes on where it stopped", error.message)
                 self._replace(worker)
         if self._fatal is not None:
             self._crew.forget(worker)
-        self.deaths.append((pid, noticed, time.monotonic()))
+        self.casualties.deaths.append((pid, noticed, time.monotonic()))
         self.reclaim()
         self.flush()
         self._crew.wake()
@@ -380,23 +373,6 @@ class Supervisor:
 
     def _died(self, worker: Worker, more: str = "") -> WorkerDied:
         return worker_died(worker, self._job.first_lane, more)
-
-    def _book(self, worker: Worker, error: WorkerDied) -> int:
-        """Find the stream that is to blame, if it is clear by now; return how often the worker died to no avail."""
-        number = worker.number
-        for spot in self._strikes.count(self._ring.status, worker.lanes):
-            said = killed_its_worker(self._job, spot, error)
-            if self._job.script.on_error == "raise":
-                self._quarantine.condemn(Limit(spot.row, spot.epoch, spot.position, spot.step, to_wire(said)))
-            else:
-                key = self._job.script.streams[spot.stream].key
-                entry = {"epoch": spot.epoch, "position": spot.position, "stream": spot.stream, "key": key}
-                self._skipped(spot.row, entry | {"step": spot.step, "wire": {"message": said.message}}, died=True)
-            self._fruitless[number] = (-1, 0)
-        filled, deaths = self._fruitless[number]
-        deaths = deaths + 1 if filled == self._done[number] else 1
-        self._fruitless[number] = self._done[number], deaths
-        return deaths
 
     def _replace(self, worker: Worker) -> None:
         """Start a worker that goes on from what this one has published."""
@@ -415,10 +391,10 @@ class Supervisor:
             return
         if new is None:
             return
-        self.restarts += 1
+        self.casualties.restarts += 1
         data = pack(Kind.START, self._grants.version, filled)
         places = self._grants.places(filled, self.last, self._ring.cursors)
-        data += self._orders(places, self._strikes.suspects(worker.lanes, filled))
+        data += self._orders(places, self.casualties.suspects(worker, filled))
         data += b"".join(encoded(grant) for grant in self._grants.granted if grant.seq >= filled)
         self._tell(new, data)
 
@@ -442,10 +418,11 @@ class Supervisor:
         return lane_timed_out(self._job, self._ring, self.latest_lane(), waited)
 
 
-def _notify(supervisor: weakref.ref[Supervisor], owner: int) -> None:
+def _returned(supervisor: weakref.ref[Supervisor], slot: int) -> None:
     alive = supervisor()
-    if alive is not None and os.getpid() == owner:  # what a fork of the owner lets go of is still the owner's
-        alive._on_return()  # noqa: SLF001 - a method would keep the supervisor alive
+    if alive is not None:
+        with alive.lock:
+            alive.take_back(slot)
 
 
 def _ended(supervisor: weakref.ref[Supervisor], pid: int) -> None:

@@ -12,6 +12,7 @@ import torch
 
 import streamloader as sl
 from streamloader.engine import memory, ring
+from streamloader.engine.returns import drained
 from streamloader.engine.ring import META, Ring, SlotLayout, nameless_memory
 
 FIELDS = {"data": sl.Field((3, 5), "uint8", axes="HW"), "x": sl.Field((), "float64"), "none": sl.Field((0,), "int16")}
@@ -81,12 +82,12 @@ def test_a_lease_is_handed_back_when_the_last_array_over_it_goes():
         tensor = torch.frombuffer(lease, dtype=torch.uint8)
         part = tensor[5:9].view(2, 2)
         del lease, tensor
-        assert not small.returns.slots
+        assert small.returns.empty()
         del array
-        assert not small.returns.slots
+        assert small.returns.empty()
         assert part.tolist() == [[3, 3], [3, 3]]
         del part
-        assert list(small.returns.slots) == [1]
+        assert drained(small.returns) == [1]
 
 
 def test_leases_may_end_in_any_thread():
@@ -97,7 +98,7 @@ def test_leases_may_end_in_any_thread():
             thread.start()
             thread.join()
         del threads, thread
-        assert sorted(small.returns.slots) == [0, 1, 2]
+        assert sorted(drained(small.returns)) == [0, 1, 2]
 
 
 def test_leased_memory_outlives_the_ring():

@@ -1,0 +1,94 @@
+"""Trains with Lightning, and writes down every batch of every training.
+
+`lightning_program.py OUT save` trains undisturbed, with a checkpoint after every step and after every epoch.
+`lightning_program.py OUT resume` goes on behind each of these checkpoints, with a new loader each time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from batch_files import write_batches
+from pytorch_lightning.callbacks import ModelCheckpoint
+from resume_data import Seekable, arrays
+
+import streamloader as sl
+
+LENGTHS = [5, 9, 3, 7, 4, 6]
+LANES, WINDOW, SEED, EPOCHS = 2, 4, 5, 3
+CASES = {
+    "known": (LENGTHS, {}),
+    # Of a loader without a length Lightning would take a batch in advance, which the state then is behind.
+    "unknown": ([None] * len(LENGTHS), {"limit_train_batches": 1 << 30}),
+}
+
+
+class Model(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = torch.nn.Linear(3, 1)
+        self.seen = []
+        self.told = []  # (Lightning's epoch and batch, the loader's)
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(arrays(batch))
+        self.told.append([self.current_epoch, batch_idx, batch.epoch, batch.index])
+        return self.layer(batch.data.float() / 2**31).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def train(name, out, *, workers=0, checkpoint=None, callbacks=()):
+    """Return the trained model, which has seen all batches."""
+    declared, limits = CASES[name]
+    model = Model()
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        default_root_dir=out,
+        enable_checkpointing=bool(callbacks),
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        logger=False,
+        **limits,
+    )
+    with sl.MultiStreamer(
+        Seekable(LENGTHS, declared), LANES, WINDOW, seed=SEED, num_workers=workers, timeout=60.0
+    ) as loader:
+        trainer.fit(model, loader, ckpt_path=checkpoint, weights_only=True)
+    return model
+
+
+def report(out, name, model):
+    write_batches(out / f"{name}.npz", model.seen)
+    weights = [parameter.detach().flatten().tolist() for parameter in model.parameters()]
+    (out / f"{name}.json").write_text(json.dumps({"told": model.told, "weights": weights}))
+
+
+def main(out, what):
+    for name in CASES:
+        saved = out / f"checkpoints-{name}"
+        if what == "save":
+            each = [
+                ModelCheckpoint(saved, filename="{step}-in", every_n_train_steps=1, save_top_k=-1),
+                ModelCheckpoint(saved, filename="{step}-end", every_n_epochs=1, save_top_k=-1),
+            ]
+            report(out, name, train(name, out, callbacks=each))
+            continue
+        for number, path in enumerate(sorted(saved.iterdir())):
+            report(out, f"{name}-{path.stem}", train(name, out, checkpoint=path, workers=number == 1))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    main(Path(sys.argv[1]), sys.argv[2])
