@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import anyio.from_thread
 
@@ -23,8 +23,6 @@ from streamloader.table import StreamTable
 from streamloader.values import StreamInfo, as_fields
 
 if TYPE_CHECKING:
-    from typing import Self
-
     import torch
 
     from streamloader.engine.player import Grant
@@ -204,9 +202,12 @@ class MultiStreamer(Loader):
             self._next = Place(epoch, 0)
 
     @property
-    def sampler(self) -> Self:
-        """The loader itself: trainers that have a ``DistributedSampler`` in mind call ``loader.sampler.set_epoch``."""
-        return self
+    def batch_sampler(self) -> _BatchSampler:
+        """Where trainers look for whom to tell the epoch: ``loader.batch_sampler.sampler`` is the loader.
+
+        There is no ``loader.sampler``: Lightning's ``overfit_batches`` rebuilds whatever has one.
+        """
+        return _BatchSampler(self)
 
     # --- resume ---------------------------------------------------------------------------------------------
 
@@ -279,6 +280,12 @@ class MultiStreamer(Loader):
             f"MultiStreamer({type(self.dataset).__name__} of {len(self.streams)} streams, "
             f"batch_size={self.batch_size}, window={self.window}, num_workers={self.num_workers})"
         )
+
+
+class _BatchSampler(NamedTuple):
+    """What DataLoader's attribute of that name is asked for by those who want to set the epoch: its ``sampler``."""
+
+    sampler: MultiStreamer
 
 
 def _index(dataset: StreamDataset) -> StreamTable:

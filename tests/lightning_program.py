@@ -1,7 +1,8 @@
 """Trains with Lightning, and writes down every batch of every training.
 
 `lightning_program.py OUT save` trains undisturbed, with a checkpoint after every step and after every epoch.
-`lightning_program.py OUT resume` goes on behind each of these checkpoints, with a new loader each time.
+`lightning_program.py OUT resume` goes on behind each of these checkpoints, with a new loader each time; and then
+validates with a loader, too.
 """
 
 from __future__ import annotations
@@ -36,36 +37,52 @@ class Model(pl.LightningModule):
         self.layer = torch.nn.Linear(3, 1)
         self.seen = []
         self.told = []  # (Lightning's epoch and batch, the loader's)
+        self.validated = []
 
     def training_step(self, batch, batch_idx):
         self.seen.append(arrays(batch))
         self.told.append([self.current_epoch, batch_idx, batch.epoch, batch.index])
         return self.layer(batch.data.float() / 2**31).mean()
 
+    def validation_step(self, batch, batch_idx):
+        self.validated.append([self.current_epoch, batch_idx, batch.epoch, batch.index])
+
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-def train(name, out, *, workers=0, checkpoint=None, callbacks=()):
-    """Return the trained model, which has seen all batches."""
-    declared, limits = CASES[name]
-    model = Model()
-    trainer = pl.Trainer(
+def trainer_of(out, **more):
+    return pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
-        callbacks=list(callbacks),
         default_root_dir=out,
-        enable_checkpointing=bool(callbacks),
+        enable_checkpointing="callbacks" in more,
         enable_model_summary=False,
         enable_progress_bar=False,
         logger=False,
-        **limits,
+        **more,
     )
-    with sl.MultiStreamer(
-        Seekable(LENGTHS, declared), LANES, WINDOW, seed=SEED, num_workers=workers, timeout=60.0
-    ) as loader:
-        trainer.fit(model, loader, ckpt_path=checkpoint, weights_only=True)
+
+
+def loader_of(declared=LENGTHS, **more):
+    return sl.MultiStreamer(Seekable(LENGTHS, declared), LANES, WINDOW, seed=SEED, timeout=60.0, **more)
+
+
+def train(name, out, *, workers=0, checkpoint=None, **more):
+    """Return the trained model, which has seen all batches."""
+    declared, limits = CASES[name]
+    model = Model()
+    with loader_of(declared, num_workers=workers) as loader:
+        trainer_of(out, **limits, **more).fit(model, loader, ckpt_path=checkpoint, weights_only=True)
     return model
+
+
+def validate(out, **more):
+    """Return which batches a model was trained and validated with."""
+    model = Model()
+    with loader_of() as loader, loader_of() as held_out:
+        trainer_of(out, **more).fit(model, loader, held_out)
+    return {"told": model.told, "validated": model.validated}
 
 
 def report(out, name, model):
@@ -86,6 +103,9 @@ def main(out, what):
             continue
         for number, path in enumerate(sorted(saved.iterdir())):
             report(out, f"{name}-{path.stem}", train(name, out, checkpoint=path, workers=number == 1))
+    if what == "resume":
+        seen = {"all": validate(out), "overfit": validate(out, overfit_batches=1)}
+        (out / "validated.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

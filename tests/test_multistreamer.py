@@ -101,7 +101,7 @@ def test_beginning_many_iterations_without_taking_anything():
 def test_an_epoch_can_be_chosen_until_the_first_batch_is_asked_for():
     with loader_of(num_workers=1) as loader:
         iterator = iter(loader)
-        loader.sampler.set_epoch(3)
+        loader.batch_sampler.sampler.set_epoch(3)
         assert loader.state_dict()["epoch"] == 3
         assert_same_batches([arrays(batch) for batch in iterator], expected(3))
         assert loader.state_dict()["epoch"] == 4

@@ -1,0 +1,84 @@
+"""Trainings on several real ranks: torchrun, gloo, DDP, torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+from pathlib import Path
+
+import ddp_program
+import psutil
+import pytest
+import torch.distributed.checkpoint as dcp
+from batch_files import read_batches
+from ddp_program import EPOCHS, KINDS, LANES, LENGTHS, SAVED, SEED, WINDOW
+from engine_data import assert_same_batches, copies, model_epoch
+from resume_data import Seekable, rows_of_ranks
+from torchrun import Hung, run, torchrun
+
+import streamloader as sl
+
+PROGRAM = Path(ddp_program.__file__)
+
+
+def expected(epoch, **mode):
+    return model_epoch(LENGTHS, LENGTHS, epoch, lanes=LANES, window=WINDOW, seed=SEED, **mode)
+
+
+def check_file(out, name, world, wanted):
+    """What the ranks were given is what is wanted; all of them ended after the same batch."""
+    parts = [read_batches(out / f"{name}-{rank}-of-{world}.npz") for rank in range(world)]
+    assert {len(part) for part in parts} == {len(wanted)}
+    assert_same_batches(rows_of_ranks(parts), wanted)
+    return parts
+
+
+def steps_of(parts):
+    """How often each (stream, step) came that was not marked as a repeat, over all ranks."""
+    return collections.Counter(
+        pair
+        for part in parts
+        for batch in part
+        for pair in zip(
+            *(batch[name][batch["valid"] & ~batch["repeat"]].tolist() for name in ("stream", "step")), strict=True
+        )
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")  # that it runs in a single process
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch.distributed")
+def test_a_training_on_two_ranks_goes_on_with_three_and_with_one(tmp_path):
+    torchrun(2, PROGRAM, tmp_path, "fresh", scratch=tmp_path)
+    torchrun(3, PROGRAM, tmp_path, "resume", scratch=tmp_path)
+    once = {(stream, step): 1 for stream, length in enumerate(LENGTHS) for step in range(length)}
+    for world in (2, 3):
+        check_file(tmp_path, "early", world, expected(0))
+        for switch, tail in KINDS:
+            parts = check_file(tmp_path, f"{switch}-{tail}", world, expected(0, switch=switch, tail=tail))
+            if tail != "drop":
+                assert steps_of(parts) == once
+    for epoch in range(EPOCHS):
+        check_file(tmp_path, f"fresh-{epoch}", 2, expected(epoch))
+    check_file(tmp_path, "resume-1", 3, expected(1)[SAVED:])
+    check_file(tmp_path, "resume-2", 3, expected(2))
+    states = [json.loads((tmp_path / f"state-{rank}.json").read_text()) for rank in range(2)]
+    for load in (
+        lambda loader: dcp.load({"loader": loader}, checkpoint_id=tmp_path / "checkpoint"),
+        lambda loader: loader.load_state_dict(states),
+    ):
+        with sl.MultiStreamer(Seekable(LENGTHS), LANES, WINDOW, seed=SEED, timeout=60.0) as loader:
+            load(loader)
+            assert_same_batches(copies(loader), expected(1)[SAVED:])
+            assert_same_batches(copies(loader), expected(2))
+
+
+def test_a_program_that_hangs_is_ended_with_all_that_it_started(tmp_path):
+    child = [sys.executable, "-c", "import time; time.sleep(600)"]
+    program = (
+        f"import subprocess; child = subprocess.Popen({child}, start_new_session=True); print(child.pid); child.wait()"
+    )
+    with pytest.raises(Hung) as caught:
+        run([sys.executable, "-c", program], deadline=2.0, scratch=tmp_path)
+    pid = int(caught.value.said)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
