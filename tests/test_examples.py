@@ -10,8 +10,11 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWS = {
+    "ddp": "together 20,788 of 20,788 letters",
+    "lightning_loop": "the same 58 batches and losses from there on: True",
     "own_stream": ">3:0  3:1  3:2  3:3",
     "quickstart": "frames/s, waiting for data",
+    "resume": "the same losses, to the last bit: True",
     "text": ">a_0;a_1;a_2; >b_0;b_1;b_2;",
     "train_rnn": "epoch 5: 0.",
     "vector_env": "balls caught",
@@ -29,6 +32,7 @@ def test_every_example_is_tested_and_listed():
 @pytest.mark.parametrize("name", SHOWS)
 def test_example(name, request, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where torchrun leaves a folder behind
     videos = [str(path) for path in request.getfixturevalue("clips").values()] if name in NEEDS_VIDEOS else []
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py"), *videos],

@@ -10,9 +10,12 @@ import json
 import sys
 from pathlib import Path
 
+import ddp_program
+import pytest
 from batch_files import read_batches
 from engine_data import assert_same_batches, model_epoch
-from torchrun import run
+from resume_data import rows_of_ranks
+from torchrun import run, torchrun
 
 HERE = Path(__file__).parent
 LENGTHS = [5, 9, 3, 7, 4, 6]
@@ -66,3 +69,26 @@ def test_accelerate_goes_on_behind_every_checkpoint(tmp_path):
     for done in range(1, len(wanted) + 1):
         assert_same_batches(read_batches(tmp_path / f"{done:03}.npz"), wanted[done:])
         assert ast.literal_eval((tmp_path / f"{done:03}.losses").read_text()) == losses[done:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["lightning", "accelerate"])
+def test_a_training_on_two_ranks_goes_on_with_three(trainer, tmp_path):
+    program = HERE / "trainer_ranks_program.py"
+    for world, what in ((2, "save"), (3, "resume")):
+        torchrun(world, program, tmp_path, trainer, what, scratch=tmp_path)
+    epochs = [
+        model_epoch(
+            ddp_program.LENGTHS,
+            ddp_program.LENGTHS,
+            epoch,
+            lanes=ddp_program.LANES,
+            window=ddp_program.WINDOW,
+            seed=ddp_program.SEED,
+        )
+        for epoch in range(ddp_program.EPOCHS)
+    ]
+    wanted = [batch for epoch in epochs for batch in epoch]
+    for world, what, first in ((2, "save", 0), (3, "resume", len(epochs[0]) + ddp_program.SAVED)):
+        parts = [read_batches(tmp_path / f"{what}-{rank}-of-{world}.npz") for rank in range(world)]
+        assert_same_batches(rows_of_ranks(parts), wanted[first:])

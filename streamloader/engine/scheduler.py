@@ -66,6 +66,7 @@ class Scheduler:
 
     async def _drive(self, lane: Player, thread: LaneThread) -> None:
         current_lane_thread.set(thread)
+        status, filled, busy = lane.status, Status.SEQ, Status.BUSY  # looked up for every row
         run = 0
         try:
             while True:
@@ -79,16 +80,16 @@ class Scheduler:
                         if not await self._fill_alone(lane, grant):
                             continue
                     else:
-                        lane.status[Status.BUSY] = 1
+                        status[busy] = 1
                         await lane.fill(grant)
-                        lane.status[Status.BUSY] = 0
+                        status[busy] = 0
                 except StreamloaderError as error:
-                    lane.status[Status.BUSY] = 0
+                    status[busy] = 0
                     await self._fail(lane, grant, error)
                     continue
                 if self._grants.get(grant.seq) is grant:
                     lane.done += 1
-                    lane.status[Status.SEQ] = lane.done
+                    status[filled] = lane.done
                     if lane.done == self._watermark + 1:
                         self._advance()
                 else:  # it was made void meanwhile, and so was what came of it
