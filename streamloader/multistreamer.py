@@ -119,7 +119,8 @@ class MultiStreamer(Loader):
             switch=switch,
             tail=tail,
         )
-        self._origin = Origin.of(dataset, table, self._plan, range(rank * batch_size, (rank + 1) * batch_size))
+        hosted = range(rank * batch_size, (rank + 1) * batch_size)
+        self._origin = Origin.of(dataset, table, self._plan, hosted, on_error)
         self._collate = collate_fn
         self._next = Place(0, 0)  # where the next iteration begins
         self._ahead: Place | None = None  # where the last iteration was to begin

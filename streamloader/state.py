@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Origin", "make_state", "merge_states", "read_state"]
 
+_LOGGER = logging.getLogger("streamloader")
 _VERSION: Final = 1
 _RULES: Final = 1  # counted up whenever equal arguments come to mean another order of steps
-_KEYS: Final = ("version", "fingerprint", "epoch", "batch", "lanes", "quarantined")
+_KEYS: Final = ("version", "fingerprint", "on_error", "epoch", "batch", "lanes", "quarantined")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +37,17 @@ class Origin:
         fingerprint: of data set, shape, seed and rules of the plan.
         plan, table: to place lanes that a state does not hold.
         hosted: global numbers of this rank's lanes.
+        on_error: whether streams that fail are left, so that lengths alone do not say where lanes are.
     """
 
     fingerprint: dict[str, Any]
     plan: Plan
     table: StreamTable
     hosted: range
+    on_error: str
 
     @classmethod
-    def of(cls, dataset: StreamDataset, table: StreamTable, plan: Plan, hosted: range) -> Origin:
+    def of(cls, dataset: StreamDataset, table: StreamTable, plan: Plan, hosted: range, on_error: str) -> Origin:
         """Describe a loader."""
         fields = {name: [str(field.dtype), list(field.shape)] for name, field in dataset.fields.items()}
         settings = json.dumps([fields, dict(dataset.settings)], sort_keys=True, default=str)
@@ -60,7 +64,7 @@ class Origin:
             "tail": plan.tail,
             "rules": _RULES,
         }
-        return cls(fingerprint, plan, table, hosted)
+        return cls(fingerprint, plan, table, hosted, on_error)
 
 
 _SAYS: Final = {
@@ -84,6 +88,7 @@ def make_state(origin: Origin, place: Place, quarantined: Iterable[Quarantined])
     return {
         "version": _VERSION,
         "fingerprint": dict(origin.fingerprint),
+        "on_error": origin.on_error,
         "epoch": place.epoch,
         "batch": place.batch,
         "lanes": {str(lane): list(cursor) for lane, cursor in zip(hosted, cursors, strict=True)},
@@ -115,6 +120,8 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                 )
         for name in ("lanes", "quarantined"):
             merged[name].update(state[name])
+        if state["on_error"] == "skip":
+            merged["on_error"] = "skip"
     if not merged:
         raise StateError("there is no state to be merged")
     return merged
@@ -136,7 +143,7 @@ def read_state(state: Any, origin: Origin) -> tuple[Place, list[Quarantined]]:
     else:
         lanes = {int(name): tuple(cursor) for name, cursor in state["lanes"].items()}
         if not all(lane in lanes for lane in origin.hosted):
-            lanes = _placed(origin, epoch, batch, lanes)
+            lanes = _placed(origin, epoch, batch, lanes, skipping=state["on_error"] == "skip")
         chosen = [lanes[lane] for lane in origin.hosted]
         _check_cursors(origin, epoch, dict(zip(origin.hosted, chosen, strict=True)))
         place = Place(epoch, batch, np.array(chosen, np.int64).tobytes())
@@ -149,11 +156,13 @@ def read_state(state: Any, origin: Origin) -> tuple[Place, list[Quarantined]]:
     return place, left
 
 
-def _placed(origin: Origin, epoch: int, batch: int, known: dict[int, Cursor]) -> dict[int, Cursor]:
+def _placed(origin: Origin, epoch: int, batch: int, known: dict[int, Cursor], *, skipping: bool) -> dict[int, Cursor]:
     """Place the lanes that a state does not hold by the declared lengths, if those it does hold agree with these."""
     missing = [lane for lane in origin.hosted if lane not in known]
     ask = "load the states of all ranks: load_state_dict([state, state, ...])"
     lengths = origin.table.lengths
+    if skipping:
+        raise StateError(f"the state does not hold lanes {missing}, where streams may have been left: {ask}")
     try:
         for lane, cursor in known.items():
             placed = origin.plan.place(epoch, lane, batch, lengths)
@@ -162,9 +171,14 @@ def _placed(origin: Origin, epoch: int, batch: int, known: dict[int, Cursor]) ->
                     f"the state does not hold lanes {missing}, and lane {lane}, which it holds, is not where the "
                     f"declared lengths say: {ask}"
                 )
-        return {lane: origin.plan.place(epoch, lane, batch, lengths) for lane in missing} | known
+        placed_lanes = {lane: origin.plan.place(epoch, lane, batch, lengths) for lane in missing}
     except LengthUnknown:
         raise StateError(f"the state does not hold lanes {missing}, and streams declare no lengths: {ask}") from None
+    text = (
+        "the state does not hold lanes %s: they are placed by the declared lengths, which must be true. To be sure, %s"
+    )
+    _LOGGER.warning(text, missing, ask)
+    return placed_lanes | known
 
 
 def _next_step(origin: Origin, epoch: int, lane: int, cursor: Cursor) -> tuple[int, int]:
@@ -196,6 +210,7 @@ def _check_shape(state: Any) -> None:
     lanes, left = state["lanes"], state["quarantined"]
     sound = (
         isinstance(state["fingerprint"], Mapping)
+        and state["on_error"] in ("raise", "skip")
         and _is_number(state["epoch"])
         and _is_number(state["batch"])
         and isinstance(lanes, Mapping)

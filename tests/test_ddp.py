@@ -79,6 +79,6 @@ def test_a_program_that_hangs_is_ended_with_all_that_it_started(tmp_path):
         f"import subprocess; child = subprocess.Popen({child}, start_new_session=True); print(child.pid); child.wait()"
     )
     with pytest.raises(Hung) as caught:
-        run([sys.executable, "-c", program], deadline=2.0, scratch=tmp_path)
+        run([sys.executable, "-c", program], deadline=3.0, scratch=tmp_path)
     pid = int(caught.value.said)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

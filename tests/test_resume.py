@@ -339,7 +339,7 @@ def test_what_was_consumed_is_not_read():
 
 def test_its_parts():
     state = saved_after(2, shuffle=False)
-    assert list(state) == ["version", "fingerprint", "epoch", "batch", "lanes", "quarantined"]
+    assert list(state) == ["version", "fingerprint", "on_error", "epoch", "batch", "lanes", "quarantined"]
     assert {name: state["fingerprint"][name] for name in ("dataset", "streams", "lanes", "window", "seed")} == {
         "dataset": "Seekable",
         "streams": 5,
@@ -514,6 +514,55 @@ def test_lanes_that_a_state_does_not_hold_are_placed_by_the_declared_lengths(swi
             with ranks(1, **more)[0] as loader:
                 loader.load_state_dict(state)
                 assert_same_batches(copies(loader), wanted[batches:])
+
+
+def test_lanes_where_streams_may_have_been_left_are_not_guessed():
+    def fails(stream, step):
+        if (stream, step) == (3, 0):
+            raise ValueError("it is broken")
+
+    dataset = Seekable([9] * 8, at_step=fails)
+    more = {"dataset": dataset, "on_error": "skip"}
+    states = []
+    for loader in ranks(2, **more):
+        with loader:
+            take(iter(loader), 2)
+            states.append(plain(loader.state_dict()))
+    with ranks(1, **more)[0] as whole:
+        wanted = copies(whole)
+    with ranks(1, **more)[0] as loader:
+        for state in states:
+            with pytest.raises(sl.StateError, match="where streams may have been left: load the states of all ranks"):
+                loader.load_state_dict(state)
+        loader.load_state_dict(states)
+        assert_same_batches(copies(loader), wanted[2:])
+        assert {entry.key for entry in loader.quarantined} == {"s3"}
+
+
+def test_a_stream_that_fails_where_it_is_taken_up_names_that_step():
+    class Unseekable(Seekable):
+        async def open(self, info, rng):
+            stream = await super().open(info, rng)
+
+            async def seek(step):
+                raise OSError("no way there")
+
+            stream.seek = seek
+            return stream
+
+    dataset = Unseekable([30])
+    with loader_of(dataset, 1, 5) as loader:
+        take(iter(loader), 2)
+        state = plain(loader.state_dict())
+    with loader_of(dataset, 1, 5) as loader:
+        loader.load_state_dict(state)
+        with pytest.raises(sl.StreamFailed, match="seeking at step 10: OSError: no way there") as caught:
+            next(iter(loader))
+        assert caught.value.offset == 10
+    with loader_of(dataset, 1, 5, on_error="skip") as loader:
+        loader.load_state_dict(state)
+        assert [batch["valid"].any() for batch in copies(loader)] == [False] * 4
+        assert [(entry.key, entry.step) for entry in loader.quarantined] == [("s0", 10)]
 
 
 def test_lanes_are_not_guessed():

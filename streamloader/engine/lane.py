@@ -223,14 +223,13 @@ class Lane:
         position = self._position % len(self._order)
         self._ordinal = int(self._order[position])
         self._position += 1
-        self._step = 0
+        self._step = at
         status = self.status
         status[Status.STREAM], status[Status.STEP] = self._ordinal, at
         status[Status.EPOCH], status[Status.POSITION] = self._epoch, position
         status[Status.STAGE] = Status.OPENING
         self._limit = self._limits.get((self._epoch, position))
         if self._limit is not None and self._limit[0] <= at:
-            self._step = at
             self._raise_limit()
             return
         info = self._script.streams[self._ordinal]
@@ -245,7 +244,6 @@ class Lane:
                 raise named from error
             await self._skip(named)
             return
-        self._step = at
         status[Status.STAGE] = Status.READING
 
     async def _seek(self, stream: Stream, step: int) -> None:

@@ -112,7 +112,8 @@ def main(argv: Sequence[str]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     number, sock_fd, ring_fd, job_fd = (int(text) for text in argv[:4])
     sock = socket.socket(fileno=sock_fd)
-    _leave_with_parent(sock, int(argv[4]))
+    playing = threading.Event()
+    _leave_with_parent(sock, int(argv[4]), playing)
     _keep_freed_memory()
     _yield_to_the_consumer()
     try:
@@ -124,7 +125,9 @@ def main(argv: Sequence[str]) -> int:
         logger.setLevel(job.log_level)
         logger.addHandler(handler)
         logger.propagate = False
-        _schedule(job, Ring(ring_fd, job.layout, job.slots), sock, number, handler)
+        ring = Ring(ring_fd, job.layout, job.slots)
+        playing.set()
+        _schedule(job, ring, sock, number, handler)
     except BaseException as error:  # noqa: BLE001 - told to the supervisor, which raises it
         _send_fatal(sock, error)
         return 1
@@ -178,8 +181,11 @@ def _send_fatal(sock: socket.socket, error: BaseException) -> None:
         sock.sendall(pack(Kind.ERROR, a=-1, payload=to_wire(error)))
 
 
-def _leave_with_parent(sock: socket.socket, parent: int) -> None:
-    """End this process at once when the parent is gone, whatever its other threads are doing."""
+def _leave_with_parent(sock: socket.socket, parent: int, playing: threading.Event) -> None:
+    """End this process at once when the parent is gone, whatever its other threads are doing.
+
+    The same if the loader was closed before this process is `playing`: there is nothing to be closed in peace.
+    """
     poll = select.poll()
     poll.register(sock, 0)  # only hang-ups
     wait: float | None = None
@@ -193,7 +199,8 @@ def _leave_with_parent(sock: socket.socket, parent: int) -> None:
             gone = {fd for fd, _ in poll.poll(wait)}
             if gone == {sock.fileno()}:  # a closed loader: streams may close in peace, but not for ever
                 poll.unregister(sock)
-                poll.poll(_LEAVE_WITHIN * 1000)
+                if playing.is_set():
+                    poll.poll(_LEAVE_WITHIN * 1000)
                 os._exit(0)
             if gone:
                 break

@@ -1,0 +1,77 @@
+"""How do I train on several GPUs? With DDP and torchrun, as ever: the loader finds out which rank it is.
+
+    torchrun --nproc-per-node 2 examples/ddp.py
+
+(`python examples/ddp.py` does just that.) Each rank hosts `batch_size` of all lanes. The texts here are of very
+different lengths; still all ranks come to the end of an epoch after the same batch, `len(loader)`, so that none waits
+for another that has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+
+import streamloader as sl
+
+verses = [f"{count} little boats went out to sea; {count - 1} came back. " * (count**2 % 40) for count in range(2, 34)]
+
+
+def main() -> None:
+    """Train on the rank that this process is."""
+    dist.init_process_group("gloo")  # "nccl" on GPUs, and device="cuda" for the loader
+    torch.manual_seed(0)
+    layers = {"embed": torch.nn.Embedding(256, 16), "rnn": torch.nn.GRU(16, 64), "head": torch.nn.Linear(64, 256)}
+    model = torch.nn.parallel.DistributedDataParallel(Predictor(torch.nn.ModuleDict(layers)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    dataset = sl.TextStreams.from_texts(verses)
+    with sl.MultiStreamer(dataset, 4, 32, switch="align", layout="TBCHW", num_workers=1) as loader:
+        hidden = torch.zeros(1, 4, 64)
+        for epoch in range(3):
+            letters, batches, total = 0, 0, 0.0
+            for batch in loader:
+                loss, hidden = model(batch.data.long(), batch.valid, hidden.detach() * batch.keep[0][None, :, None])
+                optimizer.zero_grad()
+                loss.backward()  # waits for the gradients of all ranks
+                optimizer.step()
+                letters, batches, total = letters + int(batch.valid.sum()), batches + 1, total + loss.item()
+            ranks: list[tuple[int, int, float]] = [(0, 0, 0.0)] * dist.get_world_size()
+            dist.all_gather_object(ranks, (batches, letters, total / batches))
+            if dist.get_rank() == 0:
+                print(f"epoch {epoch}, len(loader) {len(loader)}")
+                for rank, (batches, letters, mean) in enumerate(ranks):
+                    print(f"  rank {rank}: {batches} batches, {letters:6,} letters, loss {mean:.3f}")
+                print(f"  together {sum(rank[1] for rank in ranks):,} of {sum(map(len, verses)):,} letters")
+    dist.destroy_process_group()
+
+
+class Predictor(torch.nn.Module):
+    """Predicts each letter of a window but the first from those before it."""
+
+    def __init__(self, layers: torch.nn.ModuleDict) -> None:
+        """`layers`: embed, rnn, head."""
+        super().__init__()
+        self.layers = layers
+
+    def forward(
+        self, text: torch.Tensor, valid: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss and the state behind the window. Where all is padding, the loss is 0, not 0 / 0."""
+        output, hidden = self.layers["rnn"](self.layers["embed"](text), hidden)
+        scored = valid[1:]
+        loss = functional.cross_entropy(self.layers["head"](output[:-1])[scored], text[1:][scored], reduction="sum")
+        return loss / scored.sum().clamp(min=1), hidden
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        main()
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        environ = {"OMP_NUM_THREADS": "1", **os.environ}
+        sys.exit(subprocess.run([*torchrun, __file__], env=environ, check=False).returncode)
