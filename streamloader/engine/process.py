@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pickle
 import select
 import signal
 import socket
@@ -14,18 +16,62 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import cloudpickle
+import numpy as np
+
 from streamloader.engine.ring import Ring, nameless_memory
-from streamloader.engine.worker import Job, pack_job, run_thread
+from streamloader.engine.worker import HEADER, Job, run_thread
+from streamloader.errors import ConfigError
 
 __all__ = ["Worker", "job_memory"]
 
+_OUT_OF_BAND, _BORDER = 1024, 64  # bytes: of an array that is mapped, at least, and what it is aligned to
 _READS_WITHIN = 30.0  # seconds
 _SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def _pack_job(job: Job) -> list[bytes | memoryview]:
+    """Encode a job for worker processes, as pieces that are to be written one after the other.
+
+    First come the sizes and places of what follows (``<Q`` each), then the module search path as JSON, the job pickled
+    by cloudpickle, and the arrays in it: out of band, each on a border of 64 bytes, so that workers map them.
+
+    Raises:
+        ConfigError: something in it cannot be pickled.
+    """
+    search = json.dumps([os.path.abspath(path) for path in sys.path]).encode()
+    arrays: list[memoryview] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= _OUT_OF_BAND:
+            arrays.append(raw)
+        return raw.nbytes < _OUT_OF_BAND
+
+    try:
+        pickled: bytes = cloudpickle.dumps(job, protocol=5, buffer_callback=keep_in_band)
+    except Exception as error:
+        raise ConfigError(
+            f"the data set, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
+            "files, locks and connections in make, open() or make_env, not before, or use num_workers=0"
+        ) from error
+    end = HEADER.size * (3 + 2 * len(arrays)) + len(search) + len(pickled)
+    pieces: list[bytes | memoryview] = [search, pickled]
+    numbers = [len(search), len(pickled), len(arrays)]
+    begins: dict[tuple[int, int], int] = {}
+    for array in arrays:
+        memory = (np.frombuffer(array, np.uint8).ctypes.data, array.nbytes)
+        if memory not in begins:  # two arrays may be views of the same
+            begins[memory] = begin = -(-end // _BORDER) * _BORDER
+            pieces += (bytes(begin - end), array)
+            end = begin + array.nbytes
+        numbers += (begins[memory], array.nbytes)
+    return [b"".join(map(HEADER.pack, numbers)), *pieces]
+
+
 def job_memory(job: Job) -> int:
     """Write the job into memory without a name, once for all workers, and return its descriptor."""
-    pieces = pack_job(job)
+    pieces = _pack_job(job)
     fd = nameless_memory("streamloader-job")
     try:
         with os.fdopen(os.dup(fd), "wb") as file:

@@ -1,7 +1,7 @@
 """The worker: a plain process (``python -m streamloader.engine.worker``), or a thread for ``num_workers=0``.
 
-As a process it gets three descriptors: its end of a socketpair, the ring, and the job (see :func:`pack_job`), which its
-own parent wrote. It ends when the socketpair does, or when its parent does.
+As a process it gets three descriptors: its end of a socketpair, the ring, and the job (as ``process.py`` packs
+it), which its own parent wrote. It ends when the socketpair does, or when its parent does.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from typing import TYPE_CHECKING
 import anyio
 
 from streamloader.engine.records import Kind, pack
-from streamloader.errors import ConfigError, to_wire
+from streamloader.errors import to_wire
 
 if TYPE_CHECKING:
     from streamloader.engine.player import Script
     from streamloader.engine.ring import Ring, SlotLayout
 
-__all__ = ["Job", "main", "pack_job", "run_thread"]
+__all__ = ["HEADER", "Job", "main", "run_thread"]
 
-_HEADER = struct.Struct("<Q")
-_OUT_OF_BAND, _BORDER = 1024, 64  # bytes: of an array that is mapped, at least, and what it is aligned to
+HEADER = struct.Struct("<Q")  # each number before the job
 _MMAP_THRESHOLD = 64 << 20  # bytes; a decoded frame is smaller
 _LEAVE_WITHIN = 2.0  # seconds from a closed loader to a gone worker
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -51,48 +50,6 @@ class Job:
     first_lane: int
     lanes: Sequence[Sequence[int]]  # of each worker
     log_level: int
-
-
-def pack_job(job: Job) -> list[bytes | memoryview]:
-    """Encode a job for worker processes, as pieces that are to be written one after the other.
-
-    First come the sizes and places of what follows (``<Q`` each), then the module search path as JSON, the job pickled
-    by cloudpickle, and the arrays in it: out of band, each on a border of 64 bytes, so that workers map them.
-
-    Raises:
-        ConfigError: something in it cannot be pickled.
-    """
-    import cloudpickle
-    import numpy as np
-
-    search = json.dumps([os.path.abspath(path) for path in sys.path]).encode()
-    arrays: list[memoryview] = []
-
-    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes >= _OUT_OF_BAND:
-            arrays.append(raw)
-        return raw.nbytes < _OUT_OF_BAND
-
-    try:
-        pickled: bytes = cloudpickle.dumps(job, protocol=5, buffer_callback=keep_in_band)
-    except Exception as error:
-        raise ConfigError(
-            f"the data set, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
-            "files, locks and connections in make, open() or make_env, not before, or use num_workers=0"
-        ) from error
-    end = _HEADER.size * (3 + 2 * len(arrays)) + len(search) + len(pickled)
-    pieces: list[bytes | memoryview] = [search, pickled]
-    numbers = [len(search), len(pickled), len(arrays)]
-    begins: dict[tuple[int, int], int] = {}
-    for array in arrays:
-        memory = (np.frombuffer(array, np.uint8).ctypes.data, array.nbytes)
-        if memory not in begins:  # two arrays may be views of the same
-            begins[memory] = begin = -(-end // _BORDER) * _BORDER
-            pieces += (bytes(begin - end), array)
-            end = begin + array.nbytes
-        numbers += (begins[memory], array.nbytes)
-    return [b"".join(map(_HEADER.pack, numbers)), *pieces]
 
 
 def run_thread(job: Job, ring: Ring, sock: socket.socket) -> None:
@@ -163,10 +120,10 @@ def _unpack_job(fd: int) -> Job:
     os.close(fd)
 
     def number(at: int) -> int:
-        return int(_HEADER.unpack_from(data, at * _HEADER.size)[0])
+        return int(HEADER.unpack_from(data, at * HEADER.size)[0])
 
     places = [(number(at), number(at + 1)) for at in range(3, 3 + 2 * number(2), 2)]
-    start = _HEADER.size * (3 + 2 * len(places))
+    start = HEADER.size * (3 + 2 * len(places))
     end = start + number(0)
     sys.path[:] = json.loads(bytes(data[start:end]))
     arrays = [data[begin : begin + size] for begin, size in places]
