@@ -19,6 +19,7 @@ EACH = 25  # batches, after which one of the workers dies, in one program of thr
 
 def main(seed: int, workers: int, folder: Path) -> None:
     """Say "begin", then play epochs until the end comes, and say "plays" with the first batch."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     rng = np.random.default_rng(seed)
     logging.getLogger("streamloader").setLevel(logging.CRITICAL)  # it warns of every death
     dataset = Deadly(make_dataset(KINDS[seed % len(KINDS)], rng, folder), [], pause=0.001 * int(rng.integers(3)))
