@@ -20,9 +20,9 @@ from benchmarks.harness import ROOT, Question
 from benchmarks.own import OwnQuestion
 from benchmarks.report import machine_text, plot
 
-QUESTIONS = ("video", "transport", "latency", "footprint", "border", "scale", "resume")
+QUESTIONS = ("video", "transport", "latency", "footprint", "border", "scale", "resume", "remote", "ssh")
 _LOGARITHMIC = {"transport", "latency"}
-_PLOTTED = {"video", "transport", "latency"}
+_PLOTTED = {"video", "transport", "latency", "remote"}
 
 
 def measure(names: list[str], keep: Path, *, quick: bool, rounds: int) -> None:

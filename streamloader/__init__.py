@@ -16,37 +16,56 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from streamloader.batch import Batch
+    from streamloader.config import Limits, Retry, Timeouts
     from streamloader.engine.quarantine import Quarantined
     from streamloader.envstreamer import EnvBatch, EnvStreamer
     from streamloader.errors import (
+        AccessDenied,
         ClosedError,
         ConfigError,
         CorruptStream,
         FrameSizeError,
+        Interrupted,
         LengthUnknown,
+        LimitExceeded,
         LoaderTimeout,
         MissingExtra,
+        NotFound,
+        NotSupported,
+        ObjectChanged,
+        ProtocolFault,
+        RangeOutside,
         RingTooLarge,
+        ServerBusy,
         StateError,
+        StoreError,
+        StoreTimeout,
         StreamFailed,
         StreamloaderError,
         StreamNotFound,
+        Unreachable,
         UnreadableStream,
+        UntrustedHost,
         WorkerDied,
+        WrongContent,
     )
     from streamloader.multistreamer import MultiStreamer
     from streamloader.state import merge_states
+    from streamloader.stores.base import Store
+    from streamloader.stores.registry import open_store, register_store
     from streamloader.streams.base import Stream, StreamDataset
     from streamloader.streams.iterate import IterStreams
     from streamloader.streams.text import TextStreams
     from streamloader.streams.video import VideoStreams
     from streamloader.table import StreamTable
-    from streamloader.values import Field, StreamInfo
+    from streamloader.values import ByteRange, Field, ObjectInfo, StreamInfo
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccessDenied",
     "Batch",
+    "ByteRange",
     "ClosedError",
     "ConfigError",
     "CorruptStream",
@@ -54,14 +73,28 @@ __all__ = [
     "EnvStreamer",
     "Field",
     "FrameSizeError",
+    "Interrupted",
     "IterStreams",
     "LengthUnknown",
+    "LimitExceeded",
+    "Limits",
     "LoaderTimeout",
     "MissingExtra",
     "MultiStreamer",
+    "NotFound",
+    "NotSupported",
+    "ObjectChanged",
+    "ObjectInfo",
+    "ProtocolFault",
     "Quarantined",
+    "RangeOutside",
+    "Retry",
     "RingTooLarge",
+    "ServerBusy",
     "StateError",
+    "Store",
+    "StoreError",
+    "StoreTimeout",
     "Stream",
     "StreamDataset",
     "StreamFailed",
@@ -70,28 +103,42 @@ __all__ = [
     "StreamTable",
     "StreamloaderError",
     "TextStreams",
+    "Timeouts",
+    "Unreachable",
     "UnreadableStream",
+    "UntrustedHost",
     "VideoStreams",
     "WorkerDied",
+    "WrongContent",
     "__version__",
     "merge_states",
+    "open_store",
+    "register_store",
 ]
 
 _HOMES: Final = {
     "Batch": "batch",
+    "ByteRange": "values",
     "EnvBatch": "envstreamer",
     "EnvStreamer": "envstreamer",
     "Field": "values",
     "IterStreams": "streams.iterate",
+    "Limits": "config",
     "MultiStreamer": "multistreamer",
+    "ObjectInfo": "values",
     "Quarantined": "engine.quarantine",
+    "Retry": "config",
+    "Store": "stores.base",
     "Stream": "streams.base",
     "StreamDataset": "streams.base",
     "StreamInfo": "values",
     "StreamTable": "table",
     "TextStreams": "streams.text",
+    "Timeouts": "config",
     "VideoStreams": "streams.video",
     "merge_states": "state",
+    "open_store": "stores.registry",
+    "register_store": "stores.registry",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

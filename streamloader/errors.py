@@ -11,23 +11,37 @@ from __future__ import annotations
 
 import re
 import traceback
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 __all__ = [
+    "AccessDenied",
     "ClosedError",
     "ConfigError",
     "CorruptStream",
     "FrameSizeError",
+    "Interrupted",
     "LengthUnknown",
+    "LimitExceeded",
     "LoaderTimeout",
     "MissingExtra",
+    "NotFound",
+    "NotSupported",
+    "ObjectChanged",
+    "ProtocolFault",
+    "RangeOutside",
     "RingTooLarge",
+    "ServerBusy",
     "StateError",
+    "StoreError",
+    "StoreTimeout",
     "StreamFailed",
     "StreamNotFound",
     "StreamloaderError",
+    "Unreachable",
     "UnreadableStream",
+    "UntrustedHost",
     "WorkerDied",
+    "WrongContent",
     "from_wire",
     "redact",
     "to_wire",
@@ -35,13 +49,22 @@ __all__ = [
 
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRETS: Final = re.compile(
-    r"(?i)((?:password|passwd|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]+)=)[^&\s'\"]+"
+    r"(?i)((?:password|passwd|passphrase|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]+)=)[^&\s'\"]+"
 )
+# In the query of an address: what is called like a secret, and whatever is long enough to be one.
+_QUERY_SECRETS: Final = re.compile(
+    r"(?i)([?&][^=&\s'\"#]*(?:auth|code|credential|jwt|key|pass|policy|pwd|secret|session|sig|token)[^=&\s'\"#]*=)"
+    r"[^&\s'\"#]+"
+)
+_QUERY_LONG: Final = re.compile(r"([?&][^=&\s'\"#]+=)[^&\s'\"#]{24,}")
 
 
 def redact(text: str) -> str:
     """Return `text` without user names, passwords and signed query values of the addresses in it."""
-    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+    text = _SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+    if "?" in text:
+        text = _QUERY_LONG.sub(r"\1***", _QUERY_SECRETS.sub(r"\1***", text))
+    return text
 
 
 class StreamloaderError(Exception):
@@ -156,6 +179,76 @@ class LoaderTimeout(StreamloaderError, TimeoutError):
 
 class WorkerDied(StreamloaderError, RuntimeError):
     """A worker process ended while it still owed batches. ``details``: pid, worker, exit_status, signal, lanes."""
+
+
+class StoreError(StreamloaderError, OSError):
+    """Bytes could not be had from where they live, or not put there. ``address`` names the object.
+
+    Attributes:
+        transient: whether the same request may well succeed a moment later. Only such errors are tried again.
+    """
+
+    transient: ClassVar[bool] = False
+
+
+class NotFound(StoreError, FileNotFoundError):
+    """No object at this address."""
+
+
+class AccessDenied(StoreError, PermissionError):
+    """The server, or the file system, does not let us: missing or wrong credentials, or no right to this object."""
+
+
+class UntrustedHost(AccessDenied):
+    """A server is not the one it should be: unknown or changed host key, certificate that does not hold."""
+
+
+class RangeOutside(StoreError, ValueError):
+    """The asked bytes do not all lie within the object. ``offset``: the first asked one; ``details``: size."""
+
+
+class ObjectChanged(StoreError):
+    """The object is not the version that was asked for: it was replaced, perhaps while it was read."""
+
+
+class WrongContent(StoreError):
+    """The bytes that came are not those that the digest, CID or checksum promised. ``offset``: where they begin."""
+
+
+class LimitExceeded(StoreError):
+    """A cap of :class:`streamloader.config.Limits` was passed: the message says which one and how to raise it."""
+
+
+class NotSupported(StoreError, ValueError):
+    """This store cannot do that: HTTP has no listings, IPFS gateways take no files, ..."""
+
+
+class ProtocolFault(StoreError):
+    """The server broke the rules of its protocol: a wrong range, an unasked encoding, a redirect loop, no sense."""
+
+
+class Unreachable(StoreError, ConnectionError):
+    """No connection to the server: its name does not resolve, it refuses, or it hung up before it answered."""
+
+    transient = True
+
+
+class Interrupted(StoreError, ConnectionError):
+    """The transfer broke off. ``offset``: of the first byte that did not come."""
+
+    transient = True
+
+
+class ServerBusy(StoreError, BlockingIOError):
+    """The server is overloaded or failing (429, 5xx). ``details``: status, retry_after (seconds, where it said)."""
+
+    transient = True
+
+
+class StoreTimeout(StoreError, TimeoutError):
+    """A wait for a store passed its deadline, or bytes came too slowly. ``details``: waited (seconds), stage."""
+
+    transient = True
 
 
 def _tree(root: type[StreamloaderError]) -> dict[str, type[StreamloaderError]]:

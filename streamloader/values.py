@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamloader.errors import ConfigError
+from streamloader.errors import ConfigError, RangeOutside
 
-__all__ = ["Array", "Field", "StreamInfo", "as_fields"]
+__all__ = ["Array", "ByteRange", "Field", "ObjectInfo", "StreamInfo", "as_fields"]
 
 Array = npt.NDArray[Any]
 
@@ -77,3 +77,68 @@ class StreamInfo:
     key: str
     length: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """A span of bytes of an object: [start, end), in bytes from its beginning.
+
+    Args:
+        start: the first byte, counted from the beginning; negative: that many bytes before the end (as in RFC 9110's
+            suffix-range, a shorter object is then taken whole). Then there is no `end`.
+        end: the byte behind the last one; None for all up to the object's end.
+    """
+
+    start: int = 0
+    end: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse spans that make no sense."""
+        if self.end is not None and not 0 <= self.start <= self.end:
+            raise ConfigError(f"bytes {self.start}-{self.end} are no span: it takes 0 <= start <= end")
+
+    def within(self, size: int, address: str | None = None) -> tuple[int, int]:
+        """Return (start, end) in an object of `size` bytes.
+
+        Raises:
+            RangeOutside: not all of these bytes are there.
+        """
+        start = max(0, size + self.start) if self.start < 0 else self.start
+        end = size if self.end is None else self.end
+        if end > size or start > size:
+            raise RangeOutside(
+                f"asked for bytes {self} of {address or 'an object'}, which has {size}",
+                address=address,
+                offset=start,
+                size=size,
+            )
+        return start, end
+
+    def __str__(self) -> str:
+        """Write it as half-open, for messages."""
+        if self.start < 0:
+            return f"[{self.start}:]"
+        return f"[{self.start}:{'' if self.end is None else self.end}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store knows of one object, without reading it.
+
+    Attributes:
+        path: within its store. One that ends in "/" is a directory, in listings that are not recursive.
+        size: bytes, or None where the server does not tell.
+        version: an opaque text that changes with the object's bytes (an ETag, size and time, a CID); None where the
+            server has none.
+        modified: seconds since 1970, or None.
+    """
+
+    path: str
+    size: int | None = None
+    version: str | None = None
+    modified: float | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether this stands for what lies under it."""
+        return self.path.endswith("/")

@@ -6,11 +6,13 @@ import gc
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
+from canaries import Watch
 from leak_check import MARK, AsyncioComplaints, Holdings, left_behind
 from media_data import ClipsMissing, fetch_clips
 
@@ -62,12 +64,36 @@ def clips():
         pytest.skip(str(missing))
 
 
+@pytest.fixture(scope="session")
+def secrets_watch():
+    """Searches all that is logged, and all errors, for the secrets that the tests log in with."""
+    watch = Watch()
+    root = logging.getLogger()
+    root.addHandler(watch)
+    with watch.over_errors():
+        yield watch
+    root.removeHandler(watch)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if call.when == "call":
         item.stash[_PASSED] = report.passed
+    watch = item.funcargs.get("secrets_watch") if hasattr(item, "funcargs") else None
+    if watch is not None:
+        for name, text in report.sections:
+            watch.look(name, text)
     return report
+
+
+@pytest.fixture(autouse=True)
+def tells_no_secret(secrets_watch):
+    """Fail a test in which a secret was told: in a log, an error, or what was printed."""
+    yield
+    told, secrets_watch.lines[:] = list(dict.fromkeys(secrets_watch.lines)), []
+    if told:
+        pytest.fail("\n".join(told), pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +106,9 @@ def leaves_nothing_behind(request):
     logging.getLogger("asyncio").addHandler(complaints)
     before = Holdings.now()
     yield
+    shared_stores = sys.modules.get("streamloader.stores.shared")
+    if shared_stores is not None:
+        shared_stores.close_shared_stores()  # they are meant to stay for a while
     request.node.funcargs.clear()  # pytest would hold what fixtures returned beyond their own end
     # A failed test holds what its traceback shows, and has been reported already.
     lines = left_behind(before, patience=5.0) if request.node.stash.get(_PASSED, False) and marker is None else []

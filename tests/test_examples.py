@@ -10,6 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWS = {
+    "addresses": "all 106,200 bytes are those that were written: True",
     "ddp": "together 20,788 of 20,788 letters",
     "lightning_loop": "the same 58 batches and losses from there on: True",
     "own_stream": ">3:0  3:1  3:2  3:3",

@@ -12,8 +12,8 @@ from streamloader.engine.player import START, Cursor, Grant, Orders, failed_at
 from streamloader.engine.records import Kind, pack
 from streamloader.engine.ring import META, Row, Status
 from streamloader.errors import CorruptStream, StreamloaderError, from_wire, to_wire
-from streamloader.streams.base import Stream, stream_rng
-from streamloader.values import Array
+from streamloader.streams.base import Expected, Stream, StreamDataset, stream_rng
+from streamloader.values import Array, StreamInfo
 
 if TYPE_CHECKING:
     from streamloader.engine.script import StreamScript
@@ -60,6 +60,7 @@ class Lane:
         self._limit: tuple[int, dict[str, Any] | None] | None = None  # of this stream
         self._ends: dict[int, int] = {}  # play -> batches that hold steps of this lane
         self._stream: Stream | None = None
+        self._expected: tuple[int, Expected] | None = None  # what is prepared, and for which ordinal
         self._play = self._epoch = 0
         self._order: Array = np.empty(0, np.int64)
         self._borrowed = False
@@ -103,6 +104,7 @@ class Lane:
         """Forget where the lane stands, and give back its stream."""
         self._at = self._late = None
         self._stashed = False
+        self._release()
         await self._end_stream()
 
     async def _enter(self, grant: Grant) -> None:
@@ -235,7 +237,7 @@ class Lane:
         info = self._script.streams[self._ordinal]
         try:
             rng = stream_rng(self._plan.seed, self._epoch, self._ordinal)
-            self._stream = await self._script.dataset.open(info, rng)
+            self._stream = await self._open(info, rng)
             if at:
                 await self._seek(self._stream, at)
         except Exception as error:
@@ -244,7 +246,31 @@ class Lane:
                 raise named from error
             await self._skip(named)
             return
+        await self._expect()
         status[Status.STAGE] = Status.READING
+
+    async def _open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
+        expected, self._expected = self._expected, None
+        if expected is not None and expected[0] == self._ordinal:
+            return await expected[1].open(rng)
+        if expected is not None:
+            expected[1].release()
+        return await self._script.dataset.open(info, rng)
+
+    async def _expect(self) -> None:
+        """Let the data set prepare the stream that comes after this one."""
+        dataset = self._script.dataset
+        if type(dataset).expect is StreamDataset.expect or not self._has_next():
+            return
+        ordinal = int(self._order[self._position % len(self._order)])
+        prepared = await dataset.expect(self._script.streams[ordinal])
+        if prepared is not None:
+            self._expected = ordinal, prepared
+
+    def _release(self) -> None:
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            expected[1].release()
 
     async def _seek(self, stream: Stream, step: int) -> None:
         self.status[Status.STAGE] = Status.SEEKING

@@ -18,12 +18,13 @@ import numpy as np
 import platformdirs
 
 from streamloader.media.index import VideoIndex, index_video
+from streamloader.media.remote import Video
 from streamloader.media.source import file_version
 from streamloader.media.turn import Turn
 
 __all__ = ["cache_folder", "cached_index"]
 
-_FORMAT: Final = 2  # of the files below; and of what index_video finds: raise it when either changes
+_FORMAT: Final = 3  # of the files below; and of what index_video finds: raise it when either changes
 _ARRAYS: Final = ("pts", "key_pts", "key_seek", "key_hard")
 # A file: the size of what is told (JSON), a CRC-32 of all that follows, what is told, the arrays end to end. NumPy's
 # own format is read by a parser that CPython 3.11 cannot run in several threads at a time (SystemError).
@@ -37,30 +38,40 @@ def cache_folder() -> Path:
     return Path(root) / "index"
 
 
-def cached_index(path: str, *, damaged: str = "raise", version: tuple[int, int] | None = None) -> VideoIndex:
-    """Return the index of the file as it is now, from the cache or freshly made (and then cached).
+def cached_index(video: Video, *, damaged: str = "raise", version: tuple[int, int] | None = None) -> VideoIndex:
+    """Return the index of the video as it is now, from the cache or freshly made (and then cached).
+
+    That of a video in a store is good for its version there; where the store has none, for its size and time.
 
     Args:
-        path: the local file.
+        video: the path of a local file, or one in a store.
         damaged: see :func:`streamloader.media.index.index_video`.
-        version: (size, mtime_ns) where the caller has just looked.
+        version: (size, mtime_ns) of a local file where the caller has just looked.
 
     Raises:
         Whatever :func:`streamloader.media.index.index_video` raises. A cache that is unreadable, broken or not
         writable never raises: the index is made again.
     """
-    version = version or file_version(path)
-    file = _cache_file(path, damaged)
-    header = {"format": _FORMAT, "path": os.path.abspath(path), "size": version[0], "mtime_ns": version[1]}
+    header: dict[str, Any] = {"format": _FORMAT}
+    if isinstance(video, str):
+        name = os.path.abspath(video)
+        version = version or file_version(video)
+        header |= {"path": name, "size": version[0], "mtime_ns": version[1]}
+    else:
+        name, info = str(video), video.info
+        header |= {"address": name, "size": info.size, "version": info.version}
+        if info.version is None:
+            header["modified"] = info.modified
+    file = _cache_file(name, damaged)
     index = _load(file, header)
     if index is None:
-        index = index_video(path, damaged=damaged)
+        index = index_video(video, damaged=damaged)
         _save(file, header, index)
     return index
 
 
-def _cache_file(path: str, damaged: str) -> Path:
-    digest = hashlib.sha256(os.path.abspath(path).encode("utf-8", "surrogateescape")).hexdigest()
+def _cache_file(name: str, damaged: str) -> Path:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
     return cache_folder() / digest[:2] / f"{digest[2:40]}-{damaged}.index"
 
 
@@ -82,6 +93,7 @@ def _load(file: Path, header: dict[str, Any]) -> VideoIndex | None:
             **arrays,
             time_base=Fraction(*facts["time_base"]),
             turn=Turn(*facts["turn"]),
+            opening=tuple((int(start), int(end)) for start, end in facts["opening"]),
             **{name: facts[name] for name in ("end", "height", "width", "has_pts", "seekable", "damaged", "note")},
         )
     except FileNotFoundError:
@@ -106,6 +118,7 @@ def _save(file: Path, header: dict[str, Any], index: VideoIndex) -> None:
     facts = header | {
         "time_base": [index.time_base.numerator, index.time_base.denominator],
         "turn": list(index.turn),
+        "opening": index.opening,
     }
     facts |= {
         name: getattr(index, name) for name in ("end", "height", "width", "has_pts", "seekable", "damaged", "note")

@@ -10,7 +10,8 @@ import av.error
 import numpy as np
 from av.packet import Packet
 
-from streamloader.errors import CorruptStream
+from streamloader.errors import CorruptStream, StoreError
+from streamloader.media.remote import ReadInterrupted, Video, VideoFile, open_bytes
 from streamloader.media.source import broken, decoding, open_video
 
 if TYPE_CHECKING:
@@ -71,24 +72,44 @@ def play(
 
 
 class FrameReader:
-    """The frames of one file by number, in the order in which they are shown.
+    """The frames of one video by number, in the order in which they are shown.
 
-    Forwards is cheap; anything else goes back to a key frame. Every frame is compared with the index.
+    Forwards is cheap; anything else goes back to a key frame. Every frame is compared with the index. After an error of
+    the store the same frame may be asked for again.
 
     Args:
-        path: the local file.
+        video: the path of a local file, or one in a store.
         index: what :func:`streamloader.media.index.index_video` made of it.
         name: what errors call the stream.
+        file: the bytes of a video in a store, open already; they stay open. Without them, the reader opens its own.
+        own: the same, but the reader closes them.
     """
 
-    def __init__(self, path: str, index: VideoIndex, name: str | None = None) -> None:
-        self._path = path
-        self._name = name or path
+    def __init__(
+        self,
+        video: Video,
+        index: VideoIndex,
+        name: str | None = None,
+        file: VideoFile | None = None,
+        own: VideoFile | None = None,
+    ) -> None:
+        self._video = video
+        self._name = name or str(video)
         self._index = index
         self._pts = index.pts
         self._keys: list[int] = index.key_pts.tolist()
-        self._container, self._stream = open_video(path)
+        self._own = own if own is not None or file is not None else open_bytes(video, index.opening)
+        self._file = file or self._own
+        try:
+            self._container, self._stream = open_video(video, self._file)
+        except BaseException as error:
+            if self._own is not None:
+                self._own.close()
+            if isinstance(error, StoreError):
+                error.stream = self._name
+            raise
         self._frames: Iterator[VideoFrame] = play(self._container, self._stream, tolerant=index.damaged)
+        self._lost = False  # an error of the store left the demuxer somewhere
         self._next = 0  # number of the frame that the decoder gives next
         self._current: VideoFrame | None = None  # frame number self._next - 1
 
@@ -97,9 +118,12 @@ class FrameReader:
 
         Raises:
             CorruptStream: the file does not hold what its index says; ``offset`` is the frame.
+            StoreError: bytes of it could not be had.
         """
         if number == self._next - 1 and self._current is not None:
             return self._current
+        if self._lost:
+            self._anew()
         if number < self._next or (number - self._next >= _WORTH_A_SEEK and self._key_lies_between(number)):
             self.seek(number)
         while True:
@@ -122,6 +146,8 @@ class FrameReader:
         self._current = None
         self._close_frames()
         self._container.close()
+        if self._own is not None:
+            self._own.close()
 
     def _decode_next(self) -> VideoFrame:
         frame = self._advance()
@@ -140,14 +166,21 @@ class FrameReader:
         try:
             return next(self._frames, None)
         except (av.error.FFmpegError, EOFError) as error:
-            raise self._placed(broken(self._path, self._next, error)) from error
+            raise self._placed(broken(self._video, self._next, error)) from error
+        except StoreError as error:
+            self._lost = True
+            error.stream = self._name
+            raise
+        except ReadInterrupted as interrupted:
+            self._lost = True
+            raise interrupted.reason from None
 
     def _differs(self, what: str) -> CorruptStream:
         return self._placed(
             CorruptStream(
-                f"{self._path} {what}: it is damaged, or it was changed while it was read. Repair or remove it, "
+                f"{self._video} {what}: it is damaged, or it was changed while it was read. Repair or remove it, "
                 'or pass damaged="keep" to play what can be decoded',
-                address=self._path,
+                address=str(self._video),
                 offset=self._next,
             )
         )
@@ -172,6 +205,16 @@ class FrameReader:
     def seek(self, number: int) -> bool:
         """Make the decoder stand before frame `number`, or at the start of the file where it is not found: False."""
         self._current = None
+        self._lost = True  # until it is found
+        try:
+            found = self._seek(number)
+        except StoreError as error:
+            error.stream = self._name
+            raise
+        self._lost = False
+        return found
+
+    def _seek(self, number: int) -> bool:
         if self._index.seekable:
             key, back = self._start_key(int(self._pts[number])), 1
             for _ in range(_TRIES):
@@ -183,6 +226,16 @@ class FrameReader:
         self._rewind()
         return False
 
+    def _anew(self) -> None:
+        """Begin again after an error of the store: nobody knows where FFmpeg stands."""
+        self._current = None
+        try:
+            self._rewind()
+        except StoreError as error:
+            error.stream = self._name
+            raise
+        self._lost = False
+
     def _try_key(self, at: int, number: int) -> bool:
         """Play from key frame `at` up to frame `number`; False if that did not come out as the index has it."""
         self._close_frames()
@@ -191,7 +244,7 @@ class FrameReader:
         safe = key if self._index.key_hard[at] else self._keys[at + 1]
         expected = int(np.searchsorted(self._pts, safe))
         try:
-            with decoding(self._path, number):
+            with decoding(self._video, number):
                 self._container.seek(int(self._index.key_seek[at]), stream=self._stream, backward=True)
                 frames = play(self._container, self._stream, tolerant=self._index.damaged, from_key=key)
                 for frame in frames:
@@ -211,7 +264,7 @@ class FrameReader:
     def _rewind(self) -> None:
         self._close_frames()
         self._container.close()
-        self._container, self._stream = open_video(self._path)
+        self._container, self._stream = open_video(self._video, self._file)
         self._frames = play(self._container, self._stream, tolerant=self._index.damaged)
         self._next = 0
 

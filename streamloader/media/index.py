@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
@@ -20,10 +21,13 @@ import numpy as np
 
 from streamloader.errors import CorruptStream, UnreadableStream
 from streamloader.media.decode import FrameReader, play
+from streamloader.media.hollow import read_hollow
 from streamloader.media.packets import PacketTable, read_packets
-from streamloader.media.source import broken, open_video
+from streamloader.media.remote import ReadInterrupted, Spans, Video, VideoFile, open_bytes
+from streamloader.media.source import broken, decoding, open_video
 from streamloader.media.structure import declared_size
 from streamloader.media.turn import UPRIGHT, Turn, turn_of_matrix
+from streamloader.stores.readahead import UNIT
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -56,6 +60,7 @@ class VideoIndex:
         seekable: frames can be found by their pts; otherwise they are counted from the start.
         damaged: the file breaks off or is damaged, and this lists what can be decoded of it.
         note: what is wrong with it, if it is damaged.
+        opening: of a video in a store: the spans of bytes that are read until the first frame is there.
     """
 
     pts: Array
@@ -71,6 +76,7 @@ class VideoIndex:
     seekable: bool = True
     damaged: bool = False
     note: str = ""
+    opening: Spans = ()
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -82,61 +88,89 @@ class VideoIndex:
         return self.turn.size(self.height, self.width)
 
 
-def index_video(path: str, *, damaged: str = "raise") -> VideoIndex:
-    """Index a local video file. Takes a pass over the file, and sometimes a full decode of it.
+def index_video(video: Video, *, damaged: str = "raise") -> VideoIndex:
+    """Index a video. Takes a pass over the file, and sometimes a full decode of it.
+
+    Of an MP4 or MOV in a store only ``moov``, the first frames, the beginnings of key frames and the last group of
+    pictures are fetched where that gives the same index; of all others, everything.
 
     Args:
-        path: the file.
+        video: the path of a local file, or one in a store.
         damaged: ``"keep"`` counts what can be decoded of a file that breaks off, instead of raising.
 
     Raises:
         StreamNotFound: there is no such file.
         UnreadableStream: it cannot be opened, holds no video, or no frame of it can be decoded.
         CorruptStream: it breaks off, or packets of it cannot be read or decoded.
+        StoreError: bytes of it could not be had.
     """
+    file = None if isinstance(video, str) else open_bytes(video, _both_ends(video.info.size or 0))
     try:
-        return _index_sound(path)
+        return _index_sound(video, file)
     except CorruptStream as error:
         if damaged != "keep":
             raise
-        index = _index_decoded(path, None, tolerant=True)
-        _log.warning("%s is damaged; keeping the %d frames that decode: %s", path, len(index), error.message)
+        index = _index_decoded(video, None, file, tolerant=True)
+        _log.warning("%s is damaged; keeping the %d frames that decode: %s", video, len(index), error.message)
         return replace(index, damaged=True, seekable=False, note=error.message)
+    except ReadInterrupted as interrupted:
+        raise interrupted.reason from None
+    finally:
+        if file is not None:
+            file.close()
 
 
-def _index_sound(path: str) -> VideoIndex:
-    container, stream = open_video(path)
+def _both_ends(size: int) -> Spans:
+    """Return where most containers say what is in them."""
+    return (0, 2 * UNIT), (max(0, size - UNIT) // UNIT * UNIT, size)
+
+
+def _index_sound(video: Video, file: VideoFile | None) -> VideoIndex:
+    if file is not None:
+        hollow = read_hollow(video, file)
+        index = None if hollow is None else _index_trusted(video, hollow, file)
+        if index is not None:
+            return index
+    container, stream = open_video(video, file)
     with contextlib.closing(container):
         declared = stream.frames
         table = PacketTable()
         try:
-            read_packets(container, stream, path, table)
+            read_packets(container, stream, video, table)
         except CorruptStream as error:
-            raise _cut_short(path, declared, table, str(error.__cause__)) from error
-    _check_whole(path, declared, table)
+            raise _cut_short(video, declared, table, str(error.__cause__)) from error
+    _check_whole(video, declared, table, file)
     if table.exact:
-        index = _index_trusted(path, table)
+        index = _index_trusted(video, table, file)
         if index is not None:
             return index
-    return _index_decoded(path, table, tolerant=False)
+    return _index_decoded(video, table, file, tolerant=False)
 
 
-def _check_whole(path: str, declared_frames: int, table: PacketTable) -> None:
-    declared = declared_size(path)
-    size = os.path.getsize(path)
-    if declared is None or declared <= size or (declared_frames and table.count >= declared_frames):
+def _check_whole(video: Video, declared_frames: int, table: PacketTable, file: VideoFile | None) -> None:
+    declared = declared_size(video if isinstance(video, str) else _required(file))
+    if declared is None or declared <= _size(video) or (declared_frames and table.count >= declared_frames):
         return
-    raise _cut_short(path, declared_frames, table, f"its structure says {declared} bytes")
+    raise _cut_short(video, declared_frames, table, f"its structure says {declared} bytes")
 
 
-def _cut_short(path: str, declared: int, table: PacketTable, why: str) -> CorruptStream:
-    size = os.path.getsize(path)
+def _required(file: VideoFile | None) -> VideoFile:
+    assert file is not None, "a video in a store is read through a VideoFile"
+    return file
+
+
+def _size(video: Video) -> int:
+    return os.path.getsize(video) if isinstance(video, str) else video.info.size or 0
+
+
+def _cut_short(video: Video, declared: int, table: PacketTable, why: str) -> CorruptStream:
+    size, name = _size(video), str(video)
     promised = f" of the {declared} that it declares" if declared else ""
     return CorruptStream(
-        f"{path} breaks off: {table.count} frames{promised} can be read, up to byte {table.end_position} of {size} "
+        f"{name} breaks off: {table.count} frames{promised} can be read, up to byte {table.end_position} of {size} "
         f'({why}). Repair or remove it, or pass damaged="keep" to play what can be decoded',
-        stream=path,
-        address=path,
+        stream=name,
+        address=name,
         offset=table.count,
         declared_frames=declared,
         found_frames=table.count,
@@ -145,59 +179,75 @@ def _cut_short(path: str, declared: int, table: PacketTable, why: str) -> Corrup
     )
 
 
-def _index_trusted(path: str, table: PacketTable) -> VideoIndex | None:
+def _index_trusted(video: Video, table: PacketTable, file: VideoFile | None) -> VideoIndex | None:
     """Build the index from packets alone, if the decoder agrees at both ends; else None."""
     order = np.argsort(np.array(table.pts, np.int64), kind="stable")
     pts = np.array(table.pts, np.int64)[order]
     try:
-        container, stream = open_video(path)
-        with contextlib.closing(container):
+        opening = _noting(file)
+        container, stream = open_video(video, file)
+        with contextlib.closing(container), decoding(video):
             first = next(play(container, stream), None)
             if first is None:
                 return None
             ends = np.array(table.ends, np.int64)[order]
             index = _describe(first, stream, pts, _end_of(pts, int(ends[-1] - pts[-1])), table)
+        index = replace(index, opening=opening())
         last_group = int(np.searchsorted(pts, index.key_pts[-1]))
-        with contextlib.closing(FrameReader(path, index)) as reader:
+        with contextlib.closing(FrameReader(video, index, file=file)) as reader:
             for number in (*range(min(_HEAD, len(pts))), *range(last_group, len(pts))):
                 reader.frame(number)
             reader.finish()
-    except (CorruptStream, av.error.FFmpegError, EOFError):
+    except CorruptStream:
         return None  # decoding everything tells what is really there
     return index
 
 
-def _index_decoded(path: str, table: PacketTable | None, *, tolerant: bool) -> VideoIndex:
+def _noting(file: VideoFile | None) -> Callable[[], Spans]:
+    """Note what is read from here on; the function that is returned tells it."""
+    if file is None:
+        return tuple
+    file.watch()
+    return file.watched
+
+
+def _index_decoded(video: Video, table: PacketTable | None, file: VideoFile | None, *, tolerant: bool) -> VideoIndex:
     """Decode the whole file, and take down what comes."""
     table = table or PacketTable()
     watched = _spread(sorted(set(table.key_pts)))
     digests: dict[int, int] = {}
-    container, stream = open_video(path)
+    noted = _noting(file)
+    container, stream = open_video(video, file)
     pts: list[int | None] = []
+    opening: Spans = ()
     first, duration = None, 0
     with contextlib.closing(container):
         try:
             for frame in play(container, stream, tolerant=tolerant):
-                first = first or frame
+                if first is None:
+                    first, opening = frame, noted()
                 if frame.pts in watched or (pts and pts[-1] in watched):
                     digests[len(pts)] = _digest(frame)
                 pts.append(frame.pts)
                 duration = frame.duration or 0
         except (av.error.FFmpegError, EOFError) as error:
-            raise broken(path, len(pts), error) from error
+            raise broken(video, len(pts), error) from error
         if first is None:
-            raise UnreadableStream(f"{path}: no frame of its video can be decoded", stream=path, address=path)
+            raise UnreadableStream(
+                f"{video}: no frame of its video can be decoded", stream=str(video), address=str(video)
+            )
         times = np.array([-1 if at is None else at for at in pts], np.int64)
         if None in pts or not (np.diff(times) > 0).all():
-            return _counted(first, stream, len(pts))
+            return replace(_counted(first, stream, len(pts)), opening=opening)
         index = _describe(first, stream, times, _end_of(times, duration), table)
-    return index if _is_found_again(path, index, digests) else replace(index, seekable=False)
+    index = replace(index, opening=opening)
+    return index if _is_found_again(video, index, digests, file) else replace(index, seekable=False)
 
 
-def _is_found_again(path: str, index: VideoIndex, digests: dict[int, int]) -> bool:
+def _is_found_again(video: Video, index: VideoIndex, digests: dict[int, int], file: VideoFile | None = None) -> bool:
     """Say whether seeking works, and what is found at the key frames that were watched looks the same again."""
     works = False
-    with contextlib.closing(FrameReader(path, index)) as reader:
+    with contextlib.closing(FrameReader(video, index, file=file)) as reader:
         for number, digest in reversed(digests.items()):
             found = reader.seek(number)
             if found and _digest(reader.frame(number)) != digest:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+    from streamloader.media.remote import Video
     from streamloader.values import Array
 
-__all__ = ["PacketTable", "read_packets"]
+__all__ = ["PAYLOAD_MATTERS", "PacketTable", "codec_of", "hard_key", "nal_length_size", "read_packets"]
 
 # Containers that give every frame a packet and a time of its own, and codecs that show one frame for each packet
 # (VP8 and VP9 do once their hidden frames are left out). For all others only decoding tells.
@@ -23,6 +24,7 @@ _EXACT_CONTAINERS: Final = frozenset({"mov", "mp4", "matroska", "webm"})
 _EXACT_CODECS: Final = frozenset(
     "h264 hevc av1 vp8 vp9 mjpeg prores dnxhd ffv1 png huffyuv ffvhuff utvideo jpeg2000 qtrle".split()  # noqa: SIM905
 )
+PAYLOAD_MATTERS: Final = frozenset({"vp8", "vp9"})  # where the bytes of every packet say whether it shows a frame
 _IDR_H264: Final = 5
 _SLICES_HEVC: Final = 32  # types below hold slices
 _IRAP_HEVC: Final = range(16, 22)  # BLA, IDR and CRA: what follows in output order needs nothing from before
@@ -37,6 +39,7 @@ class PacketTable:
     key_pts: list[int] = field(default_factory=list)
     key_seek: list[int] = field(default_factory=list)  # what to ask the demuxer for to get there
     key_hard: list[bool] = field(default_factory=list)
+    key_bytes: list[tuple[int, int]] = field(default_factory=list)  # [start, end) in the file; start < 0 if unknown
     count: int = 0  # all packets
     end_position: int = 0  # byte behind the last packet, where the container says
     exact: bool = True  # the pts are those of the shown frames, as far as packets can tell
@@ -48,19 +51,34 @@ class PacketTable:
         return pts, seek, np.array(self.key_hard, bool)[order]
 
 
-def read_packets(container: InputContainer, stream: VideoStream, path: str, table: PacketTable) -> None:
+def codec_of(stream: VideoStream) -> str:
+    """Return the name of the codec, whatever decodes it here."""
+    name = str(stream.codec_context.name)
+    return {"libdav1d": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}.get(name, name)
+
+
+def read_packets(
+    container: InputContainer, stream: VideoStream, video: Video, table: PacketTable, *, hollow: bool = False
+) -> None:
     """Demux the whole file once, adding its packets to `table`.
+
+    Args:
+        container: the open file.
+        stream: its video stream.
+        video: for errors.
+        table: what is added to.
+        hollow: the bytes of packets are not there: ``key_hard`` is left for the caller to fill in.
 
     Raises:
         CorruptStream: the demuxer failed; `table` then has the packets up to there.
+        StoreError: bytes of it could not be had.
     """
-    codec = stream.codec_context.name
-    codec = {"libdav1d": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}.get(codec, codec)
+    codec = codec_of(stream)
     family = set(container.format.name.split(","))
     table.exact = bool(family & _EXACT_CONTAINERS) and codec in _EXACT_CODECS
     seeks_by_dts = bool(family & {"mpegts", "mpeg"})  # where a search for the pts ends behind the key frame
-    length_size = _nal_length_size(codec, stream.codec_context.extradata)
-    with decoding(path):
+    length_size = nal_length_size(codec, stream.codec_context.extradata)
+    with decoding(video):
         for packet in container.demux(stream):
             if packet.size == 0 and packet.pts is None and packet.dts is None:
                 continue  # the flush packet at the end
@@ -72,7 +90,9 @@ def read_packets(container: InputContainer, stream: VideoStream, path: str, tabl
             if packet.is_keyframe and packet.pts is not None:
                 table.key_pts.append(packet.pts)
                 table.key_seek.append(packet.dts if seeks_by_dts and packet.dts is not None else packet.pts)
-                table.key_hard.append(_is_hard_key(codec, packet, length_size))
+                table.key_hard.append(not hollow and bool(hard_key(codec, memoryview(packet), length_size)))
+                at = -1 if packet.pos is None else packet.pos
+                table.key_bytes.append((at, at + packet.size))
             elif table.count == 1:
                 table.exact = False  # begins in the middle of something: the decoder drops what it cannot show
             if table.exact and packet.pts is not None and _shows_a_frame(codec, packet):
@@ -101,20 +121,29 @@ def _vp9_shows(data: memoryview) -> bool:
     return bool(bits >> (at - 2) & 1)  # behind show_existing_frame and frame_type
 
 
-def _is_hard_key(codec: str, packet: Any, length_size: int) -> bool:
-    """Say whether all frames shown from this key frame on can be decoded from it alone."""
+def hard_key(codec: str, data: memoryview, length_size: int) -> bool | None:
+    """Say whether all frames shown from a key frame on can be decoded from it alone.
+
+    Args:
+        codec: of the stream.
+        data: of the packet, or its beginning.
+        length_size: see :func:`nal_length_size`.
+
+    Returns:
+        None if `data` does not reach the first slice, which tells.
+    """
     if codec not in ("h264", "hevc"):
         return True
-    for head in _nal_heads(memoryview(packet), length_size):
+    for head in _nal_heads(data, length_size):
         kind = head & 0x1F if codec == "h264" else head >> 1 & 0x3F
         if codec == "h264" and 1 <= kind <= _IDR_H264:
             return kind == _IDR_H264  # else a recovery point: an open group, or gradual refresh
         if codec == "hevc" and kind < _SLICES_HEVC:
             return kind in _IRAP_HEVC
-    return False
+    return None
 
 
-def _nal_length_size(codec: str, extradata: bytes | None) -> int:
+def nal_length_size(codec: str, extradata: bytes | None) -> int:
     """Return the bytes of the length before each NAL unit, or 0 where start codes are used instead."""
     if not extradata or extradata[0] != 1:
         return 0

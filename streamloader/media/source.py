@@ -1,4 +1,4 @@
-"""Opening a video file, and the one place where FFmpeg's errors become ours."""
+"""Opening a video, and the one place where FFmpeg's errors become ours."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import av
 import av.error
 
 from streamloader.errors import CorruptStream, StreamloaderError, StreamNotFound, UnreadableStream
+from streamloader.media.remote import ReadInterrupted, Video, VideoFile
 from streamloader.media.structure import declared_size
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["broken", "decoding", "file_version", "open_video"]
+__all__ = ["BUFFER", "broken", "decoding", "file_version", "open_video"]
 
+BUFFER: Final = 256 << 10  # bytes that FFmpeg asks for at a time, of a video in a store
 # Demuxers that read a list of other files or render text; a data set names its files itself.
-_NOT_VIDEOS = frozenset({"hls", "dash", "concat", "concatf", "imf", "lavfi", "tty", "avisynth", "vapoursynth"})
+_NOT_VIDEOS: Final = frozenset({"hls", "dash", "concat", "concatf", "imf", "lavfi", "tty", "avisynth", "vapoursynth"})
 
 
-@lru_cache(maxsize=1)
-def _formats() -> str:
-    return ",".join(sorted(av.formats_available - _NOT_VIDEOS))
+# These go by the name of the file and look for others like it; what is in a store has no name here.
+_BY_NAME: Final = frozenset({"image2"})
+
+
+@lru_cache(maxsize=2)
+def _formats(*, by_name: bool) -> str:
+    return ",".join(sorted(av.formats_available - _NOT_VIDEOS - (frozenset() if by_name else _BY_NAME)))
 
 
 def file_version(path: str) -> tuple[int, int]:
@@ -50,26 +56,40 @@ def file_version(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def open_video(path: str) -> tuple[InputContainer, VideoStream]:
-    """Open a local file, and its best video stream for decoding in the calling thread alone.
+def open_video(video: Video, file: VideoFile | None = None) -> tuple[InputContainer, VideoStream]:
+    """Open a video, and its best video stream for decoding in the calling thread alone.
+
+    Args:
+        video: the path of a local file, or one in a store.
+        file: of a video in a store: its bytes, which stay open when the container is closed.
 
     Raises:
         StreamNotFound: there is no such file.
         UnreadableStream: FFmpeg cannot open it, or it holds no video.
+        StoreError: its bytes could not be had.
     """
-    file_version(path)
-    options = {"protocol_whitelist": "file", "format_whitelist": _formats()}
+    options = {"format_whitelist": _formats(by_name=isinstance(video, str))}
     try:
-        container = av.open("file:" + os.path.abspath(path), options=options, metadata_errors="replace")
+        if isinstance(video, str):
+            file_version(video)
+            options["protocol_whitelist"] = "file"
+            container = av.open("file:" + os.path.abspath(video), options=options, metadata_errors="replace")
+        else:
+            container = _open_remote(file, options)
+    except StreamloaderError as error:
+        error.stream = error.stream or str(video)
+        raise
+    except ReadInterrupted as interrupted:
+        raise interrupted.reason from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _unreadable(path, f"cannot be opened as a video: {_reason(error)}") from error
+        raise _unreadable(video, file, f"cannot be opened as a video: {_reason(error)}") from error
     try:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             kinds = sorted({str(s.type) for s in container.streams}) or ["nothing"]
-            raise _unreadable(path, f"holds no video (only: {', '.join(kinds)})")
+            raise _unreadable(video, file, f"holds no video (only: {', '.join(kinds)})")
         if stream.codec_context is None:
-            raise _unreadable(path, "cannot be decoded: this build of FFmpeg has no decoder for its codec")
+            raise _unreadable(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its codec")
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
@@ -80,33 +100,53 @@ def open_video(path: str) -> tuple[InputContainer, VideoStream]:
     return container, stream  # type: ignore[return-value]
 
 
-def _unreadable(path: str, what: str) -> UnreadableStream:
-    size, declared = os.path.getsize(path), declared_size(path)
+def _open_remote(file: VideoFile | None, options: dict[str, str]) -> InputContainer:
+    assert file is not None, "a video in a store is read through a VideoFile"
+    if file.remote.size == 0:
+        raise ValueError("it is empty (0 bytes)")
+    file.renew()
+    # No protocol has this name: whatever the bytes say, FFmpeg opens no file and no address on their behalf.
+    options["protocol_whitelist"] = "none"
+    container: InputContainer = av.open(file, "r", options=options, metadata_errors="replace", buffer_size=BUFFER)
+    return container
+
+
+def _unreadable(video: Video, file: VideoFile | None, what: str) -> UnreadableStream:
+    name = str(video)
+    if isinstance(video, str):
+        size, declared = os.path.getsize(video), declared_size(video)
+    else:
+        assert file is not None
+        size, declared = file.remote.size, declared_size(file)
     cut = declared is not None and declared > size
     if cut:
         what += f". It breaks off: its structure says {declared} bytes, but it ends at byte {size}"
-    return UnreadableStream(f"{path} {what}", stream=path, address=path, offset=size if cut else None)
+    return UnreadableStream(f"{name} {what}", stream=name, address=name, offset=size if cut else None)
 
 
 @contextlib.contextmanager
-def decoding(path: str, frame: int | None = None) -> Iterator[None]:
-    """Turn FFmpeg's errors of a running decoder into :class:`CorruptStream`."""
+def decoding(video: Video, frame: int | None = None) -> Iterator[None]:
+    """Turn FFmpeg's errors of a running decoder into :class:`CorruptStream`; those of a store stay what they are."""
     try:
         yield
-    except StreamloaderError:
+    except StreamloaderError as error:
+        error.stream = error.stream or str(video)
         raise
+    except ReadInterrupted as interrupted:
+        raise interrupted.reason from None
     except (av.error.FFmpegError, EOFError) as error:
-        raise broken(path, frame, error) from error
+        raise broken(video, frame, error) from error
 
 
-def broken(path: str, frame: int | None, error: BaseException) -> CorruptStream:
-    """Describe FFmpeg's `error` at frame number `frame` of the file."""
+def broken(video: Video, frame: int | None, error: BaseException) -> CorruptStream:
+    """Describe FFmpeg's `error` at frame number `frame` of the video."""
     where = "" if frame is None else f" at frame {frame}"
+    name = str(video)
     return CorruptStream(
-        f"{path} breaks off or is damaged{where}: {_reason(error)}. "
+        f"{name} breaks off or is damaged{where}: {_reason(error)}. "
         'Repair or remove the file, or pass damaged="keep" to play what can be decoded',
-        stream=path,
-        address=path,
+        stream=name,
+        address=name,
         offset=frame,
     )
 

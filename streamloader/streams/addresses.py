@@ -1,50 +1,59 @@
-"""From what a user names - a path, a pattern, a directory, a list of them - to a list of local files."""
+"""From what a user names - a path, an address, a pattern, a directory, a list of them - to a list of files."""
 
 from __future__ import annotations
 
 import errno
-import fnmatch
 import glob
+import itertools
 import os
-import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeAlias
-from urllib.parse import unquote, urlsplit
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 from streamloader.errors import ConfigError, StreamNotFound, UnreadableStream
+from streamloader.stores.find import Found, find_all
+from streamloader.stores.local import local_path
+from streamloader.stores.patterns import Pattern, predicate, with_braces
+from streamloader.stores.registry import scheme_of
 
-__all__ = ["Address", "Addresses", "Pattern", "as_addresses", "expand", "unique_keys"]
+__all__ = ["Address", "Addresses", "Found", "Pattern", "as_addresses", "expand", "unique_keys"]
 
 Address: TypeAlias = "str | os.PathLike[str]"
 Addresses: TypeAlias = "Address | Iterable[Address]"
-Pattern: TypeAlias = "str | Callable[[str], bool] | None"
-
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)")
 
 
-def expand(addresses: Addresses, pattern: Pattern = None) -> list[str]:
-    """Return the local files that `addresses` stand for, as the user wrote them (relative ones stay relative).
+def expand(addresses: Addresses, pattern: Pattern = None, options: Mapping[str, Any] | None = None) -> list[Found]:
+    """Return the files and objects that `addresses` stand for, local ones as the user wrote them (relative or not).
 
     Args:
-        addresses: a path, a ``file://`` address, a glob pattern (``*``, ``?``, ``[...]``, and ``**`` for any depth),
-            a directory, or an iterable of these. A path that exists literally is never taken for a pattern.
+        addresses: a path, an address of a store (``ssh://``, ``s3://``, ``https://``, ...), braces as in bash
+            (``part-{000..127}.txt``), a glob pattern (``*``, ``?``, ``[...]``, and ``**`` for any depth), a directory,
+            or an iterable of these. What exists literally is never taken for a pattern.
         pattern: which files of a *directory* count: a glob pattern for the file's name, regardless of case, or
             a function of the path; None takes all. Files named by a path or by a glob pattern are always taken.
+        options: of :func:`streamloader.stores.open_store`, for addresses of stores.
 
     The files of a directory (at any depth; links are followed) and the matches of a pattern are sorted by code
     point, so that they come in the same order on every machine; ``10.txt`` comes before ``9.txt``. Hidden files are
     left out of both. A list keeps its order, and what it names twice comes twice.
 
     Raises:
-        ConfigError: an address is empty, of another type, or of a scheme other than ``file``.
+        ConfigError: an address is empty, of another type, or of a scheme that no store serves.
         StreamNotFound: a path does not exist, or a directory or pattern holds no file.
         UnreadableStream: a directory cannot be listed, or the path is a pipe, socket or device.
+        StoreError: a store cannot be reached, or lets us not in.
     """
-    files: list[str] = []
-    for address in as_addresses(addresses):
-        files += _expand_one(address, pattern)
+    files: list[Found] = []
+    for is_local, group in itertools.groupby(as_addresses(addresses), _is_local):
+        if is_local:
+            files += [Found(path) for address in group for path in _expand_one(address, pattern)]
+        else:
+            files += find_all(list(group), pattern, options)
     return files
+
+
+def _is_local(address: str) -> bool:
+    return scheme_of(address) in ("", "file")
 
 
 def as_addresses(addresses: Addresses) -> list[str]:
@@ -87,10 +96,13 @@ def _as_text(address: object) -> str:
 
 
 def _expand_one(address: str, pattern: Pattern) -> list[str]:
-    path = _local_path(address)
+    path = _as_path(address)
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
+        expanded = with_braces(path)
+        if expanded != [path] and not os.path.islink(path):
+            return [file for one in expanded for file in _expand_one(one, pattern)]
         return _glob(path, address)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -103,20 +115,9 @@ def _expand_one(address: str, pattern: Pattern) -> list[str]:
     return [path]
 
 
-def _local_path(address: str) -> str:
-    scheme = _SCHEME.match(address)
-    if scheme is None:
-        return os.path.expanduser(address) if address.startswith("~") and not os.path.lexists(address) else address
-    if scheme[0].lower() != "file":
-        raise ConfigError(
-            f"only local paths and file:// addresses are supported here, not {scheme[0]}://", address=address
-        )
-    # A "?" or "#" of a file's name may stand there unquoted: it is part of the path, never a query.
-    rest = address[len(scheme[0]) + 3 :]
-    host = urlsplit(address).netloc
-    if host.lower() not in ("", "localhost"):
-        raise ConfigError(f"file://{host}/... names another machine; write file:///path for a local file")
-    return unquote(rest[len(host) :]) or "/"
+def _as_path(address: str) -> str:
+    path = local_path(address)
+    return os.path.expanduser(path) if path.startswith("~") and not os.path.lexists(path) else path
 
 
 def _glob(path: str, address: str) -> list[str]:
@@ -124,7 +125,8 @@ def _glob(path: str, address: str) -> list[str]:
         raise StreamNotFound(f"{address} is a link to {os.readlink(path)}, which does not exist", address=address)
     if not glob.has_magic(path):
         raise StreamNotFound(f"{address} does not exist (looked from {os.getcwd()})", address=address)
-    matches = sorted(glob.glob(path, recursive=True))
+    # glob says some things twice (of **/**), and that x/** matches x/ where there is no x.
+    matches = sorted(set(filter(os.path.lexists, glob.glob(path, recursive=True))))
     files = [match for match in matches if not os.path.isdir(match)]
     if not matches:
         raise StreamNotFound(f"nothing matches the pattern {address} (looked from {os.getcwd()})", address=address)
@@ -139,7 +141,7 @@ def _glob(path: str, address: str) -> list[str]:
 
 
 def _directory(path: str, address: str, pattern: Pattern) -> list[str]:
-    accept = _predicate(pattern)
+    accept = predicate(pattern)
     seen = 0
     files = []
     for file in _walk(path, ()):
@@ -168,15 +170,6 @@ def _walk(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
             yield from _walk(entry.path, (*above, identity))
         else:
             yield entry.path
-
-
-def _predicate(pattern: Pattern) -> Callable[[str], bool]:
-    if pattern is None:
-        return lambda _: True
-    if isinstance(pattern, str):
-        wanted = pattern.lower()
-        return lambda path: fnmatch.fnmatchcase(os.path.basename(path).lower(), wanted)
-    return pattern
 
 
 def _require_file(path: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from streamloader.values import Array, Field, StreamInfo
 
-__all__ = ["Stream", "StreamDataset", "stream_rng"]
+__all__ = ["Expected", "Stream", "StreamDataset", "stream_rng"]
 
 
 def stream_rng(seed: int, epoch: int, ordinal: int) -> np.random.Generator:
@@ -63,6 +63,28 @@ class StreamDataset(abc.ABC):
     @abc.abstractmethod
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one stream at its first step. `rng` decides all of its augmentation (see :func:`stream_rng`)."""
+
+    async def expect(self, info: StreamInfo) -> Expected | None:
+        """Get ready to open a stream soon, while the lane plays another: begin to fetch what opening it takes.
+
+        Override it where opening waits for a network. Raise nothing: what stands in the way is told by ``open``.
+
+        Returns:
+            What opens it then; None (the default) for :meth:`open`.
+        """
+        return None
+
+
+class Expected(abc.ABC):
+    """A stream that is about to be opened. Either of its methods is called, once."""
+
+    @abc.abstractmethod
+    async def open(self, rng: np.random.Generator) -> Stream:
+        """Open it, as ``StreamDataset.open`` does."""
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Give up what was prepared: the stream is not opened after all. Must not block."""
 
 
 class Stream(abc.ABC):

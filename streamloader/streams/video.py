@@ -7,31 +7,43 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio.to_thread
 import numpy as np
 
-from streamloader.errors import ClosedError, ConfigError, CorruptStream, FrameSizeError, StreamFailed, StreamloaderError
+from streamloader.errors import (
+    ClosedError,
+    ConfigError,
+    CorruptStream,
+    FrameSizeError,
+    StreamloaderError,
+    redact,
+)
 from streamloader.media.selection import Selection, whole
+from streamloader.stores.registry import split_address
+from streamloader.stores.shared import shared_store
 from streamloader.streams.addresses import Addresses, as_addresses, expand, unique_keys
-from streamloader.streams.base import Stream, StreamDataset
+from streamloader.streams.augment import Augment, Transform, transform_rng, transformed
+from streamloader.streams.base import Expected, Stream, StreamDataset
 from streamloader.streams.blocking import in_lane_thread
 from streamloader.streams.steps import qualified_name
 from streamloader.table import StreamTable
-from streamloader.values import Array, Field, StreamInfo
+from streamloader.values import Array, Field, ObjectInfo, StreamInfo
 
 if TYPE_CHECKING:
     from streamloader.media.convert import Converter
     from streamloader.media.decode import FrameReader
+    from streamloader.media.index import VideoIndex
+    from streamloader.media.remote import Video, VideoFile
+    from streamloader.streams.addresses import Found
 
 __all__ = ["VideoStreams"]
-
-Transform: TypeAlias = "Callable[[Array, np.random.Generator], Array]"
 
 _PIX_FMTS: Final = ("rgb24", "gray", "yuv420p")
 _VIDEO_NAME: Final = re.compile(
@@ -39,6 +51,7 @@ _VIDEO_NAME: Final = re.compile(
     r"|mxf|nut|ogm|ogv|rm|rmvb|ts|vob|webm|wmv|y4m)$",
     re.IGNORECASE,
 )
+_AT_ONCE: Final = 32  # videos in stores that are looked at side by side: looking is mostly waiting
 _SAY_EVERY: Final = 5.0  # seconds between lines of the log while files are indexed
 _log = logging.getLogger("streamloader")
 
@@ -53,7 +66,9 @@ class VideoStreams(StreamDataset):
 
     Args:
         paths: a path, a glob pattern (``**`` for any depth), a directory (all files in it, at any depth, whose
-            ending is one of a video), or a list of these. A pattern or directory is sorted by code point.
+            ending is one of a video), or a list of these. A pattern or directory is sorted by code point. Addresses
+            (``ssh://host/videos/*.mp4``, ``s3://``, ``https://``, ...) work like paths, also beside them: see
+            :func:`streamloader.stores.open_store`. Such videos are decoded while they are fetched.
         size: (height, width) to which frames are scaled (bilinear). None keeps them as they are; then all videos
             must have the same size.
         pix_fmt: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``.
@@ -68,14 +83,18 @@ class VideoStreams(StreamDataset):
             stream, so what is drawn from it holds for its whole life; treat all frames alike, n depends on the
             loader. Not with ``yuv420p``.
         damaged: ``"raise"`` refuses files that break off or cannot be decoded; ``"keep"`` plays what decodes of them.
+        storage_options: keyword arguments of :func:`streamloader.stores.open_store`, for all addresses.
 
-    Index results are kept for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``.
+    Index results are kept for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. To be
+    indexed, videos in stores are read once as a whole, but for MP4 and MOV files, of which a small part will mostly do.
+    Keys of streams are their addresses, without user names, passwords and signatures.
 
     Raises:
         ConfigError: the arguments do not go together, or `transform` does not fit.
         StreamNotFound: a path does not exist, or a directory or pattern holds no video (from :meth:`index`).
         UnreadableStream: a file holds no video that can be decoded.
         CorruptStream: a file breaks off or is damaged, or changed since it was indexed; ``offset`` is the frame.
+        StoreError: bytes of a video in a store could not be had; ObjectChanged where it is another one by now.
         FrameSizeError: videos differ in size and `size` was not given.
     """
 
@@ -91,6 +110,7 @@ class VideoStreams(StreamDataset):
         transform: Transform | None = None,
         *,
         damaged: Literal["raise", "keep"] = "raise",
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(paths)
         if pix_fmt not in _PIX_FMTS:
@@ -102,6 +122,8 @@ class VideoStreams(StreamDataset):
         self._size = None if size is None else _checked_size(size)
         self._pix_fmt: str = pix_fmt
         self._damaged: str = damaged
+        self._storage_options = None if storage_options is None else dict(storage_options)
+        self._secret: dict[str, str] = {}  # key -> address, where the address says more than may be shown
         self._transform = transform
         self._selection = Selection.checked(max_frames, random_start, stride, fps)
         self._fields: dict[str, Field] | None = None
@@ -140,69 +162,135 @@ class VideoStreams(StreamDataset):
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one video. `rng` draws its start and is what `transform` draws from."""
+        return await self._begin(info, rng, None)
+
+    async def expect(self, info: StreamInfo) -> Expected | None:
+        """Begin to fetch what opening a video in a store takes."""
+        if "path" in info.extra or info.extra["version"] is None:  # local, or one that has to be looked at first
+            return None
+        file = await in_lane_thread(self._prepare, info)
+        return None if file is None else _ExpectedVideo(partial(self._begin, info), file)
+
+    async def _begin(self, info: StreamInfo, rng: np.random.Generator, file: VideoFile | None) -> Stream:
         start_draw, transform_key = float(rng.random()), rng.integers(0, 1 << 64, 2, np.uint64)
-        return await in_lane_thread(self._open, info, start_draw, transform_key)
+        return await in_lane_thread(self._open, info, start_draw, transform_key, file)
+
+    def _prepare(self, info: StreamInfo) -> VideoFile | None:
+        from streamloader.media.remote import open_bytes
+
+        try:
+            video, index = self._found_again(info)
+            return open_bytes(video, index.opening)
+        except StreamloaderError:  # it is raised again, by open
+            return None
 
     def _index(self, stop: threading.Event) -> StreamTable:
-        paths = expand(self._paths, _is_video)
-        looked_at = _in_threads(self._look, paths, stop)
-        size = self._size or _common_size([(path, found.size) for path, found in zip(paths, looked_at, strict=True)])
+        found = expand(self._paths, _is_video, self._storage_options)
+        names = [file.address if file.info is None else redact(file.address) for file in found]
+        looks = _in_threads(self._look, found, stop)
+        size = self._size or _common_size([(name, look.size) for name, look in zip(names, looks, strict=True)])
         self._fields = self._learn_fields(*size)
-        extra: dict[str, Sequence[Any]] = {
-            "path": paths,
-            "bytes": [found.version[0] for found in looked_at],
-            "modified": [found.version[1] for found in looked_at],
-            "frames": [found.frames for found in looked_at],
+        keys = unique_keys(names)
+        self._secret = {
+            key: file.address for key, name, file in zip(keys, names, found, strict=True) if name != file.address
         }
-        return StreamTable(unique_keys(paths), [found.steps for found in looked_at], extra)
+        return _table(keys, names, found, looks)
 
-    def _look(self, path: str) -> _Found:
+    def _look(self, file: Found) -> _Look:
         from streamloader.media.cache import cached_index
         from streamloader.media.source import file_version
 
-        version = file_version(path)
-        index = cached_index(path, damaged=self._damaged, version=version)
-        return _Found(version, len(index), self._selection.steps(index), index.shown_size)
+        if file.info is None:
+            version = file_version(file.address)
+            index = cached_index(file.address, damaged=self._damaged, version=version)
+        else:
+            version = 0, 0
+            index = cached_index(self._remote(file.address, file.info), damaged=self._damaged)
+        return _Look(version, len(index), self._selection.steps(index), index.shown_size)
+
+    def _remote(self, address: str, info: ObjectInfo) -> Video:
+        from streamloader.media.remote import RemoteVideo
+
+        return RemoteVideo(address, info, self._storage_options)
 
     def _learn_fields(self, height: int, width: int) -> dict[str, Field]:
         fields = _frame_fields(self._pix_fmt, height, width)
         if self._transform is None:
             return fields
         frames = np.zeros((2, *fields["data"].shape), np.uint8)
-        out = _transformed(self._transform, frames, _transform_rng(np.zeros(2, np.uint64)))
+        out = transformed(self._transform, frames, transform_rng(np.zeros(2, np.uint64)))
         shape = out.shape[1:]
         return {"data": Field(shape, out.dtype, axes="HWC" if len(shape) == 3 else None)}  # noqa: PLR2004
 
-    def _open(self, info: StreamInfo, start_draw: float, transform_key: Array) -> _VideoStream:
-        from streamloader.media.cache import cached_index
+    def _open(self, info: StreamInfo, start_draw: float, transform_key: Array, file: VideoFile | None) -> _VideoStream:
         from streamloader.media.convert import Converter
         from streamloader.media.decode import FrameReader
-        from streamloader.media.source import file_version
 
-        path, frames = info.extra["path"], info.extra["frames"]
-        version = file_version(path)
-        if version != (info.extra["bytes"], info.extra["modified"]):
-            raise CorruptStream(
-                f"{path} was changed since the loader was built (it has {version[0]} bytes now, "
-                f"{info.extra['bytes']} then): build the loader again",
-                stream=info.key,
-                address=path,
-            )
-        index = cached_index(path, damaged=self._damaged, version=version)
-        if len(index) != frames:
-            raise CorruptStream(
-                f"{path} has {len(index)} frames here, but had {frames} where it was indexed: "
-                "the versions of FFmpeg differ, or the file does",
-                stream=info.key,
-                address=path,
-            )
+        try:
+            video, index = self._found_again(info)
+            if len(index) != info.extra["frames"]:
+                raise CorruptStream(
+                    f"{video} has {len(index)} frames here, but had {info.extra['frames']} where it was indexed: "
+                    "the versions of FFmpeg differ, or the file does",
+                    address=str(video),
+                )
+            own, file = file, None
+            reader = FrameReader(video, index, info.key, own=own)
+        except StreamloaderError as error:
+            error.stream = info.key
+            raise
+        finally:
+            if file is not None:
+                file.close()
         augment = None
         if self._transform is not None:
-            augment = _Augment(self._transform, transform_key, self.fields["data"], info.key)
+            augment = Augment(self._transform, transform_key, self.fields["data"], info.key)
         steps = self._selection.choose(index, start_draw)
         size = self._size or index.shown_size
         converter = Converter(self._pix_fmt, *size, index.turn)
-        return _VideoStream(info.key, FrameReader(path, index, info.key), converter, steps, list(self.fields), augment)
+        return _VideoStream(info.key, reader, converter, steps, list(self.fields), augment)
+
+    def _found_again(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
+        """Return the video of a stream, if it is still the one that was indexed, and its index."""
+        from streamloader.media.cache import cached_index
+        from streamloader.media.source import file_version
+
+        extra = info.extra
+        if "path" in extra:
+            path = extra["path"]
+            version = file_version(path)
+            if version != (extra["bytes"], extra["modified"]):
+                raise _changed(path, version[0], extra["bytes"])
+            return path, cached_index(path, damaged=self._damaged, version=version)
+        address = self._secret.get(info.key, extra["address"])
+        path = split_address(address)[1]
+        known = ObjectInfo(path, extra["size"], extra["version"], extra["modified"])
+        if known.version is None:  # then reading does not notice that it is another one
+            with shared_store(address, self._storage_options)[0] as store:
+                now = store.head(path)
+            if (now.size, now.modified) != (known.size, known.modified):
+                raise _changed(extra["address"], now.size, known.size)
+        video = self._remote(address, known)
+        return video, cached_index(video, damaged=self._damaged)
+
+
+class _ExpectedVideo(Expected):
+    """A video in a store whose first bytes are on their way."""
+
+    def __init__(
+        self, begin: Callable[[np.random.Generator, VideoFile | None], Awaitable[Stream]], file: VideoFile
+    ) -> None:
+        self._begin = begin
+        self._file = file
+
+    async def open(self, rng: np.random.Generator) -> Stream:
+        if self._file.remote.sound:
+            return await self._begin(rng, self._file)
+        self._file.close()  # what went wrong a while ago may be over
+        return await self._begin(rng, None)
+
+    def release(self) -> None:
+        self._file.close()
 
 
 class _VideoStream(Stream):
@@ -215,7 +303,7 @@ class _VideoStream(Stream):
         converter: Converter,
         steps: tuple[Array, Array],
         names: list[str],
-        augment: _Augment | None,
+        augment: Augment | None,
     ) -> None:
         self._key = key
         self._reader = reader
@@ -279,46 +367,42 @@ class _VideoStream(Stream):
         return row
 
 
-class _Augment:
-    """The user's transform on its way through one stream."""
-
-    def __init__(self, transform: Transform, key: Array, field: Field, stream: str) -> None:
-        self._transform = transform
-        self._key = key
-        self._field = field
-        self._stream = stream
-        self._frames = np.empty(0, np.uint8)
-
-    def room(self, count: int, shape: tuple[int, int, int]) -> Array:
-        """Return memory for the frames that the transform is given."""
-        if len(self._frames) < count:
-            self._frames = np.empty((count, *shape), np.uint8)
-        return self._frames
-
-    def apply(self, frames: Array, out: Array, step: int) -> None:
-        """Write what the transform makes of `frames`, which begin at `step`, into `out`."""
-        try:
-            done = _transformed(self._transform, frames, _transform_rng(self._key))
-        except StreamloaderError as error:
-            error.stream, error.offset = self._stream, step
-            raise
-        shape, dtype = self._field.shape, self._field.dtype
-        if done.shape != (len(frames), *shape) or done.dtype != dtype:
-            raise StreamFailed(
-                f"transform returned {done.shape} {done.dtype} for {self._stream}, but {shape} {dtype} for each frame "
-                "when it was tried on zeros: shape and dtype of a step must not change",
-                stream=self._stream,
-                offset=step,
-            )
-        out[: len(frames)] = done
-
-
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Look:
     version: tuple[int, int]
     frames: int
     steps: int
     size: tuple[int, int]
+
+
+def _table(keys: list[str], names: list[str], found: Sequence[Found], looks: Sequence[_Look]) -> StreamTable:
+    """Return the streams, with what opening them takes."""
+    steps = [look.steps for look in looks]
+    local = [file.info is None for file in found]
+    extras = [_extra(*each) for each in zip(names, found, looks, strict=True)]
+    if any(local) and not all(local):
+        return StreamTable.of([StreamInfo(*each) for each in zip(keys, steps, extras, strict=True)])
+    return StreamTable(keys, steps, {column: [extra[column] for extra in extras] for column in extras[0]})
+
+
+def _extra(name: str, file: Found, look: _Look) -> dict[str, Any]:
+    if file.info is None:
+        return {"path": name, "bytes": look.version[0], "modified": look.version[1], "frames": look.frames}
+    info = file.info
+    return {
+        "address": name,
+        "size": info.size,
+        "version": info.version,
+        "modified": info.modified,
+        "frames": look.frames,
+    }
+
+
+def _changed(name: str, now: int | None, then: int | None) -> CorruptStream:
+    return CorruptStream(
+        f"{name} was changed since the loader was built (it has {now} bytes now, {then} then): build the loader again",
+        address=name,
+    )
 
 
 def _checked_size(size: Any) -> tuple[int, int]:
@@ -357,43 +441,32 @@ def _common_size(sizes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int
     return first
 
 
-def _transform_rng(key: Array) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=key))
-
-
-def _transformed(transform: Transform, frames: Array, rng: np.random.Generator) -> Array:
-    try:
-        done = np.asarray(transform(frames, rng))
-    except StreamloaderError:
-        raise
-    except Exception as error:
-        raise StreamFailed(f"transform raised {type(error).__name__}: {error}", cause=type(error).__name__) from error
-    if done.ndim < 1 or len(done) != len(frames):
-        raise ConfigError(
-            f"transform must return one result for each of the {len(frames)} frames, got shape {done.shape}"
-        )
-    return done
-
-
-def _in_threads(look: Callable[[str], _Found], paths: Sequence[str], stop: threading.Event) -> list[_Found]:
+def _in_threads(look: Callable[[Found], _Look], files: Sequence[Found], stop: threading.Event) -> list[_Look]:
     """Look at all files on a few threads; then raise the first error in their order, saying how many there are."""
 
-    def look_unless_stopped(path: str) -> _Found:
+    def look_unless_stopped(file: Found) -> _Look:
         if stop.is_set():
             raise ClosedError("looking at the videos was cancelled")
-        return look(path)
+        return look(file)
 
     said = time.monotonic()
-    with ThreadPoolExecutor(max_workers=min(len(paths), os.cpu_count() or 1), thread_name_prefix="index") as pool:
-        done = [pool.submit(look_unless_stopped, path) for path in paths]
+    most = (os.cpu_count() or 1) if all(file.info is None for file in files) else _AT_ONCE
+    begun: dict[Found, Future[_Look]] = {}  # of videos in stores: each is fetched once, however often it is named
+    with ThreadPoolExecutor(max_workers=min(len(files), most), thread_name_prefix="index") as pool:
+        done: list[Future[_Look]] = []
+        for file in files:
+            future = begun.get(file) or pool.submit(look_unless_stopped, file)
+            if file.info is not None:
+                begun[file] = future
+            done.append(future)
         for count, _ in enumerate(as_completed(done), 1):
             if time.monotonic() - said > _SAY_EVERY:
                 said = time.monotonic()
-                _log.info("indexed %d of %d videos", count, len(paths))
+                _log.info("indexed %d of %d videos", count, len(files))
     errors = [error for future in done if (error := future.exception()) is not None]
     if errors:
         first = errors[0]
         if len(errors) > 1 and isinstance(first, StreamloaderError):
-            first.args = (f"{first.message} [{len(errors)} of {len(paths)} videos cannot be used; this is the first]",)
+            first.args = (f"{first.message} [{len(errors)} of {len(files)} videos cannot be used; this is the first]",)
         raise first
     return [future.result() for future in done]

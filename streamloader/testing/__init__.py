@@ -1,7 +1,8 @@
-"""What a kind of stream of your own is tested with: bind :class:`StreamSuite` to it, and look at it with :func:`play`.
+"""What kinds of your own are tested with: bind :class:`StreamSuite` to a stream, :class:`StoreSuite` to a store.
 
-The suite tests single streams - what they play, seek, hold and give back - and a loader over them that is stopped at
-every step, and goes on from its state in a new one, in this process and in workers.
+The suite of streams tests single streams - what they play, seek, hold and give back - and a loader over them that is
+stopped at every step, and goes on from its state in a new one, in this process and in workers. :func:`play` shows what
+a stream gives.
 
 Example::
 
@@ -11,7 +12,8 @@ Example::
         def make_dataset(self):
             return MyStreams("somewhere")
 
-The suite needs pytest; :func:`play` and :func:`play_async` do not.
+How a store is bound is told in :mod:`streamloader.testing.stores`. The suites need pytest; :func:`play` and
+:func:`play_async` do not.
 """
 
 from __future__ import annotations
@@ -22,15 +24,29 @@ from typing import TYPE_CHECKING, Any
 from streamloader.testing.playing import assert_same_steps, describe_streams, play, play_async
 
 if TYPE_CHECKING:
+    from streamloader.testing.stores import StoreSuite
     from streamloader.testing.streams import StreamSuite
 
-__all__ = ["StreamSuite", "assert_same_steps", "describe_streams", "play", "play_async"]
+__all__ = ["StoreSuite", "StreamSuite", "assert_same_steps", "describe_streams", "play", "play_async"]
 
 with contextlib.suppress(ImportError):
     import pytest
 
     # so that its failures show the values
-    pytest.register_assert_rewrite("streamloader.testing.streams", "streamloader.testing.resume")
+    pytest.register_assert_rewrite(
+        *(
+            f"streamloader.testing.{module}"
+            for module in (
+                "streams",
+                "resume",
+                "store_binding",
+                "store_life",
+                "store_lists",
+                "store_reads",
+                "store_writes",
+            )
+        )
+    )
 
 
 def __getattr__(name: str) -> Any:
@@ -38,4 +54,8 @@ def __getattr__(name: str) -> Any:
         from streamloader.testing.streams import StreamSuite
 
         return StreamSuite
+    if name == "StoreSuite":
+        from streamloader.testing.stores import StoreSuite
+
+        return StoreSuite
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

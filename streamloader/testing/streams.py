@@ -19,6 +19,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from streamloader.stores.shared import close_shared_stores
 from streamloader.streams.base import Stream, StreamDataset, stream_rng
 from streamloader.streams.blocking import LaneThread, current_lane_thread
 from streamloader.testing.playing import (
@@ -393,6 +394,7 @@ def _joined(blocks: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 def _held() -> tuple[list[str], list[str]]:
     """Return what this process holds: targets of open descriptors, and names of threads."""
     gc.collect()
+    close_shared_stores()  # their connections stay for a while, for the next user
     names = [thread.name for thread in threading.enumerate()]
     # Those of the event loop that has just ended are told to end, and not waited for.
     return sorted(_descriptors()), sorted(name for name in names if not name.startswith("AnyIO worker"))

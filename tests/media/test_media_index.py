@@ -15,7 +15,7 @@ from streamloader.errors import CorruptStream, StreamNotFound, UnreadableStream
 from streamloader.media import index as index_module
 from streamloader.media.decode import FrameReader
 from streamloader.media.index import index_video
-from streamloader.media.packets import _nal_heads, _nal_length_size, _vp9_shows
+from streamloader.media.packets import _nal_heads, _vp9_shows, nal_length_size
 from streamloader.media.structure import declared_size
 from streamloader.media.turn import Turn, turn_of_matrix
 
@@ -351,9 +351,9 @@ def test_vp9_headers_tell_hidden_frames(first, rest, shown):
 def test_nal_units_in_both_notations():
     assert _nal_heads(memoryview(b"\0\0\0\2\x06\xff\0\0\0\1\x65"), 4) == [0x06, 0x65]
     assert _nal_heads(memoryview(b"\0\0\0\1\x67\x11\0\0\1\x65\x22"), 0) == [0x67, 0x65]
-    assert _nal_length_size("h264", bytes([1, 0, 0, 0, 0xFF, 0])) == 4
-    assert _nal_length_size("h264", b"\0\0\0\1\x67") == 0
-    assert _nal_length_size("vp9", None) == 0
+    assert nal_length_size("h264", bytes([1, 0, 0, 0, 0xFF, 0])) == 4
+    assert nal_length_size("h264", b"\0\0\0\1\x67") == 0
+    assert nal_length_size("vp9", None) == 0
 
 
 def test_declared_sizes(made, tmp_path):

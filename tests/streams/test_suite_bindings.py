@@ -72,7 +72,7 @@ class TestLongTextFiles(Bound):
 
     @pytest.fixture(autouse=True)
     def _files(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("streamloader.streams.text._READ_AHEAD", 5)
+        monkeypatch.setattr("streamloader.streams.text_files._READ_AHEAD", 5)
         self.paths = [tmp_path / f"{number}.bin" for number in range(3)]
         for path, text in zip(self.paths, self.texts, strict=True):
             path.write_bytes(text)

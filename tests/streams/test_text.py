@@ -11,6 +11,7 @@ import pytest
 
 import streamloader as sl
 from streamloader.streams import text as text_module
+from streamloader.streams import text_files
 from streamloader.streams.base import stream_rng
 from streamloader.testing import describe_streams, play
 
@@ -146,7 +147,8 @@ def test_small_windows_seldom_visit_the_thread(tmp_path, monkeypatch):
         visits.append(function.__name__)
         return function(*args)
 
-    monkeypatch.setattr(text_module, "in_lane_thread", visit)
+    for module in (text_module, text_files):
+        monkeypatch.setattr(module, "in_lane_thread", visit)
     path = tmp_path / "a.txt"
     path.write_bytes(bytes(range(256)) * 512)  # 128 KiB: two blocks of 64 KiB
     assert bytes(play_first(sl.TextStreams(path), block=16)) == bytes(range(256)) * 512
@@ -176,7 +178,7 @@ def test_a_file_that_changed_after_the_index_is_refused(tmp_path, change, tokeni
 
 
 def test_a_file_that_shrinks_while_it_plays_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_module, "_READ_AHEAD", 4)
+    monkeypatch.setattr(text_files, "_READ_AHEAD", 4)
     path = tmp_path / "a.txt"
     path.write_text("0123456789")
     dataset = sl.TextStreams(path)

@@ -1,0 +1,123 @@
+"""Videos behind a slow web server: the same loader and decoder over different ways to get the bytes.
+
+Options: ``latency``, seconds that the server takes for each request, or none for the local files; ``reader``:
+``ahead`` for streamloader as it is, ``plain`` for one blocking request for each read of FFmpeg, ``fsspec`` for fsspec's
+HTTP file with its default cache; ``buffer``, bytes that FFmpeg asks for at a time.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+import streamloader as sl
+from benchmarks.job import Job
+from benchmarks.peers.slow_server import SlowServer
+from streamloader.media import remote, source
+from streamloader.streams.base import Stream
+from streamloader.values import ObjectInfo, StreamInfo
+
+
+class PlainFile:
+    """One request for each read, on a connection that is kept."""
+
+    def __init__(
+        self, address: str, info: ObjectInfo, options: Mapping[str, Any] | None = None, opening: Any = ()
+    ) -> None:
+        del options, opening
+        parts = urlsplit(address)
+        self._connection = http.client.HTTPConnection(parts.netloc, timeout=60)
+        self._path, self._at, self.size = parts.path, 0, info.size or 0
+
+    def tell(self) -> int:
+        """Where it is."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go there."""
+        self._at = offset + (0, self._at, self.size)[whence]
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        """Ask for it and wait."""
+        end = min(self._at + size, self.size)
+        if end <= self._at:
+            return b""
+        self._connection.request("GET", self._path, headers={"Range": f"bytes={self._at}-{end - 1}"})
+        data = self._connection.getresponse().read()
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+def _fsspec_file(address: str, info: ObjectInfo, options: Mapping[str, Any] | None = None, opening: Any = ()) -> Any:
+    import fsspec
+
+    del options, opening
+    return fsspec.filesystem("http").open(address, size=info.size)
+
+
+_READERS = {"plain": PlainFile, "fsspec": _fsspec_file}
+
+
+class OtherVideos(sl.VideoStreams):
+    """Videos whose bytes come by another reader, in whatever process they are played."""
+
+    def __init__(self, *args: Any, reader: str, buffer: int, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._reader, self._buffer = reader, buffer
+
+    async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
+        """Open one with the other reader."""
+        remote.RemoteFile = _READERS[self._reader]  # type: ignore[assignment, misc]
+        source.BUFFER = self._buffer
+        return await super().open(info, rng)
+
+
+class Loader:
+    """A MultiStreamer over the local files or over those of a server. Nothing was indexed before."""
+
+    def __init__(self, job: Job) -> None:
+        self._cache = tempfile.TemporaryDirectory()
+        os.environ["STREAMLOADER_CACHE"] = self._cache.name
+        paths, options = list(job.paths), job.options
+        self._server: SlowServer | None = None
+        if "latency" in options:
+            self._server = SlowServer(Path(paths[0]).parent, options["latency"])
+            paths = [f"{self._server.url}/{Path(path).name}" for path in paths]
+        size = job.shape[:2]
+        if options.get("reader", "ahead") == "ahead":
+            dataset = sl.VideoStreams(paths, size=size)
+        else:
+            dataset = OtherVideos(paths, size=size, reader=options["reader"], buffer=options["buffer"])
+        self._loader = sl.MultiStreamer(
+            dataset, job.batch_size, job.window, num_workers=job.workers, shuffle=False, tail="drop"
+        )
+
+    def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
+        """Yield (data, reset)."""
+        del number
+        for batch in self._loader:
+            yield batch.data, batch.reset
+
+    def close(self) -> None:
+        """End workers and server."""
+        self._loader.close()
+        if self._server is not None:
+            self._server.close()
+        self._cache.cleanup()
+
+
+def open_peer(job: Job) -> Loader:
+    """Open the contender."""
+    return Loader(job)

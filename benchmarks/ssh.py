@@ -1,0 +1,235 @@
+"""How fast are files of another machine read over SSH? The store beside asyncssh's own reads, `cat`, and paramiko.
+
+``python -m benchmarks.ssh [--quick] [--rounds N] [--json FILE]``
+
+The server is a real OpenSSH on loopback, so client and server share the processor and there is no network to wait for:
+what is measured is what the client costs. Needs the packages of the extra ``bench`` and an installed ``sshd``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.clips import cache
+from benchmarks.harness import ROOT, Column
+from benchmarks.own import OwnQuestion, OwnTable, Row, main
+
+_MB = 1_000_000
+_BLOCK, _DEPTH = 256 << 10, 64  # of the reads that are pipelined by hand
+_PIECE = 1 << 20  # of paramiko's plain reads
+
+Read = Callable[[Any, str, int, int], Awaitable[int]]  # (server, path, size, streams) -> bytes
+
+
+async def _streamloader(server: Any, path: str, size: int, streams: int) -> int:
+    from streamloader.stores.registry import open_store
+    from streamloader.values import ByteRange
+
+    async with open_store(server.url, **server.options()) as store:
+
+        async def one(start: int, end: int) -> int:
+            return sum([len(chunk) async for chunk in store.stream(path.lstrip("/"), ByteRange(start, end))])
+
+        return sum(await asyncio.gather(*(one(*span) for span in _spans(size, streams))))
+
+
+def _login(server: Any) -> dict[str, Any]:
+    return {
+        "host": "127.0.0.1",
+        "port": server.port,
+        "username": server.user,
+        "client_keys": [str(server.key)],
+        "known_hosts": str(server.known_hosts),
+        "config": None,
+    }
+
+
+async def _asyncssh_default(server: Any, path: str, size: int, streams: int) -> int:
+    import asyncssh
+
+    async with asyncssh.connect(**_login(server)) as connection, connection.start_sftp_client() as sftp:
+
+        async def one(start: int, end: int) -> int:
+            async with sftp.open(path, "rb") as file:
+                return len(await file.read(end - start, start))
+
+        return sum(await asyncio.gather(*(one(*span) for span in _spans(size, streams))))
+
+
+async def _asyncssh_by_hand(server: Any, path: str, size: int, streams: int) -> int:
+    """256 KiB x 64 in flight, with the ciphers that are fastest, as somebody would who measures."""
+    import asyncssh
+
+    ciphers = "^aes128-gcm@openssh.com"
+    async with (
+        asyncssh.connect(**_login(server), encryption_algs=ciphers) as connection,
+        connection.start_sftp_client() as sftp,
+    ):
+
+        async def one(start: int, end: int) -> int:
+            got, flying = 0, deque[asyncio.Task[bytes]]()
+            async with sftp.open(path, "rb", block_size=0) as file:  # one request a read
+                at = start
+                while got < end - start:
+                    while len(flying) < _DEPTH // streams and at < end:
+                        count = min(_BLOCK - 1024, end - at)
+                        flying.append(asyncio.create_task(file.read(count, at)))
+                        at += count
+                    got += len(await flying.popleft())
+            return got
+
+        return sum(await asyncio.gather(*(one(*span) for span in _spans(size, streams))))
+
+
+async def _cat(server: Any, path: str, size: int, streams: int) -> int:
+    import asyncssh
+
+    ciphers = "^aes128-gcm@openssh.com"
+    async with asyncssh.connect(**_login(server), encryption_algs=ciphers) as connection:
+
+        async def one(start: int, end: int) -> int:
+            command = f"cat {path}" if streams == 1 else f"tail -c +{start + 1} {path} | head -c {end - start}"
+            got = 0
+            async with connection.create_process(command, encoding=None) as process:
+                while piece := await process.stdout.read(_PIECE):
+                    got += len(piece)
+            return got
+
+        return sum(await asyncio.gather(*(one(*span) for span in _spans(size, streams))))
+
+
+async def _paramiko(server: Any, path: str, size: int, *, ahead: bool) -> int:
+    import paramiko
+
+    def read() -> int:
+        client = paramiko.SSHClient()
+        client.load_host_keys(str(server.known_hosts))
+        client.connect(
+            "127.0.0.1", server.port, server.user, key_filename=str(server.key), allow_agent=False, look_for_keys=False
+        )
+        got = 0
+        with client, client.open_sftp() as sftp, sftp.open(path, "rb") as file:
+            if ahead:
+                file.prefetch(size)
+            while got < size and (piece := file.read(min(_PIECE, size - got))):
+                got += len(piece)
+        return got
+
+    return await asyncio.to_thread(read)
+
+
+async def _paramiko_ahead(server: Any, path: str, size: int, _streams: int) -> int:
+    return await _paramiko(server, path, size, ahead=True)
+
+
+async def _paramiko_plain(server: Any, path: str, size: int, _streams: int) -> int:
+    return await _paramiko(server, path, size, ahead=False)
+
+
+_READERS: dict[str, Read] = {
+    "streamloader": _streamloader,
+    "asyncssh_default": _asyncssh_default,
+    "asyncssh_by_hand": _asyncssh_by_hand,
+    "cat": _cat,
+    "paramiko_ahead": _paramiko_ahead,
+    "paramiko_plain": _paramiko_plain,
+}
+_PARTS = {"paramiko_plain": 10}  # who reads only so much of the file, or nobody would wait for it
+_ONE_STREAM_ONLY = ("paramiko_ahead", "paramiko_plain")
+
+
+def _spans(size: int, streams: int) -> list[tuple[int, int]]:
+    share = -(-size // streams)
+    return [(at, min(at + share, size)) for at in range(0, size, share)]
+
+
+def _file(size: int) -> Path:
+    """Return a file of random bytes, made once."""
+    path = cache() / f"ssh-{size // _MB}.bin"
+    if not path.exists() or path.stat().st_size != size:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".new")
+        with unfinished.open("wb") as file:
+            for at in range(0, size, _MB):
+                file.write(os.urandom(min(_MB, size - at)))
+        unfinished.rename(path)
+    return path
+
+
+def measure(megabytes: int, streams: int) -> dict[str, Any]:
+    """Read the file once with each reader, in an order drawn anew; the round trip of logging in is counted."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from servers.sshd import sshd
+
+    from streamloader.stores.shared import _new_loop
+
+    size = megabytes * _MB
+    path = _file(size)
+    path.read_bytes()  # from the disk now, not while somebody is measured
+    names = [name for name in _READERS if streams == 1 or name not in _ONE_STREAM_ONLY]
+    random.shuffle(names)
+    found: dict[str, Any] = {}
+    with sshd() as server:
+        for name in names:
+            with asyncio.Runner(loop_factory=_new_loop) as runner:
+                share = size // _PARTS.get(name, 1)
+                cpu, begin = time.process_time(), time.perf_counter()
+                got = runner.run(_READERS[name](server, str(path), share, streams))
+                found[name] = share / _MB / (time.perf_counter() - begin)
+                found[f"{name}_cpu"] = (time.process_time() - cpu) * 1000 * _MB / share
+            if got != share:
+                raise AssertionError(f"{name} read {got} bytes of {share}")
+    ours = found["streamloader"]
+    found["to_default"] = ours / found["asyncssh_default"]
+    found["to_best"] = ours / max(found["asyncssh_by_hand"], found["cat"])
+    if "paramiko_ahead" in found:
+        found["to_paramiko"] = ours / max(found[name] for name in _ONE_STREAM_ONLY)
+    return found
+
+
+def question(quick: bool) -> OwnQuestion:
+    """Describe the table."""
+    megabytes = 50 if quick else 500
+    table = OwnTable(
+        "ssh",
+        f"A file of {megabytes} MB from OpenSSH on loopback, MB/s",
+        "From before the connection to the last byte, each round in one process, in an order drawn anew, on the loop "
+        "that the project uses (uvloop where there is one). `default`: asyncssh's `SFTPClientFile.read()`. `by hand`: "
+        f"its reads with {_BLOCK >> 10} KiB x {_DEPTH} in flight and AES-GCM; `cat` with AES-GCM over an exec channel "
+        "(`tail | head` for parts). paramiko with `prefetch`, and its plain reads (of a tenth "
+        "of the file). The bars: 1.5 x asyncssh's default, "
+        "and 0.9 x the better of `by hand` and `cat` of the same round. CPU: seconds of the client's processor for a "
+        "gigabyte.",
+        [
+            Row("one stream", {"megabytes": megabytes, "streams": 1}),
+            Row("8 streams, an eighth each", {"megabytes": megabytes, "streams": 8}),
+        ],
+        (
+            Column("streamloader", "streamloader"),
+            Column("asyncssh_default", "asyncssh default"),
+            Column("asyncssh_by_hand", "asyncssh by hand"),
+            Column("cat", "cat"),
+            Column("paramiko_ahead", "paramiko prefetch"),
+            Column("paramiko_plain", "paramiko plain"),
+            Column("to_default", "ours / default (bar 1.5)", 2),
+            Column("to_best", "ours / best of by hand, cat (bar 0.9)", 2),
+            Column("to_paramiko", "ours / best paramiko", 2),
+            Column("streamloader_cpu", "CPU s/GB, ours", 2),
+            Column("asyncssh_default_cpu", "default", 2),
+            Column("asyncssh_by_hand_cpu", "by hand", 2),
+            Column("cat_cpu", "cat", 2),
+        ),
+    )
+    return OwnQuestion("ssh", "SSH", "benchmarks.ssh", (table,))
+
+
+if __name__ == "__main__":
+    main(question)

@@ -1,0 +1,191 @@
+"""A web server that misbehaves on purpose.
+
+It is honest until a fault is switched on::
+
+    async with HttpServer({"a.bin": data}) as server:
+        server.fault = Fault("truncated", at=1_000)
+        async with open_store(server.url) as store:
+            await store.read("a.bin")
+
+It speaks HTTP/1.1 over plain sockets, and TLS if it is given a certificate: HEAD and GET, single ranges, strong ETags
+with If-Match, Last-Modified, kept connections. A fault strikes requests for bytes among which is the one at ``at``:
+requests for other parts of the object are answered honestly. What each kind does is told by :data:`KINDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import hashlib
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Self
+from urllib.parse import unquote
+
+from streamloader.testing.faults.http_kinds import KINDS, Exchange, Fault
+
+__all__ = ["KINDS", "Fault", "HttpServer", "Request"]
+
+_RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
+_DATE: Final = 1_700_000_000  # seconds since 1970, of the first version of everything
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked.
+
+    Attributes:
+        method: GET, HEAD, ...
+        target: path and query, as they came.
+        headers: by their names in lower case.
+    """
+
+    method: str
+    target: str
+    headers: Mapping[str, str] = field(repr=False)
+
+
+class HttpServer:
+    """The server; an asynchronous context manager.
+
+    Args:
+        objects: path -> bytes.
+        tls: a server's context, for https; see :mod:`streamloader.testing.faults.certificates`.
+        host: address to listen at; a free port is taken.
+        name: of the host in `url`, if not its address.
+        etags: whether it tells ETags.
+        dates: whether it tells Last-Modified.
+
+    Attributes:
+        url: of its root, without a "/" at the end.
+        requests: all that were made.
+        strikes: how often a fault struck.
+        connections: how many were made to it.
+    """
+
+    def __init__(
+        self,
+        objects: Mapping[str, bytes],
+        *,
+        tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        name: str | None = None,
+        etags: bool = True,
+        dates: bool = True,
+    ) -> None:
+        self._fault: Fault | None = None
+        self._struck = 0  # requests by this fault
+        self.requests: list[Request] = []
+        self.strikes = 0
+        self.connections = 0
+        self.url = ""
+        self._objects = {path: (data, 0) for path, data in objects.items()}
+        self._tls, self._host, self._name = tls, host, name or host
+        self._etags, self._dates = etags, dates
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def fault(self) -> Fault | None:
+        """What is wrong with it now; None for nothing."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: Fault | None) -> None:
+        self._fault, self._struck = fault, 0
+
+    def put(self, path: str, data: bytes) -> None:
+        """Replace an object: its ETag and its date are others then."""
+        self._objects[path] = data, self._objects.get(path, (b"", 0))[1] + 1
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, self._host, 0, ssl=self._tls, limit=1 << 18)
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http{'s' if self._tls else ''}://{self._name}:{port}"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.get_running_loop().create_task(self._converse(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # clients may leave when they like
+                while first := await reader.read(1):
+                    if not first.isalpha():  # TLS, for instance
+                        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+                        break
+                    head = first + await reader.readuntil(b"\r\n\r\n")
+                    if not await self._answer(_parsed(head), writer):
+                        break
+                await writer.drain()
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                async with asyncio.timeout(1):  # then TLS has said goodbye, or never will
+                    await writer.wait_closed()
+            writer.transport.abort()
+
+    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; return whether the connection can be used for another one."""
+        self.requests.append(request)
+        exchange = self._exchange(request, writer)
+        if exchange is None:
+            return await Exchange(request, self, writer, "", b"").reply(404)
+        if (fault := self.fault) is not None and fault.strikes(exchange, self._struck):
+            self.strikes += 1
+            self._struck += 1
+            return await KINDS[fault.kind](exchange, fault)
+        return await self._honest(exchange)
+
+    async def again(self, exchange: Exchange, *, blind: bool = False) -> bool:
+        """Answer a request with the object as it is now; a blind server does not see that another one was wanted."""
+        now = self._exchange(exchange.request, exchange.writer)
+        assert now is not None
+        return await (now.honest() if blind else self._honest(now))
+
+    async def _honest(self, exchange: Exchange) -> bool:
+        if exchange.request.headers.get("if-match") not in (None, exchange.headers.get("ETag")):
+            return await exchange.reply(412)
+        return await exchange.honest()
+
+    def _exchange(self, request: Request, writer: asyncio.StreamWriter) -> Exchange | None:
+        path = unquote(request.target.partition("?")[0].removeprefix("/"))
+        if path not in self._objects:
+            return None
+        data, number = self._objects[path]
+        exchange = Exchange(request, self, writer, path, data, end=len(data))
+        if self._etags:
+            exchange.headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        if self._dates:
+            exchange.headers["Last-Modified"] = email.utils.formatdate(_DATE + number, usegmt=True)
+        if found := _RANGE.fullmatch(request.headers.get("range", "")):
+            exchange.partial = True
+            exchange.start, exchange.end = _span(found[1], found[2], len(data))
+        return exchange
+
+
+def _parsed(head: bytes) -> Request:
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, target, _ = first.split(" ", 2)
+    fields = (line.partition(":") for line in lines if line)
+    return Request(method, target, {name.strip().lower(): value.strip() for name, _, value in fields})
+
+
+def _span(first: str, last: str, size: int) -> tuple[int, int]:
+    if not first:
+        return max(0, size - int(last or 0)), size
+    return int(first), min(size, int(last) + 1) if last else size

@@ -1,0 +1,117 @@
+"""What IPFS gateways do wrong: every fault at the first, a middle and the last block of a file, in blocks and CARs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from faults.cases import POSITIONS, Case
+
+from streamloader.config import Limits, Timeouts
+from streamloader.errors import (
+    Interrupted,
+    LimitExceeded,
+    NotFound,
+    ProtocolFault,
+    ServerBusy,
+    StoreError,
+    StoreTimeout,
+    WrongContent,
+)
+from streamloader.stores.ipfs import IpfsStore
+from streamloader.testing.dags import DagBuilder
+from streamloader.testing.faults.gateway import FAULTS, FaultyGateway, deep_file
+
+DATA = random.Random(5).randbytes(24_000)
+DAG = DagBuilder(chunk_size=2_000, width=4)  # 12 blocks under 3 nodes under one
+FILE = DAG.file(DATA)
+LEAVES = DAG.leaves(FILE)
+VICTIM = {"start": LEAVES[0], "middle": LEAVES[len(LEAVES) // 2], "end": LEAVES[-1]}
+SHORT = Timeouts(connect=0.2, response=0.3, window=0.5, min_rate=2_000.0)
+PATIENT = Timeouts(connect=0.4, response=0.8, window=1.0, min_rate=2_000.0)  # a busy machine may not fail the honest
+SLOW = ("stall at the header", "stall in the body", "drip")
+
+# What has to be raised where there is no other gateway, for blocks and for CARs.
+ERRORS: dict[str, tuple[type[StoreError], type[StoreError]]] = {
+    "flipped byte": (WrongContent, WrongContent),
+    "another valid block": (WrongContent, Interrupted),
+    "truncated with 200": (WrongContent, Interrupted),
+    "extra blocks": (WrongContent, ProtocolFault),
+    "oversized block": (LimitExceeded, LimitExceeded),
+    "HTML instead of data": (WrongContent, ProtocolFault),
+    "stall at the header": (StoreTimeout, StoreTimeout),
+    "stall in the body": (StoreTimeout, StoreTimeout),
+    "drip": (StoreTimeout, StoreTimeout),
+    "reset": (Interrupted, Interrupted),
+    "429": (ServerBusy, ServerBusy),
+    "503": (ServerBusy, ServerBusy),
+    "404": (NotFound, NotFound),
+}
+
+
+def cases() -> list[Case]:
+    """Return all of them."""
+    return [*_alone(), *_with_another(), *_deep()]
+
+
+def _alone() -> Iterator[Case]:
+    for fault in FAULTS:
+        for number, form in enumerate(("raw", "car")):
+            for position in POSITIONS:
+                yield Case(
+                    "gateway",
+                    f"{fault} ({form})",
+                    position,
+                    lambda fault=fault, form=form, position=position: _read(fault, form, VICTIM[position]),
+                    DATA,
+                    (ERRORS[fault][number],),
+                )
+
+
+def _with_another() -> Iterator[Case]:
+    """Yield the same with an honest gateway besides: nothing may be noticed."""
+    for fault in FAULTS:
+        for form in ("raw",) if fault in SLOW else ("raw", "car"):
+            for position in POSITIONS:
+                yield Case(
+                    "gateway",
+                    f"{fault} ({form}), another gateway is honest",
+                    position,
+                    lambda fault=fault, form=form, position=position: _read(fault, form, VICTIM[position], honest=True),
+                    DATA,
+                    (),
+                )
+
+
+def _deep() -> Iterator[Case]:
+    for form in ("raw", "car"):
+        for position in POSITIONS:
+            yield Case(
+                "gateway",
+                f"deep DAG ({form})",
+                position,
+                lambda form=form, position=position: _read_deep(form, position),
+                DATA,
+                (LimitExceeded,),
+            )
+
+
+async def _read(fault: str, form: str, victim: object, *, honest: bool = False) -> bytes:
+    async with FaultyGateway(DAG.blocks, fault, victim=victim) as faulty, FaultyGateway(DAG.blocks) as other:
+        gateways = [faulty.url, other.url] if honest else [faulty.url]
+        async with IpfsStore(gateways=gateways, format=form, timeouts=PATIENT if honest else SHORT) as store:
+            return await store.read(str(FILE.cid))
+
+
+async def _read_deep(form: str, position: str) -> bytes:
+    """Read a file one piece of which, at the start, in the middle or at the end, lies under too many nodes."""
+    dag = DagBuilder(chunk_size=2_000)
+    pieces = [DATA[at : at + 2_000] for at in range(0, len(DATA), 2_000)]
+    deep = {"start": 0, "middle": len(pieces) // 2, "end": len(pieces) - 1}[position]
+    built = [deep_file(dag, piece, 200) if number == deep else dag.file(piece) for number, piece in enumerate(pieces)]
+    root = dag.parent(built)
+    async with (
+        FaultyGateway(dag.blocks) as gateway,
+        IpfsStore(gateways=gateway.url, format=form, timeouts=SHORT, limits=Limits(depth=100)) as store,
+    ):
+        return await store.read(str(root.cid))

@@ -1,0 +1,131 @@
+"""Every way in which an S3 server may misbehave, at the start, in the middle and at the end of an object."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from faults.cases import POSITIONS, Case
+from faults.s3_server import PlainS3
+
+from streamloader.config import Retry, Timeouts
+from streamloader.errors import (
+    Interrupted,
+    ObjectChanged,
+    ProtocolFault,
+    ServerBusy,
+    StoreError,
+    StoreTimeout,
+    Unreachable,
+)
+from streamloader.stores.base import Store
+from streamloader.stores.registry import open_store
+from streamloader.testing.faults.s3 import Fault, FaultyS3
+from streamloader.values import ByteRange
+
+SIZE = 300_007
+DATA = random.Random(4).randbytes(SIZE)
+AT = dict(zip(POSITIONS, (0, SIZE // 2, SIZE - 1), strict=True))
+PARTS = 5  # in which it is read
+TIMEOUTS = Timeouts(connect=0.5, response=0.7, window=0.7, min_rate=20_000, close=0.5)
+RETRY = Retry(attempts=4, deadline=15, first_wait=0.01, longest_wait=1.5, jitter=0.01)
+
+Reader = Callable[[Store], Awaitable[bytes]]
+
+
+async def in_parts(store: Store) -> bytes:
+    """Look, then read range by range, of the version that was seen."""
+    info = await store.head("a.bin")
+    borders = [SIZE * number // PARTS for number in range(PARTS + 1)]
+    return b"".join([await store.read("a.bin", ByteRange(*pair), version=info.version) for pair in pairwise(borders)])
+
+
+async def in_one(store: Store) -> bytes:
+    """Read it as a whole."""
+    return await store.read("a.bin")
+
+
+async def found(store: Store) -> bytes:
+    """Read what is listed."""
+    return b"".join([await store.read(info.path, version=info.version) async for info in store.list()])
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to misbehave; `errors` of a store that tries nothing again, empty if it has to manage."""
+
+    what: str
+    kind: str
+    errors: tuple[type[StoreError], ...] = ()
+    read: Reader = in_parts
+    retry: Retry | None = None
+    fault: dict[str, object] = field(default_factory=dict)
+    offset: bool = True
+
+    async def attempt(self, position: str) -> bytes:
+        async with PlainS3({"a.bin": DATA}) as server, FaultyS3(server.url) as proxy:
+            proxy.fault = Fault(self.kind, at=AT[position], **self.fault)
+            async with open_store(
+                "s3://bucket",
+                endpoint_url=proxy.url,
+                access_key_id="AKFAULTS",
+                secret_access_key="not-checked",
+                timeouts=TIMEOUTS,
+                retry=self.retry,
+            ) as store:
+                try:
+                    return await self.read(store)
+                finally:
+                    assert proxy.struck, "the fault has to strike, or this shows nothing"
+
+
+ONCE = {"times": 1}
+LISTINGS = {"on": "listings"}
+BROKEN = (Interrupted, Unreachable)  # a reset may overtake the head of the answer
+WAYS = [
+    Way("truncated, ranges", "truncate", BROKEN),
+    Way("truncated, whole", "truncate", BROKEN, in_one),
+    Way("truncated once, tried again", "truncate", read=in_one, retry=RETRY, fault=ONCE),
+    Way("connection reset in the body", "reset", BROKEN),
+    Way("connection reset once, tried again", "reset", read=in_one, retry=RETRY, fault=ONCE),
+    Way("stall in the body", "stall", (StoreTimeout,)),
+    Way("stall in the body once, tried again", "stall", read=in_one, retry=RETRY, fault=ONCE),
+    Way("drip of 1 B/s", "drip", (StoreTimeout, Interrupted), in_one),
+    Way("stall at the header", "stall-head", (StoreTimeout,), offset=False),
+    Way("hangs up before it answers", "hang-up", (Unreachable,)),
+    Way("hangs up once, tried again", "hang-up", retry=RETRY, fault=ONCE),
+    Way("503 SlowDown", "slow-down", (ServerBusy,)),
+    Way("503 SlowDown once, tried again", "slow-down", retry=RETRY, fault=ONCE),
+    Way("429 with Retry-After", "too-many", (ServerBusy,)),
+    Way("500 InternalError", "internal-error", (ServerBusy,)),
+    Way("500 InternalError once, tried again", "internal-error", retry=RETRY, fault=ONCE),
+    Way("range ignored (200)", "ignored-range", (ProtocolFault,)),
+    Way("another range", "wrong-range", (ProtocolFault,)),
+    Way("fewer bytes than the range says", "forged-range", (Interrupted, ProtocolFault)),
+    Way("ETag changes between ranges", "changed-etag", (ObjectChanged,)),
+    Way("HTML instead of XML", "html", (ProtocolFault,), found, fault=LISTINGS, offset=False),
+    Way("listing hangs", "stall-head", (StoreTimeout,), found, fault=LISTINGS, offset=False),
+    Way("listing broken off", "hang-up", (Unreachable, Interrupted), found, fault=LISTINGS, offset=False),
+    Way("listing 503", "slow-down", (ServerBusy,), found, fault=LISTINGS, offset=False),
+    Way("listing 503 once, tried again", "slow-down", read=found, retry=RETRY, fault={**LISTINGS, **ONCE}),
+]
+
+
+def cases() -> list[Case]:
+    """Return every fault at every position."""
+    return [
+        Case(
+            "s3",
+            way.what,
+            position,
+            lambda way=way, position=position: way.attempt(position),
+            DATA,
+            way.errors,
+            deadline=20.0,
+            offset=way.offset,
+        )
+        for way in WAYS
+        for position in POSITIONS
+    ]

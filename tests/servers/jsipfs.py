@@ -1,0 +1,240 @@
+"""A real IPFS node on loopback: js-ipfs, with its RPC API and its gateway, offline, in a folder of its own.
+
+Its gateway gives plain files whatever format it is asked for, which makes it a good test of what clients believe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+VERSION = "0.66.1"
+SECONDS = 90.0  # to be ready: usually 6; two cores may be busy with other tests
+INSTALL_SECONDS = 900.0
+_MULTIADDR = re.compile(r"/ip4/127\.0\.0\.1/tcp/(\d+)")
+# Some of its packages call what only newer Nodes have.
+_POLYFILL = """\
+if (!Promise.withResolvers) {
+  Promise.withResolvers = function () {
+    let resolve, reject
+    const promise = new this((yes, no) => { resolve = yes; reject = no })
+    return { promise, resolve, reject }
+  }
+}
+"""
+
+
+class Missing(Exception):
+    """There is no js-ipfs here, or it does not start; the message says why."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that runs.
+
+    Attributes:
+        rpc: url of its RPC API.
+        gateway: url of its gateway.
+        rpc_port: of the same.
+        pid: of its process.
+        id: its name for ipns://.
+    """
+
+    rpc: str
+    gateway: str
+    rpc_port: int
+    pid: int
+    id: str
+
+    def call(self, name: str, body: bytes = b"", kind: str = "application/octet-stream", **arguments: object) -> bytes:
+        """Call a method of the RPC API and return its answer."""
+        query = urllib.parse.urlencode({key.replace("_", "-"): str(value) for key, value in arguments.items()})
+        request = urllib.request.Request(
+            f"{self.rpc}/api/v0/{name}?{query}", data=body, headers={"Content-Type": kind}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise RuntimeError(f"{name}: {error.code} {error.read()[:300]!r}") from None
+
+    def add(self, files: Mapping[str, bytes], **options: object) -> dict[str, str]:
+        """Add files (by path, with directories) and return path -> CID, of their directories as well."""
+        boundary = uuid.uuid4().hex
+        parts = [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file-{number}"; '
+            f'filename="{urllib.parse.quote(path, safe="")}"\r\nContent-Type: application/octet-stream\r\n\r\n'.encode()
+            + data
+            + b"\r\n"
+            for number, (path, data) in enumerate(files.items())
+        ]
+        body = b"".join(parts) + f"--{boundary}--\r\n".encode()
+        arguments = {"pin": "false", **{key: str(value).lower() for key, value in options.items()}}
+        answer = self.call("add", body, f"multipart/form-data; boundary={boundary}", **arguments)
+        entries = [json.loads(line) for line in answer.splitlines() if line.strip()]
+        return {entry["Name"]: entry["Hash"] for entry in entries if entry.get("Hash")}
+
+    def add_one(self, data: bytes, **options: object) -> str:
+        """Add one file and return its CID."""
+        return self.add({"file": data}, **options)["file"]
+
+    def put(self, block: bytes, codec: str, **options: object) -> str:
+        """Store one block and return its CID."""
+        boundary = uuid.uuid4().hex
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="data"; filename="data"\r\n'
+        body = head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + block
+        body += f"\r\n--{boundary}--\r\n".encode()
+        answer = self.call("block/put", body, f"multipart/form-data; boundary={boundary}", format=codec, **options)
+        return json.loads(answer)["Key"]
+
+
+def folder_of_package() -> Path:
+    """Return where js-ipfs is installed, or is to be."""
+    chosen = os.environ.get("STREAMLOADER_TEST_CACHE")
+    kept = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
+    return kept / "jsipfs"
+
+
+def install(folder: Path | None = None) -> Path:
+    """Install js-ipfs by npm (minutes, 289 MB) unless it is there, and return its program.
+
+    Raises:
+        Missing: there is no Node 18 or newer, or npm fails.
+    """
+    folder = folder or folder_of_package()
+    if (program := _installed(folder)) is not None:
+        return program
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        raise Missing("js-ipfs needs Node: there is no npm on the PATH")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "jsipfs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it
+        if (program := _installed(folder)) is not None:
+            return program
+        (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": {"ipfs": VERSION}}))
+        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Missing(f"js-ipfs: npm install took longer than {INSTALL_SECONDS:.0f} s") from error
+        program = _installed(folder)
+        if done.returncode or program is None:
+            raise Missing(f"js-ipfs: npm install failed: {done.stderr.strip()[-500:]}")
+        return program
+
+
+@contextlib.contextmanager
+def jsipfs(program: Path | None = None) -> Iterator[Node]:
+    """Start a node in a temporary folder, wait until it answers, and stop it by its process group in the end.
+
+    Raises:
+        Missing: it is not installed (see :func:`install`), or does not start.
+    """
+    program = program or _installed(folder_of_package())
+    node = shutil.which("node")
+    if program is None or node is None:
+        raise Missing("js-ipfs is not installed: python tests/servers/install.py")
+    with tempfile.TemporaryDirectory(prefix="jsipfs-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "polyfill.cjs").write_text(_POLYFILL)
+        environment = {
+            **os.environ,
+            "NODE_OPTIONS": f"--require {folder / 'polyfill.cjs'}",
+            "IPFS_PATH": str(folder / "repo"),
+            "HOME": name,
+        }
+        command = [node, str(program)]
+        made = subprocess.run(
+            [*command, "init", "--profile", "test"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        if made.returncode:
+            raise Missing(f"js-ipfs cannot make a repository: {made.stderr.strip()[-500:]}")
+        _configure(folder / "repo" / "config")
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "daemon", "--offline", "--enable-sharding-experiment"],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            yield _wait_until_ready(process, folder / "log")
+        finally:
+            _stop(process)
+
+
+def _installed(folder: Path) -> Path | None:
+    package = folder / "node_modules" / "ipfs"
+    try:
+        version = json.loads((package / "package.json").read_text())["version"]
+    except (OSError, ValueError, KeyError):
+        return None
+    complete = (folder / "node_modules" / ".package-lock.json").exists()  # npm writes it last
+    return package / "src" / "cli.js" if version == VERSION and complete else None
+
+
+def _configure(path: Path) -> None:
+    config = json.loads(path.read_text())
+    config["Addresses"] = {
+        "Swarm": [],
+        "Announce": [],
+        "NoAnnounce": [],
+        "API": "/ip4/127.0.0.1/tcp/0",
+        "Gateway": "/ip4/127.0.0.1/tcp/0",
+        "RPC": "/ip4/127.0.0.1/tcp/0",
+        "Delegates": [],
+    }
+    config["Bootstrap"] = []
+    path.write_text(json.dumps(config))
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> Node:
+    deadline = time.monotonic() + SECONDS
+    while "Daemon is ready" not in (said := log.read_text(errors="replace")):
+        if process.poll() is not None:
+            raise Missing(f"js-ipfs ended with {process.returncode}: {said[-500:]}")
+        if time.monotonic() > deadline:
+            raise Missing(f"js-ipfs was not ready within {SECONDS:.0f} s: {said[-500:]}")
+        time.sleep(0.05)  # between two looks at a condition
+    ports = {}
+    for line in said.splitlines():
+        found = _MULTIADDR.search(line)
+        if found is not None:
+            ports["gateway" if line.startswith("Gateway") else "rpc" if "HTTP API" in line else "other"] = int(found[1])
+    rpc, gateway = f"http://127.0.0.1:{ports['rpc']}", f"http://127.0.0.1:{ports['gateway']}"
+    known = json.loads(Node(rpc, gateway, ports["rpc"], process.pid, "").call("id"))
+    return Node(rpc, gateway, ports["rpc"], process.pid, known["ID"])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its folder goes as well, and saying goodbye takes it seconds
+    process.wait(10.0)

@@ -1,0 +1,264 @@
+"""Real OpenSSH servers on loopback, each in a folder of its own, with its own host key and a key that may log in.
+
+The account is the one that the tests run in. Beside the server's folder of data there is one that SFTP sessions begin
+in, so that paths relative to the home directory touch no real home.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from canaries import canary
+
+SECONDS = 20.0  # to be ready: usually 0.1
+_PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
+
+
+class Missing(Exception):
+    """There is no OpenSSH here, or it does not start; the message says why."""
+
+
+class Sshd:
+    """A server, running or not.
+
+    Attributes:
+        port: on 127.0.0.1; the same after a restart.
+        user: who may log in.
+        data: a folder for objects.
+        home: the folder that sessions begin in.
+        key: file of the private key that may log in.
+        locked_key: the same key, encrypted with the canary "ssh-passphrase".
+        certificate_key: a private key that only its certificate (beside it, -cert.pub) lets in.
+        stranger_key: a private key that may not log in.
+        known_hosts: file with the server's host key.
+        config: an ssh config with the aliases "box" and "jumped" (through "box").
+        pid: of the listening process, or None.
+    """
+
+    def __init__(self, folder: Path, *, max_sessions: int = 100, sftp: bool = True) -> None:
+        self.folder = folder
+        self.user = getpass.getuser()
+        self.data, self.home = folder / "data", folder / "home"
+        self.data.mkdir()
+        self.home.mkdir()
+        self.key, self.locked_key = folder / "key", folder / "locked_key"
+        self.certificate_key, self.stranger_key = folder / "certified_key", folder / "stranger_key"
+        self.known_hosts, self.config = folder / "known_hosts", folder / "config"
+        self.pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._max_sessions, self._sftp = max_sessions, sftp
+        self._make_keys()
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        """Of the store, with the user's name."""
+        return f"ssh://{self.user}@127.0.0.1:{self.port}"
+
+    def address(self, path: str | Path) -> str:
+        """Return the address of a path of this machine, or of one relative to `data`."""
+        return f"{self.url}{self.data / path}"
+
+    def path(self, name: str) -> str:
+        """Return the path in the store of a file in `data`."""
+        return str(self.data / name).lstrip("/")
+
+    def options(self) -> dict[str, Any]:
+        """Return what `open_store(url, **options)` needs; nothing of the user's own configuration is looked at."""
+        return {"client_keys": [str(self.key)], "known_hosts": str(self.known_hosts), "config": []}
+
+    def start(self) -> None:
+        """Start it, at its old port if it had one.
+
+        Raises:
+            Missing: it does not start.
+        """
+        program = _find("sshd")
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # it insists on this folder
+        for _ in range(3):  # a port that was free may be taken a moment later
+            port = self.port or _free_port()
+            self._write_config(port)
+            command = [program, "-D", "-e", "-f", str(self.folder / "sshd_config")]
+            if setpriv := shutil.which("setpriv", path=_PROGRAMS):
+                command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # should the tests be killed, so is it
+            with (self.folder / "log").open("ab") as log:
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process, self.pid = process, process.pid
+            if _answers(port, process):
+                self.port = port
+                return
+            self.stop()
+        words = (self.folder / "log").read_text(errors="replace")[-2000:]
+        raise Missing(f"sshd ended three times before it was ready; its last words:\n{words}")
+
+    def drop_connections(self) -> None:
+        """Kill what serves the connections there are; the server goes on."""
+        if self._process is not None:
+            _kill(psutil.Process(self._process.pid).children(recursive=True))
+
+    def stop(self) -> None:
+        """Kill it with all that it started."""
+        process, self._process, self.pid = self._process, None, None
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = psutil.Process(process.pid).children(recursive=True)
+                process.send_signal(signal.SIGKILL)
+                _kill(children)
+            process.wait(30)
+
+    def new_host_key(self) -> None:
+        """Give it another host key, from its next start; `known_hosts` keeps the old one."""
+        (self.folder / "host_key").unlink()
+        _keygen(self.folder / "host_key")
+
+    def _make_keys(self) -> None:
+        for path in (self.folder / "host_key", self.key, self.certificate_key, self.stranger_key, self.folder / "ca"):
+            _keygen(path)
+        shutil.copy(self.key, self.locked_key)
+        _run("ssh-keygen", "-q", "-p", "-P", "", "-N", canary("ssh-passphrase"), "-f", str(self.locked_key))
+        names = ["-s", str(self.folder / "ca"), "-I", "tests", "-n", self.user, "-V", "-1d:+1d"]
+        _run("ssh-keygen", "-q", *names, f"{self.certificate_key}.pub")
+        shutil.copy(f"{self.key}.pub", self.folder / "authorized_keys")
+
+    def _write_config(self, port: int) -> None:
+        lines = {
+            "Port": port,
+            "ListenAddress": "127.0.0.1",
+            "HostKey": self.folder / "host_key",
+            "PidFile": "none",
+            "AuthorizedKeysFile": self.folder / "authorized_keys",
+            "TrustedUserCAKeys": self.folder / "ca.pub",
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "PasswordAuthentication": "no",
+            "KbdInteractiveAuthentication": "no",
+            "PermitRootLogin": "prohibit-password",
+            "Subsystem": f"sftp internal-sftp -d {self.home}",
+            "MaxStartups": 200,
+            "MaxSessions": self._max_sessions,
+            "MaxAuthTries": 20,
+            "LogLevel": "ERROR",
+        }
+        if not self._sftp:
+            del lines["Subsystem"]
+        (self.folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
+        if not self.known_hosts.exists():
+            self.known_hosts.write_text(self._line(port))
+        self.config.write_text(
+            f"Host box jumped\n  HostName 127.0.0.1\n  Port {port}\n  User {self.user}\n  IdentityFile {self.key}\n"
+            f"  UserKnownHostsFile {self.known_hosts}\n\nHost jumped\n  ProxyJump box\n"
+        )
+
+    def _line(self, port: int) -> str:
+        kind, key = (self.folder / "host_key.pub").read_text().split()[:2]
+        return f"[127.0.0.1]:{port} {kind} {key}\n"
+
+
+@contextlib.contextmanager
+def sshd(**options: Any) -> Iterator[Sshd]:
+    """Start OpenSSH, yield it, stop it and remove its folder.
+
+    Raises:
+        Missing: it is not installed, or does not start.
+    """
+    for program in ("sshd", "ssh-keygen"):
+        _find(program)
+    folder = Path(tempfile.mkdtemp(prefix="sshd-"))
+    try:
+        server = Sshd(folder, **options)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def agent(*keys: Path) -> Iterator[str]:
+    """Start a real ssh-agent that holds these keys, yield the path of its socket, stop it.
+
+    Raises:
+        Missing: it is not installed, or does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="agent-") as folder:
+        place = f"{folder}/agent"
+        process = subprocess.Popen(
+            [_find("ssh-agent"), "-D", "-a", place], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        try:
+            _wait_for(lambda: Path(place).exists(), process, "ssh-agent")
+            for key in keys:
+                _run("ssh-add", "-q", str(key), env={**os.environ, "SSH_AUTH_SOCK": place})
+            yield place
+        finally:
+            process.kill()
+            process.wait(30)
+
+
+def _find(program: str) -> str:
+    path = shutil.which(program, path=_PROGRAMS)
+    if path is None:
+        raise Missing(f"{program} is not installed: apt-get install openssh-server openssh-client")
+    return path
+
+
+def _run(program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run([_find(program), *arguments], env=env, capture_output=True, timeout=30, check=False)
+    if done.returncode:
+        raise Missing(f"{program} failed: {done.stderr.decode(errors='replace')}")
+
+
+def _keygen(path: Path) -> None:
+    _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "tests", "-f", str(path))
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until it greets; False if it ended."""
+
+    def greets() -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                return connection.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+    return _wait_for(greets, process, "sshd")
+
+
+def _wait_for(true: Any, process: subprocess.Popen[bytes], what: str) -> bool:
+    ends = time.monotonic() + SECONDS
+    while process.poll() is None:
+        if true():
+            return True
+        if time.monotonic() > ends:
+            raise Missing(f"{what} was not ready within {SECONDS} s")
+        time.sleep(0.01)  # between two questions whether it is there
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

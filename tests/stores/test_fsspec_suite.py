@@ -1,0 +1,44 @@
+"""File systems of fsspec pass the suite of stores: one in threads, over a network, and one of this machine."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from servers.ftpd import PASSWORD, USER, Missing, ftpd
+
+from streamloader.testing import StoreSuite
+
+
+@pytest.fixture(scope="session")
+def ftp_server(tmp_path_factory):
+    context = ftpd(tmp_path_factory.mktemp("ftp"))
+    try:
+        port = context.__enter__()
+    except Missing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+    yield port
+    context.__exit__(None, None, None)
+
+
+class TestFsspecOverFtp(StoreSuite):
+    secrets = (PASSWORD,)
+    keys = (300, 2_000)  # each is written over a connection of its own
+
+    @pytest.fixture(autouse=True)
+    def _server(self, ftp_server):
+        self.port = ftp_server
+
+    def location(self):
+        return f"ftp://127.0.0.1:{self.port}", {"username": USER, "password": PASSWORD}
+
+
+class TestFsspecLocal(StoreSuite):
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path):
+        self.home = tmp_path
+
+    def location(self):
+        return f"local://{self.home}", {}

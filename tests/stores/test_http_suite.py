@@ -1,0 +1,63 @@
+"""Objects behind real web servers pass the suite of stores."""
+
+from __future__ import annotations
+
+import urllib.parse
+
+import pytest
+from canaries import canary
+from servers import web
+from servers.nginx_fixture import USER
+
+from streamloader.testing import StoreSuite
+
+
+@pytest.fixture(scope="session")
+def web_folder():
+    with web.folder() as server:
+        yield server
+
+
+class OfHttp(StoreSuite):
+    schemes = ("http", "https")
+
+    def path(self, name):
+        return urllib.parse.quote(name)
+
+    def populate(self, files):
+        self.server.put(files)
+
+
+class TestHttpStore(OfHttp):
+    """nginx, with a password."""
+
+    secrets = (canary("http-password"),)
+
+    @pytest.fixture(autouse=True)
+    def _server(self, nginx_server):
+        self.server = nginx_server
+
+    def location(self):
+        return f"{self.server.url}/private", {"auth": (USER, canary("http-password"))}
+
+
+@pytest.mark.slow
+class TestHttpStoreOfDates(TestHttpStore):
+    """nginx without ETags: versions are dates and sizes."""
+
+    secrets = ()
+
+    def location(self):
+        return f"{self.server.url}/undated", {}
+
+
+@pytest.mark.slow
+class TestHttpStoreOfAiohttp(OfHttp):
+    """aiohttp's static files."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, web_folder):
+        self.server = web_folder
+
+    def location(self):
+        return self.server.url, {}
