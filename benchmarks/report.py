@@ -139,7 +139,7 @@ def plot(panels: Sequence[tuple[Table, dict[str, Any]]], title: str, path: Path,
 
 
 def _colour(contender: Contender) -> str:
-    if contender.name.startswith(_OURS):
+    if contender.name.startswith((_OURS, "read-ahead")):
         return "#d1495b"
-    ceiling = contender.module in {"", "ring"}
+    ceiling = contender.module in {"", "ring"} or contender.name == "local"
     return "#b8b8b8" if ceiling else "#30638e"

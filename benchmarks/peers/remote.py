@@ -83,6 +83,9 @@ class OtherVideos(sl.VideoStreams):
         source.BUFFER = self._buffer
         return await super().open(info, rng)
 
+    async def expect(self, info: StreamInfo) -> None:
+        """Prepare nothing: plain readers know nothing of what comes next."""
+
 
 class Loader:
     """A MultiStreamer over the local files or over those of a server. Nothing was indexed before."""
