@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_configure(config):
+    # What a shell starts in the background ignores interrupts, and would hand that on to the programs of the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest keeps its own folders for a while
     scratch = Path(tempfile.mkdtemp(prefix="sl-tests-"))
     config.stash[_SCRATCH] = scratch

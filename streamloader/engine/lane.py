@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamloader.engine.ahead import Ahead
 from streamloader.engine.player import START, Cursor, Grant, Orders, failed_at
 from streamloader.engine.records import Kind, pack
 from streamloader.engine.ring import META, Row, Status
 from streamloader.errors import CorruptStream, StreamloaderError, from_wire, to_wire
-from streamloader.streams.base import Expected, Stream, StreamDataset, stream_rng
-from streamloader.values import Array, StreamInfo
+from streamloader.streams.base import Stream, stream_rng
+from streamloader.values import Array
 
 if TYPE_CHECKING:
     from streamloader.engine.script import StreamScript
@@ -60,7 +61,7 @@ class Lane:
         self._limit: tuple[int, dict[str, Any] | None] | None = None  # of this stream
         self._ends: dict[int, int] = {}  # play -> batches that hold steps of this lane
         self._stream: Stream | None = None
-        self._expected: tuple[int, Expected] | None = None  # what is prepared, and for which ordinal
+        self._ahead = Ahead(script.dataset, script.streams)
         self._play = self._epoch = 0
         self._order: Array = np.empty(0, np.int64)
         self._borrowed = False
@@ -104,7 +105,7 @@ class Lane:
         """Forget where the lane stands, and give back its stream."""
         self._at = self._late = None
         self._stashed = False
-        self._release()
+        self._ahead.release()
         await self._end_stream()
 
     async def _enter(self, grant: Grant) -> None:
@@ -196,9 +197,13 @@ class Lane:
         )
 
     def _has_next(self) -> bool:
+        return self._has(self._position)
+
+    def _has(self, position: int) -> bool:
+        """Whether the lane plays a stream at this position before it ends, or its list begins again."""
         if self._play in self._ends:  # repeating: any stream will do, for ever
-            return len(self._order) > 0 and self._position % len(self._order) != 0
-        return not self._borrowed and self._position < len(self._order)
+            return len(self._order) > 0 and position % len(self._order) != 0
+        return not self._borrowed and position < len(self._order)
 
     def _ended(self, index: int, filled: int) -> None:
         """Report that every stream of the play was played to its end."""
@@ -237,7 +242,8 @@ class Lane:
         info = self._script.streams[self._ordinal]
         try:
             rng = stream_rng(self._plan.seed, self._epoch, self._ordinal)
-            self._stream = await self._open(info, rng)
+            expected = self._ahead.take(self._position - 1)
+            self._stream = await (expected.open(rng) if expected else self._script.dataset.open(info, rng))
             if at:
                 await self._seek(self._stream, at)
         except Exception as error:
@@ -246,31 +252,15 @@ class Lane:
                 raise named from error
             await self._skip(named)
             return
-        await self._expect()
+        await self._ahead.prepare(self._upcoming())
         status[Status.STAGE] = Status.READING
 
-    async def _open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
-        expected, self._expected = self._expected, None
-        if expected is not None and expected[0] == self._ordinal:
-            return await expected[1].open(rng)
-        if expected is not None:
-            expected[1].release()
-        return await self._script.dataset.open(info, rng)
-
-    async def _expect(self) -> None:
-        """Let the data set prepare the stream that comes after this one."""
-        dataset = self._script.dataset
-        if type(dataset).expect is StreamDataset.expect or not self._has_next():
-            return
-        ordinal = int(self._order[self._position % len(self._order)])
-        prepared = await dataset.expect(self._script.streams[ordinal])
-        if prepared is not None:
-            self._expected = ordinal, prepared
-
-    def _release(self) -> None:
-        expected, self._expected = self._expected, None
-        if expected is not None:
-            expected[1].release()
+    def _upcoming(self) -> Iterator[tuple[int, int]]:
+        """Yield position and ordinal of the streams that are to be prepared."""
+        for position in range(self._position, self._position + self._ahead.depth):
+            if not self._has(position):
+                return
+            yield position, int(self._order[position % len(self._order)])
 
     async def _seek(self, stream: Stream, step: int) -> None:
         self.status[Status.STAGE] = Status.SEEKING

@@ -171,6 +171,11 @@ class RemoteFile(io.RawIOBase):
         return self._stats
 
     @property
+    def idle(self) -> bool:
+        """Whether all that was asked for has come, or failed."""
+        return all(segment.done for segment in self._segments.values())
+
+    @property
     def sound(self) -> bool:
         """Whether nothing that was asked for has failed so far."""
         return all(segment.error is None for segment in self._segments.values())

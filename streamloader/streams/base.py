@@ -76,7 +76,13 @@ class StreamDataset(abc.ABC):
 
 
 class Expected(abc.ABC):
-    """A stream that is about to be opened. Either of its methods is called, once."""
+    """A stream that is about to be opened. Either of its methods is called, once.
+
+    Attributes:
+        ready: whether what opening takes has come. If not when it is due, more streams are prepared from then on.
+    """
+
+    ready: bool = True
 
     @abc.abstractmethod
     async def open(self, rng: np.random.Generator) -> Stream:

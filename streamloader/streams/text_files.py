@@ -309,6 +309,10 @@ class _ExpectedObject(Expected):
         self._file = file
         self._handle = handle
 
+    @property
+    def ready(self) -> bool:  # type: ignore[override]
+        return self._handle.idle
+
     async def open(self, rng: np.random.Generator) -> Stream:
         if self._handle.sound:
             return await _begun(_FileBytes(self._file, self._handle))

@@ -283,6 +283,10 @@ class _ExpectedVideo(Expected):
         self._begin = begin
         self._file = file
 
+    @property
+    def ready(self) -> bool:  # type: ignore[override]
+        return self._file.remote.idle
+
     async def open(self, rng: np.random.Generator) -> Stream:
         if self._file.remote.sound:
             return await self._begin(rng, self._file)

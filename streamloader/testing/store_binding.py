@@ -17,7 +17,7 @@ from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
 from streamloader.values import ObjectInfo
 
-__all__ = ["BIG", "DEADLINE", "StoreBinding", "made_bytes", "run"]
+__all__ = ["BIG", "DEADLINE", "StoreBinding", "difference", "made_bytes", "run"]
 
 T = TypeVar("T")
 
@@ -191,3 +191,24 @@ def assert_names(error: StoreError, store: Store, path: str) -> None:
     """An error tells where it arose, in its attributes and in its text."""
     assert error.address == store.address(path), f"{error!r} names {error.address}, not {store.address(path)}"
     assert store.address(path) in str(error)
+
+
+def difference(got: Any, wanted: Any) -> str:
+    """Return where bytes, or collections of bytes, differ; "" if they do not.
+
+    A plain comparison would have pytest work out the difference of megabytes, which takes it minutes where it does not
+    cut its reports short (in CI).
+    """
+    if got == wanted:
+        return ""
+    if isinstance(wanted, dict) and isinstance(got, dict) and got.keys() == wanted.keys():
+        return next(f"{name!r}: {text}" for name in wanted if (text := difference(got[name], wanted[name])))
+    if isinstance(wanted, list) and isinstance(got, list) and len(got) == len(wanted):
+        texts = map(difference, got, wanted)
+        return next(f"item {number}: {text}" for number, text in enumerate(texts) if text)
+    if not isinstance(got, bytes) or not isinstance(wanted, bytes):
+        return f"got {got!r:.200}, wanted {wanted!r:.200}"
+    unequal = (at for at, pair in enumerate(zip(got, wanted, strict=False)) if pair[0] != pair[1])
+    at = next(unequal, min(len(got), len(wanted)))
+    shown = f"{got[at : at + 8]!r}, not {wanted[at : at + 8]!r}"
+    return f"got {len(got)} bytes, wanted {len(wanted)}; from byte {at} on {shown}"

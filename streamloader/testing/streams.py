@@ -160,6 +160,26 @@ class StreamSuite(ResumeSuite):
             assert_same_steps(play(first, info, rng=rngs[1]), steps, f"{info.key}, played again")
             assert_same_steps(play(second, info, rng=rngs[2]), steps, f"{info.key} of an equal data set")
 
+    def test_expected_streams_are_the_same(self) -> None:
+        # What a lane prepares while it plays another stream.
+        dataset, infos = self._indexed()
+
+        async def expect_all(info: StreamInfo) -> dict[str, Array] | None:
+            unused, expected = await dataset.expect(info), await dataset.expect(info)
+            if unused is not None:
+                unused.release()
+            if expected is None:
+                return None
+            stream = await expected.open(stream_rng(0, 0, 0))
+            try:
+                return await read_steps(stream, dataset, 5)
+            finally:
+                await stream.aclose()
+
+        for info in infos:
+            if (steps := _run(expect_all, info)) is not None:
+                assert_same_steps(steps, play(dataset, info), f"{info.key}, expected")
+
     def test_streams_do_not_disturb_each_other(self) -> None:
         # All streams, and each of them twice, are read in turns of 2 steps by one task.
         dataset, infos = self._indexed()
