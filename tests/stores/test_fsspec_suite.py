@@ -35,6 +35,7 @@ class TestFsspecOverFtp(StoreSuite):
         return f"ftp://127.0.0.1:{self.port}", {"username": USER, "password": PASSWORD}
 
 
+@pytest.mark.slow
 class TestFsspecLocal(StoreSuite):
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path):

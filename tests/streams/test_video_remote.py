@@ -65,6 +65,7 @@ class TestVideosBehindHttp(StreamSuite):
         return [{"data": as_rgb(linear_decode(path))} for path in self.paths]
 
 
+@pytest.mark.slow
 class TestChosenFramesBehindHttp(TestVideosBehindHttp):
     def make_dataset(self):
         return sl.VideoStreams(self.addresses, pix_fmt="gray", max_frames=9, stride=2, random_start=True, size=(24, 32))

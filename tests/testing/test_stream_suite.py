@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import streamloader as sl
+from streamloader.streams.base import Expected
 from streamloader.streams.blocking import in_lane_thread
 from streamloader.testing import StreamSuite, assert_same_steps, describe_streams, play
 from streamloader.testing.playing import read_steps
@@ -274,6 +275,24 @@ class LosesWhatItOpens(CountingStreams):
         return await super().open(info, rng)
 
 
+class ExpectsTheFirst(CountingStreams):
+    """Prepares the first stream, whichever is to come."""
+
+    async def expect(self, info):
+        return OpensLater(self, (await self.index())[0])
+
+
+class OpensLater(Expected):
+    def __init__(self, dataset, info):
+        self.dataset, self.info = dataset, info
+
+    async def open(self, rng):
+        return await self.dataset.open(self.info, rng)
+
+    def release(self):
+        pass
+
+
 class SettingsOfTheMoment(CountingStreams):
     """Says something else each time, as the address in an object's ``repr`` does."""
 
@@ -358,6 +377,7 @@ FAULTS = [
     (dataset_of(TooMany), "test_steps_that_are_returned_are_written_wholly"),
     (dataset_of(StartsAgain), "test_the_end_stays_the_end"),
     (dataset_of(OwnRandomness), "test_the_same_rng_gives_the_same_steps"),
+    (ExpectsTheFirst, "test_expected_streams_are_the_same"),
     (dataset_of(SharedPosition), "test_streams_do_not_disturb_each_other"),
     (dataset_of(SeeksOneOff), "test_seeking_is_the_same_as_playing_up_to_there"),
     (dataset_of(SeeksToKeyframes), "test_seeking_is_the_same_as_playing_up_to_there"),
