@@ -11,6 +11,7 @@ from made_clips import VARIANTS, make_clip
 from servers.nginx_fixture import USER
 
 import streamloader as sl
+from streamloader.stores.readahead import FILE_BYTES
 
 CLIPS = ("a.mp4", "b.mp4", "no_pts.avi", "open_groups.mkv")
 TEXTS = {
@@ -153,11 +154,12 @@ def test_one_data_set_may_be_spread_over_servers(folder, ssh_server, second_ssh_
 
 
 def test_a_server_that_dies_is_one_error_that_names_the_stream(own_ssh_server):
-    for name, data in TEXTS.items():
-        (own_ssh_server.data / name).write_bytes(data * 200)
+    for number in range(3):
+        with (own_ssh_server.data / f"part-{number}.txt").open("wb") as file:
+            file.truncate(4 * FILE_BYTES)  # far more than is fetched ahead
     options = own_ssh_server.options() | {"retry": None}
     dataset = sl.TextStreams(own_ssh_server.address("part-*.txt"), storage_options=options)
-    with sl.MultiStreamer(dataset, 3, 4096, num_workers=1, seed=0) as loader:
+    with sl.MultiStreamer(dataset, 3, 65_536, num_workers=1, seed=0) as loader:
         batches = iter(loader)
         next(batches)
         own_ssh_server.stop()
