@@ -26,7 +26,6 @@ from streamloader.errors import (
     ObjectChanged,
     ProtocolFault,
     RangeOutside,
-    StoreTimeout,
     redact,
 )
 from streamloader.stores.pace import Pace
@@ -117,7 +116,7 @@ class Store(abc.ABC):
             StoreError: anything else; see the errors of :mod:`streamloader.errors`.
         """
         self._enter(path)
-        async with self._turns, self._deadline("head", path):
+        async with self._turns, Pace(self.timeouts, self.address(path)).first("head"):
             return await self._head(path)
 
     async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
@@ -273,7 +272,7 @@ class Store(abc.ABC):
         """
         self._enter(path)
         self._require_writes(path)
-        async with self._turns, self._deadline("delete", path):
+        async with self._turns, Pace(self.timeouts, self.address(path)).first("delete"):
             await self._delete(path)
 
     async def aclose(self) -> None:
@@ -388,25 +387,6 @@ class Store(abc.ABC):
             raise ProtocolFault(
                 f"{address}: asked for bytes {span}, got [{body.start}:{body.end}]", address=address, offset=asked[0]
             )
-
-    @contextlib.asynccontextmanager
-    async def _deadline(self, stage: str, path: str) -> AsyncIterator[None]:
-        """Limit a short request."""
-        seconds = self.timeouts.connect + self.timeouts.response
-        limit = asyncio.timeout(seconds)
-        try:
-            async with limit:
-                yield
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            address = self.address(path)
-            raise StoreTimeout(
-                f"waited {seconds:.1f} s for {address} ({stage}): no answer",
-                address=address,
-                waited=seconds,
-                stage=stage,
-            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave connections behind; see :meth:`_forget`."""
