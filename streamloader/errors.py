@@ -15,15 +15,22 @@ from typing import Any, ClassVar, Final
 
 __all__ = [
     "AccessDenied",
+    "CatalogError",
+    "CatalogExists",
+    "CatalogNotFound",
+    "CatalogTimeout",
+    "CatalogTooNew",
     "ClosedError",
     "ConfigError",
     "CorruptStream",
+    "FrameOutside",
     "FrameSizeError",
     "Interrupted",
     "LengthUnknown",
     "LimitExceeded",
     "LoaderTimeout",
     "MissingExtra",
+    "NameTaken",
     "NotFound",
     "NotSupported",
     "ObjectChanged",
@@ -40,6 +47,7 @@ __all__ = [
     "Unreachable",
     "UnreadableStream",
     "UntrustedHost",
+    "VideoNotFound",
     "WorkerDied",
     "WrongContent",
     "from_wire",
@@ -249,6 +257,40 @@ class StoreTimeout(StoreError, TimeoutError):
     """A wait for a store passed its deadline, or bytes came too slowly. ``details``: waited (seconds), stage."""
 
     transient = True
+
+
+class CatalogError(StreamloaderError, OSError):
+    """The catalog of an archive cannot be reached, read or written, or does not hold what it should."""
+
+
+class CatalogNotFound(CatalogError, FileNotFoundError):
+    """No archive has its catalog there."""
+
+
+class CatalogExists(CatalogError, FileExistsError):
+    """There is a catalog already, where one was to be made."""
+
+
+class CatalogTooNew(CatalogError):
+    """The catalog was made by a newer version of this package, which has to be installed to use it."""
+
+
+class CatalogTimeout(CatalogError, TimeoutError):
+    """The catalog was locked, or did not answer, for too long. ``details``: waited (seconds)."""
+
+
+class NameTaken(CatalogError, ValueError):
+    """The archive has a video of this name, with other content."""
+
+
+class VideoNotFound(StreamloaderError, KeyError):
+    """The archive has no video of this name."""
+
+    __str__ = StreamloaderError.__str__
+
+
+class FrameOutside(StreamloaderError, IndexError):
+    """The archive, or the video, has no frame of this number, or at this time."""
 
 
 def _tree(root: type[StreamloaderError]) -> dict[str, type[StreamloaderError]]:

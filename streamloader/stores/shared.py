@@ -1,8 +1,8 @@
 """One store for each address in a process, on one thread of its own, for everybody: the blocking face of stores.
 
 Network connections belong to an event loop. Decoders, data sets and random access do not have one, or have a busy one,
-so all stores that they share live on the I/O thread of the process. After a fork the child has neither thread nor
-stores, and begins with none.
+so all stores that they share, and the catalogs of archives, live on the I/O thread of the process. After a fork the
+child has neither thread nor stores, and begins with none.
 """
 
 from __future__ import annotations
@@ -17,36 +17,54 @@ import pickle
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
-from typing import Any, Final, Self, TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterator, Mapping
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from streamloader.errors import ClosedError, ConfigError
 from streamloader.stores.base import Data, Store
 from streamloader.stores.registry import open_store, split_address
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["SharedStore", "close_shared_stores", "shared_store"]
+__all__ = ["Shareable", "Shared", "SharedStore", "close_shared_stores", "shared", "shared_store"]
 
-T = TypeVar("T")
 
 LINGER: Final = 20.0  # seconds that a store stays connected after its last user has left
 _GOODBYE: Final = 10.0  # seconds for closing all stores when the process ends
 _PAGE: Final = 1000  # entries of a listing that are fetched in one go
 
 
-class SharedStore:
-    """A store of this process that others use as well, with methods that block the calling thread.
-
-    Every wait ends by the deadlines of the store itself. From coroutines use :meth:`run`, with the methods of
-    :attr:`store`. Give it back with :meth:`close`; the connections stay for some seconds for the next user.
+class Shareable(Protocol):
+    """What can live on the I/O thread: it connects there when it is first used.
 
     Attributes:
-        store: the asynchronous store. It lives in the I/O thread: use it only through :meth:`run` or :meth:`submit`.
+        url: where it is, for messages: without secrets.
     """
 
-    def __init__(self, entry: _Entry) -> None:
+    @property
+    def url(self) -> str:
+        """See above."""
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+
+
+S = TypeVar("S", bound=Shareable)
+T = TypeVar("T")
+
+
+class Shared(Generic[S]):
+    """Something of this process's I/O thread that others may use as well.
+
+    Every wait ends by the deadlines of what is shared. Give it back with :meth:`close`; the connections stay for some
+    seconds for the next user.
+
+    Attributes:
+        it: what is shared. It lives in the I/O thread: use it only through :meth:`call`, :meth:`run` or :meth:`submit`.
+    """
+
+    def __init__(self, entry: _Entry, it: S) -> None:
         self._entry: _Entry | None = entry
-        self.store = entry.store
+        self.it = it
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run a coroutine in the I/O thread. Cancelling the future cancels it.
@@ -57,7 +75,7 @@ class SharedStore:
         if self._entry is None or self._entry.pid != os.getpid():
             work.close()
             why = "was closed" if self._entry is None else "belongs to the parent of this process"
-            raise ClosedError(f"the shared {self.store!r} {why}: get one with shared_store()", address=self.store.url)
+            raise ClosedError(f"the shared {self.it!r} {why}: get one anew", address=self.it.url)
         return self._entry.thread.submit(work)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -90,6 +108,33 @@ class SharedStore:
                 raise self._gone() from error
             raise
 
+    def _gone(self) -> ClosedError:
+        return ClosedError(f"the shared {self.it!r} was closed while it was used", address=self.it.url)
+
+    def close(self) -> None:
+        """Give it back. Safe to call twice."""
+        entry, self._entry = self._entry, None
+        if entry is not None and entry.pid == os.getpid():
+            entry.leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class SharedStore(Shared[Store]):
+    """A store of this process that others use as well, with methods that block the calling thread."""
+
+    @property
+    def store(self) -> Store:
+        """The asynchronous store, for :meth:`run` and :meth:`submit`."""
+        return self.it
+
     def head(self, path: str) -> ObjectInfo:
         """See :meth:`Store.head`."""
         return self.call(self.store.head(path))
@@ -116,24 +161,6 @@ class SharedStore:
         """See :meth:`Store.delete`."""
         self.call(self.store.delete(path))
 
-    def _gone(self) -> ClosedError:
-        return ClosedError(f"the shared {self.store!r} was closed while it was used", address=self.store.url)
-
-    def close(self) -> None:
-        """Give the store back. Safe to call twice."""
-        entry, self._entry = self._entry, None
-        if entry is not None and entry.pid == os.getpid():
-            entry.leave()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
 
 def shared_store(address: str, options: Mapping[str, Any] | None = None) -> tuple[SharedStore, str]:
     """Return this process's store for an address with these options, and the path of the address in it.
@@ -150,32 +177,48 @@ def shared_store(address: str, options: Mapping[str, Any] | None = None) -> tupl
         raise ConfigError(
             f"options of a store have to be plain values, such as worker processes can get: {error}"
         ) from error
-    with _process.lock:
-        entry = _process.entries.get(key)
-        if entry is None:
-            store = open_store(root, **options)
-            if _process.thread is None:
-                _process.thread = _IoThread()
-            entry = _process.entries[key] = _Entry(store, _process.thread)
-        entry.users += 1
-    return SharedStore(entry), path
+    entry = _entry(key, lambda: open_store(root, **options))
+    return SharedStore(entry, entry.it), path
+
+
+def shared(key: Hashable, make: Callable[[], S]) -> Shared[S]:
+    """Return what this process shares under `key`, which `make` makes for the first one who asks.
+
+    Args:
+        key: names it among all that is shared: begin it with the name of its kind.
+        make: must not block: what it returns connects when it is first used.
+    """
+    entry = _entry(key, make)
+    return Shared(entry, entry.it)
 
 
 def close_shared_stores() -> None:
     """Close all shared stores of this process now, in use or not, and end their thread. A later use begins anew."""
     with _process.lock:
         thread, _process.thread = _process.thread, None
-        stores = [entry.store for entry in _process.entries.values()]
+        stores = [entry.it for entry in _process.entries.values()]
         _process.entries.clear()
     if thread is not None:
         thread.stop(stores)
 
 
-class _Entry:
-    """One shared store and who uses it."""
+def _entry(key: Hashable, make: Callable[[], Shareable]) -> _Entry:
+    with _process.lock:
+        entry = _process.entries.get(key)
+        if entry is None:
+            it = make()
+            if _process.thread is None:
+                _process.thread = _IoThread()
+            entry = _process.entries[key] = _Entry(it, _process.thread)
+        entry.users += 1
+    return entry
 
-    def __init__(self, store: Store, thread: _IoThread) -> None:
-        self.store = store
+
+class _Entry:
+    """What is shared, and how many use it."""
+
+    def __init__(self, it: Any, thread: _IoThread) -> None:
+        self.it = it
         self.thread = thread
         self.pid = os.getpid()
         self.users = 0
@@ -197,7 +240,7 @@ class _IoThread:
     def __init__(self) -> None:
         self._loop = _new_loop()
         self._told = asyncio.Event()  # to end
-        self._last: list[Store] = []
+        self._last: list[Shareable] = []
         self._asked: weakref.WeakSet[concurrent.futures.Future[Any]] = weakref.WeakSet()
         self._ended = False
         self._thread = threading.Thread(target=self._play, name="streamloader-io", daemon=True)
@@ -221,7 +264,7 @@ class _IoThread:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and its stores with it
             self._loop.call_soon_threadsafe(call, *args)
 
-    def stop(self, stores: list[Store]) -> None:
+    def stop(self, stores: list[Shareable]) -> None:
         """End all work, close these stores, and wait for the thread."""
         self._last = stores
         self.post(self._told.set)
@@ -248,15 +291,13 @@ class _IoThread:
         await _close(self._last)
 
 
-def _take_idle(thread: _IoThread) -> tuple[list[Store], bool]:
+def _take_idle(thread: _IoThread) -> tuple[list[Shareable], bool]:
     """Take out the stores that nobody has used for a while; say whether the thread is not needed any more."""
     long_ago = time.monotonic() - LINGER
     with _process.lock:
         if _process.thread is not thread:
             return [], False  # it was told to stop, or is about to be
-        idle = {
-            key: entry.store for key, entry in _process.entries.items() if not entry.users and entry.left < long_ago
-        }
+        idle = {key: entry.it for key, entry in _process.entries.items() if not entry.users and entry.left < long_ago}
         for key in idle:
             del _process.entries[key]
         done = not _process.entries
@@ -265,7 +306,7 @@ def _take_idle(thread: _IoThread) -> tuple[list[Store], bool]:
     return list(idle.values()), done
 
 
-async def _close(stores: list[Store]) -> None:
+async def _close(stores: list[Shareable]) -> None:
     for store, error in zip(
         stores, await asyncio.gather(*(store.aclose() for store in stores), return_exceptions=True), strict=True
     ):
@@ -295,7 +336,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.entries: dict[tuple[str, bytes], _Entry] = {}
+        self.entries: dict[Hashable, _Entry] = {}
         self.thread: _IoThread | None = None
         self.inherited: list[object] = []  # never freed: to close what belongs to the parent would disturb it
 
