@@ -16,13 +16,26 @@ from typing import Any
 
 from benchmarks import harness, own, report
 from benchmarks.clips import cache
+from benchmarks.exact import ExactQuestion
 from benchmarks.harness import ROOT, Question
 from benchmarks.own import OwnQuestion
 from benchmarks.report import machine_text, plot
 
-QUESTIONS = ("video", "transport", "latency", "footprint", "border", "scale", "resume", "remote", "ssh")
+QUESTIONS = (
+    "video",
+    "transport",
+    "latency",
+    "footprint",
+    "border",
+    "scale",
+    "resume",
+    "remote",
+    "ssh",
+    "archive",
+    "exact",
+)
 _LOGARITHMIC = {"transport", "latency"}
-_PLOTTED = {"video", "transport", "latency", "remote"}
+_PLOTTED = {"video", "transport", "latency", "remote", "archive"}
 
 
 def measure(names: list[str], keep: Path, *, quick: bool, rounds: int) -> None:
@@ -30,7 +43,10 @@ def measure(names: list[str], keep: Path, *, quick: bool, rounds: int) -> None:
     keep.mkdir(parents=True, exist_ok=True)
     for name in names:
         question = _question(name, quick=quick)
-        found = own.run(question, rounds) if isinstance(question, OwnQuestion) else harness.run(question, rounds)
+        if isinstance(question, ExactQuestion):
+            found = question.run()
+        else:
+            found = own.run(question, rounds) if isinstance(question, OwnQuestion) else harness.run(question, rounds)
         (keep / f"{name}.json").write_text(json.dumps(found, indent=1))
         print(_render(question, found), end="\n\n", flush=True)
 
@@ -45,7 +61,9 @@ def write_docs(names: list[str], keep: Path) -> None:
             print(f"{name}: nothing was kept in {path}", file=sys.stderr)
             continue
         question, found = _question(name, quick=False), json.loads(path.read_text())
-        block = [f"Median of {found['rounds']} interleaved rounds (smallest-largest). {machine_text(found['machine'])}"]
+        block = [machine_text(found["machine"])]
+        if not isinstance(question, ExactQuestion):
+            block = [f"Median of {found['rounds']} interleaved rounds (smallest-largest). {block[0]}"]
         if name in _PLOTTED and isinstance(question, Question):
             picture = f"benchmarks-{name}.png"
             panels = [(t, found["tables"][t.name]) for t in question.tables if t.name in found["tables"]]
@@ -56,7 +74,9 @@ def write_docs(names: list[str], keep: Path) -> None:
     page.write_text(text)
 
 
-def _render(question: Question | OwnQuestion, found: dict[str, Any]) -> str:
+def _render(question: Question | OwnQuestion | ExactQuestion, found: dict[str, Any]) -> str:
+    if isinstance(question, ExactQuestion):
+        return question.render(found)
     return own.render(question, found) if isinstance(question, OwnQuestion) else report.render(question, found)
 
 
@@ -68,7 +88,7 @@ def _replaced(text: str, name: str, block: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n\n{block}\n\n{end}", text)
 
 
-def _question(name: str, *, quick: bool) -> Question | OwnQuestion:
+def _question(name: str, *, quick: bool) -> Question | OwnQuestion | ExactQuestion:
     question: Any = importlib.import_module(f"benchmarks.{name}").question
     return question(quick)
 

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.job import Job, Peer
+from benchmarks.random_access import random_access
 
 Result = dict[str, Any]
 _MIB = 1 << 20
@@ -246,6 +247,7 @@ MEASURES: dict[str, Any] = {
     "waits": waits,
     "border": border,
     "content": content,
+    "random": random_access,
 }
 
 

@@ -17,6 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from streamloader.batch import Batch
     from streamloader.config import Limits, Retry, Timeouts
+    from streamloader.datasets.archive import Archive, open_archive
+    from streamloader.datasets.archive_clips import ArchiveClips
+    from streamloader.datasets.archive_streams import ArchiveStreams
+    from streamloader.datasets.butterfly import (
+        ButterflyTorch,
+        ChunkTracker,
+        DistributedVideoDataset,
+        RemoteFileHandler,
+        VideoProcessor,
+    )
     from streamloader.engine.quarantine import Quarantined
     from streamloader.envstreamer import EnvBatch, EnvStreamer
     from streamloader.errors import (
@@ -31,6 +41,7 @@ if TYPE_CHECKING:
         CorruptStream,
         FrameOutside,
         FrameSizeError,
+        IngestFailed,
         Interrupted,
         LengthUnknown,
         LimitExceeded,
@@ -57,6 +68,8 @@ if TYPE_CHECKING:
         WorkerDied,
         WrongContent,
     )
+    from streamloader.ingest.check import CheckReport
+    from streamloader.ingest.report import IngestReport
     from streamloader.multistreamer import MultiStreamer
     from streamloader.state import merge_states
     from streamloader.stores.base import Store
@@ -72,21 +85,30 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccessDenied",
+    "Archive",
+    "ArchiveClips",
+    "ArchiveStreams",
     "Batch",
+    "ButterflyTorch",
     "ByteRange",
     "CatalogError",
     "CatalogExists",
     "CatalogNotFound",
     "CatalogTimeout",
     "CatalogTooNew",
+    "CheckReport",
+    "ChunkTracker",
     "ClosedError",
     "ConfigError",
     "CorruptStream",
+    "DistributedVideoDataset",
     "EnvBatch",
     "EnvStreamer",
     "Field",
     "FrameOutside",
     "FrameSizeError",
+    "IngestFailed",
+    "IngestReport",
     "Interrupted",
     "IterStreams",
     "LengthUnknown",
@@ -103,6 +125,7 @@ __all__ = [
     "ProtocolFault",
     "Quarantined",
     "RangeOutside",
+    "RemoteFileHandler",
     "Retry",
     "RingTooLarge",
     "ServerBusy",
@@ -123,26 +146,37 @@ __all__ = [
     "UnreadableStream",
     "UntrustedHost",
     "VideoNotFound",
+    "VideoProcessor",
     "VideoStreams",
     "WorkerDied",
     "WrongContent",
     "__version__",
     "merge_states",
+    "open_archive",
     "open_store",
     "register_store",
 ]
 
 _HOMES: Final = {
+    "Archive": "datasets.archive",
+    "ArchiveClips": "datasets.archive_clips",
+    "ArchiveStreams": "datasets.archive_streams",
     "Batch": "batch",
+    "ButterflyTorch": "datasets.butterfly",
     "ByteRange": "values",
+    "CheckReport": "ingest.check",
+    "ChunkTracker": "datasets.butterfly",
+    "DistributedVideoDataset": "datasets.butterfly",
     "EnvBatch": "envstreamer",
     "EnvStreamer": "envstreamer",
     "Field": "values",
+    "IngestReport": "ingest.report",
     "IterStreams": "streams.iterate",
     "Limits": "config",
     "MultiStreamer": "multistreamer",
     "ObjectInfo": "values",
     "Quarantined": "engine.quarantine",
+    "RemoteFileHandler": "datasets.butterfly",
     "Retry": "config",
     "Store": "stores.base",
     "Stream": "streams.base",
@@ -151,8 +185,10 @@ _HOMES: Final = {
     "StreamTable": "table",
     "TextStreams": "streams.text",
     "Timeouts": "config",
+    "VideoProcessor": "datasets.butterfly",
     "VideoStreams": "streams.video",
     "merge_states": "state",
+    "open_archive": "datasets.archive",
     "open_store": "stores.registry",
     "register_store": "stores.registry",
 }

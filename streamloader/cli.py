@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from streamloader import __version__
+from streamloader import __version__, cli_ingest, cli_inspect
 from streamloader.errors import StreamloaderError
 
 __all__ = ["main"]
@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of the order and of the model")
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     demo.set_defaults(run=_demo)
+    cli_ingest.add_parser(commands)
+    cli_inspect.add_parser(commands)
     return parser
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "CorruptStream",
     "FrameOutside",
     "FrameSizeError",
+    "IngestFailed",
     "Interrupted",
     "LengthUnknown",
     "LimitExceeded",
@@ -281,6 +282,10 @@ class CatalogTimeout(CatalogError, TimeoutError):
 
 class NameTaken(CatalogError, ValueError):
     """The archive has a video of this name, with other content."""
+
+
+class IngestFailed(StreamloaderError, RuntimeError):
+    """Some of several videos could not be added; all others were. ``details``: report (an IngestReport)."""
 
 
 class VideoNotFound(StreamloaderError, KeyError):

@@ -34,6 +34,7 @@ NAMES = (
     "http-netrc",
     "ipfs-rpc-token",
     "fsspec-password",
+    "mongo-password",
 )
 
 

@@ -16,6 +16,10 @@ import pytest
 from canaries import Watch
 from leak_check import MARK, AsyncioComplaints, Holdings, left_behind
 from media_data import ClipsMissing, fetch_clips
+from servers.jsipfs_fixture import jsipfs_node  # noqa: F401 - the real servers are fixtures, started once a process
+from servers.nginx_fixture import nginx_server  # noqa: F401
+from servers.seaweed_fixture import seaweed_server  # noqa: F401
+from servers.sshd_fixture import own_ssh_server, second_ssh_server, ssh_server  # noqa: F401
 
 try:
     import uvloop
@@ -41,6 +45,8 @@ def pytest_configure(config):
         folder.mkdir()
         os.environ[variable] = str(folder)
     tempfile.tempdir = None  # to be found anew
+    # Each core has a test process already: programs of the tests that use torch with a thread per core crawl.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[MARK] = str(os.getpid())
 
 

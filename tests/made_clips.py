@@ -142,6 +142,57 @@ def with_packed_b_frames(source: Path, target: Path) -> Path:
     return target
 
 
+def with_another_size(folder: Path) -> Path:
+    """An H.264 stream whose frames become smaller after 20 of 40."""
+    large = make_clip(folder / "large.h264", frames=20)
+    small = make_clip(folder / "small.h264", frames=20, height=32, width=48)
+    target = folder / "another_size.h264"
+    target.write_bytes(large.read_bytes() + small.read_bytes())
+    return target
+
+
+def without_reorder_hint(folder: Path) -> Path:
+    """An H.264 stream with B frames whose parameter sets do not say how many frames wait for others (no VUI)."""
+    plain = make_clip(folder / "hinted.h264").read_bytes()
+    target = folder / "no_hint.h264"
+    units = plain.split(b"\0\0\1")
+    target.write_bytes(b"\0\0\1".join(_without_vui(unit) if unit[:1] == b"\x67" else unit for unit in units))
+    return target
+
+
+def _without_vui(unit: bytes) -> bytes:
+    """Cut off a sequence parameter set before its VUI (ITU-T H.264, 7.3.2.1.1)."""
+    bits = "".join(f"{byte:08b}" for byte in unit)
+    at = 32
+
+    def number() -> int:
+        nonlocal at
+        zeros = bits.index("1", at) - at
+        at += 2 * zeros + 1
+        return int(bits[at - zeros - 1 : at], 2) - 1
+
+    number()
+    if unit[1] >= 100:  # the high profiles
+        assert number() == 1
+        number(), number()
+        at += 2
+    number()
+    assert number() == 0
+    number(), number()
+    at += 1
+    number(), number()
+    frames_only = bits[at]
+    at += 2 if frames_only == "1" else 3
+    cropped = bits[at]
+    at += 1
+    if cropped == "1":
+        number(), number(), number(), number()
+    assert bits[at] == "1"
+    kept = bits[:at] + "01"
+    kept += "0" * (-len(kept) % 8)
+    return int(kept, 2).to_bytes(len(kept) // 8, "big") + (b"\0" if unit.endswith(b"\0") else b"")
+
+
 def _signed_divx(header: bytes) -> bytes:
     """Put the name of an encoder that packs (the final "p") into the user data of an MPEG-4 header."""
     return header[: header.index(b"\0\0\1\xb2") + 4] + b"DivX503b1393p"

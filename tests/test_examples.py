@@ -11,6 +11,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWS = {
     "addresses": "all 106,200 bytes are those that were written: True",
+    "archive_local": "as streams, every frame came once: True",
+    "archive_ssh": "; better: True",
     "ddp": "together 20,788 of 20,788 letters",
     "lightning_loop": "the same 58 batches and losses from there on: True",
     "own_stream": ">3:0  3:1  3:2  3:3",
@@ -20,7 +22,8 @@ SHOWS = {
     "train_rnn": "epoch 5: 0.",
     "vector_env": "balls caught",
 }
-NEEDS_VIDEOS = {"quickstart"}
+NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart"}
+SLOW = {"archive_ssh"}
 
 
 def test_every_example_is_tested_and_listed():
@@ -30,7 +33,9 @@ def test_every_example_is_tested_and_listed():
     assert all(f"[{name}.py]({name}.py)" in table for name in names)
 
 
-@pytest.mark.parametrize("name", SHOWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SHOWS]
+)
 def test_example(name, request, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where torchrun leaves a folder behind

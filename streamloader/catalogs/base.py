@@ -102,6 +102,8 @@ class VideoRow:
         bytes_in: of the source.
         bytes_out: of all chunks.
         metadata: what the user said of it: plain JSON values.
+        origin: what it takes to recognise its source, and to make its chunks again: plain JSON values, see
+            :mod:`streamloader.ingest.naming`.
         added: seconds since 1970.
         number: its place in the archive, from 0; set when it is committed, as are the next two.
         start: number of its first frame in the archive.
@@ -124,6 +126,7 @@ class VideoRow:
     bytes_in: int
     bytes_out: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
     added: float = 0.0
     number: int = -1
     start: int = -1

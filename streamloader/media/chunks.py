@@ -113,6 +113,8 @@ class ChunkIndex:
         shown: int64 (frames,): the packet that each frame comes from.
         pts: int64 (frames,), strictly increasing: when it is shown in the source, in ticks of the video's time base.
         end: tick at which the last frame ends.
+        crc: int64 (packets,): CRC-32 (as in zlib) of the bytes of each packet, so that a read of a few of them can be
+            checked; None where it is not known.
     """
 
     offset: Array
@@ -123,6 +125,7 @@ class ChunkIndex:
     shown: Array
     pts: Array
     end: int
+    crc: Array | None = None
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -133,6 +136,8 @@ class ChunkIndex:
         gaps = self.offset - np.concatenate([[0], (self.offset + self.size)[:-1]]) if len(self.offset) else self.offset
         columns = [gaps, self.size, self.spare, _steps(self.keys), _steps(self.first), _steps(self.shown)]
         columns.append(_steps(_steps(self.pts)))
+        if self.crc is not None:
+            columns.append(self.crc)
         body = zlib.compress(b"".join(_planes(column) for column in columns), 6)
         counts = len(self.offset), len(self.keys), len(self.shown)
         rest = _HEAD.pack(b"", 0, *counts, self.end)[8:] + body
@@ -153,18 +158,20 @@ class ChunkIndex:
                 raise ValueError("its checksum is wrong")
             if not (0 < keys <= packets <= _MOST and 0 < frames <= packets):
                 raise ValueError(f"{packets} packets, {keys} key frames, {frames} frames make no sense")
-            counts = packets, packets, packets, keys, keys, frames, frames
+            counts = [packets, packets, packets, keys, keys, frames, frames, packets]
             inflater = zlib.decompressobj()
             body = inflater.decompress(data[_HEAD.size :], 8 * sum(counts) + 1)
+            if len(body) == 8 * sum(counts[:-1]):
+                counts.pop()  # the index keeps no checksums
             if len(body) != 8 * sum(counts) or not inflater.eof:
                 raise ValueError("its columns have another length")
         except (ValueError, struct.error, zlib.error) as error:
             raise CorruptStream(f"the frame index of a chunk is damaged: {error}") from error
-        gaps, size, spare, key, first, shown, pts = _columns(body, counts)
+        gaps, size, spare, key, first, shown, pts, *crc = _columns(body, counts)
         offset = np.cumsum(gaps + size) - size
         index = cls(
             offset, size, spare.astype(bool), np.cumsum(key), np.cumsum(first), np.cumsum(shown),
-            np.cumsum(np.cumsum(pts)), end,
+            np.cumsum(np.cumsum(pts)), end, *crc,
         )  # fmt: skip
         index._check()
         return index
@@ -201,7 +208,7 @@ def _planes(column: Array) -> bytes:
     return np.ascontiguousarray(column.astype("<i8")).view(np.uint8).reshape(-1, 8).T.tobytes()
 
 
-def _columns(body: bytes, counts: tuple[int, ...]) -> list[Array]:
+def _columns(body: bytes, counts: list[int]) -> list[Array]:
     columns = []
     at = 0
     for count in counts:

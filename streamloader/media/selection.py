@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from streamloader.media.index import VideoIndex
     from streamloader.values import Array
 
-__all__ = ["Selection", "frames_at_rate", "whole"]
+__all__ = ["Selection", "frames_at_rate", "latest_ticks", "steps_at_rate", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,23 @@ class Selection:
 
     def steps(self, index: VideoIndex) -> int:
         """Return how many steps a stream of this file has: the same whatever its start."""
-        steps = -(-self._positions(index) // self.stride)
+        return self.steps_of(self._positions(index))
+
+    def steps_of(self, positions: int) -> int:
+        """Return how many steps are taken of a stream that has so many: frames, or steps of the rate."""
+        steps = -(-positions // self.stride)
         return steps if self.max_frames is None else min(steps, self.max_frames)
+
+    def taken(self, positions: int, start_draw: float) -> range:
+        """Return which of so many frames, or steps of the rate, are taken; `start_draw` is in [0, 1)."""
+        span = (self.steps_of(positions) - 1) * self.stride + 1
+        start = int(start_draw * (positions - span + 1)) if self.random_start else 0
+        return range(start, start + span, self.stride)
 
     def choose(self, index: VideoIndex, start_draw: float) -> tuple[Array, Array]:
         """Return frame numbers (int64) and times (float64, seconds) of all steps; `start_draw` is in [0, 1)."""
-        steps = self.steps(index)
-        span = (steps - 1) * self.stride + 1
-        start = int(start_draw * (self._positions(index) - span + 1)) if self.random_start else 0
-        positions = np.arange(start, start + span, self.stride, dtype=np.int64)
+        taken = self.taken(self._positions(index), start_draw)
+        positions = np.arange(taken.start, taken.stop, taken.step, dtype=np.int64)
         if self.fps is not None:
             times = positions * self.fps.denominator / self.fps.numerator
             return frames_at_rate(index, self.fps)[positions], times
@@ -68,15 +76,24 @@ def frames_at_rate(index: VideoIndex, fps: Fraction) -> Array:
 
     Step k shows the last frame whose pts is not after t0 + k/fps, in exact arithmetic; there is always a step 0.
     """
-    tick = index.time_base * fps  # steps of one tick of pts
     first = int(index.pts[0])
-    count = max(1, math.ceil((index.end - first) * tick))
-    numerator, denominator = tick.denominator, tick.numerator  # ticks of one step, as a fraction
-    if count * numerator < 1 << 62:
-        latest = np.arange(count, dtype=np.int64) * numerator // denominator
-    else:
-        latest = np.array([k * numerator // denominator for k in range(count)], np.int64)
+    count = steps_at_rate(index.end - first, index.time_base, fps)
+    latest = latest_ticks(np.arange(count, dtype=np.int64), index.time_base, fps)
     return np.searchsorted(index.pts, latest + first, side="right").astype(np.int64) - 1
+
+
+def steps_at_rate(ticks: int, time_base: Fraction, fps: Fraction) -> int:
+    """Return how many steps a video that lasts so many ticks has at a rate: at least one."""
+    return max(1, math.ceil(ticks * time_base * fps))
+
+
+def latest_ticks(steps: Array, time_base: Fraction, fps: Fraction) -> Array:
+    """Return for steps (int64) of a rate the last whole tick, after the first frame's, at which each has begun."""
+    tick = time_base * fps  # steps of one tick
+    numerator, denominator = tick.denominator, tick.numerator  # ticks of one step, as a fraction
+    if len(steps) and int(steps[-1]) * numerator >= 1 << 62:
+        return np.array([k * numerator // denominator for k in steps.tolist()], np.int64)
+    return steps * numerator // denominator
 
 
 def whole(value: object) -> int:

@@ -275,6 +275,37 @@ class Store(abc.ABC):
         async with self._turns, Pace(self.timeouts, self.address(path)).first("delete"):
             await self._delete(path)
 
+    async def free(self, path: str = "") -> int | None:
+        """Return how many bytes can still be written under the directory `path`, which need not be there yet.
+
+        None where that is not known: from object stores, and servers that do not tell.
+
+        Raises:
+            StoreError: the store cannot be reached, ...
+        """
+        self._enter(path.rstrip("/"), empty=True)
+        async with self._turns, Pace(self.timeouts, self.address(path)).first("asking for its free space"):
+            return await self._free(path.rstrip("/"))
+
+    async def leftovers(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
+        """Yield the unfinished files under the directory `prefix`, which :meth:`list` never shows.
+
+        They belong to writers that are at work, or that were killed: by their age one can tell. Nothing comes from
+        stores that leave none, or cannot tell them from others.
+
+        Raises:
+            StoreError: the store cannot be reached, ...
+        """
+        self._enter(prefix.rstrip("/"), empty=True)
+        pace = Pace(self.timeouts, self.address(prefix))
+        async with contextlib.aclosing(self._leftovers(prefix.rstrip("/"))) as found:
+            while True:
+                async with pace.first("listing"):
+                    info = await anext(found, None)
+                if info is None:
+                    return
+                yield info
+
     async def aclose(self) -> None:
         """Close all connections. Further calls of anything else raise ClosedError; closing twice is fine."""
         if not self._closed:
@@ -320,6 +351,16 @@ class Store(abc.ABC):
     async def _delete(self, path: str) -> None:
         """Delete an object, or do nothing if there is none. Only called where `writes`."""
         raise NotImplementedError
+
+    async def _free(self, path: str) -> int | None:
+        """Say how many bytes can still be written under a directory (no "/" at its end)."""
+        return None
+
+    async def _leftovers(self, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
+        """Yield unfinished files."""
+        nothing: tuple[ObjectInfo, ...] = ()
+        for info in nothing:
+            yield info
 
     async def _disconnect(self) -> None:  # noqa: B027 - most have nothing to do here
         """Close what is open. Called once, in the loop in which it was opened."""

@@ -91,11 +91,19 @@ class LocalStore(Store):
             yield chunk
             at += len(chunk)
 
-    async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+    def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        return self._walk(prefix, recursive=recursive)
+
+    def _leftovers(self, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
+        return self._walk(prefix, unfinished=True)
+
+    async def _walk(
+        self, prefix: str, *, recursive: bool = True, unfinished: bool = False
+    ) -> AsyncGenerator[ObjectInfo, None]:
         waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(prefix, ())]
         while waiting:
             folder, above = waiting.pop()
-            identity, found, folders = await self._in_thread(folder, _look_into, folder)
+            identity, found, folders = await self._in_thread(folder, _look_into, folder, unfinished)
             if identity in above:  # a link back to a directory that this one is in
                 continue
             if len(above) >= self.limits.depth:
@@ -133,6 +141,9 @@ class LocalStore(Store):
 
         await self._in_thread(path, unlink)
 
+    async def _free(self, path: str) -> int:
+        return await self._in_thread(path, _free_bytes, f"/{path}")
+
     async def _in_thread(self, path: str, function: Callable[..., T], *args: Any) -> T:
         """Call what may block, and turn its errors into ours."""
         try:
@@ -165,7 +176,17 @@ def _info(path: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(path, status.st_size, version, status.st_mtime)
 
 
-def _look_into(folder: str) -> tuple[tuple[int, int], list[ObjectInfo], list[str]]:
+def _free_bytes(folder: str) -> int:
+    while True:
+        try:
+            found = os.statvfs(folder)
+        except FileNotFoundError:
+            folder = os.path.dirname(folder)  # it is going to be made
+        else:
+            return found.f_frsize * found.f_bavail
+
+
+def _look_into(folder: str, unfinished: bool) -> tuple[tuple[int, int], list[ObjectInfo], list[str]]:
     found, folders = [], []
     try:
         status = os.stat(f"/{folder}")
@@ -175,7 +196,7 @@ def _look_into(folder: str) -> tuple[tuple[int, int], list[ObjectInfo], list[str
                 continue
             if entry.is_dir():
                 folders.append(path)
-            elif entry.is_file() and not entry.name.startswith(_UNFINISHED):
+            elif entry.is_file() and entry.name.startswith(_UNFINISHED) is unfinished:
                 with contextlib.suppress(FileNotFoundError):  # it was there a moment ago
                     found.append(_info(path, entry.stat()))
     except (FileNotFoundError, NotADirectoryError):

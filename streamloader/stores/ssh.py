@@ -134,6 +134,31 @@ class SshStore(Store):
         listing = Listing(self._connected.channel, _remote, self.address, _UNFINISHED, self.limits)
         return listing.play(prefix, recursive=recursive)
 
+    async def _leftovers(self, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
+        nothing_hidden = Listing(self._connected.channel, _remote, self.address, "/", self.limits)
+        async with contextlib.aclosing(nothing_hidden.play(prefix, recursive=True)) as found:
+            async for info in found:
+                if posixpath.basename(info.path).startswith(_UNFINISHED):
+                    yield info
+
+    async def _free(self, path: str) -> int | None:
+        remote = _remote(path)
+        async with self._connected.channel() as channel:
+            if "statvfs@openssh.com" not in channel.extensions:
+                return None
+            with translated(self.address(path)):
+                while True:
+                    asked = channel.extended("statvfs@openssh.com", sftp.encoded(remote), reply=sftp.EXTENDED_REPLY)
+                    try:
+                        told = sftp.Reader(await asked.answer())
+                    except SftpError as error:
+                        if error.code != sftp.NO_SUCH_FILE or remote in ("/", "."):
+                            raise
+                        remote = posixpath.dirname(remote) or "."  # it is going to be made
+                    else:
+                        _, fragment, _, _, available = (told.long() for _ in range(5))
+                        return fragment * available
+
     # --- writing -----------------------------------------------------------------------------------------------------
 
     async def _write(self, path: str, data: Data) -> None:

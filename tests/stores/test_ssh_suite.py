@@ -7,7 +7,6 @@ import os
 import time
 
 import pytest
-from servers.sshd_fixture import ssh_server  # noqa: F401 - a fixture
 
 from streamloader.testing import StoreSuite
 
@@ -18,7 +17,7 @@ class TestSshStore(StoreSuite):
     schemes = ("ssh", "sftp")
 
     @pytest.fixture(autouse=True)
-    def _server(self, ssh_server):  # noqa: F811
+    def _server(self, ssh_server):
         self.place = ssh_server.data / f"suite-{next(_numbers)}"
         self.server = ssh_server
 

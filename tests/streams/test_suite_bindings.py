@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_clips import as_rgb, linear_decode, make_clip
 
 import streamloader as sl
 from streamloader.streams.base import stream_rng
@@ -214,6 +215,25 @@ class TestVideos(Bound):
 
     def make_dataset(self):
         return sl.VideoStreams(self.paths, max_frames=20)
+
+
+class TestArchives(Bound):
+    kind = "ArchiveStreams"
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _archive(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("archive")
+        cls.paths = [make_clip(folder / f"{frames}.mp4", frames=frames, gop=3) for frames in (13, 1, 17)]
+        cls.address = str(folder / "archive")
+        with sl.Archive.create(cls.address) as archive:
+            archive.add(cls.paths, chunk_frames=6, jobs=0)
+
+    def make_dataset(self):
+        return sl.ArchiveStreams(self.address)
+
+    def expected(self):
+        return [{"data": as_rgb(linear_decode(path))} for path in self.paths]
 
 
 def kinds_of_the_package():

@@ -67,6 +67,14 @@ class Wrapper(Store):
         """See :meth:`Store.delete`."""
         await self.inner.delete(path)
 
+    async def free(self, path: str = "") -> int | None:
+        """See :meth:`Store.free`."""
+        return await self.inner.free(path)
+
+    def leftovers(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
+        """See :meth:`Store.leftovers`."""
+        return self.inner.leftovers(prefix)
+
     async def aclose(self) -> None:
         """Close `inner`."""
         self._closed = True

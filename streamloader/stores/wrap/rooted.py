@@ -66,6 +66,19 @@ class Rooted(Wrapper):
         """See :meth:`Store.delete`."""
         await self.inner.delete(self._under(path))
 
+    async def free(self, path: str = "") -> int | None:
+        """See :meth:`Store.free`."""
+        self._check_path(path.rstrip("/"), empty=True)
+        return await self.inner.free(f"{self._root}/{path}" if path else self._root)
+
+    async def leftovers(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
+        """See :meth:`Store.leftovers`."""
+        self._check_path(prefix.rstrip("/"), empty=True)
+        under = f"{self._root}/{prefix}" if prefix else self._root
+        async with contextlib.aclosing(self.inner.leftovers(under)) as found:
+            async for info in found:
+                yield replace(info, path=info.path[len(self._root) + 1 :])
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url} of {self.inner!r}>"
 

@@ -1,0 +1,1 @@
+"""Samples by number: archives of videos, read exactly and at random."""

@@ -1,0 +1,273 @@
+"""Real servers that speak MongoDB's protocol, on loopback: nx-27017 (on SQLite) and SecantusDB (on WiredTiger).
+
+Each is installed by pip into an environment of its own, since they pin other things than we do, and keeps its data in
+a folder of its own. Where `MONGODB_URI` is set, that server is used instead of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import pymongo
+import pymongo.errors
+
+SECONDS = 60.0  # to be ready: usually 1; two cores may be busy with other tests
+INSTALL_SECONDS = 600.0
+
+
+class Missing(Exception):
+    """There is no such server here, or it does not start; the message says why."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the servers.
+
+    Attributes:
+        name: for tests.
+        package: with its version, for pip.
+        program: within its environment.
+    """
+
+    name: str
+    package: str
+    program: str
+
+    def command(self, program: Path, folder: Path, port: int) -> list[str]:
+        """Return what starts it."""
+        if self.name == "nx":
+            return [
+                *(str(program), "--host", "127.0.0.1", "-p", str(port), "--data-dir", str(folder / "data")),
+                *("--pid-file", str(folder / "pid"), "--log-file", str(folder / "log")),
+            ]
+        return [str(program), "--host", "127.0.0.1", "--port", str(port), "--storage-path", str(folder / "data")]
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("nx", "nx-27017==0.8.1", "nx-27017"),
+        Kind("secantus", "secantusdb==0.7.0b3", "secantusd-py"),
+    )
+}
+
+
+class Server:
+    """A server that runs, and that can be killed and started again with the same data.
+
+    Attributes:
+        name: of its kind, or ``"uri"``.
+        uri: of it, perhaps with a user and a password.
+    """
+
+    def __init__(self, name: str, uri: str) -> None:
+        self.name = name
+        self.uri = uri
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._port = 0
+
+    @property
+    def ours(self) -> bool:
+        """Whether it may be killed."""
+        return self._folder is not None
+
+    def database(self) -> str:
+        """Return the name of a database that nobody has."""
+        return f"t{uuid.uuid4().hex[:12]}"
+
+    def url(self, database: str, **options: object) -> str:
+        """Return what a catalog is opened with."""
+        head, _, query = self.uri.partition("?")
+        scheme, _, rest = head.partition("://")
+        told = [query, *(f"{name}={value}" for name, value in options.items())]
+        return f"{scheme}://{rest.partition('/')[0]}/{database}?" + "&".join(filter(None, told))
+
+    @functools.cached_property
+    def direct(self) -> pymongo.MongoClient:
+        """The plain driver, to look at what a catalog did. Its threads stay as long as the server."""
+        client: pymongo.MongoClient = pymongo.MongoClient(
+            self.uri,
+            serverSelectionTimeoutMS=10_000,
+            serverMonitoringMode="poll",  # it connects now, and not some time later, within a test that leaves nothing
+            heartbeatFrequencyMS=3_600_000,
+            maxPoolSize=1,
+        )
+        client.admin.command("ping")
+        return client
+
+    def close(self) -> None:
+        """Close :attr:`direct`."""
+        if "direct" in vars(self):
+            self.direct.close()
+
+    def kill(self) -> None:
+        """Kill it."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
+
+    def start(self) -> None:
+        """Start it on the same port, with the same data, and wait until it answers.
+
+        Raises:
+            Missing: it does not.
+        """
+        self.spawn()
+        self._wait_until_ready()
+
+    def spawn(self) -> None:
+        """Start it without waiting: from a thread that stays, for the server ends with that."""
+        assert self._folder is not None
+        kind = KINDS[self.name]
+        (self._folder / "pid").unlink(missing_ok=True)  # that of a killed one
+        command = kind.command(_program(kind), self._folder, self._port)
+        if setpriv := shutil.which("setpriv"):
+            command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # should the tests be killed, so is it
+        with (self._folder / "output").open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self._folder,
+                env={**os.environ, "HOME": str(self._folder)},
+                start_new_session=True,
+            )
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        assert self._folder is not None
+        kind = KINDS[self.name]
+        ends = time.monotonic() + SECONDS
+        while self._process.poll() is None:
+            try:
+                with pymongo.MongoClient(self.uri, serverSelectionTimeoutMS=200, connectTimeoutMS=1000) as client:
+                    client.admin.command("ping")
+                return
+            except pymongo.errors.PyMongoError as error:
+                if time.monotonic() > ends:
+                    raise Missing(f"{kind.package} was not ready within {SECONDS:.0f} s: {error}") from error
+        said = (self._folder / "output").read_text(errors="replace")[-2000:]
+        raise Missing(f"{kind.package} ended with {self._process.returncode}: {said}")
+
+
+@contextlib.contextmanager
+def mongo(name: str) -> Iterator[Server]:
+    """Start a server of this kind, yield it when it answers, stop it and remove its folder.
+
+    With `MONGODB_URI` in the environment the name is ``"uri"``, and that server is yielded.
+
+    Raises:
+        Missing: it is not installed (see :func:`install`), or does not start.
+    """
+    if name == "uri":
+        server = Server(name, os.environ["MONGODB_URI"])
+        try:
+            yield server
+        finally:
+            server.close()
+        return
+    _program(KINDS[name])
+    with tempfile.TemporaryDirectory(prefix=f"mongo-{name}-", ignore_cleanup_errors=True) as folder:
+        for attempt in range(3):  # a port that was free may be taken a moment later
+            port = _free_port()
+            server = Server(name, f"mongodb://127.0.0.1:{port}/")
+            server._folder, server._port = Path(folder) / str(attempt), port
+            (server._folder / "data").mkdir(parents=True)
+            try:
+                server.start()
+                break
+            except Missing:
+                server.kill()
+                if attempt == 2:
+                    raise
+        try:
+            yield server
+        finally:
+            server.close()
+            server.kill()
+
+
+def names() -> list[str]:
+    """Return the servers that tests are to use."""
+    return ["uri"] if os.environ.get("MONGODB_URI") else list(KINDS)
+
+
+def install(name: str) -> Path:
+    """Install a server by pip (seconds, 41 MB and 145 MB) unless it is there, and return its program.
+
+    Raises:
+        Missing: pip fails.
+    """
+    kind = KINDS[name]
+    if (program := _installed(kind)) is not None:
+        return program
+    folder = _folder(kind)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it
+        if (program := _installed(kind)) is not None:
+            return program
+        shutil.rmtree(folder, ignore_errors=True)  # another version, or half of one
+        pip = ["-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check", "--no-input"]
+        for command in (
+            [sys.executable, "-m", "venv", "--without-pip", str(folder)],
+            [sys.executable, *pip, "install", "--quiet", kind.package],
+        ):
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+            except subprocess.TimeoutExpired as error:
+                raise Missing(f"{kind.package}: pip took longer than {INSTALL_SECONDS:.0f} s") from error
+            if done.returncode:
+                raise Missing(f"{kind.package} cannot be installed: {done.stderr.strip()[-500:]}")
+        (folder / "complete").write_text(kind.package)  # last
+        program = _installed(kind)
+        if program is None:
+            raise Missing(f"{kind.package} has no program {kind.program!r}")
+        return program
+
+
+def _program(kind: Kind) -> Path:
+    program = _installed(kind)
+    if program is None:
+        raise Missing(f"{kind.package} is not installed: python tests/servers/install.py")
+    return program
+
+
+def _folder(kind: Kind) -> Path:
+    chosen = os.environ.get("STREAMLOADER_TEST_CACHE")
+    kept = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
+    return kept / f"{kind.name}-{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _installed(kind: Kind) -> Path | None:
+    folder = _folder(kind)
+    try:
+        complete = (folder / "complete").read_text() == kind.package
+    except OSError:
+        return None
+    program = folder / "bin" / kind.program
+    return program if complete and program.exists() else None
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,54 @@
+"""What the tests of SQLite catalogs make, fill and look into."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+from streamloader.catalogs.sqlite import SqliteCatalog
+from streamloader.errors import CatalogExists
+from streamloader.testing.catalog_binding import PLACES, made
+
+HERE = Path(__file__).parent / "catalogs"
+
+
+def use(path, function, **options):
+    async def with_catalog():
+        catalog = SqliteCatalog(path, **options)
+        try:
+            return await asyncio.wait_for(function(catalog), 60)
+        finally:
+            await catalog.aclose()
+
+    return asyncio.run(with_catalog())
+
+
+async def fill(catalog, seeds=range(2)):
+    with contextlib.suppress(CatalogExists):
+        await catalog.create(PLACES)
+    return [await made(seed).add(catalog) for seed in seeds]
+
+
+def files(path):
+    return sorted(os.listdir(os.path.dirname(path)))
+
+
+def run_program(program, path):
+    command = [sys.executable, "-c", program, path]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextlib.contextmanager
+def database(path):
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        yield db
+
+
+def old_form(path):
+    with database(path) as db:
+        db.executescript((HERE / "form_0.sql").read_text())
