@@ -22,13 +22,13 @@ def _peer(name: str, label: str, **options: Any) -> Contender:
 
 
 def _ours(name: str, label: str, **options: Any) -> Contender:
-    return Contender(name, label, "archive_peer", options, family="streamloader")
+    return Contender(name, label, "archive_peer", options, family="archive")
 
 
 _RAW = dataclasses.replace(
     _peer("decode", "PyAV, decoding alone, by default", reader="pyav", convert=False),
     hands_out="nothing",
-    family="decode",
+    family="raw",
 )
 CONTENDERS = (
     _peer("torchcodec", "torchcodec exact, by default (1 thread)", reader="torchcodec"),

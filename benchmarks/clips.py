@@ -56,10 +56,11 @@ def clips(count: int = 16, frames: int = LONG) -> list[str]:
 
 def big_clip(gop: int) -> str:
     """Return the path of the clip for random access with key frames every `gop` frames, making it if it is missing."""
-    path = cache() / f"{BIG_WIDTH}x{BIG_HEIGHT}-{BIG_FRAMES}" / f"gop{gop}.mp4"
+    path = cache() / f"{BIG_WIDTH}x{BIG_HEIGHT}-{BIG_FRAMES}-one-slice" / f"gop{gop}.mp4"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        options = {"x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0"}
+        # PyAV would have x264 cut each picture into slices, which its own program does not.
+        options = {"x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:sliced-threads=0"}
         _encode(path, _numbered(_originals()[1]), gop, (BIG_WIDTH, BIG_HEIGHT), options)
     return str(path)
 

@@ -30,7 +30,7 @@ def archive_of(clip: str) -> Path:
     from streamloader.datasets.archive import Archive
     from streamloader.ingest.naming import FORMAT
 
-    folder = cache() / f"archive-{sl.__version__}-{SCHEMA}-{FORMAT}" / Path(clip).stem
+    folder = cache() / f"archive-{sl.__version__}-{SCHEMA}-{FORMAT}" / Path(clip).parent.name / Path(clip).stem
     done = folder / "done"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)

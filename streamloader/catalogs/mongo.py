@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class MongoCatalog(Catalog):
-    """Keeps an archive's catalog in collections of a MongoDB database: a server, a replica set or a sharded cluster.
+    """Keeps an archive's catalog in collections of a MongoDB database: of a server or a replica set, not sharded.
 
     What is acknowledged is in the journals of a majority of servers, and what is read too. No transactions are needed.
     A server that restarts, or another that takes over, is waited for, up to `timeout`.

@@ -37,6 +37,7 @@ _FEW: Final = 8 << 20  # pixels of the frames of a run that are kept in any case
 _MANY: Final = 1024  # frames of a run that are certainly not kept all
 _BACK: Final = 64  # frames before a wanted one that are kept where access goes backwards
 _AHEAD_PACKETS: Final = 64  # that are fetched behind a sequential read, at least
+_LONGER: Final = 3  # times
 _PART: Final = 12  # packets that it is worth to have a thread for
 _PATIENCE: Final = 120.0  # seconds to wait for another thread that decodes the same; then it is decoded here
 
@@ -147,10 +148,10 @@ class Reading:
             self._counts.frames += len(numbers)
         sequential = self._goes_on(numbers)
         jobs = self._asked(self._jobs(numbers, last_stays=sequential))
-        first = list(_first(jobs, 2))
+        first = list(_first(jobs, 3))
         if self._threads > 1 and len(first) == 1 and not sequential:
             first = self._cut(first[0])
-        if self._threads == 1 or len(first) < 2:  # noqa: PLR2004
+        if self._threads == 1 or len(first) < 2 or _lopsided(first):  # noqa: PLR2004
             for job in itertools.chain(first, jobs):
                 self._do(job, take, alone=True)
         else:
@@ -373,6 +374,12 @@ class Reading:
         with self._lock:
             self._counts.frame_hits += hits
             self._counts.frame_misses += misses
+
+
+def _lopsided(jobs: list[_Job]) -> bool:
+    """Say whether of two jobs one is so long that its decoder rather has all threads for itself."""
+    packets = [len(job.run) for job in jobs]
+    return len(jobs) == 2 and max(packets) > _LONGER * min(packets)  # noqa: PLR2004
 
 
 def _first(jobs: Iterator[_Job], count: int) -> Iterator[_Job]:

@@ -33,7 +33,7 @@ __all__ = ["Decoders", "Playing", "keep_forever", "left_to_send"]
 _IDLE: Final = 8  # decoders that are kept for later runs
 _STANDING: Final = 4  # decoders that stand where a run ended, so that the next may go on there
 _FOLLOWING: Final = 32  # frames behind a run whose packets are not left out where the decoder is to go on
-_THREADS_PAY: Final = 12  # packets from which on a decoder with threads of its own is faster
+_THREADS_PAY: Final = 4  # packets from which on a decoder with threads of its own is faster
 
 Other: TypeAlias = "Callable[[int, VideoFrame], None]"
 

@@ -156,7 +156,9 @@ class LifeCatalogSuite(CatalogBinding):
         async def read(catalog: Catalog) -> None:
             rows = [await made(seed).add(catalog) for seed in range(4)]
             found = await asyncio.gather(*(catalog.locate(12 * (at % 4), 12 * (at % 4) + 1) for at in range(64)))
-            assert [held[0].video for held in found] == [rows[at % 4] for at in range(64)]
+            # By number: where they differ, pytest would work out the differences of whole rows for minutes.
+            assert all(held[0].video in rows for held in found)
+            assert [rows.index(held[0].video) for held in found] == [at % 4 for at in range(64)]
 
         self.use(read)
 
