@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -110,6 +111,7 @@ def test_chunks_of_a_slice_are_fetched_side_by_side(made, remote):
         live = archive.reader._now()
         while live.counts.requests < 6:  # all of them are asked for before the first has come
             assert reading.is_alive()
+            time.sleep(0.001)  # between two looks: who spins may starve the threads that it waits for
         assert GateStore.began == []
         GateStore.open.set()
         reading.join()
@@ -176,6 +178,7 @@ def test_closing_ends_what_is_under_way(made, remote):
     reading.start()
     while not live.counts.requests:
         assert reading.is_alive()
+        time.sleep(0.001)  # between two looks: who spins may starve the thread that it waits for
     archive.close()
     reading.join(20)
     assert not reading.is_alive()
