@@ -105,6 +105,14 @@ def tells_no_secret(secrets_watch):
         pytest.fail("\n".join(told), pytrace=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collects_quickly():
+    """Take what a module imported out of the collector's sight: the leak check collects after many a test."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(request):
     """Fail a test that passed but left a process, descriptor, thread, task, file or shared memory behind."""

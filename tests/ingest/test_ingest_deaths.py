@@ -19,6 +19,7 @@ from ingest.archives import CHUNK, archive, assert_whole, clip, files, names, ti
 from streamloader.errors import IngestFailed, WorkerDied
 from streamloader.ingest import add_videos, check_archive
 from streamloader.media.cut_settings import CutSettings
+from streamloader.stores.shared import close_shared_stores
 
 SETTINGS = CutSettings(chunk_frames=CHUNK)
 PROGRAM = str(Path(__file__).with_name("adding_program.py"))
@@ -164,6 +165,7 @@ def killed_again_and_again(tmp_path, clips, kills, seed, at_a_time=3):
     rounds = 0
     while kills > 0:
         rounds += 1
+        close_shared_stores()  # the catalog of the round before would stay open for a while
         shutil.rmtree(tmp_path / "archive", ignore_errors=True)
         with archive(tmp_path / "archive", ["one", "two"]) as catalog:
             for _ in range(at_a_time):
