@@ -20,6 +20,7 @@ import pymongo.monitoring
 
 from streamloader.catalogs.base import ChunkRow, Job, Place, StagedChunk, VideoRow
 from streamloader.catalogs.mongo import MongoCatalog
+from streamloader.errors import CatalogError
 
 PLACES = (Place(0, "memory://a"), Place(1, "memory://b", 2.0))
 CODING = {"codec": "h264", "extradata": ""}
@@ -81,7 +82,12 @@ async def add(catalog: MongoCatalog, number: int, lengths=(10, 7, 12), **values)
     there = {row.number for row in await catalog.staged(content_of(number))}
     for chunk in chunks_of(number, lengths):
         if chunk.row.number not in there:
-            await catalog.stage([chunk])
+            try:
+                await catalog.stage([chunk])
+            except CatalogError:  # somebody else was faster, and has committed the same
+                if (present := await catalog.containing(content_of(number))) is not None:
+                    return present
+                raise
     return await catalog.commit(video_of(number, lengths, **values))
 
 
