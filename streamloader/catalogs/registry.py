@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
-import pickle
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from streamloader.catalogs.base import Catalog
 from streamloader.errors import ConfigError, MissingExtra
-from streamloader.stores.shared import Shared, shared
+from streamloader.stores.registry import scheme_of
+from streamloader.stores.shared import Shared, options_key, shared
 
 __all__ = ["catalog_schemes", "open_catalog", "register_catalog", "shared_catalog"]
 
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _KINDS: Final[dict[str, str]] = {
     "": "streamloader.catalogs.sqlite:SqliteCatalog",
     "mongodb": "streamloader.catalogs.mongo:MongoCatalog",
@@ -32,7 +30,7 @@ def register_catalog(scheme: str, target: str | type[Catalog]) -> None:
     Raises:
         ConfigError: that is no scheme.
     """
-    if not _SCHEME.fullmatch(f"{scheme}://"):
+    if scheme_of(f"{scheme}://") != scheme.lower() or not scheme:
         raise ConfigError(f"{scheme!r} is no scheme of an address")
     _KINDS[scheme.lower()] = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
 
@@ -72,20 +70,13 @@ def shared_catalog(url: str | os.PathLike[str], options: Mapping[str, Any] | Non
         MissingExtra: it needs a package that is not installed.
     """
     address, options = os.fspath(url), dict(options or {})
-    if not _SCHEME.match(address):
+    if not scheme_of(address):
         address = os.path.abspath(os.path.expanduser(address))
-    try:
-        key = "catalog", address, pickle.dumps(sorted(options.items()))
-    except Exception as error:
-        raise ConfigError(
-            f"options of a catalog have to be plain values, such as worker processes can get: {error}"
-        ) from error
-    return shared(key, lambda: open_catalog(address, **options))
+    return shared(("catalog", address, options_key(options)), lambda: open_catalog(address, **options))
 
 
 def _kind(address: str) -> type[Catalog]:
-    found = _SCHEME.match(address)
-    scheme = found[1].lower() if found else ""
+    scheme = scheme_of(address)
     if scheme not in _KINDS:
         known = ", ".join(f"{name}://" for name in sorted(_KINDS) if name)
         raise ConfigError(f"no catalog lives at {scheme}:// addresses: give a path, or one of {known}", address=address)

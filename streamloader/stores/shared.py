@@ -25,7 +25,7 @@ from streamloader.stores.base import Data, Store
 from streamloader.stores.registry import open_store, split_address
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Shareable", "Shared", "SharedStore", "close_shared_stores", "shared", "shared_store"]
+__all__ = ["Shareable", "Shared", "SharedStore", "close_shared_stores", "options_key", "shared", "shared_store"]
 
 
 LINGER: Final = 20.0  # seconds that a store stays connected after its last user has left
@@ -171,14 +171,21 @@ def shared_store(address: str, options: Mapping[str, Any] | None = None) -> tupl
     """
     root, path = split_address(address)
     options = dict(options or {})
-    try:
-        key = root, pickle.dumps(sorted(options.items()))
-    except Exception as error:
-        raise ConfigError(
-            f"options of a store have to be plain values, such as worker processes can get: {error}"
-        ) from error
+    key = root, options_key(options)
     entry = _entry(key, lambda: open_store(root, **options))
     return SharedStore(entry, entry.it), path
+
+
+def options_key(options: Mapping[str, Any]) -> bytes:
+    """Return what tells these options from others.
+
+    Raises:
+        ConfigError: they cannot be pickled.
+    """
+    try:
+        return pickle.dumps(sorted(options.items()))
+    except Exception as error:
+        raise ConfigError(f"options have to be plain values, such as worker processes can get: {error}") from error
 
 
 def shared(key: Hashable, make: Callable[[], S]) -> Shared[S]:

@@ -1,6 +1,9 @@
 """PacketDecoder: numbered bytes in, the frames of an ordinary decode out, with these numbers."""
 
 import contextlib
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,3 +129,31 @@ def test_what_lies_behind_the_bytes_of_a_packet_does_not_matter(tmp_path):
         with contextlib.closing(PacketDecoder(coding)) as decoder:
             views = [memoryview(data + filling * 64)[: len(data)] for data in packets]
             assert [digest for digest, _ in decoded(decoder, views)] == wanted
+
+
+OPENS_AND_CLOSES = """
+import sys
+from media.test_packet_decoder import packets_of
+from streamloader.media.packet_decoder import PacketDecoder
+
+coding, packets, _ = packets_of(sys.argv[1])
+for count in range(60):
+    decoder = PacketDecoder(coding, threads=3)
+    for number in range(1 + count % 24):
+        decoder.send(number, packets[number])
+    decoder.close()
+"""
+
+
+def test_decoders_with_threads_are_closed_whatever_they_hold(tmp_path):
+    # In a process of its own: FFmpeg's threads, which are waited for, must not need anything of Python.
+    clip = make_clip(tmp_path / "clip.mp4", height=240, width=320)
+    tests = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r})\n{OPENS_AND_CLOSES}", str(clip)],
+        timeout=60,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
