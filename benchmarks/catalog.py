@@ -65,7 +65,7 @@ def index_of(frames: int, seed: int) -> bytes:
     """Return the encoded index of a made-up chunk: GOPs of 250, with B frames, sizes as an encoder has them."""
     import numpy as np
 
-    from streamloader.media.chunks import ChunkIndex
+    from streamloader.media.chunks.format import ChunkIndex
 
     chance = np.random.default_rng(seed)
     number = np.arange(frames)
@@ -85,7 +85,7 @@ def index_of(frames: int, seed: int) -> bytes:
 
 def made(video: int, chunks: int, frames: int, blobs: list[bytes]):
     """Return a made-up video and its chunks."""
-    from streamloader.catalogs.base import ChunkRow, StagedChunk, VideoRow
+    from streamloader.archive.catalog.base import ChunkRow, StagedChunk, VideoRow
 
     content = hashlib.sha256(b"%d" % video).hexdigest()
     key = hashlib.sha256(json.dumps([CODING, video % 8]).encode()).hexdigest()[:32]
@@ -107,8 +107,8 @@ def made(video: int, chunks: int, frames: int, blobs: list[bytes]):
 
 
 def build(path: str, videos: int, chunks: int, frames: int) -> dict[str, str]:
-    from streamloader.catalogs.base import Job, Place
-    from streamloader.catalogs.registry import open_catalog
+    from streamloader.archive.catalog.base import Job, Place
+    from streamloader.archive.catalog.registry import open_catalog
 
     blobs = [index_of(frames, seed) for seed in range(64)]
     found = {"videos": f"{videos:,}", "chunks": f"{videos * chunks:,}"}
@@ -183,8 +183,8 @@ def read(path: str, *, torch: bool, evict: bool) -> dict[str, str]:
         import torch
 
     began = time.perf_counter()
-    from streamloader.catalogs.registry import open_catalog, shared_catalog
-    from streamloader.stores.shared import close_shared_stores
+    from streamloader.archive.catalog.registry import open_catalog, shared_catalog
+    from streamloader.stores.io_thread import close_shared_stores
 
     open_catalog(path)  # imports its kind
     imported = time.perf_counter() - began
@@ -258,7 +258,7 @@ def _memory() -> float:
 
 
 async def check(path: str) -> float:
-    from streamloader.catalogs.registry import open_catalog
+    from streamloader.archive.catalog.registry import open_catalog
 
     catalog = open_catalog(path)
     began = time.perf_counter()

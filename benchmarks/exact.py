@@ -140,7 +140,7 @@ def _truth(path: Path) -> Any:
     """Return all frames (n, H, W, 3) of a linear decode, the right way up."""
     import av
 
-    from streamloader.media.index import index_video
+    from streamloader.media.video.indexer import index_video
 
     turn = index_video(str(path)).turn
     with av.open(str(path)) as container:
@@ -235,7 +235,7 @@ class _OneVideo:
     """An archive of one clip, in chunks of a few key frames each."""
 
     def __init__(self, path: str) -> None:
-        from streamloader.datasets.archive import Archive
+        from streamloader.archive.archive import Archive
 
         self._folder = tempfile.TemporaryDirectory()
         self._archive = Archive.create(self._folder.name)

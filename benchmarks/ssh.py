@@ -169,7 +169,7 @@ def measure(megabytes: int, streams: int) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "tests"))
     from servers.sshd import sshd
 
-    from streamloader.stores.shared import _new_loop
+    from streamloader.stores.io_thread import _new_loop
 
     size = megabytes * _MB
     path = _file(size)

@@ -15,20 +15,20 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from streamloader.batch import Batch
-    from streamloader.config import Limits, Retry, Timeouts
-    from streamloader.datasets.archive import Archive, open_archive
-    from streamloader.datasets.archive_clips import ArchiveClips
-    from streamloader.datasets.archive_streams import ArchiveStreams
-    from streamloader.datasets.butterfly import (
+    from streamloader.archive.archive import Archive, open_archive
+    from streamloader.archive.clips import ArchiveClips
+    from streamloader.archive.ingest.check import CheckReport
+    from streamloader.archive.ingest.report import IngestReport
+    from streamloader.archive.streams import ArchiveStreams
+    from streamloader.compat.butterfly.dataset import (
         ButterflyTorch,
         ChunkTracker,
         DistributedVideoDataset,
         RemoteFileHandler,
         VideoProcessor,
     )
+    from streamloader.config import Limits, Retry, Timeouts
     from streamloader.engine.quarantine import Quarantined
-    from streamloader.envstreamer import EnvBatch, EnvStreamer
     from streamloader.errors import (
         AccessDenied,
         CatalogError,
@@ -68,17 +68,17 @@ if TYPE_CHECKING:
         WorkerDied,
         WrongContent,
     )
-    from streamloader.ingest.check import CheckReport
-    from streamloader.ingest.report import IngestReport
-    from streamloader.multistreamer import MultiStreamer
-    from streamloader.state import merge_states
+    from streamloader.loader.batch import Batch
+    from streamloader.loader.envstreamer import EnvBatch, EnvStreamer
+    from streamloader.loader.multistreamer import MultiStreamer
+    from streamloader.loader.state import merge_states
     from streamloader.stores.base import Store
     from streamloader.stores.registry import open_store, register_store
+    from streamloader.stream_table import StreamTable
     from streamloader.streams.base import Stream, StreamDataset
     from streamloader.streams.iterate import IterStreams
     from streamloader.streams.text import TextStreams
     from streamloader.streams.video import VideoStreams
-    from streamloader.table import StreamTable
     from streamloader.values import ByteRange, Field, ObjectInfo, StreamInfo
 
 __version__ = "0.1.0"
@@ -158,37 +158,37 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "Archive": "datasets.archive",
-    "ArchiveClips": "datasets.archive_clips",
-    "ArchiveStreams": "datasets.archive_streams",
-    "Batch": "batch",
-    "ButterflyTorch": "datasets.butterfly",
+    "Archive": "archive.archive",
+    "ArchiveClips": "archive.clips",
+    "ArchiveStreams": "archive.streams",
+    "Batch": "loader.batch",
+    "ButterflyTorch": "compat.butterfly.dataset",
     "ByteRange": "values",
-    "CheckReport": "ingest.check",
-    "ChunkTracker": "datasets.butterfly",
-    "DistributedVideoDataset": "datasets.butterfly",
-    "EnvBatch": "envstreamer",
-    "EnvStreamer": "envstreamer",
+    "CheckReport": "archive.ingest.check",
+    "ChunkTracker": "compat.butterfly.dataset",
+    "DistributedVideoDataset": "compat.butterfly.dataset",
+    "EnvBatch": "loader.envstreamer",
+    "EnvStreamer": "loader.envstreamer",
     "Field": "values",
-    "IngestReport": "ingest.report",
+    "IngestReport": "archive.ingest.report",
     "IterStreams": "streams.iterate",
     "Limits": "config",
-    "MultiStreamer": "multistreamer",
+    "MultiStreamer": "loader.multistreamer",
     "ObjectInfo": "values",
     "Quarantined": "engine.quarantine",
-    "RemoteFileHandler": "datasets.butterfly",
+    "RemoteFileHandler": "compat.butterfly.dataset",
     "Retry": "config",
     "Store": "stores.base",
     "Stream": "streams.base",
     "StreamDataset": "streams.base",
     "StreamInfo": "values",
-    "StreamTable": "table",
+    "StreamTable": "stream_table",
     "TextStreams": "streams.text",
     "Timeouts": "config",
-    "VideoProcessor": "datasets.butterfly",
+    "VideoProcessor": "compat.butterfly.dataset",
     "VideoStreams": "streams.video",
-    "merge_states": "state",
-    "open_archive": "datasets.archive",
+    "merge_states": "loader.state",
+    "open_archive": "archive.archive",
     "open_store": "stores.registry",
     "register_store": "stores.registry",
 }

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from streamloader.cli import main
+from streamloader.cli.main import main
 
 sys.exit(main())

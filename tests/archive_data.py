@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from made_clips import VARIANTS
 
-from streamloader.datasets.archive import Archive
-from streamloader.media.convert import Converter
-from streamloader.media.index import index_video
-from streamloader.media.source import open_video
-from streamloader.stores.shared import shared_store
+from streamloader.archive.archive import Archive
+from streamloader.media.video.convert import Converter
+from streamloader.media.video.indexer import index_video
+from streamloader.media.video.source import open_video
+from streamloader.stores.io_thread import shared_store
 
 # Of the same size, with one that is turned; each is cut into three chunks or more.
 CLIPS = ("b_frames.mp4", "open_groups.mkv", "rotated.mp4", "variable_rate.mp4")

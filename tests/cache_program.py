@@ -46,7 +46,7 @@ class Reading:
 
 
 def cached(folder, limit):
-    from streamloader.stores.wrap.cache import Cache
+    from streamloader.stores.wrappers.cache import Cache
 
     return Cache(Made("made://up"), folder, limit)
 

@@ -11,8 +11,8 @@ import os
 import random
 import sys
 
-from streamloader.catalogs.registry import open_catalog
-from streamloader.testing.catalog_binding import made
+from streamloader.archive.catalog.registry import open_catalog
+from streamloader.testing.catalogs.binding import made
 
 
 def sizes(seed):

@@ -123,7 +123,7 @@ def leaves_nothing_behind(request):
     logging.getLogger("asyncio").addHandler(complaints)
     before = Holdings.now()
     yield
-    shared_stores = sys.modules.get("streamloader.stores.shared")
+    shared_stores = sys.modules.get("streamloader.stores.io_thread")
     if shared_stores is not None:
         shared_stores.close_shared_stores()  # they are meant to stay for a while
     request.node.funcargs.clear()  # pytest would hold what fixtures returned beyond their own end

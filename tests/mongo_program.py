@@ -18,8 +18,8 @@ from fractions import Fraction
 
 import pymongo.monitoring
 
-from streamloader.catalogs.base import ChunkRow, Job, Place, StagedChunk, VideoRow
-from streamloader.catalogs.mongo import MongoCatalog
+from streamloader.archive.catalog.base import ChunkRow, Job, Place, StagedChunk, VideoRow
+from streamloader.archive.catalog.mongo.catalog import MongoCatalog
 from streamloader.errors import CatalogError
 
 PLACES = (Place(0, "memory://a"), Place(1, "memory://b", 2.0))

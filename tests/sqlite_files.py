@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from streamloader.catalogs.sqlite import SqliteCatalog
+from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
 from streamloader.errors import CatalogExists
-from streamloader.testing.catalog_binding import PLACES, made
+from streamloader.testing.catalogs.binding import PLACES, made
 
-HERE = Path(__file__).parent / "catalogs"
+HERE = Path(__file__).parent / "archive" / "catalog" / "sqlite"
 
 
 def use(path, function, **options):
@@ -51,4 +51,4 @@ def database(path):
 
 def old_form(path):
     with database(path) as db:
-        db.executescript((HERE / "form_0.sql").read_text())
+        db.executescript((HERE / "schema_0.sql").read_text())

@@ -49,7 +49,7 @@ def test_every_public_name_resolves(name):
 def test_public_names_say_where_they_live():
     homes = {name: value.__module__ for name in sl.__all__ if inspect.isclass(value := getattr(sl, name))}
     assert {name: home for name, home in homes.items() if not home.startswith("streamloader.")} == {}
-    assert homes["MultiStreamer"] == "streamloader.multistreamer"
+    assert homes["MultiStreamer"] == "streamloader.loader.multistreamer"
 
 
 def test_every_error_is_public():

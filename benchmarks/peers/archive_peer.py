@@ -26,9 +26,9 @@ NO_CACHE = {"cache_limit": 0}  # no decoded frame and no byte is kept for later;
 def archive_of(clip: str) -> Path:
     """Return the folder of the archive that holds `clip`, making it if it is missing."""
     import streamloader as sl
-    from streamloader.catalogs.base import SCHEMA
-    from streamloader.datasets.archive import Archive
-    from streamloader.ingest.naming import FORMAT
+    from streamloader.archive.archive import Archive
+    from streamloader.archive.catalog.base import SCHEMA
+    from streamloader.archive.ingest.naming import FORMAT
 
     folder = cache() / f"archive-{sl.__version__}-{SCHEMA}-{FORMAT}" / Path(clip).parent.name / Path(clip).stem
     done = folder / "done"
@@ -44,7 +44,7 @@ class ArchiveReader:
     """An archive at work."""
 
     def __init__(self, job: Job) -> None:
-        from streamloader.datasets.archive import open_archive
+        from streamloader.archive.archive import open_archive
 
         options = dict(job.options)
         folder = archive_of(job.paths[0])

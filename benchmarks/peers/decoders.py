@@ -43,8 +43,8 @@ class DirectClip:
     """The decoder and converter of streamloader.media, without the index that streamloader checks frames against."""
 
     def __init__(self, path: str, height: int, width: int) -> None:
-        from streamloader.media.convert import Converter
-        from streamloader.media.source import open_video
+        from streamloader.media.video.convert import Converter
+        from streamloader.media.video.source import open_video
 
         self._container, stream = open_video(path)
         self._frames = self._container.decode(stream)

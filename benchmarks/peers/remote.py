@@ -20,7 +20,7 @@ import numpy as np
 import streamloader as sl
 from benchmarks.job import Job
 from benchmarks.peers.slow_server import SlowServer
-from streamloader.media import remote, source
+from streamloader.media.video import remote, source
 from streamloader.streams.base import Stream
 from streamloader.values import ObjectInfo, StreamInfo
 

@@ -17,14 +17,14 @@ import torch
 
 from streamloader.demo.model import NextFrame, State
 from streamloader.errors import MissingExtra
-from streamloader.multistreamer import MultiStreamer
+from streamloader.loader.multistreamer import MultiStreamer
 from streamloader.streams.video import VideoStreams
-from streamloader.view import contact_sheet
+from streamloader.viz.contact_sheet import contact_sheet
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from streamloader.batch import Batch
+    from streamloader.loader.batch import Batch
 
 __all__ = ["Result", "Settings", "run"]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from streamloader.engine.messages import Kind, Record, pack
 from streamloader.engine.plan import Plan
-from streamloader.engine.player import Grant, Place, Taken
-from streamloader.engine.records import Kind, Record, pack
 from streamloader.engine.ring import CURSOR_COLUMNS
+from streamloader.engine.workload import Grant, Place, Taken
 from streamloader.values import Array
 
 __all__ = ["Grants", "Play"]

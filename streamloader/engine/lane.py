@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamloader.engine.ahead import Ahead
-from streamloader.engine.player import START, Cursor, Grant, Orders, failed_at
-from streamloader.engine.records import Kind, pack
+from streamloader.engine.messages import Kind, pack
 from streamloader.engine.ring import META, Row, Status
+from streamloader.engine.stream_prefetch import Ahead
+from streamloader.engine.workload import START, Cursor, Grant, Orders, failed_at
 from streamloader.errors import CorruptStream, StreamloaderError, from_wire, to_wire
 from streamloader.streams.base import Stream, stream_rng
 from streamloader.values import Array

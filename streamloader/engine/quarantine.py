@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from streamloader.engine.player import Limit
 from streamloader.engine.ring import Status
+from streamloader.engine.workload import Limit
 from streamloader.values import Array
 
 __all__ = ["Quarantine", "Quarantined", "Spot", "Strikes"]

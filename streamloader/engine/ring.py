@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamloader.engine.memory import free_memory
-from streamloader.engine.returns import Returned, Returns
+from streamloader.engine.free_memory import free_memory
+from streamloader.engine.slot_release import Returned, Returns
 from streamloader.errors import RingTooLarge
 from streamloader.values import Array, Field
 
@@ -38,7 +38,7 @@ META: dict[str, Field] = {
     "time": Field((), "float64", fill=-1.0),
     "stream": Field((), "int64", fill=-1),
 }
-CURSOR_COLUMNS = 3  # position, step, ended: see engine/player.py
+CURSOR_COLUMNS = 3  # position, step, ended: see engine/workload.py
 _CURSOR = "cursor"
 _ALIGN = 64
 

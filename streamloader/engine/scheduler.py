@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import anyio
 
-from streamloader.engine.player import Grant, Orders, Player, Script
-from streamloader.engine.records import Kind, Record, Splitter, pack
+from streamloader.engine.messages import Kind, Record, Splitter, pack
 from streamloader.engine.ring import Ring, Status
+from streamloader.engine.workload import Grant, Orders, Player, Script
 from streamloader.errors import StreamloaderError, to_wire
-from streamloader.streams.blocking import LaneThread, current_lane_thread
+from streamloader.streams.lane_thread import LaneThread, current_lane_thread
 
 __all__ = ["Scheduler"]
 

@@ -14,18 +14,18 @@ import time
 import weakref
 from typing import Any, Literal, NamedTuple
 
-from streamloader.engine.casualties import Casualties
-from streamloader.engine.crew import Crew
+from streamloader.engine.consumer_wait import Patience, stand_still
+from streamloader.engine.failures import Casualties
 from streamloader.engine.grants import Grants, cursor_array, encoded
-from streamloader.engine.patience import Patience, stand_still
-from streamloader.engine.player import Grant, Orders, Place, Taken
-from streamloader.engine.process import Worker
+from streamloader.engine.messages import Kind, Splitter, pack
 from streamloader.engine.quarantine import Quarantine
-from streamloader.engine.records import Kind, Splitter, pack
-from streamloader.engine.returns import drained
 from streamloader.engine.ring import Ring, Status
+from streamloader.engine.slot_release import drained
 from streamloader.engine.trouble import lane_timed_out, worker_died
 from streamloader.engine.worker import Job
+from streamloader.engine.worker_pool import Crew
+from streamloader.engine.worker_process import Worker
+from streamloader.engine.workload import Grant, Orders, Place, Taken
 from streamloader.errors import ClosedError, LoaderTimeout, StreamloaderError, WorkerDied, from_wire, to_wire
 from streamloader.values import Array
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 
-from streamloader.engine.process import Worker
 from streamloader.engine.quarantine import Spot
 from streamloader.engine.ring import Ring, Status
 from streamloader.engine.worker import Job
+from streamloader.engine.worker_process import Worker
 from streamloader.errors import CorruptStream, LoaderTimeout, WorkerDied
 
 __all__ = ["lane_timed_out", "worker_died"]

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from streamloader.engine.records import Kind, pack
+from streamloader.engine.messages import Kind, pack
 from streamloader.errors import to_wire
 
 if TYPE_CHECKING:
-    from streamloader.engine.player import Script
     from streamloader.engine.ring import Ring, SlotLayout
+    from streamloader.engine.workload import Script
 
 __all__ = ["HEADER", "Job", "main", "run_thread"]
 

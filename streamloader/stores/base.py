@@ -28,7 +28,7 @@ from streamloader.errors import (
     RangeOutside,
     redact,
 )
-from streamloader.stores.pace import Pace
+from streamloader.stores.deadlines import Pace
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["Body", "Data", "OnBegin", "Store"]

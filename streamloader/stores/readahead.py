@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from streamloader.errors import ClosedError, Interrupted, NotSupported, ProtocolFault
 from streamloader.stores.base import Store
-from streamloader.stores.shared import shared_store
+from streamloader.stores.io_thread import shared_store
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["FILE_BYTES", "PROCESS_BYTES", "UNIT", "ReadStats", "RemoteFile"]
@@ -122,7 +122,7 @@ class RemoteFile(io.RawIOBase):
 
     Raises:
         NotSupported: the size of the object is not known.
-        ConfigError: see :func:`streamloader.stores.shared.shared_store`.
+        ConfigError: see :func:`streamloader.stores.io_thread.shared_store`.
         StoreError: from reading; ObjectChanged where the object is not the one of `info` any more.
         ClosedError: from reading after the shared stores of the process were closed, or in a child of it.
     """

@@ -18,17 +18,17 @@ _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _ANY_OTHER: Final = "streamloader.stores.fsspec:FsspecStore"
 _KINDS: Final[dict[str, str]] = {
     "": "streamloader.stores.local:LocalStore",
-    "az": "streamloader.stores.objects:ObjectStore",
+    "az": "streamloader.stores.objects.store:ObjectStore",
     "file": "streamloader.stores.local:LocalStore",
-    "gs": "streamloader.stores.objects:ObjectStore",
-    "http": "streamloader.stores.http:HttpStore",
-    "https": "streamloader.stores.http:HttpStore",
-    "ipfs": "streamloader.stores.ipfs:IpfsStore",
-    "ipns": "streamloader.stores.ipfs:IpfsStore",
+    "gs": "streamloader.stores.objects.store:ObjectStore",
+    "http": "streamloader.stores.http.store:HttpStore",
+    "https": "streamloader.stores.http.store:HttpStore",
+    "ipfs": "streamloader.stores.ipfs.store:IpfsStore",
+    "ipns": "streamloader.stores.ipfs.store:IpfsStore",
     "memory": "streamloader.stores.memory:MemoryStore",
-    "s3": "streamloader.stores.objects:ObjectStore",
-    "sftp": "streamloader.stores.ssh:SshStore",
-    "ssh": "streamloader.stores.ssh:SshStore",
+    "s3": "streamloader.stores.objects.store:ObjectStore",
+    "sftp": "streamloader.stores.ssh.store:SshStore",
+    "ssh": "streamloader.stores.ssh.store:SshStore",
 }
 
 
@@ -81,7 +81,7 @@ def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
         ConfigError: no store serves this scheme, or it knows no such option.
         MissingExtra: it needs a package that is not installed.
     """
-    from streamloader.stores.wrap import wrapped
+    from streamloader.stores.wrappers import wrapped
 
     root, path = split_address(os.fspath(url))
     retry = options.pop("retry", Retry())

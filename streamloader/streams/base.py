@@ -4,7 +4,7 @@ Who calls what, where and how often: ``index`` and ``fields`` are called in the 
 built; the data set is then sent to the workers (cloudpickle), where ``open`` is called once for each stream that
 is played, and ``read_into`` about once for each window of each lane. One task drives one stream, so a stream
 needs no locks of its own. Coroutines run on the worker's event loop and must not block it: blocking work goes
-through :func:`streamloader.streams.blocking.in_lane_thread`.
+through :func:`streamloader.streams.lane_thread.in_lane_thread`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class StreamDataset(abc.ABC):
     async def index(self) -> Sequence[StreamInfo]:
         """Describe all streams, in an order that is the same on every call and machine.
 
-        A list will do; for millions of streams a :class:`~streamloader.table.StreamTable` takes much less memory.
+        A list will do; for millions of streams a
+        :class:`~streamloader.stream_table.StreamTable` takes much less memory.
 
         Raises:
             StreamNotFound: an address does not exist or a pattern matches nothing.

@@ -8,8 +8,8 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from streamloader.errors import ClosedError, ConfigError
+from streamloader.stream_table import Blobs, StreamTable, Texts
 from streamloader.streams.base import Expected, Stream
-from streamloader.table import Blobs, StreamTable, Texts
 from streamloader.values import Array, StreamInfo
 
 __all__ = ["Corpus", "Memory", "StepsInMemory", "seekable"]

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from streamloader.errors import ConfigError, FrameSizeError, StreamloaderError
-from streamloader.media.selection import Selection, whole
+from streamloader.media.video.selection import Selection, whole
 from streamloader.streams.augment import Augment, Transform, transform_rng, transformed
 from streamloader.streams.base import Stream
-from streamloader.streams.blocking import in_lane_thread
-from streamloader.streams.steps import qualified_name
+from streamloader.streams.lane_thread import in_lane_thread
+from streamloader.streams.step_writer import qualified_name
 from streamloader.values import Array, Field
 
 if TYPE_CHECKING:
-    from streamloader.media.convert import Converter
     from streamloader.media.frames import VideoFrame
+    from streamloader.media.video.convert import Converter
 
 __all__ = ["FrameStream", "checked_pix_fmt", "checked_size", "chosen_settings", "common_size", "frame_fields"]
 

@@ -13,12 +13,12 @@ import anyio
 import numpy as np
 
 from streamloader.errors import ClosedError, ConfigError
-from streamloader.streams.addresses import unique_keys
+from streamloader.stores.addresses import unique_keys
+from streamloader.stream_table import StreamTable, pack_column
 from streamloader.streams.base import Stream, StreamDataset
-from streamloader.streams.blocking import in_lane_thread
-from streamloader.streams.playing import CLOSING, AsyncSteps, Indexed, Iterated, Steps, step_error, steps_of
-from streamloader.streams.steps import StepWriter, describe, qualified_name
-from streamloader.table import StreamTable, pack_column
+from streamloader.streams.lane_thread import in_lane_thread
+from streamloader.streams.step_sources import CLOSING, AsyncSteps, Indexed, Iterated, Steps, step_error, steps_of
+from streamloader.streams.step_writer import StepWriter, describe, qualified_name
 from streamloader.values import Array, Field, StreamInfo, as_fields
 
 __all__ = ["IterStreams"]

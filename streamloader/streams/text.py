@@ -9,13 +9,13 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from streamloader.errors import ConfigError, StreamFailed
-from streamloader.streams.addresses import Addresses, Pattern, as_addresses
+from streamloader.stores.addresses import Addresses, Pattern, as_addresses
+from streamloader.stream_table import StreamTable
 from streamloader.streams.base import Expected, Stream, StreamDataset
-from streamloader.streams.blocking import in_lane_thread
 from streamloader.streams.corpus import Corpus, Memory, StepsInMemory
-from streamloader.streams.steps import qualified_name
+from streamloader.streams.lane_thread import in_lane_thread
+from streamloader.streams.step_writer import qualified_name
 from streamloader.streams.text_files import Files
-from streamloader.table import StreamTable
 from streamloader.values import Array, Field, StreamInfo
 
 __all__ = ["TextStreams"]
@@ -38,7 +38,7 @@ class TextStreams(StreamDataset):
             :func:`streamloader.stores.open_store`.
         tokenizer: a function from str to a sequence of ints, always the same ones for the same text, such as
             ``tokenizer.encode``. None streams bytes.
-        pattern: which files of a directory are texts; see :func:`streamloader.streams.addresses.expand`.
+        pattern: which files of a directory are texts; see :func:`streamloader.stores.addresses.expand`.
         encoding: how files are decoded for the tokenizer. Bytes are never decoded.
         fill: the value of padding, for instance the tokenizer's padding token.
         storage_options: keyword arguments of :func:`streamloader.stores.open_store`, for all addresses.

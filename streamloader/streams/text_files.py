@@ -24,15 +24,15 @@ from streamloader.errors import (
     UnreadableStream,
     redact,
 )
+from streamloader.stores.addresses import Found, Pattern, expand, unique_keys
+from streamloader.stores.io_thread import shared_store
 from streamloader.stores.readahead import RemoteFile
 from streamloader.stores.registry import scheme_of, split_address
-from streamloader.stores.shared import shared_store
-from streamloader.streams.addresses import Found, Pattern, expand, unique_keys
+from streamloader.stream_table import StreamTable
 from streamloader.streams.base import Expected, Stream
-from streamloader.streams.blocking import in_lane_thread
 from streamloader.streams.corpus import Corpus, seekable
-from streamloader.streams.playing import CLOSING
-from streamloader.table import StreamTable
+from streamloader.streams.lane_thread import in_lane_thread
+from streamloader.streams.step_sources import CLOSING
 from streamloader.values import Array, ObjectInfo, StreamInfo
 
 __all__ = ["Files"]

@@ -24,13 +24,13 @@ from streamloader.errors import (
     StreamloaderError,
     redact,
 )
-from streamloader.media.selection import Selection
+from streamloader.media.video.selection import Selection
+from streamloader.stores.addresses import Addresses, as_addresses, expand, unique_keys
+from streamloader.stores.io_thread import shared_store
 from streamloader.stores.registry import split_address
-from streamloader.stores.shared import shared_store
-from streamloader.streams.addresses import Addresses, as_addresses, expand, unique_keys
+from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import Augment, Transform
 from streamloader.streams.base import Expected, Stream, StreamDataset
-from streamloader.streams.blocking import in_lane_thread
 from streamloader.streams.frames import (
     FrameStream,
     checked_pix_fmt,
@@ -39,16 +39,16 @@ from streamloader.streams.frames import (
     common_size,
     frame_fields,
 )
-from streamloader.table import StreamTable
+from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.values import Array, Field, ObjectInfo, StreamInfo
 
 if TYPE_CHECKING:
-    from streamloader.media.convert import Converter
-    from streamloader.media.decode import FrameReader
     from streamloader.media.frames import VideoFrame
-    from streamloader.media.index import VideoIndex
-    from streamloader.media.remote import Video, VideoFile
-    from streamloader.streams.addresses import Found
+    from streamloader.media.video.convert import Converter
+    from streamloader.media.video.indexer import VideoIndex
+    from streamloader.media.video.reader import FrameReader
+    from streamloader.media.video.remote import Video, VideoFile
+    from streamloader.stores.addresses import Found
 
 __all__ = ["VideoStreams", "is_video"]
 
@@ -168,7 +168,7 @@ class VideoStreams(StreamDataset):
         return await in_lane_thread(self._open, info, start_draw, transform_key, file)
 
     def _prepare(self, info: StreamInfo) -> VideoFile | None:
-        from streamloader.media.remote import open_bytes
+        from streamloader.media.video.remote import open_bytes
 
         try:
             video, index = self._found_again(info)
@@ -189,8 +189,8 @@ class VideoStreams(StreamDataset):
         return _table(keys, names, found, looks)
 
     def _look(self, file: Found) -> _Look:
-        from streamloader.media.cache import cached_index
-        from streamloader.media.source import file_version
+        from streamloader.media.video.index_cache import cached_index
+        from streamloader.media.video.source import file_version
 
         if file.info is None:
             version = file_version(file.address)
@@ -201,13 +201,13 @@ class VideoStreams(StreamDataset):
         return _Look(version, len(index), self._selection.steps(index), index.shown_size)
 
     def _remote(self, address: str, info: ObjectInfo) -> Video:
-        from streamloader.media.remote import RemoteVideo
+        from streamloader.media.video.remote import RemoteVideo
 
         return RemoteVideo(address, info, self._storage_options)
 
     def _open(self, info: StreamInfo, start_draw: float, transform_key: Array, file: VideoFile | None) -> _VideoStream:
-        from streamloader.media.convert import Converter
-        from streamloader.media.decode import FrameReader
+        from streamloader.media.video.convert import Converter
+        from streamloader.media.video.reader import FrameReader
 
         try:
             video, index = self._found_again(info)
@@ -235,8 +235,8 @@ class VideoStreams(StreamDataset):
 
     def _found_again(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
-        from streamloader.media.cache import cached_index
-        from streamloader.media.source import file_version
+        from streamloader.media.video.index_cache import cached_index
+        from streamloader.media.video.source import file_version
 
         extra = info.extra
         if "path" in extra:

@@ -12,8 +12,8 @@ Example::
         def make_dataset(self):
             return MyStreams("somewhere")
 
-How a store is bound is told in :mod:`streamloader.testing.stores`, how a catalog in
-:mod:`streamloader.testing.catalogs`. The suites need pytest; :func:`play` and
+How a store is bound is told in :mod:`streamloader.testing.stores.suite`, how a catalog in
+:mod:`streamloader.testing.catalogs.suite`. The suites need pytest; :func:`play` and
 :func:`play_async` do not.
 """
 
@@ -22,12 +22,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from streamloader.testing.playing import assert_same_steps, describe_streams, play, play_async
+from streamloader.testing.streams.playing import assert_same_steps, describe_streams, play, play_async
 
 if TYPE_CHECKING:
-    from streamloader.testing.catalogs import CatalogSuite
-    from streamloader.testing.stores import StoreSuite
-    from streamloader.testing.streams import StreamSuite
+    from streamloader.testing.catalogs.suite import CatalogSuite
+    from streamloader.testing.stores.suite import StoreSuite
+    from streamloader.testing.streams.suite import StreamSuite
 
 __all__ = ["CatalogSuite", "StoreSuite", "StreamSuite", "assert_same_steps", "describe_streams", "play", "play_async"]
 
@@ -35,37 +35,21 @@ with contextlib.suppress(ImportError):
     import pytest
 
     # so that its failures show the values
-    pytest.register_assert_rewrite(
-        *(
-            f"streamloader.testing.{module}"
-            for module in (
-                "catalog_binding",
-                "catalog_life",
-                "catalog_reads",
-                "catalog_writes",
-                "streams",
-                "resume",
-                "store_binding",
-                "store_life",
-                "store_lists",
-                "store_reads",
-                "store_writes",
-            )
-        )
-    )
+    for _module in ("catalogs", "stores", "streams.suite", "streams.resume"):
+        pytest.register_assert_rewrite(f"streamloader.testing.{_module}")
 
 
 def __getattr__(name: str) -> Any:
     if name == "StreamSuite":
-        from streamloader.testing.streams import StreamSuite
+        from streamloader.testing.streams.suite import StreamSuite
 
         return StreamSuite
     if name == "CatalogSuite":
-        from streamloader.testing.catalogs import CatalogSuite
+        from streamloader.testing.catalogs.suite import CatalogSuite
 
         return CatalogSuite
     if name == "StoreSuite":
-        from streamloader.testing.stores import StoreSuite
+        from streamloader.testing.stores.suite import StoreSuite
 
         return StoreSuite
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ import numpy as np
 
 import streamloader as sl
 from streamloader.streams.base import Stream, StreamDataset
-from streamloader.streams.blocking import in_lane_thread
+from streamloader.streams.lane_thread import in_lane_thread
 
 KINDS = ("text", "steps", "video")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamloader.engine.player import Limit
 from streamloader.engine.quarantine import Quarantine, Quarantined, Strikes
 from streamloader.engine.ring import Status
+from streamloader.engine.workload import Limit
 
 
 def status(*rows):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import streamloader as sl
-from streamloader.engine import memory, ring
-from streamloader.engine.returns import drained
+from streamloader.engine import free_memory, ring
 from streamloader.engine.ring import META, Ring, SlotLayout, nameless_memory
+from streamloader.engine.slot_release import drained
 
 FIELDS = {"data": sl.Field((3, 5), "uint8", axes="HW"), "x": sl.Field((), "float64"), "none": sl.Field((0,), "int16")}
 LAYOUT = SlotLayout(FIELDS, lanes=2, window=7)
@@ -138,16 +138,16 @@ def test_free_memory_is_what_machine_and_control_group_leave(tmp_path, monkeypat
     limit, usage, stat = (tmp_path / name for name in ("max", "current", "stat"))
     usage.write_text("7000\n")
     stat.write_text("anon 5000\ninactive_file 1500\n")
-    monkeypatch.setattr(memory, "_CGROUPS", ((str(limit), str(usage), str(stat)),))
-    machine = memory.free_memory()
+    monkeypatch.setattr(free_memory, "_CGROUPS", ((str(limit), str(usage), str(stat)),))
+    machine = free_memory.free_memory()
     assert machine > 1 << 20
     limit.write_text("10000\n")
-    assert memory.free_memory() == 10000 - 7000 + 1500
+    assert free_memory.free_memory() == 10000 - 7000 + 1500
     limit.write_text("6000\n")
     stat.write_text("anon 5000\n")
-    assert memory.free_memory() == 0
+    assert free_memory.free_memory() == 0
     limit.write_text("max\n")
-    assert memory.free_memory() > 1 << 20
+    assert free_memory.free_memory() > 1 << 20
 
 
 def test_nameless_memory_without_memfd_has_no_name_either(monkeypatch, tmp_path):

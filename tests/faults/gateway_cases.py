@@ -18,9 +18,9 @@ from streamloader.errors import (
     StoreTimeout,
     WrongContent,
 )
-from streamloader.stores.ipfs import IpfsStore
-from streamloader.testing.dags import DagBuilder
-from streamloader.testing.faults.gateway import FAULTS, FaultyGateway, deep_file
+from streamloader.stores.ipfs.store import IpfsStore
+from streamloader.testing.faults.ipfs_dags import DagBuilder
+from streamloader.testing.faults.ipfs_gateway import FAULTS, FaultyGateway, deep_file
 
 DATA = random.Random(5).randbytes(24_000)
 DAG = DagBuilder(chunk_size=2_000, width=4)  # 12 blocks under 3 nodes under one

@@ -33,8 +33,8 @@ from streamloader.errors import (
 from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
 from streamloader.testing.faults.certificates import make_certificate
+from streamloader.testing.faults.dns import host_names
 from streamloader.testing.faults.http import Fault, HttpServer
-from streamloader.testing.faults.names import host_names
 from streamloader.values import ByteRange
 
 SIZE = 300_007

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from streamloader.testing.faults.gateway import FaultyGateway
+from streamloader.testing.faults.ipfs_gateway import FaultyGateway
 
 
 @contextlib.contextmanager

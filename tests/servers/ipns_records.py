@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from streamloader.stores.ipfs_cid import IDENTITY, LIBP2P_KEY, Cid, varint
+from streamloader.stores.ipfs.cid import IDENTITY, LIBP2P_KEY, Cid, varint
 
 
 @dataclass

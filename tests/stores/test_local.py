@@ -15,7 +15,7 @@ import pytest
 import streamloader as sl
 from streamloader.config import Limits
 from streamloader.stores.local import LocalStore, local_path
-from streamloader.stores.wrap import Rooted
+from streamloader.stores.wrappers import Rooted
 from streamloader.values import ByteRange
 
 BIG = bytes(range(256)) * (48 << 10)  # 12 MiB: three visits to a thread

@@ -19,9 +19,9 @@ from streamloader.config import Retry
 from streamloader.errors import ClosedError, Interrupted, NotFound, NotSupported, ObjectChanged, ServerBusy
 from streamloader.stores import readahead, register_store, registry
 from streamloader.stores.base import Body
+from streamloader.stores.io_thread import close_shared_stores, shared_store
 from streamloader.stores.memory import MemoryStore
 from streamloader.stores.readahead import PROCESS_BYTES, UNIT, RemoteFile
-from streamloader.stores.shared import close_shared_stores, shared_store
 from streamloader.values import ObjectInfo
 
 PLAIN = {"retry": None}

@@ -12,14 +12,14 @@ from streamloader.stores.registry import schemes
 from streamloader.testing import StoreSuite
 
 HERE = Path(__file__).parent
-BINDINGS = sorted(HERE.glob("test_*_suite.py"))
+BINDINGS = sorted([*HERE.glob("test_*_suite.py"), *HERE.glob("*/test_suite.py")])
 
 
 def bound_schemes():
     """Return scheme -> the class that tests it."""
     found = {}
     for file in BINDINGS:
-        name = f"bindings.{file.stem}"
+        name = f"bindings.{file.parent.name}_{file.stem}"
         spec = importlib.util.spec_from_file_location(name, file)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
@@ -39,7 +39,9 @@ def own_schemes():
 
 def test_every_scheme_is_bound():
     missing = sorted(own_schemes() - set(bound_schemes()))
-    assert not missing, f"no class in {HERE}/test_*_suite.py has one of these in its `schemes`: {missing}"
+    assert not missing, (
+        f"no class in a test_suite.py or test_*_suite.py under {HERE} has one of these in its `schemes`: {missing}"
+    )
 
 
 def test_no_binding_is_of_a_scheme_that_nobody_serves():

@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as st_numpy
 
 import streamloader as sl
 from streamloader.streams.base import stream_rng
-from streamloader.streams.blocking import LaneThread, current_lane_thread
-from streamloader.streams.steps import Misfit, StepWriter
+from streamloader.streams.lane_thread import LaneThread, current_lane_thread
+from streamloader.streams.step_writer import Misfit, StepWriter
 from streamloader.testing import describe_streams, play
-from streamloader.testing.playing import read_steps
+from streamloader.testing.streams.playing import read_steps
 
 BYTE = sl.Field((), "uint8")
 

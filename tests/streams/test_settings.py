@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import streamloader as sl
+from streamloader.stream_table import StreamTable
 from streamloader.streams.base import stream_rng
-from streamloader.table import StreamTable
 from streamloader.testing import describe_streams, play
 
 

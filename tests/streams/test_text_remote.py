@@ -21,9 +21,9 @@ from store_leaves import spaces as plain_spaces
 import streamloader as sl
 from streamloader.errors import CorruptStream, Interrupted, NotFound, NotSupported, ObjectChanged, StreamNotFound
 from streamloader.stores import registry
+from streamloader.stores.io_thread import shared_store
 from streamloader.stores.memory import MemoryStore
 from streamloader.stores.readahead import UNIT
-from streamloader.stores.shared import shared_store
 from streamloader.streams import text_files
 from streamloader.streams.base import stream_rng
 from streamloader.testing import StreamSuite, describe_streams, play

@@ -26,7 +26,7 @@ from streamloader.errors import (
     StreamNotFound,
     UnreadableStream,
 )
-from streamloader.media import cache
+from streamloader.media.video import index_cache
 from streamloader.streams.base import stream_rng
 from streamloader.streams.video import VideoStreams
 from streamloader.testing import describe_streams, play
@@ -48,8 +48,8 @@ def uneven(tmp_path_factory):
 def calls(monkeypatch):
     """The paths that are really indexed, not found in the cache."""
     made = []
-    real = cache.index_video
-    monkeypatch.setattr(cache, "index_video", lambda path, **k: made.append(path) or real(path, **k))
+    real = index_cache.index_video
+    monkeypatch.setattr(index_cache, "index_video", lambda path, **k: made.append(path) or real(path, **k))
     return made
 
 
@@ -151,7 +151,7 @@ def plain_selection(pts, end, time_base, *, max_frames, stride, fps):
 @pytest.mark.parametrize("max_frames", [None, 1, 5, 1000])
 def test_steps_are_those_of_the_rule(clip, uneven, fps, stride, max_frames):
     for path in (clip, uneven):
-        index = cache.cached_index(str(path))
+        index = index_cache.cached_index(str(path))
         exact = None if fps is None else Fraction(fps)
         wanted = plain_selection(
             index.pts.tolist(), index.end, index.time_base, max_frames=max_frames, stride=stride, fps=exact
@@ -167,7 +167,7 @@ def test_steps_are_those_of_the_rule(clip, uneven, fps, stride, max_frames):
 @pytest.mark.parametrize(("fps", "stride"), [(None, 3), (10, 1), (60, 1), (60, 2), (3, 1)])
 def test_chosen_frames_are_played(uneven, fps, stride):
     pictures = as_rgb(linear_decode(uneven))
-    index = cache.cached_index(str(uneven))
+    index = index_cache.cached_index(str(uneven))
     exact = None if fps is None else Fraction(fps)
     wanted = plain_selection(index.pts.tolist(), index.end, index.time_base, max_frames=60, stride=stride, fps=exact)
     dataset = VideoStreams(uneven, stride=stride, fps=fps, max_frames=60)
@@ -201,7 +201,7 @@ def test_random_start_keeps_the_number_of_steps(clip):
 
 def test_random_start_reaches_the_first_and_the_last_frame(clip):
     dataset = VideoStreams(clip, max_frames=10, random_start=True)
-    index = cache.cached_index(str(clip))
+    index = index_cache.cached_index(str(clip))
     assert dataset._selection.choose(index, 0.0)[0].tolist() == list(range(10))
     assert dataset._selection.choose(index, 1 - 2**-53)[0].tolist() == list(range(30, 40))
 
@@ -325,8 +325,8 @@ def test_a_cancelled_index_stops_at_the_next_file(clip, tmp_path, monkeypatch):
         assert go_on.wait(30)
         return real(path, **keywords)
 
-    real = cache.cached_index
-    monkeypatch.setattr(cache, "cached_index", slow)
+    real = index_cache.cached_index
+    monkeypatch.setattr(index_cache, "cached_index", slow)
     paths = [tmp_path / f"{number}.mp4" for number in range(200)]
     for path in paths:
         path.hardlink_to(clip)
@@ -375,8 +375,8 @@ def test_damage_met_while_playing_comes_after_the_good_frames(clip, tmp_path, mo
     make_clip(path, frames=25)
     dataset = VideoStreams(path)
     info = one(dataset)
-    lying = cache.cached_index(str(clip))
-    monkeypatch.setattr(cache, "cached_index", lambda *a, **k: lying)
+    lying = index_cache.cached_index(str(clip))
+    monkeypatch.setattr(index_cache, "cached_index", lambda *a, **k: lying)
     longer = type(info)(info.key, 40, {**info.extra, "frames": 40})
 
     async def read():
@@ -443,7 +443,7 @@ def test_cache_hit_miss_and_change(clip, tmp_path, monkeypatch, calls):
 @pytest.mark.parametrize("harm", [b"", b"PK\x03\x04 but no index", "half", "a flipped bit", "another index"])
 def test_a_broken_cache_is_made_again(clip, tmp_path, monkeypatch, calls, harm):
     monkeypatch.setenv("STREAMLOADER_CACHE", str(tmp_path / "cache"))
-    wanted = cache.cached_index(str(clip))
+    wanted = index_cache.cached_index(str(clip))
     (file,) = (tmp_path / "cache").rglob("*.index")
     whole = file.read_bytes()
     if harm == "half":
@@ -456,18 +456,18 @@ def test_a_broken_cache_is_made_again(clip, tmp_path, monkeypatch, calls, harm):
         assert file.read_bytes() != whole
     else:
         file.write_bytes(harm)
-    again = cache.cached_index(str(clip))
+    again = index_cache.cached_index(str(clip))
     assert len(calls) == 2
     assert np.array_equal(again.pts, wanted.pts)
-    cache.cached_index(str(clip))
+    index_cache.cached_index(str(clip))
     assert len(calls) == 2
 
 
 def test_the_cache_is_read_in_many_threads_at_a_time(clip, tmp_path, monkeypatch, calls):
     monkeypatch.setenv("STREAMLOADER_CACHE", str(tmp_path / "cache"))
-    wanted = cache.cached_index(str(clip)).pts.tobytes()
+    wanted = index_cache.cached_index(str(clip)).pts.tobytes()
     with ThreadPoolExecutor(8) as pool:
-        assert {found.pts.tobytes() for found in pool.map(cache.cached_index, [str(clip)] * 2000)} == {wanted}
+        assert {found.pts.tobytes() for found in pool.map(index_cache.cached_index, [str(clip)] * 2000)} == {wanted}
     assert len(calls) == 1
 
 
@@ -484,7 +484,7 @@ def test_the_cache_gives_back_what_it_was_given(tmp_path, monkeypatch):
     monkeypatch.setenv("STREAMLOADER_CACHE", str(tmp_path / "cache"))
     for name in ("rotated.mp4", "no_pts.avi", "open_groups.mkv"):
         path = str(VARIANTS[name](tmp_path))
-        fresh, stored = cache.cached_index(path), cache.cached_index(path)
+        fresh, stored = index_cache.cached_index(path), index_cache.cached_index(path)
         for field in fresh.__dataclass_fields__:
             one_value, other = getattr(fresh, field), getattr(stored, field)
             assert np.array_equal(one_value, other), (name, field)

@@ -14,10 +14,10 @@ from range_server import served
 
 import streamloader as sl
 from streamloader.errors import CorruptStream, Interrupted, NotFound, ObjectChanged, UnreadableStream
-from streamloader.media import cache
+from streamloader.media.video import index_cache
 from streamloader.stores import readahead
+from streamloader.stores.io_thread import shared_store
 from streamloader.stores.memory import MemoryStore
-from streamloader.stores.shared import shared_store
 from streamloader.streams.base import stream_rng
 from streamloader.streams.video import VideoStreams
 from streamloader.testing import StreamSuite, describe_streams, play
@@ -213,8 +213,8 @@ def test_an_error_of_the_store_comes_after_the_good_frames_and_may_pass(folder, 
 def test_indexing_is_done_side_by_side(folder, url, monkeypatch):
     """Twelve videos of a server: no more threads than there may be, each video once."""
     looked = []
-    real = cache.cached_index
-    monkeypatch.setattr(cache, "cached_index", lambda video, **k: looked.append(str(video)) or real(video, **k))
+    real = index_cache.cached_index
+    monkeypatch.setattr(index_cache, "cached_index", lambda video, **k: looked.append(str(video)) or real(video, **k))
     addresses = [f"{url}/{name}" for name in ("a.mp4", *NAMES)] * 3
     infos = describe_streams(VideoStreams(addresses, size=(24, 32)))
     assert len(infos) == 12

@@ -9,10 +9,10 @@ import tempfile
 import pytest
 
 import streamloader as sl
-from streamloader.catalogs.base import Place, Snapshot
-from streamloader.catalogs.sqlite import SqliteCatalog
+from streamloader.archive.catalog.base import Place, Snapshot
+from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
 from streamloader.testing import CatalogSuite
-from streamloader.testing.catalog_binding import made
+from streamloader.testing.catalogs.binding import made
 
 
 class Plain(SqliteCatalog):

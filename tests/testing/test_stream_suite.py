@@ -11,9 +11,9 @@ import pytest
 
 import streamloader as sl
 from streamloader.streams.base import Expected
-from streamloader.streams.blocking import in_lane_thread
+from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.testing import StreamSuite, assert_same_steps, describe_streams, play
-from streamloader.testing.playing import read_steps
+from streamloader.testing.streams.playing import read_steps
 
 
 class Counting(sl.Stream):

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import unquote
 
-from streamloader.testing.faults.http_kinds import KINDS, Exchange, Fault
+from streamloader.testing.faults.http_faults import KINDS, Exchange, Fault
 
 __all__ = ["KINDS", "Fault", "HttpServer", "Request"]
 

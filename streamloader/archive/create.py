@@ -1,0 +1,63 @@
+"""Making archives and adding to them: from what a user writes to the calls of the ingest floor."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from streamloader.archive.location import CATALOG_FILE, catalog_url, shared_by
+from streamloader.errors import ConfigError, redact
+from streamloader.stores.local import local_path
+from streamloader.stores.registry import scheme_of
+
+if TYPE_CHECKING:
+    from streamloader.archive.ingest import CheckReport, IngestReport
+    from streamloader.archive.reader.reader import ArchiveReader
+    from streamloader.stores.addresses import Addresses
+
+__all__ = ["add_to", "check_all", "create_archive"]
+
+
+def create_archive(
+    store: str | os.PathLike[str] | Sequence[str] | Mapping[str, float],
+    catalog: str | None,
+    catalog_options: Mapping[str, Any] | None,
+) -> str:
+    """Make the catalog of an empty archive, and return its url; see :meth:`Archive.create`."""
+    from streamloader.archive.ingest import as_places
+
+    places = as_places(store)
+    if catalog is None:
+        first = places[0].url
+        if scheme_of(first) not in ("", "file"):
+            raise ConfigError(
+                f"the archive in {redact(first)} needs catalog=: a local file such as 'videos.sqlite', or mongodb://..."
+            )
+        catalog = os.path.join(local_path(first), CATALOG_FILE)
+    url = catalog_url(catalog)
+    if scheme_of(url) in ("", "file"):
+        os.makedirs(os.path.dirname(local_path(url)) or ".", exist_ok=True)
+    with shared_by(url, catalog_options or {}) as made:
+        made.call(made.it.create(places))
+    return url
+
+
+def add_to(reader: ArchiveReader, videos: Addresses, options: Mapping[str, Any]) -> IngestReport:
+    """Add videos to the archive of a reader; `options` are of the ingest or of the cut."""
+    from streamloader.archive.ingest import add_videos
+    from streamloader.media.chunks.build import CutSettings
+
+    names = {item.name for item in dataclasses.fields(CutSettings)}
+    cut = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    rest.setdefault("storage_options", reader.storage_options)
+    return add_videos(reader.catalog, videos, CutSettings(**cut), **rest)
+
+
+def check_all(reader: ArchiveReader, repair: bool, options: Mapping[str, Any]) -> CheckReport:
+    """Check the archive of a reader."""
+    from streamloader.archive.ingest import check_archive
+
+    return check_archive(reader.catalog, repair=repair, **({"storage_options": reader.storage_options} | dict(options)))

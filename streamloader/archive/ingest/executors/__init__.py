@@ -1,0 +1,1 @@
+"""Where ingest runs its work units: threads, processes, or a Ray cluster."""

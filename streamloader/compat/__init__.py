@@ -1,0 +1,1 @@
+"""Compatibility layers: the names and the use of other systems, over this package."""

@@ -1,0 +1,1 @@
+"""The compatibility layer for ButterflyTorch, over an archive."""

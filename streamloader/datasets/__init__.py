@@ -1,1 +1,0 @@
-"""Samples by number: archives of videos, read exactly and at random."""

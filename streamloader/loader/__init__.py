@@ -1,0 +1,1 @@
+"""BATCHES: the loaders that users iterate over, and what they yield."""

@@ -1,0 +1,1 @@
+"""Files on IPFS, every block verified against its CID."""

@@ -1,0 +1,1 @@
+"""Files behind SSH, over SFTP."""

@@ -1,0 +1,391 @@
+"""The part of the store suite that connects, closes, cancels, forks and travels."""
+
+# ruff: noqa: D102 - the name of a test says what it shows
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import pickle
+import signal
+import traceback
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from streamloader.config import Limits
+from streamloader.errors import ClosedError, NotFound, StoreError
+from streamloader.stores.base import Store
+from streamloader.stores.io_thread import close_shared_stores, shared_store
+from streamloader.testing.stores.binding import BIG, StoreBinding, difference, has_listings, made_bytes, run
+from streamloader.values import ByteRange
+
+__all__ = ["LifeSuite"]
+
+_SIZE = 200_003
+_PATIENCE = 40  # seconds that a forked child may take
+
+
+class LifeSuite(StoreBinding):
+    """One instance serves many at once, survives what happens to its process, and shows no secrets."""
+
+    # --- many at once ------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("limits", [Limits(), Limits(connections=2, requests=3)], ids=["usual", "tight"])
+    def test_64_reads_at_once(self, limits: Limits) -> None:
+        data = made_bytes(_SIZE)
+        path = self.put("a.bin", data)
+        spans = [ByteRange(number * 3_000, number * 3_000 + 5_000 + number) for number in range(62)]
+        spans += [ByteRange(-70_001), ByteRange()]
+
+        async def read(store: Store) -> None:
+            found = await asyncio.gather(*(store.read(path, span) for span in spans))
+            for span, got in zip(spans, found, strict=True):
+                start, end = span.within(_SIZE)
+                assert not difference(got, data[start:end]), span
+
+        self.use(read, limits=limits)
+
+    def test_64_objects_at_once(self) -> None:
+        files = {self.name(f"{number}.bin"): made_bytes(1_000 + number) for number in range(64)}
+        self.populate(files)
+
+        async def read(store: Store) -> None:
+            paths = [self.path(name) for name in files]
+            assert not difference(await asyncio.gather(*(store.read(path) for path in paths)), list(files.values()))
+            heads = await asyncio.gather(*(store.head(path) for path in paths))
+            assert [info.size for info in heads] == [len(data) for data in files.values()]
+
+        self.use(read)
+
+    def test_one_that_fails_does_not_disturb_the_others(self) -> None:
+        path = self.put("a.bin", made_bytes(_SIZE))
+        missing = self.path(self.name("none.bin"))
+
+        async def read(store: Store) -> None:
+            asked = [missing if number % 3 == 0 else path for number in range(30)]
+            found = await asyncio.gather(*(store.read(one) for one in asked), return_exceptions=True)
+            for one, got in zip(asked, found, strict=True):
+                assert isinstance(got, NotFound) if one == missing else not difference(got, made_bytes(_SIZE))
+
+        self.use(read)
+
+    # --- cancelled ---------------------------------------------------------------------------------------------------
+
+    def test_a_read_that_is_cancelled_disturbs_nothing(self) -> None:
+        # At the first wait, the second, and so on: while it connects, asks, waits for the answer and takes it.
+        data = made_bytes(BIG)
+        path = self.put("big.bin", data)
+
+        async def read(store: Store) -> None:
+            for waits in (*range(20), *range(20, 100, 8)):
+                task = asyncio.create_task(store.read(path, ByteRange(1)))
+                for _ in range(waits):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    assert not difference(await task, data[1:])
+            assert not difference(await store.read(path, ByteRange(-70_000)), data[-70_000:])
+
+        self.use(read, limits=Limits(connections=2, requests=2))
+
+    def test_a_read_that_is_cancelled_in_the_middle_disturbs_nothing(self) -> None:
+        data = made_bytes(BIG)
+        path = self.put("big.bin", data)
+
+        async def read(store: Store) -> None:
+            for _ in range(6):
+                began = asyncio.Event()
+                task = asyncio.create_task(_stall(store.stream(path), began))
+                await began.wait()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert not difference(await store.read(path, ByteRange(5, 70_000)), data[5:70_000])
+
+        self.use(read, limits=Limits(connections=2, requests=2))
+
+    def test_the_others_go_on_when_some_are_cancelled(self) -> None:
+        data = made_bytes(_SIZE)
+        path = self.put("a.bin", data)
+
+        async def read(store: Store) -> None:
+            tasks = [asyncio.create_task(store.read(path, ByteRange(number))) for number in range(40)]
+            for number in range(0, 40, 2):
+                await asyncio.sleep(0)
+                tasks[number].cancel()
+            for number, got in enumerate(await asyncio.gather(*tasks, return_exceptions=True)):
+                cancelled = number % 2 == 0 and isinstance(got, asyncio.CancelledError)
+                assert cancelled or not difference(got, data[number:]), number
+
+        self.use(read)
+
+    # --- closed ------------------------------------------------------------------------------------------------------
+
+    def test_closing_twice_does_no_harm(self) -> None:
+        path = self.put("a.bin", b"x")
+
+        async def close() -> None:
+            unused = self.make_store()
+            await unused.aclose()
+            await unused.aclose()
+            store = self.make_store()
+            assert await store.read(path) == b"x"
+            await store.aclose()
+            await store.aclose()
+
+        run(close)
+
+    def test_nothing_works_once_it_is_closed(self) -> None:
+        path = self.put("a.bin", b"x")
+
+        async def close() -> None:
+            store = self.make_store()
+            async with store:
+                assert await store.read(path) == b"x"
+            uses: list[Callable[[], Coroutine[Any, Any, object]]] = [
+                lambda: store.head(path),
+                lambda: store.read(path),
+                lambda: store.read(path, ByteRange(0, 0)),
+                lambda: anext(store.stream(path)),
+                lambda: anext(store.list(self.path(self.name()))),
+                lambda: store.write(path, b"y"),
+                lambda: store.delete(path),
+            ]
+            for use in uses:
+                with pytest.raises(ClosedError):
+                    await use()
+
+        run(close)
+        assert self.use(lambda store: store.read(path)) == b"x"
+
+    def test_closing_ends_the_reads_under_way(self) -> None:
+        # Each of them gets the right bytes or an error of ours, and none waits for ever.
+        data = made_bytes(BIG)
+        path = self.put("big.bin", data)
+
+        async def close() -> None:
+            store = self.make_store()
+            began = asyncio.Event()
+            tasks = [asyncio.create_task(_collect(store.stream(path), began)) for _ in range(4)]
+            await began.wait()
+            await store.aclose()
+            for got in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(got, BaseException):
+                    assert isinstance(got, (StoreError, ClosedError)), repr(got)
+                else:
+                    assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
+
+        run(close)
+
+    # --- other loops and processes -----------------------------------------------------------------------------------
+
+    def test_a_second_event_loop(self) -> None:
+        data = made_bytes(_SIZE)
+        path = self.put("a.bin", data)
+        store = self.make_store()
+        for _ in range(3):
+            assert not difference(run(lambda: _read_some(store, path)), [data[7:70_000], data])
+        run(store.aclose)
+
+    def test_pickled(self) -> None:
+        data = made_bytes(_SIZE)
+        path = self.put("a.bin", data)
+
+        async def read() -> None:
+            async with self.make_store() as store:
+                before = pickle.dumps(store)
+                assert not difference(await _read_some(store, path), [data[7:70_000], data])
+                after = pickle.dumps(store)
+                for twin in map(pickle.loads, (before, after)):
+                    async with twin:
+                        assert type(twin) is type(store)
+                        assert (twin.url, twin.limits, twin.timeouts) == (store.url, store.limits, store.timeouts)
+                        assert not difference(await _read_some(twin, path), [data[7:70_000], data])
+                assert not difference(await store.read(path), data)  # closing them closed nothing of it
+
+        run(read)
+
+    def test_pickled_in_another_process(self) -> None:
+        data = made_bytes(_SIZE)
+        path = self.put("a.bin", data)
+        pickled = pickle.dumps(self.make_store())
+
+        async def read() -> None:
+            async with pickle.loads(pickled) as twin:  # noqa: S301 - bytes of its own making
+                assert not difference(await _read_some(twin, path), [data[7:70_000], data])
+
+        assert _in_child(read) == "fine"
+
+    def test_used_after_a_fork(self) -> None:
+        data = made_bytes(BIG)
+        path = self.put("big.bin", data)
+
+        async def use(store: Store) -> None:
+            async def in_child() -> None:
+                assert not difference(await _read_some(store, path), [data[7:70_000], data])
+                await store.aclose()
+
+            async with contextlib.aclosing(store.stream(path)) as chunks:
+                got = await anext(chunks)  # a connection in use, which is the parent's alone
+                assert _in_child(in_child) == "fine"
+                async for chunk in chunks:
+                    got += chunk
+            assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
+            assert not difference(await _read_some(store, path), [data[7:70_000], data])
+            assert _in_child(in_child) == "fine"
+            assert not difference(await store.read(path, ByteRange(-9)), data[-9:])
+
+        self.use(use)
+
+    # --- the blocking face -------------------------------------------------------------------------------------------
+
+    def test_the_shared_store_gives_the_same(self) -> None:
+        data = made_bytes(_SIZE)
+        path = self.put("sub/a.bin", data)
+        info = self.use(lambda store: store.head(path))
+        shared, path = shared_store(self.address(self.name("sub/a.bin")), self.location()[1])
+        with shared:
+            there = shared.head(path)
+            assert (there.path, there.size, there.version) == (path, info.size, info.version)
+            assert not difference(shared.read(path), data)
+            assert not difference(shared.read(path, ByteRange(5, 70_000), version=info.version), data[5:70_000])
+            assert not difference(shared.read(path, ByteRange(-5)), data[-5:])
+            with pytest.raises(NotFound):
+                shared.read(f"{path}.none")
+            if shared.store.lists:
+                folder = path.rpartition("/")[0]
+                assert [found.path for found in shared.list(folder)] == [path]
+            if shared.store.writes:
+                shared.write(f"{path}.new", b"new")
+                assert shared.read(f"{path}.new") == b"new"
+                shared.delete(f"{path}.new")
+                shared.delete(f"{path}.new")
+        close_shared_stores()
+
+    def test_the_shared_store_serves_many_threads(self) -> None:
+        data = made_bytes(_SIZE)
+        self.put("a.bin", data)
+
+        def read(number: int) -> bool:
+            shared, path = shared_store(self.address(self.name("a.bin")), self.location()[1])
+            with shared:
+                return shared.read(path, ByteRange(number, number + 50_000)) == data[number : number + 50_000]
+
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(read, range(32)))
+        close_shared_stores()
+
+    # --- secrets -----------------------------------------------------------------------------------------------------
+
+    def test_shows_no_secrets(self) -> None:
+        path = self.put("a.bin", made_bytes(_SIZE))
+        shown = io.StringIO()
+        handler = logging.StreamHandler(shown)
+        logger = logging.getLogger()
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+
+        async def look(store: Store) -> None:
+            print(repr(store), str(store), store.url, store.address(path), file=shown)
+            print(await store.head(path), file=shown)
+            assert not difference(await store.read(path, ByteRange(0, 9)), made_bytes(_SIZE)[:9])
+            for fail in (
+                lambda: store.head(self.path(self.name("none.bin"))),
+                lambda: store.read(path, ByteRange(_SIZE, _SIZE + 1)),
+                lambda: store.read(path, version="no such version"),
+                lambda: store.read(".."),
+            ):
+                with pytest.raises(Exception) as caught:  # noqa: PT011 - what they are is tested elsewhere
+                    await fail()
+                print(*traceback.format_exception(caught.value), repr(caught.value), vars(caught.value), file=shown)
+            await store.aclose()
+            with pytest.raises(ClosedError) as closed:
+                await store.read(path)
+            print(repr(closed.value), str(closed.value), repr(store), file=shown)
+
+        try:
+            self.use(look)
+            if self.use(lambda store: has_listings(store, self.path(self.name()))):
+                self.use(lambda store: _count(store.list(self.path(self.name()))))
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        text = shown.getvalue()
+        assert "store" in text.lower(), "there is something to look at"
+        for secret in self.secrets:
+            assert len(secret) >= 6, "a secret that could be anything is no test"
+            assert secret not in text, f"shown: ...{text[max(0, text.index(secret) - 200) : text.index(secret)]}..."
+
+    def test_says_where_it_is(self) -> None:
+        store = self.make_store()
+        assert store.url in repr(store)
+        assert store.url
+        path = self.path("a/b.bin")
+        assert store.address(path).endswith("b.bin")
+        run(store.aclose)
+
+
+async def _read_some(store: Store, path: str) -> list[bytes]:
+    return list(await asyncio.gather(store.read(path, ByteRange(7, 70_000)), store.read(path)))
+
+
+async def _collect(chunks: AsyncGenerator[bytes, None], began: asyncio.Event) -> bytes:
+    parts = []
+    try:
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                parts.append(chunk)
+                began.set()
+                await asyncio.sleep(0)
+    finally:
+        began.set()
+    return b"".join(parts)
+
+
+async def _stall(chunks: AsyncGenerator[bytes, None], began: asyncio.Event) -> None:
+    try:
+        async with contextlib.aclosing(chunks):
+            async for _ in chunks:
+                began.set()
+                await asyncio.Event().wait()
+    finally:
+        began.set()  # also if it failed
+
+
+async def _count(found: AsyncGenerator[Any, None]) -> int:
+    return len([info async for info in found])
+
+
+def _in_child(function: Callable[[], Coroutine[Any, Any, None]]) -> str:
+    """Run a coroutine function in a forked child; return "fine", or what went wrong there."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that this process has threads is what is tested
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reading)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_PATIENCE)
+            try:
+                run(function, _PATIENCE - 5)
+                said = "fine"
+            except BaseException:  # noqa: BLE001 - the parent is told
+                said = traceback.format_exc()
+            os.write(writing, said.encode()[-60_000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    status = os.waitpid(pid, 0)[1]
+    return said or f"the child ended with status {status} and said nothing"

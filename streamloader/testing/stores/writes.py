@@ -1,0 +1,283 @@
+"""The part of the store suite that writes. Stores that take no objects have to say so, by NotSupported."""
+
+# ruff: noqa: D102 - the name of a test says what it shows
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+
+from streamloader.errors import NotFound, ObjectChanged
+from streamloader.stores.base import Store
+from streamloader.testing.stores.binding import (
+    BIG,
+    StoreBinding,
+    difference,
+    has_listings,
+    listed,
+    made_bytes,
+    pieces,
+    takes_writes,
+)
+from streamloader.values import ByteRange
+
+__all__ = ["WriteSuite"]
+
+
+class Failure(Exception):
+    """What an iterator of pieces fails with."""
+
+
+class WriteSuite(StoreBinding):
+    """What is written is there as a whole, or not at all."""
+
+    def test_writes_bytes(self) -> None:
+        path = self.path(self.name("a.bin"))
+
+        async def write(store: Store) -> None:
+            if await takes_writes(store, path):
+                for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"a memoryview")[2:], b"", b"x" * 100_000):
+                    await store.write(path, data)
+                    assert not difference(await store.read(path), bytes(data))
+                    assert (await store.head(path)).size == len(data)
+
+        self.use(write)
+
+    def test_what_was_written_is_there_for_others(self) -> None:
+        path = self.path(self.name("a.bin"))
+
+        async def write(store: Store) -> bool:
+            if await takes_writes(store, path):
+                await store.write(path, b"here it is")
+            return store.writes
+
+        if self.use(write):
+            assert self.use(lambda store: store.read(path)) == b"here it is"
+
+    def test_writes_a_big_object(self) -> None:
+        path = self.path(self.name("big.bin"))
+
+        async def write(store: Store) -> None:
+            if await takes_writes(store, path):
+                await store.write(path, made_bytes(BIG))
+                whole = await store.read(path)
+                assert hashlib.sha256(whole).digest() == hashlib.sha256(made_bytes(BIG)).digest()
+
+        self.use(write)
+
+    def test_writes_pieces_as_they_come(self) -> None:
+        path, data = self.path(self.name("a.bin")), made_bytes(BIG)
+        cuts = [0, 0, 1, 7, 7, 65_536, 5 << 20, (5 << 20) + 1, BIG - 3, BIG, BIG]
+        parts = [data[start:end] for start, end in itertools.pairwise(cuts)]
+
+        async def write(store: Store) -> None:
+            if await takes_writes(store, path):
+                for some in ([], [b""], [b"one"], [b"", b"a", b"", b"b"], parts):
+                    await store.write(path, pieces(*some))
+                    assert not difference(await store.read(path), b"".join(some))
+
+        self.use(write)
+
+    def test_replaces_an_object(self) -> None:
+        path = self.path(self.name("a.bin"))
+
+        async def write(store: Store) -> None:
+            if await takes_writes(store, path):
+                for data in (b"x" * 1_000, b"short", b"longer than before" * 100):
+                    await store.write(path, data)
+                    assert not difference(await store.read(path), data)
+                if await has_listings(store, self.name()):
+                    assert [info.path for info in await listed(store, self.path(self.name()))] == [path]
+
+        self.use(write)
+
+    def test_makes_directories_as_needed(self) -> None:
+        paths = [self.path(self.name(name)) for name in ("one/two/three/a.bin", "one/two/b.bin", "one/c.bin")]
+
+        async def write(store: Store) -> None:
+            if await takes_writes(store, paths[0]):
+                for path in paths:
+                    await store.write(path, path.encode())
+                assert [await store.read(path) for path in paths] == [path.encode() for path in paths]
+
+        self.use(write)
+
+    @pytest.mark.parametrize("before", [b"the old one", None])
+    @pytest.mark.parametrize("size", [0, 3, BIG])
+    def test_a_write_that_fails_changes_nothing(self, before: bytes | None, size: int) -> None:
+        path = self.path(self.name("a.bin"))
+
+        async def write(store: Store) -> None:
+            if await takes_writes(store, path):
+                if before is not None:
+                    await store.write(path, before)
+                half = (made_bytes(size)[at : at + (1 << 20)] for at in range(0, size, 1 << 20))
+                with pytest.raises(Failure):
+                    await store.write(path, pieces(*half, then=Failure("no more")))
+                await self._assert_as_before(store, path, before)
+
+        self.use(write)
+
+    @pytest.mark.parametrize("before", [b"the old one", None])
+    def test_a_write_that_is_cancelled_changes_nothing(self, before: bytes | None) -> None:
+        path = self.path(self.name("a.bin"))
+
+        async def write(store: Store) -> None:
+            if not await takes_writes(store, path):
+                return
+            if before is not None:
+                await store.write(path, before)
+            reached = asyncio.get_running_loop().create_future()
+
+            async def stuck() -> AsyncIterator[bytes]:
+                for at in range(0, BIG, 1 << 20):
+                    yield made_bytes(BIG)[at : at + (1 << 20)]
+                reached.set_result(None)
+                await asyncio.Event().wait()
+
+            task = asyncio.create_task(store.write(path, stuck()))
+            await asyncio.wait({task, reached}, return_when=asyncio.FIRST_COMPLETED)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await self._assert_as_before(store, path, before)
+
+        self.use(write)
+
+    def test_deletes(self) -> None:
+        path = self.path(self.name("sub/a.bin"))
+
+        async def delete(store: Store) -> None:
+            if not await takes_writes(store, path):
+                return
+            await store.write(path, b"x")
+            await store.write(f"{path}2", b"stays")
+            await store.delete(path)
+            with pytest.raises(NotFound):
+                await store.head(path)
+            with pytest.raises(NotFound):
+                await store.read(path)
+            assert await store.read(f"{path}2") == b"stays"
+            if await has_listings(store, self.name()):
+                assert [info.path for info in await listed(store, self.path(self.name()))] == [f"{path}2"]
+            await store.write(path, b"again")
+            assert await store.read(path) == b"again"
+
+        self.use(delete)
+
+    def test_deletes_what_is_not_there(self) -> None:
+        path = self.path(self.name("none/none.bin"))
+
+        async def delete(store: Store) -> None:
+            if await takes_writes(store, path):
+                await store.delete(path)
+                await store.delete(path)
+
+        self.use(delete)
+
+    def test_many_writes_at_once(self) -> None:
+        paths = {self.path(self.name(f"{number}.bin")): made_bytes(1_000 + number) for number in range(64)}
+
+        async def write(store: Store) -> None:
+            if await takes_writes(store, next(iter(paths))):
+                async with asyncio.TaskGroup() as tasks:
+                    for path, data in paths.items():
+                        tasks.create_task(store.write(path, data))
+                assert not difference({path: await store.read(path) for path in paths}, paths)
+
+        self.use(write)
+
+    def test_of_writes_to_one_object_one_wins(self) -> None:
+        path = self.path(self.name("a.bin"))
+
+        async def write(store: Store) -> None:
+            if await takes_writes(store, path):
+                async with asyncio.TaskGroup() as tasks:
+                    for number in range(1, 17):
+                        tasks.create_task(store.write(path, _version(number)))
+                assert _version_of(await store.read(path)) in range(1, 17)
+
+        self.use(write)
+
+    def test_readers_never_see_a_mixture(self) -> None:
+        # Whoever replaces objects - the store itself, or somebody else - a reader gets one of them, or is told.
+        path = self.put("a.bin", _version(1))
+        written, ended = 1, 0
+
+        async def rewrite(store: Store) -> None:
+            nonlocal written
+            for number in range(2, 18):
+                before = ended
+                while ended == before:  # noqa: ASYNC110 - a read ends, and others are anywhere in the middle
+                    await asyncio.sleep(0)
+                for _ in range(number % 5):
+                    await asyncio.sleep(0)
+                if store.writes:
+                    await store.write(path, _version(number))
+                else:
+                    await asyncio.to_thread(self.populate, {self.name("a.bin"): _version(number)})
+                written = number
+
+        async def read_on(store: Store) -> None:
+            nonlocal ended
+            while written < 17:
+                before = written
+                with contextlib.suppress(ObjectChanged):
+                    seen = _version_of(await store.read(path))
+                    assert seen >= before or path != self.path(self.name("a.bin")), "what was written is read"
+                ended += 1
+                await asyncio.sleep(0)
+
+        async def both(store: Store) -> None:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(4):
+                    tasks.create_task(read_on(store))
+                tasks.create_task(rewrite(store))
+            assert _version_of(await store.read(self.path(self.name("a.bin")))) == 17
+
+        self.use(both)
+
+    def test_a_reader_in_the_middle_is_not_disturbed(self) -> None:
+        data = made_bytes(BIG)
+        path = self.put("a.bin", data)
+
+        async def read(store: Store) -> None:
+            got = bytearray()
+            try:
+                async for chunk in store.stream(path, ByteRange(1)):
+                    if not got:
+                        await asyncio.to_thread(self.populate, {self.name("a.bin"): b"another one" * 1_000_000})
+                    got += chunk
+                assert hashlib.sha256(got).digest() == hashlib.sha256(data[1:]).digest()
+            except ObjectChanged:
+                assert not difference(bytes(got), data[1 : 1 + len(got)])
+
+        self.use(read)
+
+    # --- help --------------------------------------------------------------------------------------------------------
+
+    async def _assert_as_before(self, store: Store, path: str, before: bytes | None) -> None:
+        if before is not None:
+            assert not difference(await store.read(path), before)
+        else:
+            with pytest.raises(NotFound):
+                await store.head(path)
+        if await has_listings(store, self.name()):
+            found = [info.path for info in await listed(store, self.path(self.name()))]
+            assert found == ([path] if before is not None else []), "nothing else is left there"
+
+
+def _version(number: int) -> bytes:
+    """Return an object every byte of which tells the version, and so does its size."""
+    return bytes([number]) * (400_000 + number)
+
+
+def _version_of(data: bytes) -> int:
+    number = data[0]
+    assert not difference(data, _version(number)), f"{len(data)} bytes, of the versions {sorted(set(data))}"
+    return number

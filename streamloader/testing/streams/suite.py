@@ -1,0 +1,430 @@
+"""The suite that every kind of stream passes: a subclass says how one is made, and inherits the tests."""
+
+# ruff: noqa: D102 - the name of a test says what it shows
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import sys
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import cloudpickle
+import numpy as np
+import pytest
+
+from streamloader.stores.io_thread import close_shared_stores
+from streamloader.streams.base import Stream, StreamDataset, stream_rng
+from streamloader.streams.lane_thread import LaneThread, current_lane_thread
+from streamloader.testing.streams.playing import (
+    DEADLINE,
+    assert_same_steps,
+    describe_streams,
+    play,
+    play_async,
+    read_block,
+    read_steps,
+    targets,
+)
+from streamloader.testing.streams.resume import ResumeSuite
+from streamloader.values import Field
+
+if TYPE_CHECKING:
+    from streamloader.values import Array, StreamInfo
+
+__all__ = ["StreamSuite"]
+
+T = TypeVar("T")
+
+_WHOLE = 1 << 12  # steps; longer streams are read by blocks of that many
+
+
+class StreamSuite(ResumeSuite):
+    """Inherit from it in a class whose name pytest collects, and say in :meth:`make_dataset` what is tested.
+
+    The data set must have at least two streams, one of them with two steps or more, and should be small: each
+    stream is played some dozens of times. To use fixtures, keep what they give in an autouse fixture of the subclass::
+
+        class TestMyStreams(StreamSuite):
+            @pytest.fixture(autouse=True)
+            def _files(self, tmp_path):
+                self.folder = write_files(tmp_path)
+
+            def make_dataset(self):
+                return MyStreams(self.folder)
+
+    Attributes:
+        seekable: whether the streams implement ``seek``; if not, it must raise NotImplementedError.
+        replays: whether the streams say that ``seek`` plays again what lies before (:attr:`Stream.replays`).
+        lengths_known: whether ``index`` tells all lengths; if not, it may leave some of them out.
+    """
+
+    lengths_known: bool = True
+
+    def expected(self) -> Sequence[Mapping[str, Any]] | None:
+        """Return the steps of each stream, name -> array (steps, *shape), or None if only consistency is tested."""
+        return None
+
+    # --- what is described -------------------------------------------------------------------------------------------
+
+    def test_index_is_the_same_every_time(self) -> None:
+        dataset = self.make_dataset()
+        infos = list(describe_streams(dataset))
+        assert len(infos) >= 2, "the suite needs a data set with at least two streams"
+        assert list(describe_streams(dataset)) == infos
+        assert list(describe_streams(self.make_dataset())) == infos
+
+    def test_keys_name_one_stream_each(self) -> None:
+        keys = [info.key for info in describe_streams(self.make_dataset())]
+        assert all(type(key) is str and key for key in keys)
+        assert sorted(set(keys)) == sorted(keys)
+
+    def test_infos_are_plain_values(self) -> None:
+        for info in describe_streams(self.make_dataset()):
+            assert pickle.loads(pickle.dumps(info)) == info  # noqa: S301 - bytes of its own making
+            assert info.length is None or type(info.length) is int
+            assert info.length is None or info.length >= 0
+
+    def test_fields_are_described(self) -> None:
+        dataset = self.make_dataset()
+        describe_streams(dataset)
+        fields = dict(dataset.fields)
+        assert fields
+        assert {type(name) for name in fields} == {str}
+        assert {type(field) for field in fields.values()} == {Field}
+        assert dict(dataset.fields) == fields
+
+    def test_lengths_are_honest(self) -> None:
+        dataset, infos = self._indexed()
+        for info in infos:
+            assert not self.lengths_known or info.length is not None, f"the length of {info.key} is not known"
+            if info.length is not None:
+                assert _count(play(dataset, info, _WHOLE)) == info.length, f"steps of {info.key}"
+
+    # --- what is played ----------------------------------------------------------------------------------------------
+
+    def test_steps_are_those_expected(self) -> None:
+        expected = self.expected()
+        if expected is None:
+            pytest.skip("this binding expects nothing in particular")
+        dataset, infos = self._indexed()
+        for info, steps in zip(infos, expected, strict=True):
+            assert_same_steps(play(dataset, info), steps, info.key)
+
+    @pytest.mark.parametrize("block", [1, 2, 3, 7])
+    def test_the_size_of_blocks_changes_nothing(self, block: int) -> None:
+        dataset, infos = self._indexed()
+        for info in infos:
+            whole = play(dataset, info, _WHOLE)
+            assert_same_steps(play(dataset, info, block), whole, f"{info.key} by blocks of {block}")
+
+    def test_steps_that_are_returned_are_written_wholly(self) -> None:
+        # Each block is read into buffers with other bytes in them: what was not written would differ.
+        dataset, infos = self._indexed()
+
+        async def read_with(info: StreamInfo, poison: int) -> list[dict[str, Array]]:
+            blocks = []
+            async with _opened(dataset, info) as stream:
+                while _count(block := await read_block(stream, dataset, 3, poison)):
+                    blocks.append(block)
+            return blocks
+
+        for info in infos:
+            ones, zeros = (_run(read_with, info, poison) for poison in (1, 0))
+            for number, (one, zero) in enumerate(zip(ones, zeros, strict=True)):
+                assert_same_steps(one, zero, f"{info.key}, read {number}")
+
+    def test_the_end_stays_the_end(self) -> None:
+        dataset, infos = self._indexed()
+
+        async def read_on(info: StreamInfo) -> list[int]:
+            async with _opened(dataset, info) as stream:
+                await read_steps(stream, dataset, 5)
+                return [_count(await read_block(stream, dataset, size)) for size in (1, 4, 1)]
+
+        for info in infos:
+            assert _run(read_on, info) == [0, 0, 0], info.key
+
+    def test_the_same_rng_gives_the_same_steps(self) -> None:
+        first, infos = self._indexed()
+        second, _ = self._indexed()
+        for number, info in enumerate(infos):
+            rngs = [stream_rng(7, 3, number) for _ in range(3)]
+            steps = play(first, info, rng=rngs[0])
+            assert_same_steps(play(first, info, rng=rngs[1]), steps, f"{info.key}, played again")
+            assert_same_steps(play(second, info, rng=rngs[2]), steps, f"{info.key} of an equal data set")
+
+    def test_expected_streams_are_the_same(self) -> None:
+        # What a lane prepares while it plays another stream.
+        dataset, infos = self._indexed()
+
+        async def expect_all(info: StreamInfo) -> dict[str, Array] | None:
+            unused, expected = await dataset.expect(info), await dataset.expect(info)
+            if unused is not None:
+                unused.release()
+            if expected is None:
+                return None
+            stream = await expected.open(stream_rng(0, 0, 0))
+            try:
+                return await read_steps(stream, dataset, 5)
+            finally:
+                await stream.aclose()
+
+        for info in infos:
+            if (steps := _run(expect_all, info)) is not None:
+                assert_same_steps(steps, play(dataset, info), f"{info.key}, expected")
+
+    def test_streams_do_not_disturb_each_other(self) -> None:
+        # All streams, and each of them twice, are read in turns of 2 steps by one task.
+        dataset, infos = self._indexed()
+        alone = [play(dataset, info) for info in infos]
+
+        async def in_turns() -> list[dict[str, Array]]:
+            opened = [await dataset.open(info, stream_rng(0, 0, 0)) for info in (*infos, *infos)]
+            blocks: list[list[dict[str, Array]]] = [[] for _ in opened]
+            try:
+                playing = list(range(len(opened)))
+                while playing:
+                    for number in playing:
+                        blocks[number].append(await read_block(opened[number], dataset, 2))
+                    playing = [number for number in playing if _count(blocks[number][-1])]
+            finally:
+                for stream in opened:
+                    await stream.aclose()
+            return [_joined(parts) for parts in blocks]
+
+        for info, got, wanted in zip((*infos, *infos), _run(in_turns), (*alone, *alone), strict=True):
+            assert_same_steps(got, wanted, info.key)
+
+    def test_streams_play_at_the_same_time(self) -> None:
+        # As in a worker: a task and a thread for each lane.
+        dataset, infos = self._indexed()
+        alone = [play(dataset, info) for info in infos]
+        played: dict[int, dict[str, Array]] = {}
+
+        async def lane(number: int) -> None:
+            thread = LaneThread(f"suite-lane-{number}")
+            current_lane_thread.set(thread)
+            try:
+                played[number] = await play_async(dataset, infos[number % len(infos)], 3)
+            finally:
+                assert thread.stop(DEADLINE)
+
+        async def all_lanes() -> None:
+            async with anyio.create_task_group() as tasks:
+                for number in range(2 * len(infos)):
+                    tasks.start_soon(lane, number)
+
+        _run(all_lanes)
+        for number, steps in sorted(played.items()):
+            assert_same_steps(steps, alone[number % len(infos)], infos[number % len(infos)].key)
+
+    # --- positions and times -----------------------------------------------------------------------------------------
+
+    def test_seeking_is_the_same_as_playing_up_to_there(self) -> None:
+        dataset, infos = self._indexed()
+        if not self.seekable:
+            with pytest.raises(NotImplementedError):
+                play(dataset, infos[0], seek=1)
+            return
+
+        async def check(info: StreamInfo) -> None:
+            whole = await play_async(dataset, info, _WHOLE)
+            chosen = targets(_count(whole))
+            for step in chosen:  # each from a fresh stream
+                got = await play_async(dataset, info, 3, seek=step, steps=4)
+                assert_same_steps(got, _cut(whole, step, 4), f"{info.key} from step {step}")
+            async with _opened(dataset, info) as stream:  # backwards and forwards in one stream
+                for step in [*reversed(chosen), *chosen]:
+                    await stream.seek(step)
+                    got = await read_steps(stream, dataset, 2, 3)
+                    assert_same_steps(got, _cut(whole, step, 3), f"{info.key} from step {step}, sought again")
+                await stream.seek(0)
+                assert_same_steps(await read_steps(stream, dataset, 7), whole, f"{info.key} from the start again")
+
+        for info in infos:
+            _run(check, info)
+
+    def test_the_end_can_be_sought(self) -> None:
+        # A state may lie there: where a window ends with the last step of a stream.
+        dataset, infos = self._indexed()
+        if not self.seekable:
+            pytest.skip("these streams cannot seek")
+
+        async def check(info: StreamInfo) -> None:
+            whole = await play_async(dataset, info, _WHOLE)
+            for reads in (0, 1):
+                async with _opened(dataset, info) as stream:
+                    for _ in range(reads):
+                        await read_block(stream, dataset, 2)
+                    await stream.seek(_count(whole))
+                    assert [_count(await read_block(stream, dataset, size)) for size in (1, 4)] == [0, 0], info.key
+                    await stream.seek(0)
+                    assert_same_steps(await read_steps(stream, dataset, 7), whole, f"{info.key}, back from its end")
+
+        for info in infos:
+            _run(check, info)
+
+    def test_times_never_run_backwards(self) -> None:
+        dataset, infos = self._indexed()
+        for info in infos:
+            whole = _run(_times, dataset, info, _WHOLE)
+            assert np.isfinite(whole).all()
+            assert (np.diff(whole) >= 0).all(), info.key
+            for block in (1, 3):
+                assert _run(_times, dataset, info, block).tobytes() == whole.tobytes(), info.key
+            if self.seekable and len(whole) > 1:
+                middle = len(whole) // 2
+                assert _run(_times, dataset, info, 2, middle).tobytes() == whole[middle:].tobytes(), info.key
+
+    # --- what is held ------------------------------------------------------------------------------------------------
+
+    def test_closing_twice_does_no_harm(self) -> None:
+        dataset, infos = self._indexed()
+
+        async def close_after(info: StreamInfo, reads: int) -> None:
+            stream = await dataset.open(info, stream_rng(0, 0, 0))
+            for _ in range(reads):
+                await read_block(stream, dataset, 1)
+            await stream.aclose()
+            await stream.aclose()
+
+        for reads in (0, 1):
+            _run(close_after, infos[0], reads)
+
+    def test_closes_after_a_cancelled_read(self) -> None:
+        dataset, infos = self._indexed()
+
+        async def cancel(info: StreamInfo) -> None:
+            stream = await dataset.open(info, stream_rng(0, 0, 0))
+            with anyio.move_on_after(0):
+                await read_steps(stream, dataset, 3)
+            await stream.aclose()
+
+        for info in infos:
+            _run(cancel, info)
+            play(dataset, info)
+
+    def test_closes_after_a_cancelled_open(self) -> None:
+        # The thread of the lane goes on with what it was asked for: what it opens then is closed as well.
+        dataset, infos = self._indexed()
+        before = _held()
+
+        async def cancel(info: StreamInfo) -> None:
+            thread = LaneThread("suite-lane")
+            current_lane_thread.set(thread)
+            try:
+                with anyio.move_on_after(0):
+                    stream = await dataset.open(info, stream_rng(0, 0, 0))
+                    await stream.aclose()  # of a kind that has nothing to wait for
+            finally:
+                assert thread.stop(DEADLINE)
+
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            for info in infos:
+                _run(cancel, info)
+            assert _held() == before
+        assert [str(warning.message) for warning in warned] == []
+
+    def test_nothing_is_held_before_and_after(self) -> None:
+        before = _held()
+        dataset = self.make_dataset()
+        assert _held() == before, "a data set opens nothing when it is made"
+        infos = describe_streams(dataset)
+        assert _held() == before, "index gives back what it opens"
+        for info in infos:
+            play(dataset, info, steps=1)
+            play(dataset, info)
+        assert _held() == before, "all streams were closed"
+
+    def test_travels_to_another_process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # A worker gets the data set pickled, indexed or not, and may have another current directory.
+        fresh = cloudpickle.dumps(self.make_dataset())
+        dataset, infos = self._indexed()
+        alone = [play(dataset, info) for info in infos]
+        indexed = cloudpickle.loads(cloudpickle.dumps(dataset))
+        assert list(describe_streams(cloudpickle.loads(fresh))) == list(infos)
+        monkeypatch.chdir(tmp_path)
+        for info, wanted in zip(infos, alone, strict=True):
+            assert_same_steps(play(indexed, pickle.loads(pickle.dumps(info))), wanted, info.key)  # noqa: S301
+
+    # --- help --------------------------------------------------------------------------------------------------------
+
+    def _indexed(self) -> tuple[StreamDataset, Sequence[StreamInfo]]:
+        dataset = self.make_dataset()
+        return dataset, describe_streams(dataset)
+
+
+class _opened:  # noqa: N801 - used as a function: `async with _opened(...) as stream`
+    def __init__(self, dataset: StreamDataset, info: StreamInfo) -> None:
+        self._dataset, self._info = dataset, info
+
+    async def __aenter__(self) -> Stream:
+        self._stream = await self._dataset.open(self._info, stream_rng(0, 0, 0))
+        return self._stream
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stream.aclose()
+
+
+def _run(function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def with_deadline() -> T:
+        with anyio.fail_after(DEADLINE):
+            return await function(*args)
+
+    return anyio.run(with_deadline)
+
+
+async def _times(dataset: StreamDataset, info: StreamInfo, block: int, seek: int = 0) -> Array:
+    """Return the times of the steps from `seek` on, asked for after each block as the engine does."""
+    parts = [np.empty(0)]
+    position = seek
+    async with _opened(dataset, info) as stream:
+        if seek:
+            await stream.seek(seek)
+        while count := _count(await read_block(stream, dataset, block)):
+            part = np.full(count, np.nan)
+            stream.times(position, part)
+            parts.append(part)
+            position += count
+    return np.concatenate(parts)
+
+
+def _count(steps: Mapping[str, Array]) -> int:
+    counts = {name: len(array) for name, array in steps.items()}
+    assert len(set(counts.values())) == 1, counts
+    return next(iter(counts.values()))
+
+
+def _cut(steps: Mapping[str, Array], start: int, count: int) -> dict[str, Array]:
+    return {name: array[start : start + count] for name, array in steps.items()}
+
+
+def _joined(blocks: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _held() -> tuple[list[str], list[str]]:
+    """Return what this process holds: targets of open descriptors, and names of threads."""
+    gc.collect()
+    close_shared_stores()  # their connections stay for a while, for the next user
+    names = [thread.name for thread in threading.enumerate()]
+    # Those of the event loop that has just ended are told to end, and not waited for.
+    return sorted(_descriptors()), sorted(name for name in names if not name.startswith("AnyIO worker"))
+
+
+def _descriptors() -> Iterator[str]:
+    if not sys.platform.startswith("linux"):
+        return
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            yield os.readlink(f"/proc/self/fd/{descriptor}")
+        except FileNotFoundError:  # the one that listed them
+            continue

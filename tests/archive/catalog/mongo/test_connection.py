@@ -1,0 +1,110 @@
+"""Addresses of MongoDB, secrets in them, and servers that do not let us in or do not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import socket
+import traceback
+
+import pytest
+from canaries import canary
+from servers.mongo import names
+
+from streamloader.archive.catalog.mongo.catalog import MongoCatalog
+from streamloader.archive.catalog.mongo.connection import MongoAddress
+from streamloader.errors import CatalogError, CatalogTimeout, ConfigError
+
+SECRET = canary("mongo-password")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "database", "archive", "driver"),
+    [
+        ("mongodb://h", "mongodb://h/streamloader?archive=streamloader", "streamloader", "streamloader", "motor"),
+        ("mongodb://h:1,i:2/d?archive=a", "mongodb://h:1,i:2/d?archive=a", "d", "a", "motor"),
+        ("mongodb+srv://h/d?driver=pymongo", "mongodb+srv://h/d?archive=streamloader", "d", "streamloader", "pymongo"),
+        (
+            f"mongodb://u:{SECRET}@h/d?authSource=admin&tlsCertificateKeyFilePassword={SECRET}&tls=true",
+            "mongodb://h/d?authSource=admin&tls=true&archive=streamloader",
+            "d",
+            "streamloader",
+            "motor",
+        ),
+    ],
+)
+def test_an_address_is_told_without_what_may_be_secret(url, shown, database, archive, driver):
+    address = MongoAddress(url)
+    assert (address.url, address.database, address.archive, address.driver) == (shown, database, archive, driver)
+    assert ("archive=" in address.uri, "driver=" in address.uri) == (False, False)
+    assert (SECRET in address.uri) == (SECRET in url)
+    catalog = MongoCatalog(url)
+    assert catalog.url == shown
+    assert repr(catalog) == f"MongoCatalog({shown!r})"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mongo://h/d",
+        "mongodb:///d",
+        f"mongodb://u:{SECRET}/x@h/d",
+        "mongodb://h/d?archive=no-name",
+        "mongodb://h/d?archive=1st",
+        "mongodb://h/a.b",
+        "mongodb://h/d?driver=mongoose",
+    ],
+)
+def test_an_address_that_makes_no_sense_is_refused_at_once(url):
+    with pytest.raises(ConfigError) as caught:
+        MongoCatalog(url)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("driver", ["motor", "pymongo"])
+@pytest.mark.parametrize("url", [f"mongodb://u:{SECRET}%@h/d", f"mongodb://u:a:{SECRET}@h/d", "mongodb://h:port/d"])
+def test_what_the_driver_does_not_understand_is_told_without_secrets(url, driver):
+    with pytest.raises(ConfigError, match="percent-encoded") as caught:
+        asyncio.run(MongoCatalog(url, driver=driver).header())
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_option_that_the_driver_does_not_know_is_refused():
+    with pytest.raises(ConfigError, match="options are those of its connection strings"):
+        asyncio.run(MongoCatalog("mongodb://h", driver="pymongo", timeout=1.0, no_such_thing=1).header())
+
+
+# PyMongo leaves a socket to the collector if it is closed while it connects.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed:ResourceWarning")
+@pytest.mark.usefixtures("motor_threads")
+@pytest.mark.parametrize("driver", ["motor", "pymongo"])
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_server_that_is_not_there_or_says_nothing_costs_the_timeout_and_tells_no_secret(driver, listening):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        if not listening:
+            silent.close()
+
+        async def ask():
+            url = f"mongodb://u:{SECRET}@127.0.0.1:{port}/d"
+            async with contextlib.aclosing(MongoCatalog(url, driver=driver, timeout=0.4)) as catalog:
+                await catalog.header()
+
+        with pytest.raises(CatalogTimeout, match=r"127\.0\.0\.1:\d+/d.* took longer than 0\.4 s") as caught:
+            asyncio.run(ask())
+    gc.collect()
+    assert 0.3 < caught.value.details["waited"] < 5.0
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("mongo_server", names()[-1:], indirect=True)  # nx-27017 knows no users
+def test_a_wrong_password_is_said_to_be_one_and_not_told(mongo_server):
+    async def ask():
+        url = mongo_server.url("d").replace("://", f"://somebody:{SECRET}@")
+        async with contextlib.aclosing(MongoCatalog(url, driver="pymongo", timeout=10.0)) as catalog:
+            await catalog.header()
+
+    with pytest.raises(CatalogError, match="does not let us: check user, password and authSource") as caught:
+        asyncio.run(ask())
+    assert SECRET not in "".join(traceback.format_exception(caught.value))

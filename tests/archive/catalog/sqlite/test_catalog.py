@@ -1,0 +1,237 @@
+"""SQLite catalogs as files: how they are made, opened and refused, and what they do when the file system is unkind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from sqlite_files import database, files, fill, old_form, use
+
+from streamloader.archive.catalog.base import SCHEMA, Place
+from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
+from streamloader.errors import CatalogError, CatalogExists, CatalogNotFound, CatalogTimeout, CatalogTooNew, ConfigError
+from streamloader.testing.catalogs.binding import PLACES, made
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "catalog.sqlite")
+
+
+# --- making ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_decides_who_may_use_it(path, umask, mode):
+    before = os.umask(umask)
+    try:
+
+        async def look(catalog):
+            await fill(catalog)
+            return [os.stat(path + part).st_mode & 0o777 for part in ("", "-wal", "-shm")]
+
+        assert use(path, look) == [mode] * 3
+    finally:
+        os.umask(before)
+    assert files(path) == ["catalog.sqlite"]
+
+
+def test_what_is_there_is_never_written_over(path, tmp_path):
+    Path(path).write_bytes(b"mine")
+    (tmp_path / "dangling").symlink_to("/nowhere/at/all")
+    for there in (path, str(tmp_path), str(tmp_path / "dangling")):
+        with pytest.raises(CatalogExists):
+            use(there, lambda catalog: catalog.create(PLACES))
+    assert Path(path).read_bytes() == b"mine"
+    assert files(path) == ["catalog.sqlite", "dangling"]
+
+
+def test_the_log_of_a_catalog_that_is_gone_is_not_taken_in(path):
+    use(path, fill)
+    with database(path) as db:  # while it is open there is a log
+        db.execute("UPDATE archive SET id = 'old'")
+        shutil.copy(path + "-wal", path + "-kept")
+    os.unlink(path)
+    os.rename(path + "-kept", path + "-wal")
+    with pytest.raises(CatalogError, match="-wal was left"):
+        use(path, lambda catalog: catalog.create(PLACES))
+    assert files(path) == ["catalog.sqlite-wal"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    path = str(tmp_path / "file" / "catalog.sqlite")
+    with pytest.raises(CatalogError) as caught:
+        use(path, lambda catalog: catalog.create(PLACES))
+    assert caught.value.address == path
+    with pytest.raises(CatalogNotFound):
+        use(path, lambda catalog: catalog.header())
+
+
+def test_it_is_made_on_file_systems_without_links(path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    use(path, fill)
+    with pytest.raises(CatalogExists):
+        use(path, lambda catalog: catalog.create(PLACES))
+    assert use(path, lambda catalog: catalog.problems()) == []
+    assert files(path) == ["catalog.sqlite"]
+
+
+@pytest.mark.parametrize("url", ["", "sqlite://", ":memory:", "sqlite:///:memory:", "sqlite://host/a", "a\0b", "/"])
+def test_addresses_that_are_no_file(url):
+    with pytest.raises(ConfigError):
+        SqliteCatalog(url)
+
+
+def test_addresses_of_one_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wanted = str(tmp_path / "a.sqlite")
+    for url in ("a.sqlite", "./x/../a.sqlite", "~/a.sqlite", wanted, f"sqlite://{wanted}", f"SQLite:///{wanted}"):
+        assert SqliteCatalog(url).path == wanted
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"", b"no database at all", b"SQLite format 3\0" + b"\xff" * 4000, b"\0" * 8192])
+def test_a_file_that_is_no_catalog_is_left_alone(path, data):
+    Path(path).write_bytes(data)
+    for call in (lambda catalog: catalog.header(), lambda catalog: catalog.begin(made(0).job)):
+        with pytest.raises(CatalogError, match=r"is no SQLite database|of something else") as caught:
+            use(path, call)
+        assert not isinstance(caught.value, (CatalogNotFound, CatalogTimeout))
+    assert Path(path).read_bytes() == data
+    assert files(path) == ["catalog.sqlite"]
+
+
+def test_a_database_of_something_else_is_left_alone(path):
+    with database(path) as db:
+        db.execute("CREATE TABLE videos (a)")
+        db.execute("PRAGMA user_version = 1")
+    before = Path(path).read_bytes()
+    with pytest.raises(CatalogError, match="something else"):
+        use(path, fill)
+    assert Path(path).read_bytes() == before
+
+
+def test_a_newer_form_is_refused_and_not_touched(path):
+    use(path, fill)
+    with database(path) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = Path(path).read_bytes()
+    for call in (lambda catalog: catalog.header(), fill, lambda catalog: catalog.problems()):
+        with pytest.raises(CatalogTooNew, match="upgrade streamloader"):
+            use(path, call)
+    assert Path(path).read_bytes() == before
+    assert files(path) == ["catalog.sqlite"]
+
+
+def test_an_older_form_is_brought_up(path, tmp_path):
+    old_form(path)
+
+    async def read(catalog):
+        header = await catalog.header()
+        assert (header.archive, header.schema, header.created) == ("0123456789abcdef" * 2, SCHEMA, 1700000000.5)
+        assert header.places == (Place(0, "/old/place", 1.0),)
+        (held,) = await catalog.locate(0, 50)
+        assert (held.video.name, held.video.metadata) == ("old.mp4", {"camera": 7})
+        assert held.video.turn == (True, False, True)
+        assert held.video.origin == {}
+        assert held.chunks[0].path == f"chunks/22/{'22' * 32}/000000-{'4' * 16}.mp4"
+        assert await catalog.indexes("22" * 32, [0]) == [b"\1\2"]
+        assert [job.name for job in await catalog.jobs()] == ["waiting.mp4"]
+        await catalog.set_places([Place(0, "/old/place"), *PLACES[1:]])
+        row = await made(1).add(catalog)
+        assert (row.number, row.start, row.nanoseconds) == (1, 50, 2_000_000_000)
+        assert row.origin == made(1).video.origin
+        assert await catalog.problems() == []
+
+    use(path, read)
+    new = str(tmp_path / "new.sqlite")
+    use(new, fill)
+    assert columns(path) == columns(new)
+
+
+def columns(path):
+    with database(path) as db:
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema ORDER BY name")]
+        return {name: db.execute(f"PRAGMA table_info({name})").fetchall() for name in tables}
+
+
+def test_many_bring_it_up_at_once(path):
+    old_form(path)
+
+    async def all_at_once():
+        catalogs = [SqliteCatalog(path) for _ in range(5)]
+        headers = await asyncio.gather(*(catalog.header() for catalog in catalogs))
+        assert {header.schema for header in headers} == {SCHEMA}
+        for catalog in catalogs:
+            assert (await catalog.video(0)).name == "old.mp4"
+            await catalog.aclose()
+
+    asyncio.run(all_at_once())
+
+
+def test_bringing_it_up_is_whole_or_not_done(path, monkeypatch):
+    old_form(path)
+
+    def fail(db):
+        db.execute("ALTER TABLE videos ADD COLUMN half TEXT")
+        raise RuntimeError("power cut")
+
+    before = columns(path)
+    monkeypatch.setattr("streamloader.archive.catalog.sqlite.schema.MIGRATIONS", {0: fail})
+    with pytest.raises(RuntimeError, match="power cut"):
+        use(path, lambda catalog: catalog.header())
+    assert columns(path) == before
+
+
+# --- lookups ---------------------------------------------------------------------------------------------------------
+
+
+def test_lookups_search_and_never_scan(path, monkeypatch):
+    """Whatever is looked up, SQLite goes by a key: what it costs does not grow with the archive."""
+    use(path, fill)
+    asked = []
+
+    async def ask(catalog):
+        await catalog._session.do(lambda opened: opened.db.set_trace_callback(asked.append))
+        row = await catalog.video(1)
+        await catalog.snapshot()
+        await catalog.locate(3, 17)
+        await catalog.named(row.name)
+        await catalog.video_at(5)
+        await catalog.containing(row.content)
+        await catalog.chunks(row.content, 0, 2)
+        await catalog.indexes(row.content, [0, 1])
+        await catalog.codings(["0" * 32])
+        await catalog.staged(row.content)
+        await catalog.begin(made(5).job)
+        await catalog.stage(made(5).chunks)
+        await catalog.beat(made(5).content, 1.0)
+        await catalog.commit(made(5).video)
+        await catalog.begin(made(6).job)
+        await catalog.stage(made(6).chunks)
+        await catalog.abandon(made(6).content)
+        await anext(catalog.find())
+        await anext(catalog.paths(0))
+        await catalog._session.do(lambda opened: opened.db.set_trace_callback(None))
+
+    use(path, ask)
+    small = ("archive", "places")
+    with database(path) as db:
+        for statement in asked:
+            if statement.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+                plan = [step[3] for step in db.execute(f"EXPLAIN QUERY PLAN {statement}")]
+                scans = [step for step in plan if step.startswith("SCAN") and step.split()[1] not in small]
+                assert [step for step in scans if "CONSTANT" not in step] == [], statement
+                assert not any("TEMP B-TREE" in step for step in plan), statement
+    assert len(asked) > 40

@@ -1,0 +1,143 @@
+"""Checking archives, and mending them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+from archive.ingest.archives import CHUNK, archive, assert_whole, clip, rows
+
+from streamloader.archive.catalog.base import Job
+from streamloader.archive.ingest import add_videos, check_archive
+from streamloader.media.chunks.settings import CutSettings
+
+SETTINGS = CutSettings(chunk_frames=CHUNK)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return clip(tmp_path / "v.mp4")
+
+
+@pytest.fixture
+def catalog(tmp_path, source):
+    with archive(tmp_path / "archive", ["one", "two"]) as made:
+        add_videos(made, source, SETTINGS, jobs=0)
+        yield made
+
+
+def chunk_files(catalog):
+    """Paths of the files of all chunks."""
+    header = catalog.call(catalog.it.header())
+    return [os.path.join(header.places[chunk.place].url, chunk.path) for _, chunks in rows(catalog) for chunk in chunks]
+
+
+def kinds(report):
+    return [(problem.kind, problem.mended) for problem in report.problems]
+
+
+def test_nothing_is_wrong(catalog):
+    report = check_archive(catalog, deep=True)
+    assert report.ok
+    assert (report.problems, report.videos, report.chunks) == ((), 1, 4)
+    assert report.bytes == rows(catalog)[0][0].bytes_out
+    assert report.to_json()["ok"] is True
+
+
+def test_chunks_that_are_missing_short_or_damaged_are_found_and_made_again(catalog):
+    missing, short, damaged, whole = chunk_files(catalog)
+    os.unlink(missing)
+    os.truncate(short, 100)
+    with open(damaged, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    assert kinds(check_archive(catalog)) == [("missing", False), ("size", False)]
+    report = check_archive(catalog, deep=True)
+    assert kinds(report) == [("missing", False), ("size", False), ("digest", False)]
+    assert not report.ok
+    assert [problem.address for problem in report.problems] == [missing, short, damaged]
+    assert {problem.video for problem in report.problems} == {"v"}
+    stamp = os.stat(whole).st_mtime_ns
+    mended = check_archive(catalog, deep=True, repair=True)
+    assert kinds(mended) == [("missing", True), ("size", True), ("digest", True)]
+    assert mended.ok
+    assert os.stat(whole).st_mtime_ns == stamp
+    assert check_archive(catalog, deep=True).problems == ()
+    assert_whole(catalog)
+
+
+def test_what_cannot_be_made_again_is_named(catalog, source, tmp_path):
+    path = chunk_files(catalog)[2]
+    os.unlink(path)
+    shutil.move(source, tmp_path / "elsewhere.mp4")
+    gone = check_archive(catalog, repair=True)
+    assert kinds(gone) == [("missing", False)]
+    assert "v: chunk 2 is missing" in gone.problems[0].text
+    assert str(source) in gone.problems[0].text
+    clip(source, seed=5)
+    other = check_archive(catalog, repair=True)
+    assert kinds(other) == [("missing", False)]
+    assert "is not what it was" in other.problems[0].text
+    assert not os.path.exists(path)
+    shutil.move(tmp_path / "elsewhere.mp4", source)
+    assert kinds(check_archive(catalog, repair=True)) == [("missing", True)]
+
+
+def test_files_that_no_video_has(catalog, tmp_path):
+    place = tmp_path / "archive" / "one"
+    content = rows(catalog)[0][0].content
+    strays = [
+        place / "chunks" / "stray.mp4",
+        place / "chunks" / content[:2] / content / "000000-0000000000000000.mp4",
+        place / "chunks" / "ab" / ("ab" * 32) / "000000-0123456789abcdef.mp4",
+    ]
+    for stray in strays:
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_bytes(b"stray")
+    (place / "notes.txt").write_text("not in the folder of chunks: not ours")
+    found = check_archive(catalog)
+    assert kinds(found) == [("orphan", False)] * 3
+    assert {problem.address for problem in found.problems} == set(map(str, strays))
+    assert kinds(check_archive(catalog, repair=True)) == [("orphan", True)] * 3
+    assert not any(stray.exists() for stray in strays)
+    assert (place / "notes.txt").exists()
+    assert check_archive(catalog, deep=True).problems == ()
+
+
+def test_what_somebody_works_on_is_left_alone(catalog, tmp_path):
+    content = "ab" * 32
+    now = time.time()
+    catalog.call(catalog.it.begin(Job(content, "new", "/x", now, now)))
+    stray = tmp_path / "archive" / "one" / "chunks" / "ab" / content / "000000-0123456789abcdef.mp4"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"just written, not staged yet")
+    unfinished = stray.with_name(".streamloader-new-00")
+    unfinished.write_bytes(b"half")
+    assert check_archive(catalog, repair=True).problems == ()
+    assert stray.exists()
+    assert unfinished.exists()
+    catalog.call(catalog.it.beat(content, now - 3600))
+    os.utime(unfinished, (now - 3600, now - 3600))
+    told = check_archive(catalog)
+    assert kinds(told) == [("job", False), ("unfinished", False)]
+    assert "new (/x)" in told.problems[0].text
+    assert kinds(check_archive(catalog, repair=True)) == [("job", True), ("orphan", True), ("unfinished", True)]
+    assert not stray.exists()
+    assert not unfinished.exists()
+    assert_whole(catalog)
+
+
+def test_a_place_that_cannot_be_looked_at_is_one_problem_and_no_reason_to_delete_anything(catalog, tmp_path):
+    header = catalog.call(catalog.it.header())
+    first, second = header.places
+    lost = type(second)(second.number, "ssh://nobody@127.0.0.1:1/nothing", second.weight)
+    catalog.call(catalog.it.set_places([first, lost]))
+    report = check_archive(catalog, repair=True, storage_options={"timeouts": None, "retry": None})
+    assert [problem.kind for problem in report.problems] == ["unreachable"]
+    assert not report.ok
+    catalog.call(catalog.it.set_places([first, second]))
+    assert check_archive(catalog, deep=True).problems == ()

@@ -1,0 +1,83 @@
+"""``streamloader ingest``: what it prints, and with which status it ends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from archive.ingest.archives import archive, assert_whole, clip, names, rows
+
+from streamloader.cli.main import main
+
+
+@pytest.fixture
+def videos(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for seed, name in enumerate("ab"):
+        clip(folder / f"{name}.mp4", seed, frames=20)
+    return folder
+
+
+def ingest(*arguments):
+    return main(["ingest", *map(str, arguments), "--jobs", "0", "--chunk-frames", "10"])
+
+
+def test_an_archive_is_made_and_added_to(tmp_path, videos, capsys):
+    place = tmp_path / "archive"
+    assert ingest(videos, "--to", place, "--metadata", "set=train", "--metadata", "shot=3") == 0
+    told = capsys.readouterr()
+    assert "2 videos added in" in told.out
+    assert "40 frames in 4 chunks (copy):" in told.out
+    assert f"made an archive with its catalog at {place}/catalog.sqlite" in told.err
+    with archive(place, make=False) as catalog:
+        assert names(catalog) == ["a", "b"]
+        assert rows(catalog)[0][0].metadata == {"set": "train", "shot": 3}
+        assert_whole(catalog)
+    assert ingest(videos, "--catalog", place / "catalog.sqlite", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [known["name"] for known in report["recognised"]] == ["a", "b"]
+
+
+def test_a_video_that_fails_is_told_and_the_status_is_1(tmp_path, videos, capsys):
+    (videos / "broken.mp4").write_bytes(b"no video" * 100)
+    assert ingest(videos, "--to", tmp_path / "archive") == 1
+    out = capsys.readouterr().out
+    assert f"failed: {videos / 'broken.mp4'}" in out
+    assert "2 videos added, 1 failed" in out
+    assert ingest(videos, "--to", tmp_path / "archive", "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [failed["error"] for failed in report["failed"]] == ["UnreadableStream"]
+
+
+def test_several_places_and_one_more_later(tmp_path, videos, capsys):
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    assert ingest(videos / "a.mp4", "--to", one, "--to", two, "--weight", "0", "--weight", "1") == 0
+    assert ingest(videos / "b.mp4", "--catalog", one / "catalog.sqlite", "--to", three) == 0
+    assert "the archive has 1 more places now" in capsys.readouterr().err
+    with archive(one, make=False) as catalog:
+        assert [{chunk.place for chunk in chunks} for _, chunks in rows(catalog)] == [{1}, {2}]
+        assert [place.url for place in catalog.call(catalog.it.header()).places] == [str(one), str(two), str(three)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "say where the archive is"),
+        (["--to", "ssh://box/a"], "--catalog"),
+        (["--to", "/x", "--weight", "1", "--weight", "2"], "--weight belongs to a --to"),
+        (["--to", "/x", "--storage-options", "/nowhere.json"], "--storage-options /nowhere.json cannot be read"),
+        (["--to", "/x", "--size", "24x32"], "needs mode='encode'"),
+        (["--catalog", "/nowhere/catalog.sqlite"], "nowhere"),
+    ],
+)
+def test_what_the_user_can_mend_ends_with_status_2(videos, capsys, arguments, why):
+    assert ingest(videos, *arguments) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_words_that_are_none(videos, capsys):
+    for wrong in (["--size", "x"], ["--fps", "0/0"], ["--weight", "-1"], ["--metadata", "x"], ["--mode", "fast"]):
+        with pytest.raises(SystemExit):
+            ingest(videos, "--to", "/x", *wrong)
+    assert "must be NAME=VALUE" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""The command, run as a person runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from streamloader.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def _torch_keeps_its_own_files_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+
+def command(*arguments, cwd, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "streamloader", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        **options,
+    )
+
+
+def test_the_demo_streams_trains_and_draws(clips, tmp_path):
+    done = command(
+        "demo", *map(str, clips.values()), "--seconds", "4", "--size", "32x40", "--window", "8", "--workers", "1",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    losses = re.search(
+        r"frame\): ([\d.]+) at the start, ([\d.]+) at the end; copying the last frame there: ([\d.]+)", done.stdout
+    )
+    start, end, copying = map(float, losses.groups())
+    assert 0 < end < start
+    assert end < 1.1 * copying  # it begins there, learns to do worse and then better: in a minute, much
+    assert re.search(
+        r"[\d,]+ frames in [\d.]+ s: [\d,]+ frames/s, [\d.]+% of the time spent waiting for data", done.stdout
+    )
+    with Image.open(tmp_path / "demo" / "contact_sheet.png") as sheet:
+        assert sheet.width > sheet.height > 100
+    with Image.open(tmp_path / "demo" / "loss.png") as plot:
+        assert plot.width > 600
+
+
+def test_an_error_is_one_line_that_says_what_to_do(tmp_path):
+    done = command("demo", "missing.mp4", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "missing.mp4" in done.stderr
+    debug = command("demo", "missing.mp4", "--debug", cwd=tmp_path)
+    assert "Traceback" in debug.stderr
+
+
+def test_bad_arguments_are_refused_with_their_reason(capsys):
+    reasons = {
+        ("--size", "36x40"): "multiples of 8",
+        ("--size", "big"): "HEIGHTxWIDTH",
+        ("--lanes", "0"): "1 or more",
+        ("--workers", "-1"): "0 or more",
+        ("--window", "x"): "whole number",
+        ("--seconds", "nan"): "above 0",
+    }
+    for arguments, reason in reasons.items():
+        with pytest.raises(SystemExit) as refused:
+            main(["demo", *arguments])
+        assert refused.value.code == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_what_cannot_work_shows_before_the_training(clips, tmp_path):
+    arguments = ["demo", str(clips["bikes"]), "--seconds", "4", "--size", "32x40"]
+    (tmp_path / "demo").write_text("in the way")
+    done = command(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "demo" in done.stderr
+    (tmp_path / "hidden" / "PIL").mkdir(parents=True)
+    (tmp_path / "hidden" / "PIL" / "__init__.py").write_text("raise ImportError('not installed')")
+    path = os.pathsep.join([str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")])
+    done = command(*arguments, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install streamloader[demo]" in done.stderr
+
+
+def test_version(tmp_path):
+    assert re.fullmatch(r"streamloader \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path).stdout)
+
+
+def test_ctrl_c_saves_what_there_is(clips, tmp_path):
+    arguments = ["demo", str(clips["bikes"]), "--seconds", "60", "--size", "32x40", "--window", "8"]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "streamloader", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        first = process.stdout.readline()  # it is training
+        for _ in range(3):  # as tox does
+            os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    assert "frames/s" in first
+    assert process.returncode == 130
+    assert errors == ""
+    assert "saved" in out
+    assert (tmp_path / "demo" / "loss.png").exists()

@@ -1,0 +1,281 @@
+"""Which rank a process is, and that all ranks together deliver the batches of one loader with all lanes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch.distributed
+from engine_data import Numbered, assert_same_batches, copies, model_epoch
+from resume_data import Seekable, arrays, rows_of_ranks
+
+import streamloader as sl
+from streamloader.loader.distributed import rank_and_world
+
+LANES, WINDOW, DEADLINE = 8, 3, 60.0
+UNEVEN = [5, 40, 3, 7, 4, 0, 11, 2, 23, 1, 6, 9]
+SPLITS = [(1, 8), (2, 4), (4, 2), (8, 1)]  # (world_size, batch_size)
+MODES = [
+    (switch, tail, shuffle) for switch in ("pack", "align") for tail in ("pad", "drop", "cycle") for shuffle in (1, 0)
+]
+
+
+@pytest.fixture(autouse=True)
+def no_rank_from_outside(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+@pytest.fixture
+def gloo():
+    """Make this process the only one of a group."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def environ(monkeypatch, rank, world_size):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world_size)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+# --- which rank is this? ---------------------------------------------------------------------------------------------
+
+
+def test_alone_by_default():
+    assert rank_and_world(None, None) == (0, 1)
+
+
+def test_as_the_environment_has_it(monkeypatch):
+    environ(monkeypatch, "2", "4")
+    assert rank_and_world(None, None) == (2, 4)
+
+
+@pytest.mark.usefixtures("gloo")
+def test_a_process_group_comes_before_the_environment(monkeypatch):
+    environ(monkeypatch, "2", "4")
+    assert rank_and_world(None, None) == (0, 1)
+
+
+@pytest.mark.usefixtures("gloo")
+def test_arguments_come_first(monkeypatch):
+    environ(monkeypatch, "2", "4")
+    assert rank_and_world(3, 5) == (3, 5)
+    assert rank_and_world(np.int64(1), np.int32(2)) == (1, 2)
+
+
+def test_arguments_do_not_need_a_sound_environment(monkeypatch):
+    environ(monkeypatch, "first", None)
+    assert rank_and_world(0, 2) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((1, None), "rank= was given without world_size="),
+        ((None, 2), "world_size= was given without rank="),
+        ((0, 0), "got rank 0 of 0 from rank= and world_size="),
+        ((2, 2), r"rank must be in 0 \.\. world_size - 1, got rank 2 of 2"),
+        ((-1, 2), "got rank -1 of 2"),
+        (("0", 2), "integers, got '0' and 2"),
+        ((0, 2.0), "integers, got 0 and 2.0"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, told):
+    with pytest.raises(sl.ConfigError, match=told):
+        rank_and_world(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size", "told"),
+    [
+        ("1", None, "variable RANK is set, but WORLD_SIZE is not"),
+        (None, "2", "variable WORLD_SIZE is set, but RANK is not"),
+        ("first", "2", "variable RANK is 'first', which is no number"),
+        ("", "2", "variable RANK is ''"),
+        ("-1", "2", "variable RANK is '-1'"),
+        ("0", "2.0", r"variable WORLD_SIZE is '2\.0'"),
+        ("0", "²", "variable WORLD_SIZE is '²'"),
+        ("2", "2", "got rank 2 of 2 from the environment variables RANK and WORLD_SIZE"),
+        ("0", "0", "got rank 0 of 0 from the environment"),
+    ],
+)
+def test_an_environment_that_cannot_be(monkeypatch, rank, world_size, told):
+    environ(monkeypatch, rank, world_size)
+    with pytest.raises(sl.ConfigError, match=told):
+        rank_and_world(None, None)
+    with pytest.raises(sl.ConfigError, match=told):
+        sl.MultiStreamer(Numbered([3]), 1, 2)
+
+
+def test_torch_is_not_imported_to_find_out():
+    program = "import sys, streamloader.loader.distributed as d; print(d.rank_and_world(None, None), *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"RANK": "1", "WORLD_SIZE": "3"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.startswith("(1, 3) "), done.stderr
+    assert not {"torch", "numpy"} & set(done.stdout.split())
+
+
+def test_loaders_find_out_by_themselves(monkeypatch):
+    def name_lanes(lanes):
+        def env(arrays):
+            arrays["data"][:, 0] = lanes
+
+        return env
+
+    environ(monkeypatch, "1", "2")
+    with sl.MultiStreamer(Numbered(UNEVEN), 4, WINDOW) as found:
+        got = copies(found)
+    with sl.MultiStreamer(Numbered(UNEVEN), 4, WINDOW, rank=1, world_size=2) as told:
+        assert_same_batches(got, copies(told))
+    assert_same_batches(got, [{k: v[4:] for k, v in b.items()} for b in whole(UNEVEN)])
+    with sl.MultiStreamer.from_env(name_lanes, (1,), 3) as envs:
+        assert next(iter(envs)).data.tolist() == [[3.0], [4.0], [5.0]]
+
+
+# --- what ranks deliver together -------------------------------------------------------------------------------------
+
+
+def whole(lengths, declared=None, epoch=0, lanes=LANES, **mode):
+    """The batches of all lanes, as the model has them."""
+    return model_epoch(lengths, declared or lengths, epoch, lanes=lanes, window=WINDOW, **mode)
+
+
+def loaders(world, lengths, declared=None, *, lanes=LANES, workers=(0,), **mode):
+    """A loader for each of so many ranks; rank r has workers[r] workers, over again where that ends."""
+    return [
+        sl.MultiStreamer(
+            Seekable(lengths, declared),
+            lanes // world,
+            WINDOW,
+            rank=rank,
+            world_size=world,
+            num_workers=workers[rank % len(workers)],
+            timeout=DEADLINE,
+            **mode,
+        )
+        for rank in range(world)
+    ]
+
+
+def played(world, *arguments, epochs=1, **more):
+    """Epoch by epoch what each rank yields, after a look at whether len() was true."""
+    parts = []
+    for loader in loaders(world, *arguments, **more):
+        with loader:
+            parts.append([copies(loader) for _ in range(epochs)])
+            assert [len(epoch) for epoch in parts[-1]] == [len(loader)] * epochs
+    return [list(epoch) for epoch in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize(("switch", "tail", "shuffle"), MODES)
+def test_any_split_delivers_the_same_batches(switch, tail, shuffle):
+    mode = {"switch": switch, "tail": tail, "shuffle": bool(shuffle)}
+    for world, _ in SPLITS:
+        for epoch, parts in enumerate(played(world, UNEVEN, epochs=2, seed=3, **mode)):
+            assert_same_batches(rows_of_ranks(parts), whole(UNEVEN, epoch=epoch, seed=3, **mode))
+
+
+@pytest.mark.parametrize(("switch", "tail"), [("pack", "pad"), ("align", "cycle")])
+def test_any_split_over_ranks_and_workers_delivers_the_same_batches(switch, tail):
+    mode = {"switch": switch, "tail": tail}
+    wanted = whole(UNEVEN, **mode)
+    for world, workers in ((1, (2,)), (2, (2, 1)), (4, (0, 1, 2, 0)), (8, (0, 0, 0, 1))):
+        (parts,) = played(world, UNEVEN, workers=workers, **mode)
+        assert_same_batches(rows_of_ranks(parts), wanted)
+
+
+@pytest.mark.parametrize("tail", ["pad", "drop", "cycle"])
+@pytest.mark.parametrize(
+    "lengths",
+    [[7, 4, 30], [9], [0, 5, 0, 0, 4, 3, 0, 0, 0, 0], [1] * 8, [1] * 9, [0] * 3, []],
+    ids=[
+        "fewer streams than lanes",
+        "a single stream",
+        "empty streams",
+        "one each",
+        "one more",
+        "no steps",
+        "no streams",
+    ],
+)
+def test_ranks_that_have_little_or_nothing_to_play(lengths, tail):
+    wanted = whole(lengths, tail=tail)
+    for world, _ in SPLITS:
+        (parts,) = played(world, lengths, tail=tail)
+        assert_same_batches(rows_of_ranks(parts), wanted)
+
+
+@pytest.mark.parametrize(("switch", "tail"), [(s, t) for s in ("pack", "align") for t in ("pad", "drop", "cycle")])
+def test_the_length_is_the_same_on_all_ranks_and_for_all_seeds(switch, tail):
+    mode = {"switch": switch, "tail": tail, "lanes": 6}
+    lengths = {}
+    for seed in range(25):
+        for world in (1, 2, 3, 6):
+            for rank, loader in enumerate(loaders(world, UNEVEN, seed=seed, **mode)):
+                lengths[seed, world, rank] = len(loader)
+    assert set(lengths.values()) == {len(whole(UNEVEN, **mode))}
+    assert lengths[0, 1, 0] > 0
+    for seed in (0, 7, -1, 1 << 70):  # and it is true: `played` compares
+        (parts,) = played(3, UNEVEN, seed=seed, **mode)
+        assert_same_batches(rows_of_ranks(parts), whole(UNEVEN, seed=seed, **mode))
+
+
+# --- lengths that are unknown, or wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", ["pad", "cycle"])
+def test_with_unknown_lengths_each_rank_ends_with_its_own_lanes(tail):
+    """What it leaves out of the batches of all lanes is padding, or repeats."""
+    unknown = [None] * len(UNEVEN)
+    wanted = whole(UNEVEN, unknown, tail=tail)
+    counts = []
+    for rank, loader in enumerate(loaders(4, UNEVEN, unknown, tail=tail)):
+        with loader:
+            got = copies(loader)
+        rows = [{name: array[2 * rank : 2 * rank + 2] for name, array in batch.items()} for batch in wanted]
+        assert_same_batches(got, rows[: len(got)])
+        assert not any((batch["valid"] & ~batch["repeat"]).any() for batch in rows[len(got) :])
+        assert got[-1]["valid"][~got[-1]["repeat"]].any(), "a batch too many"
+        counts.append(len(got))
+    assert max(counts) == len(wanted)
+    assert min(counts) < len(wanted), "this data shows nothing"
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_a_stream_that_proves_shorter_ends_no_rank_earlier(world):
+    shorter = [min(length, 4) for length in UNEVEN]
+    (parts,) = played(world, shorter, UNEVEN)
+    wanted = whole(shorter, UNEVEN)  # padded to the planned end
+    assert len(wanted) == len(whole(UNEVEN))
+    assert_same_batches(rows_of_ranks(parts), wanted)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_stream_that_proves_longer_fails_where_it_is_played_and_nowhere_else(world):
+    longer = [60 if length == 40 else length for length in UNEVEN]
+    planned = len(whole(UNEVEN))
+    wanted = whole(longer, UNEVEN)
+    failed = []
+    for rank, loader in enumerate(loaders(world, longer, UNEVEN)):
+        size = LANES // world
+        rows = [{n: a[rank * size : (rank + 1) * size] for n, a in batch.items()} for batch in wanted[:planned]]
+        got = []
+        with loader:
+            try:
+                got.extend(arrays(batch) for batch in loader)  # keeps those before an error
+            except sl.CorruptStream as error:
+                failed.append(error.stream)
+                assert_same_batches(got, rows[: len(got)])
+            else:
+                assert_same_batches(got, rows)
+    assert failed == ["s1"]

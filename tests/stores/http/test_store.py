@@ -1,0 +1,409 @@
+"""What a store behind HTTP makes of servers that are honest, but differ."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+import pytest
+from aiohttp import web
+from servers.web import saying, serving
+
+from streamloader.config import Limits, Timeouts
+from streamloader.errors import (
+    AccessDenied,
+    Interrupted,
+    NotFound,
+    NotSupported,
+    ObjectChanged,
+    ProtocolFault,
+    RangeOutside,
+    ServerBusy,
+    StoreTimeout,
+)
+from streamloader.stores.http.store import HttpStore
+from streamloader.testing.faults.http import Fault, HttpServer
+from streamloader.values import ByteRange
+
+DATA = random.Random(3).randbytes(400_009)
+SIZE = len(DATA)
+DATE = "Sat, 21 Nov 2026 10:00:00 GMT"
+SPANS = [ByteRange(0, 1), ByteRange(5, 70_000), ByteRange(SIZE - 3, SIZE), ByteRange(17), ByteRange(-9), ByteRange()]
+
+
+async def read_all(store, path="a.bin", **options):
+    """Read all SPANS and compare."""
+    for span in SPANS:
+        start, end = span.within(SIZE)
+        assert await store.read(path, span, **options) == DATA[start:end], span
+
+
+def test_read_only_and_without_listings():
+    async def use():
+        async with HttpStore("http://127.0.0.1:1") as store:
+            with pytest.raises(NotSupported, match="read-only"):
+                await store.write("a", b"")
+            with pytest.raises(NotSupported, match="no listings"):
+                await anext(store.list("a"))
+
+    asyncio.run(use())
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+def test_hundreds_of_reads_share_a_few_connections():
+    async def read():
+        async with (
+            HttpServer({"a.bin": DATA}) as server,
+            HttpStore(server.url, limits=Limits(connections=8)) as store,
+        ):
+            spans = [ByteRange(at, at + 1_000) for at in range(0, 400_000, 1_000)]
+            parts = await asyncio.gather(*(store.read("a.bin", span) for span in spans))
+            assert b"".join(parts) == DATA[:400_000]
+            assert 1 < server.connections <= 8
+            assert len(server.requests) == 400
+
+    asyncio.run(read())
+
+
+def test_a_connection_is_used_again():
+    async def read():
+        async with HttpServer({"a.bin": DATA, "b.bin": b"x"}) as server, HttpStore(server.url) as store:
+            await store.head("a.bin")
+            await read_all(store)
+            with pytest.raises(NotFound):
+                await store.head("none")
+            with pytest.raises(NotFound):
+                await store.read("none")
+            with pytest.raises(RangeOutside):
+                await store.read("a.bin", ByteRange(SIZE, SIZE + 1))
+            server.fault = Fault("status", times=1)
+            with pytest.raises(ServerBusy):
+                await store.read("a.bin")
+            server.fault = Fault("redirect", location="/b.bin", times=1)
+            assert await store.read("a.bin") == b"x"
+            assert server.connections == 1
+
+    asyncio.run(read())
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_replaced():
+    # It hangs up without an answer, as a server does whose patience ended just when the request was sent.
+    async def read():
+        async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
+            assert await store.read("a.bin", ByteRange(0, 5)) == DATA[:5]
+            server.fault = Fault("hangs-up", at=7, times=1)
+            assert await store.read("a.bin", ByteRange(5, 9)) == DATA[5:9]
+            assert server.connections == 2
+
+    asyncio.run(read())
+
+
+def test_waiting_for_a_turn_is_not_waiting_for_the_server():
+    # 12 reads of 0.1 s over one connection, with an answer due within 0.6 s.
+    async def slow(request):
+        await asyncio.sleep(0.1)
+        return web.Response(body=b"x")
+
+    async def read():
+        async with serving(slow) as url:
+            patience = Timeouts(connect=0.3, response=0.3)
+            async with HttpStore(url, timeouts=patience, limits=Limits(connections=1)) as store:
+                assert await asyncio.gather(*(store.read("a") for _ in range(12))) == [b"x"] * 12
+
+    asyncio.run(read())
+
+
+def test_nobody_has_to_close_it():
+    # The event loop that ends takes the connections along; the leak check looks for them.
+    async def read():
+        async with HttpServer({"a.bin": DATA}) as server:
+            store = HttpStore(server.url)
+            assert await store.read("a.bin") == DATA
+
+    asyncio.run(read())
+
+
+# --- what servers differ in ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["", "undated/", "rangeless/", "moved/"])
+def test_nginx(nginx_server, place):
+    nginx_server.put({"http/a.bin": DATA, "http/empty": b""})
+
+    async def read():
+        async with HttpStore(nginx_server.url) as store:
+            info = await store.head(f"{place}http/a.bin")
+            assert info.size == SIZE
+            assert info.version is not None
+            assert info.modified is not None
+            await read_all(store, f"{place}http/a.bin")
+            await read_all(store, f"{place}http/a.bin", version=info.version)
+            for span in (None, ByteRange(0), ByteRange(-5)):
+                assert await store.read(f"{place}http/empty", span) == b""
+            with pytest.raises(RangeOutside):
+                await store.read(f"{place}http/a.bin", ByteRange(SIZE - 1, SIZE + 1), version=info.version)
+            nginx_server.put({"http/a.bin": DATA[::-1]})
+            for span in SPANS:
+                with pytest.raises(ObjectChanged):
+                    await store.read(f"{place}http/a.bin", span, version=info.version)
+
+    asyncio.run(read())
+
+
+def test_nginx_says_no(nginx_server):
+    async def read():
+        async with HttpStore(nginx_server.url) as store:
+            with pytest.raises(AccessDenied, match="403"):
+                await store.read("forbidden/a.bin")
+            with pytest.raises(AccessDenied, match="401"):
+                await store.read("private/a.bin")
+            with pytest.raises(NotFound, match="404"):
+                await store.read("none.bin")
+            with pytest.raises(ServerBusy, match="503") as caught:
+                await store.read("busy/a.bin", ByteRange(9, 10))
+            assert (caught.value.details, caught.value.offset) == ({"status": 503, "retry_after": 7.0}, 9)
+
+    asyncio.run(read())
+
+
+def test_a_server_without_ranges_is_named_once(caplog):
+    async def read():
+        async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
+            server.fault = Fault("range-ignored", everywhere=True)
+            with caplog.at_level(logging.WARNING, "streamloader"):
+                for span in (None, ByteRange(), ByteRange(0, SIZE)):
+                    assert await store.read("a.bin", span) == DATA
+                assert caplog.messages == [], "a part was not wanted"
+                await read_all(store)
+                await read_all(store)
+            assert len(caplog.messages) == 1
+            assert f"{server.url} serves no ranges" in caplog.messages[0]
+            with pytest.raises(RangeOutside):
+                await store.read("a.bin", ByteRange(5, SIZE + 1))
+
+    asyncio.run(read())
+
+
+def test_what_is_skipped_counts_as_progress():
+    # The wanted bytes come after 1 s; in each window of 0.5 s enough others do.
+    async def slow(request):
+        answer = web.StreamResponse(headers={"Content-Length": str(20 * 10_000)})
+        await answer.prepare(request)
+        for number in range(20):
+            await answer.write(bytes([number]) * 10_000)
+            await asyncio.sleep(0.05)
+        return answer
+
+    async def read():
+        async with serving(slow) as url:
+            async with HttpStore(url, timeouts=Timeouts(window=0.5, min_rate=30_000)) as store:
+                assert await store.read("a", ByteRange(-10)) == bytes([19]) * 10
+            async with HttpStore(url, timeouts=Timeouts(window=0.5, min_rate=3_000_000)) as store:
+                with pytest.raises(StoreTimeout, match="B/s"):
+                    await store.read("a", ByteRange(-10))
+
+    asyncio.run(read())
+
+
+def _chunked(head_size=None, **headers):
+    """Serve DATA without telling its length, whatever is asked."""
+
+    async def answer(request):
+        if request.method == "HEAD" and head_size is not None:
+            return web.Response(headers={"Content-Length": str(head_size), **headers})
+        response = web.StreamResponse(headers=headers)
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        if request.method != "HEAD":
+            await response.write(DATA)
+        return response
+
+    return answer
+
+
+def test_an_object_of_unknown_size():
+    async def read():
+        async with serving(_chunked()) as url, HttpStore(url) as store:
+            info = await store.head("a.bin")
+            assert (info.size, info.version) == (None, None)
+            for span in [span for span in SPANS if span.start >= 0]:
+                start, end = span.within(SIZE)
+                assert await store.read("a.bin", span) == DATA[start:end]
+            with pytest.raises(ProtocolFault, match="tells no size"):
+                await store.read("a.bin", ByteRange(-9))
+            for span in (ByteRange(5, SIZE + 1), ByteRange(SIZE + 1), ByteRange(SIZE + 1, SIZE + 2)):
+                with pytest.raises(RangeOutside) as caught:
+                    await store.read("a.bin", span)
+                assert caught.value.details["size"] == SIZE
+            assert await store.read("a.bin", ByteRange(SIZE)) == b""
+
+    asyncio.run(read())
+
+
+def test_an_object_whose_size_only_head_tells():
+    async def read():
+        async with serving(_chunked(SIZE, ETag='"1"')) as url, HttpStore(url) as store:
+            assert (await store.head("a.bin")).size == SIZE
+            await read_all(store)
+            await read_all(store, version='"1"')
+
+    asyncio.run(read())
+
+
+def test_a_date_is_a_version_together_with_the_size():
+    async def read():
+        async with serving(_chunked(SIZE, **{"Last-Modified": DATE})) as url, HttpStore(url) as store:
+            info = await store.head("a.bin")
+            assert info.version == f"{DATE}; {SIZE} bytes"
+            await read_all(store, version=info.version)
+            for size in (SIZE - 1, SIZE + 1):  # was announced, of the same second
+                with pytest.raises((Interrupted, ProtocolFault, ObjectChanged)):
+                    await store.read("a.bin", version=f"{DATE}; {size} bytes")
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize("etag", ['"strong"', 'W/"weak"', "unquoted"])
+def test_only_strong_etags_are_sent_to_the_server(etag):
+    asked = []
+
+    async def answer(request):
+        asked.append(request.headers.get("If-Match"))
+        return web.Response(body=DATA, headers={"ETag": etag})
+
+    async def read():
+        async with serving(answer) as url, HttpStore(url) as store:
+            assert (await store.head("a.bin")).version == etag
+            assert await store.read("a.bin", version=etag) == DATA
+            with pytest.raises(ObjectChanged):
+                await store.read("a.bin", version='W/"other"')
+
+    asyncio.run(read())
+    assert asked == [None, '"strong"' if etag == '"strong"' else None, None]
+
+
+@pytest.mark.parametrize("said", ["nothing", "0", "compressed"])
+def test_a_head_that_tells_no_size(said):
+    fields = {
+        "nothing": {},
+        "0": {"Content-Length": "0"},
+        "compressed": {"Content-Length": "7", "Content-Encoding": "gzip"},
+    }
+
+    async def answer(request):
+        if request.method == "HEAD":
+            return web.Response(headers=fields[said])
+        first = request.http_range.start or 0
+        last = min(SIZE, request.http_range.stop or SIZE)
+        where = {"Content-Range": f"bytes {first}-{last - 1}/{SIZE}", "ETag": '"1"'}
+        return web.Response(status=206, body=DATA[first:last], headers=where)
+
+    async def read():
+        async with serving(answer) as url, HttpStore(url) as store:
+            info = await store.head("a.bin")
+            assert (info.size, info.version) == (SIZE, '"1"')
+
+    asyncio.run(read())
+
+
+# --- what could break off unnoticed ----------------------------------------------------------------------------------
+
+UNMEASURED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n%s\r\n"
+
+
+def test_an_end_that_cannot_be_told_from_a_break_is_refused():
+    async def read():
+        async with saying(UNMEASURED % b"" + b"some of it") as url, HttpStore(url) as store:
+            with pytest.raises(ProtocolFault, match="unnoticed"):
+                await store.read("a.bin")
+            with pytest.raises(ProtocolFault, match="unnoticed"):
+                await store.read("a.bin", ByteRange(3))
+            assert await store.read("a.bin", ByteRange(0, 9)) == b"some of i"
+            with pytest.raises(Interrupted) as caught:
+                await store.read("a.bin", ByteRange(0, 11))
+            assert caught.value.offset == 10
+
+    asyncio.run(read())
+
+
+def test_a_date_with_a_size_tells_an_end_from_a_break():
+    head = UNMEASURED % f"Last-Modified: {DATE}\r\n".encode()
+
+    async def read():
+        async with saying(head + b"some of it") as url, HttpStore(url) as store:
+            assert await store.read("a.bin", version=f"{DATE}; 10 bytes") == b"some of it"
+            with pytest.raises(Interrupted):
+                await store.read("a.bin", version=f"{DATE}; 11 bytes")
+            with pytest.raises(ProtocolFault):
+                await store.read("a.bin", version=f"{DATE}; 9 bytes")
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize("span", [ByteRange(3), ByteRange(-7)])
+def test_a_range_without_a_known_end_is_refused(span):
+    answer = b"HTTP/1.1 206 Some\r\nContent-Range: bytes 3-9/*\r\nContent-Length: 7\r\n\r\n3456789"
+
+    async def read():
+        async with saying(answer) as url, HttpStore(url) as store:
+            assert await store.read("a.bin", ByteRange(3, 10)) == b"3456789"
+            with pytest.raises(ProtocolFault, match="unnoticed"):
+                await store.read("a.bin", span)
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Encoding: br\r\n\r\nhello",
+        b"HTTP/1.1 206 Some\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 206 Some\r\nContent-Range: bytes 0-4/5\r\nContent-Range: bytes 5-9/10\r\n\r\nhello",
+        b"HTTP/1.1 204 Nothing\r\n\r\n",
+        b"HTTP/1.1 304 Same\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 299 Fine\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 412 No\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 501 Never\r\nContent-Length: 0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"<html>hello</html>\r\n\r\n",
+    ],
+)
+def test_answers_that_make_no_sense(answer):
+    async def read():
+        async with saying(answer) as url, HttpStore(url) as store:
+            with pytest.raises(ProtocolFault) as caught:
+                await store.read("a.bin", ByteRange(0, 5))
+            assert caught.value.address == f"{url}/a.bin"
+            assert caught.value.offset == 0
+            assert not caught.value.transient
+
+    asyncio.run(read())
+
+
+def test_a_whole_object_was_asked_for_and_a_part_comes():
+    answer = b"HTTP/1.1 206 Some\r\nContent-Length: 5\r\nContent-Range: bytes 0-4/9\r\n\r\nhello"
+
+    async def read():
+        async with saying(answer) as url, HttpStore(url) as store:
+            with pytest.raises(ProtocolFault, match="206"):
+                await store.read("a.bin")
+
+    asyncio.run(read())
+
+
+def test_a_bomb_is_never_unpacked():
+    async def read():
+        async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
+            server.fault = Fault("zipped")
+            with pytest.raises(ProtocolFault, match="gzip"):
+                await store.read("a.bin")
+            assert [request.headers["accept-encoding"] for request in server.requests] == ["identity"]
+
+    asyncio.run(read())

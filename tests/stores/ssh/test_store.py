@@ -1,0 +1,500 @@
+"""Files over SSH from a real OpenSSH: who is let in, whom we trust, and what happens to connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from canaries import canary
+from servers.sshd import agent
+from servers.sshd_fixture import started
+
+from streamloader.config import Limits, Timeouts
+from streamloader.errors import (
+    AccessDenied,
+    ConfigError,
+    Interrupted,
+    NotSupported,
+    ObjectChanged,
+    StoreError,
+    Unreachable,
+    UntrustedHost,
+)
+from streamloader.stores.registry import open_store
+from streamloader.stores.ssh.store import SshStore
+from streamloader.testing.faults.ssh import FaultySsh
+from streamloader.values import ByteRange
+
+DATA = hashlib.shake_256(b"ssh").digest(6_000_000)
+TRUST = "any_host_key_even_of_an_impostor"
+
+
+@pytest.fixture(autouse=True)
+def data(ssh_server):
+    (ssh_server.data / "object").write_bytes(DATA)
+
+
+def _read(store: SshStore, path: str, span: ByteRange | None = None) -> bytes:
+    async def read():
+        async with store:
+            return await store.read(path, span)
+
+    return asyncio.run(read())
+
+
+def _store(server, **options) -> SshStore:
+    return SshStore(server.url, **{**server.options(), **options})
+
+
+# --- who is let in ---------------------------------------------------------------------------------------------------
+
+
+def test_a_key(ssh_server):
+    assert _read(_store(ssh_server), ssh_server.path("object")) == DATA
+
+
+def test_an_encrypted_key(ssh_server):
+    store = _store(ssh_server, client_keys=str(ssh_server.locked_key), passphrase=canary("ssh-passphrase"))
+    assert _read(store, ssh_server.path("object"), ByteRange(5, 9)) == DATA[5:9]
+
+
+@pytest.mark.parametrize("passphrase", [None, "wrong"])
+def test_an_encrypted_key_without_its_passphrase(ssh_server, passphrase):
+    store = _store(ssh_server, client_keys=str(ssh_server.locked_key), passphrase=passphrase)
+    with pytest.raises(ConfigError, match="passphrase="):
+        _read(store, ssh_server.path("object"))
+
+
+def test_a_certificate(ssh_server):
+    store = _store(ssh_server, client_keys=[str(ssh_server.certificate_key)])
+    assert _read(store, ssh_server.path("object"), ByteRange(-7)) == DATA[-7:]
+
+
+def test_the_agent(ssh_server, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no keys there
+    with agent(ssh_server.key) as place:
+        monkeypatch.setenv("SSH_AUTH_SOCK", place)
+        assert _read(_store(ssh_server, client_keys=()), ssh_server.path("object"), ByteRange(0, 3)) == DATA[:3]
+
+
+def test_a_key_that_the_server_does_not_know(ssh_server):
+    with pytest.raises(AccessDenied, match="client_keys=") as caught:
+        _read(_store(ssh_server, client_keys=[str(ssh_server.stranger_key)]), ssh_server.path("object"))
+    assert not caught.value.transient
+    assert not isinstance(caught.value, UntrustedHost)
+
+
+@pytest.mark.parametrize("option", ["client_keys", "known_hosts", "config"])
+def test_a_file_that_is_not_there(ssh_server, option):
+    with pytest.raises(ConfigError, match=rf"{option}='/nowhere/file'"):
+        _read(_store(ssh_server, **{option: "/nowhere/file"}), ssh_server.path("object"))
+
+
+@pytest.mark.parametrize("where", ["option", "address"])
+def test_a_password(where):
+    password = canary("ssh-password" if where == "option" else "ssh-address-password")
+
+    async def read():
+        async with FaultySsh({"object": DATA}, password=password) as server:
+            options = server.options()
+            url = server.url
+            if where == "address":
+                url = url.replace("@", f":{options.pop('password')}@")
+            async with open_store(url, **options) as store:
+                assert password not in repr(store) + store.url + repr(vars(store.inner))
+                with pytest.raises(StoreError) as caught:
+                    await store.read("missing")
+                assert password not in f"{caught.value!r}{caught.value}"
+                return await store.read("object")
+
+    assert asyncio.run(read()) == DATA
+
+
+def test_a_wrong_password_is_tried_once():
+    async def read():
+        async with FaultySsh({"object": DATA}, "login refused", password=canary("ssh-password")) as server:
+            options = {**server.options(), "password": canary("ssh-wrong-password")}
+            async with open_store(server.url, **options) as store:
+                for result in await asyncio.gather(*(store.read("object") for _ in range(8)), return_exceptions=True):
+                    assert isinstance(result, AccessDenied)
+                    assert canary("ssh-wrong-password") not in f"{result!r} {result}"
+            return server.struck
+
+    assert asyncio.run(read()) == 1
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alias", ["box", "jumped"])
+def test_aliases_and_jump_hosts_of_the_configuration(ssh_server, alias):
+    store = SshStore(f"ssh://{alias}", config=str(ssh_server.config))
+    assert _read(store, ssh_server.path("object"), ByteRange(1, 4)) == DATA[1:4]
+
+
+def test_a_jump_host_with_a_password(ssh_server):
+    async def read():
+        async with FaultySsh({}, password=canary("ssh-jump-password")) as jump:
+            hosts = [str(ssh_server.known_hosts), jump.options()["known_hosts"]]
+            through = f"reader:{canary('ssh-jump-password')}@127.0.0.1:{jump.port}"
+            async with _store(ssh_server, jump=through, known_hosts=hosts) as store:
+                assert canary("ssh-jump-password") not in repr(vars(store))
+                got = await store.read(ssh_server.path("object"))
+            return got, jump.logins
+
+    assert asyncio.run(read()) == (DATA, 1)
+
+
+def test_the_password_of_a_host_does_not_go_to_its_jump_host(ssh_server):
+    async def read():
+        async with FaultySsh({}, password=canary("ssh-password")) as jump:
+            hosts = [str(ssh_server.known_hosts), jump.options()["known_hosts"]]
+            through = f"reader@127.0.0.1:{jump.port}"
+            password = canary("ssh-password")  # it would let us in there
+            async with _store(ssh_server, jump=through, known_hosts=hosts, password=password) as store:
+                with pytest.raises(AccessDenied, match=f"127.0.0.1:{jump.port}"):
+                    await store.read(ssh_server.path("object"))
+            return jump.logins
+
+    assert asyncio.run(read()) == 0
+
+
+def test_jump_hosts_that_lead_in_a_circle(ssh_server, tmp_path):
+    config = tmp_path / "config"
+    config.write_text("Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n")
+    with pytest.raises(ConfigError, match="circle"):
+        _read(SshStore("ssh://a", config=str(config)), "x")
+
+
+@pytest.mark.parametrize(
+    "url", ["ssh://", "ssh:///path", "ssh://host:0/x", "ssh://host:port/x", "ssh://-oProxyCommand=x/y", "ssh://[::1/x"]
+)
+def test_addresses_that_are_none(url):
+    with pytest.raises(ConfigError, match="ssh://host:port/path"):
+        open_store(url)
+
+
+def test_paths(ssh_server):
+    assert SshStore.split("ssh://me@box:22//srv/a b%20.mp4") == ("ssh://me@box:22", "srv/a b%20.mp4")
+    (ssh_server.home / "inner").mkdir(exist_ok=True)
+    (ssh_server.home / "inner" / "file").write_bytes(b"at home")
+
+    async def read():
+        async with open_store(f"{ssh_server.url}/~/inner", **ssh_server.options()) as store:
+            return await store.read("file"), [info.path async for info in store.list()]
+
+    assert asyncio.run(read()) == (b"at home", ["file"])
+
+
+# --- whom we trust ---------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_host_is_refused(ssh_server, tmp_path):
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(UntrustedHost, match="SHA256:") as caught:
+        _read(_store(ssh_server, known_hosts=str(tmp_path / "empty")), ssh_server.path("object"))
+    assert "not known" in str(caught.value)
+    assert f"ssh-keyscan -p {ssh_server.port} 127.0.0.1" in str(caught.value)
+    assert not caught.value.transient
+    # What it says is what lets us in.
+    (tmp_path / "known").write_text(re.search(r"\((\[127.*?)\)", str(caught.value))[1] + "\n")
+    store = _store(ssh_server, known_hosts=str(tmp_path / "known"))
+    assert _read(store, ssh_server.path("object"), ByteRange(0, 1)) == DATA[:1]
+
+
+def test_a_changed_host_key_is_refused(own_ssh_server):
+    (own_ssh_server.data / "object").write_bytes(DATA)
+    assert _read(_store(own_ssh_server), own_ssh_server.path("object")) == DATA
+    own_ssh_server.stop()
+    own_ssh_server.new_host_key()
+    own_ssh_server.start()
+    with pytest.raises(UntrustedHost, match="ssh-keygen -R"):
+        _read(_store(own_ssh_server), own_ssh_server.path("object"))
+
+
+def test_known_hosts_none_of_the_configuration_trusts_nobody(ssh_server, tmp_path):
+    config = tmp_path / "config"
+    text = ssh_server.config.read_text().replace(str(ssh_server.known_hosts), "none")
+    config.write_text(text + "  StrictHostKeyChecking no\n")
+    with pytest.raises(UntrustedHost):
+        _read(SshStore("ssh://box", config=str(config)), ssh_server.path("object"))
+
+
+def test_nothing_is_sent_to_an_impostor():
+    async def read():
+        async with FaultySsh({"object": DATA}, "changed host key", password=canary("ssh-password")) as server:
+            async with open_store(server.url, **server.options()) as store:
+                with pytest.raises(UntrustedHost):
+                    await store.read("object")
+            return server.logins
+
+    assert asyncio.run(read()) == 0
+
+
+def test_trusting_anybody_takes_many_words_and_is_logged(ssh_server, caplog, tmp_path):
+    (tmp_path / "empty").write_text("")
+    for word in (True, "yes", "any"):
+        with pytest.raises(ConfigError, match=TRUST):
+            _store(ssh_server, trust=word)
+    with caplog.at_level(logging.WARNING, "streamloader"):
+        store = _store(ssh_server, known_hosts=str(tmp_path / "empty"), trust=TRUST)
+        assert _read(store, ssh_server.path("object")) == DATA
+    assert "SHA256:" in caplog.text
+    assert TRUST in caplog.text
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_restarts(own_ssh_server):
+    (own_ssh_server.data / "object").write_bytes(DATA * 4)
+    path = own_ssh_server.path("object")
+
+    async def play():
+        async with _store(own_ssh_server) as store:
+            chunks = store.stream(path)
+            got = [await anext(chunks)]
+            own_ssh_server.stop()
+            with pytest.raises(Interrupted) as caught:  # noqa: PT012
+                async for chunk in chunks:
+                    got.append(chunk)  # noqa: PERF401 - they are wanted although it ends with an error
+            assert caught.value.offset == len(b"".join(got)) > 0
+            assert b"".join(got) == (DATA * 4)[: caught.value.offset]
+            with pytest.raises(Unreachable):
+                await store.head(path)
+            own_ssh_server.start()
+            return await store.read(path)
+
+    assert asyncio.run(play()) == DATA * 4
+
+
+def test_dropped_connections_are_made_anew_with_retries(own_ssh_server):
+    (own_ssh_server.data / "object").write_bytes(DATA * 4)
+
+    async def play():
+        got = b""
+        async with open_store(own_ssh_server.url, **own_ssh_server.options()) as store:
+            async for chunk in store.stream(own_ssh_server.path("object")):
+                if not got:
+                    own_ssh_server.drop_connections()
+                got += chunk
+        return got
+
+    assert asyncio.run(play()) == DATA * 4
+
+
+def test_64_reads_at_once_beside_a_big_one(ssh_server):
+    path = ssh_server.path("object")
+    spans = [ByteRange(at, at + 5_000 + at % 977) for at in range(0, 64 * 90_000, 90_000)]
+
+    async def play():
+        async with _store(ssh_server) as store:
+            big = asyncio.create_task(store.read(path))
+            small = await asyncio.gather(*(store.read(path, span) for span in spans))
+            return small, await big
+
+    small, big = asyncio.run(play())
+    assert small == [DATA[span.start : span.end] for span in spans]
+    assert big == DATA
+
+
+def test_fewer_channels_than_wanted():
+    async def play(server):
+        path = server.path("object")
+        async with _store(server, connections=1, channels=16) as store:
+            return await asyncio.gather(*(store.read(path, ByteRange(at, at + 100_000)) for at in range(40)))
+
+    with started(max_sessions=2) as server:
+        (server.data / "object").write_bytes(DATA)
+        assert asyncio.run(play(server)) == [DATA[at : at + 100_000] for at in range(40)]
+
+
+def test_one_set_of_data_on_two_servers(ssh_server, second_ssh_server):
+    (second_ssh_server.data / "other").write_bytes(DATA[::-1])
+
+    async def play():
+        async with _store(ssh_server) as one, _store(second_ssh_server) as two:
+            return await asyncio.gather(one.read(ssh_server.path("object")), two.read(second_ssh_server.path("other")))
+
+    assert asyncio.run(play()) == [DATA, DATA[::-1]]
+
+
+def _open_files(pid):
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(link))
+    return found
+
+
+def test_cancelled_reads_leave_nothing_open(ssh_server):
+    path = ssh_server.path("object")
+
+    async def play():
+        async with _store(ssh_server, connections=1, channels=1) as store:
+            for _ in range(20):
+                chunks = store.stream(path)
+                await anext(chunks)
+                await chunks.aclose()
+            reads = [asyncio.create_task(store.read(path)) for _ in range(20)]
+            await asyncio.sleep(0)
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
+            assert await store.read(path) == DATA  # behind all that was under way
+            return await asyncio.to_thread(_open_files, ssh_server.pid)
+
+    assert [name for name in asyncio.run(play()) if name.endswith("/object")] == []
+
+
+def test_a_pickled_copy_connects_anew(ssh_server):
+    async def play():
+        async with _store(ssh_server) as store:
+            path = ssh_server.path("object")
+            first = await store.read(path)
+            async with pickle.loads(pickle.dumps(store)) as twin:
+                return [first, await twin.read(path), await store.read(path)]
+
+    assert asyncio.run(play()) == [DATA] * 3
+
+
+def test_importing_the_stores_loads_no_asyncssh():
+    code = (
+        "import sys, streamloader, streamloader.stores, streamloader.stores.registry; print('asyncssh' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_changes_while_it_is_read(own_ssh_server):
+    target = own_ssh_server.data / "object"
+    target.write_bytes(DATA * 10)
+
+    async def play():
+        async with _store(own_ssh_server) as store:
+            chunks = store.stream(own_ssh_server.path("object"))
+            await anext(chunks)
+            os.utime(target, (1, 1))
+            async for _ in chunks:
+                pass
+
+    with pytest.raises(ObjectChanged):
+        asyncio.run(play())
+
+
+def test_writing_twice_within_a_second_makes_two_versions(own_ssh_server):
+    path = own_ssh_server.path("a")
+
+    async def play():
+        async with _store(own_ssh_server) as store:
+            versions = []
+            for number in range(5):
+                await store.write(path, b"%d" % number)
+                versions.append((await store.head(path)).version)
+            return versions
+
+    assert len(set(asyncio.run(play()))) == 5
+
+
+def test_a_failed_write_leaves_nothing(own_ssh_server):
+    (own_ssh_server.data / "a").write_bytes(b"old")
+
+    async def pieces():
+        yield b"new" * 100_000
+        raise KeyError("no more")
+
+    async def play():
+        async with _store(own_ssh_server, connections=1, channels=1) as store:
+            with pytest.raises(KeyError):
+                await store.write(own_ssh_server.path("a"), pieces())
+            return [info.path async for info in store.list(own_ssh_server.path("").rstrip("/"))]
+
+    asyncio.run(play())
+    assert [path.name for path in own_ssh_server.data.iterdir()] == ["a"]
+    assert (own_ssh_server.data / "a").read_bytes() == b"old"
+
+
+def test_listings_follow_links_and_end(own_ssh_server):
+    root = own_ssh_server.data / "tree"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "ü").write_bytes(b"1")
+    (root / "sub" / "up").symlink_to(root)
+    (root / "sub" / "self").symlink_to(root / "sub")
+    (root / "link").symlink_to(root / "sub" / "ü")
+    (root / "nothing").symlink_to(root / "nowhere")
+    (root / ".streamloader-new-1").write_bytes(b"unfinished")
+    os.mkfifo(root / "pipe")
+
+    async def play():
+        async with open_store(own_ssh_server.address("tree"), **own_ssh_server.options()) as store:
+            return [
+                {info.path async for info in store.list()},
+                {info.path async for info in store.list(recursive=False)},
+                [info async for info in store.list("nowhere")],
+                [info async for info in store.list("link")],
+            ]
+
+    assert asyncio.run(play()) == [{"sub/ü", "link"}, {"sub/", "link"}, [], []]
+
+
+def test_a_server_without_sftp():
+    with started(sftp=False) as server, pytest.raises(AccessDenied, match="Subsystem sftp"):
+        _read(_store(server), server.path("object"))
+
+
+def test_limits_and_options_are_checked():
+    with pytest.raises(ConfigError):
+        SshStore("ssh://box", connections=0)
+    with pytest.raises(ConfigError, match="no such option"):
+        open_store("ssh://box", nonsense=1)
+    assert SshStore("ssh://box", limits=Limits(connections=1), connections=9)._share == (1, 4)
+
+
+def test_a_dead_peer_is_noticed_and_given_up():
+    """A connection on which nothing comes any more does not take the next requests with it."""
+
+    async def play():
+        times = Timeouts(connect=2.0, response=0.5, window=0.5, min_rate=1000.0, close=1.0)
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(FaultySsh({"object": DATA}, "silence", at=1_500_000, once=True))
+            store = await stack.enter_async_context(SshStore(server.url, **server.options(), timeouts=times))
+            with pytest.raises(StoreError) as caught:
+                await store.read("object")
+            assert caught.value.transient
+            assert caught.value.offset is not None
+            return await store.read("object"), server.logins
+
+    assert asyncio.run(play()) == (DATA, 2)
+
+
+def test_a_server_that_cannot_replace_files(ssh_server, monkeypatch):
+    from streamloader.stores.ssh.sftp import Sftp
+
+    monkeypatch.setattr(Sftp, "can_replace", False)  # as with servers that have no posix-rename
+    path = ssh_server.path("not-replaced")
+
+    async def play():
+        async with _store(ssh_server) as store:
+            await store.write(path, b"one")
+            with pytest.raises(NotSupported, match="delete it first"):
+                await store.write(path, b"two")
+            assert await store.read(path) == b"one"
+            await store.delete(path)
+            await store.write(path, b"two")
+            return await store.read(path)
+
+    assert asyncio.run(play()) == b"two"
