@@ -9,8 +9,9 @@ import dataclasses
 from typing import Any
 
 from benchmarks.clips import BIG_HEIGHT, BIG_WIDTH, GOPS, big_clip
+from benchmarks.command import main
 from benchmarks.contenders import Contender
-from benchmarks.harness import Bar, Column, Question, Table, main
+from benchmarks.harness import Bar, Column, Question, Table
 from benchmarks.job import Job
 from benchmarks.peers.archive_peer import NO_CACHE
 

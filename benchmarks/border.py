@@ -9,7 +9,8 @@ import dataclasses
 
 from benchmarks import contenders as who
 from benchmarks.clips import HEIGHT, SHORT, WIDTH, clips
-from benchmarks.harness import Column, Question, Table, main
+from benchmarks.command import main
+from benchmarks.harness import Column, Question, Table
 from benchmarks.job import Job
 
 _TUNED = dataclasses.replace(

@@ -8,7 +8,8 @@ from __future__ import annotations
 from benchmarks import contenders as who
 from benchmarks import transport
 from benchmarks.clips import HEIGHT, WIDTH, clips
-from benchmarks.harness import Bar, Column, Question, Table, main
+from benchmarks.command import main
+from benchmarks.harness import Bar, Column, Question, Table
 from benchmarks.job import Job
 
 _CONTENDERS = (

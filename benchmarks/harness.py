@@ -7,7 +7,6 @@ the same round. Tables show the median over rounds and the smallest and largest 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -17,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -225,24 +224,3 @@ def machine() -> dict[str, Any]:
         "load_before": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def main(make: Callable[[bool], Question]) -> None:
-    """The command line of one question: measure, print the tables, keep the figures if asked to."""
-    from benchmarks.report import render
-
-    parser = argparse.ArgumentParser(description=make.__module__ and sys.modules[make.__module__].__doc__)
-    parser.add_argument("--rounds", type=int, default=0, help="interleaved rounds (default 5; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="small counts: shows that it works, not how fast")
-    parser.add_argument("--table", action="append", default=[], help="only this table; may be given again")
-    parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--from-json", metavar="FILE", help="measure nothing, print the tables of an earlier --json")
-    chosen = parser.parse_args()
-    question = make(chosen.quick)
-    if chosen.from_json:
-        found = json.loads(Path(chosen.from_json).read_text())
-    else:
-        found = run(question, chosen.rounds or (1 if chosen.quick else 5), chosen.table)
-    if chosen.json:
-        Path(chosen.json).write_text(json.dumps(found, indent=1))
-    print(render(question, found))

@@ -9,7 +9,8 @@ import dataclasses
 
 from benchmarks import contenders as who
 from benchmarks import transport, video
-from benchmarks.harness import Bar, Column, Question, Table, main
+from benchmarks.command import main
+from benchmarks.harness import Bar, Column, Question, Table
 
 _WORK = 0.02
 _SPDL = tuple(

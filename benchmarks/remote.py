@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from benchmarks.clips import HEIGHT, WIDTH, clips
+from benchmarks.command import main
 from benchmarks.contenders import Contender
-from benchmarks.harness import Bar, Column, Question, Table, main
+from benchmarks.harness import Bar, Column, Question, Table
 from benchmarks.job import Job
 
 _COLUMNS = (Column("steps_per_s", "frames/s"), Column("first_batch_s", "first batch, s", 2, less_is_better=True))

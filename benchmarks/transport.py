@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks import contenders as who
-from benchmarks.harness import Bar, Column, Question, Table, main
+from benchmarks.command import main
+from benchmarks.harness import Bar, Column, Question, Table
 from benchmarks.job import Job
 
 BIG = Job("fill", (256, 320, 3))

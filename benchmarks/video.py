@@ -9,7 +9,8 @@ import dataclasses
 
 from benchmarks import contenders as who
 from benchmarks.clips import HEIGHT, WIDTH, clips
-from benchmarks.harness import Bar, Column, Question, Table, main
+from benchmarks.command import main
+from benchmarks.harness import Bar, Column, Question, Table
 from benchmarks.job import Job
 
 COLUMNS = (Column("steps_per_s", "frames/s"), Column("cpu_ms_per_step", "CPU ms/frame", 2, less_is_better=True))

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from streamloader.archive.archive import Archive, open_archive
     from streamloader.archive.clips import ArchiveClips
-    from streamloader.archive.ingest.check import CheckReport
-    from streamloader.archive.ingest.report import IngestReport
+    from streamloader.archive.ingest.report import CheckReport, IngestReport
     from streamloader.archive.streams import ArchiveStreams
     from streamloader.compat.butterfly.dataset import (
         ButterflyTorch,
@@ -164,7 +163,7 @@ _HOMES: Final = {
     "Batch": "loader.batch",
     "ButterflyTorch": "compat.butterfly.dataset",
     "ByteRange": "values",
-    "CheckReport": "archive.ingest.check",
+    "CheckReport": "archive.ingest.report",
     "ChunkTracker": "compat.butterfly.dataset",
     "DistributedVideoDataset": "compat.butterfly.dataset",
     "EnvBatch": "loader.envstreamer",

@@ -9,9 +9,10 @@ also an instance of that. All errors survive pickling, and can be sent between p
 
 from __future__ import annotations
 
-import re
 import traceback
 from typing import Any, ClassVar, Final
+
+from streamloader.redaction import redact
 
 __all__ = [
     "AccessDenied",
@@ -52,28 +53,8 @@ __all__ = [
     "WorkerDied",
     "WrongContent",
     "from_wire",
-    "redact",
     "to_wire",
 ]
-
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
-_SECRETS: Final = re.compile(
-    r"(?i)((?:password|passwd|passphrase|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]+)=)[^&\s'\"]+"
-)
-# In the query of an address: what is called like a secret, and whatever is long enough to be one.
-_QUERY_SECRETS: Final = re.compile(
-    r"(?i)([?&][^=&\s'\"#]*(?:auth|code|credential|jwt|key|pass|policy|pwd|secret|session|sig|token)[^=&\s'\"#]*=)"
-    r"[^&\s'\"#]+"
-)
-_QUERY_LONG: Final = re.compile(r"([?&][^=&\s'\"#]+=)[^&\s'\"#]{24,}")
-
-
-def redact(text: str) -> str:
-    """Return `text` without user names, passwords and signed query values of the addresses in it."""
-    text = _SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
-    if "?" in text:
-        text = _QUERY_LONG.sub(r"\1***", _QUERY_SECRETS.sub(r"\1***", text))
-    return text
 
 
 class StreamloaderError(Exception):

@@ -8,7 +8,7 @@ import pytest
 from canaries import NAMES, Watch, canary, told_in
 
 import streamloader as sl
-from streamloader.errors import redact
+from streamloader.redaction import redact
 
 
 @pytest.fixture

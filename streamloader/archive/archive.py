@@ -19,7 +19,7 @@ from streamloader.errors import ConfigError
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Snapshot, VideoRow
     from streamloader.archive.ingest import CheckReport, IngestReport
-    from streamloader.media.frames import VideoFrame
+    from streamloader.media.video.reader import VideoFrame
     from streamloader.stores.addresses import Addresses
     from streamloader.values import Array
 
@@ -47,7 +47,7 @@ class Archive(Frames):
         transform: is given uint8 (N, H, W, C) and returns N items of anything; single frames go through it as N = 1.
         places: number or url of a place of the archive -> the address by which this machine reaches it.
         storage_options: of :func:`streamloader.stores.open_store`, for these places; where they need different ones,
-            see :func:`streamloader.stores.options.options_for`.
+            see :func:`streamloader.stores.registry.options_for`.
         catalog_options: of the catalog. An archive with ``client=`` among them cannot be pickled.
         cache_limit: groups of decoded frames, and spans of bytes from stores, that are kept at most.
         max_cache_bytes: of memory that these take at most.
@@ -202,7 +202,7 @@ class Archive(Frames):
     def stats(self) -> dict[str, int]:
         """Return what reading took so far: frames, hits and misses, packets, bytes, requests, and what the cache holds.
 
-        See :class:`streamloader.archive.reader.cache.Counts`. They count in this process alone.
+        See :class:`streamloader.archive.reader.stats.ReadCounts`. They count in this process alone.
         """
         return self.reader.stats()
 

@@ -5,19 +5,38 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamloader.archive.location import CATALOG_FILE, catalog_url, shared_by
-from streamloader.errors import ConfigError, redact
+from streamloader.errors import CatalogNotFound, ConfigError
+from streamloader.redaction import redact
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of
 
 if TYPE_CHECKING:
+    from streamloader.archive.catalog.base import Catalog, Place
     from streamloader.archive.ingest import CheckReport, IngestReport
     from streamloader.archive.reader.reader import ArchiveReader
     from streamloader.stores.addresses import Addresses
+    from streamloader.stores.io_thread import Shared
 
-__all__ = ["add_to", "check_all", "create_archive"]
+__all__ = ["EnsuredPlaces", "add_to", "check_all", "create_archive", "ensure_places"]
+
+
+@dataclass(frozen=True, slots=True)
+class EnsuredPlaces:
+    """Places of an archive, after :func:`ensure_places`.
+
+    Attributes:
+        numbers: Numbers of the requested places, ascending.
+        created: Whether the archive was created.
+        added: Places that were added to an existing archive.
+    """
+
+    numbers: list[int]
+    created: bool
+    added: tuple[Place, ...]
 
 
 def create_archive(
@@ -42,6 +61,39 @@ def create_archive(
     with shared_by(url, catalog_options or {}) as made:
         made.call(made.it.create(places))
     return url
+
+
+def ensure_places(catalog: Shared[Catalog], stores: Mapping[str, float]) -> EnsuredPlaces:
+    """Create the archive if it does not exist, or add those of `stores` that are not among its places yet.
+
+    Args:
+        catalog: Catalog of the archive.
+        stores: Addresses of the folders for chunks, with their weights. If empty, the archive has to exist.
+
+    Raises:
+        CatalogNotFound: If there is no archive and `stores` is empty.
+        ConfigError: If an address or a weight is invalid.
+    """
+    from streamloader.archive.ingest import as_places
+
+    created = False
+    try:
+        header = catalog.call(catalog.it.header())
+    except CatalogNotFound:
+        if not stores:
+            raise
+        header = catalog.call(catalog.it.create(as_places(stores)))
+        created = True
+    if not stores:
+        return EnsuredPlaces([], created, ())
+    existing = {place.url for place in header.places}
+    requested = as_places(stores)
+    added: tuple[Place, ...] = ()
+    if new := {place.url: place.weight for place in requested if place.url not in existing}:
+        added = as_places(new, first=len(header.places))
+        header = catalog.call(catalog.it.set_places([*header.places, *added]))
+    urls = {place.url for place in requested}
+    return EnsuredPlaces([place.number for place in header.places if place.url in urls], created, added)
 
 
 def add_to(reader: ArchiveReader, videos: Addresses, options: Mapping[str, Any]) -> IngestReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio.to_thread
 import numpy as np
@@ -13,16 +13,31 @@ from streamloader.archive.frame_numbers import picked, whole_number
 from streamloader.errors import ConfigError, FrameOutside
 
 if TYPE_CHECKING:
-    from streamloader.archive.archive import Archive
     from streamloader.archive.catalog.base import VideoRow
+    from streamloader.archive.reader.reader import ArchiveReader
+    from streamloader.values import Array
 
-__all__ = ["ArchiveVideo", "ArchiveVideos", "Frames"]
+__all__ = ["ArchiveVideo", "ArchiveVideos", "FrameSource", "Frames"]
+
+
+class FrameSource(Protocol):
+    """An open archive that frames are read from: :class:`streamloader.archive.archive.Archive`."""
+
+    @property
+    def reader(self) -> ArchiveReader:
+        """The reader of the archive."""
+
+    def read(self, numbers: Array, *, one_by_one: bool = False) -> Any:
+        """Return frames of the archive in the order of `numbers`, transformed all together or one by one."""
+
+    def play(self, start: int, stop: int) -> Iterator[Any]:
+        """Yield the frames [start, stop) of the archive one by one."""
 
 
 class Frames(Dataset[Any]):
     """What an archive and one video of it have in common: frames [start, stop) of the archive, from 0 on."""
 
-    _archive: Archive
+    _archive: FrameSource
 
     def _span(self) -> tuple[int, int]:
         raise NotImplementedError
@@ -86,7 +101,7 @@ class ArchiveVideo(Frames):
         video: what the catalog says of it: name, metadata, size, time base, number of its first frame in the archive...
     """
 
-    def __init__(self, archive: Archive, video: VideoRow) -> None:
+    def __init__(self, archive: FrameSource, video: VideoRow) -> None:
         self._archive = archive
         self.video = video
 
@@ -123,7 +138,7 @@ class ArchiveVideo(Frames):
 class ArchiveVideos(Sequence[ArchiveVideo]):
     """The videos of an archive, in their order, looked up when they are needed."""
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: FrameSource) -> None:
         self._archive = archive
 
     def __len__(self) -> int:

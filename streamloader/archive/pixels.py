@@ -13,7 +13,7 @@ from streamloader.media.video.orientation import Turn
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import VideoRow
-    from streamloader.media.frames import VideoFrame
+    from streamloader.media.video.reader import VideoFrame
     from streamloader.values import Array
 
 __all__ = ["PIX_FMTS", "Pixels", "checked_size"]

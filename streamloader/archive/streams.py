@@ -32,8 +32,8 @@ from streamloader.values import Array, Field, StreamInfo
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import VideoRow
-    from streamloader.media.frames import VideoFrame
     from streamloader.media.video.convert import Converter
+    from streamloader.media.video.reader import VideoFrame
 
 __all__ = ["ArchiveStreams"]
 

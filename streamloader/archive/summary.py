@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from streamloader.errors import VideoNotFound, redact
+from streamloader.errors import VideoNotFound
 from streamloader.media.chunks.format import ChunkIndex
+from streamloader.redaction import redact
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog, ChunkRow, Job, VideoRow

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from streamloader.errors import CatalogNotFound, ConfigError
+from streamloader.cli.arguments import (
+    parse_frame_rate,
+    parse_frame_size,
+    parse_json_pair,
+    parse_text_pair,
+    parse_weight,
+)
+from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from streamloader.archive.catalog.base import Catalog, Header
+    from streamloader.archive.catalog.base import Catalog
     from streamloader.archive.ingest.report import IngestReport
     from streamloader.media.chunks.settings import CutSettings
     from streamloader.stores.io_thread import Shared
@@ -43,7 +48,7 @@ def add_parser(commands: Any) -> None:
         help="folder, or address of one in a store, that chunks are put into; several for several servers",
     )  # fmt: skip
     where.add_argument(
-        "--weight", action="append", default=[], type=_weight, metavar="W",
+        "--weight", action="append", default=[], type=parse_weight, metavar="W",
         help="share of chunks of each new --to, in the same order (1)",
     )  # fmt: skip
     where.add_argument(
@@ -57,7 +62,7 @@ def add_parser(commands: Any) -> None:
     what = parser.add_argument_group("what is kept with them")
     what.add_argument("--name", help="of the video, if it is only one (that of its file)")
     what.add_argument(
-        "--metadata", action="append", default=[], type=_pair, metavar="NAME=VALUE",
+        "--metadata", action="append", default=[], type=parse_json_pair, metavar="NAME=VALUE",
         help="kept with each video, to find it by; VALUE is JSON, or a text",
     )  # fmt: skip
     how = parser.add_argument_group("how it is done")
@@ -75,11 +80,13 @@ def _add_cutting(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--chunk-frames", type=int, default=1000, metavar="N", help="frames of a chunk, about (1000)")
     group.add_argument("--codec", help="encoder of --mode encode (libx264)")
     group.add_argument(
-        "--option", action="append", default=[], type=_text_pair, metavar="NAME=VALUE", help="of the encoder"
+        "--option", action="append", default=[], type=parse_text_pair, metavar="NAME=VALUE", help="of the encoder"
     )
     group.add_argument("--gop", type=int, metavar="N", help="frames between key frames, where encoded (12)")
-    group.add_argument("--size", type=_size, metavar="HxW", help="of the frames of --mode encode")
-    group.add_argument("--fps", type=_rate, help="frames a second of --mode encode, such as 25 or 30000/1001")
+    group.add_argument("--size", type=parse_frame_size, metavar="HxW", help="of the frames of --mode encode")
+    group.add_argument(
+        "--fps", type=parse_frame_rate, help="frames a second of --mode encode, such as 25 or 30000/1001"
+    )
     group.add_argument("--audio", action="store_true", help="keep the sound in the chunks, for players")
     group.add_argument(
         "--verify",
@@ -157,37 +164,19 @@ def _catalog_url(arguments: argparse.Namespace) -> str:
 
 def _places(catalog: Shared[Catalog], stores: Sequence[str], weights: Sequence[float]) -> list[int] | None:
     """Make the archive if there is none, or add places to it; return those that take the new chunks."""
-    from streamloader.archive.ingest.placement import as_places
+    from streamloader.archive.create import ensure_places
 
     if len(weights) > len(stores):
         raise ConfigError("--weight belongs to a --to, and there are more of the former")
     given = {store: weights[number] if number < len(weights) else 1.0 for number, store in enumerate(stores)}
     if len(given) < len(stores):
         raise ConfigError("a --to is there twice")
-    try:
-        header = catalog.call(catalog.it.header())
-    except CatalogNotFound:
-        if not stores:
-            raise
-        header = catalog.call(_created(catalog.it, given))
+    places = ensure_places(catalog, given)
+    if places.created:
         _say(f"made an archive with its catalog at {catalog.it.url}")
-    if not stores:
-        return None
-    known = {place.url: place for place in header.places}
-    named = as_places(given)
-    new = [place for place in named if place.url not in known]
-    if new:
-        extra = as_places({place.url: place.weight for place in new}, first=len(header.places))
-        header = catalog.call(catalog.it.set_places([*header.places, *extra]))
-        _say(f"the archive has {len(extra)} more places now: {', '.join(place.url for place in extra)}")
-    urls = {place.url for place in named}
-    return [place.number for place in header.places if place.url in urls]
-
-
-async def _created(catalog: Catalog, stores: Mapping[str, float]) -> Header:
-    from streamloader.archive.ingest.placement import as_places
-
-    return await catalog.create(as_places(stores))
+    if places.added:
+        _say(f"the archive has {len(places.added)} more places now: {', '.join(place.url for place in places.added)}")
+    return places.numbers if stores else None
 
 
 def _storage_options(path: str | None) -> dict[str, Any] | None:
@@ -237,43 +226,3 @@ def _told(report: IngestReport, settings: CutSettings) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    name, value = _text_pair(text)
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _text_pair(text: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not name or not sign:
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
-    return name, value
-
-
-def _weight(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of 0 or more, got {text!r}")
-    return value
-
-
-def _rate(text: str) -> Fraction:
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"must be a number such as 25 or 30000/1001, got {text!r}") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    try:
-        return int(height), int(width)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH such as 240x320, got {text!r}") from None

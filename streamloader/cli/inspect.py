@@ -7,14 +7,14 @@ import datetime as dt
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from streamloader.cli.arguments import parse_count, parse_json_object
+from streamloader.cli.tables import Section, open_printer
 from streamloader.errors import ConfigError
 
 __all__ = ["add_parser"]
-
-_NUMBERS: Final = frozenset({"#", "videos", "frames", "chunks", "size", "in", "out", "time", "key frames", "first"})
 
 
 def add_parser(commands: Any) -> None:
@@ -27,8 +27,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("archive", metavar="ARCHIVE", help="url of the catalog, or the folder of a local archive")
     parser.add_argument("video", nargs="?", metavar="NAME", help="of one video, to be shown with its chunks")
-    parser.add_argument("--where", type=_where, metavar="JSON", help='list videos whose metadata match: {"camera": 3}')
-    parser.add_argument("--limit", type=_limit, default=20, metavar="N", help="videos, or chunks, that are listed (20)")
+    parser.add_argument(
+        "--where", type=parse_json_object, metavar="JSON", help='list videos whose metadata match: {"camera": 3}'
+    )
+    parser.add_argument(
+        "--limit", type=parse_count, default=20, metavar="N", help="videos, or chunks, that are listed (20)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_run)
@@ -49,14 +53,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(told, indent=2))
     else:
-        _Page.of(sys.stdout.isatty()).show(_archive(told) if arguments.video is None else _video(told))
+        open_printer(terminal=sys.stdout.isatty()).print(_archive(told) if arguments.video is None else _video(told))
     return 0
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def _archive(told: Mapping[str, Any]) -> Iterator[_Block]:
+def _archive(told: Mapping[str, Any]) -> Iterator[Section]:
     from streamloader.archive.ingest.progress import size
 
     matching, chunks = told["matching"], told["chunk_bytes"]
@@ -83,12 +87,12 @@ def _archive(told: Mapping[str, Any]) -> Iterator[_Block]:
         facts["  codecs"] = _counted(told["codecs"], "chunks")
         if told["encoded_anew"]:
             facts["  encoded anew"] = f"{told['encoded_anew']:,}, which could not be copied"
-    yield _Block("", facts=facts)
+    yield Section("", facts=facts)
     columns: Sequence[str] = ("#", "place", "weight", "chunks", "size")
     rows: list[Sequence[str]] = [
         (str(p["number"]), p["url"], f"{p['weight']:g}", f"{p['chunks']:,}", size(p["bytes"])) for p in told["places"]
     ]
-    yield _Block("places", columns, rows)
+    yield Section("places", columns, rows)
     if told["listed"]:
         columns = ("#", "video", "first", "frames", "picture", "time", "chunks", "size")
         rows = [
@@ -99,14 +103,14 @@ def _archive(told: Mapping[str, Any]) -> Iterator[_Block]:
             for v in told["listed"]
         ]  # fmt: skip
         left = matching["videos"] - len(rows)
-        yield _Block("videos", columns, rows, f"and {left:,} more: --limit shows them" if left else "")
+        yield Section("videos", columns, rows, f"and {left:,} more: --limit shows them" if left else "")
     if told["jobs"]:
         columns = ("video", "source", "begun", "last at work")
         rows = [(job["name"], job["source"], _ago(job["begun"]), _ago(job["beat"])) for job in told["jobs"]]
-        yield _Block("being added", columns, rows)
+        yield Section("being added", columns, rows)
 
 
-def _video(told: Mapping[str, Any]) -> Iterator[_Block]:
+def _video(told: Mapping[str, Any]) -> Iterator[Section]:
     from streamloader.archive.ingest.progress import size
 
     facts = {
@@ -122,12 +126,12 @@ def _video(told: Mapping[str, Any]) -> Iterator[_Block]:
         "metadata": json.dumps(told["metadata"], ensure_ascii=False),
         "content": told["content"],
     }
-    yield _Block("", facts=facts)
+    yield Section("", facts=facts)
     columns: Sequence[str] = ("#", "place", "chunks", "size")
     rows: list[Sequence[str]] = [
         (str(p["number"]), p["url"], f"{p['chunks']:,}", size(p["bytes"])) for p in told["places"] if p["chunks"]
     ]
-    yield _Block("places", columns, rows)
+    yield Section("places", columns, rows)
     columns = ("#", "first", "frames", "key frames", "codec", "size", "place", "path", "note")
     rows = [
         (
@@ -137,84 +141,7 @@ def _video(told: Mapping[str, Any]) -> Iterator[_Block]:
         for c in told["listed"]
     ]  # fmt: skip
     left = told["chunks"] - len(rows)
-    yield _Block("chunks", columns, rows, f"and {left:,} more: --limit shows them" if left else "")
-
-
-class _Block:
-    """Facts with names, or a table."""
-
-    def __init__(
-        self,
-        title: str,
-        columns: Sequence[str] = (),
-        rows: Sequence[Sequence[str]] = (),
-        after: str = "",
-        facts: Mapping[str, str] | None = None,
-    ) -> None:
-        self.title, self.columns, self.after = title, columns, after
-        self.rows = rows if facts is None else list(facts.items())
-        used = [any(row[place] for row in rows) for place in range(len(columns))]
-        if not all(used) and rows:  # a column in which nothing stands
-            self.columns = [name for name, wanted in zip(columns, used, strict=True) if wanted]
-            self.rows = [[cell for cell, wanted in zip(row, used, strict=True) if wanted] for row in rows]
-
-
-class _Page:
-    """Plain text."""
-
-    @staticmethod
-    def of(terminal: bool) -> _Page:
-        """Return what shows blocks best: with colours and lines in a terminal, if Rich is installed."""
-        if not terminal:
-            return _Page()
-        try:
-            import rich  # noqa: F401 - is it there?
-        except ImportError:
-            return _Page()
-        return _RichPage()
-
-    def show(self, blocks: Iterable[_Block]) -> None:
-        for number, block in enumerate(blocks):
-            if number:
-                print()
-            if block.title:
-                print(block.title)
-            self._table(block)
-            if block.after:
-                print(block.after)
-
-    def _table(self, block: _Block) -> None:
-        rows = [block.columns, *block.rows] if block.columns else block.rows
-        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))] if rows else []
-        right = [name in _NUMBERS for name in block.columns] or [False] * len(widths)
-        for row in rows:
-            cells = zip(row, widths, right, strict=True)
-            print("  ".join(c.rjust(width) if number else c.ljust(width) for c, width, number in cells).rstrip())
-
-
-class _RichPage(_Page):
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(highlight=False)
-
-    def _table(self, block: _Block) -> None:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD if block.columns else None, show_header=bool(block.columns), padding=(0, 1))
-        if not block.columns:
-            table.add_column(style="bold cyan", no_wrap=True)
-            table.add_column(overflow="fold")
-        for name in block.columns:
-            number = name in _NUMBERS
-            table.add_column(
-                name, justify="right" if number else "left", no_wrap=number, overflow="fold", header_style="bold cyan"
-            )
-        for row in block.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        self._console.print(table)
+    yield Section("chunks", columns, rows, f"and {left:,} more: --limit shows them" if left else "")
 
 
 def _counted(counts: Mapping[str, int], what: str) -> str:
@@ -241,19 +168,3 @@ def _date(when: float) -> str:
 
 def _ago(when: float) -> str:
     return f"{_time(max(0.0, time.time() - when))} ago"
-
-
-def _where(text: str) -> dict[str, Any]:
-    try:
-        told = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be JSON such as '{{\"camera\": 3}}': {error}") from None
-    if not isinstance(told, dict):
-        raise argparse.ArgumentTypeError(f"must be a JSON object such as '{{\"camera\": 3}}', got {text!r}")
-    return told
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
-    return int(text)

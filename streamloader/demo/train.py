@@ -45,6 +45,7 @@ class Settings:
     size: tuple[int, int] = (96, 128)
     stride: int = 3
     seconds: float = 60.0
+    batches: int | None = None  # if given, the training ends after this many batches, whatever time they take
     seed: int = 0
 
 
@@ -127,11 +128,17 @@ def _train(settings: Settings) -> tuple[Result, list[Batch], list[str]]:
                     result.seconds = time.perf_counter() - started
                     result.waited = loader.stats().wait_seconds
                     progress.show(result)
-                    if result.seconds >= settings.seconds:
+                    if _is_done(result, settings):
                         break
         except KeyboardInterrupt:
             result.interrupted = True
         return result, shown, [Path(info.key).stem for info in loader.streams]
+
+
+def _is_done(result: Result, settings: Settings) -> bool:
+    if settings.batches is not None:
+        return len(result.losses) >= settings.batches
+    return result.seconds >= settings.seconds
 
 
 def _epochs(loader: MultiStreamer) -> Iterator[Batch]:
@@ -203,7 +210,8 @@ class _Progress:
 
         text = TextColumn("{task.fields[text]}")
         self._bar = Progress(TextColumn("training"), BarColumn(), TimeRemainingColumn(), text)
-        self._task = self._bar.add_task("", total=settings.seconds, text="starting workers")
+        self._counts_batches = settings.batches is not None
+        self._task = self._bar.add_task("", total=settings.batches or settings.seconds, text="starting workers")
         self._next_line = 2.0
 
     def __enter__(self) -> Self:
@@ -221,7 +229,8 @@ class _Progress:
             f"waiting for data {result.waited / result.seconds:5.1%}"
         )
         if self._bar.console.is_terminal:
-            self._bar.update(self._task, completed=result.seconds, text=text)
+            completed = len(result.losses) if self._counts_batches else result.seconds
+            self._bar.update(self._task, completed=completed, text=text)
         elif result.seconds >= self._next_line:
             self._next_line += 10.0
             print(f"{result.seconds:4.0f} s   {text}", flush=True)

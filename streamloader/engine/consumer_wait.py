@@ -1,67 +1,86 @@
-"""How long the consumer waits for a batch, and what becomes of a lane that keeps it waiting."""
+"""One wait of the consumer for a batch: its deadline, and the lane that caused it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from streamloader.engine.ring import Status
 
 if TYPE_CHECKING:
-    from streamloader.engine.supervisor import Supervisor
+    from streamloader.errors import LoaderTimeout
     from streamloader.values import Array
 
-__all__ = ["Patience"]
+__all__ = ["ConsumerWait", "is_stalled", "slowest_lane"]
 
 
-class Patience:
+class ConsumerWait:
     """One wait of the consumer.
 
+    Half of the time before the deadline it takes a snapshot of the status table. At the deadline, a worker whose rows
+    have made no progress since then is killed, and the time starts again for the worker that replaces it.
+
     Args:
-        timeout: seconds; None: no limit.
+        timeout: Time limit in seconds, or None for no limit.
+        status: Status table of the ring, int64 (lanes, ``Status.COLUMNS``).
+        kill_stalled_worker: Function that kills the worker of the slowest lane if its rows have made no progress since
+            the given snapshot of `status`. Returns whether it did.
+        timed_out: Function that returns the error for a wait of the given number of seconds.
     """
 
-    def __init__(self, timeout: float | None) -> None:
-        self._timeout = timeout
-        self._started = self._since = time.perf_counter()
-        self._late: int | None = None  # the lane it waits for
-        self._halfway: Array | None = None  # where all lanes stood when half of the time was over
+    def __init__(
+        self,
+        timeout: float | None,
+        status: Array,
+        kill_stalled_worker: Callable[[Array], bool],
+        timed_out: Callable[[float], LoaderTimeout],
+    ) -> None:
+        self._timeout, self._status = timeout, status
+        self._kill_stalled_worker, self._timed_out = kill_stalled_worker, timed_out
+        self._started = self._timer_started = time.perf_counter()
+        self._lane: int | None = None  # row that the consumer waits for
+        self._status_snapshot: Array | None = None  # taken at half of the timeout
 
-    def left(self) -> float | None:
-        """Seconds until :meth:`check` has something to do."""
+    def remaining(self) -> float | None:
+        """Return the seconds until :meth:`check` has to be called again, or None for no limit."""
         if self._timeout is None:
             return None
-        until = self._timeout if self._halfway is not None else self._timeout / 2
-        return max(0.0, self._since + until - time.perf_counter())
+        limit = self._timeout if self._status_snapshot is not None else self._timeout / 2
+        return max(0.0, self._timer_started + limit - time.perf_counter())
 
-    def check(self, supervisor: Supervisor) -> None:
-        """Note what is waited for; at the deadline, have a worker killed that stands still. Called with the lock.
+    def check(self) -> None:
+        """Note the lane that is waited for; at the deadline, have a stalled worker killed.
+
+        The caller holds the supervisor's lock.
 
         Raises:
-            LoaderTimeout: the time is over, and no worker can be blamed.
+            LoaderTimeout: If the deadline has passed and no worker has stalled.
         """
-        if self._late is None:
-            self._late = supervisor.latest_lane()
+        if self._lane is None:
+            self._lane = slowest_lane(self._status)
         if self._timeout is None:
             return
-        passed = time.perf_counter() - self._since
-        if self._halfway is None:
-            if passed >= self._timeout / 2:
-                self._halfway = supervisor.where_lanes_stand()
-        elif passed >= self._timeout:
-            if not supervisor.end_standstill(self._halfway):
-                raise supervisor.timed_out(time.perf_counter() - self._started)
-            self._since, self._halfway = time.perf_counter(), None
+        elapsed = time.perf_counter() - self._timer_started
+        if self._status_snapshot is None:
+            if elapsed >= self._timeout / 2:
+                self._status_snapshot = self._status.copy()
+        elif elapsed >= self._timeout:
+            if not self._kill_stalled_worker(self._status_snapshot):
+                raise self._timed_out(time.perf_counter() - self._started)
+            self._timer_started, self._status_snapshot = time.perf_counter(), None
 
-    def book(self, supervisor: Supervisor) -> None:
-        """Book the wait on the lane that was waited for."""
-        if self._late is not None:
-            seconds = time.perf_counter() - self._started
-            supervisor.wait_seconds += seconds
-            supervisor.waited_for[self._late] = supervisor.waited_for.get(self._late, 0.0) + seconds
+    def finish(self) -> tuple[int, float] | None:
+        """Return the row that was waited for and the seconds, or None if nothing was waited for."""
+        return None if self._lane is None else (self._lane, time.perf_counter() - self._started)
 
 
-def stand_still(rows: list[int], before: Array, now: Array) -> bool:
-    """Whether some of these rows are being filled, and none of those has moved."""
-    filled = [row for row in rows if now[row, Status.BUSY]]
-    return bool(filled) and bool((before[filled] == now[filled]).all())
+def slowest_lane(status: Array) -> int:
+    """Return the row that has filled the fewest batches."""
+    return int(status[:, Status.SEQ].argmin())
+
+
+def is_stalled(rows: Sequence[int], before: Array, status: Array) -> bool:
+    """Return whether some of `rows` are being filled and none of those has made progress since `before`."""
+    busy_rows = [row for row in rows if status[row, Status.BUSY]]
+    return bool(busy_rows) and bool((before[busy_rows] == status[busy_rows]).all())

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from streamloader.engine.messages import Kind, pack
-from streamloader.engine.ring import META, Row, Status
+from streamloader.engine.plan import Plan
+from streamloader.engine.ring import Ring, Row, Status
 from streamloader.engine.stream_prefetch import Ahead
 from streamloader.engine.workload import START, Cursor, Grant, Orders, failed_at
 from streamloader.errors import CorruptStream, StreamloaderError, from_wire, to_wire
-from streamloader.streams.base import Stream, stream_rng
-from streamloader.values import Array
+from streamloader.streams.base import Stream, StreamDataset, stream_rng
+from streamloader.values import Array, StreamInfo
 
-if TYPE_CHECKING:
-    from streamloader.engine.script import StreamScript
-
-__all__ = ["Lane"]
+__all__ = ["Lane", "StreamScript"]
 
 
 class Lane:
@@ -48,8 +47,6 @@ class Lane:
         self._script, self._rows, self._report = script, rows, report
         self._plan = script.plan
         self._window = script.plan.window
-        self._count = np.arange(self._window, dtype=np.int64)
-        self._fill = {name: field.fill for name, field in script.dataset.fields.items()}
         self._scratch = {
             name: np.empty((1, *field.shape), field.dtype) for name, field in script.dataset.fields.items()
         }
@@ -82,7 +79,7 @@ class Lane:
             await self._enter(grant)
         filled = await self._play_into(row, index)
         if filled < self._window:
-            self._pad(row, filled)
+            row.pad(filled)
         if index + 1 == self._plan.batches and self._plan.tail != "drop" and grant.play not in self._ends:
             await self._look_past_end(index)
         self._at = (grant.play, index + 1)
@@ -344,48 +341,60 @@ class Lane:
                 said = {"name": "streamloader", "level": logging.WARNING, "message": text}
                 self._report(pack(Kind.LOG, payload=said))
 
-    def _mark(self, row: Row, at: int, count: int) -> None:
-        """Write what the steps just read are."""
-        start = self._step
-        repeat = self._play in self._ends
-        stop = at + count
-        whole = count == self._window
-        step, times, counted = row.step, row.time, self._count
-        if not whole:
-            step, times, counted = step[at:stop], times[at:stop], counted[:count]
-        step.fill(start)  # twice as fast as adding the number, which NumPy would make an array of
-        np.add(step, counted, step)
-        stream = self._stream
+    def _mark(self, row: Row, offset: int, count: int) -> None:
+        """Write the marks of the `count` steps just read, and advance the lane by them."""
+        stream, start = self._stream, self._step
         assert stream is not None
-        if type(stream).times is Stream.times:
-            times[:] = step  # the default, without a call
-        else:
-            stream.times(start, times)
-        # All marks, each time: the user may have written into the batch that had this slot before.
-        if whole:
-            row.reset.fill(False)
-            row.valid.fill(True)
-            row.repeat.fill(repeat)
-            row.stream.fill(self._ordinal)
-        else:
-            row.reset[at:stop] = False
-            row.valid[at:stop] = True
-            row.repeat[at:stop] = repeat
-            row.stream[at:stop] = self._ordinal
+        times = None if type(stream).times is Stream.times else stream.times
+        row.mark(offset, count, start, self._ordinal, times, repeat=self._play in self._ends)
         if not start:
-            row.reset[at] = True
             self._played_in_round = True
         self._step = start + count
         self.status[Status.STEP] = self._step
-
-    def _pad(self, row: Row, at: int) -> None:
-        for name, array in row.fields.items():
-            array[at:] = self._fill[name]
-        for name, field in META.items():
-            getattr(row, name)[at:] = field.fill
 
     def _named(self, error: Exception, stage: str) -> StreamloaderError:
         """Return an error that says which lane, stream, stage and step."""
         key = self._script.streams[self._ordinal].key
         where = f"lane {self.global_number}, stream {key!r}"
         return failed_at(error, where, stream=key, lane=self.global_number, stage=stage, step=self._step)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamScript:
+    """What lanes play.
+
+    Attributes:
+        on_error: whether a stream that fails is an error of the loader, or is left for the next one.
+        fixed: every play has the batches that are planned, because other ranks count on it.
+    """
+
+    dataset: StreamDataset
+    streams: Sequence[StreamInfo]
+    plan: Plan
+    on_error: Literal["raise", "skip"] = "raise"
+    fixed: bool = False
+
+    resumes = True
+
+    @property
+    def plays_again(self) -> bool:
+        """Epochs follow one another, unless there is nothing in them."""
+        return self.plan.batches != 0
+
+    def players(
+        self, ring: Ring, lanes: Sequence[int], first_lane: int, report: Callable[[bytes], None]
+    ) -> Sequence[Lane]:
+        """Make a player for each lane."""
+        slots = [ring.arrays(slot) for slot in range(ring.slots)]
+        fields = ring.layout.fields
+        return [
+            Lane(
+                self,
+                lane,
+                first_lane + lane,
+                [Row(arrays, fields, lane) for arrays in slots],
+                memoryview(ring.status[lane]),
+                report,
+            )
+            for lane in lanes
+        ]

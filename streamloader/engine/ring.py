@@ -8,7 +8,7 @@ import functools
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,9 +105,10 @@ class SlotLayout:
 class Row:
     """One lane's row of one slot: arrays (T, ...) that alias the ring."""
 
-    __slots__ = ("cursor", "fields", "repeat", "reset", "step", "stream", "time", "valid")
+    __slots__ = ("_counter", "_declared", "cursor", "fields", "repeat", "reset", "step", "stream", "time", "valid")
 
     def __init__(self, arrays: Mapping[str, Array], fields: Mapping[str, Field], lane: int) -> None:
+        self._declared = fields
         self.fields: dict[str, Array] = {name: arrays[name][lane] for name in fields}
         self.reset: Array = arrays["reset"][lane]
         self.valid: Array = arrays["valid"][lane]
@@ -116,6 +117,66 @@ class Row:
         self.time: Array = arrays["time"][lane]
         self.stream: Array = arrays["stream"][lane]
         self.cursor = memoryview(arrays[_CURSOR][lane])  # of the lane behind this row
+        self._counter = _counter(len(self.step))
+
+    def mark(
+        self,
+        offset: int,
+        count: int,
+        first_step: int,
+        stream: int,
+        times: Callable[[int, Array], None] | None,
+        *,
+        repeat: bool,
+    ) -> None:
+        """Write the marks of `count` consecutive steps of one stream, which lie at `offset` in this row.
+
+        All marks are written each time: the user may have written into the batch that had this slot before.
+
+        Args:
+            offset: Index in the row of the first of these steps.
+            count: Number of steps.
+            first_step: Position in the stream of the first of these steps.
+            stream: Ordinal of the stream.
+            times: Function that writes the times of steps, of :meth:`Stream.times`. None for one second a step.
+            repeat: Whether these steps were delivered before in this epoch.
+        """
+        end = offset + count
+        whole = count == len(self._counter)
+        step, time, counter = self.step, self.time, self._counter
+        if not whole:
+            step, time, counter = step[offset:end], time[offset:end], counter[:count]
+        step.fill(first_step)  # twice as fast as adding the number, which NumPy would make an array of
+        np.add(step, counter, step)
+        if times is None:
+            time[:] = step
+        else:
+            times(first_step, time)
+        if whole:
+            self.reset.fill(False)
+            self.valid.fill(True)
+            self.repeat.fill(repeat)
+            self.stream.fill(stream)
+        else:
+            self.reset[offset:end] = False
+            self.valid[offset:end] = True
+            self.repeat[offset:end] = repeat
+            self.stream[offset:end] = stream
+        if not first_step:
+            self.reset[offset] = True
+
+    def pad(self, offset: int) -> None:
+        """Write padding into all arrays of this row, from `offset` on."""
+        for name, array in self.fields.items():
+            array[offset:] = self._declared[name].fill
+        for name, field in META.items():
+            getattr(self, name)[offset:] = field.fill
+
+
+@functools.cache
+def _counter(window: int) -> Array:
+    """Return the numbers of the steps of a window, shared by all its rows."""
+    return np.arange(window, dtype=np.int64)
 
 
 class Lease(ctypes.Array):  # type: ignore[type-arg]

@@ -14,15 +14,14 @@ import time
 import weakref
 from typing import Any, Literal, NamedTuple
 
-from streamloader.engine.consumer_wait import Patience, stand_still
-from streamloader.engine.failures import Casualties
+from streamloader.engine.consumer_wait import ConsumerWait, is_stalled, slowest_lane
+from streamloader.engine.failures import Casualties, lane_timed_out, worker_died
 from streamloader.engine.grants import Grants, cursor_array, encoded
+from streamloader.engine.job import Job
 from streamloader.engine.messages import Kind, Splitter, pack
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import Ring, Status
 from streamloader.engine.slot_release import drained
-from streamloader.engine.trouble import lane_timed_out, worker_died
-from streamloader.engine.worker import Job
 from streamloader.engine.worker_pool import Crew
 from streamloader.engine.worker_process import Worker
 from streamloader.engine.workload import Grant, Orders, Place, Taken
@@ -175,7 +174,7 @@ class Supervisor:
             StreamloaderError: what a stream or worker failed with, at the batch that it spoiled.
             LoaderTimeout: nothing came within `timeout` seconds.
         """
-        patience = Patience(timeout)
+        wait = self.start_wait(timeout)
         events: list[tuple[selectors.SelectorKey, int]] = []
         try:
             while True:
@@ -184,13 +183,13 @@ class Supervisor:
                     self._heed(events)
                     if self.ready:
                         return
-                    patience.check(self)
+                    wait.check()
                 try:
-                    events = self._crew.selector.select(patience.left())
+                    events = self._crew.selector.select(wait.remaining())
                 except (OSError, ValueError):  # closed meanwhile: the next look says so
                     events = []
         finally:
-            patience.book(self)
+            self.record_wait(wait)
 
     def pop(self) -> Grant | None:
         """Return the next batch, which must be ready; None at the end of the epoch."""
@@ -231,10 +230,6 @@ class Supervisor:
         if events and not self.ready:
             self._raise_failure()
         self.flush()
-
-    def latest_lane(self) -> int:
-        """Return the row that has filled the fewest batches."""
-        return int(self._ring.status[:, Status.SEQ].argmin())
 
     @property
     def leased(self) -> int:
@@ -400,22 +395,34 @@ class Supervisor:
 
     # --- waiting --------------------------------------------------------------------------------------------
 
-    def where_lanes_stand(self) -> Array:
-        """Copy the status of all rows."""
-        return self._ring.status.copy()
+    def start_wait(self, timeout: float | None) -> ConsumerWait:
+        """Start a wait of the consumer, which ends with :meth:`record_wait`.
 
-    def end_standstill(self, before: Array) -> bool:
-        """Kill the worker of the latest lane if its rows stand where they stood `before`; return whether it was."""
-        late = self.latest_lane()
-        worker = next(worker for worker in self._crew.workers if late in worker.lanes)
-        if not self._replaces or not stand_still(list(worker.lanes), before, self._ring.status):
+        Args:
+            timeout: Time limit in seconds, or None for no limit.
+        """
+        return ConsumerWait(timeout, self._ring.status, self._kill_stalled_worker, self._timed_out)
+
+    def record_wait(self, wait: ConsumerWait) -> None:
+        """Add a wait that has ended to the statistics."""
+        waited = wait.finish()
+        if waited is not None:
+            row, seconds = waited
+            self.wait_seconds += seconds
+            self.waited_for[row] = self.waited_for.get(row, 0.0) + seconds
+
+    def _kill_stalled_worker(self, before: Array) -> bool:
+        """Kill the worker of the slowest lane if its rows have made no progress since `before`."""
+        row = slowest_lane(self._ring.status)
+        worker = next(worker for worker in self._crew.workers if row in worker.lanes)
+        if not self._replaces or not is_stalled(worker.lanes, before, self._ring.status):
             return False
         worker.kill("it made no progress before the deadline, and was killed")
         return True
 
-    def timed_out(self, waited: float) -> LoaderTimeout:
-        """Return the error for a wait that passed its deadline: it names the lane that is furthest behind."""
-        return lane_timed_out(self._job, self._ring, self.latest_lane(), waited)
+    def _timed_out(self, waited: float) -> LoaderTimeout:
+        """Return the error for a wait that passed its deadline. It names the slowest lane."""
+        return lane_timed_out(self._job, self._ring, slowest_lane(self._ring.status), waited)
 
 
 def _returned(supervisor: weakref.ref[Supervisor], slot: int) -> None:

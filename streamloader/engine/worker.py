@@ -8,48 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import logging
-import mmap
 import os
-import pickle
-import select
-import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
 
+from streamloader.common.subprocesses import LogForwarder, LogSender, exit_process, exit_with_parent, ignore_interrupts
+from streamloader.engine.job import Job, unpack_job
 from streamloader.engine.messages import Kind, pack
 from streamloader.errors import to_wire
 
 if TYPE_CHECKING:
-    from streamloader.engine.ring import Ring, SlotLayout
-    from streamloader.engine.workload import Script
+    from streamloader.engine.ring import Ring
 
-__all__ = ["HEADER", "Job", "main", "run_thread"]
+__all__ = ["main", "run_thread"]
 
-HEADER = struct.Struct("<Q")  # each number before the job
 _MMAP_THRESHOLD = 64 << 20  # bytes; a decoded frame is smaller
-_LEAVE_WITHIN = 2.0  # seconds from a closed loader to a gone worker
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every worker of a loader needs to know."""
-
-    script: Script
-    layout: SlotLayout
-    slots: int
-    first_lane: int
-    lanes: Sequence[Sequence[int]]  # of each worker
-    log_level: int
 
 
 def run_thread(job: Job, ring: Ring, sock: socket.socket) -> None:
@@ -64,20 +44,18 @@ def run_thread(job: Job, ring: Ring, sock: socket.socket) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Be worker `argv[0]` with the descriptors of socket, ring and job in `argv[1:]`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    with contextlib.suppress(AttributeError):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ignore_interrupts()
     number, sock_fd, ring_fd, job_fd = (int(text) for text in argv[:4])
     sock = socket.socket(fileno=sock_fd)
     playing = threading.Event()
-    _leave_with_parent(sock, int(argv[4]), playing)
+    exit_with_parent(int(argv[4]), sock, playing)
     _keep_freed_memory()
     _yield_to_the_consumer()
     try:
-        job = _unpack_job(job_fd)
+        job = unpack_job(job_fd)
         from streamloader.engine.ring import Ring
 
-        handler = _ToSupervisor(sock.sendall)
+        handler = LogForwarder(_log_sender(sock.sendall))
         logger = logging.getLogger("streamloader")
         logger.setLevel(job.log_level)
         logger.addHandler(handler)
@@ -91,13 +69,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _schedule(job: Job, ring: Ring, sock: socket.socket, number: int, handler: _ToSupervisor | None = None) -> None:
+def _schedule(job: Job, ring: Ring, sock: socket.socket, number: int, handler: LogForwarder | None = None) -> None:
     from streamloader.engine.scheduler import Scheduler
 
     async def run() -> None:
         scheduler = Scheduler(job.script, ring, sock, job.lanes[number], job.first_lane)
         if handler is not None:
-            handler.send = scheduler.post
+            handler.send = _log_sender(scheduler.post)
         await scheduler.run()
 
     anyio.run(run, backend="asyncio", backend_options={"use_uvloop": _has_uvloop()})
@@ -111,24 +89,13 @@ def _has_uvloop() -> bool:
     return True
 
 
-def _unpack_job(fd: int) -> Job:
-    """Read the job; its arrays alias the mapping, which they keep alive.
+def _log_sender(send: Callable[[bytes], None]) -> LogSender:
+    """Return a function that encodes a log record as a LOG message and passes it to `send`."""
 
-    They cost this process no memory of its own, but for the pages that it writes to: these become its own.
-    """
-    data = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_COPY))
-    os.close(fd)
+    def send_log(name: str, level: int, message: str) -> None:
+        send(pack(Kind.LOG, payload={"name": name, "level": level, "message": message}))
 
-    def number(at: int) -> int:
-        return int(HEADER.unpack_from(data, at * HEADER.size)[0])
-
-    places = [(number(at), number(at + 1)) for at in range(3, 3 + 2 * number(2), 2)]
-    start = HEADER.size * (3 + 2 * len(places))
-    end = start + number(0)
-    sys.path[:] = json.loads(bytes(data[start:end]))
-    arrays = [data[begin : begin + size] for begin, size in places]
-    job: Job = pickle.loads(data[end : end + number(1)], buffers=arrays)  # noqa: S301 - written by our own parent
-    return job
+    return send_log
 
 
 def _send_fatal(sock: socket.socket, error: BaseException) -> None:
@@ -136,34 +103,6 @@ def _send_fatal(sock: socket.socket, error: BaseException) -> None:
         sock.setblocking(True)
         sock.settimeout(5.0)
         sock.sendall(pack(Kind.ERROR, a=-1, payload=to_wire(error)))
-
-
-def _leave_with_parent(sock: socket.socket, parent: int, playing: threading.Event) -> None:
-    """End this process at once when the parent is gone, whatever its other threads are doing.
-
-    The same if the loader was closed before this process is `playing`: there is nothing to be closed in peace.
-    """
-    poll = select.poll()
-    poll.register(sock, 0)  # only hang-ups
-    wait: float | None = None
-    try:
-        poll.register(os.pidfd_open(parent), select.POLLIN)  # a fork of the parent may hold the socket open
-    except (AttributeError, OSError):
-        wait = 500.0  # no pidfd here: look now and then whose child this is
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            gone = {fd for fd, _ in poll.poll(wait)}
-            if gone == {sock.fileno()}:  # a closed loader: streams may close in peace, but not for ever
-                poll.unregister(sock)
-                if playing.is_set():
-                    poll.poll(_LEAVE_WITHIN * 1000)
-                os._exit(0)
-            if gone:
-                break
-        os._exit(1)
-
-    threading.Thread(target=watch, name="streamloader-parent-watch", daemon=True).start()
 
 
 def _keep_freed_memory() -> None:
@@ -181,26 +120,5 @@ def _yield_to_the_consumer() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-class _ToSupervisor(logging.Handler):
-    """Hands log records to `send`, for the supervisor, whose process has the handlers that the user configured."""
-
-    def __init__(self, send: Callable[[bytes], None]) -> None:
-        super().__init__()
-        self.send = send
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send the record."""
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
-        payload = {"name": record.name, "level": record.levelno, "message": text}
-        with contextlib.suppress(OSError):
-            self.send(pack(Kind.LOG, payload=payload))
-
-
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)  # no interpreter teardown: a decoder thread may still be at work
+    exit_process(main(sys.argv[1:]))

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from streamloader.engine.job import Job, job_memory
 from streamloader.engine.process_watcher import Watch
 from streamloader.engine.ring import Ring
 from streamloader.engine.slot_release import Returner
-from streamloader.engine.worker import Job
-from streamloader.engine.worker_process import Worker, job_memory
+from streamloader.engine.worker_process import Worker
 
 __all__ = ["Crew"]
 

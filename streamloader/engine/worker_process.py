@@ -3,83 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import pickle
 import select
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import cloudpickle
-import numpy as np
+from streamloader.common.subprocesses import child_environment, interrupts_blocked
+from streamloader.engine.job import Job
+from streamloader.engine.ring import Ring
+from streamloader.engine.worker import run_thread
 
-from streamloader.engine.ring import Ring, nameless_memory
-from streamloader.engine.worker import HEADER, Job, run_thread
-from streamloader.errors import ConfigError
+__all__ = ["Worker"]
 
-__all__ = ["Worker", "job_memory"]
-
-_OUT_OF_BAND, _BORDER = 1024, 64  # bytes: of an array that is mapped, at least, and what it is aligned to
 _READS_WITHIN = 30.0  # seconds
-_SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def _pack_job(job: Job) -> list[bytes | memoryview]:
-    """Encode a job for worker processes, as pieces that are to be written one after the other.
-
-    First come the sizes and places of what follows (``<Q`` each), then the module search path as JSON, the job pickled
-    by cloudpickle, and the arrays in it: out of band, each on a border of 64 bytes, so that workers map them.
-
-    Raises:
-        ConfigError: something in it cannot be pickled.
-    """
-    search = json.dumps([os.path.abspath(path) for path in sys.path]).encode()
-    arrays: list[memoryview] = []
-
-    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes >= _OUT_OF_BAND:
-            arrays.append(raw)
-        return raw.nbytes < _OUT_OF_BAND
-
-    try:
-        pickled: bytes = cloudpickle.dumps(job, protocol=5, buffer_callback=keep_in_band)
-    except Exception as error:
-        raise ConfigError(
-            f"the data set, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
-            "files, locks and connections in make, open() or make_env, not before, or use num_workers=0"
-        ) from error
-    end = HEADER.size * (3 + 2 * len(arrays)) + len(search) + len(pickled)
-    pieces: list[bytes | memoryview] = [search, pickled]
-    numbers = [len(search), len(pickled), len(arrays)]
-    begins: dict[tuple[int, int], int] = {}
-    for array in arrays:
-        memory = (np.frombuffer(array, np.uint8).ctypes.data, array.nbytes)
-        if memory not in begins:  # two arrays may be views of the same
-            begins[memory] = begin = -(-end // _BORDER) * _BORDER
-            pieces += (bytes(begin - end), array)
-            end = begin + array.nbytes
-        numbers += (begins[memory], array.nbytes)
-    return [b"".join(map(HEADER.pack, numbers)), *pieces]
-
-
-def job_memory(job: Job) -> int:
-    """Write the job into memory without a name, once for all workers, and return its descriptor."""
-    pieces = _pack_job(job)
-    fd = nameless_memory("streamloader-job")
-    try:
-        with os.fdopen(os.dup(fd), "wb") as file:
-            file.writelines(pieces)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 class Worker:
@@ -106,15 +46,12 @@ class Worker:
         """Start it as a child process. It gets the descriptors it needs and no others."""
         theirs = self._theirs.fileno()
         arguments = [str(value) for value in (self.number, theirs, ring.fd, job_fd, os.getpid())]
-        environment = dict.fromkeys(_SINGLE_THREADED, "1") | dict(os.environ)
-        package = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
-        with _interrupts_blocked():  # until the child ignores them itself
+        with interrupts_blocked():  # until the child ignores them itself
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "streamloader.engine.worker", *arguments],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs, ring.fd, job_fd),
-                env=environment,
+                env=child_environment(),
             )
         self.pid = self._process.pid
         self._theirs.close()
@@ -176,15 +113,3 @@ class Worker:
                 self._process.kill()
                 self._process.wait()
         return True
-
-
-@contextlib.contextmanager
-def _interrupts_blocked():  # type: ignore[no-untyped-def]
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from streamloader.engine.consumer_wait import Patience
+from streamloader.engine.job import Job
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import Ring, SlotLayout, Status
 from streamloader.engine.supervisor import OnDeath, Supervisor
-from streamloader.engine.worker import Job
 from streamloader.engine.workload import Grant, Script, Taken
 from streamloader.errors import ClosedError, ConfigError
 from streamloader.loader.batch import BatchSpec, SlotBatch, copy_memory
@@ -204,18 +203,18 @@ class Loader(abc.ABC):
     async def _wait(self, iteration: int) -> None:
         """Wait, without blocking the event loop, until the next item can be had at once."""
         supervisor = self._current(iteration)
-        patience = Patience(self._timeout)
+        wait = supervisor.start_wait(self._timeout)
         try:
             while True:
                 with supervisor.lock:
                     if supervisor.ready or (supervisor.poll() and supervisor.ready):
                         return
-                    patience.check(supervisor)
-                with anyio.move_on_after(patience.left()):
+                    wait.check()
+                with anyio.move_on_after(wait.remaining()):
                     await anyio.wait_readable(supervisor.fileno())
                 self._current(iteration)
         finally:
-            patience.book(supervisor)
+            supervisor.record_wait(wait)
 
     def _batch(self, grant: Grant) -> SlotBatch:
         """Wrap a whole slot: as a view, or as a copy if the user holds so many that the workers would starve."""

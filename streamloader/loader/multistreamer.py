@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import anyio.from_thread
 
+from streamloader.engine.lane import StreamScript
 from streamloader.engine.plan import Switch, Tail, make_plan
 from streamloader.engine.quarantine import Quarantined
 from streamloader.engine.ring import SlotLayout
-from streamloader.engine.script import StreamScript
 from streamloader.engine.supervisor import OnDeath
 from streamloader.engine.workload import Place, Taken
 from streamloader.errors import ConfigError, LengthUnknown

@@ -26,8 +26,8 @@ from streamloader.errors import (
     ObjectChanged,
     ProtocolFault,
     RangeOutside,
-    redact,
 )
+from streamloader.redaction import redact
 from streamloader.stores.deadlines import Pace
 from streamloader.values import ByteRange, ObjectInfo
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
+from streamloader.common.gather import gather_bounded
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
@@ -19,8 +19,8 @@ from streamloader.errors import (
     ProtocolFault,
     StoreError,
     StreamNotFound,
-    redact,
 )
+from streamloader.redaction import redact
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import SharedStore, shared_store
 from streamloader.stores.patterns import Pattern, all_match, has_magic, is_hidden, one_matches, predicate, with_braces
@@ -31,7 +31,7 @@ __all__ = ["Found", "find", "find_all"]
 
 T = TypeVar("T")
 
-_AT_ONCE: Final = 128  # objects, and directories, of one store that are looked at side by side
+_MAX_CONCURRENT_LOOKUPS: Final = 128  # of objects, and of directories, in one store
 _NO_SUCH: Final = (NotFound, AccessDenied, ProtocolFault, ConfigError)  # said of names that are patterns
 
 
@@ -41,7 +41,7 @@ class Found:
 
     Attributes:
         address: a path as the user wrote it, for a local file; else a whole address, with all that it takes to read it:
-            it may hold a password or a signature, so show it only through :func:`streamloader.errors.redact`.
+            it may hold a password or a signature, so show it only through :func:`streamloader.redaction.redact`.
         info: what its store said of it; None for local files.
     """
 
@@ -149,15 +149,15 @@ class _Finder:
         self.shared = shared
         self.root = root
         self._store: Store = shared.store
-        self._listings = asyncio.Semaphore(_AT_ONCE)  # of all the patterns that are looked for side by side
+        self._listings = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
 
     async def find_all(self, paths: Sequence[str]) -> list[_Held]:
         """Return what each of these paths stands for."""
-        return await _in_turn(self._find(path) for path in paths)
+        return await _gather(self._find(path) for path in paths)
 
     async def called_so(self, paths: Sequence[str]) -> list[str]:
         """Return those paths that objects are called, literally."""
-        heads = await _in_turn(self._literal(path) for path in paths)
+        heads = await _gather(self._literal(path) for path in paths)
         return [path for path, (info, _) in zip(paths, heads, strict=True) if info is not None]
 
     def chosen(self, found: Sequence[_Held], accept: Callable[[str], bool]) -> list[list[Found]]:
@@ -181,7 +181,7 @@ class _Finder:
             if info.size is None
         }
         if unsized:  # not all listings tell
-            heads = self.shared.call(_in_turn(self._object(path) for path in unsized))
+            heads = self.shared.call(_gather(self._object(path) for path in unsized))
             unsized = dict(zip(unsized, heads, strict=True))
         return [[Found(self._address(info.path), unsized.get(info.path, info)) for info in infos] for infos in kept]
 
@@ -265,16 +265,16 @@ class _Finder:
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             if part == "**":
-                deep = await _in_turn(self._deep(folder, parts[number:]) for folder in folders)
+                deep = await _gather(self._deep(folder, parts[number:]) for folder in folders)
                 return [] if only_folders else [info for infos in deep for info in infos], 0
             if has_magic(part):
-                levels = await _in_turn(self._level(folder, part) for folder in folders)
+                levels = await _gather(self._level(folder, part) for folder in folders)
                 folders = [folder for _, inner in levels for folder in inner]
                 if last:
                     return [] if only_folders else [info for infos, _ in levels for info in infos], len(folders)
             else:
                 folders = [f"{folder}/{part}" if folder else part for folder in folders]
-        heads = [] if only_folders else await _in_turn(self._perhaps(path) for path in folders)
+        heads = [] if only_folders else await _gather(self._perhaps(path) for path in folders)
         return [info for info in heads if info is not None], 0
 
     async def _perhaps(self, path: str) -> ObjectInfo | None:
@@ -307,20 +307,5 @@ class _Finder:
         return found, folders
 
 
-async def _in_turn(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run coroutines, some at a time; the error that is raised is that of the first of them, in their order."""
-    results: list[T] = []
-    begun: deque[asyncio.Task[T]] = deque()
-    left = iter(jobs)
-    try:
-        while True:
-            while len(begun) < _AT_ONCE and (job := next(left, None)) is not None:
-                begun.append(asyncio.ensure_future(job))
-            if not begun:
-                return results
-            results.append(await begun[0])
-            begun.popleft()
-    finally:
-        for task in begun:
-            task.cancel()
-        await asyncio.gather(*begun, return_exceptions=True)
+async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    return await gather_bounded(coroutines, limit=_MAX_CONCURRENT_LOOKUPS)

@@ -10,7 +10,8 @@ from typing import Final, TypeAlias
 
 import bracex
 
-from streamloader.errors import ConfigError, LimitExceeded, redact
+from streamloader.errors import ConfigError, LimitExceeded
+from streamloader.redaction import redact
 
 __all__ = ["Pattern", "all_match", "has_magic", "is_hidden", "one_matches", "predicate", "with_braces"]
 

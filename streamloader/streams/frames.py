@@ -17,8 +17,8 @@ from streamloader.streams.step_writer import qualified_name
 from streamloader.values import Array, Field
 
 if TYPE_CHECKING:
-    from streamloader.media.frames import VideoFrame
     from streamloader.media.video.convert import Converter
+    from streamloader.media.video.reader import VideoFrame
 
 __all__ = ["FrameStream", "checked_pix_fmt", "checked_size", "chosen_settings", "common_size", "frame_fields"]
 

@@ -22,8 +22,8 @@ from streamloader.errors import (
     StreamloaderError,
     StreamNotFound,
     UnreadableStream,
-    redact,
 )
+from streamloader.redaction import redact
 from streamloader.stores.addresses import Found, Pattern, expand, unique_keys
 from streamloader.stores.io_thread import shared_store
 from streamloader.stores.readahead import RemoteFile

@@ -22,9 +22,9 @@ from streamloader.errors import (
     ConfigError,
     CorruptStream,
     StreamloaderError,
-    redact,
 )
 from streamloader.media.video.selection import Selection
+from streamloader.redaction import redact
 from streamloader.stores.addresses import Addresses, as_addresses, expand, unique_keys
 from streamloader.stores.io_thread import shared_store
 from streamloader.stores.registry import split_address
@@ -43,10 +43,9 @@ from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.values import Array, Field, ObjectInfo, StreamInfo
 
 if TYPE_CHECKING:
-    from streamloader.media.frames import VideoFrame
     from streamloader.media.video.convert import Converter
-    from streamloader.media.video.indexer import VideoIndex
-    from streamloader.media.video.reader import FrameReader
+    from streamloader.media.video.index import VideoIndex
+    from streamloader.media.video.reader import FrameReader, VideoFrame
     from streamloader.media.video.remote import Video, VideoFile
     from streamloader.stores.addresses import Found
 

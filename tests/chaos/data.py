@@ -142,6 +142,7 @@ class Fuse:
     Attributes:
         file: made just before the death, with the time in it (monotonic seconds): nothing that has it dies again.
             Empty: it happens every time.
+        log: a line with the process id is added to it each time, unless it is empty.
     """
 
     epoch: int
@@ -150,6 +151,7 @@ class Fuse:
     moment: str
     cause: str
     file: str = ""
+    log: str = ""
 
     def burn(self) -> None:
         """Die, unless it was done before."""
@@ -159,6 +161,9 @@ class Fuse:
             except FileExistsError:
                 return
             os.write(fd, f"{time.monotonic()!r} {os.getpid()}".encode())
+        if self.log:
+            with Path(self.log).open("a") as log:
+                log.write(f"{os.getpid()}\n")
         (CAUSES | ILLS)[self.cause]()
         time.sleep(60)  # a signal to oneself may need a moment to arrive
 

@@ -10,9 +10,11 @@ import time
 
 import numpy as np
 import pytest
+from clocks import count_only_stalls, stalls_at
 from engine_data import Numbered, assert_same_batches, copies, model_epoch
 
 import streamloader as sl
+from streamloader.engine.ring import Status
 
 LENGTHS = [9, 9, 9, 9]
 DEADLINE = 60.0
@@ -197,7 +199,7 @@ def stuck_loader(make, **more):
 
 
 @pytest.mark.parametrize("how", ["thread", "await"])
-def test_a_stuck_stream_is_named(how):
+def test_a_stuck_stream_is_named(how, monkeypatch):
     release = threading.Event()
 
     def in_thread(item):
@@ -212,7 +214,8 @@ def test_a_stuck_stream_is_named(how):
                 await asyncio.sleep(DEADLINE)
             yield step
 
-    with stuck_loader(in_thread if how == "thread" else awaiting, timeout=1.5) as loader:
+    with stuck_loader(in_thread if how == "thread" else awaiting, timeout=0.3) as loader:
+        count_only_stalls(monkeypatch, lambda: stalls_at(loader, 1, Status.READING, 3))
         got, error = play_until_error(loader)
         release.set()
     assert len(got) == 1
@@ -220,21 +223,22 @@ def test_a_stuck_stream_is_named(how):
     assert isinstance(error, TimeoutError)
     assert (error.stream, error.offset) == ("b", 3)
     waited = error.details.pop("waited")
-    assert waited >= 1.5
+    assert waited >= 0.3
     assert error.details == {"lane": 1, "stage": "reading"}
     assert error.message == (
         f"waited {waited:.1f} s for lane 1 (b, reading at step 3): raise timeout=, or look at what that stream is doing"
     )
 
 
-def test_a_stream_stuck_in_opening_is_named_also_in_async_for():
+def test_a_stream_stuck_in_opening_is_named_also_in_async_for(monkeypatch):
     async def make(item):
         if item == "b":
             await asyncio.sleep(DEADLINE)
         return range(9)
 
     async def main():
-        with stuck_loader(make, timeout=1.5) as loader:
+        with stuck_loader(make, timeout=0.3) as loader:
+            count_only_stalls(monkeypatch, lambda: stalls_at(loader, 1, Status.OPENING, 0))
             async for _ in loader:
                 pass
 
@@ -243,14 +247,15 @@ def test_a_stream_stuck_in_opening_is_named_also_in_async_for():
     assert (caught.value.details["lane"], caught.value.details["stage"]) == (1, "opening")
 
 
-def test_a_stuck_worker_process_is_named_and_ended():
+def test_a_stuck_worker_process_is_named_and_ended(monkeypatch):
     def make(item):
         for step in range(9):
             if (item, step) == ("a", 3):
                 threading.Event().wait()
             yield step
 
-    with stuck_loader(make, timeout=6.0, num_workers=2, on_worker_death="raise") as loader:
+    with stuck_loader(make, timeout=0.3, num_workers=2, on_worker_death="raise") as loader:
+        count_only_stalls(monkeypatch, lambda: stalls_at(loader, 0, Status.READING, 3))
         got, error = play_until_error(loader)
         assert len(got) == 1
         assert (type(error), error.stream, error.details["lane"]) == (sl.LoaderTimeout, "a", 0)
@@ -258,7 +263,7 @@ def test_a_stuck_worker_process_is_named_and_ended():
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def test_the_lane_that_is_stuck_is_named_also_after_another_iteration_ran_ahead():
+def test_the_lane_that_is_stuck_is_named_also_after_another_iteration_ran_ahead(monkeypatch):
     release = threading.Event()
     made = []
 
@@ -269,7 +274,8 @@ def test_the_lane_that_is_stuck_is_named_also_after_another_iteration_ran_ahead(
                 assert release.wait(DEADLINE)
             yield step
 
-    with stuck_loader(make, timeout=1.5, prefetch_factor=3, window=1) as loader:
+    with stuck_loader(make, timeout=0.3, prefetch_factor=3, window=1) as loader:
+        count_only_stalls(monkeypatch, lambda: stalls_at(loader, 1, Status.READING, 0))
         held = next(iter(loader))
         while any(lane.rows_ready < loader.stats().slots - 1 for lane in loader.stats().lanes):
             time.sleep(0.001)  # between two looks

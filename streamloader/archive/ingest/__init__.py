@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamloader.archive.ingest.add import add_videos
-    from streamloader.archive.ingest.check import CheckReport, check_archive
+    from streamloader.archive.ingest.check import check_archive
     from streamloader.archive.ingest.placement import as_places
-    from streamloader.archive.ingest.report import IngestReport
+    from streamloader.archive.ingest.report import CheckReport, IngestReport
 
 __all__ = ["CheckReport", "IngestReport", "add_videos", "as_places", "check_archive"]
 
 _WHERE = {
-    "CheckReport": "check",
+    "CheckReport": "report",
     "IngestReport": "report",
     "add_videos": "add",
     "as_places": "placement",

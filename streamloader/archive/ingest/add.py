@@ -23,7 +23,7 @@ from streamloader.errors import ConfigError, IngestFailed
 from streamloader.stores.addresses import Addresses, Found, as_addresses, expand, unique_keys
 from streamloader.stores.io_thread import Shared
 from streamloader.stores.local import local_path
-from streamloader.stores.options import options_for
+from streamloader.stores.registry import options_for
 
 if TYPE_CHECKING:
     from streamloader.archive.ingest.unit import Unit
@@ -71,7 +71,7 @@ def add_videos(
         jobs: how much is done side by side: by default as much as this machine has cores, or the cluster CPUs. 0 does
             everything in this process, one video after the other.
         spread: how chunks are spread over the places: by their ``"weight"``, or by that times what is ``"free"``.
-        storage_options: of the stores of videos and places, see :func:`streamloader.stores.options.options_for`. They
+        storage_options: of the stores of videos and places, see :func:`streamloader.stores.registry.options_for`. They
             are never kept.
         progress: True shows on stderr how far it is; or somebody who is told.
         ray_address: of the cluster; by default the one that this process, or this machine, is part of.

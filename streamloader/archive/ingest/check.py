@@ -5,80 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import Catalog, ChunkRow, Job, VideoRow
 from streamloader.archive.ingest.inventory import Shelf
 from streamloader.archive.ingest.naming import content_of_path
 from streamloader.archive.ingest.rebuild import Broken, remake
+from streamloader.archive.ingest.report import CheckReport, Problem
 from streamloader.archive.ingest.temp_dir import sweep
 from streamloader.errors import NotSupported, StoreError, StreamloaderError
 from streamloader.stores.io_thread import Shared
-from streamloader.stores.options import options_for
+from streamloader.stores.registry import options_for
 
-__all__ = ["STALE", "CheckReport", "Problem", "check_archive"]
+__all__ = ["STALE", "check_archive"]
 
 STALE: Final = 600.0  # seconds without a sign of life after which nobody works on a job any more
 _AT_ONCE: Final = 8  # chunks that are read side by side
 _VIDEOS: Final = 200  # whose chunks are looked at in one go
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that is not as it should be.
-
-    Attributes:
-        kind: ``"catalog"``: the catalog contradicts itself; ``"unreachable"``: a place cannot be looked at;
-            ``"missing"``, ``"size"``, ``"digest"``: a chunk is not there, or not what it was; ``"orphan"``: a file that
-            no video has; ``"unfinished"``: what a killed writer left; ``"job"``: a video that nobody goes on with.
-        text: a line for people, which names it.
-        mended: whether it is mended now.
-        video: name of the video that lacks frames because of it; None if none does.
-        address: of the file, or of the place.
-    """
-
-    kind: str
-    text: str
-    mended: bool = False
-    video: str | None = None
-    address: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What a check came to.
-
-    Attributes:
-        problems: that were found.
-        videos: that were looked at.
-        chunks: the same.
-        bytes: of these chunks.
-        seconds: that it took.
-    """
-
-    problems: tuple[Problem, ...]
-    videos: int
-    chunks: int
-    bytes: int
-    seconds: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong, now."""
-        return all(problem.mended for problem in self.problems)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        names = ("kind", "text", "mended", "video", "address")
-        return {
-            "ok": self.ok,
-            "problems": [{name: getattr(problem, name) for name in names} for problem in self.problems],
-            "videos": self.videos,
-            "chunks": self.chunks,
-            "bytes": self.bytes,
-            "seconds": round(self.seconds, 3),
-        }
 
 
 def check_archive(
@@ -99,7 +43,7 @@ def check_archive(
             broken chunks again where their source can still be had and is the same. Nothing that is part of a video is
             ever deleted.
         deep: read all chunks, and compare their digests.
-        storage_options: of places and sources, see :func:`streamloader.stores.options.options_for`.
+        storage_options: of places and sources, see :func:`streamloader.stores.registry.options_for`.
         stale: seconds without a sign of life after which a job, or an unfinished file, counts as left.
 
     Raises:

@@ -19,8 +19,8 @@ from streamloader.archive.catalog.base import Catalog, Job, StagedChunk, VideoRo
 from streamloader.archive.ingest.executors.base import LAST, Engine, Event
 from streamloader.archive.ingest.naming import content_of, origin
 from streamloader.archive.ingest.placement import Target
+from streamloader.archive.ingest.progress import Standing
 from streamloader.archive.ingest.report import Failed, IngestReport, Note, Recognised
-from streamloader.archive.ingest.standing import Standing
 from streamloader.archive.ingest.task import Task, Work, active_of, bytes_done, size_of, turn_of
 from streamloader.archive.ingest.unit import Unit, from_json
 from streamloader.errors import CatalogError, NameTaken, StreamloaderError, WorkerDied, from_wire

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from streamloader.errors import ConfigError, redact
+from streamloader.errors import ConfigError
+from streamloader.redaction import redact
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of
 

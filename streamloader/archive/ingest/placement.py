@@ -14,8 +14,7 @@ from streamloader.archive.ingest.naming import password_of, without_secrets
 from streamloader.errors import ConfigError
 from streamloader.stores.io_thread import shared_store
 from streamloader.stores.local import local_path
-from streamloader.stores.options import options_for
-from streamloader.stores.registry import scheme_of
+from streamloader.stores.registry import options_for, scheme_of
 
 __all__ = ["SPREADS", "Spread", "Stores", "Target", "as_places", "choose", "targets"]
 
@@ -78,7 +77,7 @@ def targets(
 
     Args:
         places: of the archive.
-        storage_options: see :func:`streamloader.stores.options.options_for`.
+        storage_options: see :func:`streamloader.stores.registry.options_for`.
         spread: by the weights of the places, or by these times the bytes that are free there.
         only: numbers of the places that take new chunks; None for all.
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamloader.archive.catalog.base import ChunkRow, VideoRow
 from streamloader.archive.ingest.inventory import Shelf
 from streamloader.archive.ingest.naming import content_of
+from streamloader.archive.ingest.report import Problem
 from streamloader.archive.ingest.sources import opened
 from streamloader.archive.ingest.temp_dir import Scratch
 from streamloader.errors import StreamloaderError
-from streamloader.stores.options import options_for
-
-if TYPE_CHECKING:
-    from streamloader.archive.ingest.check import Problem
+from streamloader.stores.registry import options_for
 
 __all__ = ["Broken", "remake"]
 

@@ -1,4 +1,4 @@
-"""What adding videos came to."""
+"""Reports of adding videos and of checking an archive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from streamloader.archive.catalog.base import VideoRow
 from streamloader.errors import StreamloaderError
 
-__all__ = ["Failed", "IngestReport", "Note", "Recognised"]
+__all__ = ["CheckReport", "Failed", "IngestReport", "Note", "Problem", "Recognised"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,63 @@ class IngestReport:
             "frames_made": self.made,
             "seconds": round(self.seconds, 3),
             "frames_per_second": round(self.frames_per_second, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be.
+
+    Attributes:
+        kind: ``"catalog"``: the catalog contradicts itself; ``"unreachable"``: a place cannot be looked at;
+            ``"missing"``, ``"size"``, ``"digest"``: a chunk is not there, or not what it was; ``"orphan"``: a file that
+            no video has; ``"unfinished"``: what a killed writer left; ``"job"``: a video that nobody goes on with.
+        text: a line for people, which names it.
+        mended: whether it is mended now.
+        video: name of the video that lacks frames because of it; None if none does.
+        address: of the file, or of the place.
+    """
+
+    kind: str
+    text: str
+    mended: bool = False
+    video: str | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What a check came to.
+
+    Attributes:
+        problems: that were found.
+        videos: that were looked at.
+        chunks: the same.
+        bytes: of these chunks.
+        seconds: that it took.
+    """
+
+    problems: tuple[Problem, ...]
+    videos: int
+    chunks: int
+    bytes: int
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong, now."""
+        return all(problem.mended for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        names = ("kind", "text", "mended", "video", "address")
+        return {
+            "ok": self.ok,
+            "problems": [{name: getattr(problem, name) for name in names} for problem in self.problems],
+            "videos": self.videos,
+            "chunks": self.chunks,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
         }
 
 

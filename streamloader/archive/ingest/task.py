@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamloader.archive.catalog.base import ChunkRow, VideoRow
+from streamloader.archive.ingest.progress import Active
 from streamloader.archive.ingest.report import Failed, Recognised
-from streamloader.archive.ingest.standing import Active
 from streamloader.archive.ingest.unit import Unit
 
 __all__ = ["Task", "Work", "active_of", "bytes_done", "size_of", "turn_of"]

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
-from streamloader.archive.reader.cache import Cache, Counts, Recent
 from streamloader.archive.reader.chunk_bytes import ChunkStores
-from streamloader.archive.reader.crew import Crew
 from streamloader.archive.reader.decoders import Decoders, Playing, left_to_send
 from streamloader.archive.reader.packets import AHEAD, RunBytes
 from streamloader.archive.reader.plan import Run, cut_run, plan_runs
-from streamloader.media.frames import frame_bytes
+from streamloader.common.lru import RecentKeys
+from streamloader.media.video.reader import frame_bytes
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import ChunkRow, VideoRow
+    from streamloader.archive.reader.cache import FrameCache
     from streamloader.archive.reader.lookup import Chunk, Lookup
-    from streamloader.media.frames import VideoFrame
+    from streamloader.archive.reader.stats import ReadCounts
+    from streamloader.media.video.reader import VideoFrame
     from streamloader.values import Array
 
 __all__ = ["Reading", "Take"]
@@ -70,8 +71,8 @@ class Reading:
         lookup: Lookup,
         stores: ChunkStores,
         decoders: Decoders,
-        cache: Cache,
-        counts: Counts,
+        cache: FrameCache,
+        counts: ReadCounts,
         threads: int,
         *,
         prefetch: bool,
@@ -83,9 +84,11 @@ class Reading:
         self._counts = counts
         self._threads = threads
         self._prefetch = prefetch
-        self._ends: Recent[int] = Recent(16)  # numbers of the frames that would go on with what was read lately
-        self._seen: Recent[tuple[tuple[str, int], int, int]] = Recent(256)  # runs that were decoded lately
-        self._begun: Recent[tuple[tuple[str, int], int]] = Recent(64)  # keys that were, with the first wanted frame
+        self._ends: RecentKeys[int] = RecentKeys(16)  # numbers of the frames that would go on with what was read lately
+        self._seen: RecentKeys[tuple[tuple[str, int], int, int]] = RecentKeys(256)  # runs that were decoded lately
+        self._begun: RecentKeys[tuple[tuple[str, int], int]] = RecentKeys(
+            64
+        )  # keys that were, with the first wanted frame
         self._claims: dict[_Group, _Claim] = {}
         self._lock = threading.Lock()
 
@@ -155,7 +158,8 @@ class Reading:
             for job in itertools.chain(first, jobs):
                 self._do(job, take, alone=True)
         else:
-            Crew(first, jobs, lambda job: self._do(job, take, alone=False)).work(self._threads)
+            all_jobs = itertools.chain(first, jobs)
+            _run_in_threads(all_jobs, lambda job: self._do(job, take, alone=False), self._threads)
         self._ended(numbers)
         if sequential and self._prefetch:
             self._fetch_next(int(numbers[-1]), len(numbers))
@@ -243,7 +247,7 @@ class Reading:
         self._count_hits(0, len(run.frames))
         keep = self._worth_keeping(chunk, run)
         first = int(run.frames[0])
-        before = self._begun.swap((chunk.key, run.key), first) if job.playing is None and not job.stay else None
+        before = self._begun.replace((chunk.key, run.key), first) if job.playing is None and not job.stay else None
         backwards = before is not None and first < before <= first + _BACK
         frame_of: dict[int, int] | None = None
 
@@ -347,7 +351,7 @@ class Reading:
 
     def _goes_on(self, numbers: Array) -> bool:
         """Say whether what is read goes on where another read has ended."""
-        return bool(len(numbers)) and self._ends.take(int(numbers[0]))
+        return bool(len(numbers)) and self._ends.discard(int(numbers[0]))
 
     def _ended(self, numbers: Array) -> None:
         last = int(numbers[-1])
@@ -364,7 +368,7 @@ class Reading:
             groups.setdefault(chunk.index.key_for(number), []).append(number)
         found: dict[int, VideoFrame] = {}
         for group, members in groups.items():
-            found |= self._cache.frames(("frames", chunk.key, group), members)
+            found |= self._cache.get_frames(("frames", chunk.key, group), members)
         return found
 
     def _keep(self, chunk: Chunk, number: int, frame: VideoFrame) -> None:
@@ -388,3 +392,41 @@ def _first(jobs: Iterator[_Job], count: int) -> Iterator[_Job]:
         if job is None:
             return
         yield job
+
+
+def _run_in_threads(jobs: Iterator[_Job], run: Callable[[_Job], None], threads: int) -> None:
+    """Run jobs in `threads` threads, the calling thread included. No thread is left when this returns.
+
+    After the first error no further job is started, and the error of the earliest failed job is raised. The threads are
+    daemons: unlike those of ``concurrent.futures``, they do not delay the exit of the interpreter.
+    """
+    numbered = enumerate(jobs)
+    lock = threading.Lock()
+    errors: list[tuple[int, BaseException]] = []
+    stopped = False
+
+    def work() -> None:
+        nonlocal stopped
+        while not stopped:
+            number = -1
+            try:
+                with lock:
+                    number, job = next(numbered, (-1, None))
+                if job is None:
+                    return
+                run(job)
+            except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
+                errors.append((number, error))
+                stopped = True
+
+    helpers = [threading.Thread(target=work, name=f"archive-{n}", daemon=True) for n in range(1, threads)]
+    for helper in helpers:
+        helper.start()
+    try:
+        work()
+    finally:
+        stopped = True
+        for helper in helpers:
+            helper.join()
+    if errors:
+        raise min(errors, key=lambda failed: failed[0])[1]

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamloader.archive.reader.cache import Cache, Counts
 from streamloader.errors import (
     AccessDenied,
     CatalogError,
@@ -21,16 +20,17 @@ from streamloader.errors import (
     RangeOutside,
     StoreError,
     StreamloaderError,
-    redact,
 )
+from streamloader.redaction import redact
 from streamloader.stores.io_thread import shared_store
 from streamloader.stores.local import local_path
-from streamloader.stores.options import options_for
-from streamloader.stores.registry import scheme_of
+from streamloader.stores.registry import options_for, scheme_of
 from streamloader.values import ByteRange
 
 if TYPE_CHECKING:
+    from streamloader.archive.reader.cache import FrameCache
     from streamloader.archive.reader.lookup import Chunk
+    from streamloader.archive.reader.stats import ReadCounts
     from streamloader.stores.base import Store
     from streamloader.stores.io_thread import SharedStore
     from streamloader.values import ObjectInfo
@@ -55,13 +55,13 @@ class ChunkStores:
 
     Args:
         places: number of a place -> address of its folder.
-        options: of the stores, see :func:`streamloader.stores.options.options_for`.
+        options: of the stores, see :func:`streamloader.stores.registry.options_for`.
         cache: where bytes from stores are kept under ``("bytes", chunk, start, end)``.
         counts: what is counted.
     """
 
     def __init__(
-        self, places: Mapping[int, str], options: Mapping[str, Any] | None, cache: Cache, counts: Counts
+        self, places: Mapping[int, str], options: Mapping[str, Any] | None, cache: FrameCache, counts: ReadCounts
     ) -> None:
         self._places = dict(places)
         self._options = options

@@ -21,11 +21,11 @@ from streamloader.errors import CorruptStream
 from streamloader.media.chunks.packet_decoder import PacketDecoder
 
 if TYPE_CHECKING:
-    from streamloader.archive.reader.cache import Counts
     from streamloader.archive.reader.chunk_bytes import ChunkStores
     from streamloader.archive.reader.lookup import Chunk
+    from streamloader.archive.reader.stats import ReadCounts
     from streamloader.media.chunks.format import ChunkIndex
-    from streamloader.media.frames import VideoFrame
+    from streamloader.media.video.reader import VideoFrame
     from streamloader.values import Array
 
 __all__ = ["Decoders", "Playing", "keep_forever", "left_to_send"]
@@ -122,7 +122,7 @@ class Decoders:
         threads: that a decoder may have.
     """
 
-    def __init__(self, stores: ChunkStores, counts: Counts, threads: int) -> None:
+    def __init__(self, stores: ChunkStores, counts: ReadCounts, threads: int) -> None:
         self._stores = stores
         self._counts = counts
         self._threads = threads

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from streamloader.archive.reader.cache import Cache, Counts
+from streamloader.common.lru import LruCache
 from streamloader.errors import CatalogError, ConfigError, CorruptStream, FrameOutside, StreamloaderError
 from streamloader.media.chunks.format import ChunkIndex, Coding
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog, ChunkRow, Located, Snapshot, VideoRow
+    from streamloader.archive.reader.stats import ReadCounts
     from streamloader.stores.io_thread import Shared
 
 __all__ = ["Chunk", "Lookup"]
@@ -57,7 +58,7 @@ class Lookup:
         counts: what is counted.
     """
 
-    def __init__(self, catalog: Shared[Catalog], snapshot: Snapshot, counts: Counts) -> None:
+    def __init__(self, catalog: Shared[Catalog], snapshot: Snapshot, counts: ReadCounts) -> None:
         self.catalog = catalog
         self.snapshot = snapshot
         self._counts = counts
@@ -65,7 +66,7 @@ class Lookup:
         self._starts: list[int] = []  # number of the first frame of each known chunk, ascending
         self._rows: dict[int, tuple[VideoRow, ChunkRow]] = {}  # by that number
         self._codings: dict[str, Coding] = {}
-        self._chunks = Cache(_INDEXES, _INDEX_BYTES)
+        self._chunks = LruCache[tuple[str, int], Chunk](_INDEXES, _INDEX_BYTES)
 
     def rows(self, numbers: Sequence[int]) -> dict[int, tuple[VideoRow, ChunkRow, list[int]]]:
         """Return the chunks that hold frames of the archive (`numbers` ascending), by the number of their first frame.
@@ -96,7 +97,7 @@ class Lookup:
             fetched = {chunk.key: chunk for chunk in self._fetch(missing)}
             for number, (_, row) in enumerate(rows):
                 found[number] = found[number] or fetched[row.content, row.number]
-        return [chunk for chunk in found if isinstance(chunk, Chunk)]
+        return [chunk for chunk in found if chunk is not None]
 
     def frame_at(self, seconds: float, video: VideoRow | None) -> int:
         """Return the number (in the archive) of the frame that is shown at a time; see ArchiveReader.frame_at.

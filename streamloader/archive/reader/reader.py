@@ -19,15 +19,17 @@ import numpy as np
 
 from streamloader.archive.location import catalog_url, placed, shared_by
 from streamloader.archive.reader.batch import Reading, Take
-from streamloader.archive.reader.cache import Cache, Counts
+from streamloader.archive.reader.cache import FrameCache
 from streamloader.archive.reader.chunk_bytes import ChunkStores
 from streamloader.archive.reader.decoders import Decoders, keep_forever
 from streamloader.archive.reader.lookup import Lookup
-from streamloader.errors import ClosedError, ConfigError, FrameOutside, VideoNotFound, redact
+from streamloader.archive.reader.stats import ReadCounts
+from streamloader.errors import ClosedError, ConfigError, FrameOutside, VideoNotFound
+from streamloader.redaction import redact
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog, Header, Snapshot, VideoRow
-    from streamloader.media.frames import VideoFrame
+    from streamloader.media.video.reader import VideoFrame
     from streamloader.stores.io_thread import Shared
     from streamloader.values import Array
 
@@ -56,7 +58,7 @@ class ArchiveReader:
     Args:
         address: url of the catalog, or the folder of a local archive.
         places: number or url of a place -> the address by which this machine reaches it.
-        storage_options: of the stores of the places, see :func:`streamloader.stores.options.options_for`.
+        storage_options: of the stores of the places, see :func:`streamloader.stores.registry.options_for`.
         catalog_options: of the catalog, such as ``client=``.
         cache_limit: groups of decoded frames, and spans of bytes from stores, that are kept at most.
         max_cache_bytes: of memory that these take at most.
@@ -243,10 +245,10 @@ class ArchiveReader:
     # --- life --------------------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
-        """Return what reading took in this process so far: see :class:`Counts`, and what the cache holds."""
+        """Return what reading took in this process so far: see :class:`ReadCounts`, and what the cache holds."""
         live = self._live
         if live is None or live.pid != os.getpid():
-            return dataclasses.asdict(Counts()) | {"cache_entries": 0, "cache_bytes": 0}
+            return dataclasses.asdict(ReadCounts()) | {"cache_entries": 0, "cache_bytes": 0}
         return dataclasses.asdict(live.counts) | {"cache_entries": len(live.cache), "cache_bytes": live.cache.bytes}
 
     def another(self, threads: int | None = None) -> ArchiveReader:
@@ -341,8 +343,8 @@ class _Live:
         self.catalog = catalog
         self.header = header
         self.snapshot = snapshot
-        self.counts = Counts()
-        self.cache = Cache(*cache, self._dropped)
+        self.counts = ReadCounts()
+        self.cache = FrameCache(*cache, self._dropped)
         self.stores = ChunkStores(places, storage_options, self.cache, self.counts)
         self.lookup = Lookup(catalog, snapshot, self.counts)
         self.decoders = Decoders(self.stores, self.counts, threads)

@@ -11,11 +11,13 @@ from urllib.parse import quote
 
 from streamloader.archive.catalog.base import Catalog, VideoRow
 from streamloader.archive.catalog.registry import shared_catalog
+from streamloader.archive.create import ensure_places
 from streamloader.archive.ingest import IngestReport, add_videos, as_places
 from streamloader.archive.location import CATALOG_FILE
 from streamloader.compat.butterfly.settings import ButterflySettings, catalog_url
-from streamloader.errors import CatalogNotFound, NotFound, redact
+from streamloader.errors import NotFound
 from streamloader.media.chunks.settings import CutSettings
+from streamloader.redaction import redact
 from streamloader.stores.addresses import Address
 from streamloader.stores.io_thread import Shared, SharedStore, shared_store
 from streamloader.stores.registry import scheme_of
@@ -231,17 +233,8 @@ class ChunkTracker:
         url = as_places(folder)[0].url
         if not scheme_of(self.url):
             os.makedirs(os.path.dirname(self.url), exist_ok=True)
-        with self.catalog() as shared:
-            try:
-                header = shared.call(shared.it.header())
-            except CatalogNotFound:
-                header = shared.call(shared.it.create(as_places(folder)))
-            numbers = {place.url: place.number for place in header.places}
-            if url not in numbers:
-                added = as_places(folder, first=len(header.places))
-                header = shared.call(shared.it.set_places([*header.places, *added]))
-                numbers = {place.url: place.number for place in header.places}
-        return numbers[url]
+        with self.catalog() as catalog:
+            return ensure_places(catalog, {url: 1.0}).numbers[0]
 
     def __repr__(self) -> str:
         return f"<ChunkTracker {redact(self.url)}>"

@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import ClosedError, CorruptStream
 from streamloader.media.chunks.frame_hash import DIGEST, pixel_digest, rgb_digest
-from streamloader.media.video.indexer import VideoIndex
+from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.packets import codec_of, hard_key, nal_length_size
 from streamloader.media.video.source import decoding, open_video
 from streamloader.values import Array

@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 import platformdirs
 
-from streamloader.media.video.indexer import VideoIndex, index_video
+from streamloader.media.video.index import VideoIndex
+from streamloader.media.video.indexer import index_video
 from streamloader.media.video.orientation import Turn
 from streamloader.media.video.remote import Video
 from streamloader.media.video.source import file_version

@@ -12,7 +12,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,7 @@ import av.error
 import numpy as np
 
 from streamloader.errors import CorruptStream, UnreadableStream
+from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.orientation import UPRIGHT, Turn, turn_of_matrix
 from streamloader.media.video.packets import PacketTable, read_packets
 from streamloader.media.video.reader import FrameReader, play
@@ -35,57 +36,11 @@ if TYPE_CHECKING:
 
     from streamloader.values import Array
 
-__all__ = ["VideoIndex", "index_video"]
+__all__ = ["index_video"]
 
 _HEAD: Final = 16  # frames decoded at the start to see that the decoder shows what the packets promise
 _WATCHED: Final = 32  # key frames of a decoded file that are sought again, to see that they are found
 _log = logging.getLogger("streamloader")
-
-
-@dataclass(frozen=True)
-class VideoIndex:
-    """What is known of one version of one video file.
-
-    Attributes:
-        pts: int64 (frames,), strictly increasing: the pts of each shown frame, or made up where `has_pts` is False.
-        time_base: seconds of one tick of `pts`.
-        end: pts at which the last frame ends.
-        key_pts: int64, sorted: where decoding can begin.
-        key_seek: int64, for each of these: the time to ask the demuxer for.
-        key_hard: bool, for each of these: False if only frames some way behind it are sure to be right.
-        height: of a shown frame, as it is stored.
-        width: of a shown frame, as it is stored.
-        turn: how it has to be turned to be upright.
-        has_pts: the decoder gives each frame its pts.
-        seekable: frames can be found by their pts; otherwise they are counted from the start.
-        damaged: the file breaks off or is damaged, and this lists what can be decoded of it.
-        note: what is wrong with it, if it is damaged.
-        opening: of a video in a store: the spans of bytes that are read until the first frame is there.
-    """
-
-    pts: Array
-    time_base: Fraction
-    end: int
-    key_pts: Array
-    key_seek: Array
-    key_hard: Array
-    height: int
-    width: int
-    turn: Turn = UPRIGHT
-    has_pts: bool = True
-    seekable: bool = True
-    damaged: bool = False
-    note: str = ""
-    opening: Spans = ()
-
-    def __len__(self) -> int:
-        """Return the number of frames."""
-        return len(self.pts)
-
-    @property
-    def shown_size(self) -> tuple[int, int]:
-        """(height, width) after the turn."""
-        return self.turn.size(self.height, self.width)
 
 
 def index_video(video: Video, *, damaged: str = "raise") -> VideoIndex:

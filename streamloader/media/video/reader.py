@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import av.error
 import numpy as np
 from av.packet import Packet
+from av.video.frame import VideoFrame
 
 from streamloader.errors import CorruptStream, StoreError
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_bytes
@@ -16,15 +17,19 @@ from streamloader.media.video.source import broken, decoding, open_video
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-    from streamloader.media.video.indexer import VideoIndex
+    from streamloader.media.video.index import VideoIndex
 
-__all__ = ["FrameReader", "play"]
+__all__ = ["FrameReader", "VideoFrame", "frame_bytes", "play"]
 
 _TRIES: Final = 8  # key frames to step back, twice as far each time, before decoding from the start
 _WORTH_A_SEEK: Final = 32  # frames to skip before jumping to a key frame is tried
+
+
+def frame_bytes(frame: VideoFrame) -> int:
+    """Return the size in bytes of the pixels of a frame."""
+    return sum(plane.buffer_size for plane in frame.planes)
 
 
 def play(

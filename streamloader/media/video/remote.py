@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from streamloader.errors import redact
+from streamloader.redaction import redact
 from streamloader.stores.readahead import FILE_BYTES, UNIT, RemoteFile
 from streamloader.values import ObjectInfo
 

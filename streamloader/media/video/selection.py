@@ -12,7 +12,7 @@ import numpy as np
 from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from streamloader.media.video.indexer import VideoIndex
+    from streamloader.media.video.index import VideoIndex
     from streamloader.values import Array
 
 __all__ = ["Selection", "frames_at_rate", "latest_ticks", "steps_at_rate", "whole"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
 
+from streamloader.common.gather import map_bounded
 from streamloader.errors import LimitExceeded, ProtocolFault
 from streamloader.stores.ipfs.cid import RAW
 from streamloader.stores.ipfs.file_reader import GetNode, below
@@ -15,9 +13,6 @@ from streamloader.stores.ipfs.unixfs import Kind, Link, Node, check_name, shard_
 from streamloader.values import ObjectInfo
 
 __all__ = ["Listing"]
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Listing:
@@ -49,7 +44,7 @@ class Listing:
         """
         if levels > self._depth:
             raise LimitExceeded(f"{path} lies deeper than {self._depth} directories: raise Limits(depth=...)")
-        async with contextlib.aclosing(_in_order(self._links(node), self._looked_at, self._ahead)) as found:
+        async with contextlib.aclosing(map_bounded(self._looked_at, self._links(node), limit=self._ahead)) as found:
             async for name, link, entry in found:
                 under = f"{path}/{check_name(name)}"
                 if entry is None:
@@ -88,7 +83,7 @@ class Listing:
         async def shard(link: Link) -> tuple[Link, Node | None]:
             return link, below(await self._visit(link), node.fanout) if len(link.name) == width else None
 
-        async with contextlib.aclosing(_in_order(_each(node.links), shard, self._ahead)) as found:
+        async with contextlib.aclosing(map_bounded(shard, node.links, limit=self._ahead)) as found:
             async for link, child in found:
                 place = above + link.name[:width]
                 if child is None:
@@ -100,29 +95,3 @@ class Listing:
                     async with contextlib.aclosing(self._links(child, place, levels + 1)) as deeper:
                         async for entry in deeper:
                             yield entry
-
-
-async def _each(links: tuple[Link, ...]) -> AsyncGenerator[Link, None]:
-    for link in links:
-        yield link
-
-
-async def _in_order(
-    items: AsyncGenerator[T, None], work: Callable[[T], Coroutine[Any, Any, R]], most: int
-) -> AsyncGenerator[R, None]:
-    """Yield ``await work(item)`` of all items in their order, with up to `most` of them under way."""
-    begun: deque[asyncio.Task[R]] = deque()
-    try:
-        async with contextlib.aclosing(items):
-            async for item in items:
-                begun.append(asyncio.create_task(work(item)))
-                if len(begun) >= most:
-                    yield await begun[0]
-                    begun.popleft()
-            while begun:
-                yield await begun[0]
-                begun.popleft()
-    finally:
-        for task in begun:
-            task.cancel()
-        await asyncio.gather(*begun, return_exceptions=True)

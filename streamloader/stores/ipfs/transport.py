@@ -26,8 +26,8 @@ from streamloader.errors import (
     StoreError,
     Unreachable,
     UntrustedHost,
-    redact,
 )
+from streamloader.redaction import redact
 from streamloader.stores.deadlines import Pace
 
 __all__ = ["Answer", "Http"]

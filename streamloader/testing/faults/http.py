@@ -21,31 +21,15 @@ import hashlib
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import unquote
 
-from streamloader.testing.faults.http_faults import KINDS, Exchange, Fault
+from streamloader.testing.faults.http_faults import KINDS, Exchange, Fault, Request
 
 __all__ = ["KINDS", "Fault", "HttpServer", "Request"]
 
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
 _DATE: Final = 1_700_000_000  # seconds since 1970, of the first version of everything
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asked.
-
-    Attributes:
-        method: GET, HEAD, ...
-        target: path and query, as they came.
-        headers: by their names in lower case.
-    """
-
-    method: str
-    target: str
-    headers: Mapping[str, str] = field(repr=False)
 
 
 class HttpServer:

@@ -8,14 +8,11 @@ import asyncio
 import gzip
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-if TYPE_CHECKING:
-    from streamloader.testing.faults.http import HttpServer, Request
-
-__all__ = ["KINDS", "Exchange", "Fault"]
+__all__ = ["KINDS", "Exchange", "Fault", "FaultyServer", "Request"]
 
 _PIECE: Final = 64 << 10
 _BOMB: Final = 64 << 20  # bytes that it unpacks to, of 64 KiB
@@ -58,6 +55,39 @@ class Fault:
         return hit and exchange.request.method in self.methods and (self.times is None or before < self.times)
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked.
+
+    Attributes:
+        method: GET, HEAD, ...
+        target: path and query, as they came.
+        headers: by their names in lower case.
+    """
+
+    method: str
+    target: str
+    headers: Mapping[str, str] = field(repr=False)
+
+
+class FaultyServer(Protocol):
+    """The server as the faults use it.
+
+    Attributes:
+        fault: Fault that is switched on, or None.
+        strikes: Number of requests that a fault has affected.
+    """
+
+    fault: Fault | None
+    strikes: int
+
+    def put(self, path: str, data: bytes) -> None:
+        """Replace an object. Its ETag and its date change."""
+
+    async def again(self, exchange: Exchange, *, blind: bool = False) -> bool:
+        """Answer a request with the object's current version; a blind server ignores If-Match."""
+
+
 @dataclass(slots=True)
 class Exchange:
     """One request and its answer.
@@ -70,7 +100,7 @@ class Exchange:
     """
 
     request: Request
-    server: HttpServer
+    server: FaultyServer
     writer: asyncio.StreamWriter
     path: str
     data: bytes

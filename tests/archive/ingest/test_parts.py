@@ -19,8 +19,7 @@ import pytest
 
 from streamloader.archive.ingest import temp_dir
 from streamloader.archive.ingest.executors.messages import Assembler, Line
-from streamloader.archive.ingest.progress import duration, shown, size
-from streamloader.archive.ingest.standing import Active, Standing
+from streamloader.archive.ingest.progress import Active, Standing, duration, shown, size
 from streamloader.archive.ingest.temp_dir import Scratch, sweep
 from streamloader.errors import ConfigError
 from streamloader.stores.registry import open_store

@@ -9,7 +9,7 @@ import pytest
 from streamloader.archive.catalog.base import Place
 from streamloader.archive.ingest.placement import Target, as_places, choose, targets
 from streamloader.errors import ConfigError
-from streamloader.stores.options import options_for
+from streamloader.stores.registry import options_for
 
 CONTENTS = [f"{number:064x}" for number in range(40)]
 

@@ -102,18 +102,18 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced():
 
 
 def test_waiting_for_a_turn_is_not_waiting_for_the_server():
-    # 12 reads of 0.1 s over one connection, with an answer due within 0.6 s.
+    # 12 reads of 20 s over one connection, with an answer due within 60 s.
     async def slow(request):
-        await asyncio.sleep(0.1)
+        asyncio.get_running_loop().jump(20)
         return web.Response(body=b"x")
 
     async def read():
         async with serving(slow) as url:
-            patience = Timeouts(connect=0.3, response=0.3)
-            async with HttpStore(url, timeouts=patience, limits=Limits(connections=1)) as store:
+            timeouts = Timeouts(connect=30, response=30)
+            async with HttpStore(url, timeouts=timeouts, limits=Limits(connections=1)) as store:
                 assert await asyncio.gather(*(store.read("a") for _ in range(12))) == [b"x"] * 12
 
-    asyncio.run(read())
+    run_in(JumpingLoop, read)
 
 
 def test_nobody_has_to_close_it():
@@ -187,25 +187,40 @@ def test_a_server_without_ranges_is_named_once(caplog):
     asyncio.run(read())
 
 
-def test_what_is_skipped_counts_as_progress():
-    # The wanted bytes come after 1 s; in each window of 0.5 s enough others do.
+def test_what_is_skipped_counts_as_progress(monkeypatch):
+    # The wanted bytes come after 400 s; in each window of 100 s enough others do.
+    use_loop_time(monkeypatch, deadlines)
+    count = 0
+
     async def slow(request):
+        nonlocal count
+        count = 0
         answer = web.StreamResponse(headers={"Content-Length": str(20 * 10_000)})
         await answer.prepare(request)
         for number in range(20):
             await answer.write(bytes([number]) * 10_000)
-            await asyncio.sleep(0.05)
+            while count < 10_000 * (number + 1):  # noqa: ASYNC110 - the client runs in this loop
+                await asyncio.sleep(0)
+            asyncio.get_running_loop().jump(20)
         return answer
+
+    def note(pace, size):
+        nonlocal count
+        count += size
+        got_bytes(pace, size)
+
+    got_bytes = deadlines.Pace.got
+    monkeypatch.setattr(deadlines.Pace, "got", note)
 
     async def read():
         async with serving(slow) as url:
-            async with HttpStore(url, timeouts=Timeouts(window=0.5, min_rate=30_000)) as store:
+            async with HttpStore(url, timeouts=Timeouts(window=100, min_rate=200)) as store:
                 assert await store.read("a", ByteRange(-10)) == bytes([19]) * 10
-            async with HttpStore(url, timeouts=Timeouts(window=0.5, min_rate=3_000_000)) as store:
+            async with HttpStore(url, timeouts=Timeouts(window=100, min_rate=20_000)) as store:
                 with pytest.raises(StoreTimeout, match="B/s"):
                     await store.read("a", ByteRange(-10))
 
-    asyncio.run(read())
+    run_in(JumpingLoop, read)
 
 
 def _chunked(head_size=None, **headers):

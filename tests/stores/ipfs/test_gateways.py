@@ -352,16 +352,20 @@ def test_a_stalled_gateway_ends_at_the_deadline():
     dag, file = big()
 
     async def main():
-        timeouts = Timeouts(connect=0.1, response=0.2, window=0.2)
+        victim = dag.leaves(file)[100]
         async with (
-            FaultyGateway(dag.blocks, "stall at the header", victim=dag.leaves(file)[100]) as gateway,
-            IpfsStore(gateways=gateway.url, timeouts=timeouts) as store,
+            FaultyGateway(dag.blocks, "stall at the header", victim=victim) as gateway,
+            IpfsStore(gateways=gateway.url, timeouts=Timeouts(connect=30, response=30, window=30)) as store,
         ):
+            reading = asyncio.create_task(store.read(str(file.cid)))
+            while not any(str(victim) in request for request in gateway.asked):  # noqa: ASYNC110 - in this loop
+                await asyncio.sleep(0)
+            asyncio.get_running_loop().jump(100)
             with pytest.raises(StoreTimeout) as caught:
-                await store.read(str(file.cid))
+                await reading
             assert caught.value.offset == 100_000
 
-    play(main)
+    run_in(JumpingLoop, main)
 
 
 def odd(data, links, **options):

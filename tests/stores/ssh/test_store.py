@@ -468,17 +468,21 @@ def test_a_dead_peer_is_noticed_and_given_up():
     """A connection on which nothing comes any more does not take the next requests with it."""
 
     async def play():
-        times = Timeouts(connect=2.0, response=0.5, window=0.5, min_rate=1000.0, close=1.0)
+        times = Timeouts(connect=30.0, response=30.0, window=30.0, min_rate=1000.0, close=1.0)
         async with contextlib.AsyncExitStack() as stack:
             server = await stack.enter_async_context(FaultySsh({"object": DATA}, "silence", at=1_500_000, once=True))
             store = await stack.enter_async_context(SshStore(server.url, **server.options(), timeouts=times))
+            reading = asyncio.create_task(store.read("object"))
+            while not server.struck:  # noqa: ASYNC110 - the server runs in this loop
+                await asyncio.sleep(0)
+            asyncio.get_running_loop().jump(100)
             with pytest.raises(StoreError) as caught:
-                await store.read("object")
+                await reading
             assert caught.value.transient
             assert caught.value.offset is not None
             return await store.read("object"), server.logins
 
-    assert asyncio.run(play()) == (DATA, 2)
+    assert run_in(JumpingLoop, play) == (DATA, 2)
 
 
 def test_a_server_that_cannot_replace_files(ssh_server, monkeypatch):

@@ -15,7 +15,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import cloudpickle
@@ -24,13 +23,13 @@ from streamloader.archive.ingest.executors.base import LAST, Event
 from streamloader.archive.ingest.executors.messages import Assembler, Line
 from streamloader.archive.ingest.temp_dir import Scratch
 from streamloader.archive.ingest.unit import Unit
+from streamloader.common.subprocesses import child_environment, interrupts_blocked
 from streamloader.errors import ConfigError
 
 __all__ = ["Processes"]
 
 _END_WITHIN: Final = 2.0  # seconds
 _READS_WITHIN: Final = 60.0  # seconds: a worker that is started on a busy machine
-_SINGLE_THREADED: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Processes:
@@ -165,17 +164,14 @@ class _Worker:
         ours, theirs = socket.socketpair()
         ours.settimeout(_READS_WITHIN)
         self.line = Line(ours)
-        environment = dict.fromkeys(_SINGLE_THREADED, "1") | dict(os.environ) | {"TMPDIR": os.path.dirname(folder)}
-        package = str(Path(__file__).resolve().parents[4])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
-        with theirs, _interrupts_blocked():  # until the child ignores them itself
+        with theirs, interrupts_blocked():  # until the child ignores them itself
             arguments = [str(value) for value in (theirs.fileno(), os.getpid(), folder)]
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "streamloader.archive.ingest.executors.worker", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # which is the command's own
                 pass_fds=(theirs.fileno(), *held),
-                env=environment,
+                env=child_environment() | {"TMPDIR": os.path.dirname(folder)},
             )
         self.line.send(json.dumps([os.path.abspath(path) for path in sys.path]).encode())
 
@@ -187,12 +183,3 @@ def _how(status: int) -> str:
         return f"signal {signal.Signals(-status).name}"
     except ValueError:
         return f"signal {-status}"
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -20,7 +20,8 @@ from typing import Any, Final
 from streamloader.archive.ingest.executors.base import Event
 from streamloader.archive.ingest.temp_dir import Scratch
 from streamloader.archive.ingest.unit import Unit, perform
-from streamloader.errors import ConfigError, MissingExtra, StreamloaderError, redact, to_wire
+from streamloader.errors import ConfigError, MissingExtra, StreamloaderError, to_wire
+from streamloader.redaction import redact
 
 try:
     import ray

@@ -13,29 +13,25 @@ import json
 import logging
 import os
 import pickle
-import select
 import shutil
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamloader.archive.ingest.executors.messages import Line
+from streamloader.common.subprocesses import LogForwarder, exit_process, exit_with_parent, ignore_interrupts
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
     """Work with the descriptor of the socket, the pid of the parent and the temporary folder in `argv`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    with contextlib.suppress(AttributeError):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ignore_interrupts()
     sock = socket.socket(fileno=int(argv[0]))
     folder = argv[2]
     line = Line(sock)
-    _leave_with_parent(int(argv[1]))
+    exit_with_parent(int(argv[1]))
     with contextlib.suppress(OSError):
         os.nice(5)  # others have work to do that somebody waits for
     try:
@@ -81,49 +77,15 @@ class _Port:
         return False  # the whole process is killed
 
 
-def _leave_with_parent(parent: int) -> None:
-    """End this process at once when the parent is gone, whatever its other threads are doing."""
-    poll = select.poll()
-    wait: float | None = None
-    try:
-        poll.register(os.pidfd_open(parent), select.POLLIN)
-    except (AttributeError, OSError):
-        wait = 500.0  # no pidfd here: look now and then whose child this is
-
-    def watch() -> None:
-        while os.getppid() == parent and not poll.poll(wait):
-            continue
-        os._exit(1)
-
-    threading.Thread(target=watch, name="streamloader-parent-watch", daemon=True).start()
-
-
 def _forward_logs(line: Line) -> None:
+    def send_log(name: str, level: int, message: str) -> None:
+        line.send({"kind": "log", "name": name, "level": level, "text": message})
+
     logger = logging.getLogger("streamloader")
-    logger.addHandler(_ToDriver(line))
+    logger.addHandler(LogForwarder(send_log))
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
-class _ToDriver(logging.Handler):
-    """Hands log records to the driver, whose process has the handlers that the user configured."""
-
-    def __init__(self, line: Line) -> None:
-        super().__init__()
-        self._line = line
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send the record."""
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
-        with contextlib.suppress(OSError):
-            self._line.send({"kind": "log", "name": record.name, "level": record.levelno, "text": text})
-
-
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)  # no interpreter teardown: a decoder thread may still be at work
+    exit_process(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""The job of a loader's workers, and its encoding in shared memory for worker processes."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import pickle
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from streamloader.errors import ConfigError
+
+if TYPE_CHECKING:
+    from streamloader.engine.ring import SlotLayout
+    from streamloader.engine.workload import Script
+
+__all__ = ["Job", "job_memory", "unpack_job"]
+
+_NUMBER: Final = struct.Struct("<Q")  # each number of the header
+_MIN_MAPPED_BYTES: Final = 1024  # smaller arrays stay in the pickle
+_ALIGNMENT_BYTES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that a worker of a loader needs to know.
+
+    Attributes:
+        script: Streams or envs that the workers read.
+        layout: Layout of a slot of the ring.
+        slots: Number of slots of the ring.
+        first_lane: Global number of the ring's row 0.
+        lanes: Rows of each worker.
+        log_level: Effective level of the logger ``"streamloader"``.
+    """
+
+    script: Script
+    layout: SlotLayout
+    slots: int
+    first_lane: int
+    lanes: Sequence[Sequence[int]]
+    log_level: int
+
+
+def job_memory(job: Job) -> int:
+    """Write the job into anonymous memory, once for all workers, and return its descriptor.
+
+    Raises:
+        ConfigError: If an object of the job cannot be pickled.
+    """
+    from streamloader.engine.ring import nameless_memory
+
+    pieces = _pack_job(job)
+    fd = nameless_memory("streamloader-job")
+    try:
+        with os.fdopen(os.dup(fd), "wb") as file:
+            file.writelines(pieces)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _pack_job(job: Job) -> list[bytes | memoryview]:
+    """Encode a job as pieces to be written one after the other.
+
+    The header holds numbers (``<Q`` each): sizes of search path and pickle, number of arrays, offset and size of each
+    array. The module search path (JSON), the pickled job and the arrays follow. Arrays lie outside the pickle, aligned
+    to 64 bytes, so that workers map them.
+
+    Raises:
+        ConfigError: If an object of the job cannot be pickled.
+    """
+    import cloudpickle
+    import numpy as np
+
+    search_path = json.dumps([os.path.abspath(path) for path in sys.path]).encode()
+    arrays: list[memoryview] = []
+
+    def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= _MIN_MAPPED_BYTES:
+            arrays.append(raw)
+        return raw.nbytes < _MIN_MAPPED_BYTES
+
+    try:
+        pickled: bytes = cloudpickle.dumps(job, protocol=5, buffer_callback=keep_in_pickle)
+    except Exception as error:
+        raise ConfigError(
+            f"the data set, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
+            "files, locks and connections in make, open() or make_env, not before, or use num_workers=0"
+        ) from error
+    end = _NUMBER.size * (3 + 2 * len(arrays)) + len(search_path) + len(pickled)
+    pieces: list[bytes | memoryview] = [search_path, pickled]
+    numbers = [len(search_path), len(pickled), len(arrays)]
+    offsets: dict[tuple[int, int], int] = {}  # by address and size
+    for array in arrays:
+        memory = (np.frombuffer(array, np.uint8).ctypes.data, array.nbytes)
+        if memory not in offsets:  # two arrays may be views of the same memory
+            offsets[memory] = offset = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            pieces += (bytes(offset - end), array)
+            end = offset + array.nbytes
+        numbers += (offsets[memory], array.nbytes)
+    return [b"".join(map(_NUMBER.pack, numbers)), *pieces]
+
+
+def unpack_job(fd: int) -> Job:
+    """Read a job from its descriptor, close that, and set the module search path to the parent's.
+
+    The job's arrays alias a copy-on-write mapping: only pages that this process writes to take memory of its own.
+    """
+    data = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_COPY))
+    os.close(fd)
+
+    def number(index: int) -> int:
+        return int(_NUMBER.unpack_from(data, index * _NUMBER.size)[0])
+
+    spans = [(number(index), number(index + 1)) for index in range(3, 3 + 2 * number(2), 2)]
+    path_offset = _NUMBER.size * (3 + 2 * len(spans))
+    pickle_offset = path_offset + number(0)
+    sys.path[:] = json.loads(bytes(data[path_offset:pickle_offset]))
+    arrays = [data[offset : offset + size] for offset, size in spans]
+    pickled = data[pickle_offset : pickle_offset + number(1)]
+    job: Job = pickle.loads(pickled, buffers=arrays)  # noqa: S301 - written by this process's own parent
+    return job

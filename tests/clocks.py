@@ -1,0 +1,115 @@
+"""Clocks that a test controls, so that no deadline under test depends on how busy the machine is."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+import types
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from streamloader.engine import consumer_wait
+from streamloader.engine.ring import Status
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be set forward.
+
+    Deadlines can be generous then: whatever has to stay within them has a minute of real time, and those that have to
+    expire do so at once.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+        self._ahead_s = 0.0
+        super().__init__(selector)
+
+    def time(self) -> float:
+        """Return the loop's time in seconds."""
+        return super().time() + self._ahead_s
+
+    def jump(self, seconds: float) -> None:
+        """Set the clock forward."""
+        self._ahead_s += seconds
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop that never sleeps: when nothing is ready, its clock jumps to the next timer.
+
+    For code that waits for nothing outside of the loop. A wait that nothing can end expires at once.
+    """
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+        selector = _SkippingSelector()
+        super().__init__(selector)
+        selector.skip = self._skip
+
+    def time(self) -> float:
+        """Return the loop's time in seconds."""
+        return self._now_s
+
+    def _skip(self, seconds: float) -> None:
+        self._now_s += seconds
+
+
+class _SkippingSelector(selectors.DefaultSelector):
+    skip: Callable[[float], None]
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout <= 0:
+            return super().select(timeout)
+        events = super().select(0)
+        if not events:
+            self.skip(timeout)
+        return events
+
+
+def run_in(loop: Callable[[], asyncio.AbstractEventLoop], function: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a coroutine function in a new loop of this kind, as `asyncio.run` does."""
+
+    async def run() -> Any:
+        return await function()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(run())
+
+
+def use_loop_time(monkeypatch: Any, module: types.ModuleType) -> None:
+    """Let `time.monotonic` of a module follow the clock of the running event loop."""
+    clock = types.SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
+    monkeypatch.setattr(module, "time", clock)
+
+
+class StallClock:
+    """A `time.perf_counter` that runs only while `is_stalled()` is true.
+
+    A deadline that it measures expires because of the stall under test, and of nothing else that is slow.
+    """
+
+    def __init__(self, is_stalled: Callable[[], bool]) -> None:
+        self._is_stalled = is_stalled
+        self._stalled = False
+        self._elapsed_s = 0.0
+        self._last_s = time.perf_counter()
+
+    def __call__(self) -> float:
+        """Return the seconds between calls that both met the stall."""
+        now, before = time.perf_counter(), self._stalled
+        self._stalled = self._is_stalled()
+        if before and self._stalled:
+            self._elapsed_s += now - self._last_s
+        self._last_s = now
+        return self._elapsed_s
+
+
+def count_only_stalls(monkeypatch: Any, is_stalled: Callable[[], bool]) -> None:
+    """Let the `timeout` of loaders count only the time in which `is_stalled()` is true. It must not take a lock."""
+    monkeypatch.setattr(consumer_wait, "time", types.SimpleNamespace(perf_counter=StallClock(is_stalled)))
+
+
+def stalls_at(loader: Any, lane: int, stage: int, step: int) -> bool:
+    """Whether a lane stands at this step, and all other lanes have filled every row that they may."""
+    status = loader._ring.status
+    busy = [row for row in range(len(status)) if status[row, Status.BUSY]]
+    return busy == [lane] and status[lane, [Status.STAGE, Status.STEP]].tolist() == [stage, step]

@@ -1,0 +1,81 @@
+"""The rules of CONTRIBUTING.md ("Language") that a program can check, over the whole package."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import streamloader as sl
+
+PACKAGE = Path(sl.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+AVOIDED = re.compile(r"\b(told|said|asked|anew|heed\w*|whoever|mend(s|ed|ing)?|meanwhile|begun)\b", re.IGNORECASE)
+# An entry of Args or Attributes that begins so has no noun of its own: "of the chunk", "that is read", "how many".
+NO_NOUN = re.compile(
+    r"(of|that|its|it|for|is|are|was|in|by|from|whose|what|which|where|who|how|with|to|at|on|as|than|so|if|when|while|"
+    r"because|also|see|about|after|before|until|since|between|among|behind|under|over|called|given|made|read|sent|they|"
+    r"them|their|his|her|those|these|this|(the )?same)\b",
+    re.IGNORECASE,
+)
+SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Examples?)::?")
+ENTRY = re.compile(r" {4}(\*{0,2}\w[\w., `*]*): (.*)")
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def entries(tree: ast.AST) -> Iterator[tuple[str, str, str]]:
+    """Yield section, name and text of each entry of each docstring."""
+    for node in ast.walk(tree):
+        section = ""
+        for line in (ast.get_docstring(node) or "").splitlines() if isinstance(node, DOCUMENTED) else ():
+            if found := SECTION.fullmatch(line.strip()):
+                section = found[1]
+            elif line and not line.startswith(" "):
+                section = ""
+            elif entry := ENTRY.fullmatch(line):
+                yield section, entry[1], entry[2]
+
+
+def complaints(check: Callable[[str], Iterable[str]]) -> list[str]:
+    """Return what `check` finds in the text of each module."""
+    return [f"{path.relative_to(PACKAGE)}: {text}" for path in MODULES for text in check(path.read_text())]
+
+
+def test_words_are_plain():
+    def check(text):
+        lines = enumerate(text.splitlines(), 1)
+        return [f"line {number}: {line.strip()}" for number, line in lines if AVOIDED.search(line)]
+
+    assert complaints(check) == []
+
+
+def test_entries_of_docstrings_have_a_noun():
+    def check(text):
+        found = entries(ast.parse(text))
+        return [f"{name}: {text}" for section, name, text in found if section[:1] == "A" and NO_NOUN.match(text)]
+
+    assert complaints(check) == []
+
+
+def test_raises_says_if():
+    def check(text):
+        found = entries(ast.parse(text))
+        return [f"{name}: {text}" for section, name, text in found if section == "Raises" and text[:3] != "If "]
+
+    assert complaints(check) == []
+
+
+def test_a_class_name_stands_for_one_class():
+    classes = defaultdict(list)
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name.lstrip("_")].append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert {name: places for name, places in classes.items() if len(places) > 1} == {}
+
+
+def test_no_file_repeats_its_folder():
+    repeated = [path for path in MODULES if path.stem.startswith(f"{path.parent.name.removesuffix('s')}_")]
+    assert [str(path.relative_to(PACKAGE)) for path in repeated] == []
