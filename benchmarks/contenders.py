@@ -1,4 +1,4 @@
-"""Who takes part, under which name, and how: one line for each contender and variant."""
+"""The contenders and their variants, one definition each."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ class Contender:
     """One row of a table.
 
     Attributes:
-        name: short and unique; what ratios and plots refer to.
-        label: what a reader of the table sees.
-        module: of :mod:`benchmarks.peers`; empty for loops that have no transport.
-        options: the variant, see the module.
-        hands_out: "views" of shared memory that the next batch may overwrite, "leased views" that stay valid as long
-            as they are held, or "own memory".
-        family: what bars are about: the best of a family counts.
-        clone: the consumer clones each batch.
-        measure: the measurement, where it is not the question's own.
+        name: Short, unique name, which ratios and plots use.
+        label: Description in the table.
+        module: Module of :mod:`benchmarks.peers`. Empty for loops without transport.
+        options: Options of the variant, which the module documents.
+        hands_out: Memory of the batches: "views" of shared memory that the next batch may overwrite, "leased views"
+            that stay valid while they are held, or "own memory".
+        family: Group of contenders. Bars refer to the best of a family.
+        clone: Whether the consumer clones each batch.
+        measure: Name of the measurement, if it differs from the table's.
     """
 
     name: str
@@ -32,8 +32,8 @@ class Contender:
     measure: str = ""
 
 
-def cloned(contender: Contender) -> Contender:
-    """The same contender, with a consumer that clones each batch."""
+def with_clones(contender: Contender) -> Contender:
+    """Return the same contender with a consumer that clones each batch."""
     return dataclasses.replace(
         contender,
         name=f"{contender.name} (clones)",
@@ -44,24 +44,22 @@ def cloned(contender: Contender) -> Contender:
     )
 
 
-def _option(contender: Contender, name: str, label: str, **options: Any) -> Contender:
+def _variant(contender: Contender, name: str, label: str, **options: Any) -> Contender:
     return dataclasses.replace(contender, name=name, label=label, options={**contender.options, **options})
 
 
 STREAMLOADER = Contender("streamloader", "streamloader", "streamloader_peer", {}, "leased views", "streamloader")
 
-STREAMLOADER_COLD = _option(STREAMLOADER, "streamloader, cold", "streamloader, videos never indexed before", cold=True)
+STREAMLOADER_COLD = _variant(STREAMLOADER, "streamloader, cold", "streamloader, videos never indexed before", cold=True)
 
-NAIVE = Contender(
-    "DataLoader", "DataLoader + PyAV as everyone writes it", "dataloader", {"naive": True}, family="DataLoader"
-)
+NAIVE = Contender("DataLoader", "DataLoader + PyAV, the usual way", "dataloader", {"naive": True}, family="DataLoader")
 _TUNED = Contender("", "", "dataloader", {"prefetch": 4}, family="tuned DataLoader")
-TUNED_PYAV = _option(
+TUNED_PYAV = _variant(
     _TUNED, "DataLoader/PyAV", "DataLoader tuned: PyAV, 1 decode thread, kept reformatter", decoder="pyav"
 )
-TUNED_OPENCV = _option(_TUNED, "DataLoader/OpenCV", "DataLoader tuned: OpenCV", decoder="opencv")
-TUNED_TORCHCODEC = _option(_TUNED, "DataLoader/torchcodec", "DataLoader tuned: torchcodec", decoder="torchcodec")
-TUNED_DECORD = _option(_TUNED, "DataLoader/decord", "DataLoader tuned: decord", decoder="decord")
+TUNED_OPENCV = _variant(_TUNED, "DataLoader/OpenCV", "DataLoader tuned: OpenCV", decoder="opencv")
+TUNED_TORCHCODEC = _variant(_TUNED, "DataLoader/torchcodec", "DataLoader tuned: torchcodec", decoder="torchcodec")
+TUNED_DECORD = _variant(_TUNED, "DataLoader/decord", "DataLoader tuned: decord", decoder="decord")
 
 SPDL_THREADS = Contender("SPDL threads", "SPDL, threads in this process", "spdl_peer", {}, family="SPDL")
 SPDL_POOL = Contender(
@@ -74,29 +72,29 @@ SPDL_RING = Contender(
 )
 
 _QUEUES = Contender("", "", "reference", {"queue": "simple", "decoder": "pyav"}, family="reference")
-REFERENCE = _option(
+REFERENCE = _variant(
     _QUEUES, "queues + arrays", "Reference design: queues + shared arrays, concatenated", collate="concatenate"
 )
-# Better than the design it is derived from: nothing to put together. Not counted as the reference in what is to reach.
+# Better than the reference design, because it does not concatenate. The bars do not count it as the reference.
 REFERENCE_VIEW = dataclasses.replace(
-    _option(
+    _variant(
         _QUEUES, "queues + views", "Reference design, improved: workers share arrays of whole batches", collate="view"
     ),
     hands_out="views",
     family="improved reference",
 )
-REFERENCE_QUEUE = _option(
+REFERENCE_QUEUE = _variant(
     REFERENCE, "mp.Queue + arrays", "Reference design, multiprocessing.Queue, concatenated", queue="full"
 )
 
 _RING = Contender("", "", "ring", {"decoder": "pyav"}, "views", "bare ring")
-RING = _option(_RING, "bare ring", "Bare shared ring")
-RING_PYAV = dataclasses.replace(_option(_RING, "ring/PyAV", "Bare ring, PyAV's own calls"), family="ring, PyAV")
+RING = _variant(_RING, "bare ring", "Bare shared ring")
+RING_PYAV = dataclasses.replace(_variant(_RING, "ring/PyAV", "Bare ring, PyAV's own calls"), family="ring, PyAV")
 RING_MALLOC = dataclasses.replace(
-    _option(_RING, "ring/PyAV+malloc", "Bare ring, PyAV, raised mmap threshold", mmap_threshold=1 << 30),
+    _variant(_RING, "ring/PyAV+malloc", "Bare ring, PyAV, raised mmap threshold", mmap_threshold=1 << 30),
     family="ring, PyAV",
 )
-RING_DIRECT = _option(
+RING_DIRECT = _variant(
     _RING,
     "ring/direct",
     "Bare ring, streamloader's decoder (swscale writes into the slot)",
@@ -105,6 +103,6 @@ RING_DIRECT = _option(
 )
 
 _ALONE = Contender("", "", "", {}, "nothing", "", measure="alone")
-ALONE_DECODE = _option(_ALONE, "decode", "Decoding alone, no conversion, no transport")
-ALONE_PYAV = _option(_ALONE, "decode+PyAV", "Decoding + PyAV's conversion, no transport", decoder="pyav")
-ALONE_DIRECT = _option(_ALONE, "decode+direct", "Decoding + swscale into place, no transport", decoder="direct")
+ALONE_DECODE = _variant(_ALONE, "decode", "Decoding alone, no conversion, no transport")
+ALONE_PYAV = _variant(_ALONE, "decode+PyAV", "Decoding + PyAV's conversion, no transport", decoder="pyav")
+ALONE_DIRECT = _variant(_ALONE, "decode+direct", "Decoding + swscale into place, no transport", decoder="direct")

@@ -1,10 +1,10 @@
-"""Who delivers the frames that were asked for? Every kind of clip of the tests, 60 frames each, by number, at random.
+"""Which readers return exactly the requested frames? 60 random frames by number, of every kind of clip of the tests.
 
 ``python -m benchmarks.exact [--quick] [--json FILE]``
 
-What is right is a linear decode with PyAV, upright. A frame is wrong if it looks more like another frame of the clip
-than like the one asked for (all look different), has another shape, or does not come at all. The readers run each in a
-process of its own, which is begun anew behind a clip that kills it or takes too long.
+The reference is a linear decode with PyAV, in upright orientation. A frame is wrong if it resembles another frame of
+the clip more than the requested one (all frames differ), has another shape, or is not returned at all. Each reader runs
+in a separate process, which is restarted after a clip that kills it or takes too long.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.harness import ROOT, machine
+from benchmarks.harness import ROOT, describe_machine
 
-_ASKED: Final = 60
-_TIMEOUT: Final = 60.0  # seconds for one clip
-_BLOCK: Final = 4  # pixels: frames are compared by means of such squares, to which other scalers matter little
-_SAME: Final = 12.0  # levels of 255, mean difference of a frame from itself in another decoder's conversion, at most
+_REQUESTED_FRAMES: Final = 60  # of each clip
+_CLIP_TIMEOUT_S: Final = 60.0
+_BLOCK_PX: Final = 4  # frames are compared by means of such squares, on which the scaler has little influence
+_MAX_DIFFERENCE: Final = 12.0  # mean levels of 255 between conversions of the same frame by two decoders
 
 READERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "streamloader": ("archive", {}),
@@ -43,29 +43,29 @@ READERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 
 _NOTE: Final = (
-    f"Of {_ASKED} frames that were asked for at random, one by one, how many were not those of a linear decode: other "
-    "frames of the clip, turned or of another shape, or none at all (in brackets: how many of these calls raised an "
-    "error, or the opening did). Readers with their default settings. The clips are those of the project's tests: 40 "
-    "small frames that all look different, of the kind that their names say."
+    f"Number of frames, of {_REQUESTED_FRAMES} that were requested at random, one by one, that differ from a linear "
+    "decode: other frames of the clip, frames with another orientation or shape, or none at all (in brackets: number "
+    "of these calls that raised an error, or all if opening failed). Readers have their default settings. The clips "
+    "are those of the project's tests: 40 small frames that all differ, of the kind that the name describes."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactQuestion:
-    """The question about exactness: its table has a row for each clip and a column for each reader."""
+    """The question about exactness. Its table has a row for each clip and a column for each reader."""
 
     name: str = "exact"
     title: str = "Exactness"
     quick: bool = False
 
     def run(self) -> dict[str, Any]:
-        """Ask everybody; return a plain dictionary of everything that was found."""
+        """Test all readers, and return all results as a plain dictionary."""
         with tempfile.TemporaryDirectory() as folder:
-            names = list(_make(Path(folder), quick=self.quick))
-            found = {reader: dict(_ask(reader, Path(folder), names)) for reader in READERS}
-        return {"question": self.name, "machine": machine(), "rounds": 1, "clips": names, "found": found}
+            names = list(_create_clips(Path(folder), quick=self.quick))
+            results = {reader: dict(_evaluate_reader(reader, Path(folder), names)) for reader in READERS}
+        return {"question": self.name, "machine": describe_machine(), "rounds": 1, "clips": names, "found": results}
 
-    def render(self, found: dict[str, Any]) -> str:
+    def render(self, results: dict[str, Any]) -> str:
         """Return the table as Markdown."""
         lines = [
             "### Wrong frames, random access by number",
@@ -75,15 +75,15 @@ class ExactQuestion:
             "| clip | " + " | ".join(READERS) + " |",
             "| --- |" + " ---: |" * len(READERS),
         ]
-        clips = found["clips"]
+        clips = results["clips"]
         for clip in clips:
-            cells = [_cell(found["found"][reader][clip]) for reader in READERS]
+            cells = [_cell(results["found"][reader][clip]) for reader in READERS]
             lines.append(f"| {clip} | " + " | ".join(cells) + " |")
-        sums = [sum(found["found"][reader][clip]["wrong"] for clip in clips) for reader in READERS]
-        spoilt = [sum(found["found"][reader][clip]["wrong"] > 0 for clip in clips) for reader in READERS]
-        asked = _ASKED * len(clips)
-        lines.append(f"| **wrong of {asked:,}** | " + " | ".join(f"**{total:,}**" for total in sums) + " |")
-        lines.append(f"| clips with wrong frames, of {len(clips)} | " + " | ".join(map(str, spoilt)) + " |")
+        sums = [sum(results["found"][reader][clip]["wrong"] for clip in clips) for reader in READERS]
+        clip_counts = [sum(results["found"][reader][clip]["wrong"] > 0 for clip in clips) for reader in READERS]
+        requested = _REQUESTED_FRAMES * len(clips)
+        lines.append(f"| **wrong of {requested:,}** | " + " | ".join(f"**{total:,}**" for total in sums) + " |")
+        lines.append(f"| clips with wrong frames, of {len(clips)} | " + " | ".join(map(str, clip_counts)) + " |")
         return "\n".join(lines)
 
 
@@ -94,7 +94,7 @@ def _cell(result: dict[str, Any]) -> str:
 
 
 def question(quick: bool) -> ExactQuestion:
-    """Describe the question."""
+    """Return the question."""
     return ExactQuestion(quick=quick)
 
 
@@ -102,7 +102,7 @@ def question(quick: bool) -> ExactQuestion:
 
 
 def variants() -> dict[str, Callable[[Path], Path]]:
-    """Return name -> what makes the clip in a folder: those of the tests, and more pairs of codec and container."""
+    """Return the function that creates each clip in a folder, by name: the tests' clips, and further combinations."""
     sys.path.insert(0, str(ROOT / "tests"))
     import made_clips as made
 
@@ -126,105 +126,105 @@ def variants() -> dict[str, Callable[[Path], Path]]:
     return made.VARIANTS | more
 
 
-def _make(folder: Path, *, quick: bool) -> Iterator[str]:
-    """Make the clips and their truth in `folder`; yield the name of each as it is there."""
+def _create_clips(folder: Path, *, quick: bool) -> Iterator[str]:
+    """Create the clips and their reference frames in `folder`, and yield the name of each."""
     for name, make in list(variants().items())[:: 9 if quick else 1]:
         home = folder / name
         home.mkdir()
         (home / "path").write_text(str(make(home)))
-        np.save(home / "truth.npy", _truth(Path((home / "path").read_text())))
+        np.save(home / "truth.npy", _decode_reference(Path((home / "path").read_text())))
         yield name
 
 
-def _truth(path: Path) -> Any:
-    """Return all frames (n, H, W, 3) of a linear decode, the right way up."""
+def _decode_reference(path: Path) -> Any:
+    """Return all frames (n, H, W, 3) of a linear decode, in upright orientation."""
     import av
 
     from streamloader.media.video.indexer import index_video
 
-    turn = index_video(str(path)).turn
+    orientation = index_video(str(path)).orientation
     with av.open(str(path)) as container:
-        frames = [turn.view(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        frames = [orientation.apply_to_image(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     return np.stack(frames)
 
 
 # --- the readers -----------------------------------------------------------------------------------------------------
 
 
-def _ask(reader: str, folder: Path, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (clip, what came of it) for all clips, from as many processes as it takes."""
-    left = list(names)
-    while left:
-        command = [sys.executable, "-m", "benchmarks.exact", "--ask", reader, str(folder), *left]
+def _evaluate_reader(reader: str, folder: Path, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (clip, result) for all clips, and start another process whenever one dies."""
+    remaining = list(names)
+    while remaining:
+        command = [sys.executable, "-m", "benchmarks.exact", "--ask", reader, str(folder), *remaining]
         with (
-            tempfile.TemporaryFile("w+") as complaints,
-            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=complaints, text=True) as process,
+            tempfile.TemporaryFile("w+") as error_output,
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=error_output, text=True) as process,
         ):
             assert process.stdout is not None
-            timer = _Alarm(process)
+            watchdog = _Watchdog(process)
             for line in process.stdout:
                 if line.startswith("{"):
-                    timer.again()
-                    yield left.pop(0), json.loads(line)
-            timer.stop()
+                    watchdog.restart()
+                    yield remaining.pop(0), json.loads(line)
+            watchdog.stop()
             process.wait()
-        if left and (process.returncode or timer.rang):
-            why = "hung" if timer.rang else f"died of signal {-process.returncode}"
-            if process.returncode > 0 and not timer.rang:
-                complaints.seek(0)
-                raise RuntimeError(f"{reader}: {complaints.read()[-2000:]}")
-            print(f"{reader}: {left[0]}: {why}", file=sys.stderr)
-            yield left.pop(0), {"wrong": _ASKED, "refused": 0, "died": why}
+        if remaining and (process.returncode or watchdog.expired):
+            reason = "hung" if watchdog.expired else f"died of signal {-process.returncode}"
+            if process.returncode > 0 and not watchdog.expired:
+                error_output.seek(0)
+                raise RuntimeError(f"{reader}: {error_output.read()[-2000:]}")
+            print(f"{reader}: {remaining[0]}: {reason}", file=sys.stderr)
+            yield remaining.pop(0), {"wrong": _REQUESTED_FRAMES, "refused": 0, "died": reason}
 
 
-class _Alarm:
-    """Kills a process that says nothing for too long."""
+class _Watchdog:
+    """Kills a process that prints nothing for too long."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process, self._new = process, threading.Timer
-        self.rang = False
-        self._timer = self._new(_TIMEOUT, self._ring)
+        self._process = process
+        self.expired = False
+        self._timer = threading.Timer(_CLIP_TIMEOUT_S, self._expire)
         self._timer.start()
 
-    def again(self) -> None:
-        """Wait anew."""
+    def restart(self) -> None:
+        """Restart the timeout."""
         self._timer.cancel()
-        self._timer = self._new(_TIMEOUT, self._ring)
+        self._timer = threading.Timer(_CLIP_TIMEOUT_S, self._expire)
         self._timer.start()
 
     def stop(self) -> None:
-        """Do not kill it."""
+        """Stop watching the process."""
         self._timer.cancel()
 
-    def _ring(self) -> None:
-        self.rang = True
+    def _expire(self) -> None:
+        self.expired = True
         self._process.kill()
 
 
-def ask(reader: str, home: Path) -> dict[str, Any]:
-    """Ask one reader for frames of one clip, and judge what comes."""
+def evaluate_clip(reader: str, home: Path) -> dict[str, Any]:
+    """Read frames of one clip with one reader, and count the wrong ones."""
     truth = np.load(home / "truth.npy")
-    coarse = np.stack([_coarse(image) for image in truth])
-    numbers = [random.Random(number).randrange(len(truth)) for number in range(_ASKED)]
+    coarse = np.stack([_block_means(image) for image in truth])
+    numbers = [random.Random(number).randrange(len(truth)) for number in range(_REQUESTED_FRAMES)]
     wrong = refused = 0
     try:
-        opened = _open(reader, (home / "path").read_text())
-    except Exception as error:  # noqa: BLE001 - whatever a reader raises is what came of it
+        clip = _open_clip(reader, (home / "path").read_text())
+    except Exception as error:  # noqa: BLE001 - any error of a reader is a result
         print(f"{reader}: {home.name}: {error}", file=sys.stderr)
-        return {"wrong": _ASKED, "refused": _ASKED, "died": "", "error": str(error)[:200]}
-    why = ""
+        return {"wrong": _REQUESTED_FRAMES, "refused": _REQUESTED_FRAMES, "died": "", "error": str(error)[:200]}
+    message = ""
     for number in numbers:
         try:
-            image = opened.get([number])[0]
-        except Exception as error:  # noqa: BLE001 - the same
-            wrong, refused, why = wrong + 1, refused + 1, str(error)[:200]
+            image = clip.get([number])[0]
+        except Exception as error:  # noqa: BLE001 - any error of a reader is a result
+            wrong, refused, message = wrong + 1, refused + 1, str(error)[:200]
             continue
-        wrong += not _right(image, number, truth, coarse)
-    opened.close()
-    return {"wrong": wrong, "refused": refused, "died": "", "error": why}
+        wrong += not _is_correct(image, number, truth, coarse)
+    clip.close()
+    return {"wrong": wrong, "refused": refused, "died": "", "error": message}
 
 
-def _open(reader: str, path: str) -> Any:
+def _open_clip(reader: str, path: str) -> Any:
     kind, options = READERS[reader]
     if kind == "archive":
         return _OneVideo(path)
@@ -232,7 +232,7 @@ def _open(reader: str, path: str) -> Any:
 
 
 class _OneVideo:
-    """An archive of one clip, in chunks of a few key frames each."""
+    """An archive of one clip, in chunks with a few key frames each."""
 
     def __init__(self, path: str) -> None:
         from streamloader.archive.archive import Archive
@@ -242,48 +242,48 @@ class _OneVideo:
         self._archive.add(path, chunk_frames=15, jobs=0)
 
     def get(self, numbers: list[int]) -> Any:
-        """Return a frame."""
+        """Return the frames with these numbers."""
         return self._archive[numbers].numpy()
 
     def close(self) -> None:
-        """Remove it."""
+        """Close and remove the archive."""
         self._archive.close()
         self._folder.cleanup()
 
 
-def _right(image: Any, number: int, truth: Any, coarse: Any) -> bool:
+def _is_correct(image: Any, number: int, truth: Any, coarse: Any) -> bool:
     if image.shape != truth.shape[1:]:
         return False
     if np.array_equal(image, truth[number]):
         return True
-    apart = np.abs(coarse - _coarse(image)).mean((1, 2, 3))
-    return bool(apart[number] <= apart.min() and apart[number] < _SAME)
+    differences = np.abs(coarse - _block_means(image)).mean((1, 2, 3))
+    return bool(differences[number] <= differences.min() and differences[number] < _MAX_DIFFERENCE)
 
 
-def _coarse(image: Any) -> Any:
-    height, width = (size // _BLOCK * _BLOCK for size in image.shape[:2])
-    blocks = image[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, 3)
+def _block_means(image: Any) -> Any:
+    height, width = (size // _BLOCK_PX * _BLOCK_PX for size in image.shape[:2])
+    blocks = image[:height, :width].reshape(height // _BLOCK_PX, _BLOCK_PX, width // _BLOCK_PX, _BLOCK_PX, 3)
     return blocks.mean((1, 3))
 
 
 def main() -> None:
-    """The command line: ask everybody and print the table; or, for itself, ask one reader."""
+    """Run the command line: test all readers and print the table. With ``--ask`` (internal), test one reader."""
     if sys.argv[1:2] == ["--ask"]:
         reader, folder, *names = sys.argv[2:]
         for name in names:
-            print(json.dumps(ask(reader, Path(folder) / name)), flush=True)
+            print(json.dumps(evaluate_clip(reader, Path(folder) / name)), flush=True)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="every ninth clip: shows that it works")
-    parser.add_argument("--json", metavar="FILE", help="write everything that was found")
-    chosen = parser.parse_args()
-    asked = question(chosen.quick)
-    begin = time.perf_counter()
-    found = asked.run()
-    if chosen.json:
-        Path(chosen.json).write_text(json.dumps(found, indent=1))
-    print(asked.render(found))
-    print(f"({time.perf_counter() - begin:.0f} s)", file=sys.stderr)
+    parser.add_argument("--json", metavar="FILE", help="write all results to FILE")
+    arguments = parser.parse_args()
+    exactness = question(arguments.quick)
+    start = time.perf_counter()
+    results = exactness.run()
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1))
+    print(exactness.render(results))
+    print(f"({time.perf_counter() - start:.0f} s)", file=sys.stderr)
 
 
 if __name__ == "__main__":

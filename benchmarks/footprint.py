@@ -1,45 +1,44 @@
-"""What does it cost? Time to the first batch, memory of consumer and workers, CPU a frame, CPU of a worker's start.
+"""What does a loader cost? Time to the first batch, memory of consumer and workers, CPU per frame and per worker start.
 
 ``python -m benchmarks.footprint [--quick] [--rounds N] [--json FILE]``
 """
 
 from __future__ import annotations
 
-from benchmarks import contenders as who
-from benchmarks import transport
+from benchmarks import contenders, transport
 from benchmarks.clips import HEIGHT, WIDTH, clips
 from benchmarks.command import main
 from benchmarks.harness import Bar, Column, Question, Table
 from benchmarks.job import Job
 
 _CONTENDERS = (
-    who.NAIVE,
-    who.TUNED_PYAV,
-    who.TUNED_OPENCV,
-    who.TUNED_TORCHCODEC,
-    who.TUNED_DECORD,
-    who.GRAIN,
-    who.SPDL_THREADS,
-    who.SPDL_POOL,
-    who.REFERENCE,
-    who.REFERENCE_VIEW,
-    who.STREAMLOADER,
-    who.STREAMLOADER_COLD,
-    who.RING_PYAV,
-    who.RING_DIRECT,
+    contenders.NAIVE,
+    contenders.TUNED_PYAV,
+    contenders.TUNED_OPENCV,
+    contenders.TUNED_TORCHCODEC,
+    contenders.TUNED_DECORD,
+    contenders.GRAIN,
+    contenders.SPDL_THREADS,
+    contenders.SPDL_POOL,
+    contenders.REFERENCE,
+    contenders.REFERENCE_VIEW,
+    contenders.STREAMLOADER,
+    contenders.STREAMLOADER_COLD,
+    contenders.RING_PYAV,
+    contenders.RING_DIRECT,
 )
 
 
 def question(quick: bool) -> Question:
-    """Describe the tables."""
+    """Return the question with its tables."""
     video_costs = Table(
         "video",
         "Costs of 640x360 video",
-        "The consumer has torch loaded before it starts. Time to the first batch begins when the contender is built, "
-        "its modules imported; streamloader looks at each video once in its life and keeps the index in a cache. "
-        "Memory after a few seconds of play, in MiB: RSS of the consumer, of all workers and of the largest one, what "
-        "that one has for itself (USS), and PSS of all, which counts shared pages (the ring, forked memory) once. Four "
-        "batches of 44 MB are 169 MiB.",
+        "The consumer has torch loaded before it starts. Time to the first batch starts when the contender is "
+        "created, with its modules imported; streamloader scans each video only once and keeps its index in a cache. "
+        "Memory after a few seconds, in MiB: RSS of the consumer, of all workers and of the largest worker, the "
+        "private memory of that worker (USS), and PSS of all processes, which counts shared pages (the ring, forked "
+        "memory) once. Four batches of 44 MB are 169 MiB.",
         Job("video", (HEIGHT, WIDTH, 3), paths=tuple(clips())),
         "throughput",
         {"warm": 4, "batches": 12 if quick else 48},
@@ -57,17 +56,17 @@ def question(quick: bool) -> Question:
     start = Table(
         "start",
         "Costs of starting",
-        "640 B batches of synthetic streams, so that nothing is left but the loader itself: CPU of the busiest child "
-        "process when the first batch has come, time to that batch, memory of the processes.",
+        "640 B batches of synthetic streams, to measure only the loader itself: CPU of the busiest child process at "
+        "the first batch, time to that batch, and memory of the processes.",
         transport.TINY,
         "throughput",
         {"warm": 4, "batches": 20},
         (
             transport.COHERENT,
             *(c for c in transport.spdl_variants(1) if c.family != "SPDL unordered"),
-            who.REFERENCE_VIEW,
-            who.STREAMLOADER,
-            who.RING,
+            contenders.REFERENCE_VIEW,
+            contenders.STREAMLOADER,
+            contenders.RING,
         ),
         (
             Column("worker_start_cpu_s", "CPU s of a worker", 2, less_is_better=True),

@@ -1,8 +1,8 @@
-"""Runs one question: every contender in a fresh process, in interleaved rounds, compared round by round.
+"""Run one question: measure every contender in a fresh process, in interleaved rounds.
 
-The machine drifts (neighbours, clocks, caches), so contenders are never measured one after the other for long: a
-round measures each of them once, the order turns by one each round, and a ratio is taken between two figures of
-the same round. Tables show the median over rounds and the smallest and largest value.
+The speed of a machine drifts (other tenants, clocks, caches), so no contender is measured repeatedly in a row. A round
+measures each contender once, the order rotates by one each round, and a ratio compares two figures of the same round.
+Tables show the median over the rounds, and the smallest and largest value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.contenders import Contender
 from benchmarks.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
-_TIMEOUT = 180.0
+_TIMEOUT_S = 180.0
 _PACKAGES = (
     "torch", "numpy", "av", "spdl-core", "spdl-io", "torchcodec", "opencv-python-headless", "decord", "grain", "uvloop",
 )  # fmt: skip
@@ -36,10 +36,10 @@ class Column:
     """One figure of a table.
 
     Attributes:
-        metric: its name in the measurement's result; dots lead into nested ones.
-        title: what the table calls it, with the unit.
-        digits: behind the point.
-        less_is_better: how ratios are to be read.
+        metric: Name of the figure in the result of the measurement. Dots separate nested names.
+        title: Heading of the column, with the unit.
+        digits: Number of decimal places.
+        less_is_better: Whether a smaller value is better.
     """
 
     metric: str
@@ -50,20 +50,20 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """What streamloader has to reach, as a ratio to the best of some contenders in the same round.
+    """A bar for streamloader, as a ratio to the best of some contenders in the same round.
 
     Attributes:
-        text: in words.
-        ours: the contender that has to reach it.
-        theirs: names, or families, of contenders; the best of them counts. Empty: `factor` is an absolute figure.
-        metric: the figure compared.
-        factor: at least this often theirs; with `at_most`, at most.
-        at_most: for times.
+        text: Description of the bar.
+        contender: Name of the contender that has to reach it.
+        baselines: Names or families of contenders, of which the best counts. If empty, `factor` is an absolute figure.
+        metric: Name of the compared figure.
+        factor: Minimum ratio of the contender to the best baseline, or maximum ratio with `at_most`.
+        at_most: Whether `factor` is a maximum, as for times.
     """
 
     text: str
-    ours: str
-    theirs: tuple[str, ...]
+    contender: str
+    baselines: tuple[str, ...]
     metric: str
     factor: float
     at_most: bool = False
@@ -71,18 +71,18 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One workload and all who take part in it.
+    """One workload and its contenders.
 
     Attributes:
-        name: short and unique in the question.
-        title: heading of the table.
-        note: what a reader has to know: what is measured, as views or as clones.
-        job: what is asked of everyone, without the options of the contenders.
-        measure: of :mod:`benchmarks.measure`.
-        args: of the measurement.
-        contenders: in the order of the table.
-        columns: the first is the main one: ratios and plots are of it.
-        bars: what has to be reached.
+        name: Short name, unique in the question.
+        title: Heading of the table.
+        note: Explanation for the reader: the measured quantity, and whether batches are views or clones.
+        job: Workload for all contenders, without their own options.
+        measure: Name of a measurement of :mod:`benchmarks.measure`.
+        args: Arguments of the measurement.
+        contenders: Contenders in the order of the table.
+        columns: Columns of the table. Ratios and plots use the first one.
+        bars: Bars for streamloader.
     """
 
     name: str
@@ -98,44 +98,44 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What one file of benchmarks asks."""
+    """The question of one file, with its tables."""
 
     name: str
     title: str
     tables: Sequence[Table]
 
 
-Values = dict[str, list[float | None]]  # metric -> one value a round, None where the run failed
+Values = dict[str, list[float | None]]  # metric -> one value per round, None for a failed run
 
 
 def run(question: Question, rounds: int, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Measure all tables of a question; return a plain dictionary of everything that was found."""
+    """Measure all tables of a question, and return all results as a plain dictionary."""
     tables = {}
     for table in question.tables:
         if not only or table.name in only:
             tables[table.name] = _run_table(table, rounds)
-    return {"question": question.name, "machine": machine(), "rounds": rounds, "tables": tables}
+    return {"question": question.name, "machine": describe_machine(), "rounds": rounds, "tables": tables}
 
 
 def _run_table(table: Table, rounds: int) -> dict[str, Any]:
-    found: dict[str, dict[str, Any]] = {c.name: {"runs": [], "errors": []} for c in table.contenders}
+    results: dict[str, dict[str, Any]] = {c.name: {"runs": [], "errors": []} for c in table.contenders}
     for number in range(rounds):
-        turn = number % len(table.contenders)
-        for contender in [*table.contenders[turn:], *table.contenders[:turn]]:
-            begin = time.perf_counter()
+        shift = number % len(table.contenders)
+        for contender in [*table.contenders[shift:], *table.contenders[:shift]]:
+            start = time.perf_counter()
             result, error = measure(table, contender)
-            found[contender.name]["runs"].append(result)
+            results[contender.name]["runs"].append(result)
             if error:
-                found[contender.name]["errors"].append(error)
-            value = None if result is None else pick(result, table.columns[0].metric)
-            shown = f"{value:,.3f}" if value is not None else f"FAILED: {error}"
-            seconds = time.perf_counter() - begin
-            print(f"{table.name} {number + 1}/{rounds} {contender.name}: {shown} ({seconds:.1f} s)", file=sys.stderr)
-    return found
+                results[contender.name]["errors"].append(error)
+            value = None if result is None else get_metric(result, table.columns[0].metric)
+            text = f"{value:,.3f}" if value is not None else f"FAILED: {error}"
+            seconds = time.perf_counter() - start
+            print(f"{table.name} {number + 1}/{rounds} {contender.name}: {text} ({seconds:.1f} s)", file=sys.stderr)
+    return results
 
 
 def measure(table: Table, contender: Contender) -> tuple[dict[str, Any] | None, str]:
-    """Measure one contender once, in a process of its own; return (result, "") or (None, what went wrong)."""
+    """Measure one contender once, in a separate process. Return (result, "") or (None, error message)."""
     options = {**table.job.options, **contender.options}
     job = dataclasses.replace(table.job, ahead=options.pop("ahead", table.job.ahead), options=options)
     kind = contender.measure or table.measure
@@ -150,11 +150,11 @@ def measure(table: Table, contender: Contender) -> tuple[dict[str, Any] | None, 
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        out, err = process.communicate(timeout=_TIMEOUT)
+        out, err = process.communicate(timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return None, f"no result after {_TIMEOUT:.0f} s"
+        return None, f"no result after {_TIMEOUT_S:.0f} s"
     for line in reversed(out.splitlines()):
         if line.startswith("{"):
             return json.loads(line), ""
@@ -162,8 +162,8 @@ def measure(table: Table, contender: Contender) -> tuple[dict[str, Any] | None, 
     return None, reasons[-1] if reasons else f"exit status {process.returncode}"
 
 
-def pick(result: dict[str, Any] | None, metric: str) -> float | None:
-    """Return one figure of a result, or None."""
+def get_metric(result: dict[str, Any] | None, metric: str) -> float | None:
+    """Return one figure of a result, or None if it is missing."""
     value: Any = result
     for part in metric.split("."):
         if not isinstance(value, dict):
@@ -172,26 +172,28 @@ def pick(result: dict[str, Any] | None, metric: str) -> float | None:
     return None if value is None else float(value)
 
 
-def series(found: dict[str, Any], name: str, metric: str) -> list[float | None]:
+def metric_series(results: dict[str, Any], name: str, metric: str) -> list[float | None]:
     """Return the figure of one contender in each round."""
-    return [pick(result, metric) for result in found[name]["runs"]] if name in found else []
+    return [get_metric(result, metric) for result in results[name]["runs"]] if name in results else []
 
 
-def ratios(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:
-    """Return ours / theirs of each round in which both were measured."""
-    return [a / b for a, b in zip(ours, theirs, strict=False) if a is not None and b]
+def ratios(values: Sequence[float | None], baselines: Sequence[float | None]) -> list[float]:
+    """Return value / baseline for each round in which both were measured."""
+    return [a / b for a, b in zip(values, baselines, strict=False) if a is not None and b]
 
 
-def best(table: Table, found: dict[str, Any], who: Sequence[str], metric: str, *, least: bool) -> list[float | None]:
-    """Return the best figure of the contenders with these names or families, in each round."""
-    names = [c.name for c in table.contenders if c.name in who or c.family in who]
-    columns = [series(found, name, metric) for name in names]
-    choose = min if least else max
+def best(
+    table: Table, results: dict[str, Any], names: Sequence[str], metric: str, *, lowest: bool
+) -> list[float | None]:
+    """Return the best figure in each round, among the contenders with these names or families."""
+    members = [c.name for c in table.contenders if c.name in names or c.family in names]
+    columns = [metric_series(results, name, metric) for name in members]
+    choose = min if lowest else max
     return [choose((v for v in values if v is not None), default=None) for values in zip(*columns, strict=True)]
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """Write median and range."""
+def format_spread(values: Sequence[float], digits: int) -> str:
+    """Return median and range as text."""
     if not values:
         return "-"
     middle = f"{statistics.median(values):,.{digits}f}"
@@ -200,8 +202,8 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{middle} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine and the versions of what is compared."""
+def describe_machine() -> dict[str, Any]:
+    """Return properties of this machine, and the versions of the compared packages."""
     versions = {}
     for package in _PACKAGES:
         try:

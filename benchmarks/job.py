@@ -1,4 +1,4 @@
-"""What every contender is asked to deliver, and how a contender presents itself."""
+"""The workload of a benchmark, and the interface of a contender."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class Job:
     """One epoch of coherent batches: uint8 data (B, T, *shape) and a reset mask bool (B, T).
 
     Attributes:
-        kind: "video" plays `paths`; "fill" plays one endless synthetic stream a lane, each window of which is
-            overwritten wholly with one value (a memset, the same in every contender).
-        batch_size: B, the lanes. Lane i plays clips i, i + B, i + 2B, ...
-        window: T, steps of a batch.
-        workers: worker processes, or threads where a contender has those instead.
-        shape: one step; (height, width, 3) for video.
-        paths: clips, for video. They are equally long, so that all lanes end together.
-        batches: batches of one epoch, for "fill".
-        ahead: batches that may be ready before the consumer asks for them (each contender's own buffer).
-        options: what tells variants of a contender apart.
+        kind: Kind of streams. "video" streams `paths`. "fill" has one endless synthetic stream per lane, and fills each
+            window with one value (a memset, the same for every contender).
+        shape: Shape of one step: (height, width, 3) for video.
+        batch_size: Number of lanes B. Lane i streams clips i, i + B, i + 2B, ...
+        window: Number of steps T in a batch.
+        workers: Number of worker processes, or of threads for contenders that use threads.
+        paths: Clips for "video". All have the same length, so that all lanes end together.
+        batches: Number of batches in one epoch, for "fill".
+        ahead: Number of batches that may be ready before the consumer requests them, in the contender's own buffer.
+        options: Options of the contender's variant.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of one step."""
+        """Size of one step in bytes."""
         size = 1
         for length in self.shape:
             size *= length
@@ -45,33 +45,33 @@ class Job:
 
     @property
     def batch_bytes(self) -> int:
-        """Bytes of one batch's data."""
+        """Size of one batch's data in bytes."""
         return self.batch_size * self.window * self.step_bytes
 
     def lanes(self, worker: int) -> range:
-        """Rows of the batch that `worker` fills: consecutive ones, as even as can be."""
+        """Return the consecutive rows of the batch that `worker` fills, split evenly over the workers."""
         return range(self.batch_size * worker // self.workers, self.batch_size * (worker + 1) // self.workers)
 
     def clips(self, lane: int) -> tuple[str, ...]:
-        """Clips of one lane, in order."""
+        """Return the clips of one lane, in order."""
         return self.paths[lane :: self.batch_size]
 
     def to_json(self) -> str:
-        """Plain JSON, for another process."""
+        """Return the job as JSON, for another process."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """Read what :meth:`to_json` wrote."""
+        """Return the job from the text of :meth:`to_json`."""
         values = json.loads(text)
         return cls(**{**values, "shape": tuple(values["shape"]), "paths": tuple(values["paths"])})
 
 
 class Peer(Protocol):
-    """A contender at work. Built by a function ``open_peer(job)`` in a module of :mod:`benchmarks.peers`."""
+    """A running contender. Modules of :mod:`benchmarks.peers` create it with a function ``open_peer(job)``."""
 
     def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
-        """Yield (data, reset) of one epoch as torch tensors; a batch is valid until the next is asked for."""
+        """Yield (data, reset) of one epoch as torch tensors. A batch is valid until the next one is requested."""
 
     def close(self) -> None:
-        """End workers and give everything back."""
+        """Stop the workers and release all resources."""

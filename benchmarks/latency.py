@@ -1,4 +1,4 @@
-"""How long does the training loop wait? For a batch that is ready, and for batches while it works 20 ms on each.
+"""How long does the training loop wait? For a ready batch, and for batches while it works for 20 ms on each.
 
 ``python -m benchmarks.latency [--quick] [--rounds N] [--json FILE]``
 """
@@ -7,63 +7,62 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks import contenders as who
-from benchmarks import transport, video
+from benchmarks import contenders, transport, video
 from benchmarks.command import main
 from benchmarks.harness import Bar, Column, Question, Table
 
-_WORK = 0.02
+_WORK_S = 0.02
 _SPDL = tuple(
-    dataclasses.replace(c, options={**c.options, "tasks": 2}) for c in (who.SPDL_THREADS, who.SPDL_POOL, who.SPDL_RING)
+    dataclasses.replace(c, options={**c.options, "tasks": 2})
+    for c in (contenders.SPDL_THREADS, contenders.SPDL_POOL, contenders.SPDL_RING)
 )
 _READY = (
     dataclasses.replace(transport.COHERENT, family="peer"),
     *(dataclasses.replace(c, family="peer") for c in _SPDL),
-    dataclasses.replace(who.GRAIN, family="peer"),
-    dataclasses.replace(who.REFERENCE, family="peer"),
-    who.REFERENCE_VIEW,
-    who.STREAMLOADER,
-    who.RING,
+    dataclasses.replace(contenders.GRAIN, family="peer"),
+    dataclasses.replace(contenders.REFERENCE, family="peer"),
+    contenders.REFERENCE_VIEW,
+    contenders.STREAMLOADER,
+    contenders.RING,
 )
 _WORKING = (
     *(
         dataclasses.replace(c, family="peer")
         for c in (
-            who.NAIVE,
-            who.TUNED_PYAV,
-            who.TUNED_OPENCV,
-            who.TUNED_TORCHCODEC,
-            who.TUNED_DECORD,
-            who.SPDL_THREADS,
-            who.SPDL_POOL,
-            who.GRAIN,
-            who.REFERENCE,
+            contenders.NAIVE,
+            contenders.TUNED_PYAV,
+            contenders.TUNED_OPENCV,
+            contenders.TUNED_TORCHCODEC,
+            contenders.TUNED_DECORD,
+            contenders.SPDL_THREADS,
+            contenders.SPDL_POOL,
+            contenders.GRAIN,
+            contenders.REFERENCE,
         )
     ),
-    who.REFERENCE_VIEW,
-    who.STREAMLOADER,
-    who.RING_MALLOC,
-    who.RING_DIRECT,
+    contenders.REFERENCE_VIEW,
+    contenders.STREAMLOADER,
+    contenders.RING_MALLOC,
+    contenders.RING_DIRECT,
 )
 _READY_NOTE = (
-    "Median time of `next()` for a batch that has been ready for long: the consumer sleeps {gap:.0f} ms before each. "
-    "Batches of {size}, each contender as it hands them out."
+    "Median time of `next()` for a batch that is ready: the consumer sleeps {gap:.0f} ms before each call. Batches of "
+    "{size}, in the form in which each contender hands them out."
 )
 _WORK_NOTE = (
-    "640x360 video as in the question of that name. The consumer works on each batch for 20 ms, {how}. "
-    '"Lost" is what '
-    "a batch costs beyond those 20 ms: waiting, and the consumer's own work slowed down by the loader."
+    "640x360 video as in the question about video. The consumer works on each batch for 20 ms, {how}. "
+    '"Lost" is the time per batch beyond these 20 ms: waiting, and the slowdown of the consumer by the loader.'
 )
 
 
 def question(quick: bool) -> Question:
-    """Describe the tables."""
+    """Return the question with its tables."""
     count = 30 if quick else 200
     columns = (Column("ready_ms", "ready, ms", 3, less_is_better=True), Column("ready_p95_ms", "p95, ms", 3))
     bar = Bar("median of a ready batch, ms", "streamloader", (), "ready_ms", 0.1, at_most=True)
     tiny = Table(
         "ready-tiny",
-        "A batch of 640 B that is ready",
+        "A ready batch of 640 B",
         _READY_NOTE.format(gap=10, size="640 B"),
         transport.TINY,
         "ready",
@@ -75,16 +74,16 @@ def question(quick: bool) -> Question:
     big = dataclasses.replace(
         tiny,
         name="ready-big",
-        title="A batch of 15.7 MB that is ready",
+        title="A ready batch of 15.7 MB",
         note=_READY_NOTE.format(gap=50, size="15.7 MB"),
         job=transport.BIG,
         args={"warm": 10, "batches": count // 2, "gap": 0.05},
     )
-    args = {"warm": 8, "batches": 12 if quick else 60, "work": _WORK}
+    args = {"warm": 8, "batches": 12 if quick else 60, "work": _WORK_S}
     asleep = Table(
         "asleep",
-        "Waits of a consumer that sleeps 20 ms a batch",
-        _WORK_NOTE.format(how="asleep, as one that waits for a GPU"),
+        "Waits of a consumer that sleeps 20 ms per batch",
+        _WORK_NOTE.format(how="asleep, as if it waited for a GPU"),
         video.job(video.HEIGHT, video.WIDTH),
         "waits",
         {**args, "style": "sleep"},
@@ -105,7 +104,7 @@ def question(quick: bool) -> Question:
         asleep,
         name="busy",
         title="Waits of a consumer that computes in Python for 20 ms a batch",
-        note=_WORK_NOTE.format(how="in a loop of Python that holds the GIL and a core"),
+        note=_WORK_NOTE.format(how="in a Python loop that holds the GIL and one core"),
         args={**args, "style": "python"},
     )
     return Question("latency", "Latency", (tiny, big, asleep, busy))

@@ -1,6 +1,7 @@
-"""One measurement of one contender, in the fresh process that it is run in: ``python -m benchmarks.measure SPEC``.
+"""One measurement of one contender, in a fresh process: ``python -m benchmarks.measure SPEC``.
 
-SPEC is JSON: the contender's module, its job, what to measure and how. The last line printed is the result, as JSON.
+SPEC is JSON: the contender's module, its job, the measurement and its arguments. The last printed line is the result
+as JSON.
 """
 
 from __future__ import annotations
@@ -33,30 +34,30 @@ def throughput(
     seconds: float = 0.0,
     clone: bool = False,
 ) -> Result:
-    """Batches/s from the end of `warm` batches, over so many batches or seconds; time to the first; CPU; memory."""
+    """Measure batches/s after `warm` batches, over `batches` or `seconds`; also the first batch, CPU and memory."""
     before = _memory([psutil.Process()])
-    begin = time.perf_counter()
+    start = time.perf_counter()
     peer = open_peer(job)
-    stream = _cloned(peer.epoch(0)) if clone else peer.epoch(0)
+    stream = _clone_batches(peer.epoch(0)) if clone else peer.epoch(0)
     next(stream)
-    first = time.perf_counter() - begin
+    first = time.perf_counter() - start
     start_cpu = [_cpu([child]) for child in psutil.Process().children(recursive=True)]
     for _ in islice(stream, warm):
         pass
-    family = _family()
+    family = _process_family()
     cpu, count = _cpu(family), 0
-    begin = now = time.perf_counter()
-    # The clock is read once a batch in both cases, which costs 0.05 us.
+    start = now = time.perf_counter()
+    # The clock is read once per batch in both cases, which costs 0.05 us.
     for _ in stream:
         count += 1
         now = time.perf_counter()
-        if count == batches or (seconds and now - begin >= seconds):
+        if count == batches or (seconds and now - start >= seconds):
             break
     if batches and count < batches:
-        raise RuntimeError(f"the epoch ended after {count} of {batches} batches: give more clips")
+        raise RuntimeError(f"the epoch ended after {count} of {batches} batches: use more clips")
     cpu = _cpu(family) - cpu
-    rate, steps = count / (now - begin), count * job.batch_size * job.window
-    ours, *workers = family
+    rate, steps = count / (now - start), count * job.batch_size * job.window
+    parent, *workers = family
     del _
     result = {
         "batches_per_s": rate,
@@ -66,7 +67,7 @@ def throughput(
         "first_batch_s": first,
         "worker_start_cpu_s": max(start_cpu, default=0.0),
         "parent_before": before,
-        "parent": _memory([ours]),
+        "parent": _memory([parent]),
         "workers": _memory(workers),
         "largest_worker": max((_memory([worker]) for worker in workers), key=lambda m: m["rss_mib"], default=None),
         "processes": len(family),
@@ -78,36 +79,36 @@ def throughput(
 
 
 def ready(open_peer: Callable[[Job], Peer], job: Job, *, warm: int, batches: int, gap: float) -> Result:
-    """How long ``next()`` takes when the batch has long been ready: the consumer sleeps `gap` seconds before it."""
+    """Measure the time of ``next()`` for a ready batch. The consumer sleeps `gap` seconds before each call."""
     peer, waits = open_peer(job), []
     stream = peer.epoch(0)
     for number in range(warm + batches):
         time.sleep(gap)
-        begin = time.perf_counter()
+        start = time.perf_counter()
         next(stream)
         if number >= warm:
-            waits.append(1000 * (time.perf_counter() - begin))
+            waits.append(1000 * (time.perf_counter() - start))
     stream.close()
     peer.close()
     return {"ready_ms": statistics.median(waits), "ready_p95_ms": _percentile(waits, 95)}
 
 
 def waits(open_peer: Callable[[Job], Peer], job: Job, *, warm: int, batches: int, work: float, style: str) -> Result:
-    """Waits of a consumer that works `work` seconds a batch: asleep, or in Python with the GIL."""
-    turns = _calibrate(work) if style == "python" else 0
+    """Measure the waits of a consumer that works for `work` seconds per batch: asleep, or in Python with the GIL."""
+    iterations = _calibrate(work) if style == "python" else 0
     peer, waited, worked = open_peer(job), [], []
     stream = peer.epoch(0)
     for number in range(warm + batches):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         next(stream)
         middle = time.perf_counter()
         if style == "python":
-            _busy(turns)
+            _busy_loop(iterations)
         else:
             time.sleep(work)
         end = time.perf_counter()
         if number >= warm:
-            waited.append(1000 * (middle - begin))
+            waited.append(1000 * (middle - start))
             worked.append(1000 * (end - middle))
     stream.close()
     peer.close()
@@ -117,26 +118,26 @@ def waits(open_peer: Callable[[Job], Peer], job: Job, *, warm: int, batches: int
         "wait_median_ms": statistics.median(waited),
         "wait_p95_ms": _percentile(waited, 95),
         "work_ms": mean_work,
-        # What the training loop loses: its wait, and what its own work takes longer than it would alone.
+        # Time lost by the training loop: its wait, and the slowdown of its own work.
         "lost_ms": mean_wait + mean_work - 1000 * work,
         "batches_per_s": 1000 / (mean_wait + mean_work),
     }
 
 
 def border(open_peer: Callable[[Job], Peer], job: Job, *, epochs: int, work: float) -> Result:
-    """Wait for the first batch of a later epoch, beside the median of all other waits."""
+    """Measure the wait for the first batch of later epochs, and the median of all other waits."""
     peer, borders, inside = open_peer(job), [], []
     for number in range(epochs):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         for position, _ in enumerate(peer.epoch(number)):
-            wait = 1000 * (time.perf_counter() - begin)
+            wait = 1000 * (time.perf_counter() - start)
             if number:
                 (inside if position else borders).append(wait)
             time.sleep(work)
-            begin = time.perf_counter()
-        # The time between the last batch and the end of iteration belongs to the border too: `begin` is kept.
+            start = time.perf_counter()
+        # The time from the last batch to the end of the iteration is part of the border too, so `start` is kept.
         if number + 1 < epochs:
-            borders.append(1000 * (time.perf_counter() - begin))
+            borders.append(1000 * (time.perf_counter() - start))
     peer.close()
     ends, firsts = borders[0::2], borders[1::2]
     stalls = [end + first for end, first in zip(ends, firsts, strict=True)]
@@ -144,49 +145,49 @@ def border(open_peer: Callable[[Job], Peer], job: Job, *, epochs: int, work: flo
 
 
 def alone(job: Job, *, warm: int, windows: int) -> Result:
-    """Frames/s of decoding with no transport at all."""
+    """Measure the frames/s of decoding without any transport."""
     from benchmarks.peers.alone import rate
 
     return {"steps_per_s": rate(job, warm, windows)}
 
 
 def content(open_peer: Callable[[Job], Peer], job: Job) -> Result:
-    """What a whole epoch delivers: for each stream its length, a digest of its bytes, and a few coarse frames."""
+    """Return the content of a whole epoch: length, digest and a few coarse frames of each stream."""
     peer = open_peer(job)
-    playing: list[Digest | None] = [None] * job.batch_size
-    streams: list[list[Any]] = [[] for _ in playing]
+    digests: list[Digest | None] = [None] * job.batch_size
+    streams: list[list[Any]] = [[] for _ in digests]
     for data, reset in peer.epoch(0):
         frames = data if tuple(data.shape[2:]) == job.shape else data.permute(0, 1, 3, 4, 2)  # channels go last
         pixels, mask = frames.contiguous().numpy(), reset.numpy()
-        for lane, found in enumerate(streams):
+        for lane, results in enumerate(streams):
             firsts = mask[lane].nonzero()[0].tolist()
             for start, end in pairwise(sorted({0, *firsts, job.window})):
                 if start in firsts:
-                    _finish(playing[lane], found)
-                    playing[lane] = Digest()
-                digest = playing[lane]
+                    _append_finished(digests[lane], results)
+                    digests[lane] = Digest()
+                digest = digests[lane]
                 if digest is None:
-                    raise RuntimeError(f"lane {lane} begins without a reset")
+                    raise RuntimeError(f"lane {lane} starts without a reset")
                 digest.add(pixels[lane, start:end])
-    for digest, found in zip(playing, streams, strict=True):
-        _finish(digest, found)
+    for digest, results in zip(digests, streams, strict=True):
+        _append_finished(digest, results)
     peer.close()
     return {"streams": streams}
 
 
-def _finish(digest: Digest | None, found: list[Any]) -> None:
+def _append_finished(digest: Digest | None, results: list[Any]) -> None:
     if digest is not None:
-        found.append(digest.finish())
+        results.append(digest.finish())
 
 
 class Digest:
-    """Length, SHA-1 and coarse frames (4 x 4 blocks a channel, every 50th frame) of one stream."""
+    """Length, SHA-1 and coarse frames (4 x 4 blocks per channel, every 50th frame) of one stream."""
 
     def __init__(self) -> None:
         self._hash, self._length, self._coarse = hashlib.sha1(usedforsecurity=False), 0, []
 
     def add(self, frames: Any) -> None:
-        """Take further frames."""
+        """Add further frames."""
         for frame in frames:
             self._hash.update(frame)
             if self._length % 50 == 0:
@@ -196,16 +197,16 @@ class Digest:
             self._length += 1
 
     def finish(self) -> list[Any]:
-        """Describe the stream."""
+        """Return length, digest and coarse frames."""
         return [self._length, self._hash.hexdigest(), self._coarse]
 
 
-def _cloned(batches: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+def _clone_batches(batches: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
     for data, reset in batches:
         yield data.clone(), reset.clone()
 
 
-def _family() -> list[psutil.Process]:
+def _process_family() -> list[psutil.Process]:
     me = psutil.Process()
     return [me, *me.children(recursive=True)]
 
@@ -216,29 +217,29 @@ def _cpu(processes: list[psutil.Process]) -> float:
 
 
 def _memory(processes: list[psutil.Process]) -> dict[str, float]:
-    found = [process.memory_full_info() for process in processes]
-    return {f"{kind}_mib": sum(getattr(info, kind) for info in found) / _MIB for kind in ("rss", "pss", "uss")}
+    infos = [process.memory_full_info() for process in processes]
+    return {f"{kind}_mib": sum(getattr(info, kind) for info in infos) / _MIB for kind in ("rss", "pss", "uss")}
 
 
 def _percentile(values: list[float], percent: int) -> float:
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
-def _busy(turns: int) -> int:
+def _busy_loop(iterations: int) -> int:
     total = 0
-    for number in range(turns):
+    for number in range(iterations):
         total += number * number
     return total
 
 
 def _calibrate(seconds: float) -> int:
-    """Turns of the busy loop that take `seconds` when nothing else runs."""
-    turns, times = 200_000, []
+    """Return the number of iterations of the busy loop that take `seconds` on an idle machine."""
+    iterations, times = 200_000, []
     for _ in range(7):
-        begin = time.perf_counter()
-        _busy(turns)
-        times.append(time.perf_counter() - begin)
-    return round(turns * seconds / min(times))
+        start = time.perf_counter()
+        _busy_loop(iterations)
+        times.append(time.perf_counter() - start)
+    return round(iterations * seconds / min(times))
 
 
 MEASURES: dict[str, Any] = {
@@ -252,17 +253,17 @@ MEASURES: dict[str, Any] = {
 
 
 def main() -> None:
-    """Measure what the only argument says and print the result."""
+    """Run the measurement that the only argument describes, and print the result."""
     spec = json.loads(sys.argv[1])
     job = Job.from_json(spec["job"])
-    import torch  # noqa: F401 - a training process has it anyway, so no contender is charged for loading it
+    import torch  # noqa: F401 - a training process has loaded it anyway
 
-    begin = time.perf_counter()
+    start = time.perf_counter()
     if spec["measure"] == "alone":
         result = alone(job, **spec["args"])
     else:
         open_peer = importlib.import_module(f"benchmarks.peers.{spec['module']}").open_peer
-        imported = time.perf_counter() - begin
+        imported = time.perf_counter() - start
         result = MEASURES[spec["measure"]](open_peer, job, **spec["args"])
         result["import_s"] = imported
     print(json.dumps(result), flush=True)

@@ -1,4 +1,4 @@
-"""What does distance cost? 8 lanes of 640x360 videos behind a server that takes 20 or 100 ms for each request.
+"""What does latency cost? 8 lanes of 640x360 videos from a server that takes 20 or 100 ms for each request.
 
 ``python -m benchmarks.remote [--quick] [--rounds N] [--json FILE]``
 """
@@ -13,10 +13,10 @@ from benchmarks.job import Job
 
 _COLUMNS = (Column("steps_per_s", "frames/s"), Column("first_batch_s", "first batch, s", 2, less_is_better=True))
 _NOTE = (
-    "Coherent batches (8, 8, 360, 640, 3) from 8 lanes and 2 workers; each lane plays one clip of 250 frames after "
-    "the other. A server in a process of its own, on this machine, waits {ms} ms before it answers a request. Same "
-    "loader, decoder and index in all rows: only how FFmpeg's reads are served differs. Frames/s: after 16 batches. "
-    "First batch: with 64 addresses of 16 videos that were never indexed before."
+    "Coherent batches (8, 8, 360, 640, 3) from 8 lanes and 2 workers; each lane streams one clip of 250 frames after "
+    "the other. A server in a separate process on this machine waits {ms} ms before it responds to a request. All rows "
+    "have the same loader, decoder and index; only the way in which FFmpeg's reads are served differs. Frames/s: after "
+    "16 batches. First batch: with 64 addresses of 16 videos that were not indexed before."
 )
 
 
@@ -27,20 +27,20 @@ def _contenders(latency: float) -> tuple[Contender, ...]:
     return (
         Contender("local", "local disk", "remote", {}, "leased views"),
         row("read-ahead", "streamloader over HTTP"),
-        row("plain, 32 KiB", "one blocking request a read, PyAV's buffer of 32 KiB", reader="plain", buffer=32 << 10),
-        row("plain, 256 KiB", "one blocking request a read, a buffer of 256 KiB", reader="plain", buffer=256 << 10),
-        row("fsspec", "fsspec's HTTP file, read ahead by 5 MiB", reader="fsspec", buffer=32 << 10),
+        row("plain, 32 KiB", "one blocking request per read, PyAV's buffer of 32 KiB", reader="plain", buffer=32 << 10),
+        row("plain, 256 KiB", "one blocking request per read, a buffer of 256 KiB", reader="plain", buffer=256 << 10),
+        row("fsspec", "fsspec's HTTP file, read-ahead of 5 MiB", reader="fsspec", buffer=32 << 10),
     )
 
 
 def question(quick: bool) -> Question:
-    """Describe the tables."""
+    """Return the question with its tables."""
     args = {"warm": 4, "batches": 16} if quick else {"warm": 16, "batches": 96}
     job = Job("video", (HEIGHT, WIDTH, 3), paths=tuple(clips() * 4))
     tables = [
         Table(
             f"{ms}ms",
-            f"Videos behind {ms} ms",
+            f"Videos with a latency of {ms} ms",
             _NOTE.format(ms=ms),
             job,
             "throughput",

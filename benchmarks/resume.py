@@ -1,4 +1,4 @@
-"""How long does it take to go on? From ``load_state_dict`` in a new loader to its first batch, beside a fresh start.
+"""How long does resuming take? From ``load_state_dict`` in a new loader to its first batch, compared to a fresh start.
 
 ``python -m benchmarks.resume [--quick] [--rounds N] [--json FILE]``
 """
@@ -17,11 +17,11 @@ from typing import Any
 from benchmarks.harness import Column
 from benchmarks.own import OwnQuestion, OwnTable, Row, main
 
-# 250 frames a clip: 10, 1,010 and 100,010 windows of 8 steps are all 80 frames into one.
+# Clips have 250 frames: 10, 1,010 and 100,010 windows of 8 steps all end 80 frames into one.
 _CONSUMED, _LAST = (10, 1010, 100_010), 100_010
 _WINDOW = 8
 _TEXT_LANES, _VIDEO_LANES = 8, 2
-_TIMES = 3  # pairs of a fresh start and a restored one in each process
+_REPETITIONS = 3  # pairs of a fresh and a restored start in each process
 
 
 def _numbers(item: int) -> Iterator[int]:
@@ -30,8 +30,8 @@ def _numbers(item: int) -> Iterator[int]:
 
 
 @contextmanager
-def _opened(kind: str) -> Iterator[tuple[Any, int]]:
-    """Give the data set and its lanes."""
+def _open_dataset(kind: str) -> Iterator[tuple[Any, int]]:
+    """Yield the data set and its number of lanes."""
     import numpy as np
 
     import streamloader as sl
@@ -55,16 +55,16 @@ def _opened(kind: str) -> Iterator[tuple[Any, int]]:
         yield sl.VideoStreams(paths * -(-_VIDEO_LANES * length // (LONG * len(paths)))), _VIDEO_LANES
 
 
-def _played(loader: Any, batches: int) -> tuple[dict[str, Any], float, list[bytes]]:
-    """Consume batches; return the state after them, what it cost, and the rows of the batch that comes next."""
+def _consume(loader: Any, batches: int) -> tuple[dict[str, Any], float, list[bytes]]:
+    """Consume batches. Return the state after them, the duration of ``state_dict``, and the next batch."""
     iterator = iter(loader)
     for _ in range(batches):
         next(iterator)
     costs = []
     for _ in range(20):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         state = loader.state_dict()
-        costs.append(time.perf_counter() - begin)
+        costs.append(time.perf_counter() - start)
     return state, statistics.median(costs), _content(next(iterator))
 
 
@@ -73,39 +73,39 @@ def _content(batch: Any) -> list[bytes]:
 
 
 def measure(kind: str, batches: int) -> dict[str, Any]:
-    """Restore after `batches`, in turns with fresh starts.
+    """Measure restored starts after `batches`, alternating with fresh starts.
 
-    Of texts and generators all of them are really consumed. Of videos, where that would take an hour, the lanes are
-    placed by the lengths that the plan knows: the state names no lane.
+    For texts and generators, all batches are consumed before. For videos this would take an hour, so the state contains
+    no lanes, and their positions are inferred from the declared lengths.
     """
     import torch  # noqa: F401 - a training process has it anyway
 
     import streamloader as sl
 
-    with _opened(kind) as (dataset, lanes):
+    with _open_dataset(kind) as (dataset, lanes):
 
-        def new(workers: int) -> Any:
+        def new_loader(workers: int) -> Any:
             return sl.MultiStreamer(dataset, lanes, _WINDOW, num_workers=workers, shuffle=False)
 
-        with new(2) as loader:
-            played = 0 if kind == "video" and batches > 1000 else batches
-            state, cost, content = _played(loader, played)
+        with new_loader(2) as loader:
+            consumed = 0 if kind == "video" and batches > 1000 else batches
+            state, cost, content = _consume(loader, consumed)
         size = len(json.dumps(state))
-        if played != batches:
+        if consumed != batches:
             state["batch"], state["lanes"] = batches, {}
         times: dict[str, list[float]] = {"fresh": [], "restored": [], "fresh_alone": [], "restored_alone": []}
-        for workers, more in ((2, ""), (0, "_alone")) * _TIMES:
-            with new(workers) as loader:
-                begin = time.perf_counter()
+        for workers, suffix in ((2, ""), (0, "_alone")) * _REPETITIONS:
+            with new_loader(workers) as loader:
+                start = time.perf_counter()
                 next(iter(loader))
-                times[f"fresh{more}"].append(time.perf_counter() - begin)
-            with new(workers) as loader:
-                begin = time.perf_counter()
+                times[f"fresh{suffix}"].append(time.perf_counter() - start)
+            with new_loader(workers) as loader:
+                start = time.perf_counter()
                 loader.load_state_dict(state)
                 batch = next(iter(loader))
-                times[f"restored{more}"].append(time.perf_counter() - begin)
-                if played == batches and _content(batch) != content:
-                    raise AssertionError("the batch after the restore is not the one that would have come")
+                times[f"restored{suffix}"].append(time.perf_counter() - start)
+                if consumed == batches and _content(batch) != content:
+                    raise AssertionError("the batch after the restore is not the expected one")
                 if batch.step[:, 0].tolist() != [batches * _WINDOW % (250 if kind == "video" else 1 << 60)] * lanes:
                     raise AssertionError(f"the lanes were restored to steps {batch.step[:, 0].tolist()}")
                 del batch
@@ -119,18 +119,18 @@ def measure(kind: str, batches: int) -> dict[str, Any]:
 
 
 def question(quick: bool) -> OwnQuestion:
-    """Describe the table."""
+    """Return the question with its table."""
     names = {"text": "text", "video": "video", "generator": "generator, replayed"}
     table = OwnTable(
         "resume",
-        "Going on after so many batches",
-        "From `load_state_dict` in a new loader to its first batch, the start of 2 workers included; a fresh "
-        "start is the same without a state, and the ratio is of the two in turns in one process; without workers, "
-        "a thread of the process plays, which has no start. Texts: "
-        f"{_TEXT_LANES} lanes of bytes, windows of {_WINDOW}. Video: {_VIDEO_LANES} lanes of 640x360 clips "
-        "with one key frame each, all rows 80 frames behind one (for the larger two, lanes are placed there "
-        "by the plan, without having played what lies before). For contrast, a Python generator, which can "
-        "only be played again. State: what `state_dict` costs, and its size as JSON.",
+        "Resuming after a number of batches",
+        "Time from `load_state_dict` in a new loader to its first batch, including the start of 2 workers. A fresh "
+        "start is the same without a state. The ratio compares both in alternation, in one process. Without workers, "
+        f"a thread of the process fills the batches, and nothing has to be started. Texts: {_TEXT_LANES} lanes of "
+        f"bytes, windows of {_WINDOW}. Video: {_VIDEO_LANES} lanes of 640x360 clips with one key frame each, where "
+        "all rows resume 80 frames after it (for the two larger numbers, the positions come from the plan, without "
+        "reading the batches before). For comparison, a Python generator, which can only start over. State: duration "
+        "of `state_dict`, and its size as JSON.",
         [
             Row(f"{names[kind]}, {batches:,} batches", {"kind": kind, "batches": batches})
             for kind in names

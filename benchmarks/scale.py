@@ -1,4 +1,4 @@
-"""What do many streams cost? Time to index, plan and begin, and memory of each process, at up to ten million.
+"""What do many streams cost? Time to index, plan and start, and memory of each process, with up to ten million.
 
 ``python -m benchmarks.scale [--quick] [--rounds N] [--json FILE]``
 """
@@ -13,11 +13,11 @@ from benchmarks.own import OwnQuestion, OwnTable, Row, main
 
 _MIB = 1 << 20
 _LANES, _WINDOW, _WORKERS = 8, 16, 2
-_LONGEST = 1000  # steps
+_MAX_STEPS = 1000
 
 
 def measure(streams: int, lengths: str) -> dict[str, Any]:
-    """Begin to stream synthetic streams, and look at the processes; then do the parts of the beginning alone."""
+    """Start to load synthetic streams, measure the processes, and then measure the parts of the start separately."""
     import anyio
     import numpy as np
     import psutil
@@ -27,13 +27,13 @@ def measure(streams: int, lengths: str) -> dict[str, Any]:
     from streamloader.engine.plan import make_plan
 
     rng = np.random.default_rng(0)
-    known: Any = rng.permutation(streams) + 1 if lengths == "distinct" else rng.integers(1, _LONGEST, streams)
+    step_counts: Any = rng.permutation(streams) + 1 if lengths == "distinct" else rng.integers(1, _MAX_STEPS, streams)
 
     def steps(item: int) -> Any:
-        return np.broadcast_to(np.uint8(item & 255), known[item])  # takes no memory
+        return np.broadcast_to(np.uint8(item & 255), step_counts[item])  # takes no memory
 
-    dataset = sl.IterStreams(range(streams), steps, fields=sl.Field((), "uint8"), lengths=known)
-    begin = time.perf_counter()
+    dataset = sl.IterStreams(range(streams), steps, fields=sl.Field((), "uint8"), lengths=step_counts)
+    start = time.perf_counter()
     loader = sl.MultiStreamer(dataset, _LANES, _WINDOW, num_workers=_WORKERS)
     built = time.perf_counter()
     batches = iter(loader)
@@ -42,53 +42,53 @@ def measure(streams: int, lengths: str) -> dict[str, Any]:
     for _ in range(200):
         batch = next(batches)
     del batch
-    me = psutil.Process()
-    parent, workers = me.memory_full_info(), [child.memory_full_info() for child in me.children()]
+    process = psutil.Process()
+    parent, workers = process.memory_full_info(), [child.memory_full_info() for child in process.children()]
     loader.close()
-    found = {
-        "first_batch_s": first - begin,
-        "built_s": built - begin,
+    results = {
+        "first_batch_s": first - start,
+        "built_s": built - start,
         "worker_rss_mib": max(info.rss for info in workers) / _MIB,
         "worker_uss_mib": max(info.uss for info in workers) / _MIB,
         "parent_rss_mib": parent.rss / _MIB,
         "parent_uss_mib": parent.uss / _MIB,
     }
-    begin = time.perf_counter()
+    start = time.perf_counter()
     table = anyio.run(dataset.index)
-    found["index_s"] = time.perf_counter() - begin
-    begin = time.perf_counter()
+    results["index_s"] = time.perf_counter() - start
+    start = time.perf_counter()
     plan = make_plan(table.lengths, lanes=_LANES, window=_WINDOW)
-    found["plan_s"] = time.perf_counter() - begin
-    begin = time.perf_counter()
+    results["plan_s"] = time.perf_counter() - start
+    start = time.perf_counter()
     plan.lane(0, 0)
-    found["lane_s"] = time.perf_counter() - begin
-    begin = time.perf_counter()
+    results["lane_s"] = time.perf_counter() - start
+    start = time.perf_counter()
     table.digest()
-    found["digest_s"] = time.perf_counter() - begin
-    return found
+    results["digest_s"] = time.perf_counter() - start
+    return results
 
 
 def question(quick: bool) -> OwnQuestion:
-    """Describe the table."""
+    """Return the question with its table."""
     rows = [
-        Row(f"{streams:,} streams{more}", {"streams": streams, "lengths": lengths})
-        for streams, lengths, more in [
+        Row(f"{streams:,} streams{suffix}", {"streams": streams, "lengths": lengths})
+        for streams, lengths, suffix in [
             (1000, "random", ""),
             (100_000, "random", ""),
             (10_000 if quick else 10_000_000, "random", ""),
-            (20_000 if quick else 10_000_000, "distinct", ", no two equally long"),
+            (20_000 if quick else 10_000_000, "distinct", ", all of different lengths"),
         ]
     ]
     table = OwnTable(
         "scale",
         "Costs of many streams",
         "`IterStreams` over a range, whose steps are a NumPy array, with an array of lengths (int64, 1 to "
-        f"{_LONGEST - 1} steps unless the row says otherwise); {_LANES} lanes, windows of {_WINDOW} steps, "
-        f"{_WORKERS} worker processes, shuffled. First batch: counted from the call of the loader's "
-        "constructor. Index and plan are the parts of it that grow, each measured again alone, as are the "
-        "order of one lane in one epoch, which the workers make, and the digest of keys and lengths that a "
-        "saved state carries. Memory after 200 batches, in MiB: resident (RSS) and private (USS), of the "
-        "consumer, which has torch loaded, and of the largest worker.",
+        f"{_MAX_STEPS - 1} steps unless the row says otherwise); {_LANES} lanes, windows of {_WINDOW} steps, "
+        f"{_WORKERS} worker processes, shuffled. First batch: time from the call of the loader's constructor. Index "
+        "and plan are the parts of it that grow. They are measured again separately, as are the order of one lane in "
+        "one epoch, which workers compute, and the digest of keys and lengths, which saved states contain. Memory "
+        "after 200 batches, in MiB: resident (RSS) and private (USS), of the consumer, which has torch loaded, and of "
+        "the largest worker.",
         rows,
         (
             Column("first_batch_s", "first batch, s", 2),

@@ -1,7 +1,7 @@
 """How fast do batches get from the workers to the consumer? 15.7 MB batches and 640 B batches, as views and as clones.
 
-The streams are synthetic: each window of each lane is overwritten with one value (a memset), the same work in every
-contender, so every byte of every batch is written afresh.
+The streams are synthetic: each window of each lane is filled with one value (a memset). All contenders do the same
+work, and every byte of every batch is newly written.
 
 ``python -m benchmarks.transport [--quick] [--rounds N] [--json FILE]``
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks import contenders as who
+from benchmarks import contenders
 from benchmarks.command import main
 from benchmarks.harness import Bar, Column, Question, Table
 from benchmarks.job import Job
@@ -19,12 +19,12 @@ BIG = Job("fill", (256, 320, 3))
 TINY = Job("fill", (10,))
 
 COHERENT = dataclasses.replace(
-    who.NAIVE,
+    contenders.NAIVE,
     label="DataLoader, coherent lanes, concatenated",
     options={"prefetch": 4},
 )
 WHOLE = dataclasses.replace(
-    who.NAIVE,
+    contenders.NAIVE,
     name="DataLoader whole",
     label="DataLoader, whole batches (not coherent: workers take turns)",
     options={"whole": True, "prefetch": 4},
@@ -32,60 +32,63 @@ WHOLE = dataclasses.replace(
 )
 
 
-def _spdl(contender: who.Contender, family: str, **options: object) -> who.Contender:
+def _spdl(contender: contenders.Contender, family: str, **options: object) -> contenders.Contender:
     return dataclasses.replace(contender, family=family, options={**contender.options, **options})
 
 
-def spdl_variants(tasks: int) -> tuple[who.Contender, ...]:
-    """SPDL in threads and behind its arenas, `tasks` threads a batch, and with the order of lanes given up."""
+def spdl_variants(tasks: int) -> tuple[contenders.Contender, ...]:
+    """Return SPDL in threads and with its arenas, with `tasks` threads per batch, and a variant without lane order."""
     unordered = dataclasses.replace(
-        _spdl(who.SPDL_THREADS, "SPDL unordered", tasks=1, unordered=True),
+        _spdl(contenders.SPDL_THREADS, "SPDL unordered", tasks=1, unordered=True),
         name="SPDL threads whole",
         label="SPDL, threads, whole batches (not coherent: two at once)",
     )
     return (
-        _spdl(who.SPDL_THREADS, "SPDL threads", tasks=tasks),
+        _spdl(contenders.SPDL_THREADS, "SPDL threads", tasks=tasks),
         unordered,
-        _spdl(who.SPDL_POOL, "SPDL arena", tasks=tasks),
-        _spdl(who.SPDL_RING, "SPDL arena", tasks=tasks),
+        _spdl(contenders.SPDL_POOL, "SPDL arena", tasks=tasks),
+        _spdl(contenders.SPDL_RING, "SPDL arena", tasks=tasks),
     )
 
 
 RING_MANY = dataclasses.replace(
-    who.RING, name="bare ring x 32", label="Bare shared ring, 32 batches a hand-over", options={"hand_over": 32}
+    contenders.RING,
+    name="bare ring x 32",
+    label="Bare shared ring, 32 batches per hand-over",
+    options={"hand_over": 32},
 )
 
-_REFERENCES = (who.REFERENCE, who.REFERENCE_VIEW, who.REFERENCE_QUEUE)
+_REFERENCES = (contenders.REFERENCE, contenders.REFERENCE_VIEW, contenders.REFERENCE_QUEUE)
 _NOTE = (
-    "A consumer takes batch after batch of {shape} bytes and does nothing else; every byte of every batch is written "
-    "afresh, by one memset a lane. All but those marked otherwise keep each lane with one worker and in order."
+    "A consumer only takes one batch of {shape} bytes after the other. Every byte of every batch is newly written, by "
+    "one memset per lane. All contenders, unless marked otherwise, keep each lane in one worker and in order."
 )
 _RATE = (Column("batches_per_s", "batches/s"), Column("gb_per_s", "GB/s", 2))
 
 
 def question(quick: bool) -> Question:
-    """Describe the tables."""
+    """Return the question with its tables."""
     args = {"warm": 8, "seconds": 0.5 if quick else 2.0}
     big = Table(
         "big",
         "15.7 MB batches",
         _NOTE.format(shape="(8, 8, 256, 320, 3)")
-        + ' Rows that end in "each batch cloned" are the like for like of those that hand out memory of their own.',
+        + ' Rows that end in "each batch cloned" compare directly with rows that hand out their own memory.',
         BIG,
         "throughput",
         args,
         (
             COHERENT,
             WHOLE,
-            who.GRAIN,
+            contenders.GRAIN,
             *spdl_variants(2),
             *_REFERENCES,
-            who.cloned(_spdl(who.SPDL_POOL, "SPDL arena", tasks=2)),
-            who.cloned(who.REFERENCE_VIEW),
-            who.STREAMLOADER,
-            who.cloned(who.STREAMLOADER),
-            who.RING,
-            who.cloned(who.RING),
+            contenders.with_clones(_spdl(contenders.SPDL_POOL, "SPDL arena", tasks=2)),
+            contenders.with_clones(contenders.REFERENCE_VIEW),
+            contenders.STREAMLOADER,
+            contenders.with_clones(contenders.STREAMLOADER),
+            contenders.RING,
+            contenders.with_clones(contenders.RING),
         ),
         _RATE,
         (
@@ -100,7 +103,7 @@ def question(quick: bool) -> Question:
             ),
         ),
     )
-    # Slots are what the ring needs to hand over many at a time; streamloader has as many for batches of this size.
+    # The ring needs many slots to hand over many batches at a time; streamloader has as many for this batch size.
     many = dataclasses.replace(RING_MANY, options={**RING_MANY.options, "ahead": 128})
     tiny = Table(
         "tiny",
@@ -112,18 +115,18 @@ def question(quick: bool) -> Question:
         (
             COHERENT,
             WHOLE,
-            who.GRAIN,
+            contenders.GRAIN,
             *spdl_variants(1),
             *_REFERENCES,
-            who.STREAMLOADER,
-            who.cloned(who.STREAMLOADER),
-            who.RING,
+            contenders.STREAMLOADER,
+            contenders.with_clones(contenders.STREAMLOADER),
+            contenders.RING,
             many,
         ),
         _RATE[:1],
         (
             Bar("DataLoader, coherent lanes; as views", "streamloader", ("DataLoader",), "batches_per_s", 20),
-            Bar("best reference design as it is; as views", "streamloader", ("reference",), "batches_per_s", 1.3),
+            Bar("best unmodified reference design; as views", "streamloader", ("reference",), "batches_per_s", 1.3),
         ),
     )
     return Question("transport", "Transport", (big, tiny))

@@ -1,4 +1,4 @@
-"""How fast do real videos come? 16 H.264 clips, 8 lanes, windows of 8, 2 workers; 640x360 and 224x224.
+"""How fast is the loading of real videos? 16 H.264 clips, 8 lanes, windows of 8, 2 workers; 640x360 and 224x224.
 
 ``python -m benchmarks.video [--quick] [--rounds N] [--json FILE]``
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks import contenders as who
+from benchmarks import contenders
 from benchmarks.clips import HEIGHT, WIDTH, clips
 from benchmarks.command import main
 from benchmarks.harness import Bar, Column, Question, Table
@@ -16,37 +16,37 @@ from benchmarks.job import Job
 COLUMNS = (Column("steps_per_s", "frames/s"), Column("cpu_ms_per_step", "CPU ms/frame", 2, less_is_better=True))
 
 _LOADERS = (
-    who.NAIVE,
-    who.TUNED_PYAV,
-    who.TUNED_OPENCV,
-    who.TUNED_TORCHCODEC,
-    who.TUNED_DECORD,
-    who.GRAIN,
-    who.SPDL_THREADS,
-    who.SPDL_POOL,
-    who.SPDL_RING,
-    who.REFERENCE,
-    who.REFERENCE_VIEW,
+    contenders.NAIVE,
+    contenders.TUNED_PYAV,
+    contenders.TUNED_OPENCV,
+    contenders.TUNED_TORCHCODEC,
+    contenders.TUNED_DECORD,
+    contenders.GRAIN,
+    contenders.SPDL_THREADS,
+    contenders.SPDL_POOL,
+    contenders.SPDL_RING,
+    contenders.REFERENCE,
+    contenders.REFERENCE_VIEW,
 )
 CONTENDERS = (
     *_LOADERS,
-    who.STREAMLOADER,
-    who.cloned(who.STREAMLOADER),
-    who.RING_PYAV,
-    who.RING_MALLOC,
-    who.RING_DIRECT,
-    who.ALONE_PYAV,
-    who.ALONE_DIRECT,
-    who.ALONE_DECODE,
+    contenders.STREAMLOADER,
+    contenders.with_clones(contenders.STREAMLOADER),
+    contenders.RING_PYAV,
+    contenders.RING_MALLOC,
+    contenders.RING_DIRECT,
+    contenders.ALONE_PYAV,
+    contenders.ALONE_DIRECT,
+    contenders.ALONE_DECODE,
 )
 
 _NOTE = (
-    "Coherent batches (8, 8, {height}, {width}, 3) of uint8 with a reset mask, taken and dropped by a consumer that "
-    'does nothing else. "Own memory": the batch was copied out for the consumer. The bare ring and the loops without '
-    "transport are not loaders but ceilings. CPU counts consumer and workers."
+    "Coherent batches (8, 8, {height}, {width}, 3) of uint8 with a reset mask. The consumer only takes and drops them. "
+    '"Own memory": the batch was copied for the consumer. The bare ring and the loops without transport are not '
+    "loaders but upper limits. CPU includes consumer and workers."
 )
 _BARS = (
-    Bar("DataLoader as everyone writes it", "streamloader", ("DataLoader",), "steps_per_s", 2.5),
+    Bar("DataLoader, the usual way", "streamloader", ("DataLoader",), "steps_per_s", 2.5),
     Bar("best tuned DataLoader", "streamloader", ("tuned DataLoader",), "steps_per_s", 1.8),
     Bar("best SPDL", "streamloader", ("SPDL",), "steps_per_s", 1.5),
     Bar("bare ring on the same decoder", "streamloader", ("ring/direct",), "steps_per_s", 0.93),
@@ -55,12 +55,12 @@ _PEERS = ("DataLoader", "tuned DataLoader", "grain", "SPDL", "reference")
 
 
 def job(height: int, width: int) -> Job:
-    """Every clip four times, so that no epoch ends while it is measured."""
+    """Return a job with every clip four times, so that no epoch ends during a measurement."""
     return Job("video", (height, width, 3), paths=tuple(clips() * 4))
 
 
 def question(quick: bool) -> Question:
-    """Describe the tables."""
+    """Return the question with its tables."""
     args = {"warm": 4, "batches": 16} if quick else {"warm": 8, "batches": 64}
     native = Table(
         "640x360",

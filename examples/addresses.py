@@ -1,7 +1,8 @@
-"""How do I stream what lies on other machines?
+"""How do I stream data from other machines?
 
-An address goes wherever a path goes, and one list may mix them: here 4 texts of this machine and 8 of a web server
-(started on this machine, so that the example needs no network). ssh://, s3://, gs://, az:// and ipfs:// work alike.
+An address can replace any path, and one list may mix paths and addresses. Here, 4 texts are on this machine and 8 are
+on a web server, which also runs on this machine, so that the example needs no network. The schemes ssh://, s3://,
+gs://, az:// and ipfs:// work in the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import streamloader as sl
 
 @contextlib.contextmanager
 def web_server(folder: Path) -> Iterator[str]:
-    """Serve a folder; yield its address."""
+    """Serve a folder, and yield its address."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -45,33 +46,33 @@ def web_server(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    """Stream from both places, and compare with what was written."""
+    """Stream from both locations, and compare the bytes with the written ones."""
     with tempfile.TemporaryDirectory() as name:
-        here, there = Path(name, "here"), Path(name, "there")
+        local, remote = Path(name, "local"), Path(name, "remote")
         written = {}
         for number in range(12):
-            path = (here if number < 4 else there) / f"part-{number:03}.txt"
+            path = (local if number < 4 else remote) / f"part-{number:03}.txt"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(np.random.default_rng(number).integers(97, 123, 5000 + 700 * number, np.uint8).tobytes())
             written[path.name] = path.read_bytes()
-        with web_server(there) as address:
+        with web_server(remote) as address:
             dataset = sl.TextStreams(
-                [f"{here}/*.txt", f"{address}/part-{{004..011}}.txt"],  # HTTP has no listings, so: braces
+                [f"{local}/*.txt", f"{address}/part-{{004..011}}.txt"],  # HTTP has no listings, so use braces
                 storage_options={"retry": sl.Retry(attempts=4), "cache_dir": f"{name}/cache"},
             )
-            came: dict[str, bytes] = {}
+            received: dict[str, bytes] = {}
             with sl.MultiStreamer(dataset, batch_size=4, window=500, num_workers=2, seed=0) as loader:
                 for batch in loader:
                     arrays = batch.numpy()
                     for row, stream, valid in zip(arrays["data"], arrays["stream"], arrays["valid"], strict=True):
-                        for ordinal in dict.fromkeys(stream[valid]):  # a row may end one text and begin another
+                        for ordinal in dict.fromkeys(stream[valid]):  # a row may end one text and start another
                             key = loader.streams[ordinal].key
-                            came[key] = came.get(key, b"") + row[stream == ordinal].tobytes()
-        places = Counter(key.split("part")[0].rstrip("/").replace(name, "...") for key in came)
-        for place, count in sorted(places.items()):
-            print(f"{count:2} streams from {place}")
-        same = {key.rpartition("/")[2]: data for key, data in came.items()} == written
-        print(f"all {sum(map(len, came.values())):,} bytes are those that were written: {same}")
+                            received[key] = received.get(key, b"") + row[stream == ordinal].tobytes()
+        sources = Counter(key.split("part")[0].rstrip("/").replace(name, "...") for key in received)
+        for source, count in sorted(sources.items()):
+            print(f"{count:2} streams from {source}")
+        same = {key.rpartition("/")[2]: data for key, data in received.items()} == written
+        print(f"all {sum(map(len, received.values())):,} bytes equal the written ones: {same}")
 
 
 if __name__ == "__main__":

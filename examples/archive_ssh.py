@@ -1,10 +1,10 @@
-"""How do I train on videos of another machine, without copying them all to this one?
+"""How do I train on videos of another machine, without copying all of them to this one?
 
-The other machine is a fresh OpenSSH server on this one: with keys, folders and a port of its own, so the example needs
-no account and touches nothing of yours. It has a folder of videos and an empty one for storage. The videos are made
-small, with a key frame every 16 frames for quick random access, and go back to that machine in chunks; only the
-catalog, a small SQLite file, stays here. Then a model is trained on slices of the archive, of which just the bytes that
-are needed come over the network.
+The other machine is simulated by a new OpenSSH server on this one, with its own keys, folders and port. The example
+needs no account and does not touch your files. The server has a folder of videos and an empty storage folder. The
+videos are encoded at a small size, with a key frame every 16 frames for fast random access, and stored on the server in
+chunks. Only the catalog, a small SQLite file, stays on this machine. Then a model is trained on slices of the archive,
+and only the bytes that it needs are transferred.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def program(name: str) -> str:
 
 @contextlib.contextmanager
 def ssh_server(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Start an SSH server that nobody else knows of; yield its address, and what it takes to log in."""
+    """Start a private SSH server. Yield its address and the options for logging in."""
     for name in ("host_key", "key"):
         command = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True)
     shutil.copy(folder / "key.pub", folder / "authorized_keys")
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # it insists on this folder
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd requires this folder
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -78,7 +78,7 @@ def ssh_server(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the server greets."""
+    """Return when the server sends its greeting."""
     deadline = time.monotonic() + 20
     while server.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
@@ -89,16 +89,16 @@ def wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def train(archive: sl.Archive, steps: int) -> tuple[float, float]:
-    """Teach a small network to tell the next frame from the last two, on random slices.
+    """Train a small network to predict the next frame from the last two, on random slices.
 
     Returns:
-        its error over that of showing the last frame again, at the start and at the end.
+        Ratio of its error to the error of repeating the last frame, at the start and at the end of the training.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)  # a model this small gains nothing from more
     last = torch.nn.Conv2d(8, 3, 3, padding=1)
     for parameter in last.parameters():
-        torch.nn.init.zeros_(parameter)  # it begins with copying
+        torch.nn.init.zeros_(parameter)  # it starts by copying the last frame
     model = torch.nn.Sequential(torch.nn.Conv2d(6, 8, 3, padding=1), torch.nn.ReLU(), last)
     optimiser = torch.optim.Adam(model.parameters(), 1e-3)
     errors, copying = [], []
@@ -116,34 +116,37 @@ def train(archive: sl.Archive, steps: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Ingest from and to the server, and train."""
+    """Ingest videos from the server into its storage, and train."""
     with tempfile.TemporaryDirectory() as name:
-        here, there = Path(name, "here"), Path(name, "there")
-        here.mkdir()
-        (there / "videos").mkdir(parents=True)
+        local, remote = Path(name, "local"), Path(name, "remote")
+        local.mkdir()
+        (remote / "videos").mkdir(parents=True)
         for path in sys.argv[1:] or [path for clip, path in fetch_clips().items() if clip != "bigbuckbunny"]:
-            shutil.copy(path, there / "videos")
-        with ssh_server(there) as (server, login):
-            print("a fresh SSH server is up, with its own keys; its host key is checked at every connection")
+            shutil.copy(path, remote / "videos")
+        with ssh_server(remote) as (server, login):
+            print("a new SSH server is running, with its own keys; its host key is checked at every connection")
             with sl.Archive.create(
-                f"{server}{there}/storage", catalog=f"{here}/catalog.sqlite", storage_options=login
+                f"{server}{remote}/storage", catalog=f"{local}/catalog.sqlite", storage_options=login
             ) as archive:
-                report = archive.add(f"{server}{there}/videos", mode="encode", size=SIZE, gop=16, chunk_frames=96)
+                report = archive.add(f"{server}{remote}/videos", mode="encode", size=SIZE, gop=16, chunk_frames=96)
                 chunks = sum(video.chunks for video in report.added)
                 print(
-                    f"{len(report.added)} videos of the server are {chunks} chunks in its storage now: "
+                    f"{len(report.added)} videos of the server are now {chunks} chunks in its storage: "
                     f"{report.bytes_in / 1e6:.1f} MB in, {report.bytes_out / 1e6:.1f} MB out, "
                     f"{report.frames:,} frames, {report.frames_per_second:,.0f} frames/s"
                 )
-                print(f"on this machine: {sorted(path.name for path in here.iterdir())}")
-                began = time.monotonic()
+                print(f"on this machine: {sorted(path.name for path in local.iterdir())}")
+                started = time.monotonic()
                 early, late = train(archive, STEPS)
-                seconds = time.monotonic() - began
+                seconds = time.monotonic() - started
                 print(
                     f"trained on {STEPS} slices of 16 frames in {seconds:.1f} s: {STEPS * 16 / seconds:,.0f} frames/s, "
                     f"{archive.stats()['byte_misses'] / 1e6:.1f} MB fetched"
                 )
-                print(f"error, where copying the last frame is 1: {early:.3f}, then {late:.3f}; better: {late < early}")
+                print(
+                    f"error relative to copying the last frame: {early:.3f} at first, {late:.3f} at the end; "
+                    f"better: {late < early}"
+                )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How do I train on several GPUs? With DDP and torchrun, as ever: the loader finds out which rank it is.
+"""How do I train on several GPUs? With DDP and torchrun, as usual: the loader detects its rank.
 
     torchrun --nproc-per-node 2 examples/ddp.py
 
-(`python examples/ddp.py` does just that.) Each rank hosts `batch_size` of all lanes. The texts here are of very
-different lengths; still all ranks come to the end of an epoch after the same batch, `len(loader)`, so that none waits
-for another that has ended.
+(`python examples/ddp.py` runs this command.) Each rank hosts `batch_size` of all lanes. The texts have very different
+lengths, but all ranks end an epoch after the same number of batches, `len(loader)`. So no rank waits for one that has
+finished.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ verses = [f"{count} little boats went out to sea; {count - 1} came back. " * (co
 
 
 def main() -> None:
-    """Train on the rank that this process is."""
+    """Train as one rank."""
     dist.init_process_group("gloo")  # "nccl" on GPUs, and device="cuda" for the loader
     torch.manual_seed(0)
     layers = {"embed": torch.nn.Embedding(256, 16), "rnn": torch.nn.GRU(16, 64), "head": torch.nn.Linear(64, 256)}
@@ -51,17 +51,17 @@ def main() -> None:
 
 
 class Predictor(torch.nn.Module):
-    """Predicts each letter of a window but the first from those before it."""
+    """Predicts each letter of a window, except the first, from the letters before it."""
 
     def __init__(self, layers: torch.nn.ModuleDict) -> None:
-        """`layers`: embed, rnn, head."""
+        """Create the model from the layers embed, rnn and head."""
         super().__init__()
         self.layers = layers
 
     def forward(
         self, text: torch.Tensor, valid: torch.Tensor, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss and the state behind the window. Where all is padding, the loss is 0, not 0 / 0."""
+        """Return the loss and the state after the window. For padding alone, the loss is 0, not 0 / 0."""
         output, hidden = self.layers["rnn"](self.layers["embed"](text), hidden)
         scored = valid[1:]
         loss = functional.cross_entropy(self.layers["head"](output[:-1])[scored], text[1:][scored], reduction="sum")

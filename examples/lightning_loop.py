@@ -1,8 +1,8 @@
-"""How do I use it with Lightning? As any other loader: Lightning saves and restores its place with its checkpoints.
+"""How do I use it with Lightning? Like any other loader: Lightning saves and restores its position in checkpoints.
 
 Needs Lightning: `pip install pytorch-lightning`. A model is trained for two epochs, with a checkpoint every 20 steps.
-Then another one goes on from the checkpoint after step 20, which lies in the middle of an epoch, and sees exactly what
-the first one saw from there on.
+Then a second model continues from the checkpoint after step 20, in the middle of an epoch, and receives exactly the
+batches that the first model received after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Letters(pl.LightningModule):
     """Predicts the next letter."""
 
     def __init__(self) -> None:
-        """What lanes remember is a buffer, so that it is part of the checkpoint."""
+        """Create the model. The state of the lanes is a buffer, so that checkpoints contain it."""
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.rnn = torch.nn.Embedding(256, 16), torch.nn.GRU(16, 64, batch_first=True)
@@ -39,11 +39,11 @@ class Letters(pl.LightningModule):
         self.losses: dict[tuple[int, int], float] = {}
 
     def train_dataloader(self) -> sl.MultiStreamer:
-        """Make the loader here: with several devices, Lightning has told every process its rank by now."""
+        """Create the loader here: with several devices, every process knows its rank only now."""
         return sl.MultiStreamer(sl.TextStreams.from_texts(verses), LANES, WINDOW, switch="align", num_workers=1)
 
     def training_step(self, batch: sl.Batch, batch_idx: int) -> torch.Tensor:
-        """Go on in every lane where the batch before has stopped."""
+        """Continue every lane where the previous batch stopped."""
         text = batch.data.long()
         output, hidden = self.rnn(self.embed(text), self.hidden * batch.keep[None, :, :1])
         self.hidden = hidden.detach()
@@ -53,12 +53,12 @@ class Letters(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return Adam."""
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
 def train(folder: str, checkpoint: str | None = None) -> Letters:
-    """Train for two epochs, from the beginning or from a checkpoint."""
+    """Train for two epochs, from the start or from a checkpoint."""
     model = Letters()
     trainer = pl.Trainer(
         max_epochs=2,
@@ -74,14 +74,14 @@ def train(folder: str, checkpoint: str | None = None) -> Letters:
 
 
 if __name__ == "__main__":
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it would tell of devices that there are not
-    warnings.filterwarnings("ignore", module="pytorch_lightning")  # of its own use of torch
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it reports missing devices
+    warnings.filterwarnings("ignore", module="pytorch_lightning")  # caused by its own use of torch
     torch.set_num_threads(1)  # sums over threads may differ in the last bit
     with tempfile.TemporaryDirectory() as folder:
         first = train(folder)
         second = train(folder + "/second", f"{folder}/step=20.ckpt")
-    for name, model in (("from the beginning", first), ("from the checkpoint", second)):
+    for name, model in (("from the start", first), ("from the checkpoint", second)):
         (epoch, index), loss = next(iter(model.losses.items()))
         print(f"{name:20} first batch: epoch {epoch}, number {index:2}, loss {loss:.6f}; {len(model.losses)} batches")
     same = list(first.losses.items())[20:] == list(second.losses.items())
-    print(f"the same {len(second.losses)} batches and losses from there on: {same}")
+    print(f"the same {len(second.losses)} batches and losses after it: {same}")

@@ -1,6 +1,6 @@
-"""How do I write a kind of stream of my own? In three lines, and in full.
+"""How do I write my own kind of stream? In a few lines, and in full.
 
-The streams here are random walks; think of a simulator, a log file, a sensor.
+The streams here are random walks. They stand for a simulator, a log file or a sensor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FIELDS = {"position": sl.Field((2,), "float32"), "speed": sl.Field((), "float32"
 
 
 def walk(steps: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Yield one step after the other: all that IterStreams asks for."""
+    """Yield one step after the other. IterStreams needs no more than this."""
     position = np.zeros(2, np.float32)
     for _ in range(steps):
         move = rng.normal(size=2).astype(np.float32)
@@ -25,23 +25,23 @@ def walk(steps: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
 
 
 class Walks(sl.StreamDataset):
-    """The same in full: it fills whole windows at once, knows its lengths, times and how to seek."""
+    """The same streams in full: fill whole windows at once, declare lengths and times, and seek."""
 
     def __init__(self, lengths: Sequence[int], rate: float) -> None:
-        """`rate` is in steps per second."""
+        """Create the data set. `rate` is in steps per second."""
         self.lengths, self.rate = lengths, rate
 
     @property
     def fields(self) -> Mapping[str, sl.Field]:
-        """What one step holds."""
+        """Fields of one step."""
         return FIELDS
 
     async def index(self) -> Sequence[sl.StreamInfo]:
-        """Name the streams and their lengths; nothing is opened yet."""
+        """Return the keys and lengths of the streams, without opening them."""
         return [sl.StreamInfo(f"walk-{number}", length) for number, length in enumerate(self.lengths)]
 
     async def open(self, info: sl.StreamInfo, rng: np.random.Generator) -> sl.Stream:
-        """Open one, in a worker. All randomness comes from `rng`."""
+        """Open one stream, in a worker. All randomness must come from `rng`."""
         return Walk(rng.normal(size=(info.length, 2)).astype(np.float32), self.rate)
 
 
@@ -49,24 +49,24 @@ class Walk(sl.Stream):
     """One walk."""
 
     def __init__(self, moves: np.ndarray, rate: float) -> None:
-        """Keep the moves; the positions are their running sum."""
+        """Create the walk from its moves."""
         self.speeds, self.positions, self.rate = np.hypot(*moves.T), moves.cumsum(0), rate
-        self.at = 0
+        self.step = 0
 
     async def read_into(self, out: Mapping[str, np.ndarray]) -> int:
-        """Fill as many leading steps of `out` as there are, in place; 0 is the end."""
-        count = min(len(out["speed"]), len(self.speeds) - self.at)
-        out["position"][:count] = self.positions[self.at : self.at + count]
-        out["speed"][:count] = self.speeds[self.at : self.at + count]
-        self.at += count
+        """Fill the leading steps of `out` in place, and return their number. 0 means the end."""
+        count = min(len(out["speed"]), len(self.speeds) - self.step)
+        out["position"][:count] = self.positions[self.step : self.step + count]
+        out["speed"][:count] = self.speeds[self.step : self.step + count]
+        self.step += count
         return count
 
     async def seek(self, step: int) -> None:
-        """Go to a step without reading those before it."""
-        self.at = step
+        """Continue at `step`, without reading the steps before it."""
+        self.step = step
 
     def times(self, start: int, out: np.ndarray) -> None:
-        """Seconds of the steps from `start` on."""
+        """Write the times of the steps from `start` on, in seconds."""
         out[:] = np.arange(start, start + len(out)) / self.rate
 
 

@@ -17,10 +17,10 @@ with sl.MultiStreamer(sl.VideoStreams(videos, size=(24, 32)), batch_size=4, wind
     for batch in loader:
         frames = batch.data.float().div(255).flatten(2)  # (B, T, C*H*W)
         keep = batch.keep  # 0.0 on the first step of a stream
-        hidden = hidden.detach()  # carried over from the batch before
+        hidden = hidden.detach()  # carried over from the previous batch
         for step in range(16):
             hidden = model(frames[:, step], hidden * keep[:, step, None])
         starts = [loader.streams[stream].key for stream in batch.stream[batch.reset].tolist()]
-        print(f"batch {batch.index + 1:2} of {len(loader)}", *(f"  begins: {key}" for key in starts), sep="\n")
+        print(f"batch {batch.index + 1:2} of {len(loader)}", *(f"  starts: {key}" for key in starts), sep="\n")
     stats = loader.stats()
     print(f"{stats.steps_per_second:,.0f} frames/s, waiting for data {stats.wait_share:.0%} of the time")

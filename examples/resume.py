@@ -1,8 +1,8 @@
-"""How do I go on after a crash as if it had never happened? By saving `loader.state_dict()` with the model.
+"""How do I continue after a crash as if it had never happened? Save `loader.state_dict()` with the model.
 
-This program starts three trainings: one that nothing disturbs; one that saves a checkpoint after batch 10 and is killed
-after batch 13; and one that goes on from this checkpoint, in a new process and with other workers. Losses are compared
-to the last bit.
+This program runs three trainings. The first one is not interrupted. The second one saves a checkpoint after batch 10
+and is killed after batch 13. The third one continues from this checkpoint, in a new process and with another number of
+workers. The losses are compared bit for bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ verses = [f"{count} little boats went out to sea; {count - 1} came back. " * (co
 
 
 def train(checkpoint: str, workers: int, *, resume: bool = False, killed: bool = False) -> None:
-    """Train what is left of all epochs, and print each loss as JSON."""
+    """Train for the remaining batches of all epochs, and print each loss as JSON."""
     torch.manual_seed(0)
     torch.set_num_threads(1)  # sums over threads may differ in the last bit
     model = torch.nn.ModuleDict({"rnn": torch.nn.GRUCell(256, 32), "head": torch.nn.Linear(32, 256)})
@@ -41,7 +41,7 @@ def train(checkpoint: str, workers: int, *, resume: bool = False, killed: bool =
             for batch in loader:
                 text = batch.data.long()
                 hidden, loss = hidden.detach(), torch.zeros(())
-                for step in range(64):  # each letter is predicted from those before it, the first of a text is not
+                for step in range(64):  # predict each letter of a text, except the first, from those before
                     missed = functional.cross_entropy(model["head"](hidden), text[:, step], reduction="none")
                     loss = loss + (missed * batch.valid[:, step] * batch.keep[:, step]).mean() / 64
                     letter = functional.one_hot(text[:, step], 256).float()
@@ -57,11 +57,11 @@ def train(checkpoint: str, workers: int, *, resume: bool = False, killed: bool =
                     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def start(checkpoint: str, workers: int, **how: bool) -> list[list[float]]:
-    """Train in a process of its own; return [epoch, batch, loss] of each batch."""
-    command = [sys.executable, __file__, checkpoint, str(workers), json.dumps(how)]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=not how.get("killed")).stdout
-    return [json.loads(line) for line in said.splitlines()]
+def start(checkpoint: str, workers: int, **options: bool) -> list[list[float]]:
+    """Train in a separate process. Return [epoch, batch, loss] for each batch."""
+    command = [sys.executable, __file__, checkpoint, str(workers), json.dumps(options)]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=not options.get("killed")).stdout
+    return [json.loads(line) for line in output.splitlines()]
 
 
 if __name__ == "__main__":
@@ -74,11 +74,11 @@ if __name__ == "__main__":
             before = start(file, workers=2, killed=True)
             after = start(file, workers=0, resume=True)
         for name, losses in (
-            ("undisturbed, 1 worker", whole),
+            ("uninterrupted, 1 worker", whole),
             ("killed, 2 workers", before),
             ("resumed, no worker", after),
         ):
             first, last = ("epoch {}, batch {}".format(*losses[end]) for end in (0, -1))
             print(f"{name:22} {first:18} to {last:18} last loss {losses[-1][-1]:.6f}")
         same = before == whole[:KILLED_AFTER] and after == whole[SAVED_AFTER:]
-        print(f"the same losses, to the last bit: {same}")
+        print(f"the same losses, bit for bit: {same}")

@@ -1,7 +1,8 @@
-"""How do texts become batches whose rows carry on where the batch before stopped?
+"""How do texts become batches whose rows continue where the previous batch stopped?
 
-27 texts, "a_0;a_1;...", "b_0;b_1;...", are played in 8 lanes by windows of 12 bytes. Read down a column: each lane
-goes on with its text. A ">" marks the step at which a new text begins: there a recurrent model clears its state.
+27 texts, "a_0;a_1;...", "b_0;b_1;...", are streamed in 8 lanes with windows of 12 bytes. Each column of the output is a
+lane, which continues its text from line to line. A ">" marks the first step of a text, where a recurrent model clears
+its state.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ NAMES = [*"abcdefghijklmnopqrstuvwxyz", "A"]
 
 
 def main() -> None:
-    """Print all batches of one epoch, one a line."""
+    """Print all batches of one epoch, one per line."""
     texts = ["".join(f"{name}_{number};" for number in range(9)) for name in NAMES]
     dataset = sl.TextStreams.from_texts(texts)
     with sl.MultiStreamer(dataset, batch_size=8, window=12, num_workers=2, shuffle=False) as loader:
@@ -20,7 +21,7 @@ def main() -> None:
         for batch in loader:
             arrays = batch.numpy()
             rows = zip(arrays["data"], arrays["valid"], arrays["reset"][:, 0], strict=True)
-            cells = [(">" if begins else " ") + bytes(data[valid]).decode() for data, valid, begins in rows]
+            cells = [(">" if starts else " ") + bytes(data[valid]).decode() for data, valid, starts in rows]
             print(" ".join(f"{cell:13}" for cell in cells).rstrip())
 
 

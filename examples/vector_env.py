@@ -1,7 +1,7 @@
 """How do I stream a simulator that steps all its lanes at once?
 
-A game of catch in each lane: a ball falls, a paddle tries to be under it. One object plays all games of its worker and
-writes them straight into the batch. Each batch is one step here; a producer may as well write windows of steps.
+Each lane is a game of catch: a ball falls, and a paddle tries to be under it. One object runs all games of its worker,
+and writes them directly into the batch. Here, each batch is one step. A producer can also write windows of steps.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ SIZE, LANES = 7, 8
 
 
 class Catch:
-    """As many games as it has lanes. It is made and called in a worker, always in the same thread."""
+    """One game per lane. Created and called in a worker, always in the same thread."""
 
     def __init__(self, lanes: range, rng: np.random.Generator) -> None:
-        """`lanes` are the rows of the batch that this worker fills; all randomness comes from `rng`."""
+        """Create the games of `lanes`, the rows that this worker fills. All randomness must come from `rng`."""
         self.rng, self.every = rng, np.arange(len(lanes))
-        self.row = rng.integers(-1, SIZE - 2, size=len(lanes))  # of the ball; games end at different moments
+        self.row = rng.integers(-1, SIZE - 2, size=len(lanes))  # row of each ball; games end at different times
         self.ball, self.paddle = rng.integers(SIZE, size=(2, len(lanes)))
         self.new = np.ones(len(lanes), bool)
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Play one step, and write it into `arrays`, in place. What is returned becomes part of ``batch.infos``."""
+        """Run one step, and write it into `arrays` in place. The return value becomes part of ``batch.infos``."""
         move = self.rng.integers(-1, 2, size=len(self.every))
         self.paddle = np.clip(self.paddle + move, 0, SIZE - 1)
         self.row += 1
@@ -40,7 +40,7 @@ class Catch:
         frame[self.every, SIZE - 1, self.paddle] = 128
         arrays["action"][:] = move
         arrays["reward"][:] = np.where(down, np.where(caught, 1.0, -1.0), 0.0)
-        arrays["reset"][:] = self.new  # the first step of a game: here hidden state is to be cleared
+        arrays["reset"][:] = self.new  # the first step of a game, where hidden state must be cleared
 
         self.new, self.row[down] = down, -1
         self.ball[down] = self.rng.integers(SIZE, size=int(down.sum()))
@@ -59,16 +59,16 @@ if __name__ == "__main__":
     dims = {
         "frame": ((SIZE, SIZE), "uint8"),
         "action": ((), "int8"),
-        "reward": (),  # float32 unless you say otherwise
+        "reward": (),  # float32 by default
         "reset": ((), "bool"),
     }
     with sl.MultiStreamer.from_env(Catch, dims, batchsize=LANES, max_q_size=4, num_workers=2, seed=1) as loader:
-        for batch in islice(loader, 3):  # endless: the loop says when it is enough
+        for batch in islice(loader, 3):  # endless, so the loop limits it
             print(f"step {batch.index}: frame {tuple(batch['frame'].shape)}, infos of the workers {batch.infos}")
             show(batch["frame"].numpy())
 
         games = caught = 0
-        for batch in islice(loader, 500):  # goes on with step 3
+        for batch in islice(loader, 500):  # continues with step 3
             games += sum(info["games"] for info in batch.infos)
             caught += sum(info["caught"] for info in batch.infos)
         print(f"steps 3 to {batch.index}: {caught} of {games} balls caught by moving at random")

@@ -1,11 +1,11 @@
 """streamloader: batches whose rows are continuous in time.
 
-Row *i* of one batch carries on exactly where row *i* of the batch before it stopped, and a reset mask says where a
-new stream begins. Start with :class:`MultiStreamer` and a kind of stream: :class:`VideoStreams`,
+Row *i* of a batch continues exactly where row *i* of the previous batch stopped, and a reset mask marks the first step
+of each stream. Start with :class:`MultiStreamer` and a data set of streams: :class:`VideoStreams`,
 :class:`TextStreams`, :class:`IterStreams`, or your own :class:`StreamDataset`.
 
-The public names are resolved when they are first used: ``import streamloader`` itself loads no torch, av, numpy,
-anyio, uvloop, aiohttp, asyncssh or motor. What happens inside is logged to the logger ``"streamloader"``.
+Public names are imported on first use: ``import streamloader`` itself loads none of torch, av, numpy, anyio, uvloop,
+aiohttp, asyncssh and motor. Log records go to the logger ``"streamloader"``.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
         ClosedError,
         ConfigError,
         CorruptStream,
-        FrameOutside,
+        FrameIndexError,
         FrameSizeError,
         IngestFailed,
-        Interrupted,
+        IntegrityError,
         LengthUnknown,
         LimitExceeded,
         LoaderTimeout,
-        MissingExtra,
-        NameTaken,
+        MissingDependency,
+        NameConflict,
         NotFound,
         NotSupported,
         ObjectChanged,
-        ProtocolFault,
-        RangeOutside,
+        ProtocolError,
+        RangeNotSatisfiable,
         RingTooLarge,
         ServerBusy,
         StateError,
@@ -60,12 +60,12 @@ if TYPE_CHECKING:
         StreamFailed,
         StreamloaderError,
         StreamNotFound,
+        TransferInterrupted,
         Unreachable,
         UnreadableStream,
         UntrustedHost,
         VideoNotFound,
         WorkerDied,
-        WrongContent,
     )
     from streamloader.loader.batch import Batch
     from streamloader.loader.envstreamer import EnvBatch, EnvStreamer
@@ -104,26 +104,26 @@ __all__ = [
     "EnvBatch",
     "EnvStreamer",
     "Field",
-    "FrameOutside",
+    "FrameIndexError",
     "FrameSizeError",
     "IngestFailed",
     "IngestReport",
-    "Interrupted",
+    "IntegrityError",
     "IterStreams",
     "LengthUnknown",
     "LimitExceeded",
     "Limits",
     "LoaderTimeout",
-    "MissingExtra",
+    "MissingDependency",
     "MultiStreamer",
-    "NameTaken",
+    "NameConflict",
     "NotFound",
     "NotSupported",
     "ObjectChanged",
     "ObjectInfo",
-    "ProtocolFault",
+    "ProtocolError",
     "Quarantined",
-    "RangeOutside",
+    "RangeNotSatisfiable",
     "RemoteFileHandler",
     "Retry",
     "RingTooLarge",
@@ -141,6 +141,7 @@ __all__ = [
     "StreamloaderError",
     "TextStreams",
     "Timeouts",
+    "TransferInterrupted",
     "Unreachable",
     "UnreadableStream",
     "UntrustedHost",
@@ -148,7 +149,6 @@ __all__ = [
     "VideoProcessor",
     "VideoStreams",
     "WorkerDied",
-    "WrongContent",
     "__version__",
     "merge_states",
     "open_archive",
@@ -156,7 +156,7 @@ __all__ = [
     "register_store",
 ]
 
-_HOMES: Final = {
+_MODULES: Final = {
     "Archive": "archive.archive",
     "ArchiveClips": "archive.clips",
     "ArchiveStreams": "archive.streams",
@@ -198,8 +198,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = value  # found at once from now on
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value  # later accesses do not call __getattr__
     return value
 
 

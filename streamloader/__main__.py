@@ -1,4 +1,4 @@
-"""``python -m streamloader``."""
+"""Entry point of ``python -m streamloader``."""
 
 from __future__ import annotations
 

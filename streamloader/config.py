@@ -1,4 +1,4 @@
-"""Frozen policies: how long to wait, how often to try again, how much to take, and whom to trust."""
+"""Frozen policies of the stores: timeouts, retries and limits."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from streamloader.errors import ConfigError
 __all__ = ["Limits", "Retry", "Timeouts"]
 
 
-def _require(policy: Any, *, at_least: float = 0.0) -> None:
+def _check_numbers(policy: Any, *, minimum: float = 0.0) -> None:
     for item in fields(policy):
         value = getattr(policy, item.name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-        if not number or value < at_least:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        if not is_number or value < minimum:
             name = type(policy).__name__
-            raise ConfigError(f"{name}({item.name}={value!r}): it takes a number that is not below {at_least:g}")
+            raise ConfigError(f"{name}({item.name}={value!r}): must be a number of {minimum:g} or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """How long a store waits, in seconds. Each wait has one of these deadlines; passing it is a StoreTimeout.
+    """Timeouts of a store's requests. A request that exceeds one of them fails with a StoreTimeout.
 
     Attributes:
-        connect: for a connection that can be used: name resolved, handshakes done, logged in.
-        response: from a request to the first byte of the answer.
-        window: of waiting for further bytes, in which `min_rate` is measured.
-        min_rate: bytes a second that a transfer has to reach over any such window. Time in which nobody asks for
-            bytes does not count.
-        close: for saying goodbye.
+        connect: Seconds until a connection is usable: name resolved, handshakes done, logged in.
+        response: Seconds from a request to the first byte of its response.
+        window: Seconds of waiting for further bytes over which `min_rate` is measured.
+        min_rate: Minimum throughput of a transfer over each window, in bytes per second. Time in which the caller does
+            not wait for bytes does not count.
+        close: Seconds for closing a connection.
     """
 
     connect: float = 15.0
@@ -40,25 +40,25 @@ class Timeouts:
     close: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no time."""
-        _require(self)
+        """Validate the values."""
+        _check_numbers(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How requests that failed with a transient error (``StoreError.transient``) are tried again.
+    """How to retry requests that failed with a transient error (``StoreError.transient``).
 
-    The waits double from `first_wait` up to `longest_wait`, each with up to `jitter` seconds added at random, and are
-    never shorter than what the server asked for (Retry-After). A transfer that broke off goes on where it stopped, with
-    the same version of the object; once it got on by as many bytes as `Timeouts` want in one window, attempts and
-    deadline count anew from there.
+    The waits double from `first_wait` up to `longest_wait`. Up to `jitter` random seconds are added to each wait, and
+    no wait is shorter than the server demands (Retry-After). An interrupted transfer resumes at the byte where it
+    stopped, with the same version of the object. Whenever it has received as many bytes as `Timeouts` require for one
+    window, the attempts and the deadline are counted from zero again.
 
     Attributes:
-        attempts: in all, the first one included; 1 tries nothing again.
-        deadline: seconds from the first attempt after which no further one begins.
-        first_wait: seconds before the second attempt.
-        longest_wait: seconds between two attempts at most. A server that asks for more is not asked again.
-        jitter: seconds at most, drawn for each wait.
+        attempts: Maximum number of attempts, including the first. 1 disables retries.
+        deadline: Seconds after the first attempt beyond which no further attempt starts.
+        first_wait: Seconds before the second attempt.
+        longest_wait: Maximum seconds between two attempts. If a server demands a longer wait, the request fails.
+        jitter: Maximum random seconds added to each wait.
     """
 
     attempts: int = 6
@@ -68,24 +68,25 @@ class Retry:
     jitter: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse what is no policy."""
-        _require(self)
+        """Validate the values."""
+        _check_numbers(self)
         if self.attempts < 1:
-            raise ConfigError(f"Retry(attempts={self.attempts}): the first attempt counts, so it takes at least 1")
+            raise ConfigError(f"Retry(attempts={self.attempts}): must be 1 or more, because the first attempt counts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a store takes at most. Passing a limit is a LimitExceeded.
+    """Limits of a store. A request that would exceed one of them fails with a LimitExceeded.
 
     Attributes:
-        requests: under way at the same time; further ones wait for their turn.
-        connections: to one server.
-        object_bytes: of a whole object that is read into memory in one go; use spans or ``stream`` for larger ones.
-        listed: entries of one listing.
-        redirects: followed one after the other.
-        block_bytes: of one block of a content-addressed store.
-        depth: levels of a tree of such blocks, and of directories.
+        requests: Maximum number of concurrent requests. Further requests wait for a free slot.
+        connections: Maximum number of connections to one server.
+        object_bytes: Maximum size in bytes of an object that is read into memory as a whole. Use ranges or ``stream``
+            for larger objects.
+        listed: Maximum number of entries in one listing.
+        redirects: Maximum number of consecutive redirects.
+        block_bytes: Maximum size in bytes of a block in a content-addressed store.
+        depth: Maximum number of levels of directories, or of a tree of such blocks.
     """
 
     requests: int = 256
@@ -97,7 +98,7 @@ class Limits:
     depth: int = 128
 
     def __post_init__(self) -> None:
-        """Refuse what is no limit."""
-        _require(self, at_least=0)
+        """Validate the values."""
+        _check_numbers(self)
         if self.requests < 1 or self.connections < 1:
-            raise ConfigError("Limits: it takes at least one request and one connection")
+            raise ConfigError("Limits: requests and connections must be 1 or more")

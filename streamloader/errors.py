@@ -1,10 +1,10 @@
-"""The one error tree.
+"""All exceptions of the package.
 
-Every error that streamloader raises on purpose is a :class:`StreamloaderError`. It carries, where they are
-known, the stream's key, its address and the offset or step at which things went wrong, and its message says
-what to do. Where Python has a fitting built-in (``FileNotFoundError``, ``TimeoutError``, ...) the error is
-also an instance of that. All errors survive pickling, and can be sent between processes as plain JSON with
-:func:`to_wire` and :func:`from_wire`: nothing that comes from a worker is ever unpickled.
+Every error that streamloader raises deliberately is a :class:`StreamloaderError`. It carries the stream's key, its
+address and the offset or step of the failure where they are known, and its message says how to fix the problem.
+Where Python has a matching built-in exception (``FileNotFoundError``, ``TimeoutError``, ...), the error is also an
+instance of it. All errors can be pickled. Between processes they travel as plain JSON, see :func:`to_wire` and
+:func:`from_wire`, because nothing that a worker sends is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "CorruptStream",
-    "FrameOutside",
+    "FrameIndexError",
     "FrameSizeError",
     "IngestFailed",
-    "Interrupted",
+    "IntegrityError",
     "LengthUnknown",
     "LimitExceeded",
     "LoaderTimeout",
-    "MissingExtra",
-    "NameTaken",
+    "MissingDependency",
+    "NameConflict",
     "NotFound",
     "NotSupported",
     "ObjectChanged",
-    "ProtocolFault",
-    "RangeOutside",
+    "ProtocolError",
+    "RangeNotSatisfiable",
     "RingTooLarge",
     "ServerBusy",
     "StateError",
@@ -46,26 +46,26 @@ __all__ = [
     "StreamFailed",
     "StreamNotFound",
     "StreamloaderError",
+    "TransferInterrupted",
     "Unreachable",
     "UnreadableStream",
     "UntrustedHost",
     "VideoNotFound",
     "WorkerDied",
-    "WrongContent",
     "from_wire",
     "to_wire",
 ]
 
 
 class StreamloaderError(Exception):
-    """Base of every error of this package.
+    """Base class of all errors of this package.
 
     Attributes:
-        stream: key of the stream concerned, or None.
-        address: where its bytes live, with secrets removed, or None.
-        offset: byte offset or step (the message says which), or None.
-        details: further plain values by name (lane, worker, signal, needed bytes, ...).
-        worker_traceback: the traceback of the worker process in which it arose, or None.
+        stream: Key of the stream that failed, or None.
+        address: Address of the stream's or object's bytes, with secrets removed, or None.
+        offset: Byte offset or step of the failure (the message says which), or None.
+        details: Additional plain values by name, such as lane, worker, signal or number of bytes needed.
+        worker_traceback: Traceback from the worker process in which the error occurred, or None.
     """
 
     def __init__(
@@ -87,24 +87,24 @@ class StreamloaderError(Exception):
 
     @property
     def message(self) -> str:
-        """The message alone, without the places and the worker's traceback that ``str()`` adds."""
+        """The message alone, without the context and the worker's traceback that ``str()`` appends."""
         return str(self.args[0]) if self.args else ""
 
     def __str__(self) -> str:
-        """Message, then the places it names that the message does not, then the worker's traceback."""
+        """Return the message, followed by the context that it does not contain and by the worker's traceback."""
         message = self.message
-        places = [
+        context = [
             f"{name}={value!r}"
             for name, value in (("stream", self.stream), ("address", self.address), ("offset", self.offset))
             if value is not None and str(value) not in message
         ]
-        text = f"{message} ({', '.join(places)})" if places else message
+        text = f"{message} ({', '.join(context)})" if context else message
         if self.worker_traceback:
             text += "\n\n--- in the worker ---\n" + self.worker_traceback.rstrip()
         return text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by message and attributes, so that subclasses need no special care."""
+        """Pickle the message and the attributes, so that subclasses need no code of their own."""
         state = {name: getattr(self, name) for name in _ATTRIBUTES}
         return _rebuild, (type(self), self.message, state)
 
@@ -120,153 +120,153 @@ def _rebuild(kind: type[StreamloaderError], message: str, state: dict[str, Any])
 
 
 class ConfigError(StreamloaderError, ValueError):
-    """An argument, or a combination of arguments, that cannot work."""
+    """An argument, or a combination of arguments, is invalid."""
 
 
-class MissingExtra(StreamloaderError, ImportError):
-    """An optional package is needed: the message says which ``pip install streamloader[extra]`` brings it."""
+class MissingDependency(StreamloaderError, ImportError):
+    """An optional package is not installed. The message names the extra: ``pip install streamloader[extra]``."""
 
 
 class RingTooLarge(StreamloaderError, MemoryError):
-    """The ring of batches does not fit into free memory. ``details``: needed, free (bytes)."""
+    """The ring of batches does not fit into free memory. ``details``: needed and free, in bytes."""
 
 
 class LengthUnknown(StreamloaderError, TypeError):
-    """``len()`` of a loader some of whose streams do not know their length."""
+    """The loader has no length, because some of its streams do not declare theirs."""
 
 
 class StateError(StreamloaderError, ValueError):
-    """A state that does not belong to this loader: of other data, another seed or shape, or no state at all."""
+    """A saved state is damaged, or was saved by a loader with other data, another seed or another shape."""
 
 
 class ClosedError(StreamloaderError, RuntimeError):
-    """The loader was closed, or another iteration of it was begun."""
+    """The loader, store or archive was closed, or a newer iteration of the loader has ended this one."""
 
 
 class StreamNotFound(StreamloaderError, FileNotFoundError):
-    """No stream at this address, or a pattern that matches nothing."""
+    """There is no stream at this address, or the pattern matches nothing."""
 
 
 class UnreadableStream(StreamloaderError, OSError):
-    """The address exists but holds nothing that can be opened as this kind of stream."""
+    """The object exists, but it cannot be opened as this kind of stream."""
 
 
 class CorruptStream(StreamloaderError, OSError):
-    """The stream breaks off, is damaged, or does not hold what its index promised. ``offset``: the step."""
+    """The stream is truncated or damaged, or differs from its index. ``offset``: step of the failure."""
 
 
 class FrameSizeError(StreamloaderError, ValueError):
-    """Streams of one data set differ in frame size and no ``size=`` was given."""
+    """The videos of a data set differ in frame size, and no ``size=`` was given."""
 
 
 class StreamFailed(StreamloaderError, RuntimeError):
-    """A stream raised an error of its own (its type and traceback are in the message). ``offset``: the step."""
+    """A stream raised an error of its own. The message contains its type and text. ``offset``: step of the failure."""
 
 
 class LoaderTimeout(StreamloaderError, TimeoutError):
-    """A wait passed its deadline. ``details``: lane, stage, waited (seconds)."""
+    """A batch was not ready in time. ``details``: lane, stage, and seconds waited."""
 
 
 class WorkerDied(StreamloaderError, RuntimeError):
-    """A worker process ended while it still owed batches. ``details``: pid, worker, exit_status, signal, lanes."""
+    """A worker process exited unexpectedly. ``details``: pid, worker, exit_status, signal, lanes."""
 
 
 class StoreError(StreamloaderError, OSError):
-    """Bytes could not be had from where they live, or not put there. ``address`` names the object.
+    """Bytes could not be read from, written to or listed in a store. ``address`` names the object.
 
     Attributes:
-        transient: whether the same request may well succeed a moment later. Only such errors are tried again.
+        transient: Whether the same request may succeed shortly. Only transient errors are retried.
     """
 
     transient: ClassVar[bool] = False
 
 
 class NotFound(StoreError, FileNotFoundError):
-    """No object at this address."""
+    """There is no object at this address."""
 
 
 class AccessDenied(StoreError, PermissionError):
-    """The server, or the file system, does not let us: missing or wrong credentials, or no right to this object."""
+    """The server or file system denied access: credentials are missing or wrong, or do not permit it."""
 
 
 class UntrustedHost(AccessDenied):
-    """A server is not the one it should be: unknown or changed host key, certificate that does not hold."""
+    """The server's identity cannot be verified: its host key is unknown or changed, or its certificate is invalid."""
 
 
-class RangeOutside(StoreError, ValueError):
-    """The asked bytes do not all lie within the object. ``offset``: the first asked one; ``details``: size."""
+class RangeNotSatisfiable(StoreError, ValueError):
+    """The requested byte range exceeds the object. ``offset``: start of the range. ``details``: size of the object."""
 
 
 class ObjectChanged(StoreError):
-    """The object is not the version that was asked for: it was replaced, perhaps while it was read."""
+    """The object is not the requested version. It was replaced, possibly while it was being read."""
 
 
-class WrongContent(StoreError):
-    """The bytes that came are not those that the digest, CID or checksum promised. ``offset``: where they begin."""
+class IntegrityError(StoreError):
+    """The received bytes do not match their digest, CID or checksum. ``offset``: start of these bytes."""
 
 
 class LimitExceeded(StoreError):
-    """A cap of :class:`streamloader.config.Limits` was passed: the message says which one and how to raise it."""
+    """A limit of :class:`streamloader.config.Limits` was exceeded. The message names it and how to raise it."""
 
 
 class NotSupported(StoreError, ValueError):
-    """This store cannot do that: HTTP has no listings, IPFS gateways take no files, ..."""
+    """The store does not support the operation. For example, HTTP servers offer no listings."""
 
 
-class ProtocolFault(StoreError):
-    """The server broke the rules of its protocol: a wrong range, an unasked encoding, a redirect loop, no sense."""
+class ProtocolError(StoreError):
+    """The server violated its protocol, for example with a wrong range, an unrequested encoding or a redirect loop."""
 
 
 class Unreachable(StoreError, ConnectionError):
-    """No connection to the server: its name does not resolve, it refuses, or it hung up before it answered."""
+    """The server cannot be reached: its name does not resolve, or it refused or closed the connection."""
 
     transient = True
 
 
-class Interrupted(StoreError, ConnectionError):
-    """The transfer broke off. ``offset``: of the first byte that did not come."""
+class TransferInterrupted(StoreError, ConnectionError):
+    """The transfer was interrupted. ``offset``: first byte that was not received."""
 
     transient = True
 
 
 class ServerBusy(StoreError, BlockingIOError):
-    """The server is overloaded or failing (429, 5xx). ``details``: status, retry_after (seconds, where it said)."""
+    """The server is overloaded or failing (429, 5xx). ``details``: status, and retry_after in seconds if sent."""
 
     transient = True
 
 
 class StoreTimeout(StoreError, TimeoutError):
-    """A wait for a store passed its deadline, or bytes came too slowly. ``details``: waited (seconds), stage."""
+    """A store did not respond in time, or its transfer was too slow. ``details``: seconds waited, and stage."""
 
     transient = True
 
 
 class CatalogError(StreamloaderError, OSError):
-    """The catalog of an archive cannot be reached, read or written, or does not hold what it should."""
+    """The catalog of an archive cannot be reached, read or written, or its contents are inconsistent."""
 
 
 class CatalogNotFound(CatalogError, FileNotFoundError):
-    """No archive has its catalog there."""
+    """There is no archive catalog at this address."""
 
 
 class CatalogExists(CatalogError, FileExistsError):
-    """There is a catalog already, where one was to be made."""
+    """A catalog cannot be created, because one exists at this address."""
 
 
 class CatalogTooNew(CatalogError):
-    """The catalog was made by a newer version of this package, which has to be installed to use it."""
+    """The catalog was created by a newer version of streamloader. Update streamloader to use it."""
 
 
 class CatalogTimeout(CatalogError, TimeoutError):
-    """The catalog was locked, or did not answer, for too long. ``details``: waited (seconds)."""
+    """The catalog was locked or did not respond in time. ``details``: seconds waited."""
 
 
-class NameTaken(CatalogError, ValueError):
-    """The archive has a video of this name, with other content."""
+class NameConflict(CatalogError, ValueError):
+    """The archive already has a video of this name, with different content."""
 
 
 class IngestFailed(StreamloaderError, RuntimeError):
-    """Some of several videos could not be added; all others were. ``details``: report (an IngestReport)."""
+    """Some videos could not be added; all others were. ``details``: report, an IngestReport."""
 
 
 class VideoNotFound(StreamloaderError, KeyError):
@@ -275,19 +275,19 @@ class VideoNotFound(StreamloaderError, KeyError):
     __str__ = StreamloaderError.__str__
 
 
-class FrameOutside(StreamloaderError, IndexError):
-    """The archive, or the video, has no frame of this number, or at this time."""
+class FrameIndexError(StreamloaderError, IndexError):
+    """The archive or the video has no frame with this number, or at this time."""
 
 
-def _tree(root: type[StreamloaderError]) -> dict[str, type[StreamloaderError]]:
-    known = {root.__name__: root}
+def _subclasses_by_name(root: type[StreamloaderError]) -> dict[str, type[StreamloaderError]]:
+    kinds = {root.__name__: root}
     for kind in root.__subclasses__():
-        known.update(_tree(kind))
-    return known
+        kinds.update(_subclasses_by_name(kind))
+    return kinds
 
 
 def to_wire(error: BaseException) -> dict[str, Any]:
-    """Describe `error` as plain JSON values, with its traceback."""
+    """Return `error` and its traceback as plain JSON values."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     wire: dict[str, Any] = {
         "type": type(error).__name__,
@@ -298,23 +298,23 @@ def to_wire(error: BaseException) -> dict[str, Any]:
         wire["message"] = error.message
         for name in ("stream", "address", "offset"):
             wire[name] = getattr(error, name)
-        wire["details"] = {key: value for key, value in error.details.items() if _plain(value)}
+        wire["details"] = {key: value for key, value in error.details.items() if _is_plain(value)}
         wire["ours"] = True
     return wire
 
 
 def from_wire(wire: dict[str, Any]) -> StreamloaderError:
-    """Rebuild an error from :func:`to_wire`; foreign ones become :class:`StreamFailed`."""
-    places = {name: wire.get(name) for name in ("stream", "address", "offset", "worker_traceback")}
+    """Rebuild an error from :func:`to_wire`. An error of another package becomes a :class:`StreamFailed`."""
+    context = {name: wire.get(name) for name in ("stream", "address", "offset", "worker_traceback")}
     details = dict(wire.get("details") or {})
     if wire.get("ours"):
-        kind = _tree(StreamloaderError).get(wire["type"], StreamloaderError)
-        return kind(wire["message"], **places, **details)
+        kind = _subclasses_by_name(StreamloaderError).get(wire["type"], StreamloaderError)
+        return kind(wire["message"], **context, **details)
     details["cause"] = wire["type"]
-    return StreamFailed(f"{wire['type']}: {wire['message']}", **places, **details)
+    return StreamFailed(f"{wire['type']}: {wire['message']}", **context, **details)
 
 
-def _plain(value: object) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(_plain(item) for item in value)
+        return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str))

@@ -1,4 +1,4 @@
-"""Frozen values that every floor of the package shares."""
+"""Frozen values that all layers of the package share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamloader.errors import ConfigError, RangeOutside
+from streamloader.errors import ConfigError, RangeNotSatisfiable
 
 __all__ = ["Array", "ByteRange", "Field", "ObjectInfo", "StreamInfo", "as_fields"]
 
@@ -18,14 +18,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One array of a step: its shape (without batch and time), dtype, and the value that padding has.
+    """Description of one array of a step: its shape without batch and time, dtype and padding value.
 
     Args:
-        shape: shape of one step, ``()`` for a scalar such as a byte or a token.
-        dtype: anything that ``numpy.dtype`` takes; fixed-size numbers and booleans only.
-        fill: value of padded steps.
-        axes: one letter for each axis of `shape`, for image-like fields, such as ``"HWC"``. The loader's
-            ``layout=`` permutes exactly the fields that have them; others stay (B, T, ...).
+        shape: Shape of one step. ``()`` is a scalar, such as a byte or a token.
+        dtype: Any argument of ``numpy.dtype`` that gives numbers or booleans of a fixed size.
+        fill: Value of padded steps.
+        axes: One letter for each axis of `shape`, such as ``"HWC"``, for image-like fields. The loader's ``layout=``
+            permutes the fields that have axes. All others stay (B, T, ...).
     """
 
     shape: tuple[int, ...] = ()
@@ -34,11 +34,11 @@ class Field:
     axes: str | None = None
 
     def __post_init__(self) -> None:
-        """Normalise and refuse what shared memory cannot hold."""
+        """Normalize the values, and reject dtypes that shared memory cannot hold."""
         shape = (self.shape,) if isinstance(self.shape, int) else tuple(int(n) for n in self.shape)
         dtype = np.dtype(self.dtype)
         if any(n < 0 for n in shape):
-            raise ConfigError(f"a field's shape has no negative size, got {shape}")
+            raise ConfigError(f"a field's shape must not have negative sizes, got {shape}")
         if dtype.hasobject or dtype.kind not in "biufc":
             raise ConfigError(f"a field's dtype must be a number or bool of fixed size, got {dtype}")
         if self.axes is not None and (len(self.axes) != len(shape) or len(set(self.axes)) != len(shape)):
@@ -48,7 +48,7 @@ class Field:
 
 
 def as_fields(fields: Mapping[str, Field] | Field) -> dict[str, Field]:
-    """Normalise the fields of one step: a lone :class:`Field` is called ``"data"``."""
+    """Return the fields of one step by name. A single :class:`Field` is named ``"data"``."""
     if isinstance(fields, Field):
         return {"data": fields}
     if not fields:
@@ -57,7 +57,7 @@ def as_fields(fields: Mapping[str, Field] | Field) -> dict[str, Field]:
         if not isinstance(value, Field):
             raise ConfigError(f"field {name!r} must be a streamloader.Field, got {type(value).__name__}")
         if name in _RESERVED:
-            raise ConfigError(f"field name {name!r} is taken by the batch itself; choose another")
+            raise ConfigError(f"field name {name!r} is reserved for the batch itself; choose another name")
     return dict(fields)
 
 
@@ -66,12 +66,12 @@ _RESERVED = frozenset({"reset", "valid", "repeat", "step", "time", "stream", "cu
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """What is known of a stream before it is opened.
+    """Description of a stream, known before the stream is opened.
 
     Attributes:
-        key: names the stream within its data set: a path, an address, an item's number.
-        length: steps it will yield, or None where only playing it tells.
-        extra: what ``open`` needs besides (plain, picklable values).
+        key: Unique name of the stream within its data set, such as a path, an address or an item's number.
+        length: Number of steps, or None if only reading the stream shows it.
+        extra: Additional plain, picklable values for ``open``.
     """
 
     key: str
@@ -81,33 +81,33 @@ class StreamInfo:
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """A span of bytes of an object: [start, end), in bytes from its beginning.
+    """A half-open range of bytes of an object: [start, end).
 
     Args:
-        start: the first byte, counted from the beginning; negative: that many bytes before the end (as in RFC 9110's
-            suffix-range, a shorter object is then taken whole). Then there is no `end`.
-        end: the byte behind the last one; None for all up to the object's end.
+        start: Offset of the first byte. A negative value counts from the end of the object, as the suffix-range of RFC
+            9110 does: a shorter object is then read whole, and `end` must be None.
+        end: Offset after the last byte, or None for the end of the object.
     """
 
     start: int = 0
     end: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse spans that make no sense."""
+        """Validate the bounds."""
         if self.end is not None and not 0 <= self.start <= self.end:
-            raise ConfigError(f"bytes {self.start}-{self.end} are no span: it takes 0 <= start <= end")
+            raise ConfigError(f"invalid byte range {self.start}-{self.end}: it must have 0 <= start <= end")
 
     def within(self, size: int, address: str | None = None) -> tuple[int, int]:
-        """Return (start, end) in an object of `size` bytes.
+        """Return (start, end) within an object of `size` bytes.
 
         Raises:
-            RangeOutside: not all of these bytes are there.
+            RangeNotSatisfiable: If the range exceeds the object.
         """
         start = max(0, size + self.start) if self.start < 0 else self.start
         end = size if self.end is None else self.end
         if end > size or start > size:
-            raise RangeOutside(
-                f"asked for bytes {self} of {address or 'an object'}, which has {size}",
+            raise RangeNotSatisfiable(
+                f"bytes {self} of {address or 'an object'} were requested, but it has only {size} bytes",
                 address=address,
                 offset=start,
                 size=size,
@@ -115,7 +115,7 @@ class ByteRange:
         return start, end
 
     def __str__(self) -> str:
-        """Write it as half-open, for messages."""
+        """Return the range in the notation of a slice, for messages."""
         if self.start < 0:
             return f"[{self.start}:]"
         return f"[{self.start}:{'' if self.end is None else self.end}]"
@@ -123,14 +123,14 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a store knows of one object, without reading it.
+    """Metadata of one object in a store.
 
     Attributes:
-        path: within its store. One that ends in "/" is a directory, in listings that are not recursive.
-        size: bytes, or None where the server does not tell.
-        version: an opaque text that changes with the object's bytes (an ETag, size and time, a CID); None where the
-            server has none.
-        modified: seconds since 1970, or None.
+        path: Path within the store. A path that ends in "/" is a directory; non-recursive listings contain those.
+        size: Size in bytes, or None if the server does not report it.
+        version: Opaque string that changes with the object's bytes (an ETag, size and time, a CID), or None if the
+            server provides none.
+        modified: Time of the last modification, in seconds since 1970, or None.
     """
 
     path: str
@@ -140,5 +140,5 @@ class ObjectInfo:
 
     @property
     def is_directory(self) -> bool:
-        """Whether this stands for what lies under it."""
+        """Whether this is a directory."""
         return self.path.endswith("/")

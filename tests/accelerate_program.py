@@ -1,7 +1,7 @@
-"""Trains with Accelerate, and writes down every batch.
+"""Trains with Accelerate, and records every batch.
 
-`accelerate_program.py OUT save` trains undisturbed, with a checkpoint after every batch.
-`accelerate_program.py OUT resume` goes on behind each of these checkpoints, with a new loader each time.
+`accelerate_program.py OUT save` trains without interruption, with a checkpoint after every batch.
+`accelerate_program.py OUT resume` continues after each of these checkpoints, with a new loader each time.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Training:
         model = torch.nn.Linear(3, 1)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
-        assert self.loader is loader  # what is no DataLoader passes through `prepare`
+        assert self.loader is loader  # `prepare` returns other objects than DataLoaders unchanged
         self.accelerator.register_for_checkpointing(loader)
         self.seen, self.losses = [], []
 
     def epochs(self, save_to=None):
-        """Train what is left of all epochs."""
+        """Train for the remaining batches of all epochs."""
         for epoch in range(self.loader.state_dict()["epoch"], EPOCHS):
             self.loader.set_epoch(epoch)
             for batch in self.loader:
@@ -64,4 +64,5 @@ def main(out, what):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    for what in sys.argv[2:]:
+        main(Path(sys.argv[1]), what)

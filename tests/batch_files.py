@@ -1,4 +1,4 @@
-"""Batches on their way from a program to the test that has started it. Imports no torch."""
+"""Pass batches from a program to the test that started it, through a file. Does not import torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def write_batches(path, batches):
-    """Write copies of batches, as `resume_data.arrays` makes them, to one file."""
+    """Write copies of batches, as returned by `resume_data.arrays`, to one file."""
     np.savez(
         path, **{f"{number} {name}": array for number, batch in enumerate(batches) for name, array in batch.items()}
     )
 
 
 def read_batches(path):
-    """Return what :func:`write_batches` wrote."""
+    """Return the batches written by :func:`write_batches`."""
     batches = {}
     with np.load(path) as file:
         for key in file.files:

@@ -12,21 +12,21 @@ from streamloader.values import ByteRange
 OBJECTS, SIZE = 12, 5 << 20
 
 
-def made(number):
+def make_object(number):
     return random.Random(number).randbytes(SIZE)
 
 
-class Made(sl.Store):
-    """Objects that are computed: the same in each process."""
+class GeneratedStore(sl.Store):
+    """Generated objects: the same in each process."""
 
     async def _head(self, path):
         return sl.ObjectInfo(path, SIZE, "always")
 
     def _get(self, path, span, version):
-        return Reading(self, path, span)
+        return GeneratedRead(self, path, span)
 
 
-class Reading:
+class GeneratedRead:
     def __init__(self, store, path, span):
         self.path, self.span = path, span or ByteRange()
 
@@ -40,31 +40,31 @@ class Reading:
         pass
 
     async def pieces(self, start, end):
-        data = made(int(self.path))
+        data = make_object(int(self.path))
         for at in range(start, end, 1 << 20):
             yield data[at : min(end, at + (1 << 20))]
 
 
-def cached(folder, limit):
-    from streamloader.stores.wrappers.cache import Cache
+def make_cache(folder, limit):
+    from streamloader.stores.wrappers.cache import CachingStore
 
-    return Cache(Made("made://up"), folder, limit)
+    return CachingStore(GeneratedStore("generated://x"), folder, limit)
 
 
-async def read_on(folder, limit, seed):
+async def read_until_killed(folder, limit, seed):
     rng = random.Random(seed)
-    async with cached(folder, limit) as store:
-        print("begun", flush=True)  # noqa: T201 - the parent waits for it
+    async with make_cache(folder, limit) as store:
+        print("started", flush=True)  # noqa: T201 - the parent waits for it
         while True:
-            await asyncio.gather(*(one(store, rng.randrange(OBJECTS), rng.randrange(SIZE)) for _ in range(4)))
+            await asyncio.gather(*(check_read(store, rng.randrange(OBJECTS), rng.randrange(SIZE)) for _ in range(4)))
 
 
-async def one(store, number, at):
+async def check_read(store, number, at):
     data = await store.read(str(number), ByteRange(at, min(SIZE, at + 2_000_000)))
-    if data != made(number)[at : at + 2_000_000]:
+    if data != make_object(number)[at : at + 2_000_000]:
         print("WRONG", number, at, flush=True)  # noqa: T201
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    asyncio.run(read_on(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(read_until_killed(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -1,7 +1,7 @@
 """Adds videos to a catalog until it is killed: ``python catalog_writer.py URL``.
 
-Reads the number of a round on each line of its input, forks a writer for it, and tells the writer's process id. A
-writer tells the number of each video that was committed, after that.
+Reads the number of a round on each line of its input, forks a writer for it, and prints the process id of the writer.
+A writer prints the number of each video after its commit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import sys
 
 from streamloader.archive.catalog.registry import open_catalog
-from streamloader.testing.catalogs.binding import made
+from streamloader.testing.catalogs.binding import make_sample_video
 
 
 def sizes(seed):
@@ -25,18 +25,18 @@ async def write(url, number):
     catalog = open_catalog(url)
     for step in range(10**6):
         seed = number * 1000 + step
-        video = made(seed, sizes(seed))
-        await catalog.begin(video.job)
+        video = make_sample_video(seed, sizes(seed))
+        await catalog.begin_job(video.job)
         at = 0
         while at < len(video.chunks):
             count = chance.randint(1, 3)
-            await catalog.stage(video.chunks[at : at + count])
+            await catalog.stage_chunks(video.chunks[at : at + count])
             at += count
-        await catalog.beat(video.content, float(step))
+        await catalog.record_heartbeat(video.content, float(step))
         if chance.random() < 0.2:
-            await catalog.abandon(video.content)
+            await catalog.abandon_job(video.content)
         else:
-            await catalog.commit(video.video)
+            await catalog.commit_video(video.video)
             os.write(1, b"%d\n" % seed)
 
 

@@ -16,10 +16,13 @@ import pytest
 from canaries import Watch
 from leak_check import MARK, AsyncioComplaints, Holdings, left_behind
 from media_data import ClipsMissing, fetch_clips
+from scheduling import Scheduling, sort_tests
+from servers.jsipfs import is_being_installed
 from servers.jsipfs_fixture import jsipfs_node  # noqa: F401 - the real servers are fixtures, started once a process
 from servers.nginx_fixture import nginx_server  # noqa: F401
 from servers.seaweed_fixture import seaweed_server  # noqa: F401
 from servers.sshd_fixture import own_ssh_server, second_ssh_server, ssh_server  # noqa: F401
+from tiers import mark_repeats
 
 try:
     import uvloop
@@ -29,9 +32,10 @@ except ImportError:  # there is none for this interpreter
 _PASSED = pytest.StashKey[bool]()
 _SCRATCH = pytest.StashKey[Path]()
 
-# Two cores are shared with the other test process: how long an example takes says nothing.
-hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+# The cores are shared with other processes: how long it takes to draw or run an example says nothing.
+_ANY_SPEED = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("local", **_ANY_SPEED)
+hypothesis.settings.register_profile("ci", **_ANY_SPEED, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
@@ -48,6 +52,24 @@ def pytest_configure(config):
     # Each core has a test process already: programs of the tests that use torch with a thread per core crawl.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[MARK] = str(os.getpid())
+
+
+def pytest_report_header():
+    return "js-ipfs is being installed: its tests run late, and wait for it" if is_being_installed() else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items):
+    mark_repeats(items)
+    sort_tests(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.option.dist != "load":
+        return None
+    config.option.loadscopereorder = False  # the order is sort_tests'
+    return Scheduling(config, log)
 
 
 def pytest_unconfigure(config):
@@ -128,7 +150,7 @@ def leaves_nothing_behind(request):
         shared_stores.close_shared_stores()  # they are meant to stay for a while
     request.node.funcargs.clear()  # pytest would hold what fixtures returned beyond their own end
     # A failed test holds what its traceback shows, and has been reported already.
-    lines = left_behind(before, patience=5.0) if request.node.stash.get(_PASSED, False) and marker is None else []
+    lines = left_behind(before, patience=30.0) if request.node.stash.get(_PASSED, False) and marker is None else []
     logging.getLogger("asyncio").removeHandler(complaints)
     if lines or (complaints.lines and marker is None):
         pytest.fail("the test left behind:\n  " + "\n  ".join(lines + complaints.lines), pytrace=False)

@@ -1,7 +1,7 @@
-"""Trains a small model with DDP on the ranks that torchrun has started, and writes down every batch that it was given.
+"""Trains a small model with DDP on the ranks that torchrun has started, and records every batch.
 
-`torchrun ... ddp_program.py OUT fresh` plays an epoch of each kind, then `EPOCHS` of one loader, of which a checkpoint
-is saved after `SAVED` batches of epoch 1. `... OUT resume` does the same, but goes on behind that checkpoint, on any
+`torchrun ... ddp_program.py OUT fresh` runs an epoch of each kind, and then `EPOCHS` of one loader. It saves a
+checkpoint after `SAVED` batches of epoch 1. `... OUT resume` does the same, but continues after that checkpoint, on any
 number of ranks. OUT is a folder that all ranks share.
 """
 
@@ -27,7 +27,7 @@ KINDS = [(switch, tail) for switch in ("pack", "align") for tail in ("pad", "dro
 
 
 class Training:
-    """A model under DDP: no rank gets through a step before all have done it."""
+    """A model under DDP: no rank finishes a step before all ranks have computed it."""
 
     def __init__(self, rank, world, out):
         self.rank, self.world, self.out = rank, world, out
@@ -38,18 +38,18 @@ class Training:
     def loader(self, **more):
         return sl.MultiStreamer(Seekable(LENGTHS), LANES // self.world, WINDOW, seed=SEED, timeout=60.0, **more)
 
-    def play(self, loader, save_after=None):
-        """Train on one iteration; return its batches."""
-        played = []
+    def train(self, loader, save_after=None):
+        """Train on one iteration, and return its batches."""
+        batches = []
         for batch in loader:
-            loss = self.model(batch.data.float()).squeeze(-1)[batch.valid].sum()  # where all is padding: of nothing
+            loss = self.model(batch.data.float()).squeeze(-1)[batch.valid].sum()  # 0 where all steps are padding
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            played.append(arrays(batch))
-            if len(played) == save_after:
+            batches.append(arrays(batch))
+            if len(batches) == save_after:
                 self.save(loader)
-        return played
+        return batches
 
     def save(self, loader):
         dcp.save({"loader": loader, "model": self.model.module}, checkpoint_id=self.out / "checkpoint")
@@ -61,18 +61,18 @@ class Training:
 
 def main(out, what):
     with sl.MultiStreamer(Seekable(LENGTHS), LANES // int(os.environ["WORLD_SIZE"]), WINDOW, seed=SEED) as loader:
-        assert not dist.is_initialized()  # so it knows its rank by the environment
+        assert not dist.is_initialized()  # so its rank comes from the environment
         early = [arrays(batch) for batch in loader]
     dist.init_process_group("gloo")
     for name in ("RANK", "WORLD_SIZE"):
-        del os.environ[name]  # from here on ranks are known by the process group
+        del os.environ[name]  # from here on, ranks come from the process group
     training = Training(dist.get_rank(), dist.get_world_size(), out)
     training.write("early", early)
     for switch, tail in KINDS:
         with training.loader(switch=switch, tail=tail) as loader:
-            played = training.play(loader)
-            assert len(played) == len(loader)
-            training.write(f"{switch}-{tail}", played)
+            batches = training.train(loader)
+            assert len(batches) == len(loader)
+            training.write(f"{switch}-{tail}", batches)
     with training.loader(num_workers=1) as loader:
         first = 0
         if what == "resume":
@@ -80,7 +80,7 @@ def main(out, what):
             first = loader.state_dict()["epoch"]
         for epoch in range(first, EPOCHS):
             save_after = SAVED if what == "fresh" and epoch == 1 else None
-            training.write(f"{what}-{epoch}", training.play(loader, save_after))
+            training.write(f"{what}-{epoch}", training.train(loader, save_after))
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Streams whose every step says what it is, and the plain model of what a loader must deliver of them.
+"""Streams whose steps contain their own position, and a model of the batches that a loader must deliver.
 
 Imports no torch: the workers of the tests import this module.
 """
@@ -25,10 +25,10 @@ class Numbered(StreamDataset):
     """Stream s yields `lengths[s]` steps; step t of it is (s, t, a number drawn from the stream's rng).
 
     Args:
-        lengths: true steps of each stream.
-        declared: what the index says, if that is something else.
-        chunk: most steps that one read returns.
-        at_step: called with (stream, step) before each step is read.
+        lengths: True number of steps of each stream.
+        declared: Lengths that the index declares. Defaults to the true lengths.
+        chunk: Maximum number of steps that one read returns.
+        at_step: Function that is called with (stream, step) before each step is read.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ def draw(rng: np.random.Generator) -> int:
 
 
 def copies(loader: Any) -> list[dict[str, np.ndarray]]:
-    """Play one epoch; return a copy of every array of every batch."""
+    """Read one epoch; return a copy of every array of every batch."""
     return [{name: array.copy() for name, array in batch.numpy().items()} for batch in loader]
 
 
 def fingerprint(batches: list[dict[str, np.ndarray]]) -> str:
-    """Sum up names, dtypes, shapes and bytes of all arrays of all batches, in order."""
+    """Hash names, dtypes, shapes and bytes of all arrays of all batches, in order."""
     digest = hashlib.sha256()
     for batch in batches:
         for name, array in batch.items():
@@ -108,9 +108,9 @@ def model_epoch(
     switch: str = "pack",
     tail: str = "pad",
 ) -> list[dict[str, np.ndarray]]:
-    """Say what an epoch must be.
+    """Return the batches that an epoch must have.
 
-    - ``pad`` and ``cycle`` play every step of every stream once that is not marked as a repetition. Where all lengths
+    - ``pad`` and ``cycle`` deliver every step of every stream once, apart from marked repeats. Where all lengths
       are declared the epoch has at least ``len(loader)`` batches, and goes on if a stream turns out longer than that;
       where one is unknown it ends with the last lane.
     - ``drop`` ends before the first batch that some lane cannot fill with its own streams.
@@ -137,7 +137,7 @@ def model_epoch(
 
 
 def _own_windows(plan: Plan, epoch: int, lane: int, lengths: Sequence[int]) -> Iterator[list[Cell | None]]:
-    """The windows of a lane as far as they hold steps that are no repetition; of these steps only."""
+    """Yield the windows of a lane that hold steps that are no repeats, without the repeats."""
     for cells in _windows(plan, epoch, lane, lengths):
         own = [cell if cell is not None and not cell[2] else None for cell in cells]
         if own[0] is None:
@@ -181,7 +181,7 @@ def _batch(rows: list[list[Cell | None]], seed: int, epoch: int) -> dict[str, np
 
 
 def assert_same_batches(got: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> None:
-    """Compare names, dtypes, shapes and bytes; say which batch and array is the first that differs."""
+    """Compare names, dtypes, shapes and bytes; fail at the first batch and array that differ."""
     for index, (one, other) in enumerate(zip(got, expected, strict=False)):
         assert list(one) == list(other), f"batch {index}"
         for name, array in one.items():

@@ -1,4 +1,4 @@
-"""Envs whose every row says what it is, and what they must make.
+"""Envs whose rows identify themselves, and their expected batches.
 
 Imports no torch: the workers of the tests import this module.
 """
@@ -16,7 +16,7 @@ DIMS = {"walk": (3,), "count": ((), "int64"), "picture": ((2, 4), "uint8")}
 
 
 class Walks:
-    """A random walk in each lane, with a generator of its own, so that it does not matter which env hosts a lane."""
+    """A random walk in each lane, with one generator per lane, so that the walk does not depend on the env."""
 
     def __init__(self, lanes):
         self.lanes, self.calls = lanes, 0
@@ -34,8 +34,8 @@ class Walks:
 
 
 def expected_batches(lanes, count):
-    """Return, for each batch, the arrays of all `lanes`, made in one env and in one thread."""
-    env, made = Walks(lanes), []
+    """Return the arrays of all `lanes` for each batch, created by one env in one thread."""
+    env, batches = Walks(lanes), []
     for _ in range(count):
         arrays = {
             "walk": np.empty((len(lanes), 3), np.float32),
@@ -43,12 +43,12 @@ def expected_batches(lanes, count):
             "picture": np.empty((len(lanes), 2, 4), np.uint8),
         }
         env(arrays)
-        made.append(arrays)
-    return made
+        batches.append(arrays)
+    return batches
 
 
 class Counter:
-    """Row i of call k is ``1000 * lane + k``; `at_call(lanes, k)` is called before, and may do what it likes."""
+    """Row i of call k is ``1000 * lane + k``; `at_call(lanes, k)` is called before it."""
 
     def __init__(self, lanes, at_call=None, path=None):
         self.lanes, self.at_call, self.path = lanes, at_call, path
@@ -70,13 +70,13 @@ class Counter:
 
 
 def numbers(batch):
-    """What the rows of a batch of counters say."""
+    """Return the rows of a batch of counters."""
     return batch.numpy()["data"].tolist()
 
 
 @contextlib.contextmanager
 def released(event):
-    """Set `event` at the end, whatever happens, so that no env waits for ever."""
+    """Set `event` at the end in any case, so that no env waits forever."""
     try:
         yield event
     finally:

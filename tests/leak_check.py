@@ -26,12 +26,15 @@ MARK = "STREAMLOADER_TEST_PROCESS"
 # Python's own helper, started by the first use of a multiprocessing primitive and meant to stay until the end.
 _HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
+# Ids of processes that were seen not to be of the tests. What they are does not change, and each look costs time.
+_foreign: set[int] = set()
+
 
 @dataclass(frozen=True)
 class Holdings:
     """What this process holds at one moment. The keys of each are compared, the values say what they are."""
 
-    processes: dict[int, str]
+    processes: frozenset[int]
     descriptors: dict[tuple[int, str], str]
     threads: dict[int, str]
     tasks: dict[int, str]
@@ -54,8 +57,12 @@ class Holdings:
 
     def gained_since(self, before: Holdings) -> list[str]:
         """Name, one a line, what is here and was not there before."""
-        lines = []
-        for kind in ("processes", "descriptors", "threads", "tasks", "temporary"):
+        lines = [
+            f"processes: {what}"
+            for pid in sorted(self.processes - before.processes)
+            if (what := _describe_process(pid))
+        ]
+        for kind in ("descriptors", "threads", "tasks", "temporary"):
             old, new = getattr(before, kind), getattr(self, kind)
             lines += [f"{kind}: {what}" for key, what in new.items() if key not in old]
         lines += [
@@ -94,30 +101,43 @@ def left_behind(before: Holdings, *, patience: float) -> list[str]:
     return lines
 
 
-def _processes() -> dict[int, str]:
-    pids = {child.pid for child in psutil.Process().children(recursive=True)} | _marked()
-    found = {}
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            try:
-                command = " ".join(process.cmdline()) or process.name()
-            except psutil.ZombieProcess:
-                command = "(never waited for)"
-            if not any(helper in command for helper in _HELPERS):
-                found[pid] = f"{pid} {process.status()} {command[:200]}"
-    return found
+def _processes() -> frozenset[int]:
+    """Return the ids of all processes of the tests: descendants of this one, and orphans with its mark."""
+    if not PROC.exists():
+        return frozenset(child.pid for child in psutil.Process().children(recursive=True))
+    me = os.getpid()
+    pids = {int(name) for name in _names(PROC) if name.isdigit()}
+    _foreign.intersection_update(pids)
+    mark = f"{MARK}={me}".encode()
+    parents, marked = {}, set()
+    for pid in pids - _foreign - {me}:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                parents[pid] = int(stat.read().rpartition(b")")[2].split()[1])
+            with open(f"/proc/{pid}/environ", "rb") as environ:
+                if mark in environ.read().split(b"\0"):
+                    marked.add(pid)
+        except OSError:  # it has ended, or is another user's
+            pass
+    ours = set(marked)
+    while more := {pid for pid, parent in parents.items() if parent == me or parent in ours} - ours:
+        ours |= more
+    _foreign.update(parents.keys() - ours)
+    return frozenset(ours)
 
 
-def _marked() -> set[int]:
-    mark = f"{MARK}={os.getpid()}".encode()
-    found = set()
-    for name in _names(PROC):
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if mark in (PROC / name / "environ").read_bytes().split(b"\0"):
-                    found.add(int(name))
-    return found
+def _describe_process(pid: int) -> str | None:
+    """Say what a process is; None if it has ended, or is one of Python's helpers."""
+    try:
+        process = psutil.Process(pid)
+        try:
+            command = " ".join(process.cmdline()) or process.name()
+        except psutil.ZombieProcess:
+            command = "(never waited for)"
+        status = process.status()
+    except psutil.NoSuchProcess:
+        return None
+    return None if any(helper in command for helper in _HELPERS) else f"{pid} {status} {command[:200]}"
 
 
 def _descriptors() -> dict[tuple[int, str], str]:
@@ -153,9 +173,13 @@ def _known_tasks() -> list[asyncio.Task]:
 
 def _shared_mappings() -> Counter[str]:
     try:
-        lines = (PROC / "self" / "maps").read_text().splitlines()
+        with open("/proc/self/maps", "rb") as maps:
+            data = maps.read()
     except OSError:
         return Counter()
+    if b"memfd:streamloader" not in data and b" /dev/shm/" not in data:
+        return Counter()
+    lines = data.decode(errors="replace").splitlines()
     return Counter(line.split(maxsplit=5)[5] for line in lines if "memfd:streamloader" in line or " /dev/shm/" in line)
 
 

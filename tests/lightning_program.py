@@ -1,4 +1,4 @@
-"""Trains with Lightning, and writes down every batch of every training.
+"""Trains with Lightning, and records every batch of every training.
 
 `lightning_program.py OUT save` trains undisturbed, with a checkpoint after every step and after every epoch.
 `lightning_program.py OUT resume` goes on behind each of these checkpoints, with a new loader each time; and then
@@ -36,12 +36,12 @@ class Model(pl.LightningModule):
         torch.manual_seed(1)
         self.layer = torch.nn.Linear(3, 1)
         self.seen = []
-        self.told = []  # (Lightning's epoch and batch, the loader's)
+        self.batches = []  # (Lightning's epoch and batch, the loader's)
         self.validated = []
 
     def training_step(self, batch, batch_idx):
         self.seen.append(arrays(batch))
-        self.told.append([self.current_epoch, batch_idx, batch.epoch, batch.index])
+        self.batches.append([self.current_epoch, batch_idx, batch.epoch, batch.index])
         return self.layer(batch.data.float() / 2**31).mean()
 
     def validation_step(self, batch, batch_idx):
@@ -69,7 +69,7 @@ def loader_of(declared=LENGTHS, **more):
 
 
 def train(name, out, *, workers=0, checkpoint=None, **more):
-    """Return the trained model, which has seen all batches."""
+    """Return the trained model, which has recorded all batches."""
     declared, limits = CASES[name]
     model = Model()
     with loader_of(declared, num_workers=workers) as loader:
@@ -78,17 +78,17 @@ def train(name, out, *, workers=0, checkpoint=None, **more):
 
 
 def validate(out, **more):
-    """Return which batches a model was trained and validated with."""
+    """Return the batches of the training and the validation of a model."""
     model = Model()
     with loader_of() as loader, loader_of() as held_out:
         trainer_of(out, **more).fit(model, loader, held_out)
-    return {"told": model.told, "validated": model.validated}
+    return {"batches": model.batches, "validated": model.validated}
 
 
 def report(out, name, model):
     write_batches(out / f"{name}.npz", model.seen)
     weights = [parameter.detach().flatten().tolist() for parameter in model.parameters()]
-    (out / f"{name}.json").write_text(json.dumps({"told": model.told, "weights": weights}))
+    (out / f"{name}.json").write_text(json.dumps({"batches": model.batches, "weights": weights}))
 
 
 def main(out, what):
@@ -111,4 +111,5 @@ def main(out, what):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    main(Path(sys.argv[1]), sys.argv[2])
+    for what in sys.argv[2:]:
+        main(Path(sys.argv[1]), what)

@@ -1,4 +1,4 @@
-"""Video files of every awkward kind, made with FFmpeg's own encoders from frames that are all different."""
+"""Video files with unusual properties, encoded by FFmpeg from frames that all differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATE = 25
 
 
 def moving_frame(number: int, height: int, width: int, pix_fmt: str = "yuv420p") -> av.VideoFrame:
-    """A picture with edges and colours that moves, and whose number can be told from any other's."""
+    """Return a moving picture with edges and colours that differs for every number."""
     y, x = np.mgrid[0:height, 0:width]
     red = (x * 3 + number * 7) % 256
     green = (y * 2 + x + number * 11) % 256
@@ -75,7 +75,7 @@ def copy_packets(
 
 
 def with_audio_only(path: Path, seconds: float = 0.5) -> Path:
-    """A sound without a picture."""
+    """Write a file with audio and no video."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("aac", rate=44100)
         samples = np.zeros((1, int(44100 * seconds)), np.float32)
@@ -87,7 +87,7 @@ def with_audio_only(path: Path, seconds: float = 0.5) -> Path:
 
 
 def flat_yuv(y: int, u: int, v: int, height: int = 32, width: int = 48, pix_fmt: str = "yuv420p") -> av.VideoFrame:
-    """A frame of one colour, given as it is stored."""
+    """Return a frame of one colour, given by its stored values."""
     frame = av.VideoFrame(width, height, pix_fmt)
     for plane, value in zip(frame.planes, (y, u, v), strict=True):
         plane.update(bytes([value]) * plane.buffer_size)
@@ -95,18 +95,18 @@ def flat_yuv(y: int, u: int, v: int, height: int = 32, width: int = 48, pix_fmt:
 
 
 def linear_decode(path: Path) -> list[av.VideoFrame]:
-    """All frames that the decoder shows, by PyAV's plainest loop."""
+    """Return all frames that the decoder shows, using only PyAV."""
     with av.open(str(path)) as container:
         return list(container.decode(video=0))
 
 
 def as_rgb(frames: Iterable[av.VideoFrame], **size: int) -> np.ndarray:
-    """Frames (n, H, W, 3) as PyAV converts them."""
+    """Return the frames as PyAV converts them, (n, H, W, 3)."""
     return np.stack([frame.to_ndarray(format="rgb24", **size) for frame in frames])
 
 
 def with_hidden_frames(source: Path, target: Path, hidden: Iterable[int]) -> Path:
-    """Copy a VP8 clip and clear the show_frame bit of some packets: they are decoded, referred to, and not shown."""
+    """Copy a VP8 clip and clear the show_frame bit of some packets, which are then decoded but not shown."""
     hidden = set(hidden)
     with av.open(str(source)) as container, av.open(str(target), "w") as output:
         stream = container.streams.video[0]
@@ -123,7 +123,7 @@ def with_hidden_frames(source: Path, target: Path, hidden: Iterable[int]) -> Pat
 def with_packed_b_frames(source: Path, target: Path) -> Path:
     """Copy an MPEG-4 clip into AVI as DivX wrote it: a B frame shares a packet with the frame that it precedes.
 
-    A tiny packet that codes nothing follows each pair, so that the number of packets stays that of frames.
+    A small packet without a picture follows each pair, so that the numbers of packets and frames are equal.
     """
     nothing = bytes.fromhex("000001b6504f")
     with av.open(str(source)) as container, av.open(str(target), "w", format="avi") as output:
@@ -143,7 +143,7 @@ def with_packed_b_frames(source: Path, target: Path) -> Path:
 
 
 def with_another_size(folder: Path) -> Path:
-    """An H.264 stream whose frames become smaller after 20 of 40."""
+    """Write an H.264 stream of 40 frames, the last 20 of which are smaller."""
     large = make_clip(folder / "large.h264", frames=20)
     small = make_clip(folder / "small.h264", frames=20, height=32, width=48)
     target = folder / "another_size.h264"
@@ -152,7 +152,7 @@ def with_another_size(folder: Path) -> Path:
 
 
 def without_reorder_hint(folder: Path) -> Path:
-    """An H.264 stream with B frames whose parameter sets do not say how many frames wait for others (no VUI)."""
+    """Write an H.264 stream with B frames whose parameter sets do not declare the reordering delay (no VUI)."""
     plain = make_clip(folder / "hinted.h264").read_bytes()
     target = folder / "no_hint.h264"
     units = plain.split(b"\0\0\1")
@@ -161,7 +161,7 @@ def without_reorder_hint(folder: Path) -> Path:
 
 
 def _without_vui(unit: bytes) -> bytes:
-    """Cut off a sequence parameter set before its VUI (ITU-T H.264, 7.3.2.1.1)."""
+    """Remove the VUI from a sequence parameter set (ITU-T H.264, 7.3.2.1.1)."""
     bits = "".join(f"{byte:08b}" for byte in unit)
     at = 32
 
@@ -194,7 +194,7 @@ def _without_vui(unit: bytes) -> bytes:
 
 
 def _signed_divx(header: bytes) -> bytes:
-    """Put the name of an encoder that packs (the final "p") into the user data of an MPEG-4 header."""
+    """Write the name of an encoder that packs B frames (the final "p") into the user data of an MPEG-4 header."""
     return header[: header.index(b"\0\0\1\xb2") + 4] + b"DivX503b1393p"
 
 
@@ -222,7 +222,7 @@ _OPEN = _x264("open-gop=1:keyint=10:min-keyint=10:bframes=3:scenecut=0")
 _REFRESH = _x264("intra-refresh=1:keyint=10:bframes=0")
 _X265 = {"x265-params": "log-level=0:open-gop=1:keyint=10:min-keyint=10"}
 
-# name -> makes the file in a folder. What is awkward about each is in its name.
+# name -> function that writes the file into a folder. The name states the unusual property.
 VARIANTS: dict[str, Callable[[Path], Path]] = {
     "b_frames.mp4": lambda f: make_clip(f / "b_frames.mp4"),
     "b_frames.mkv": lambda f: make_clip(f / "b_frames.mkv"),

@@ -1,4 +1,4 @@
-"""Real clips for the tests: those of the demo, kept for all later runs and outside of the repository."""
+"""Real clips for the tests: the clips of the demo, cached outside of the repository for later runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ClipsMissing = StreamNotFound
 
 
 def fetch_clips() -> dict[str, Path]:
-    """Return name -> path of all clips; ``$STREAMLOADER_TEST_CACHE`` names another folder to keep them in."""
-    chosen = os.environ.get("STREAMLOADER_TEST_CACHE")
-    kept = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
-    return clips.fetch_clips(kept / "clips")
+    """Return name -> path of all clips. ``$STREAMLOADER_TEST_CACHE`` sets the cache folder."""
+    configured = os.environ.get("STREAMLOADER_TEST_CACHE")
+    default = platformdirs.user_cache_dir("streamloader-tests", appauthor=False)
+    folder = Path(configured or default)
+    return clips.fetch_clips(folder / "clips")

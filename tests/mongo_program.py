@@ -1,6 +1,6 @@
-"""Adds videos to a catalog in MongoDB, and is killed meanwhile; tests use its rows as well.
+"""Adds videos to a catalog in MongoDB until it is killed. Tests use its rows as well.
 
-`python mongo_program.py add URL NUMBER...` says on standard output what was acknowledged, one line each.
+`python mongo_program.py add URL NUMBER...` prints each acknowledged video on standard output, one line each.
 `python mongo_program.py die URL KILLS SEED` kills its children while they add, and checks the catalog each time.
 """
 
@@ -18,7 +18,7 @@ from fractions import Fraction
 
 import pymongo.monitoring
 
-from streamloader.archive.catalog.base import ChunkRow, Job, Place, StagedChunk, VideoRow
+from streamloader.archive.catalog.base import ChunkRow, IngestJob, Place, StagedChunk, VideoRow
 from streamloader.archive.catalog.mongo.catalog import MongoCatalog
 from streamloader.errors import CatalogError
 
@@ -30,10 +30,10 @@ def content_of(number: int) -> str:
     return hashlib.sha256(f"video {number}".encode()).hexdigest()
 
 
-def job_of(number: int, **values) -> Job:
-    return Job(**{
+def job_of(number: int, **values) -> IngestJob:
+    return IngestJob(**{
         "content": content_of(number), "name": f"video-{number}", "source": f"/videos/{number}.mp4",
-        "begun": 1000.0, "beat": 1000.0, **values,
+        "started": 1000.0, "heartbeat": 1000.0, **values,
     })  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def chunks_of(number: int, lengths=(10, 7, 12), place: int = 0, tag: str = "a") 
         row = ChunkRow(
             content=content_of(number),
             number=chunk,
-            first=first,
+            first_frame=first,
             frames=frames,
             first_pts=first * 512 + 100,
             place=place,
@@ -63,32 +63,32 @@ def video_of(number: int, lengths=(10, 7, 12), **values) -> VideoRow:
     frames = sum(lengths)
     return VideoRow(**{
         "content": content_of(number), "name": f"video-{number}", "frames": frames, "chunks": len(lengths),
-        "height": 240, "width": 320, "turn": (False, True, False), "time_base": Fraction(1, 15360),
+        "height": 240, "width": 320, "orientation": (False, True, False), "time_base": Fraction(1, 15360),
         "first_pts": 100, "end": 100 + 512 * frames, "mode": "copy", "chunk_frames": 10,
         "source": f"/videos/{number}.mp4", "bytes_in": 5000, "bytes_out": 4000,
         "metadata": {"camera": "north", "n": number}, "origin": {"a.b": [1, None]}, "added": 1234.5, **values,
     })  # fmt: skip
 
 
-def say(*words: object) -> None:
+def report(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
 async def add(catalog: MongoCatalog, number: int, lengths=(10, 7, 12), **values) -> VideoRow:
     """Add a video as ingest does: what was staged already stays."""
-    present = await catalog.begin(job_of(number))
+    present = await catalog.begin_job(job_of(number))
     if present is not None:
         return present
-    there = {row.number for row in await catalog.staged(content_of(number))}
+    there = {row.number for row in await catalog.get_staged_chunks(content_of(number))}
     for chunk in chunks_of(number, lengths):
         if chunk.row.number not in there:
             try:
-                await catalog.stage([chunk])
-            except CatalogError:  # somebody else was faster, and has committed the same
-                if (present := await catalog.containing(content_of(number))) is not None:
+                await catalog.stage_chunks([chunk])
+            except CatalogError:  # another process was faster, and has committed the same
+                if (present := await catalog.get_video_by_content(content_of(number))) is not None:
                     return present
                 raise
-    return await catalog.commit(video_of(number, lengths, **values))
+    return await catalog.commit_video(video_of(number, lengths, **values))
 
 
 async def add_many(url: str, numbers: list[int]) -> None:
@@ -96,7 +96,7 @@ async def add_many(url: str, numbers: list[int]) -> None:
     try:
         for number in numbers:
             video = await add(catalog, number)
-            say(number, video.number, video.start)
+            report(number, video.number, video.start)
     finally:
         await catalog.aclose()
 
@@ -135,12 +135,12 @@ def in_child(work) -> int:
 
 
 async def add_and_die(url: str, number: int, at: int, after: float) -> None:
-    """Finish the video before this one, then begin this one, and be killed at a write, or after some seconds."""
+    """Finish the video before this one, then start this one, and get killed at a write, or after some seconds."""
     killer = Killer()
     catalog = MongoCatalog(url, driver=("motor", "pymongo")[number % 2], event_listeners=[killer])
     if number:
         await add(catalog, number - 1)
-    say("begun", number)
+    report("started", number)
     if after:
         threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
     else:
@@ -149,27 +149,27 @@ async def add_and_die(url: str, number: int, at: int, after: float) -> None:
     await asyncio.sleep(60)  # the timer is on its way
 
 
-async def check(url: str, known: list[int], begun: int) -> None:
-    """See that what was acknowledged is there and whole, and what was begun is there whole or not at all."""
+async def check(url: str, known: list[int], started: int) -> None:
+    """Check that acknowledged videos are complete, and that the started one is complete or missing."""
     catalog = MongoCatalog(url, driver="pymongo")
-    assert (problems := await catalog.problems()) == [], problems
-    snapshot = await catalog.snapshot()
-    videos = [video.name async for video in catalog.find()]
+    assert (problems := await catalog.find_problems()) == [], problems
+    snapshot = await catalog.get_snapshot()
+    videos = [video.name async for video in catalog.find_videos()]
     names = [f"video-{number}" for number in known]
     assert videos[: len(names)] == names, (videos, names)
-    assert videos[len(names) :] in ([], [f"video-{begun}"]), (videos, begun)
+    assert videos[len(names) :] in ([], [f"video-{started}"]), (videos, started)
     if snapshot.frames:
-        located = await catalog.locate(0, snapshot.frames)
+        located = await catalog.locate_frames(0, snapshot.frames)
         assert [len(one.chunks) for one in located] == [3] * len(videos)
-    for row in await catalog.staged(content_of(begun)):
-        assert row == chunks_of(begun)[row.number].row
+    for row in await catalog.get_staged_chunks(content_of(started)):
+        assert row == chunks_of(started)[row.number].row
     await catalog.aclose()
 
 
 def add_and_be_killed(url: str, kills: int, seed: int) -> None:
     """Add videos by processes that are killed at one of their writes after the other, or, with a seed, at any moment.
 
-    Four kills see the begin, the middle of staging, its end, and the commit; eleven see all writes.
+    Four kills cover the start, the middle of staging, its end, and the commit; eleven cover all writes.
     """
     moments = random.Random(seed)
     for archive, first in enumerate(range(0, kills, 2 * WRITES)):  # the fuller one is, the longer a check takes
@@ -183,7 +183,7 @@ def add_and_be_killed(url: str, kills: int, seed: int) -> None:
             assert in_child(check(kept, list(range(number)), number)) == 0
         assert in_child(add_many(kept, [videos - 1])) == 0
         assert in_child(check(kept, list(range(videos)), videos)) == 0
-    say("killed", kills)
+    report("killed", kills)
 
 
 async def create(url: str) -> None:

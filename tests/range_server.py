@@ -1,4 +1,4 @@
-"""A plain web server with ranges for a folder, in a process of its own, so that workers reach it as well."""
+"""A web server with ranges for a folder, in a separate process that workers can reach, too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def served(folder):
-    """Serve the files of `folder` on a free port of this machine; give the address of the folder."""
+    """Serve the files of `folder` on a free port; yield the address of the folder."""
     command = [sys.executable, __file__, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -19,7 +19,7 @@ def served(folder):
             assert port, "the server did not start"
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 async def _serve(folder):

@@ -1,4 +1,4 @@
-"""What tests of resuming share: streams that can be sought, splits of the same lanes over ranks, states as JSON.
+"""Shared by tests of resuming: seekable streams, splits of the same lanes over ranks, states as JSON.
 
 Imports no torch: the workers of the tests import this module.
 """
@@ -14,7 +14,7 @@ from engine_data import Numbered, NumberedStream, draw
 
 
 class Seekable(Numbered):
-    """The streams of :class:`Numbered`, which can be sought; `settings` are whatever is given."""
+    """The streams of :class:`Numbered` with ``seek``, and with any `settings`."""
 
     def __init__(self, lengths, declared=None, *, chunk=1 << 30, at_step=None, settings=None, prefix="s"):
         super().__init__(lengths, declared, chunk=chunk, at_step=at_step)
@@ -42,19 +42,19 @@ def arrays(batch: Any) -> dict[str, np.ndarray]:
 
 
 def take(iterator: Any, count: int | None = None) -> list[dict[str, np.ndarray]]:
-    """Copy the next `count` batches, or all that are left."""
+    """Copy the next `count` batches, or all remaining ones."""
     return [arrays(batch) for batch in itertools.islice(iterator, count)]
 
 
 def plain(state: Any) -> Any:
-    """Return a state as another process gets it, after a look at whether it is plain JSON."""
-    again = json.loads(json.dumps(state, allow_nan=False))
-    assert again == state
-    return again
+    """Return a state as another process receives it, and check that it is plain JSON."""
+    decoded = json.loads(json.dumps(state, allow_nan=False))
+    assert decoded == state
+    return decoded
 
 
 def rows_of_ranks(batches: list[list[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:
-    """Put the batches of all ranks together: those of global lanes."""
+    """Concatenate the batches of all ranks to batches of the global lanes."""
     return [
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for parts in zip(*batches, strict=True)

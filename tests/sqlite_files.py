@@ -1,4 +1,4 @@
-"""What the tests of SQLite catalogs make, fill and look into."""
+"""Helpers of the tests of SQLite catalogs: they create, fill and inspect files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
 from streamloader.errors import CatalogExists
-from streamloader.testing.catalogs.binding import PLACES, made
+from streamloader.testing.catalogs.binding import PLACES, make_sample_video
 
 HERE = Path(__file__).parent / "archive" / "catalog" / "sqlite"
 
@@ -31,7 +31,7 @@ def use(path, function, **options):
 async def fill(catalog, seeds=range(2)):
     with contextlib.suppress(CatalogExists):
         await catalog.create(PLACES)
-    return [await made(seed).add(catalog) for seed in seeds]
+    return [await make_sample_video(seed).add(catalog) for seed in seeds]
 
 
 def files(path):
@@ -49,6 +49,6 @@ def database(path):
         yield db
 
 
-def old_form(path):
+def create_old_schema(path):
     with database(path) as db:
         db.executescript((HERE / "schema_0.sql").read_text())

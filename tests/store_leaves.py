@@ -1,4 +1,4 @@
-"""Small stores for tests: one that is right, to be made wrong, and one whose answers follow a script."""
+"""Small stores for tests: a correct one, to be altered by tests, and one that follows a script."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import itertools
 from dataclasses import dataclass, field
 
-from streamloader.errors import Interrupted, NotFound, ServerBusy
+from streamloader.errors import NotFound, ServerBusy, TransferInterrupted
 from streamloader.stores.base import Body, Store
 from streamloader.values import ByteRange, ObjectInfo
 
@@ -17,7 +17,7 @@ versions = itertools.count(1)
 
 
 class Plain(Store):
-    """A right one, in memory: ``plain://name``."""
+    """A correct store in memory: ``plain://name``."""
 
     schemes = ("plain",)
 
@@ -81,16 +81,16 @@ class Plain(Store):
 
 @dataclass
 class Scripted(Plain):
-    """Fails as it is told: `script` has a step for each request, "" where it goes well.
+    """Fails by a script: `script` has a step for each request, "" for a success.
 
-    A step is an error to be raised at once, or (bytes that still come, error). Each request is noted in `asked`.
+    A step is an error to raise at once, or (bytes to send before it, error). `requests` lists all requests.
     """
 
     url: str = "plain://scripted"
     script: list = field(default_factory=list)
 
     def __post_init__(self):
-        steps, self.asked = list(self.script), []
+        steps, self.requests = list(self.script), []
         super().__init__(self.url)
         self.script = steps
         self.objects.clear()
@@ -98,8 +98,8 @@ class Scripted(Plain):
     __hash__ = None
     __repr__ = Store.__repr__
 
-    def step(self, *asked):
-        self.asked.append(asked)
+    def step(self, *request):
+        self.requests.append(request)
         step = self.script.pop(0) if self.script else ""
         if isinstance(step, BaseException):
             raise step
@@ -114,7 +114,7 @@ class Scripted(Plain):
         step = self.step("get", path, str(span or ByteRange()), version)
         async with super()._get(path, span, version) as body:
             if step:
-                body.chunks = breaking(body.chunks, *step)
+                body.pieces = breaking(body.pieces, *step)
             yield body
 
     async def _list(self, prefix, *, recursive):
@@ -138,7 +138,7 @@ class Scripted(Plain):
 
 
 async def breaking(chunks, count, error):
-    """Yield so many bytes, then raise."""
+    """Yield `count` bytes, then raise `error`."""
     async with contextlib.aclosing(chunks):
         async for chunk in chunks:
             if count <= len(chunk):
@@ -151,7 +151,7 @@ async def breaking(chunks, count, error):
 
 
 def interrupted():
-    return Interrupted("it broke off", address="plain://scripted/a", offset=0)
+    return TransferInterrupted("it broke off", address="plain://scripted/a", offset=0)
 
 
 def busy_error():

@@ -84,7 +84,7 @@ def test_the_logger_stays_silent_where_nobody_listens():
 
 def example(kind: type[errors.StreamloaderError]) -> errors.StreamloaderError:
     return kind(
-        "it broke; mend it",
+        "it broke; fix it",
         stream="a.mp4",
         address="ssh://me:hunter2@box/a.mp4?token=abc",
         offset=7,
@@ -175,9 +175,9 @@ def test_no_error_shows_a_secret_anywhere(secret):
         (errors.LoaderTimeout, TimeoutError),
         (errors.RingTooLarge, MemoryError),
         (errors.LengthUnknown, TypeError),
-        (errors.MissingExtra, ImportError),
+        (errors.MissingDependency, ImportError),
     ],
 )
 def test_errors_are_what_python_calls_them(kind, builtin):
-    with pytest.raises(builtin, match="mend it"):
-        raise kind("mend it")
+    with pytest.raises(builtin, match="fix it"):
+        raise kind("fix it")

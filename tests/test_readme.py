@@ -19,7 +19,7 @@ def test_the_quickstart_runs_in_a_folder_of_videos(clips, tmp_path):
         shutil.copy(clips[name], tmp_path / "videos")
     code = code.replace("range(3)", "range(1)") + "\nprint(len(loader), h.shape, bool(h.detach().abs().max() > 0))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.stderr == ""
     assert done.stdout == "8 torch.Size([8, 256]) True\n"

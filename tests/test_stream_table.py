@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streamloader as sl
-from streamloader.stream_table import Blobs, StreamTable, Texts, digest_of, pack_column
+from streamloader.stream_table import BytesColumn, StreamTable, StringColumn, digest_streams, pack_column
 
 VALUES = (
     st.none()
@@ -42,7 +42,7 @@ def info_lists(draw):
 
 
 def sent(value):
-    """What another process gets, and how many bytes of it are no arrays."""
+    """Return the value that another process receives, and the number of its bytes that are not in arrays."""
     buffers = []
     pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     return pickle.loads(pickled, buffers=buffers), len(pickled)
@@ -50,7 +50,7 @@ def sent(value):
 
 @given(info_lists())
 def test_a_table_is_the_list_that_it_was_made_of(infos):
-    table = StreamTable.of(infos)
+    table = StreamTable.from_infos(infos)
     for it in (table, sent(table)[0], pickle.loads(pickle.dumps(table))):
         assert len(it) == len(infos)
         assert list(it) == infos
@@ -59,7 +59,7 @@ def test_a_table_is_the_list_that_it_was_made_of(infos):
         assert it.lengths.tolist() == [-1 if info.length is None else info.length for info in infos]
         assert it.lengths.dtype == np.int64
         assert it == table
-        assert digest_of(it) == it.digest() == digest_of(infos)
+        assert digest_streams(it) == it.digest() == digest_streams(infos)
     assert not table.lengths.flags.writeable
     assert not sent(table)[0].lengths.flags.writeable
     for info, original in zip(sent(table)[0], infos, strict=True):
@@ -86,8 +86,8 @@ def test_an_index_beyond_the_end():
 
 def test_a_table_of_a_table_is_that_table():
     table = StreamTable(["a", "b"], [1, None], {"n": [4, 5]})
-    assert StreamTable.of(table) is table
-    assert StreamTable.of(list(table)) == table
+    assert StreamTable.from_infos(table) is table
+    assert StreamTable.from_infos(list(table)) == table
     assert table != StreamTable(["a", "b"], [1, None], {"n": [4, 6]})
     assert table != StreamTable(["a", "b"], [1, 0], {"n": [4, 5]})
     assert table != StreamTable(["a", "c"], [1, None], {"n": [4, 5]})
@@ -103,7 +103,7 @@ class Richer(sl.StreamInfo):
 
 def test_infos_of_a_class_of_their_own_keep_it():
     infos = [Richer("a", 3, {"x": 1}, "blue"), sl.StreamInfo("b")]
-    table = StreamTable.of(infos)
+    table = StreamTable.from_infos(infos)
     for it in (table, sent(table)[0]):
         assert list(it) == infos
         assert it[0].colour == "blue"
@@ -114,11 +114,11 @@ def test_extras_that_are_no_plain_values_stay_what_they_are():
     lazy = range(5, 8)
     mapping = collections.OrderedDict(x=1)
     infos = [sl.StreamInfo(key, 1, {"array": np.arange(3), "lazy": lazy}) for key in "ab"]
-    (first, _), _ = sent(StreamTable.of(infos))
+    (first, _), _ = sent(StreamTable.from_infos(infos))
     assert first.extra["array"].tolist() == [0, 1, 2]
     assert first.extra["lazy"] == lazy
-    assert StreamTable.of(infos)[0].extra["array"] is infos[0].extra["array"]  # here nothing is copied
-    assert type(sent(StreamTable.of([sl.StreamInfo("a", 1, mapping)]))[0][0].extra) is collections.OrderedDict
+    assert StreamTable.from_infos(infos)[0].extra["array"] is infos[0].extra["array"]  # here nothing is copied
+    assert type(sent(StreamTable.from_infos([sl.StreamInfo("a", 1, mapping)]))[0][0].extra) is collections.OrderedDict
 
 
 def test_what_streams_have_in_common_is_sent_once():
@@ -134,15 +134,18 @@ def test_what_streams_have_in_common_is_sent_once():
     ("make", "message"),
     [
         (lambda: StreamTable(["a", "b"], [1]), "1 lengths for 2 streams"),
-        (lambda: StreamTable(2, [1, -4]), "stream '1' declares a negative length, -4"),
-        (lambda: StreamTable(2, np.array([-2, 3])), "stream '0' declares a negative length, -2"),
-        (lambda: StreamTable(["a"], [1.5]), "stream 'a' has as its length, 1.5: it must be a number of steps"),
-        (lambda: StreamTable(["a"], np.array([1.0])), "stream 'a' has as its length, 1.0"),
-        (lambda: StreamTable(["a"], [1 << 63]), "stream 'a' has as its length, 9223372036854775808"),
+        (lambda: StreamTable(2, [1, -4]), "stream '1' declares a negative length -4"),
+        (lambda: StreamTable(2, np.array([-2, 3])), "stream '0' declares a negative length -2"),
+        (lambda: StreamTable(["a"], [1.5]), "stream 'a' declares the length 1.5: it must be a number of steps"),
+        (lambda: StreamTable(["a"], np.array([1.0])), "stream 'a' declares the length 1.0"),
+        (lambda: StreamTable(["a"], [1 << 63]), "stream 'a' declares the length 9223372036854775808"),
         (lambda: StreamTable(["a", 7]), "the key of stream 1 must be a string, got int 7"),
-        (lambda: StreamTable.of([sl.StreamInfo(None)]), "the key of stream 0 must be a string, got NoneType None"),
+        (
+            lambda: StreamTable.from_infos([sl.StreamInfo(None)]),
+            "the key of stream 0 must be a string, got NoneType None",
+        ),
         (lambda: StreamTable(2, None, {"x": [1]}), "column 'x' has 1 entries for 2 streams"),
-        (lambda: StreamTable(-1), "there cannot be -1 streams"),
+        (lambda: StreamTable(-1), "must be 0 or more, got -1"),
     ],
 )
 def test_what_makes_no_table(make, message):
@@ -163,27 +166,27 @@ def test_lengths_of_an_array_are_not_copied():
 # --- the digest -------------------------------------------------------------------------------------------------------
 
 
-def test_the_digest_is_of_what_is_documented():
-    # Whoever goes on with a saved training relies on it.
+def test_the_digest_is_the_documented_one():
+    # Saved states contain it.
     infos = [sl.StreamInfo("clips/ä.mp4", 40), sl.StreamInfo("b")]
     numbers = np.array([2, 40, -1, 12, 1], "<i8").tobytes()
     expected = hashlib.sha256(b"streams-1\0" + numbers + "clips/ä.mp4b".encode()).hexdigest()
-    assert digest_of(infos) == expected
-    assert digest_of([]) == hashlib.sha256(b"streams-1\0" + bytes(8)).hexdigest()
+    assert digest_streams(infos) == expected
+    assert digest_streams([]) == hashlib.sha256(b"streams-1\0" + bytes(8)).hexdigest()
 
 
 @given(info_lists(), st.data())
 def test_any_other_key_length_or_order_gives_another_digest(infos, data):
-    digest = digest_of(infos)
-    assert digest_of([*infos, sl.StreamInfo("")]) != digest
+    digest = digest_streams(infos)
+    assert digest_streams([*infos, sl.StreamInfo("")]) != digest
     if infos:
         number = data.draw(st.integers(0, len(infos) - 1))
         info = infos[number]
         longer = 0 if info.length is None else max(0, info.length - 1) if info.length else 1
         for other in (sl.StreamInfo(info.key + "x", info.length), sl.StreamInfo(info.key, longer)):
-            assert digest_of([*infos[:number], other, *infos[number + 1 :]]) != digest
-        assert digest_of([*infos[:number], sl.StreamInfo(info.key, info.length), *infos[number + 1 :]]) == digest
-        assert len(infos) == 1 or digest_of(infos[::-1]) != digest
+            assert digest_streams([*infos[:number], other, *infos[number + 1 :]]) != digest
+        assert digest_streams([*infos[:number], sl.StreamInfo(info.key, info.length), *infos[number + 1 :]]) == digest
+        assert len(infos) == 1 or digest_streams(infos[::-1]) != digest
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 100, 65_536, 70_001])
@@ -195,7 +198,9 @@ def test_numbered_keys_have_the_digest_of_their_texts(count):
 
 
 def test_keys_do_not_run_into_each_other():
-    assert digest_of([sl.StreamInfo("ab"), sl.StreamInfo("c")]) != digest_of([sl.StreamInfo("a"), sl.StreamInfo("bc")])
+    assert digest_streams([sl.StreamInfo("ab"), sl.StreamInfo("c")]) != digest_streams(
+        [sl.StreamInfo("a"), sl.StreamInfo("bc")]
+    )
 
 
 # --- columns and size -------------------------------------------------------------------------------------------------
@@ -234,12 +239,12 @@ def test_other_sequences_are_columns_as_they_are():
 
 
 def test_pieces_of_bytes_are_views():
-    blobs = Blobs.join([b"ab", b"", b"cde"])
+    blobs = BytesColumn.from_pieces([b"ab", b"", b"cde"])
     assert [piece.tobytes() for piece in blobs] == [b"ab", b"", b"cde"]
     assert blobs[2].dtype == np.uint8
     assert np.shares_memory(blobs[0], blobs[0])
     assert blobs.sizes.tolist() == [2, 0, 3]
-    assert Texts.pack(["ä", "b"]).sizes.tolist() == [2, 1]
+    assert StringColumn.from_strings(["ä", "b"]).sizes.tolist() == [2, 1]
     with pytest.raises(IndexError):
         blobs[3]
 

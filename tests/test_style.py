@@ -13,6 +13,11 @@ import streamloader as sl
 PACKAGE = Path(sl.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 AVOIDED = re.compile(r"\b(told|said|asked|anew|heed\w*|whoever|mend(s|ed|ing)?|meanwhile|begun)\b", re.IGNORECASE)
+# Names of columns and fields in existing catalogs.
+STORED_NAME = re.compile(
+    r"catalog/(sqlite/(schema|reads|writes)\.py: .*(\bkey(?: TEXT NOT NULL UNIQUE)?, told\b|\bbegun( REAL|, beat))"
+    r"|mongo/documents\.py: .*\"begun\")"
+)
 # An entry of Args or Attributes that begins so has no noun of its own: "of the chunk", "that is read", "how many".
 NO_NOUN = re.compile(
     r"(of|that|its|it|for|is|are|was|in|by|from|whose|what|which|where|who|how|with|to|at|on|as|than|so|if|when|while|"
@@ -45,10 +50,10 @@ def complaints(check: Callable[[str], Iterable[str]]) -> list[str]:
 
 def test_words_are_plain():
     def check(text):
-        lines = enumerate(text.splitlines(), 1)
-        return [f"line {number}: {line.strip()}" for number, line in lines if AVOIDED.search(line)]
+        return [line.strip() for line in text.splitlines() if AVOIDED.search(line)]
 
-    assert complaints(check) == []
+    found = [line for line in complaints(check) if not STORED_NAME.search(line)]
+    assert found == []
 
 
 def test_entries_of_docstrings_have_a_noun():

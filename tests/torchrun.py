@@ -1,4 +1,4 @@
-"""Runs a program on several real ranks of this machine, and never longer than it may take."""
+"""Runs a program on several real ranks of this machine, with a deadline."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import psutil
 
 
 class Hung(Exception):
-    """A program did not end in time, and was killed with all that it had started; `said` is what it had printed."""
+    """A program did not end in time, and was killed with all its processes. `output` is its output."""
 
-    def __init__(self, command, deadline, said):
-        super().__init__(f"{command} did not end in {deadline} s. It said:\n{said}")
-        self.said = said
+    def __init__(self, command, deadline, output):
+        super().__init__(f"{command} did not end in {deadline} s. It printed:\n{output}")
+        self.output = output
 
 
-def torchrun(world, program, *arguments, scratch, deadline=50.0):
-    """Run `program` on `world` ranks that find each other over the loopback; return what it printed."""
+def torchrun(world, program, *arguments, scratch, deadline=200.0):
+    """Run `program` on `world` ranks that connect over the loopback, and return its output."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={world}"),
         *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
@@ -28,7 +28,7 @@ def torchrun(world, program, *arguments, scratch, deadline=50.0):
 
 
 def run(command, *, scratch, deadline):
-    """Run a command to its end, with `scratch` for its temporary files; kill all of it where that takes too long.
+    """Run a command to its end, with `scratch` for its temporary files. Kill all its processes at the deadline.
 
     The ranks of torchrun have sessions of their own, so no signal to a process group would reach them all.
     """
@@ -38,16 +38,16 @@ def run(command, *, scratch, deadline):
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
     ) as process:
         try:
-            said, _ = process.communicate(timeout=deadline)
+            output, _ = process.communicate(timeout=deadline)
         except BaseException as error:
             _kill_tree(process.pid)
-            said, _ = process.communicate()
+            output, _ = process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise Hung(command, deadline, said) from None
+                raise Hung(command, deadline, output) from None
             raise
     if process.returncode:
-        raise AssertionError(f"{command} ended with {process.returncode}. It said:\n{said}")
-    return said
+        raise AssertionError(f"{command} ended with {process.returncode}. It printed:\n{output}")
+    return output
 
 
 def _kill_tree(pid):
@@ -58,4 +58,4 @@ def _kill_tree(pid):
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(tree[1:], timeout=10)
+    psutil.wait_procs(tree[1:], timeout=60)

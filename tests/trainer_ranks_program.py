@@ -1,4 +1,4 @@
-"""Trains with Lightning or Accelerate on the ranks that torchrun has started, and writes down every batch.
+"""Trains with Lightning or Accelerate on the ranks that torchrun has started, and records every batch.
 
 `... trainer_ranks_program.py OUT lightning|accelerate save` saves a checkpoint after `SAVED` batches of epoch 1;
 `... resume` goes on behind it, on any number of ranks.
@@ -20,13 +20,13 @@ from resume_data import Seekable, arrays
 
 import streamloader as sl
 
-# Streams that prove shorter: where a lane stands does not follow from the lengths.
+# Streams that are shorter than declared, so positions cannot be inferred from the lengths.
 DECLARED = [length + 9 if length in (16, 41) else length for length in LENGTHS]
 WORLD = int(os.environ["WORLD_SIZE"])
 
 
-class OfAllRanks(sl.MultiStreamer):
-    """Its state is that of all ranks: Lightning and Accelerate write what they get on the first one alone."""
+class AllRanksStreamer(sl.MultiStreamer):
+    """A loader whose state is that of all ranks, because Lightning and Accelerate store only that of the first rank."""
 
     def state_dict(self):
         states = [None] * dist.get_world_size()
@@ -35,11 +35,11 @@ class OfAllRanks(sl.MultiStreamer):
 
 
 def loader_of():
-    """A loader of this rank, which it knows by the process group."""
+    """Create a loader of this rank, which comes from the process group."""
     assert dist.is_initialized()
     environ = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE")}
     try:
-        return OfAllRanks(Seekable(LENGTHS, DECLARED), LANES // WORLD, WINDOW, seed=SEED, timeout=60.0)
+        return AllRanksStreamer(Seekable(LENGTHS, DECLARED), LANES // WORLD, WINDOW, seed=SEED, timeout=60.0)
     finally:
         os.environ.update(environ)
 

@@ -1,1 +1,1 @@
-"""The contenders: how each of them is written, at its best and as people write it."""
+"""The contenders, each in its fastest form and in its usual form."""

@@ -1,4 +1,4 @@
-"""Decoding without any transport: one process a core, each playing its lanes into one private window."""
+"""Decoding without any transport: one process per core, which decodes its lanes into one private window."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.peers.lanes import open_lane
 
 
 class DecodeOnly:
-    """Decode and throw the frame away, unconverted."""
+    """Decodes frames and drops them without conversion."""
 
     def __init__(self, path: str) -> None:
         import av
@@ -24,46 +24,46 @@ class DecodeOnly:
         self._frames = self._container.decode(stream)
 
     def skip(self, count: int) -> int:
-        """Decode up to `count` frames; return how many there were."""
+        """Decode up to `count` frames, and return their number."""
         return sum(next(self._frames, None) is not None for _ in range(count))
 
 
 def _decode(job: Job, lane: int) -> Any:
-    """Yield once for every window of one lane, decoded but not converted."""
-    missing = job.window
+    """Yield once per window of one lane, decoded but not converted."""
+    remaining = job.window
     for path in job.clips(lane):
         clip = DecodeOnly(path)
-        while got := clip.skip(missing):
-            missing -= got
-            if not missing:
+        while skipped := clip.skip(remaining):
+            remaining -= skipped
+            if not remaining:
                 yield
-                missing = job.window
+                remaining = job.window
 
 
 def _convert(job: Job, lane: int) -> Any:
-    """Yield once for every window of one lane, decoded and converted."""
+    """Yield once per window of one lane, decoded and converted."""
     window, reset = np.empty((job.window, *job.shape), np.uint8), np.empty(job.window, np.bool_)
-    player = open_lane(job, lane)
-    while player.fill(window, reset):
+    source = open_lane(job, lane)
+    while source.fill(window, reset):
         yield
 
 
 def _work(job: Job, worker: int, warm: int, windows: int, start: Any, rates: Any) -> None:
-    play = _convert if "decoder" in job.options else _decode
-    lanes = [play(job, lane) for lane in job.lanes(worker)]
+    run_lane = _convert if "decoder" in job.options else _decode
+    lanes = [run_lane(job, lane) for lane in job.lanes(worker)]
     for _ in range(warm):
         for lane in lanes:
             next(lane)
     start.wait()
-    begin = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(windows):
         for lane in lanes:
             next(lane)
-    rates.put(windows * job.window * len(lanes) / (time.perf_counter() - begin))
+    rates.put(windows * job.window * len(lanes) / (time.perf_counter() - started))
 
 
 def rate(job: Job, warm: int, windows: int) -> float:
-    """Return frames/s of all processes together, after `warm` windows of each lane."""
+    """Return the total frames/s of all processes, after `warm` windows of each lane."""
     context = multiprocessing.get_context("fork")
     start, rates = context.Barrier(job.workers), context.SimpleQueue()
     workers = [

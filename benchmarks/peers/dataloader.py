@@ -1,7 +1,7 @@
-"""torch.utils.data.DataLoader: as everyone writes it, tuned, and with whole batches a worker.
+"""torch.utils.data.DataLoader: in its usual form, tuned, and with whole batches per worker.
 
-Coherent batches need the lanes to stay with one worker, so each worker yields the rows of its own lanes
-(``batch_size=None``), and the parts that the workers take turns to deliver are concatenated.
+For coherent batches, lanes must stay in one worker. So each worker yields the rows of its own lanes
+(``batch_size=None``), and the parts that the workers deliver in turn are concatenated.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from benchmarks.job import Job
-from benchmarks.peers.lanes import limit, open_lane
+from benchmarks.peers.lanes import is_epoch_over, open_lane
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-class AsEveryoneWritesIt(IterableDataset[Batch]):
-    """Frames become tensors, tensors are stacked to windows, windows to the rows of the worker."""
+class UsualDataset(IterableDataset[Batch]):
+    """The usual form: stack frames to windows, and windows to the rows of the worker."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -47,11 +47,11 @@ class AsEveryoneWritesIt(IterableDataset[Batch]):
             yield data, torch.tensor([[first for _, first in window] for window in windows])
 
 
-class InPlace(IterableDataset[Batch]):
-    """Rows are written into a tensor that is in shared memory from the start, as default_collate does it.
+class TunedDataset(IterableDataset[Batch]):
+    """The tuned form: write rows into a tensor in shared memory, as default_collate does.
 
-    With ``options["whole"]`` each worker makes whole batches of lanes of its own. Consecutive batches then do not
-    carry on from each other: it is here to show what DataLoader's transport can do at best.
+    With ``options["whole"]`` each worker fills whole batches of its own lanes. Consecutive batches are then not
+    coherent; this variant shows the maximum speed of DataLoader's transport.
     """
 
     def __init__(self, job: Job) -> None:
@@ -63,7 +63,7 @@ class InPlace(IterableDataset[Batch]):
         rows = range(job.batch_size) if job.options.get("whole") else job.lanes(info.id)
         lanes = [open_lane(job, lane) for lane in rows]
         for number in count():
-            if limit(job, number):
+            if is_epoch_over(job, number):
                 return
             data, reset = _shared(len(lanes), job.window, *job.shape), _shared(len(lanes), job.window)
             pixels, mask = data.numpy(), reset.numpy()
@@ -79,12 +79,12 @@ def _shared(*shape: int) -> torch.Tensor:
 
 
 class Loader:
-    """Iterates a DataLoader and puts the workers' parts together."""
+    """Iterates a DataLoader, and concatenates the workers' parts."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._whole = bool(job.options.get("whole"))
-        dataset = AsEveryoneWritesIt(job) if job.options.get("naive") else InPlace(job)
+        dataset = UsualDataset(job) if job.options.get("naive") else TunedDataset(job)
         self._loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_size=None,
@@ -94,7 +94,7 @@ class Loader:
         )
 
     def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
-        """Yield (data, reset)."""
+        """Yield (data, reset) of each batch."""
         del number
         parts = iter(self._loader)
         if self._whole or self._job.workers == 1:
@@ -104,10 +104,10 @@ class Loader:
             yield torch.cat([data for data, _ in batch]), torch.cat([reset for _, reset in batch])
 
     def close(self) -> None:
-        """DataLoader ends its workers when it goes."""
+        """Delete the DataLoader, which stops its workers."""
         del self._loader
 
 
 def open_peer(job: Job) -> Loader:
-    """Open the contender."""
+    """Open this contender."""
     return Loader(job)

@@ -1,6 +1,6 @@
-"""Decoders that fill rows in place, each used in its best way: one thread, nothing built anew for a frame.
+"""Decoders that fill rows in place, each in its fastest form: one thread, and no new objects per frame.
 
-All scale bilinearly. A clip that ended is not asked again.
+All scale bilinearly. A clip is not read again after its end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 
 class PyAVClip:
-    """PyAV: one decode thread and one kept VideoReformatter; the converted frame is copied into its row."""
+    """PyAV with one decode thread and one VideoReformatter. The converted frame is copied into its row."""
 
     def __init__(self, path: str, height: int, width: int) -> None:
         import av
@@ -27,7 +27,7 @@ class PyAVClip:
         self._height, self._width = height, width
 
     def read_into(self, out: Array) -> int:
-        """Fill leading rows; 0 is the end."""
+        """Fill the leading rows of `out`, and return their number. 0 means the end."""
         for row, image in enumerate(out):
             frame = next(self._frames, None)
             if frame is None:
@@ -40,7 +40,7 @@ class PyAVClip:
 
 
 class DirectClip:
-    """The decoder and converter of streamloader.media, without the index that streamloader checks frames against."""
+    """The decoder and converter of streamloader.media, without the index that streamloader uses for its checks."""
 
     def __init__(self, path: str, height: int, width: int) -> None:
         from streamloader.media.video.convert import Converter
@@ -51,20 +51,20 @@ class DirectClip:
         self._converter = Converter("rgb24", height, width)
 
     def read_into(self, out: Array) -> int:
-        """Fill leading rows; 0 is the end."""
-        targets, convert = self._converter.targets([out]), self._converter.into
+        """Fill the leading rows of `out`, and return their number. 0 means the end."""
+        outputs, convert = self._converter.wrap_outputs([out]), self._converter.convert_into
         for row in range(len(out)):
             frame = next(self._frames, None)
             if frame is None:
                 self._converter.close()
                 self._container.close()
                 return row
-            convert(frame, targets, row)
+            convert(frame, outputs, row)
         return len(out)
 
 
 class OpenCVClip:
-    """OpenCV: one decode thread; colours are swapped on the way into the row."""
+    """OpenCV with one decode thread. Colors are swapped while copying into the row."""
 
     def __init__(self, path: str, height: int, width: int) -> None:
         import cv2
@@ -76,11 +76,11 @@ class OpenCVClip:
         self._frame: Array | None = None
 
     def read_into(self, out: Array) -> int:
-        """Fill leading rows; 0 is the end."""
+        """Fill the leading rows of `out`, and return their number. 0 means the end."""
         cv2 = self._cv2
         for row, image in enumerate(out):
-            found, self._frame = self._capture.read(self._frame)
-            if not found:
+            success, self._frame = self._capture.read(self._frame)
+            if not success:
                 self._capture.release()
                 return row
             frame = self._frame
@@ -91,7 +91,7 @@ class OpenCVClip:
 
 
 class TorchCodecClip:
-    """torchcodec: windows read in order with one thread, scaled by its own decoder transform."""
+    """torchcodec with one thread, windows in order, and its own decoder transform for scaling."""
 
     def __init__(self, path: str, height: int, width: int) -> None:
         from torchcodec.decoders import VideoDecoder
@@ -111,7 +111,7 @@ class TorchCodecClip:
         self._position = 0
 
     def read_into(self, out: Array) -> int:
-        """Fill leading rows; 0 is the end."""
+        """Fill the leading rows of `out`, and return their number. 0 means the end."""
         count = min(len(out), self._length - self._position)
         if count:
             frames = self._decoder.get_frames_in_range(self._position, self._position + count)
@@ -121,20 +121,20 @@ class TorchCodecClip:
 
 
 class DecordClip:
-    """decord: one thread, scaled by the reader itself."""
+    """decord with one thread. The reader scales."""
 
     def __init__(self, path: str, height: int, width: int) -> None:
         import decord
 
         self._reader = decord.VideoReader(path, width=width, height=height, num_threads=1)
-        self._left = len(self._reader)
+        self._remaining = len(self._reader)
 
     def read_into(self, out: Array) -> int:
-        """Fill leading rows; 0 is the end."""
-        count = min(len(out), self._left)
+        """Fill the leading rows of `out`, and return their number. 0 means the end."""
+        count = min(len(out), self._remaining)
         for image in out[:count]:
             image[:] = self._reader.next().asnumpy()
-        self._left -= count
+        self._remaining -= count
         return count
 
 

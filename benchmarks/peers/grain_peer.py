@@ -1,7 +1,7 @@
-"""grain: a data set of parts, of which its worker processes take turns to make one each.
+"""grain: a data set of parts that its worker processes produce in turn.
 
-Part n of the data set is made by worker n modulo the workers, one after the other, so that a worker can keep the lanes
-of its rows between parts; the parts of a batch are concatenated, as with DataLoader.
+Worker n modulo the number of workers produces part n, in order, so a worker keeps the lanes of its rows between parts.
+The parts of a batch are concatenated, as for DataLoader.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from benchmarks.peers.lanes import Lane, open_lane
 
 
 class Parts:
-    """Makes part `index`; called in a worker, in order. A part without rows says that the lanes have ended."""
+    """Produces part `index`. Called in a worker, in order. A part without rows means that the lanes have ended."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._lanes: list[Lane] = []
 
     def __call__(self, index: int) -> tuple[Any, Any]:
-        """Fill the next window of the lanes that this worker has."""
+        """Fill the next window of this worker's lanes."""
         job = self._job
         rows = job.lanes(index % job.workers)
         self._lanes = self._lanes or [open_lane(job, row) for row in rows]
@@ -57,9 +57,9 @@ class Loader:
             yield torch.cat([data for data, _ in arrays]), torch.cat([reset for _, reset in arrays])
 
     def close(self) -> None:
-        """grain ends its workers when the iterator goes."""
+        """Do nothing: grain stops its workers when the iterator is deleted."""
 
 
 def open_peer(job: Job) -> Loader:
-    """Open the contender."""
+    """Open this contender."""
     return Loader(job)

@@ -1,4 +1,4 @@
-"""Lanes: what coherent batches are made of. Shared by the contenders that bring no such thing themselves."""
+"""Lanes of coherent batches, for the contenders that have no lanes of their own."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Clip(Protocol):
     """One stream in time order."""
 
     def read_into(self, out: Array) -> int:
-        """Fill leading steps of `out`; return how many; 0 is the end."""
+        """Fill the leading steps of `out`, and return their number. 0 means the end."""
 
 
 class Fill:
-    """The synthetic stream: every window it is asked for becomes one value, the next time another."""
+    """The synthetic stream: each window is filled with one value, and the next window with another."""
 
     def __init__(self) -> None:
         self._value = 0
@@ -34,14 +34,14 @@ class Fill:
 
 
 class Lane:
-    """Plays its clips one after the other, without a gap between them."""
+    """Reads its clips one after the other, without a gap between them."""
 
     def __init__(self, clips: Iterator[Clip]) -> None:
         self._clips = clips
         self._clip: Clip | None = None
 
     def fill(self, data: Array, reset: Array) -> bool:
-        """Fill one window in place; False if the lane ended before it was full."""
+        """Fill one window in place. Return False if the lane ended before the window was full."""
         reset[:] = False
         filled = 0
         while filled < len(data):
@@ -66,6 +66,6 @@ def open_lane(job: Job, lane: int) -> Lane:
     return Lane(decoder(path, height, width) for path in job.clips(lane))
 
 
-def limit(job: Job, batches: int) -> bool:
-    """Whether an epoch of the synthetic kind is over after so many batches (video ends by itself)."""
+def is_epoch_over(job: Job, batches: int) -> bool:
+    """Return whether an epoch of synthetic streams is over after `batches`. Video ends on its own."""
     return job.kind == "fill" and batches >= job.batches

@@ -1,6 +1,6 @@
-"""Readers of single files by frame number, each used as its own documentation shows, for any numbers in any order.
+"""Readers of single files by frame number, in any order, each used as its documentation shows.
 
-All deliver RGB as uint8 (n, H, W, 3). ``threads`` None leaves what a library does by itself.
+All return RGB as uint8 (n, H, W, 3). With ``threads`` None, a library uses its default number of threads.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ Array = np.ndarray[Any, Any]
 
 
 class Reader(Protocol):
-    """One video, open."""
+    """One open video."""
 
     def __len__(self) -> int:
-        """How many frames it says that there are."""
+        """Number of frames that the reader reports."""
 
     def get(self, numbers: Sequence[int]) -> Array | None:
-        """Return these frames (n, H, W, 3); None from who only decodes."""
+        """Return the frames with these numbers (n, H, W, 3), or None if the reader only decodes."""
 
     def scan(self, count: int, batch: int) -> Iterator[Array | None]:
         """Yield the first `count` frames, `batch` at a time."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all resources."""
 
 
-class _Windows:
-    """Scans as a sequence of slices."""
+class _SliceScan:
+    """Implements a scan as a sequence of slices."""
 
     def scan(self: Any, count: int, batch: int) -> Iterator[Array | None]:
-        """See :class:`Reader`."""
+        """Yield the first `count` frames, `batch` at a time."""
         for start in range(0, count, batch):
             yield self.get(range(start, min(start + batch, count)))
 
 
-class TorchCodec(_Windows):
+class TorchCodec(_SliceScan):
     """torchcodec, in either of its seek modes."""
 
     def __init__(self, path: str, mode: str = "exact", threads: int | None = None) -> None:
@@ -50,11 +50,11 @@ class TorchCodec(_Windows):
         self._decoder = VideoDecoder(path, dimension_order="NHWC", seek_mode=mode, **options)
 
     def __len__(self) -> int:
-        """See :class:`Reader`."""
+        """Number of frames that the library reports."""
         return len(self._decoder)
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """See :class:`Reader`."""
+        """Return the frames with these numbers."""
         if len(numbers) == 1:
             return self._decoder.get_frame_at(numbers[0]).data.numpy()[None]
         if isinstance(numbers, range):
@@ -62,11 +62,11 @@ class TorchCodec(_Windows):
         return self._decoder.get_frames_at(list(numbers)).data.numpy()
 
     def close(self) -> None:
-        """See :class:`Reader`."""
+        """Release all resources."""
         del self._decoder
 
 
-class Decord(_Windows):
+class Decord(_SliceScan):
     """decord."""
 
     def __init__(self, path: str, threads: int | None = None) -> None:
@@ -75,28 +75,28 @@ class Decord(_Windows):
         self._reader = decord.VideoReader(path, **({} if threads is None else {"num_threads": threads}))
 
     def __len__(self) -> int:
-        """See :class:`Reader`."""
+        """Number of frames that the library reports."""
         return len(self._reader)
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """See :class:`Reader`."""
+        """Return the frames with these numbers."""
         if len(numbers) == 1:
             return self._reader[numbers[0]].asnumpy()[None]
         return self._reader.get_batch(list(numbers)).asnumpy()
 
     def scan(self, count: int, batch: int) -> Iterator[Array]:
-        """See :class:`Reader`."""
+        """Yield the first `count` frames, `batch` at a time."""
         self._reader.seek(0)
         for start in range(0, count, batch):
             yield np.stack([self._reader.next().asnumpy() for _ in range(start, min(start + batch, count))])
 
     def close(self) -> None:
-        """See :class:`Reader`."""
+        """Release all resources."""
         del self._reader
 
 
 class OpenCV:
-    """OpenCV: `CAP_PROP_POS_FRAMES` where the next frame is not the one that follows."""
+    """OpenCV, which seeks with `CAP_PROP_POS_FRAMES` unless the next frame is requested."""
 
     def __init__(self, path: str, threads: int | None = None) -> None:
         import cv2
@@ -105,23 +105,23 @@ class OpenCV:
         options = [] if threads is None else [cv2.CAP_PROP_N_THREADS, threads]
         self._capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, options)
         if not self._capture.isOpened():
-            raise OSError("OpenCV cannot open it")
+            raise OSError(f"OpenCV cannot open {path}")
         self._next = 0
 
     def __len__(self) -> int:
-        """See :class:`Reader`."""
+        """Number of frames that the library reports."""
         return int(self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT))
 
     def get(self, numbers: Sequence[int]) -> Array:
-        """See :class:`Reader`."""
+        """Return the frames with these numbers."""
         frames: Array | None = None
         for row, number in enumerate(numbers):
             if number != self._next:
                 self._capture.set(self._cv2.CAP_PROP_POS_FRAMES, number)
-            found, frame = self._capture.read()
-            if not found:
+            success, frame = self._capture.read()
+            if not success:
                 self._next = -1
-                raise IndexError(f"OpenCV reads no frame {number}")
+                raise IndexError(f"OpenCV cannot read frame {number}")
             self._next = number + 1
             if frames is None:
                 frames = np.empty((len(numbers), *frame.shape), np.uint8)
@@ -130,22 +130,22 @@ class OpenCV:
         return frames
 
     def scan(self, count: int, batch: int) -> Iterator[Array]:
-        """See :class:`Reader`."""
+        """Yield the first `count` frames, `batch` at a time."""
         self._capture.set(self._cv2.CAP_PROP_POS_FRAMES, 0)
         self._next = 0
         for start in range(0, count, batch):
             yield self.get(range(start, min(start + batch, count)))
 
     def close(self) -> None:
-        """See :class:`Reader`."""
+        """Release all resources."""
         self._capture.release()
 
 
-class IndexedPyAV(_Windows):
-    """PyAV as people who need exact frames write it: the pts of all packets, a seek, and decoding up to the pts.
+class IndexedPyAV(_SliceScan):
+    """PyAV in the usual form for exact frames: list the pts of all packets, seek, and decode up to the pts.
 
-    With `convert` False it only decodes what has to be decoded, from the key frame up to the last frame asked for, and
-    knows beforehand where to begin: what PyAV can do at best.
+    With `convert` False it only decodes, from the key frame to the last requested frame, and knows the key frame in
+    advance. This is the maximum speed of PyAV.
     """
 
     def __init__(self, path: str, threads: int | None = None, *, convert: bool = True) -> None:
@@ -163,14 +163,14 @@ class IndexedPyAV(_Windows):
         self._reformat = VideoReformatter().reformat
         self._convert = convert
         self._frames: Iterator[Any] = iter(())
-        self._at: int | None = None  # pts of the last frame that came
+        self._last_pts: int | None = None  # pts of the last returned frame
 
     def __len__(self) -> int:
-        """See :class:`Reader`."""
+        """Number of frames that the library reports."""
         return len(self._pts)
 
     def get(self, numbers: Sequence[int]) -> Array | None:
-        """See :class:`Reader`."""
+        """Return the frames with these numbers."""
         frames: Array | None = None
         for row, number in enumerate(numbers):
             frame = self._find(self._pts[number])
@@ -185,23 +185,23 @@ class IndexedPyAV(_Windows):
 
     def _find(self, pts: int) -> Any:
         key = max((k for k in self._keys if k <= pts), default=self._pts[0])
-        if self._at is None or not key <= self._at < pts:
+        if self._last_pts is None or not key <= self._last_pts < pts:
             self._container.seek(key if not self._convert else pts, stream=self._stream)
             self._frames = self._container.decode(self._stream)
         for frame in self._frames:
             if frame.pts is not None and frame.pts >= pts:
-                self._at = frame.pts
+                self._last_pts = frame.pts
                 return frame
-        self._at = None
+        self._last_pts = None
         raise IndexError(f"no frame at {pts}")
 
     def scan(self, count: int, batch: int) -> Iterator[Array | None]:
-        """See :class:`Reader`."""
+        """Yield the first `count` frames, `batch` at a time."""
         for start in range(0, count, batch):
             yield self.get(range(start, min(start + batch, count)))
 
     def close(self) -> None:
-        """See :class:`Reader`."""
+        """Release all resources."""
         self._frames = iter(())
         self._container.close()
 
@@ -210,7 +210,7 @@ READERS: dict[str, Any] = {"torchcodec": TorchCodec, "decord": Decord, "opencv":
 
 
 def open_peer(job: Job) -> Reader:
-    """Open the contender."""
+    """Open this contender."""
     options = dict(job.options)
     reader: Reader = READERS[options.pop("reader")](job.paths[0], **options)
     return reader

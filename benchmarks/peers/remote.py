@@ -1,8 +1,8 @@
-"""Videos behind a slow web server: the same loader and decoder over different ways to get the bytes.
+"""Videos from a slow web server: the same loader and decoder with different readers of the bytes.
 
-Options: ``latency``, seconds that the server takes for each request, or none for the local files; ``reader``:
-``ahead`` for streamloader as it is, ``plain`` for one blocking request for each read of FFmpeg, ``fsspec`` for fsspec's
-HTTP file with its default cache; ``buffer``, bytes that FFmpeg asks for at a time.
+Options: ``latency``: seconds per request, or missing for local files. ``reader``: ``ahead`` for the unmodified
+streamloader, ``plain`` for one blocking request per read of FFmpeg, or ``fsspec`` for fsspec's HTTP file with its
+default cache. ``buffer``: bytes per read of FFmpeg.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from streamloader.values import ObjectInfo, StreamInfo
 
 
 class PlainFile:
-    """One request for each read, on a connection that is kept."""
+    """A file with one request per read, on a persistent connection."""
 
     def __init__(
         self, address: str, info: ObjectInfo, options: Mapping[str, Any] | None = None, opening: Any = ()
@@ -34,29 +34,29 @@ class PlainFile:
         del options, opening
         parts = urlsplit(address)
         self._connection = http.client.HTTPConnection(parts.netloc, timeout=60)
-        self._path, self._at, self.size = parts.path, 0, info.size or 0
+        self._path, self._position, self.size = parts.path, 0, info.size or 0
 
     def tell(self) -> int:
-        """Where it is."""
-        return self._at
+        """Return the position."""
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go there."""
-        self._at = offset + (0, self._at, self.size)[whence]
-        return self._at
+        """Set the position."""
+        self._position = offset + (0, self._position, self.size)[whence]
+        return self._position
 
     def read(self, size: int) -> bytes:
-        """Ask for it and wait."""
-        end = min(self._at + size, self.size)
-        if end <= self._at:
+        """Request the bytes and wait for them."""
+        end = min(self._position + size, self.size)
+        if end <= self._position:
             return b""
-        self._connection.request("GET", self._path, headers={"Range": f"bytes={self._at}-{end - 1}"})
+        self._connection.request("GET", self._path, headers={"Range": f"bytes={self._position}-{end - 1}"})
         data = self._connection.getresponse().read()
-        self._at += len(data)
+        self._position += len(data)
         return data
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
@@ -71,24 +71,24 @@ _READERS = {"plain": PlainFile, "fsspec": _fsspec_file}
 
 
 class OtherVideos(sl.VideoStreams):
-    """Videos whose bytes come by another reader, in whatever process they are played."""
+    """Videos whose bytes come from another reader, in any process that opens them."""
 
     def __init__(self, *args: Any, reader: str, buffer: int, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self._reader, self._buffer = reader, buffer
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
-        """Open one with the other reader."""
+        """Open a video with the other reader."""
         remote.RemoteFile = _READERS[self._reader]  # type: ignore[assignment, misc]
-        source.BUFFER = self._buffer
+        source.IO_BUFFER_BYTES = self._buffer
         return await super().open(info, rng)
 
-    async def expect(self, info: StreamInfo) -> None:
-        """Prepare nothing: plain readers know nothing of what comes next."""
+    async def prepare(self, info: StreamInfo) -> None:
+        """Prepare nothing, because plain readers do not read ahead."""
 
 
 class Loader:
-    """A MultiStreamer over the local files or over those of a server. Nothing was indexed before."""
+    """A MultiStreamer over local files or files of the server. No video was indexed before."""
 
     def __init__(self, job: Job) -> None:
         self._cache = tempfile.TemporaryDirectory()
@@ -108,13 +108,13 @@ class Loader:
         )
 
     def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
-        """Yield (data, reset)."""
+        """Yield (data, reset) of each batch."""
         del number
         for batch in self._loader:
             yield batch.data, batch.reset
 
     def close(self) -> None:
-        """End workers and server."""
+        """Stop the workers and the server."""
         self._loader.close()
         if self._server is not None:
             self._server.close()
@@ -122,5 +122,5 @@ class Loader:
 
 
 def open_peer(job: Job) -> Loader:
-    """Open the contender."""
+    """Open this contender."""
     return Loader(job)

@@ -1,7 +1,7 @@
-"""A bare shared ring: what is left when everything but the transport is taken away. The ceiling.
+"""A bare shared ring: only the transport, as an upper limit.
 
-A memfd of `ahead` whole batches, one socketpair a worker, one byte on it for each slot filled or freed. No leases, no
-errors, no deadlines, no cursors: a slot is overwritten as soon as the next batch is asked for.
+It consists of a memfd with `ahead` whole batches, and one socketpair per worker that carries one byte for each filled
+or freed slot. It has no leases, errors, deadlines or cursors: a slot is overwritten once the next batch is requested.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.peers.lanes import open_lane
 Views = list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
-def views(job: Job, fd: int) -> Views:
+def map_slots(job: Job, fd: int) -> Views:
     """Map the ring, with all its pages, and return (data, reset) of every slot."""
     steps = job.batch_size * job.window
     size = -(-(job.batch_bytes + steps) // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -36,34 +36,34 @@ def views(job: Job, fd: int) -> Views:
 
 
 class Ring:
-    """The consumer's end."""
+    """The consumer's side of the ring."""
 
     def __init__(self, job: Job) -> None:
         import torch
 
         self._job = job
         fd = os.memfd_create("ring")
-        self._views = [tuple(map(torch.from_numpy, slot)) for slot in views(job, fd)]
+        self._views = [tuple(map(torch.from_numpy, slot)) for slot in map_slots(job, fd)]
         self._workers = []
         self._sockets = []
         environment = dict(os.environ)
         if threshold := job.options.get("mmap_threshold"):
             environment |= {"MALLOC_MMAP_THRESHOLD_": str(threshold), "MALLOC_TRIM_THRESHOLD_": str(threshold)}
         for worker in range(job.workers):
-            ours, theirs = socket.socketpair()
-            arguments = ["-m", "benchmarks.peers.ring", job.to_json(), str(worker), str(fd), str(theirs.fileno())]
+            parent_end, child_end = socket.socketpair()
+            arguments = ["-m", "benchmarks.peers.ring", job.to_json(), str(worker), str(fd), str(child_end.fileno())]
             self._workers.append(
-                subprocess.Popen([sys.executable, *arguments], pass_fds=[fd, theirs.fileno()], env=environment)
+                subprocess.Popen([sys.executable, *arguments], pass_fds=[fd, child_end.fileno()], env=environment)
             )
-            theirs.close()
-            self._sockets.append(ours)
+            child_end.close()
+            self._sockets.append(parent_end)
         os.close(fd)
 
     def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
         """Yield (data, reset) of the only epoch."""
         del number
         hand_over = self._job.options.get("hand_over", 1)
-        ready, owed, slot = [0] * len(self._sockets), 0, 0
+        ready, unreturned, slot = [0] * len(self._sockets), 0, 0
         while True:
             for worker, sock in enumerate(self._sockets):
                 while not ready[worker]:
@@ -74,11 +74,11 @@ class Ring:
                 ready[worker] -= 1
             yield self._views[slot]
             slot = (slot + 1) % self._job.ahead
-            owed += 1
-            if owed == hand_over:
+            unreturned += 1
+            if unreturned == hand_over:
                 for sock in self._sockets:
-                    sock.sendall(b"f" * owed)
-                owed = 0
+                    sock.sendall(b"f" * unreturned)
+                unreturned = 0
 
     def close(self) -> None:
         """Stop the workers."""
@@ -90,8 +90,8 @@ class Ring:
 
 
 def work(job: Job, worker: int, fd: int, sock: socket.socket) -> None:
-    """The worker: fill this worker's rows of one slot after the other until the lanes end."""
-    slots, rows = views(job, fd), job.lanes(worker)
+    """Run the worker: fill its rows of one slot after the other until the lanes end."""
+    slots, rows = map_slots(job, fd), job.lanes(worker)
     lanes = [open_lane(job, lane) for lane in rows]
     hand_over = job.options.get("hand_over", 1)
     free, filled, number = job.ahead, 0, 0
@@ -99,7 +99,7 @@ def work(job: Job, worker: int, fd: int, sock: socket.socket) -> None:
         if not free:
             try:
                 free = len(sock.recv(4096))
-            except ConnectionResetError:  # the consumer left with tokens unread
+            except ConnectionResetError:  # the consumer exited with unread tokens
                 free = 0
             if not free:
                 return
@@ -107,7 +107,7 @@ def work(job: Job, worker: int, fd: int, sock: socket.socket) -> None:
         if not all(lane.fill(data[row], reset[row]) for row, lane in zip(rows, lanes, strict=True)):
             sock.sendall(b"r" * filled)
             sock.shutdown(socket.SHUT_WR)
-            while sock.recv(4096):  # leaving with tokens unread would reset the connection
+            while sock.recv(4096):  # exiting with unread tokens would reset the connection
                 pass
             return
         free, filled, number = free - 1, filled + 1, number + 1
@@ -117,11 +117,11 @@ def work(job: Job, worker: int, fd: int, sock: socket.socket) -> None:
 
 
 def open_peer(job: Job) -> Ring:
-    """Open the contender."""
+    """Open this contender."""
     return Ring(job)
 
 
 if __name__ == "__main__":
     job_, worker_, fd_, socket_ = sys.argv[1:]
-    with contextlib.suppress(BrokenPipeError):  # the consumer has seen enough
+    with contextlib.suppress(BrokenPipeError):  # the consumer has exited
         work(Job.from_json(job_), int(worker_), int(fd_), socket.socket(fileno=int(socket_)))

@@ -1,7 +1,7 @@
-"""A web server that thinks for a while about every request: ``python -m benchmarks.peers.slow_server FOLDER SECONDS``.
+"""A web server that delays every response: ``python -m benchmarks.peers.slow_server FOLDER SECONDS``.
 
-It serves the files of a folder, with ranges and ETags, on a free port of this machine, which it prints. It ends with
-its standard input.
+It serves the files of a folder, with ranges and ETags, on a free port of this machine, and prints the port. It exits at
+the end of its standard input.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from aiohttp import web
 
 
 class SlowServer:
-    """The server in a process of its own. Use it as a context manager, or close it.
+    """The server in a separate process.
 
     Attributes:
-        url: where the folder is.
+        url: URL of the folder.
     """
 
     def __init__(self, folder: Path, latency: float) -> None:
@@ -31,18 +31,18 @@ class SlowServer:
         self.url = f"http://127.0.0.1:{port}"
 
     def close(self) -> None:
-        """End it."""
+        """Stop the server."""
         self._process.communicate(timeout=30)
 
 
 async def _serve(folder: Path, latency: float) -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def respond(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(latency)
         path = folder / request.match_info["name"]
         return web.FileResponse(path, chunk_size=1 << 18) if path.is_file() else web.Response(status=404)
 
     app = web.Application()
-    app.router.add_get("/{name}", answer)
+    app.router.add_get("/{name}", respond)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,7 +1,7 @@
-"""SPDL: threads that decode and convert without the GIL, in this process or in one of its own behind an arena.
+"""SPDL: threads that decode and convert without the GIL, in this process or in a subprocess with an arena.
 
-Lanes are generators of spdl.io's streaming decoder (one decode thread each). A pipeline asks them in turn,
-`workers` at a time, and converts the windows of all lanes to one buffer at once: one copy of each frame.
+Lanes are generators of spdl.io's streaming decoder, with one decode thread each. A pipeline reads them in turn,
+`workers` at a time, and converts the windows of all lanes to one buffer: one copy of each frame.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Batch = tuple[Any, Any]
 
 
 class Frames:
-    """Decoded frames of one lane, in RGB and at the job's size, clip after clip."""
+    """Decoded frames of one lane, in RGB and with the job's size, clip after clip."""
 
     def __init__(self, job: Job, lane: int) -> None:
         self._job = job
@@ -68,7 +68,7 @@ class Frames:
 
 
 class VideoSource:
-    """What the stages of the video pipeline share: the lanes. Iterating it names them in turn until one ends."""
+    """The lanes, which the stages of the pipeline share. Iterating yields their numbers in turn until one ends."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -76,13 +76,13 @@ class VideoSource:
         self.ended = False
 
     def __iter__(self) -> Iterator[int]:
-        """Open the lanes anew and name them in turn."""
+        """Open the lanes, and yield their numbers in turn."""
         self.lanes, self.ended = [Frames(self.job, lane) for lane in range(self.job.batch_size)], False
         while not self.ended:
             yield from range(self.job.batch_size)
 
     def window(self, lane: int) -> list[tuple[Any, bool]] | None:
-        """Decode one window of one lane, in a thread of the pool; the pipeline drops None."""
+        """Decode one window of one lane, in a thread of the pool. The pipeline drops None."""
         window = self.lanes[lane].window()
         self.ended |= window is None
         return window
@@ -96,9 +96,9 @@ class VideoSource:
 
 
 class FillSource:
-    """The synthetic streams. Iterating it yields (array, mask, rows): a new batch, `tasks` parts of it in turn.
+    """The synthetic streams. Iterating yields (data, reset, rows): `tasks` parts of each new batch, in turn.
 
-    With as many threads as parts, a lane is never filled by two threads at once, so its steps keep their order.
+    With as many threads as parts, no lane is filled by two threads at once, so its steps stay in order.
     """
 
     def __init__(self, job: Job, tasks: int) -> None:
@@ -106,7 +106,7 @@ class FillSource:
         self.lanes: list[Lane] = []
 
     def __iter__(self) -> Iterator[tuple[Any, Any, range]]:
-        """Open the lanes anew and yield the parts of all batches."""
+        """Open the lanes, and yield the parts of all batches."""
         job = self.job
         self.lanes = [open_lane(job, lane) for lane in range(job.batch_size)]
         edges = [job.batch_size * number // self.tasks for number in range(self.tasks + 1)]
@@ -124,13 +124,13 @@ class FillSource:
         return data, reset
 
 
-def builder(job: Job) -> PipelineBuilder[Any, Any]:
-    """Describe the pipeline of threads."""
+def build_pipeline(job: Job) -> PipelineBuilder[Any, Any]:
+    """Return the builder of the pipeline of threads."""
     if job.kind == "fill":
         tasks = job.options["tasks"]
         source = FillSource(job, tasks)
         stages = PipelineBuilder().add_source(source)
-        # "unordered" lets `workers` threads make whole batches at once, which lanes with an order would forbid.
+        # "unordered" lets `workers` threads fill batches concurrently, so the steps of a lane lose their order.
         threads = job.workers if job.options.get("unordered") else tasks
         stages = stages.pipe(source.fill, concurrency=threads, output_order="input")
         if tasks > 1:
@@ -142,8 +142,8 @@ def builder(job: Job) -> PipelineBuilder[Any, Any]:
     return stages.aggregate(job.batch_size, drop_last=True).pipe(video.convert).add_sink(job.ahead)
 
 
-def tensors(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Give torch tensors over the same memory."""
+def as_tensors(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield torch tensors over the same memory."""
     for data, reset in batches:
         yield torch.from_numpy(data), torch.from_numpy(reset)
 
@@ -157,15 +157,15 @@ class Threads:
     def epoch(self, number: int) -> Iterator[Batch]:
         """Build and run the pipeline of one epoch."""
         del number
-        pipeline: Pipeline[Batch] = builder(self._job).build(num_threads=self._job.workers + 1)
+        pipeline: Pipeline[Batch] = build_pipeline(self._job).build(num_threads=self._job.workers + 1)
         with pipeline.auto_stop():
-            yield from tensors(pipeline)
+            yield from as_tensors(pipeline)
 
     def close(self) -> None:
-        """Nothing is left between epochs."""
+        """Do nothing: nothing remains between epochs."""
 
 
-def arena(job: Job, size: int) -> Any:
+def open_arena(job: Job, size: int) -> Any:
     """Return SPDL's shared memory for `ahead` batches of `size` bytes."""
     size += 1 << 16
     if job.options["arena"] == "pool":
@@ -174,26 +174,26 @@ def arena(job: Job, size: int) -> Any:
 
 
 class OneSubprocess:
-    """The same pipeline of threads in one subprocess; whole batches come through the arena."""
+    """The same pipeline of threads in one subprocess, which sends whole batches through the arena."""
 
     def __init__(self, job: Job) -> None:
         self._batches = run_pipeline_in_subprocess(
-            builder(job).get_config(),
+            build_pipeline(job).get_config(),
             num_threads=job.workers + 1,
             buffer_size=job.ahead,
-            arena=arena(job, job.batch_bytes),
+            arena=open_arena(job, job.batch_bytes),
         )
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield (data, reset)."""
+        """Yield (data, reset) of each batch."""
         del number
-        yield from tensors(self._batches)
+        yield from as_tensors(self._batches)
 
     def close(self) -> None:
-        """SPDL ends the subprocess when the iterable goes."""
+        """Delete the iterable, which stops the subprocess."""
         del self._batches
 
 
 def open_peer(job: Job) -> Any:
-    """Open the contender."""
+    """Open this contender."""
     return Threads(job) if job.options.get("arena") is None else OneSubprocess(job)

@@ -1,4 +1,4 @@
-"""streamloader itself, used as its documentation says."""
+"""streamloader itself, used as documented."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from streamloader.values import Array, Field, StreamInfo
 
 
 class FillStreams(StreamDataset):
-    """The synthetic streams, as a user would write them: no blocking call, every step written."""
+    """The synthetic streams, as a user would write them."""
 
     def __init__(self, count: int, length: int, shape: tuple[int, ...]) -> None:
         self._count, self._length, self._shape = count, length, shape
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """One array of bytes a step."""
+        """One array of bytes per step."""
         return {"data": Field(self._shape, "uint8")}
 
     async def index(self) -> Sequence[StreamInfo]:
-        """Name the streams."""
+        """Return the keys and lengths of the streams."""
         return [StreamInfo(f"fill{number}", self._length) for number in range(self._count)]
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
-        """Open one."""
+        """Open a stream."""
         del rng
         return FillStream(info.length or 0)
 
 
 class FillStream(Stream):
-    """Each window becomes one value, the next window another."""
+    """A stream whose windows are each filled with one value."""
 
     def __init__(self, length: int) -> None:
-        self._left, self._value = length, 0
+        self._remaining, self._value = length, 0
 
     async def read_into(self, out: Mapping[str, Array]) -> int:
         """Overwrite all of `out`."""
         data = out["data"]
-        count = min(len(data), self._left)
-        self._left -= count
+        count = min(len(data), self._remaining)
+        self._remaining -= count
         self._value = (self._value + 1) & 255
         data[:count].fill(self._value)
         return count
 
 
 class Loader:
-    """A MultiStreamer; its batches are views that stay valid while they are held."""
+    """A MultiStreamer. Its batches are views that stay valid while they are held."""
 
     def __init__(self, job: Job) -> None:
         self._cache = None
-        if job.options.get("cold"):  # no index of the videos is there yet
+        if job.options.get("cold"):  # starts without an index of the videos
             self._cache = tempfile.TemporaryDirectory()
             os.environ["STREAMLOADER_CACHE"] = self._cache.name
         if job.kind == "fill":
@@ -74,18 +74,18 @@ class Loader:
         )
 
     def epoch(self, number: int) -> Iterator[tuple[Any, Any]]:
-        """Yield (data, reset); the next epoch follows by itself."""
+        """Yield (data, reset) of each batch of the next epoch."""
         del number
         for batch in self._loader:
             yield batch.data, batch.reset
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._loader.close()
         if self._cache is not None:
             self._cache.cleanup()
 
 
 def open_peer(job: Job) -> Loader:
-    """Open the contender."""
+    """Open this contender."""
     return Loader(job)

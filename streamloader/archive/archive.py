@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import torch
+from typing_extensions import override
 
-from streamloader.archive.buffer_pool import ResultMemory
+from streamloader.archive.buffer_pool import BufferPool
 from streamloader.archive.create import create_archive
-from streamloader.archive.frames import ArchiveVideo, ArchiveVideos, Frames
-from streamloader.archive.pixels import PIX_FMTS, Pixels, checked_size
-from streamloader.archive.reader.reader import CACHE_BYTES, CACHE_LIMIT, ArchiveReader
+from streamloader.archive.frames import ArchiveVideo, ArchiveVideos, FrameSequence
+from streamloader.archive.pixels import PIX_FMTS, ConverterPool, validate_size
+from streamloader.archive.reader.reader import DEFAULT_CACHE_LIMIT, DEFAULT_MAX_CACHE_BYTES, ArchiveReader
 from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,42 +27,42 @@ if TYPE_CHECKING:
 __all__ = ["Archive", "ArchiveVideo", "ArchiveVideos", "open_archive"]
 
 Transform: TypeAlias = "Callable[[torch.Tensor], Any]"
-Numbers: TypeAlias = "int | slice | Sequence[int] | Array | torch.Tensor"
 
 
-class Archive(Frames):
+class Archive(FrameSequence):
     """All frames of an archive as one array, and as a ``torch.utils.data.Dataset`` of frames.
 
-    ``archive[i]`` is a frame, uint8 (H, W, C); ``archive[a:b]``, ``archive[a:b:s]`` and ``archive[[i, j, k]]`` are
-    uint8 (N, H, W, C), in the order asked for. Negative numbers count from the end, slices end where the archive ends.
-    ``archive["name"]`` is one video with the same face (:class:`ArchiveVideo`). Frames are exactly those of a decode of
-    the source from its beginning, upright, in RGB.
+    ``archive[i]`` is a frame, uint8 (H, W, C). ``archive[a:b]``, ``archive[a:b:s]`` and ``archive[[i, j, k]]`` are
+    uint8 (N, H, W, C), in the requested order. Negative numbers count from the end, and slices are clipped at the end.
+    ``archive["name"]`` is one video with the same interface (:class:`ArchiveVideo`). Frames are exactly those of a
+    linear decode of the source, upright, in RGB.
 
-    What is read is what the archive held when it was opened, until :meth:`refresh`: numbers of frames never change.
-    Threads can share an archive. It can be pickled, and used in forked and spawned processes, which connect anew.
+    An open archive is a snapshot: it has the videos that existed when it was opened, until :meth:`refresh`. The numbers
+    of frames never change. All methods are thread-safe. An archive can be pickled, and used in forked and spawned
+    processes, which open their own connections.
 
     Args:
-        address: url of the catalog, or the folder of a local archive.
-        size: (height, width) to which frames are scaled (bilinear); None leaves them as they are.
-        pix_fmt: ``"rgb24"``, or ``"gray"`` for one channel of luma stretched to 0..255.
-        transform: is given uint8 (N, H, W, C) and returns N items of anything; single frames go through it as N = 1.
-        places: number or url of a place of the archive -> the address by which this machine reaches it.
-        storage_options: of :func:`streamloader.stores.open_store`, for these places; where they need different ones,
-            see :func:`streamloader.stores.registry.options_for`.
-        catalog_options: of the catalog. An archive with ``client=`` among them cannot be pickled.
-        cache_limit: groups of decoded frames, and spans of bytes from stores, that are kept at most.
-        max_cache_bytes: of memory that these take at most.
-        prefetch: fetch what is next where access is sequential.
-        threads: that decode at the same time; None: one for each core, but one in workers of a DataLoader.
+        address: URL of the catalog, or folder of a local archive.
+        size: Size (height, width) to which frames are scaled (bilinear). None keeps their size.
+        pix_fmt: Pixel format: ``"rgb24"``, or ``"gray"`` for one channel of luma stretched to 0..255.
+        transform: Function from uint8 (N, H, W, C) to a sequence of N items. Single frames are passed with N = 1.
+        places: Addresses by which this machine reaches the places, by number or URL of the place.
+        storage_options: Options of :func:`streamloader.stores.open_store` for the places. If they need different
+            options, see :func:`streamloader.stores.registry.select_options`.
+        catalog_options: Options of the catalog. With ``client=`` among them, the archive cannot be pickled.
+        cache_limit: Maximum number of cached groups of decoded frames and blocks of bytes.
+        max_cache_bytes: Maximum number of bytes of the cache.
+        prefetch: Whether to fetch the bytes after a sequential read. Defaults to True.
+        threads: Number of threads that decode. Defaults to one per core, or one in a worker of a DataLoader.
 
     Raises:
-        ConfigError: the arguments make no sense.
-        CatalogNotFound: there is no archive (when it is first used).
-        FrameOutside: from reading: there is no frame of this number (an IndexError).
-        VideoNotFound: from reading: there is no video of this name (a KeyError).
-        FrameSizeError: from reading: frames of different size were asked for, and `size` was not given.
-        CorruptStream: from reading: a chunk is not what was put there; ``offset`` is the frame of the video.
-        StoreError: from reading: bytes could not be had.
+        ConfigError: If an argument is invalid.
+        CatalogNotFound: If there is no archive (at the first access).
+        FrameIndexError: If there is no frame of this number (at a read). It is an IndexError.
+        VideoNotFound: If there is no video of this name (at a read). It is a KeyError.
+        FrameSizeError: If the requested frames differ in size, and `size` is None (at a read).
+        CorruptStream: If a chunk is damaged (at a read). ``offset`` is the frame of the video.
+        StoreError: If bytes cannot be read (at a read).
     """
 
     def __init__(
@@ -74,20 +75,20 @@ class Archive(Frames):
         places: Mapping[int | str, str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         catalog_options: Mapping[str, Any] | None = None,
-        cache_limit: int = CACHE_LIMIT,
-        max_cache_bytes: int = CACHE_BYTES,
+        cache_limit: int = DEFAULT_CACHE_LIMIT,
+        max_cache_bytes: int = DEFAULT_MAX_CACHE_BYTES,
         prefetch: bool = True,
         threads: int | None = None,
     ) -> None:
         if pix_fmt not in PIX_FMTS:
-            also = ": ArchiveStreams has it" if pix_fmt == "yuv420p" else ""
-            raise ConfigError(f"pix_fmt must be one of {', '.join(map(repr, PIX_FMTS))}, got {pix_fmt!r}{also}")
+            hint = ": ArchiveStreams has it" if pix_fmt == "yuv420p" else ""
+            raise ConfigError(f"pix_fmt must be one of {', '.join(map(repr, PIX_FMTS))}, got {pix_fmt!r}{hint}")
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform must be callable, got {transform!r}")
         self._archive = self
-        self._pixels = Pixels(pix_fmt, checked_size(size))
+        self._converters = ConverterPool(pix_fmt, validate_size(size))
         self._transform = transform
-        self._memory = ResultMemory(max_cache_bytes // 2 if isinstance(max_cache_bytes, int) else 0)
+        self._buffers = BufferPool(max_cache_bytes // 2 if isinstance(max_cache_bytes, int) else 0)
         self.reader = ArchiveReader(
             address,
             places=places,
@@ -108,109 +109,111 @@ class Archive(Frames):
         catalog_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Archive:
-        """Make an empty archive, and open it.
+        """Create an empty archive, and open it.
 
         Args:
-            store: address of the folder that its chunks go to; several, or several with their weights, to spread them.
-            catalog: url of its catalog; by default the file ``catalog.sqlite`` in the (first) folder, if that is local.
-            catalog_options: of the catalog.
-            **options: of the archive.
+            store: Address of the folder for chunks. To spread the chunks: several addresses, or a mapping of addresses
+                to their weights.
+            catalog: URL of the catalog. Defaults to the file ``catalog.sqlite`` in the (first) folder, if it is local.
+            catalog_options: Options of the catalog.
+            **options: Arguments of :class:`Archive`.
 
         Raises:
-            CatalogExists: there is one already.
-            ConfigError: the addresses make no sense.
+            CatalogExists: If there is an archive already.
+            ConfigError: If an address is invalid.
         """
         url = create_archive(store, catalog, catalog_options)
         return cls(url, catalog_options=catalog_options, **options)
 
-    # --- what is in it -----------------------------------------------------------------------------------------------
+    # --- contents ----------------------------------------------------------------------------------------------------
 
     @property
     def snapshot(self) -> Snapshot:
-        """How many videos, frames and chunks, and how long they take."""
+        """The number of videos, frames and chunks, and the duration."""
         return self.reader.snapshot
 
     @property
     def transform(self) -> Transform | None:
-        """What frames go through before they are returned; None for nothing."""
+        """The transform of frames, or None."""
         return self._transform
 
     @property
     def videos(self) -> ArchiveVideos:
-        """The videos of the archive, in their order."""
+        """The videos of the archive, in order."""
         return ArchiveVideos(self)
 
     def find(self, where: Mapping[str, Any] | None = None) -> list[ArchiveVideo]:
-        """Return the videos whose metadata match, in order; see :mod:`streamloader.archive.catalog.query`.
+        """Return the videos whose metadata match, in order.
+
+        Args:
+            where: Condition, see :mod:`streamloader.archive.catalog.query`. Defaults to all videos.
 
         Raises:
-            ConfigError: `where` makes no sense.
+            ConfigError: If `where` is malformed.
         """
         return [ArchiveVideo(self, row) for row in self.reader.find(where)]
 
     def count(self, where: Mapping[str, Any] | None = None) -> Snapshot:
-        """Return how many videos match, with the sums of their frames, chunks and times."""
+        """Return the number of matching videos, and the sums of their frames, chunks and durations."""
         return self.reader.count(where)
 
     def refresh(self) -> Archive:
-        """See what was added meanwhile, at the end; return the archive itself."""
+        """Include the videos that were added since. Return the archive itself."""
         self.reader.refresh()
         return self
 
+    @override
     def number_at(self, seconds: float) -> int:
-        """Return the number of the frame that is shown at a time; see :meth:`at`."""
         return self.reader.frame_at(seconds)
 
-    def __getitem__(self, which: Any) -> Any:
-        """Return frames by number, or a video by its name: see the class."""
-        if isinstance(which, str):
-            return ArchiveVideo(self, self.reader.named(which))
-        return super().__getitem__(which)
+    def __getitem__(self, index: Any) -> Any:
+        """Return frames by number, or a video by its name."""
+        if isinstance(index, str):
+            return ArchiveVideo(self, self.reader.video_by_name(index))
+        return super().__getitem__(index)
 
-    # --- making it ---------------------------------------------------------------------------------------------------
+    # --- adding and checking -----------------------------------------------------------------------------------------
 
     def add(self, videos: Addresses, **options: Any) -> IngestReport:
-        """Cut videos into chunks and add them, each whole or not at all; then this archive has them too.
+        """Cut videos into chunks, add each as a whole or not at all, and refresh this archive.
 
         Args:
-            videos: paths, addresses of stores, patterns, folders, or a list of these.
-            **options: ``name``, ``metadata``, ``engine``, ``jobs``, ... of
-                :func:`streamloader.archive.ingest.add_videos`, and ``mode``,
-                ``chunk_frames``, ... of :class:`streamloader.media.chunks.build.CutSettings`.
+            videos: Paths, addresses of stores, patterns, folders, or a list of these.
+            **options: ``name``, ``metadata``, ``executor``, ``jobs``, ... of
+                :func:`streamloader.archive.ingest.add_videos`, and ``mode``, ``chunk_frames``, ... of
+                :class:`streamloader.media.chunks.settings.CutSettings`.
         """
-        from streamloader.archive.create import add_to
+        from streamloader.archive.create import add_to_archive
 
-        report = add_to(self.reader, videos, options)
+        report = add_to_archive(self.reader, videos, options)
         self.refresh()
         return report
 
     def check(self, repair: bool = False, **options: Any) -> CheckReport:
-        """Compare the catalog with the stores, and mend what can be.
-
-        See :func:`streamloader.archive.ingest.check_archive`.
+        """Compare the catalog with the stores, and optionally repair what differs.
 
         Args:
-            repair: delete what no video needs, and make damaged chunks anew where their source is still there.
-            **options: of that function.
+            repair: Whether to delete unused files, and to rebuild damaged chunks whose source still exists.
+            **options: Options of :func:`streamloader.archive.ingest.check_archive`.
         """
-        from streamloader.archive.create import check_all
+        from streamloader.archive.create import check_opened_archive
 
-        return check_all(self.reader, repair, options)
+        return check_opened_archive(self.reader, repair, options)
 
-    # --- life --------------------------------------------------------------------------------------------------------
+    # --- statistics and closing --------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
-        """Return what reading took so far: frames, hits and misses, packets, bytes, requests, and what the cache holds.
+        """Return counters of the reads in this process: frames, hits, misses, packets, bytes, requests and cache size.
 
-        See :class:`streamloader.archive.reader.stats.ReadCounts`. They count in this process alone.
+        See :class:`streamloader.archive.reader.stats.ReadCounts` for the counters.
         """
         return self.reader.stats()
 
     def close(self) -> None:
-        """Free decoders and memory, and give stores and catalog back. Safe to call twice; later use is an error."""
+        """Free decoders and caches, and release stores and catalog. Safe to call twice. Later reads are errors."""
         self.reader.close()
-        self._pixels.close()
-        self._memory.clear()
+        self._converters.close()
+        self._buffers.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -221,69 +224,73 @@ class Archive(Frames):
     def __repr__(self) -> str:
         return f"<Archive {self.reader.url}>"
 
-    # --- for the others in this file ---------------------------------------------------------------------------------
+    # --- the frame source of the archive and its videos --------------------------------------------------------------
 
-    def _span(self) -> tuple[int, int]:
+    @override
+    def _frame_range(self) -> tuple[int, int]:
         return 0, self.reader.snapshot.frames
 
-    def _called(self) -> str:
+    @override
+    def _label(self) -> str:
         return "the archive"
 
     def read(self, numbers: Array, *, one_by_one: bool = False) -> Any:
-        """Return frames of the archive in the order of `numbers`, transformed all together or each for itself."""
-        frames = self._decoded(numbers)
+        """Return frames of the archive in the order of `numbers`, transformed all together or one by one."""
+        frames = self._decode(numbers)
         if self._transform is None:
             return frames
         if not one_by_one:
             return self._transform(frames)
         return [self._transform(frames[n : n + 1])[0] for n in range(len(frames))]
 
-    def _decoded(self, numbers: Array) -> torch.Tensor:
+    def _decode(self, numbers: Array) -> torch.Tensor:
         if not len(numbers):
             return torch.empty((0, *self._empty_shape()), dtype=torch.uint8)
-        wanted, back = np.unique(numbers, return_inverse=True)
-        shape = self._pixels.shape(self.reader.videos_of(wanted))
-        frames = torch.from_numpy(self._memory.array((len(wanted), *shape)))
-        target = self._pixels.target(frames.numpy())
+        wanted, inverse = np.unique(numbers, return_inverse=True)
+        shape = self._converters.frame_shape(self.reader.videos_containing(wanted))
+        frames = torch.from_numpy(self._buffers.allocate((len(wanted), *shape)))
+        output = self._converters.wrap_output(frames.numpy())
 
-        def take(place: int, video: VideoRow, frame: VideoFrame) -> None:
-            self._pixels.write(video, frame, target, place)
+        def write_frame(position: int, video: VideoRow, frame: VideoFrame) -> None:
+            self._converters.write_frame(video, frame, output, position)
 
-        self.reader.each(wanted, take)
-        if len(wanted) == len(numbers) and bool((back[1:] > back[:-1]).all()):
+        self.reader.for_each(wanted, write_frame)
+        if len(wanted) == len(numbers) and bool((inverse[1:] > inverse[:-1]).all()):
             return frames
-        return frames[torch.from_numpy(back)]
+        return frames[torch.from_numpy(inverse)]
 
     def _empty_shape(self) -> tuple[int, int, int]:
-        if self._pixels.size is not None:
-            return (*self._pixels.size, self._pixels.channels)
+        if self._converters.size is not None:
+            return (*self._converters.size, self._converters.channels)
         snapshot = self.reader.snapshot
-        return self._pixels.shape([self.reader.video(0)]) if snapshot.videos else (0, 0, self._pixels.channels)
+        if not snapshot.videos:
+            return 0, 0, self._converters.channels
+        return self._converters.frame_shape([self.reader.video(0)])
 
-    def play(self, start: int, stop: int) -> Iterator[Any]:
-        """Yield the frames [start, stop) of the archive one by one."""
-        while start < stop:
-            video = self.reader.videos_of(np.asarray([start]))[0]
-            end = min(stop, video.start + video.frames)
-            shape = self._pixels.shape([video])
-            for frame in self.reader.decode(video, range(start - video.start, end - video.start)):
+    def iter_frames(self, start: int, end: int) -> Iterator[Any]:
+        """Yield the frames [start, end) of the archive one by one."""
+        while start < end:
+            video = self.reader.videos_containing(np.asarray([start]))[0]
+            video_end = min(end, video.start + video.frames)
+            shape = self._converters.frame_shape([video])
+            for frame in self.reader.decode(video, range(start - video.start, video_end - video.start)):
                 out = torch.empty((1, *shape), dtype=torch.uint8)
-                self._pixels.write(video, frame, self._pixels.target(out.numpy()), 0)
+                self._converters.write_frame(video, frame, self._converters.wrap_output(out.numpy()), 0)
                 yield out[0] if self._transform is None else self._transform(out)[0]
-            start = end
+            start = video_end
 
 
 def open_archive(address: str | os.PathLike[str], **options: Any) -> Archive:
-    """Open an archive: see :class:`Archive` for what can be chosen.
+    """Open an existing archive.
 
     Args:
-        address: url of its catalog (a path, ``sqlite:///path``, ``mongodb://...``), or the folder of a local archive.
-        **options: ``size``, ``pix_fmt``, ``transform``, ``places``, ``storage_options``, ``catalog_options``,
-            ``cache_limit``, ``max_cache_bytes``, ``prefetch``, ``threads``.
+        address: URL of the catalog (a path, ``sqlite:///path``, ``mongodb://...``), or folder of a local archive.
+        **options: Arguments of :class:`Archive`: ``size``, ``pix_fmt``, ``transform``, ``places``,
+            ``storage_options``, ``catalog_options``, ``cache_limit``, ``max_cache_bytes``, ``prefetch``, ``threads``.
 
     Raises:
-        CatalogNotFound: there is none.
-        ConfigError: the arguments make no sense.
+        CatalogNotFound: If there is no archive.
+        ConfigError: If an argument is invalid.
     """
     archive = Archive(address, **options)
     try:

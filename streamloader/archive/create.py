@@ -1,4 +1,4 @@
-"""Making archives and adding to them: from what a user writes to the calls of the ingest floor."""
+"""Create archives, add videos to them, and check them: from the user's arguments to calls of the ingest package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamloader.archive.location import CATALOG_FILE, catalog_url, shared_by
+from streamloader.archive.location import CATALOG_FILE, catalog_url, open_shared_catalog
 from streamloader.errors import CatalogNotFound, ConfigError
 from streamloader.redaction import redact
 from streamloader.stores.local import local_path
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from streamloader.archive.ingest import CheckReport, IngestReport
     from streamloader.archive.reader.reader import ArchiveReader
     from streamloader.stores.addresses import Addresses
-    from streamloader.stores.io_thread import Shared
+    from streamloader.stores.io_thread import SharedResource
 
-__all__ = ["EnsuredPlaces", "add_to", "check_all", "create_archive", "ensure_places"]
+__all__ = ["EnsuredPlaces", "add_to_archive", "check_opened_archive", "create_archive", "ensure_places"]
 
 
 @dataclass(frozen=True, slots=True)
 class EnsuredPlaces:
-    """Places of an archive, after :func:`ensure_places`.
+    """The result of :func:`ensure_places`.
 
     Attributes:
         numbers: Numbers of the requested places, ascending.
@@ -44,10 +44,10 @@ def create_archive(
     catalog: str | None,
     catalog_options: Mapping[str, Any] | None,
 ) -> str:
-    """Make the catalog of an empty archive, and return its url; see :meth:`Archive.create`."""
-    from streamloader.archive.ingest import as_places
+    """Create the catalog of an empty archive, and return its URL. See :meth:`Archive.create` for the arguments."""
+    from streamloader.archive.ingest import parse_places
 
-    places = as_places(store)
+    places = parse_places(store)
     if catalog is None:
         first = places[0].url
         if scheme_of(first) not in ("", "file"):
@@ -58,48 +58,54 @@ def create_archive(
     url = catalog_url(catalog)
     if scheme_of(url) in ("", "file"):
         os.makedirs(os.path.dirname(local_path(url)) or ".", exist_ok=True)
-    with shared_by(url, catalog_options or {}) as made:
-        made.call(made.it.create(places))
+    with open_shared_catalog(url, catalog_options or {}) as shared:
+        shared.call(shared.resource.create(places))
     return url
 
 
-def ensure_places(catalog: Shared[Catalog], stores: Mapping[str, float]) -> EnsuredPlaces:
+def ensure_places(catalog: SharedResource[Catalog], stores: Mapping[str, float]) -> EnsuredPlaces:
     """Create the archive if it does not exist, or add those of `stores` that are not among its places yet.
 
     Args:
         catalog: Catalog of the archive.
-        stores: Addresses of the folders for chunks, with their weights. If empty, the archive has to exist.
+        stores: Weights of the folders for chunks, by address. If empty, the archive must exist.
 
     Raises:
         CatalogNotFound: If there is no archive and `stores` is empty.
         ConfigError: If an address or a weight is invalid.
     """
-    from streamloader.archive.ingest import as_places
+    from streamloader.archive.ingest import parse_places
 
     created = False
     try:
-        header = catalog.call(catalog.it.header())
+        header = catalog.call(catalog.resource.get_header())
     except CatalogNotFound:
         if not stores:
             raise
-        header = catalog.call(catalog.it.create(as_places(stores)))
+        header = catalog.call(catalog.resource.create(parse_places(stores)))
         created = True
     if not stores:
         return EnsuredPlaces([], created, ())
     existing = {place.url for place in header.places}
-    requested = as_places(stores)
+    requested = parse_places(stores)
     added: tuple[Place, ...] = ()
     if new := {place.url: place.weight for place in requested if place.url not in existing}:
-        added = as_places(new, first=len(header.places))
-        header = catalog.call(catalog.it.set_places([*header.places, *added]))
+        added = parse_places(new, first=len(header.places))
+        header = catalog.call(catalog.resource.set_places([*header.places, *added]))
     urls = {place.url for place in requested}
     return EnsuredPlaces([place.number for place in header.places if place.url in urls], created, added)
 
 
-def add_to(reader: ArchiveReader, videos: Addresses, options: Mapping[str, Any]) -> IngestReport:
-    """Add videos to the archive of a reader; `options` are of the ingest or of the cut."""
+def add_to_archive(reader: ArchiveReader, videos: Addresses, options: Mapping[str, Any]) -> IngestReport:
+    """Add videos to the archive of a reader.
+
+    Args:
+        reader: Reader of the archive.
+        videos: Paths, addresses, patterns or folders of videos.
+        options: Options of the ingest and fields of ``CutSettings``.
+    """
     from streamloader.archive.ingest import add_videos
-    from streamloader.media.chunks.build import CutSettings
+    from streamloader.media.chunks.settings import CutSettings
 
     names = {item.name for item in dataclasses.fields(CutSettings)}
     cut = {name: value for name, value in options.items() if name in names}
@@ -108,8 +114,8 @@ def add_to(reader: ArchiveReader, videos: Addresses, options: Mapping[str, Any])
     return add_videos(reader.catalog, videos, CutSettings(**cut), **rest)
 
 
-def check_all(reader: ArchiveReader, repair: bool, options: Mapping[str, Any]) -> CheckReport:
-    """Check the archive of a reader."""
+def check_opened_archive(reader: ArchiveReader, repair: bool, options: Mapping[str, Any]) -> CheckReport:
+    """Check the archive of a reader. See :func:`streamloader.archive.ingest.check_archive` for the options."""
     from streamloader.archive.ingest import check_archive
 
     return check_archive(reader.catalog, repair=repair, **({"storage_options": reader.storage_options} | dict(options)))

@@ -1,4 +1,4 @@
-"""Which frames are meant by what stands between the brackets."""
+"""Normalize what is passed between the brackets of an array of frames to frame numbers."""
 
 from __future__ import annotations
 
@@ -7,61 +7,59 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamloader.errors import ConfigError, FrameOutside
+from streamloader.errors import ConfigError, FrameIndexError
 
 if TYPE_CHECKING:
     from streamloader.values import Array
 
-__all__ = ["picked", "whole_number"]
+__all__ = ["normalize_index", "require_int"]
 
 
-def picked(which: Any, length: int, called: str) -> tuple[Array, bool]:
-    """Return the numbers (int64, from 0 to `length` - 1) that `which` means, and whether that is a single one.
+def normalize_index(index: Any, length: int, owner: str) -> tuple[Array, bool]:
+    """Return the frame numbers (int64, from 0 to `length` - 1) that `index` selects, and whether it is a single number.
 
     Args:
-        which: a whole number, a slice, or a sequence, array or tensor of whole numbers, or of `length` booleans.
-        length: how many frames there are.
-        called: what errors call them.
+        index: Whole number, slice, or sequence, array or tensor of whole numbers or of `length` booleans.
+        length: Number of frames.
+        owner: Name of the sequence of frames in error messages.
 
     Raises:
-        FrameOutside: one is not there.
-        ConfigError: `which` is something else.
+        FrameIndexError: If a number is out of range.
+        ConfigError: If `index` has another type.
     """
-    if isinstance(which, slice):
+    if isinstance(index, slice):
         try:
-            span = range(*which.indices(length))
+            span = range(*index.indices(length))
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{called} takes slices of whole numbers, got {which}: {error}") from error
+            raise ConfigError(f"{owner} takes slices of whole numbers, got {index}: {error}") from error
         return np.arange(span.start, span.stop, span.step, dtype=np.int64), False
     single = False
-    if isinstance(which, (list, tuple, range)) and not len(which):
+    if isinstance(index, (list, tuple, range)) and not len(index):
         return np.zeros(0, np.int64), False
     try:
-        numbers = np.asarray(operator.index(which), dtype=np.int64)
-        single = not isinstance(which, bool)
+        numbers = np.asarray(operator.index(index), dtype=np.int64)
+        single = not isinstance(index, bool)
     except OverflowError:
-        raise _outside(int(which), length, called) from None
+        raise _index_error(int(index), length, owner) from None
     except TypeError:
-        numbers = np.asarray(which)
+        numbers = np.asarray(index)
     if numbers.dtype == bool and numbers.shape == (length,):
         return np.flatnonzero(numbers), False
     if numbers.dtype.kind not in "iu" or numbers.ndim != (0 if single else 1):
-        kind = type(which).__name__
-        raise ConfigError(
-            f"{called} takes a whole number, a slice or a list of whole numbers, got {kind} {which!r:.60}"
-        )
+        kind = type(index).__name__
+        raise ConfigError(f"{owner} takes a whole number, a slice or a list of whole numbers, got {kind} {index!r:.60}")
     numbers = numbers.reshape(-1).astype(np.int64)
     outside = (numbers < -length) | (numbers >= length)
     if outside.any():
-        raise _outside(int(numbers[outside][0]), length, called)
+        raise _index_error(int(numbers[outside][0]), length, owner)
     return np.where(numbers < 0, numbers + length, numbers), single
 
 
-def whole_number(value: Any) -> int:
+def require_int(value: Any) -> int:
     """Return `value` as an int.
 
     Raises:
-        ConfigError: it is no whole number.
+        ConfigError: If it is not a whole number.
     """
     try:
         return operator.index(value)
@@ -69,6 +67,6 @@ def whole_number(value: Any) -> int:
         raise ConfigError(f"expected a whole number, got {type(value).__name__}") from None
 
 
-def _outside(number: int, length: int, called: str) -> FrameOutside:
-    has = f"frames 0 to {length - 1}" if length else "no frames"
-    return FrameOutside(f"{called} has {has}, and none of number {number}", offset=number)
+def _index_error(number: int, length: int, owner: str) -> FrameIndexError:
+    frames = f"frames 0 to {length - 1}" if length else "no frames"
+    return FrameIndexError(f"{owner} has {frames}, and no frame number {number}", offset=number)

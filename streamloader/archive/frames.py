@@ -1,27 +1,30 @@
-"""What an archive and one video of it have in common: frames by number, by time, one by one, and awaited."""
+"""Frames by number, by time, one by one, and asynchronously: the common interface of an archive and of its videos."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio.to_thread
 import numpy as np
 from torch.utils.data import Dataset
+from typing_extensions import override
 
-from streamloader.archive.frame_numbers import picked, whole_number
-from streamloader.errors import ConfigError, FrameOutside
+from streamloader.archive.frame_numbers import normalize_index, require_int
+from streamloader.errors import ConfigError, FrameIndexError
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import VideoRow
     from streamloader.archive.reader.reader import ArchiveReader
     from streamloader.values import Array
 
-__all__ = ["ArchiveVideo", "ArchiveVideos", "FrameSource", "Frames"]
+__all__ = ["ArchiveVideo", "ArchiveVideos", "FrameSequence", "FrameSource"]
+
+_VIDEOS_PER_PAGE: Final = 1000
 
 
 class FrameSource(Protocol):
-    """An open archive that frames are read from: :class:`streamloader.archive.archive.Archive`."""
+    """An open archive that frames are read from, such as :class:`streamloader.archive.archive.Archive`."""
 
     @property
     def reader(self) -> ArchiveReader:
@@ -30,75 +33,85 @@ class FrameSource(Protocol):
     def read(self, numbers: Array, *, one_by_one: bool = False) -> Any:
         """Return frames of the archive in the order of `numbers`, transformed all together or one by one."""
 
-    def play(self, start: int, stop: int) -> Iterator[Any]:
-        """Yield the frames [start, stop) of the archive one by one."""
+    def iter_frames(self, start: int, end: int) -> Iterator[Any]:
+        """Yield the frames [start, end) of the archive one by one."""
 
 
-class Frames(Dataset[Any]):
-    """What an archive and one video of it have in common: frames [start, stop) of the archive, from 0 on."""
+class FrameSequence(Dataset[Any]):
+    """A range of frames of an archive, numbered from 0: the whole archive or one video."""
 
     _archive: FrameSource
 
-    def _span(self) -> tuple[int, int]:
+    def _frame_range(self) -> tuple[int, int]:
+        """Return the range [start, end) of the frames within the archive."""
         raise NotImplementedError
 
-    def _called(self) -> str:
+    def _label(self) -> str:
+        """Return the name of this sequence in error messages."""
         raise NotImplementedError
 
     def __len__(self) -> int:
         """Return the number of frames."""
-        start, stop = self._span()
-        return stop - start
+        start, end = self._frame_range()
+        return end - start
 
-    def __getitem__(self, which: Any) -> Any:
-        """Return frames by number: see :class:`Archive`."""
-        if isinstance(which, str):
-            raise ConfigError(f"{self._called()} is one video: only an archive has videos by name")
-        numbers, single = picked(which, len(self), self._called())
-        frames = self._archive.read(numbers + self._span()[0])
+    def __getitem__(self, index: Any) -> Any:
+        """Return frames by number. See :class:`Archive` for the types of index."""
+        if isinstance(index, str):
+            raise ConfigError(f"{self._label()} is one video: only an archive has videos by name")
+        numbers, single = normalize_index(index, len(self), self._label())
+        frames = self._archive.read(numbers + self._frame_range()[0])
         return frames[0] if single else frames
 
-    def __getitems__(self, which: Sequence[int]) -> list[Any]:
-        """Return a batch of single frames, as DataLoader asks for it: all are decoded together."""
-        numbers, _ = picked(list(which), len(self), self._called())
-        return list(self._archive.read(numbers + self._span()[0], one_by_one=True))
+    def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
+        """Return a batch of single frames for a DataLoader. All are decoded together."""
+        normalized, _ = normalize_index(list(numbers), len(self), self._label())
+        return list(self._archive.read(normalized + self._frame_range()[0], one_by_one=True))
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield all frames one after the other, as ``[i]`` gives them; decoding goes on from one to the next."""
-        start, stop = self._span()
-        return self._archive.play(start, stop)
+        """Yield all frames in order, as ``[i]`` returns them. Decoding continues from one frame to the next."""
+        start, end = self._frame_range()
+        return self._archive.iter_frames(start, end)
 
     async def frames(self, start: int | None = None, stop: int | None = None, step: int | None = None) -> Any:
-        """Return what ``[start:stop:step]`` returns, without blocking the event loop meanwhile."""
+        """Return what ``[start:stop:step]`` returns, without blocking the event loop."""
         return await self.get(slice(start, stop, step))
 
-    async def get(self, which: Any) -> Any:
-        """Return what ``[which]`` returns, without blocking the event loop meanwhile."""
-        return await anyio.to_thread.run_sync(self.__getitem__, which, abandon_on_cancel=True)
+    async def get(self, index: Any) -> Any:
+        """Return what ``[index]`` returns, without blocking the event loop."""
+        return await anyio.to_thread.run_sync(self.__getitem__, index, abandon_on_cancel=True)
 
     def at(self, seconds: float | Sequence[float]) -> Any:
-        """Return the frame that is shown at a time, or those at several times.
+        """Return the frame that is shown at a time, or the frames at several times.
 
         Args:
-            seconds: since the first frame; in an archive as if all its videos were played one after the other.
+            seconds: Time or times in seconds after the first frame. In an archive, the videos are shown one after the
+                other.
 
         Raises:
-            FrameOutside: nothing is shown then.
+            FrameIndexError: If no frame is shown at that time.
         """
         if isinstance(seconds, (int, float, np.floating, np.integer)):
             return self[self.number_at(seconds)]
         return self[[self.number_at(time) for time in seconds]]
 
     def number_at(self, seconds: float) -> int:
-        """Return the number of the frame that is shown at a time; see :meth:`at`."""
+        """Return the number of the frame that is shown at a time.
+
+        Args:
+            seconds: Time in seconds after the first frame, as for :meth:`at`.
+
+        Raises:
+            FrameIndexError: If no frame is shown at that time.
+        """
         raise NotImplementedError
 
 
-class ArchiveVideo(Frames):
-    """One video of an archive, with the face of an archive: numbers and times begin with its first frame.
+class ArchiveVideo(FrameSequence):
+    """One video of an archive, with the interface of an archive. Numbers and times start at its first frame.
 
     Attributes:
-        video: what the catalog says of it: name, metadata, size, time base, number of its first frame in the archive...
+        video: Catalog row of the video: name, metadata, size, time base, number of its first frame in the archive, ...
     """
 
     def __init__(self, archive: FrameSource, video: VideoRow) -> None:
@@ -107,27 +120,29 @@ class ArchiveVideo(Frames):
 
     @property
     def name(self) -> str:
-        """By which it is looked up."""
+        """The name of the video, which is unique in the archive."""
         return self.video.name
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What was said of it when it was added."""
+        """The metadata given when the video was added."""
         return self.video.metadata
 
     @property
     def start(self) -> int:
-        """Number of its first frame in the archive."""
+        """The number of its first frame in the archive."""
         return self.video.start
 
+    @override
     def number_at(self, seconds: float) -> int:
-        """Return the number, within the video, of the frame that is shown at a time; see :meth:`at`."""
         return self._archive.reader.frame_at(seconds, self.video) - self.video.start
 
-    def _span(self) -> tuple[int, int]:
+    @override
+    def _frame_range(self) -> tuple[int, int]:
         return self.video.start, self.video.start + self.video.frames
 
-    def _called(self) -> str:
+    @override
+    def _label(self) -> str:
         return f"video {self.video.name!r}"
 
     def __repr__(self) -> str:
@@ -136,7 +151,7 @@ class ArchiveVideo(Frames):
 
 
 class ArchiveVideos(Sequence[ArchiveVideo]):
-    """The videos of an archive, in their order, looked up when they are needed."""
+    """The videos of an archive in order, loaded from the catalog when they are needed."""
 
     def __init__(self, archive: FrameSource) -> None:
         self._archive = archive
@@ -144,20 +159,21 @@ class ArchiveVideos(Sequence[ArchiveVideo]):
     def __len__(self) -> int:
         return self._archive.reader.snapshot.videos
 
-    def __getitem__(self, which: Any) -> Any:
-        """Return a video by number or name, or a list of them for a slice."""
+    def __getitem__(self, index: Any) -> Any:
+        """Return a video by number or name, or a list of videos for a slice."""
         reader = self._archive.reader
-        if isinstance(which, str):
-            return ArchiveVideo(self._archive, reader.named(which))
-        if isinstance(which, slice):
-            return [self[number] for number in range(*which.indices(len(self)))]
-        number = whole_number(which)
+        if isinstance(index, str):
+            return ArchiveVideo(self._archive, reader.video_by_name(index))
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = require_int(index)
         if not -len(self) <= number < len(self):
-            raise FrameOutside(f"the archive has {len(self)} videos, and none of number {number}", offset=number)
+            raise FrameIndexError(f"the archive has {len(self)} videos, and no video number {number}", offset=number)
         return ArchiveVideo(self._archive, reader.video(number % len(self)))
 
     def __iter__(self) -> Iterator[ArchiveVideo]:
-        at, step = 0, 1000
-        while at < len(self):
-            yield from (ArchiveVideo(self._archive, row) for row in self._archive.reader.find(None, at, at + step))
-            at += step
+        start = 0
+        while start < len(self):
+            rows = self._archive.reader.find(None, start, start + _VIDEOS_PER_PAGE)
+            yield from (ArchiveVideo(self._archive, row) for row in rows)
+            start += _VIDEOS_PER_PAGE

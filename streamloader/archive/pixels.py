@@ -1,4 +1,4 @@
-"""Decoded frames of an archive as rows of an array: which size, which colours, and who converts them."""
+"""Convert decoded frames of an archive to rows of an array: frame size, pixel format, and a pool of converters."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from streamloader.errors import ConfigError, FrameSizeError
-from streamloader.media.video.convert import Converter, Target
-from streamloader.media.video.orientation import Turn
+from streamloader.media.video.convert import Converter, OutputArray
+from streamloader.media.video.orientation import Orientation
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import VideoRow
     from streamloader.media.video.reader import VideoFrame
     from streamloader.values import Array
 
-__all__ = ["PIX_FMTS", "Pixels", "checked_size"]
+__all__ = ["PIX_FMTS", "ConverterPool", "validate_size"]
 
 PIX_FMTS: Final = ("rgb24", "gray")
-_KINDS: Final = 16  # of conversions whose converters are kept
-_Kind: TypeAlias = "tuple[Any, ...]"
+_MAX_CONVERSIONS: Final = 16  # different conversions whose idle converters are kept
+_Conversion: TypeAlias = "tuple[Any, ...]"
 
 
-class Pixels:
-    """Converts frames of all videos of an archive to one size and pixel format, in several threads at once.
+class ConverterPool:
+    """Converts the frames of all videos of an archive to one size and pixel format. All methods are thread-safe.
 
     Args:
-        pix_fmt: ``"rgb24"`` or ``"gray"``.
-        size: (height, width) of all frames; None: that of the videos.
+        pix_fmt: Pixel format, ``"rgb24"`` or ``"gray"``.
+        size: Size (height, width) of the converted frames. None keeps the size of the videos.
     """
 
     def __init__(self, pix_fmt: str, size: tuple[int, int] | None) -> None:
@@ -36,13 +36,13 @@ class Pixels:
         self.size = size
         self.channels = 3 if pix_fmt == "rgb24" else 1
         self._lock = threading.Lock()
-        self._idle: OrderedDict[_Kind, list[Converter]] = OrderedDict()
+        self._idle: OrderedDict[_Conversion, list[Converter]] = OrderedDict()
 
-    def shape(self, videos: Sequence[VideoRow]) -> tuple[int, int, int]:
-        """Return the (H, W, C) of frames of all these videos.
+    def frame_shape(self, videos: Sequence[VideoRow]) -> tuple[int, int, int]:
+        """Return the common shape (H, W, C) of the converted frames of these videos.
 
         Raises:
-            FrameSizeError: they differ in size, and none was chosen.
+            FrameSizeError: If the videos differ in size, and the pool has no `size`.
         """
         if self.size is not None:
             return (*self.size, self.channels)
@@ -58,28 +58,29 @@ class Pixels:
                 )
         return first.height, first.width, self.channels
 
-    def write(self, video: VideoRow, frame: VideoFrame, target: Target, row: int) -> None:
-        """Write a frame of `video` into one row of an array (n, H, W, C)."""
-        height, width, _ = target.array.shape[1:]
-        turn = Turn(*video.turn)
-        kind = (
-            turn, height, width, frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range,
+    def write_frame(self, video: VideoRow, frame: VideoFrame, output: OutputArray, row: int) -> None:
+        """Convert a frame of `video` into one row of an output array (N, H, W, C)."""
+        height, width, _ = output.array.shape[1:]
+        orientation = Orientation(*video.orientation)
+        conversion = (
+            orientation, height, width,
+            frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range,
         )  # fmt: skip
         with self._lock:
-            idle = self._idle.get(kind)
+            idle = self._idle.get(conversion)
             converter = idle.pop() if idle else None
         if converter is None:
-            converter = Converter(self.pix_fmt, height, width, turn)
+            converter = Converter(self.pix_fmt, height, width, orientation)
         try:
-            converter.into(frame, [target], row)
+            converter.convert_into(frame, [output], row)
         except BaseException:
             converter.close()
             raise
         dropped: list[Converter] = []
         with self._lock:
-            self._idle.setdefault(kind, []).append(converter)
-            self._idle.move_to_end(kind)
-            if len(self._idle) > _KINDS:
+            self._idle.setdefault(conversion, []).append(converter)
+            self._idle.move_to_end(conversion)
+            if len(self._idle) > _MAX_CONVERSIONS:
                 dropped = self._idle.popitem(last=False)[1]
         for old in dropped:
             old.close()
@@ -92,27 +93,27 @@ class Pixels:
         for converter in dropped:
             converter.close()
 
-    def target(self, array: Array) -> Target:
-        """Prepare an array (n, H, W, C) to be written into."""
-        return Target.of(array)
+    def wrap_output(self, array: Array) -> OutputArray:
+        """Prepare an array for :meth:`write_frame`. Its shape is (N, H, W, C)."""
+        return OutputArray.wrap(array)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the converters behind."""
+        """Omit the converters."""
         return {"pix_fmt": self.pix_fmt, "size": self.size}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["pix_fmt"], state["size"])  # type: ignore[misc]
 
 
-def checked_size(size: Any) -> tuple[int, int] | None:
-    """Return (height, width), or None.
+def validate_size(size: Any) -> tuple[int, int] | None:
+    """Return `size` as (height, width), or None.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: If it is neither None nor two whole numbers of at least 1.
     """
     if size is None:
         return None
-    good = isinstance(size, (tuple, list)) and len(size) == 2  # noqa: PLR2004
-    if not good or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+    is_pair = isinstance(size, (tuple, list)) and len(size) == 2  # noqa: PLR2004
+    if not is_pair or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
         raise ConfigError(f"size must be (height, width), two whole numbers of at least 1, got {size!r}")
     return int(size[0]), int(size[1])

@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import anyio.to_thread
 import numpy as np
+from typing_extensions import override
 
 from streamloader.archive.reader.reader import ArchiveReader
-from streamloader.archive.reader.timestamps import VideoClock
+from streamloader.archive.reader.timestamps import FrameTimes
 from streamloader.errors import ConfigError, CorruptStream, StreamloaderError, StreamNotFound
-from streamloader.media.video.orientation import Turn
+from streamloader.media.video.orientation import Orientation
 from streamloader.media.video.selection import Selection, steps_at_rate
 from streamloader.stream_table import StreamTable
-from streamloader.streams.augment import Augment, Transform
-from streamloader.streams.base import Expected, Stream, StreamDataset
+from streamloader.streams.augment import StreamTransform, Transform
+from streamloader.streams.base import PreparedStream, Stream, StreamDataset
 from streamloader.streams.frames import (
     FrameStream,
-    checked_pix_fmt,
-    checked_size,
-    chosen_settings,
-    common_size,
+    describe_settings,
     frame_fields,
+    require_common_size,
+    validate_pix_fmt,
+    validate_size,
 )
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.values import Array, Field, StreamInfo
@@ -37,53 +38,53 @@ if TYPE_CHECKING:
 
 __all__ = ["ArchiveStreams"]
 
-_PAGE: Final = 10_000  # videos that are looked up in one go
-_BLOCK: Final = 8192  # steps whose frame numbers are worked out in one go
+_VIDEOS_PER_PAGE: Final = 10_000
+_STEPS_PER_BLOCK: Final = 8192  # steps whose frame numbers are computed at once
 
 
 class OpenArchive(Protocol):
-    """An archive with a torch face, which is not imported here: :class:`streamloader.archive.archive.Archive`."""
+    """An open archive, such as :class:`streamloader.archive.archive.Archive`, which is not imported without torch."""
 
     @property
     def reader(self) -> ArchiveReader:
-        """What it reads with."""
+        """The reader of the archive."""
 
 
 class ArchiveStreams(StreamDataset):
-    """One stream for each video of an archive; a step is a frame, exactly those that the archive gives by number.
+    """One stream for each video of an archive. A step is a frame, exactly as the archive returns it by number.
 
     Fields, options and steps are those of :class:`~streamloader.VideoStreams` over the sources of the videos: the same
-    pixels at the same times. To start anywhere in a video, as at a resume, decodes no more than one group of pictures
-    before. Keys of streams are the names of the videos.
+    pixels at the same times. Seeking in a video decodes at most one group of pictures before the step. The keys of the
+    streams are the names of the videos.
 
-    What is added to the archive later is not seen: the data set has the videos that were there when :meth:`index` was
-    first called, or when `archive` was opened.
+    The data set has the videos that existed when :meth:`index` was first called, or when `archive` was opened. Videos
+    added later are not included.
 
     Args:
-        archive: url of the catalog, folder of a local archive, or an open archive, with whose places and options it is
-            read (it is not kept, and may be closed).
-        size: (height, width) to which frames are scaled (bilinear). None keeps them as they are; then all videos
-            must have the same size.
-        pix_fmt: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``.
-        max_frames: steps of a stream at most.
-        random_start: begin each stream at a random frame from which `max_frames` steps are still there, drawn anew
-            every epoch. The number of steps is what it is without: epochs stay equal.
-        stride: every how many frames a step is taken.
-        fps: frames per second (int, float, Fraction or "30000/1001") to which videos are resampled first: step k
-            shows the last frame that begins not after k/fps. None takes every frame once.
-        transform: ``transform(frames, rng)``, see :class:`~streamloader.VideoStreams`.
-        where: only videos whose metadata match, such as ``{"camera": "left", "split": {"$ne": "test"}}``; see
-            :mod:`streamloader.archive.catalog.query`.
-        places: number or url of a place -> the address by which this machine, and all workers, reach it.
-        storage_options: keyword arguments of :func:`streamloader.stores.open_store`, for all places.
+        archive: URL of the catalog, folder of a local archive, or an open archive. The places and options of an open
+            archive are used too. It may be closed afterwards.
+        size: Size (height, width) to which frames are scaled (bilinear). None keeps their size. All videos must have
+            the same size then.
+        pix_fmt: Pixel format: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``.
+        max_frames: Maximum number of steps of a stream. Defaults to all.
+        random_start: Whether to start each stream at a random frame, drawn again every epoch, from which `max_frames`
+            steps remain. The number of steps is the same as without, so all epochs have the same length.
+        stride: Distance between steps, in frames. Defaults to 1.
+        fps: Frame rate (int, float, Fraction or "30000/1001") to which videos are resampled first: step k shows the
+            last frame that starts at or before k / fps. None takes every frame once.
+        transform: Function ``transform(frames, rng)``, see :class:`~streamloader.VideoStreams`.
+        where: Condition on the metadata of videos, such as ``{"camera": "left", "split": {"$ne": "test"}}``. See
+            :mod:`streamloader.archive.catalog.query`. Defaults to all videos.
+        places: Addresses by which this machine, and all workers, reach the places, by number or URL of the place.
+        storage_options: Options of :func:`streamloader.stores.open_store`, for all places.
 
     Raises:
-        ConfigError: the arguments do not go together, or `transform` does not fit.
-        StreamNotFound: the archive is empty, or `where` matches no video (from :meth:`index`).
-        CatalogNotFound: there is no archive (from :meth:`index`); any CatalogError where it cannot be read.
-        FrameSizeError: videos differ in size and `size` was not given.
-        CorruptStream: a chunk does not hold what the catalog says; ``offset`` is the frame of the video.
-        StoreError: bytes of a chunk could not be had.
+        ConfigError: If the arguments do not go together, or `transform` does not fit.
+        StreamNotFound: If the archive is empty, or no video matches `where` (from :meth:`index`).
+        CatalogNotFound: If there is no archive (from :meth:`index`). Other errors of the catalog are CatalogErrors.
+        FrameSizeError: If videos differ in size and `size` is None.
+        CorruptStream: If a chunk is damaged. ``offset`` is the frame of the video.
+        StoreError: If bytes of a chunk cannot be read.
     """
 
     def __init__(
@@ -101,10 +102,10 @@ class ArchiveStreams(StreamDataset):
         places: Mapping[int | str, str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._pix_fmt = checked_pix_fmt(pix_fmt, transform)
-        self._size = None if size is None else checked_size(size)
+        self._pix_fmt = validate_pix_fmt(pix_fmt, transform)
+        self._size = None if size is None else validate_size(size)
         self._transform = transform
-        self._selection = Selection.checked(max_frames, random_start, stride, fps)
+        self._selection = Selection.from_options(max_frames, random_start, stride, fps)
         self._where = None if where is None else dict(where)
         self._fields: dict[str, Field] | None = None
         if self._size is not None and transform is None:
@@ -114,34 +115,34 @@ class ArchiveStreams(StreamDataset):
         elif places is not None or storage_options is not None:
             raise ConfigError("an open archive has its places= and storage_options= already: leave them out here")
         else:
-            own = archive if isinstance(archive, ArchiveReader) else archive.reader
-            reader = own.another(threads=1)  # lanes are the parallelism
+            opened = archive if isinstance(archive, ArchiveReader) else archive.reader
+            reader = opened.clone(threads=1)  # one thread per lane is enough: lanes run in parallel
         self._readers = _SharedReader(reader)
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """Name -> shape and dtype of one step."""
+        """The fields of a step, by name."""
         if self._fields is None:
-            raise ConfigError("the frame size is known once index() has looked at the archive; or give size=")
+            raise ConfigError("the frame size is not known before index() has read the catalog: call it, or give size=")
         return self._fields
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What was chosen of frames and pixels; of `transform` its qualified name."""
-        return chosen_settings(self._pix_fmt, self._size, self._selection, self._transform)
+        """The options that determine frames and pixels. A `transform` is represented by its qualified name."""
+        return describe_settings(self._pix_fmt, self._size, self._selection, self._transform)
 
     async def index(self) -> Sequence[StreamInfo]:
-        """Ask the catalog for all videos, and return one stream for each, in the order of the archive."""
+        """Load all videos from the catalog, and return one stream for each, in the order of the archive."""
         return await anyio.to_thread.run_sync(self._index, abandon_on_cancel=True)
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
-        """Open one video. `rng` draws its start and is what `transform` draws from."""
+        """Open one video. The start, and the random numbers of `transform`, are drawn from `rng`."""
         start_draw, transform_key = float(rng.random()), rng.integers(0, 1 << 64, 2, np.uint64)
         return await in_lane_thread(self._open, info, start_draw, transform_key)
 
-    async def expect(self, info: StreamInfo) -> Expected | None:
-        """Keep the connections and what is known of the archive until then."""
-        return _ExpectedVideo(self, info, self._readers)
+    async def prepare(self, info: StreamInfo) -> PreparedStream | None:
+        """Keep the connections and the cached lookups until the video is opened."""
+        return _PreparedArchiveVideo(self, info, self._readers)
 
     def _index(self) -> StreamTable:
         names: list[str] = []
@@ -151,28 +152,29 @@ class ArchiveStreams(StreamDataset):
         sizes: dict[tuple[int, int], str] = {}
         with self._readers as reader:
             videos = reader.snapshot.videos
-            for start in range(0, videos, _PAGE):
-                for row in reader.find(self._where, start, min(start + _PAGE, videos)):
+            for start in range(0, videos, _VIDEOS_PER_PAGE):
+                for row in reader.find(self._where, start, min(start + _VIDEOS_PER_PAGE, videos)):
                     names.append(row.name)
-                    lengths.append(self._selection.steps_of(self._positions(row)))
+                    lengths.append(self._selection.count_steps(self._count_positions(row)))
                     numbers.append(row.number)
                     contents.append(row.content)
                     sizes.setdefault((row.height, row.width), row.name)
             if not names:
-                what = "is empty" if not videos else f"has {videos} videos, and none matches where={self._where!r}"
-                raise StreamNotFound(f"the archive {reader.url} {what}", address=reader.url)
-        size = self._size or common_size((name, size) for size, name in sizes.items())
+                problem = "is empty" if not videos else f"has {videos} videos, and none matches where={self._where!r}"
+                raise StreamNotFound(f"the archive {reader.url} {problem}", address=reader.url)
+        size = self._size or require_common_size((name, size) for size, name in sizes.items())
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
         return StreamTable(names, lengths, {"number": numbers, "content": contents})
 
-    def _positions(self, row: VideoRow) -> int:
+    def _count_positions(self, row: VideoRow) -> int:
+        """Return the number of frames of a video, or of its steps at the rate `fps`."""
         fps = self._selection.fps
         return row.frames if fps is None else steps_at_rate(row.end - row.first_pts, row.time_base, fps)
 
     def _open(self, info: StreamInfo, start_draw: float, transform_key: Array) -> _ArchiveStream:
         from streamloader.media.video.convert import Converter
 
-        reader = self._readers.take()
+        reader = self._readers.acquire()
         try:
             row = reader.video(info.extra["number"])
             if row.content != info.extra["content"]:
@@ -181,171 +183,175 @@ class ArchiveStreams(StreamDataset):
                     "built: build the loader again",
                     address=reader.url,
                 )
-            clock = VideoClock(reader.catalog, row)
-            positions = self._selection.taken(self._positions(row), start_draw)
-            augment = None
+            times = FrameTimes(reader.catalog, row)
+            positions = self._selection.frame_range(self._count_positions(row), start_draw)
+            transform = None
             if self._transform is not None:
-                augment = Augment(self._transform, transform_key, self.fields["data"], info.key)
-            converter = Converter(self._pix_fmt, *(self._size or (row.height, row.width)), Turn(*row.turn))
-            steps = _Steps(clock, positions, self._selection.fps)
-            return _ArchiveStream(self._readers, reader, row, steps, converter, list(self.fields), augment)
+                transform = StreamTransform(self._transform, transform_key, self.fields["data"], info.key)
+            height, width = self._size or (row.height, row.width)
+            converter = Converter(self._pix_fmt, height, width, Orientation(*row.orientation))
+            steps = _StepFrames(times, positions, self._selection.fps)
+            return _ArchiveStream(self._readers, reader, row, steps, converter, list(self.fields), transform)
         except BaseException as error:
-            self._readers.leave()
+            self._readers.release()
             if isinstance(error, StreamloaderError):
                 error.stream = info.key
             raise
 
 
 class _SharedReader:
-    """The reader of all streams of a data set in one process: connected while one of them is open."""
+    """The reader of all streams of a data set in one process. It is connected while one of them is open."""
 
     def __init__(self, reader: ArchiveReader) -> None:
-        self._reader = reader  # never connected itself: that happens to a copy of it
-        self._begin()
+        self._reader = reader  # never connected itself: only its clones are
+        self._init_process_state()
 
-    def _begin(self) -> None:
+    def _init_process_state(self) -> None:
         self._lock = threading.Lock()
-        self._open: ArchiveReader | None = None
+        self._opened: ArchiveReader | None = None
         self._users = 0
 
-    def take(self) -> ArchiveReader:
-        """Return the reader, for somebody more; each gives it back once."""
+    def acquire(self) -> ArchiveReader:
+        """Return the reader. Each caller has to release it once."""
         with self._lock:
-            if self._open is None:
-                self._open = self._reader.another()
+            if self._opened is None:
+                self._opened = self._reader.clone()
             self._users += 1
-            return self._open
+            return self._opened
 
-    def leave(self) -> None:
+    def release(self) -> None:
+        """Release the reader. It is closed when all callers have released it."""
         with self._lock:
             self._users -= 1
             reader = None
             if not self._users:
-                reader, self._open = self._open, None
+                reader, self._opened = self._opened, None
         if reader is not None:
             reader.close()
 
     def __enter__(self) -> ArchiveReader:
-        return self.take()
+        return self.acquire()
 
     def __exit__(self, *exc: object) -> None:
-        self.leave()
+        self.release()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_reader": self._reader}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._reader = state["_reader"]
-        self._begin()
+        self._init_process_state()
 
 
-class _ExpectedVideo(Expected):
-    """A video that is opened soon: until then, the reader stays as it is."""
+class _PreparedArchiveVideo(PreparedStream):
+    """A video that will be opened soon. The shared reader stays connected until then."""
 
     def __init__(self, dataset: ArchiveStreams, info: StreamInfo, readers: _SharedReader) -> None:
         self._dataset = dataset
         self._info = info
         self._readers = readers
-        readers.take()
+        readers.acquire()
 
+    @override
     async def open(self, rng: np.random.Generator) -> Stream:
         try:
             return await self._dataset.open(self._info, rng)
         finally:
-            self._readers.leave()
+            self._readers.release()
 
+    @override
     def release(self) -> None:
-        self._readers.leave()
+        self._readers.release()
 
 
-class _Steps:
-    """Which frames of a video are the steps of a stream, and when they are shown."""
+class _StepFrames:
+    """Maps the steps of a stream to frames of a video and to their times."""
 
-    def __init__(self, clock: VideoClock, positions: range, fps: Fraction | None) -> None:
-        self._clock = clock
+    def __init__(self, times: FrameTimes, positions: range, fps: Fraction | None) -> None:
+        self._times = times
         self._positions = positions
         self._fps = fps
 
     def __len__(self) -> int:
         return len(self._positions)
 
-    def numbers(self, start: int, stop: int) -> Array:
-        """Return the numbers of the frames of the steps [start, stop), within the video."""
-        positions = self._taken(start, stop)
-        return positions if self._fps is None else self._clock.shown_at(positions, self._fps)
+    def numbers(self, start: int, end: int) -> Array:
+        """Return the numbers of the frames of the steps [start, end), within the video."""
+        positions = self._positions_of(start, end)
+        return positions if self._fps is None else self._times.frames_at_steps(positions, self._fps)
 
-    def times(self, start: int, stop: int) -> Array:
-        """Return when the steps [start, stop) are shown, in seconds after the first frame of the video."""
-        positions = self._taken(start, stop)
+    def times(self, start: int, end: int) -> Array:
+        """Return when the steps [start, end) are shown, in seconds after the first frame of the video."""
+        positions = self._positions_of(start, end)
         if self._fps is not None:
             return positions * self._fps.denominator / self._fps.numerator
-        return self._clock.seconds(positions)
+        return self._times.seconds(positions)
 
-    def _taken(self, start: int, stop: int) -> Array:
-        taken = self._positions[start:stop]
-        return np.arange(taken.start, taken.stop, taken.step, dtype=np.int64)
+    def _positions_of(self, start: int, end: int) -> Array:
+        positions = self._positions[start:end]
+        return np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
 
 
 class _ArchiveStream(FrameStream):
-    """Reads chosen frames of one video of an archive."""
+    """Reads selected frames of one video of an archive."""
 
     def __init__(
         self,
         readers: _SharedReader,
         reader: ArchiveReader,
         row: VideoRow,
-        steps: _Steps,
+        steps: _StepFrames,
         converter: Converter,
         names: Sequence[str],
-        augment: Augment | None,
+        transform: StreamTransform | None,
     ) -> None:
-        super().__init__(len(steps), converter, names, augment)
+        super().__init__(len(steps), converter, names, transform)
         self._readers: _SharedReader | None = readers
         self._reader = reader
         self._row = row
         self._steps = steps
-        self._playing: Iterator[VideoFrame] = iter(())
-        self._next = 0  # the step that `playing` gives next
-        self._known = 0  # the step behind the last one that it gives
-        self._timed: tuple[int, Array] = 0, np.empty(0)  # steps whose times are known: the first one, and the times
+        self._decoding: Iterator[VideoFrame] = iter(())
+        self._next = 0  # the step whose frame `_decoding` yields next
+        self._block_end = 0  # the step after the last one that `_decoding` yields
+        self._known_times: tuple[int, Array] = 0, np.empty(0)  # the first step with a known time, and the times
 
     def times(self, start: int, out: Array) -> None:
-        """Write when the frames of the steps from `start` on are shown, in seconds after the video's first frame."""
-        begin, times = self._timed
-        if not begin <= start <= start + len(out) <= begin + len(times):
-            begin, times = start, self._steps.times(start, start + len(out))
-        out[:] = times[start - begin : start - begin + len(out)]
+        """Write when the steps from `start` on are shown, in seconds after the video's first frame."""
+        first, times = self._known_times
+        if not first <= start <= start + len(out) <= first + len(times):
+            first, times = start, self._steps.times(start, start + len(out))
+        out[:] = times[start - first : start - first + len(out)]
 
-    def _frames(self, start: int, stop: int) -> Iterator[VideoFrame]:
+    def _read_frames(self, start: int, end: int) -> Iterator[VideoFrame]:
         try:
-            self._timed = start, self._steps.times(start, stop)
+            self._known_times = start, self._steps.times(start, end)
             if self._next != start:
-                self._stop()
-                self._next = self._known = start
-            while self._next < stop:
-                if self._next == self._known:  # the decoder goes on where it is
-                    self._stop()
-                    self._known = min(self._next + _BLOCK, self._length)
-                    numbers = self._steps.numbers(self._next, self._known)
-                    self._playing = self._reader.decode(self._row, numbers)
-                frame = next(self._playing)
+                self._stop_decoding()
+                self._next = self._block_end = start
+            while self._next < end:
+                if self._next == self._block_end:  # the decoder continues at its position
+                    self._stop_decoding()
+                    self._block_end = min(self._next + _STEPS_PER_BLOCK, self._length)
+                    numbers = self._steps.numbers(self._next, self._block_end)
+                    self._decoding = self._reader.decode(self._row, numbers)
+                frame = next(self._decoding)
                 self._next += 1
                 yield frame
         except StreamloaderError as error:
-            self._stop()
+            self._stop_decoding()
             self._next = -1
             error.stream = self._row.name
             raise
 
-    def _stop(self) -> None:
-        playing, self._playing = self._playing, iter(())
-        close = getattr(playing, "close", None)
+    def _stop_decoding(self) -> None:
+        decoding, self._decoding = self._decoding, iter(())
+        close = getattr(decoding, "close", None)
         if close is not None:
-            close()  # a generator: its decoder is given back
+            close()  # a generator: this returns its decoder to the pool
 
     def _close(self) -> None:
         readers, self._readers = self._readers, None
-        self._stop()
+        self._stop_decoding()
         super()._close()
         if readers is not None:
-            readers.leave()
+            readers.release()

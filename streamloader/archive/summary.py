@@ -1,4 +1,4 @@
-"""What is in an archive, as plain JSON values: from its catalog alone."""
+"""Summarize the contents of an archive as plain JSON values, from its catalog alone."""
 
 from __future__ import annotations
 
@@ -13,45 +13,52 @@ from streamloader.media.chunks.format import ChunkIndex
 from streamloader.redaction import redact
 
 if TYPE_CHECKING:
-    from streamloader.archive.catalog.base import Catalog, ChunkRow, Job, VideoRow
+    from streamloader.archive.catalog.base import Catalog, ChunkRow, IngestJob, VideoRow
 
-__all__ = ["look_at", "look_at_video"]
+__all__ = ["summarize_archive", "summarize_video"]
 
-_MOST_CHUNKS: Final = 20_000  # that are looked at one by one
+_MAX_SCANNED_CHUNKS: Final = 20_000
 
 
-async def look_at(catalog: Catalog, where: Mapping[str, Any] | None = None, limit: int = 20) -> dict[str, Any]:
-    """Return what is in an archive, as plain JSON values; `limit` of the videos that match `where` are listed.
+async def summarize_archive(
+    catalog: Catalog, where: Mapping[str, Any] | None = None, limit: int = 20
+) -> dict[str, Any]:
+    """Return a summary of an archive as plain JSON values.
+
+    Args:
+        catalog: Catalog of the archive.
+        where: Condition on the metadata of the videos that are counted and listed. Defaults to all videos.
+        limit: Maximum number of videos listed. Defaults to 20.
 
     Raises:
-        CatalogError: the catalog cannot be read.
+        CatalogError: If the catalog cannot be read.
     """
-    header, snapshot = await catalog.header(), await catalog.snapshot()
+    header, snapshot = await catalog.get_header(), await catalog.get_snapshot()
     sums, sizes, modes = Counter[str](), Counter[str](), Counter[str]()
     listed: list[VideoRow] = []
-    async with contextlib.aclosing(catalog.find(where, stop=snapshot.videos)) as found:
-        async for row in found:
-            sums.update(videos=1, frames=row.frames, chunks=row.chunks, nanoseconds=row.duration)
+    async with contextlib.aclosing(catalog.find_videos(where, stop=snapshot.videos)) as rows:
+        async for row in rows:
+            sums.update(videos=1, frames=row.frames, chunks=row.chunks, nanoseconds=row.duration_ns)
             sums.update(bytes_in=row.bytes_in, bytes_out=row.bytes_out)
             sizes[f"{row.height}x{row.width}"] += 1
             modes[row.mode] += 1
             if len(listed) < limit:
                 listed.append(row)
-    share = min(1.0, _MOST_CHUNKS / max(1, snapshot.chunks))
+    share = min(1.0, _MAX_SCANNED_CHUNKS / max(1, snapshot.chunks))
     chunks: list[ChunkRow] = []
     if snapshot.frames:
-        located = await catalog.locate(0, max(1, int(snapshot.frames * share)))
+        located = await catalog.locate_frames(0, max(1, int(snapshot.frames * share)))
         chunks = [chunk for each in located for chunk in each.chunks]
     places = {place.number: place for place in header.places}
     return {
         "catalog": catalog.url,
-        "archive": header.archive,
-        "schema": header.schema,
+        "archive": header.archive_id,
+        "schema": header.schema_version,
         "created": header.created,
         "videos": snapshot.videos,
         "frames": snapshot.frames,
         "chunks": snapshot.chunks,
-        "seconds": snapshot.nanoseconds / 1e9,
+        "seconds": snapshot.duration_ns / 1e9,
         "matching": {
             "where": None if where is None else dict(where),
             "videos": sums["videos"],
@@ -64,88 +71,94 @@ async def look_at(catalog: Catalog, where: Mapping[str, Any] | None = None, limi
             "modes": dict(modes.most_common()),
         },
         "places": [
-            {"number": number, "url": redact(place.url), "weight": place.weight} | _of(chunks, number)
+            {"number": number, "url": redact(place.url), "weight": place.weight} | _count_in_place(chunks, number)
             for number, place in places.items()
         ],
-        "chunks_looked_at": len(chunks),
-        "chunk_bytes": _spread(chunk.bytes for chunk in chunks),
-        "chunk_frames": _spread(chunk.frames for chunk in chunks),
-        "encoded_anew": sum(bool(chunk.note) for chunk in chunks),
-        "codecs": await _codecs(catalog, chunks),
-        "jobs": [_job(job) for job in await catalog.jobs()],
-        "listed": [_row(row) for row in listed],
+        "chunks_scanned": len(chunks),
+        "chunk_bytes": _describe_values(chunk.bytes for chunk in chunks),
+        "chunk_frames": _describe_values(chunk.frames for chunk in chunks),
+        "reencoded": sum(bool(chunk.note) for chunk in chunks),
+        "codecs": await _count_codecs(catalog, chunks),
+        "jobs": [_job_to_json(job) for job in await catalog.list_jobs()],
+        "listed": [_video_to_json(row) for row in listed],
     }
 
 
-async def look_at_video(catalog: Catalog, name: str, limit: int = 20) -> dict[str, Any]:
-    """Return what is known of one video, with the first `limit` of its chunks, as plain JSON values.
+async def summarize_video(catalog: Catalog, name: str, limit: int = 20) -> dict[str, Any]:
+    """Return a summary of one video as plain JSON values.
+
+    Args:
+        catalog: Catalog of the archive.
+        name: Name of the video.
+        limit: Maximum number of chunks listed. Defaults to 20.
 
     Raises:
-        VideoNotFound: there is none of this name.
-        CatalogError: the catalog cannot be read.
+        VideoNotFound: If the archive has no video of this name.
+        CatalogError: If the catalog cannot be read.
     """
-    header = await catalog.header()
-    row = await catalog.named(name)
+    header = await catalog.get_header()
+    row = await catalog.get_video_by_name(name)
     if row is None:
         raise VideoNotFound(f"the archive {catalog.url} has no video {name!r}", stream=name, address=catalog.url)
-    chunks = await catalog.chunks(row.content, 0, min(row.chunks, _MOST_CHUNKS))
-    shown = chunks[:limit]
-    indexes = [ChunkIndex.decode(data) for data in await catalog.indexes(row.content, [one.number for one in shown])]
-    keys = list(dict.fromkeys(chunk.coding for chunk in shown))
-    codings = dict(zip(keys, await catalog.codings(keys), strict=True))
+    chunks = await catalog.get_chunks(row.content, 0, min(row.chunks, _MAX_SCANNED_CHUNKS))
+    listed = chunks[:limit]
+    encoded = await catalog.get_indexes(row.content, [chunk.number for chunk in listed])
+    indexes = [ChunkIndex.decode(data) for data in encoded]
+    keys = list(dict.fromkeys(chunk.coding for chunk in listed))
+    codings = dict(zip(keys, await catalog.get_codings(keys), strict=True))
     places = {place.number: redact(place.url) for place in header.places}
-    return _row(row) | {
+    return _video_to_json(row) | {
         "catalog": catalog.url,
-        "turn": list(row.turn),
+        "turn": list(row.orientation),
         "time_base": str(row.time_base),
         "first_pts": row.first_pts,
         "source": redact(row.source),
         "added": row.added,
         "metadata": dict(row.metadata),
         "content": row.content,
-        "chunk_bytes": _spread(chunk.bytes for chunk in chunks),
-        "codecs": await _codecs(catalog, chunks),
-        "places": [{"number": number, "url": url} | _of(chunks, number) for number, url in places.items()],
+        "chunk_bytes": _describe_values(chunk.bytes for chunk in chunks),
+        "codecs": await _count_codecs(catalog, chunks),
+        "places": [{"number": number, "url": url} | _count_in_place(chunks, number) for number, url in places.items()],
         "listed": [
             {
                 "number": chunk.number,
-                "first": chunk.first,
+                "first": chunk.first_frame,
                 "frames": chunk.frames,
-                "key_frames": len(index.keys),
+                "key_frames": len(index.key_packet),
                 "bytes": chunk.bytes,
                 "codec": str(codings[chunk.coding].get("codec")),
                 "place": chunk.place,
                 "path": chunk.path,
                 "note": chunk.note,
             }
-            for chunk, index in zip(shown, indexes, strict=True)
+            for chunk, index in zip(listed, indexes, strict=True)
         ],
     }
 
 
-async def _codecs(catalog: Catalog, chunks: Sequence[ChunkRow]) -> dict[str, int]:
-    """Return how many of the chunks each codec has."""
+async def _count_codecs(catalog: Catalog, chunks: Sequence[ChunkRow]) -> dict[str, int]:
+    """Return the number of chunks of each codec, most frequent first."""
     by_key = Counter(chunk.coding for chunk in chunks)
-    codings = await catalog.codings(list(by_key))
-    counted = Counter[str]()
+    codings = await catalog.get_codings(list(by_key))
+    counts = Counter[str]()
     for count, coding in zip(by_key.values(), codings, strict=True):
-        counted[str(coding.get("codec"))] += count
-    return dict(counted.most_common())
+        counts[str(coding.get("codec"))] += count
+    return dict(counts.most_common())
 
 
-def _of(chunks: Sequence[ChunkRow], place: int) -> dict[str, int]:
-    held = [chunk.bytes for chunk in chunks if chunk.place == place]
-    return {"chunks": len(held), "bytes": sum(held)}
+def _count_in_place(chunks: Sequence[ChunkRow], place: int) -> dict[str, int]:
+    sizes = [chunk.bytes for chunk in chunks if chunk.place == place]
+    return {"chunks": len(sizes), "bytes": sum(sizes)}
 
 
-def _spread(values: Iterable[int]) -> dict[str, float]:
-    known = list(values)
-    if not known:
+def _describe_values(values: Iterable[int]) -> dict[str, float]:
+    numbers = list(values)
+    if not numbers:
         return {}
-    return {"least": min(known), "median": statistics.median(known), "most": max(known)}
+    return {"min": min(numbers), "median": statistics.median(numbers), "max": max(numbers)}
 
 
-def _row(row: VideoRow) -> dict[str, Any]:
+def _video_to_json(row: VideoRow) -> dict[str, Any]:
     return {
         "number": row.number,
         "name": row.name,
@@ -154,18 +167,18 @@ def _row(row: VideoRow) -> dict[str, Any]:
         "chunks": row.chunks,
         "height": row.height,
         "width": row.width,
-        "seconds": row.duration / 1e9,
+        "seconds": row.duration_ns / 1e9,
         "bytes_in": row.bytes_in,
         "bytes_out": row.bytes_out,
         "mode": row.mode,
     }
 
 
-def _job(job: Job) -> dict[str, Any]:
+def _job_to_json(job: IngestJob) -> dict[str, Any]:
     return {
         "name": job.name,
         "source": redact(job.source),
-        "begun": job.begun,
-        "beat": job.beat,
+        "started": job.started,
+        "heartbeat": job.heartbeat,
         "content": job.content,
     }

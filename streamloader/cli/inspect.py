@@ -1,4 +1,4 @@
-"""``streamloader inspect``: what is in an archive."""
+"""``streamloader inspect``: show the contents of an archive."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ __all__ = ["add_parser"]
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to those there are."""
+    """Add this command's parser to the subparsers `commands`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "inspect",
-        help="show what is in an archive",
-        description="Show what is in an archive: its videos, where their chunks are, how they are coded, and what is "
-        "being added. Reads nothing but the catalog.",
+        help="show the contents of an archive",
+        description="Show the contents of an archive: its videos, the places and codecs of their chunks, and the "
+        "videos that are being added. Reads only the catalog.",
     )
-    parser.add_argument("archive", metavar="ARCHIVE", help="url of the catalog, or the folder of a local archive")
-    parser.add_argument("video", nargs="?", metavar="NAME", help="of one video, to be shown with its chunks")
+    parser.add_argument("archive", metavar="ARCHIVE", help="URL of the catalog, or folder of a local archive")
+    parser.add_argument("video", nargs="?", metavar="NAME", help="name of one video to show with its chunks")
     parser.add_argument(
-        "--where", type=parse_json_object, metavar="JSON", help='list videos whose metadata match: {"camera": 3}'
+        "--where",
+        type=parse_json_object,
+        metavar="JSON",
+        help='list only videos whose metadata match, such as {"camera": 3}',
     )
     parser.add_argument(
-        "--limit", type=parse_count, default=20, metavar="N", help="videos, or chunks, that are listed (20)"
+        "--limit", type=parse_count, default=20, metavar="N", help="maximum number of listed videos or chunks (20)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -39,132 +42,147 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from streamloader.archive.catalog.registry import shared_catalog
+    from streamloader.archive.catalog.registry import get_shared_catalog
     from streamloader.archive.location import catalog_url
-    from streamloader.archive.summary import look_at, look_at_video
+    from streamloader.archive.summary import summarize_archive, summarize_video
 
     if arguments.video is not None and arguments.where is not None:
-        raise ConfigError("NAME is one video, --where chooses several: give one of them")
-    with shared_catalog(catalog_url(arguments.archive)) as catalog:
+        raise ConfigError("NAME selects one video and --where selects several: give only one of the two")
+    with get_shared_catalog(catalog_url(arguments.archive)) as catalog:
         if arguments.video is None:
-            told = catalog.call(look_at(catalog.it, arguments.where, arguments.limit))
+            report = catalog.call(summarize_archive(catalog.resource, arguments.where, arguments.limit))
         else:
-            told = catalog.call(look_at_video(catalog.it, arguments.video, arguments.limit))
+            report = catalog.call(summarize_video(catalog.resource, arguments.video, arguments.limit))
     if arguments.json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(report, indent=2))
     else:
-        open_printer(terminal=sys.stdout.isatty()).print(_archive(told) if arguments.video is None else _video(told))
+        open_printer(terminal=sys.stdout.isatty()).print(
+            _archive_sections(report) if arguments.video is None else _video_sections(report)
+        )
     return 0
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
+# --- formatting ---------------------------------------------------------------------------------------------------
 
 
-def _archive(told: Mapping[str, Any]) -> Iterator[Section]:
-    from streamloader.archive.ingest.progress import size
+def _archive_sections(report: Mapping[str, Any]) -> Iterator[Section]:
+    from streamloader.archive.ingest.progress import format_size
 
-    matching, chunks = told["matching"], told["chunk_bytes"]
+    matching, chunks = report["matching"], report["chunk_bytes"]
     facts = {
-        "catalog": told["catalog"],
-        "created": _date(told["created"]),
-        "videos": f"{told['videos']:,}",
-        "frames": f"{told['frames']:,}",
-        "time": _time(told["seconds"]),
+        "catalog": report["catalog"],
+        "created": _format_date(report["created"]),
+        "videos": f"{report['videos']:,}",
+        "frames": f"{report['frames']:,}",
+        "time": _format_duration(report["seconds"]),
     }
     if matching["where"] is not None:
         facts["matching"] = f"{matching['videos']:,} videos, {matching['frames']:,} frames: {matching['where']}"
     if matching["videos"]:
-        facts["size"] = f"{size(matching['bytes_out'])} in chunks, {size(matching['bytes_in'])} in the sources"
-        facts["pictures"] = _counted(matching["sizes"], "videos")
-        facts["cut by"] = _counted(matching["modes"], "videos")
-    if chunks:
-        some = told["chunks_looked_at"] < told["chunks"]
-        facts["chunks"] = f"{told['chunks']:,}" + (f"; of the first {told['chunks_looked_at']:,}:" if some else "")
-        facts["  each"] = (
-            f"{size(chunks['least'])} to {size(chunks['most'])}, half of them up to {size(chunks['median'])}; "
-            f"{told['chunk_frames']['least']:,} to {told['chunk_frames']['most']:,} frames"
+        facts["size"] = (
+            f"{format_size(matching['bytes_out'])} in chunks, {format_size(matching['bytes_in'])} in the sources"
         )
-        facts["  codecs"] = _counted(told["codecs"], "chunks")
-        if told["encoded_anew"]:
-            facts["  encoded anew"] = f"{told['encoded_anew']:,}, which could not be copied"
+        facts["frame sizes"] = _format_counts(matching["sizes"], "videos")
+        facts["cut modes"] = _format_counts(matching["modes"], "videos")
+    if chunks:
+        partial = report["chunks_scanned"] < report["chunks"]
+        facts["chunks"] = f"{report['chunks']:,}" + (f"; of the first {report['chunks_scanned']:,}:" if partial else "")
+        facts["  each"] = (
+            f"{format_size(chunks['min'])} to {format_size(chunks['max'])}, median {format_size(chunks['median'])}; "
+            f"{report['chunk_frames']['min']:,} to {report['chunk_frames']['max']:,} frames"
+        )
+        facts["  codecs"] = _format_counts(report["codecs"], "chunks")
+        if report["reencoded"]:
+            facts["  encoded"] = f"{report['reencoded']:,} that could not be copied"
     yield Section("", facts=facts)
     columns: Sequence[str] = ("#", "place", "weight", "chunks", "size")
     rows: list[Sequence[str]] = [
-        (str(p["number"]), p["url"], f"{p['weight']:g}", f"{p['chunks']:,}", size(p["bytes"])) for p in told["places"]
+        (str(p["number"]), p["url"], f"{p['weight']:g}", f"{p['chunks']:,}", format_size(p["bytes"]))
+        for p in report["places"]
     ]
     yield Section("places", columns, rows)
-    if told["listed"]:
-        columns = ("#", "video", "first", "frames", "picture", "time", "chunks", "size")
+    if report["listed"]:
+        columns = ("#", "video", "first", "frames", "frame size", "time", "chunks", "size")
         rows = [
             (
                 str(v["number"]), v["name"], f"{v['start']:,}", f"{v['frames']:,}", f"{v['height']}x{v['width']}",
-                _time(v["seconds"]), f"{v['chunks']:,}", size(v["bytes_out"]),
+                _format_duration(v["seconds"]), f"{v['chunks']:,}", format_size(v["bytes_out"]),
             )
-            for v in told["listed"]
+            for v in report["listed"]
         ]  # fmt: skip
-        left = matching["videos"] - len(rows)
-        yield Section("videos", columns, rows, f"and {left:,} more: --limit shows them" if left else "")
-    if told["jobs"]:
-        columns = ("video", "source", "begun", "last at work")
-        rows = [(job["name"], job["source"], _ago(job["begun"]), _ago(job["beat"])) for job in told["jobs"]]
+        remaining = matching["videos"] - len(rows)
+        yield Section(
+            "videos", columns, rows, f"and {remaining:,} more: raise --limit to list them" if remaining else ""
+        )
+    if report["jobs"]:
+        columns = ("video", "source", "started", "last heartbeat")
+        rows = [
+            (job["name"], job["source"], _format_age(job["started"]), _format_age(job["heartbeat"]))
+            for job in report["jobs"]
+        ]
         yield Section("being added", columns, rows)
 
 
-def _video(told: Mapping[str, Any]) -> Iterator[Section]:
-    from streamloader.archive.ingest.progress import size
+def _video_sections(report: Mapping[str, Any]) -> Iterator[Section]:
+    from streamloader.archive.ingest.progress import format_size
 
+    first, last = report["start"], report["start"] + report["frames"] - 1
+    rate = report["frames"] / max(report["seconds"], 1e-9)
     facts = {
-        "video": f"{told['name']} (number {told['number']} of {told['catalog']})",
-        "source": told["source"],
-        "added": _date(told["added"]),
-        "frames": f"{told['frames']:,}, number {told['start']:,} to {told['start'] + told['frames'] - 1:,} of all",
-        "time": f"{_time(told['seconds'])} ({told['frames'] / max(told['seconds'], 1e-9):.3f} frames/s on average)",
-        "picture": f"{told['height']}x{told['width']}",
-        "size": f"{size(told['bytes_out'])} in {told['chunks']:,} chunks, {size(told['bytes_in'])} in the source",
-        "cut by": told["mode"],
-        "codecs": _counted(told["codecs"], "chunks"),
-        "metadata": json.dumps(told["metadata"], ensure_ascii=False),
-        "content": told["content"],
+        "video": f"{report['name']} (number {report['number']} of {report['catalog']})",
+        "source": report["source"],
+        "added": _format_date(report["added"]),
+        "frames": f"{report['frames']:,}, numbers {first:,} to {last:,} of the archive",
+        "time": f"{_format_duration(report['seconds'])} ({rate:.3f} frames/s on average)",
+        "frame size": f"{report['height']}x{report['width']}",
+        "size": f"{format_size(report['bytes_out'])} in {report['chunks']:,} chunks, "
+        f"{format_size(report['bytes_in'])} in the source",
+        "cut mode": report["mode"],
+        "codecs": _format_counts(report["codecs"], "chunks"),
+        "metadata": json.dumps(report["metadata"], ensure_ascii=False),
+        "content": report["content"],
     }
     yield Section("", facts=facts)
     columns: Sequence[str] = ("#", "place", "chunks", "size")
     rows: list[Sequence[str]] = [
-        (str(p["number"]), p["url"], f"{p['chunks']:,}", size(p["bytes"])) for p in told["places"] if p["chunks"]
+        (str(p["number"]), p["url"], f"{p['chunks']:,}", format_size(p["bytes"]))
+        for p in report["places"]
+        if p["chunks"]
     ]
     yield Section("places", columns, rows)
     columns = ("#", "first", "frames", "key frames", "codec", "size", "place", "path", "note")
     rows = [
         (
             str(c["number"]), f"{c['first']:,}", f"{c['frames']:,}", f"{c['key_frames']:,}", c["codec"],
-            size(c["bytes"]), str(c["place"]), c["path"], c["note"],
+            format_size(c["bytes"]), str(c["place"]), c["path"], c["note"],
         )
-        for c in told["listed"]
+        for c in report["listed"]
     ]  # fmt: skip
-    left = told["chunks"] - len(rows)
-    yield Section("chunks", columns, rows, f"and {left:,} more: --limit shows them" if left else "")
+    remaining = report["chunks"] - len(rows)
+    yield Section("chunks", columns, rows, f"and {remaining:,} more: raise --limit to list them" if remaining else "")
 
 
-def _counted(counts: Mapping[str, int], what: str) -> str:
+def _format_counts(counts: Mapping[str, int], unit: str) -> str:
     if len(counts) == 1:
         return next(iter(counts))
-    shown = [
-        f"{name} ({count:,} {what.removesuffix('s') if count == 1 else what})"
+    items = [
+        f"{name} ({count:,} {unit.removesuffix('s') if count == 1 else unit})"
         for name, count in list(counts.items())[:4]
     ]
-    return ", ".join(shown) + (f" and {len(counts) - 4} others" if len(counts) > 4 else "")  # noqa: PLR2004
+    return ", ".join(items) + (f" and {len(counts) - 4} others" if len(counts) > 4 else "")  # noqa: PLR2004
 
 
-def _time(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 60:  # noqa: PLR2004
         return f"{seconds:.2f} s"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02}:{rest:02}"
+    return f"{hours:,}:{minutes:02}:{remainder:02}"
 
 
-def _date(when: float) -> str:
-    return dt.datetime.fromtimestamp(when).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+def _format_date(timestamp: float) -> str:
+    return dt.datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
 
 
-def _ago(when: float) -> str:
-    return f"{_time(max(0.0, time.time() - when))} ago"
+def _format_age(timestamp: float) -> str:
+    return f"{_format_duration(max(0.0, time.time() - timestamp))} ago"

@@ -31,7 +31,7 @@ class LruCache(Generic[K, V]):
     Args:
         max_entries: Maximum number of entries.
         max_bytes: Maximum number of bytes of all entries together.
-        on_drop: Called with the key of each entry that is removed, while the cache is locked. Defaults to nothing.
+        on_drop: Function called with the key of each entry that is removed, while the cache is locked. Optional.
 
     Attributes:
         bytes: Number of bytes of all entries.

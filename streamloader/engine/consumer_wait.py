@@ -18,8 +18,8 @@ __all__ = ["ConsumerWait", "is_stalled", "slowest_lane"]
 class ConsumerWait:
     """One wait of the consumer.
 
-    Half of the time before the deadline it takes a snapshot of the status table. At the deadline, a worker whose rows
-    have made no progress since then is killed, and the time starts again for the worker that replaces it.
+    When half of the timeout has passed, it takes a snapshot of the status table. At the deadline, a worker whose rows
+    have made no progress since then is killed, and the timeout starts again for the worker that replaces it.
 
     Args:
         timeout: Time limit in seconds, or None for no limit.

@@ -1,87 +1,116 @@
-"""What was lost, and to what: deaths of workers, and the streams that are left because of them or of errors."""
+"""Track worker crashes and failed streams, and decide which streams are quarantined."""
 
 from __future__ import annotations
 
 import logging
 import signal
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
-from streamloader.engine.job import Job
-from streamloader.engine.quarantine import Quarantine, Quarantined, Spot, Strikes
+from streamloader.engine.job import WorkerJob
+from streamloader.engine.quarantine import CrashTracker, FailurePoint, Quarantine, Quarantined
 from streamloader.engine.ring import Ring, Status
-from streamloader.engine.worker_process import Worker
-from streamloader.engine.workload import Limit
+from streamloader.engine.worker_process import WorkerHandle
+from streamloader.engine.workload import StreamCutoff
 from streamloader.errors import CorruptStream, LoaderTimeout, WorkerDied, to_wire
 from streamloader.values import Array
 
-__all__ = ["Casualties", "lane_timed_out", "worker_died"]
+__all__ = ["FailureTracker", "lane_timeout_error", "worker_died_error"]
 
 _LOGGER = logging.getLogger("streamloader")
+_MAX_LISTED_DEATHS: Final = 1000
 
 
-class Casualties:
-    """The supervisor's book of deaths and failed streams.
+class FailureTracker:
+    """The supervisor's record of worker deaths and failed streams.
+
+    Args:
+        job: Job of the workers.
+        quarantine: Quarantine of the loader.
 
     Attributes:
-        restarts: workers that were replaced.
-        deaths: (process id, when it was noticed, when another had been started) of the latest, in monotonic seconds.
+        restarts: Number of workers that were replaced.
+        deaths: The latest deaths: (process id, time of detection, time when the replacement was started). Times are
+            monotonic, in seconds.
     """
 
-    def __init__(self, job: Job, quarantine: Quarantine) -> None:
+    def __init__(self, job: WorkerJob, quarantine: Quarantine) -> None:
         self._job, self._quarantine = job, quarantine
-        self._strikes = Strikes()
-        self._fruitless = [(-1, 0)] * len(job.lanes)  # of each worker: what it had filled, deaths since then
+        self._crashes = CrashTracker()
+        # By worker: the number of grants filled, and the deaths since then.
+        self._deaths_without_progress = [(-1, 0)] * len(job.lanes)
         self.restarts = 0
-        self.deaths: deque[tuple[int, float, float]] = deque(maxlen=1000)
+        self.deaths: deque[tuple[int, float, float]] = deque(maxlen=_MAX_LISTED_DEATHS)
 
-    def book(self, worker: Worker, filled: int, status: Array, error: WorkerDied) -> int:
-        """Find the stream that is to blame for a death, if that is clear by now, and have it left.
+    def record_death(self, worker: WorkerHandle, filled: int, status: Array, error: WorkerDied) -> int:
+        """Record the death of a worker. If its cause is certain by now, cut that stream off.
 
-        Returns how many deaths of this worker there were in a row with nothing filled and no stream left in between.
+        Args:
+            worker: Worker that died.
+            filled: Number of grants that it had filled.
+            status: Status table of the ring.
+            error: Error of the death.
+
+        Returns:
+            The number of this worker's deaths in a row, with no grant filled and no stream cut off in between.
         """
         number = worker.number
-        for spot in self._strikes.count(status, worker.lanes):
-            said = killed_its_worker(self._job, spot, error)
-            if self._job.script.on_error == "raise":
-                self._quarantine.condemn(Limit(spot.row, spot.epoch, spot.position, spot.step, to_wire(said)))
+        for point in self._crashes.record_crash(status, worker.lanes):
+            stream_error = _crashing_stream_error(self._job, point, error)
+            if self._job.workload.on_error == "raise":
+                wire = to_wire(stream_error)
+                self._quarantine.fail_at(StreamCutoff(point.row, point.epoch, point.position, point.step, wire))
             else:
-                key = self._job.script.streams[spot.stream].key
-                entry = {"epoch": spot.epoch, "position": spot.position, "stream": spot.stream, "key": key}
-                self.skipped(spot.row, entry | {"step": spot.step, "wire": {"message": said.message}}, died=True)
-            self._fruitless[number] = (-1, 0)
-        before, deaths = self._fruitless[number]
-        deaths = deaths + 1 if before == filled else 1
-        self._fruitless[number] = filled, deaths
+                payload = {
+                    "epoch": point.epoch,
+                    "position": point.position,
+                    "step": point.step,
+                    "stream": point.stream,
+                    "key": self._job.workload.streams[point.stream].key,
+                    "error": {"message": stream_error.message},
+                }
+                self.record_skip(point.row, payload, crashed=True)
+            self._deaths_without_progress[number] = (-1, 0)
+        previous_filled, deaths = self._deaths_without_progress[number]
+        deaths = deaths + 1 if previous_filled == filled else 1
+        self._deaths_without_progress[number] = filled, deaths
         return deaths
 
-    def skipped(self, row: int, said: dict[str, Any], *, died: bool = False) -> None:
-        """Enter a stream that its lane has left, and log it."""
-        lane, reason = self._job.first_lane + row, said["wire"]["message"]
-        entry = Quarantined(said["stream"], said["key"], said["epoch"], lane, said["position"], said["step"], reason)
-        if self._quarantine.leave_out(entry) if died else self._quarantine.add(entry):
-            text = "epoch %d, lane %d: stream %r is left at step %d: %s"
+    def record_skip(self, row: int, payload: dict[str, Any], *, crashed: bool = False) -> None:
+        """Quarantine a stream that its lane has skipped, and log it.
+
+        Args:
+            row: Row of the lane.
+            payload: Payload of a SKIPPED message.
+            crashed: Whether the stream crashed its worker.
+        """
+        lane, reason = self._job.first_lane + row, payload["error"]["message"]
+        entry = Quarantined(
+            payload["stream"], payload["key"], payload["epoch"], lane, payload["position"], payload["step"], reason
+        )
+        if self._quarantine.add_crashed(entry) if crashed else self._quarantine.add(entry):
+            text = "epoch %d, lane %d: skipping the rest of stream %r from step %d on: %s"
             _LOGGER.warning(text, entry.epoch, lane, entry.key, entry.step, reason)
 
-    def suspects(self, worker: Worker, filled: int) -> list[tuple[int, int]]:
-        """Return (row, seq) of the rows that may have killed the worker, and were not seen to get past it."""
-        return self._strikes.suspects(worker.lanes, filled)
+    def suspects(self, worker: WorkerHandle, filled: int) -> list[tuple[int, int]]:
+        """Return (row, seq) of the rows that may have crashed the worker and have not filled that grant since."""
+        return self._crashes.suspects(worker.lanes, filled)
 
     def forget_from(self, seq: int) -> None:
-        """Forget what happened at grants that are void now."""
-        self._strikes.forget_from(seq)
+        """Forget crashes at the grants from number `seq` on, which are void."""
+        self._crashes.forget_from(seq)
 
 
-def worker_died(worker: Worker, first_lane: int, more: str = "") -> WorkerDied:
-    """Return the error for a worker that is gone; `more` is a sentence to be added."""
+def worker_died_error(worker: WorkerHandle, first_lane: int, detail: str = "") -> WorkerDied:
+    """Build the error for a worker that died. `detail` is appended to the message."""
     lanes = [first_lane + lane for lane in worker.lanes]
     status = worker.exit_status()
     number = -status if status is not None and status < 0 else None
     name = None if number is None else _signal_name(number)
-    how = worker.why or (f"killed by {name}" if name else f"exit status {status}")
+    how = worker.kill_reason or (f"killed by {name}" if name else f"exit status {status}")
     return WorkerDied(
         f"worker {worker.number} (pid {worker.pid}) of lanes {lanes} died: {how}. Its standard error and the "
-        f"kernel's log (out of memory?) may say more{'. ' + more if more else ''}",
+        f"kernel's log (out of memory?) may show more{'. ' + detail if detail else ''}",
         pid=worker.pid,
         worker=worker.number,
         exit_status=status,
@@ -90,32 +119,32 @@ def worker_died(worker: Worker, first_lane: int, more: str = "") -> WorkerDied:
     )
 
 
-def killed_its_worker(job: Job, spot: Spot, death: WorkerDied) -> CorruptStream:
-    """Return the error for a stream at which its worker died twice."""
-    key, lane = job.script.streams[spot.stream].key, job.first_lane + spot.row
+def _crashing_stream_error(job: WorkerJob, point: FailurePoint, death: WorkerDied) -> CorruptStream:
+    """Build the error for a stream that has crashed its worker twice."""
+    key, lane = job.workload.streams[point.stream].key, job.first_lane + point.row
     return CorruptStream(
-        f"lane {lane}: stream {key!r} ends its worker at step {spot.step}, every time: {death.message}",
+        f"lane {lane}: stream {key!r} crashes its worker at step {point.step}, every time: {death.message}",
         stream=key,
-        offset=spot.step,
-        **(death.details | {"lane": lane, "step": spot.step}),
+        offset=point.step,
+        **(death.details | {"lane": lane, "step": point.step}),
     )
 
 
-def lane_timed_out(job: Job, ring: Ring, lane: int, waited: float) -> LoaderTimeout:
-    """Return the error for a wait of `waited` seconds, which names what row `lane` is doing."""
-    line = ring.status[lane].tolist()
+def lane_timeout_error(job: WorkerJob, ring: Ring, row: int, waited: float) -> LoaderTimeout:
+    """Build the error for a wait of `waited` seconds. It names what the lane of `row` is doing."""
+    line = ring.status[row].tolist()
     stage, ordinal, step = line[Status.STAGE], line[Status.STREAM], line[Status.STEP]
-    streams = job.script.streams
+    streams = job.workload.streams
     stream = streams[ordinal].key if 0 <= ordinal < len(streams) else None
-    doing = Status.STAGES[stage]
-    number = job.first_lane + lane
+    stage_name = Status.STAGES[stage]
+    lane = job.first_lane + row
     return LoaderTimeout(
-        f"waited {waited:.1f} s for lane {number} ({stream if stream is not None else 'no stream yet'}, "
-        f"{doing} at step {step}): raise timeout=, or look at what that stream is doing",
+        f"waited {waited:.1f} s for lane {lane} ({stream if stream is not None else 'no stream yet'}, "
+        f"{stage_name} at step {step}): raise timeout=, or find out why that stream is slow",
         stream=stream,
         offset=step,
-        lane=number,
-        stage=doing,
+        lane=lane,
+        stage=stage_name,
         waited=waited,
     )
 

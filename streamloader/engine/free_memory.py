@@ -1,13 +1,14 @@
-"""How much memory this process may still take."""
+"""Measure how much more memory this process may take."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 __all__ = ["free_memory"]
 
-_CGROUPS = (
+_CGROUP_FILES: Final = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -15,15 +16,16 @@ _CGROUPS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
+_UNLIMITED_BYTES: Final = 1 << 60  # cgroup version 1 has a huge limit where no limit is set
 
 
 def free_memory() -> int | None:
-    """Return the bytes that the machine and this process's control group have left, or None where that is unknown."""
-    rooms = [room for room in (_machine(), _container()) if room is not None]
-    return min(rooms) if rooms else None
+    """Return the bytes that the machine and this process's control group have free, or None where that is unknown."""
+    limits = [free for free in (_machine_free_bytes(), _cgroup_free_bytes()) if free is not None]
+    return min(limits) if limits else None
 
 
-def _machine() -> int | None:
+def _machine_free_bytes() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -36,15 +38,16 @@ def _machine() -> int | None:
         return None
 
 
-def _container() -> int | None:
-    for limit, usage, stat in _CGROUPS:
+def _cgroup_free_bytes() -> int | None:
+    for limit_path, usage_path, stat_path in _CGROUP_FILES:
         try:
-            allowed = Path(limit).read_text().strip()
-            if not allowed.isdigit() or int(allowed) > 1 << 60:  # "max", or version 1's "no limit"
+            limit = Path(limit_path).read_text().strip()
+            if not limit.isdigit() or int(limit) > _UNLIMITED_BYTES:  # "max" in cgroup version 2
                 continue
-            used = int(Path(usage).read_text())
-            cache = [int(line.split()[1]) for line in Path(stat).read_text().splitlines() if "inactive_file" in line]
-            return max(0, int(allowed) - used + max(cache, default=0))
+            used = int(Path(usage_path).read_text())
+            stat = Path(stat_path).read_text().splitlines()
+            cached = [int(line.split()[1]) for line in stat if "inactive_file" in line]
+            return max(0, int(limit) - used + max(cached, default=0))
         except (OSError, ValueError):
             continue
     return None

@@ -1,4 +1,4 @@
-"""Which slots are granted for which batches of which plays: the supervisor's books, without any I/O."""
+"""Bookkeeping of the supervisor, without any I/O: which slots are granted for which batches of which epoch runs."""
 
 from __future__ import annotations
 
@@ -7,42 +7,51 @@ from collections.abc import Callable
 
 import numpy as np
 
-from streamloader.engine.messages import Kind, Record, pack
+from streamloader.engine.messages import Message, MessageKind, encode_message
 from streamloader.engine.plan import Plan
 from streamloader.engine.ring import CURSOR_COLUMNS
-from streamloader.engine.workload import Grant, Place, Taken
+from streamloader.engine.workload import ConsumedBatch, EpochPosition, Grant
 from streamloader.values import Array
 
-__all__ = ["Grants", "Play"]
+__all__ = ["EpochRun", "Grants", "cursor_array", "encode_grant"]
 
 
-class Play:
-    """One run through an epoch, as far as it is known.
+class EpochRun:
+    """One run through an epoch.
 
     Args:
-        place: where it begins; its epoch and first batch.
+        number: Number of the run.
+        start: Position of the run's first batch.
+        plan: Plan of the lanes.
+        lanes: Number of rows of the ring.
+
+    Attributes:
+        end: Number of batches of the epoch, or None while it is unknown.
+        end_is_open: Whether the end is only known once all lanes have reached it.
+        next_batch: Index of the next batch to be granted.
+        batches_by_lane: Number of batches that hold steps of a lane, for lanes that have ended.
     """
 
-    __slots__ = ("end", "ended", "epoch", "granted", "number", "open_end", "place")
+    __slots__ = ("batches_by_lane", "end", "end_is_open", "epoch", "next_batch", "number", "start")
 
-    def __init__(self, number: int, place: Place, plan: Plan, lanes: int) -> None:
-        self.number, self.place, self.epoch = number, place, place.epoch
-        self.end = plan.batches  # where known
-        self.granted = place.batch  # batches granted, those taken back not counted
-        self.ended: dict[int, int] = {}  # lane -> batches that hold steps of it
-        if place.cursors is not None:
-            ended = cursor_array(place.cursors)[:, 2].tolist()
-            self.ended = {lane: batches for lane, batches in enumerate(ended) if batches >= 0}
-            if plan.batches is not None and plan.tail != "drop" and place.batch >= plan.batches:
-                self.end = None  # it goes on beyond its planned end, unless all lanes have ended
-        self.open_end = self.end is None  # to be found by playing
-        if self.open_end:
+    def __init__(self, number: int, start: EpochPosition, plan: Plan, lanes: int) -> None:
+        self.number, self.start, self.epoch = number, start, start.epoch
+        self.end = plan.batches
+        self.next_batch = start.batch
+        self.batches_by_lane: dict[int, int] = {}
+        if start.cursors is not None:
+            ended = cursor_array(start.cursors)[:, 2].tolist()
+            self.batches_by_lane = {lane: batches for lane, batches in enumerate(ended) if batches >= 0}
+            if plan.batches is not None and plan.tail != "drop" and start.batch >= plan.batches:
+                self.end = None  # the run continues beyond its planned end, unless all lanes have ended
+        self.end_is_open = self.end is None
+        if self.end_is_open:
             self.find_end(plan, lanes)
 
     def find_end(self, plan: Plan, lanes: int) -> None:
-        """Set the end, if all lanes have come to it."""
-        if len(self.ended) == lanes:
-            self.end = max(*self.ended.values(), plan.batches or 0)
+        """Set the end if all lanes have reached it."""
+        if len(self.batches_by_lane) == lanes:
+            self.end = max(*self.batches_by_lane.values(), plan.batches or 0)
 
 
 def cursor_array(cursors: bytes) -> Array:
@@ -51,164 +60,181 @@ def cursor_array(cursors: bytes) -> Array:
 
 
 class Grants:
-    """The grants that were given and not taken yet, and the plays that they belong to.
+    """The grants that are not consumed yet, and the epoch runs that they belong to.
 
     Args:
-        slots: of the ring; `most`: batches that may be ahead of the consumer.
-        lanes: rows of the ring.
-        plays_again: whether another play follows at the end of one.
-        fixed: whether plays have the batches that are planned, whatever lanes say.
+        plan: Plan of the lanes.
+        lanes: Number of rows of the ring.
+        slots: Number of slots of the ring.
+        max_ahead: Maximum number of batches granted ahead of the consumer.
+        has_next_epoch: Whether another run follows at the end of one.
+        fixed_length: Whether runs have the planned number of batches, whatever lanes report.
 
     Attributes:
-        taken: grants consumed; the next batch is the first of `granted`.
-        version: of the numbering; it changes when grants are made void.
-        unsent: encoded records for all workers.
-        current: the play that is consumed; granting: the one whose batches are granted next.
+        consumed: Number of grants consumed. The next batch is the first of `granted`.
+        version: Version of the grants' numbering. It changes when grants become void.
+        granted: Grants that are not consumed, in order.
+        free: Slots that are neither granted nor leased.
+        unsent: Encoded messages for all workers.
+        runs: The current run and those after it, by number.
+        current_run: Run that is being consumed, or None before the first.
+        granting_run: Run whose batches are granted next, or None before the first.
     """
 
-    def __init__(self, plan: Plan, lanes: int, slots: int, most: int, *, plays_again: bool, fixed: bool) -> None:
-        self._plan, self._lanes, self._most = plan, lanes, most
-        self._plays_again, self._fixed = plays_again, fixed and plan.batches is not None
-        self.taken = self.version = 0
+    def __init__(
+        self, plan: Plan, lanes: int, slots: int, max_ahead: int, *, has_next_epoch: bool, fixed_length: bool
+    ) -> None:
+        self._plan, self._lanes, self._max_ahead = plan, lanes, max_ahead
+        self._has_next_epoch, self._fixed_length = has_next_epoch, fixed_length and plan.batches is not None
+        self.consumed = self.version = 0
         self.granted: deque[Grant] = deque()
         self.free = list(range(slots - 1, -1, -1))
         self.unsent = bytearray()
-        self.plays: dict[int, Play] = {}  # the current one and those after it
-        self.current: Play | None = None
-        self.granting: Play | None = None
-        self._plays_made = 0
+        self.runs: dict[int, EpochRun] = {}
+        self.current_run: EpochRun | None = None
+        self.granting_run: EpochRun | None = None
+        self._runs_created = 0
 
-    # --- plays ----------------------------------------------------------------------------------------------
+    # --- epoch runs -----------------------------------------------------------------------------------------
 
-    def begin(self, place: Place) -> int | None:
-        """Make the batch at `place` the next one; without a break if it is the one that was made ahead.
+    def start_at(self, position: EpochPosition) -> int | None:
+        """Make the batch at `position` the next one. A run that was prefetched for it is used.
 
-        Returns the number from which on grants are void now, or None. The caller tells workers of the place.
+        Returns:
+            The number from which on grants are void, or None if none are. The caller then sends the position's cursors
+            to the workers.
         """
-        ahead, current = self.granting, self.current
-        at_start = place.cursors is None and place.batch == 0
-        if at_start and ahead is not None and ahead is not current and ahead.epoch == place.epoch and self.at_end:
-            self.current = ahead
-            self._forget(lambda play: play.number < ahead.number)
+        prefetched, current = self.granting_run, self.current_run
+        if (
+            position.cursors is None
+            and position.batch == 0
+            and prefetched is not None
+            and prefetched is not current
+            and prefetched.epoch == position.epoch
+            and self.at_end
+        ):
+            self.current_run = prefetched
+            self._forget_runs(lambda run: run.number < prefetched.number)
             return None
-        self._truncate(self.taken)
-        self._forget(lambda _: True)
-        self.current = self.granting = self._new_play(place)
-        return self.taken
+        self._truncate(self.consumed)
+        self._forget_runs(lambda _: True)
+        self.current_run = self.granting_run = self._create_run(position)
+        return self.consumed
 
-    def _new_play(self, place: Place) -> Play:
-        play = Play(self._plays_made, place, self._plan, self._lanes)
-        self._plays_made += 1
-        self.plays[play.number] = play
-        return play
+    def _create_run(self, start: EpochPosition) -> EpochRun:
+        run = EpochRun(self._runs_created, start, self._plan, self._lanes)
+        self._runs_created += 1
+        self.runs[run.number] = run
+        return run
 
-    def _forget(self, is_over: Callable[[Play], bool]) -> None:
-        """Pay no more attention to what lanes say of these plays."""
-        self.plays = {number: play for number, play in self.plays.items() if not is_over(play)}
+    def _forget_runs(self, is_over: Callable[[EpochRun], bool]) -> None:
+        """Ignore what lanes report about these runs from now on."""
+        self.runs = {number: run for number, run in self.runs.items() if not is_over(run)}
 
     @property
     def at_end(self) -> bool:
-        """Whether all batches of the current play were taken."""
-        play = self.current
-        if play is None:
+        """Whether all batches of the current run were consumed."""
+        run = self.current_run
+        if run is None:
             return True
-        if self.granted and self.granted[0].play == play.number:  # what is granted lies before the end
+        if self.granted and self.granted[0].run == run.number:  # grants always lie before the end
             return False
-        return play.end is not None and play.granted >= play.end
+        return run.end is not None and run.next_batch >= run.end
 
     # --- grants ---------------------------------------------------------------------------------------------
 
-    def grant(self) -> None:
-        """Grant every free slot, in order, through this play and, once its end is known, into the next one."""
-        while self.free and len(self.granted) < self._most and (play := self.granting) is not None:
-            if play.end is not None and play.granted >= play.end:
-                if play is not self.current or not self._plays_again:
-                    return  # one play ahead is enough
-                play = self.granting = self._new_play(Place(play.epoch + 1, 0))
-            seq = self.taken + len(self.granted)
-            grant = Grant(seq, play.number, play.epoch, play.granted, self.free.pop())
+    def grant_free_slots(self) -> None:
+        """Grant free slots in order through this run and, once its end is known, into the next one."""
+        while self.free and len(self.granted) < self._max_ahead and (run := self.granting_run) is not None:
+            if run.end is not None and run.next_batch >= run.end:
+                if run is not self.current_run or not self._has_next_epoch:
+                    return  # one run ahead is enough
+                run = self.granting_run = self._create_run(EpochPosition(run.epoch + 1, 0))
+            seq = self.consumed + len(self.granted)
+            grant = Grant(seq, run.number, run.epoch, run.next_batch, self.free.pop())
             self.granted.append(grant)
-            self.unsent += encoded(grant)
-            play.granted += 1
+            self.unsent += encode_grant(grant)
+            run.next_batch += 1
 
     def pop(self) -> Grant:
-        """Take the next grant, whose batch is whole."""
-        self.taken += 1
+        """Consume the next grant, whose batch is complete."""
+        self.consumed += 1
         return self.granted.popleft()
 
     def _truncate(self, seq: int) -> None:
         """Make the grants from number `seq` on void."""
-        while self.taken + len(self.granted) > seq:
+        while self.consumed + len(self.granted) > seq:
             grant = self.granted.pop()
             self.free.append(grant.slot)
-            self.plays[grant.play].granted = grant.batch
+            self.runs[grant.run].next_batch = grant.batch
         self.version += 1
-        self.unsent += pack(Kind.TRUNCATE, self.version, seq)
+        self.unsent += encode_message(MessageKind.TRUNCATE, self.version, seq)
 
     # --- ends -----------------------------------------------------------------------------------------------
 
-    def end(self, record: Record) -> int | None:
-        """Heed that a lane has come to the end of a play, or beyond its planned one.
+    def handle_lane_end(self, message: Message) -> int | None:
+        """Update the end of a run after an ENDED or OVERRUN message.
 
-        Returns the number from which on grants are void now, or None.
+        Returns:
+            The number from which on grants are void, or None if none are.
         """
-        play = self.plays.get(record.a)
-        if play is None:  # it is over, or was given up
+        run = self.runs.get(message.a)
+        if run is None:  # it is over, or was abandoned
             return None
-        before = play.end
-        if record.kind == Kind.OVERRUN:
-            if not play.open_end:
-                play.open_end, play.end = True, None
+        previous_end = run.end
+        if message.kind == MessageKind.OVERRUN:
+            if not run.end_is_open:
+                run.end_is_open, run.end = True, None
         elif self._plan.tail == "drop":
-            if not self._fixed:
-                play.end = record.c if play.end is None else min(play.end, record.c)
+            if not self._fixed_length:
+                run.end = message.c if run.end is None else min(run.end, message.c)
         else:
-            play.ended[record.lane] = record.b
-            if play.open_end:
-                play.find_end(self._plan, self._lanes)
-        return None if play.end == before else self._mend(play)
+            run.batches_by_lane[message.lane] = message.b
+            if run.end_is_open:
+                run.find_end(self._plan, self._lanes)
+        return None if run.end == previous_end else self._revoke_grants_after(run)
 
-    def _mend(self, play: Play) -> int | None:
-        """The end of a play has moved: take back the grants beyond it, and those that came after it too early."""
+    def _revoke_grants_after(self, run: EpochRun) -> int | None:
+        """Revoke the grants beyond the new end of `run`, and those of later runs that were granted too early."""
         keep = 0
         for grant in self.granted:
-            if grant.play > play.number or (
-                play.end is not None and grant.play == play.number and grant.batch >= play.end
-            ):
+            if grant.run > run.number or (run.end is not None and grant.run == run.number and grant.batch >= run.end):
                 break
             keep += 1
-        void = self.taken + keep if keep < len(self.granted) else None
-        if void is not None:
-            self._truncate(void)
-        self._forget(lambda other: other.number > play.number)
-        self.granting = play
-        return void
+        first_void = self.consumed + keep if keep < len(self.granted) else None
+        if first_void is not None:
+            self._truncate(first_void)
+        self._forget_runs(lambda other: other.number > run.number)
+        self.granting_run = run
+        return first_void
 
-    # --- for a worker that takes the place of another ---------------------------------------------------------
+    # --- replacement workers --------------------------------------------------------------------------------
 
-    def places(self, seq: int, last: Taken | None, cursors: Callable[[int], bytes]) -> list[tuple[int, int, bytes]]:
-        """Say where a worker that has filled the grants before number `seq` may enter plays: (play, batch, cursors).
+    def entry_points(
+        self, seq: int, last_consumed: ConsumedBatch | None, slot_cursors: Callable[[int], bytes]
+    ) -> list[tuple[int, int, bytes]]:
+        """Return the batches at which a replacement worker may enter runs: (run, batch, cursors).
 
-        These are the batch of grant `seq`, and the border of the current play, to which it may be sent back.
+        These are the batch of grant `seq`, and the start of the current run, to which a TRUNCATE may take it back.
 
         Args:
-            seq: number of the first grant that it has not filled.
-            last: the grant that was taken last, with its cursors.
-            cursors: returns those of a slot.
+            seq: Number of the first grant that the worker's lanes have not filled.
+            last_consumed: Grant that was consumed last, with its cursors, or None.
+            slot_cursors: Function that returns the cursors of a slot.
         """
-        known = [] if last is None else [last]
-        known += [(grant, b"") for grant in self.granted]
-        found = []
-        for play in self.plays.values():
-            if play.place.cursors is not None:
-                found.append((play.number, play.place.batch, play.place.cursors))
-            before = [(grant, kept) for grant, kept in known if grant.play == play.number and grant.seq < seq]
-            if before:
-                grant, kept = before[-1]
-                found.append((play.number, grant.batch + 1, kept or cursors(grant.slot)))
-        return found
+        batches = [] if last_consumed is None else [last_consumed]
+        batches += [(grant, b"") for grant in self.granted]
+        entries = []
+        for run in self.runs.values():
+            if run.start.cursors is not None:
+                entries.append((run.number, run.start.batch, run.start.cursors))
+            filled = [(grant, cursors) for grant, cursors in batches if grant.run == run.number and grant.seq < seq]
+            if filled:
+                grant, cursors = filled[-1]
+                entries.append((run.number, grant.batch + 1, cursors or slot_cursors(grant.slot)))
+        return entries
 
 
-def encoded(grant: Grant) -> bytes:
-    """Return the record that gives a grant."""
-    return pack(Kind.GRANT, 0, grant.play, grant.epoch, grant.batch, grant.slot)
+def encode_grant(grant: Grant) -> bytes:
+    """Encode a GRANT message."""
+    return encode_message(MessageKind.GRANT, 0, grant.run, grant.epoch, grant.batch, grant.slot)

@@ -16,9 +16,9 @@ from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:
     from streamloader.engine.ring import SlotLayout
-    from streamloader.engine.workload import Script
+    from streamloader.engine.workload import Workload
 
-__all__ = ["Job", "job_memory", "unpack_job"]
+__all__ = ["WorkerJob", "read_job", "write_job"]
 
 _NUMBER: Final = struct.Struct("<Q")  # each number of the header
 _MIN_MAPPED_BYTES: Final = 1024  # smaller arrays stay in the pickle
@@ -26,11 +26,11 @@ _ALIGNMENT_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WorkerJob:
     """Everything that a worker of a loader needs to know.
 
     Attributes:
-        script: Streams or envs that the workers read.
+        workload: Streams or envs that the workers read.
         layout: Layout of a slot of the ring.
         slots: Number of slots of the ring.
         first_lane: Global number of the ring's row 0.
@@ -38,7 +38,7 @@ class Job:
         log_level: Effective level of the logger ``"streamloader"``.
     """
 
-    script: Script
+    workload: Workload
     layout: SlotLayout
     slots: int
     first_lane: int
@@ -46,16 +46,16 @@ class Job:
     log_level: int
 
 
-def job_memory(job: Job) -> int:
+def write_job(job: WorkerJob) -> int:
     """Write the job into anonymous memory, once for all workers, and return its descriptor.
 
     Raises:
         ConfigError: If an object of the job cannot be pickled.
     """
-    from streamloader.engine.ring import nameless_memory
+    from streamloader.engine.ring import anonymous_memory
 
     pieces = _pack_job(job)
-    fd = nameless_memory("streamloader-job")
+    fd = anonymous_memory("streamloader-job")
     try:
         with os.fdopen(os.dup(fd), "wb") as file:
             file.writelines(pieces)
@@ -65,7 +65,7 @@ def job_memory(job: Job) -> int:
     return fd
 
 
-def _pack_job(job: Job) -> list[bytes | memoryview]:
+def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
     """Encode a job as pieces to be written one after the other.
 
     The header holds numbers (``<Q`` each): sizes of search path and pickle, number of arrays, offset and size of each
@@ -108,7 +108,7 @@ def _pack_job(job: Job) -> list[bytes | memoryview]:
     return [b"".join(map(_NUMBER.pack, numbers)), *pieces]
 
 
-def unpack_job(fd: int) -> Job:
+def read_job(fd: int) -> WorkerJob:
     """Read a job from its descriptor, close that, and set the module search path to the parent's.
 
     The job's arrays alias a copy-on-write mapping: only pages that this process writes to take memory of its own.
@@ -125,5 +125,5 @@ def unpack_job(fd: int) -> Job:
     sys.path[:] = json.loads(bytes(data[path_offset:pickle_offset]))
     arrays = [data[offset : offset + size] for offset, size in spans]
     pickled = data[pickle_offset : pickle_offset + number(1)]
-    job: Job = pickle.loads(pickled, buffers=arrays)  # noqa: S301 - written by this process's own parent
+    job: WorkerJob = pickle.loads(pickled, buffers=arrays)  # noqa: S301 - written by this process's own parent
     return job

@@ -1,4 +1,4 @@
-"""A lane: plays its streams one after the other into its row of each batch."""
+"""A lane: reads its streams one after the other into its row of each batch."""
 
 from __future__ import annotations
 
@@ -9,143 +9,195 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamloader.engine.messages import Kind, pack
+from streamloader.engine.messages import MessageKind, encode_message
 from streamloader.engine.plan import Plan
 from streamloader.engine.ring import Ring, Row, Status
-from streamloader.engine.stream_prefetch import Ahead
-from streamloader.engine.workload import START, Cursor, Grant, Orders, failed_at
+from streamloader.engine.stream_prefetch import StreamPrefetcher
+from streamloader.engine.workload import INITIAL_CURSOR, Cursor, Grant, LaneDirectives, locate_error
 from streamloader.errors import CorruptStream, StreamloaderError, from_wire, to_wire
 from streamloader.streams.base import Stream, StreamDataset, stream_rng
 from streamloader.values import Array, StreamInfo
 
-__all__ = ["Lane", "StreamScript"]
+__all__ = ["Lane", "StreamWorkload"]
+
+_Cutoff = tuple[int, dict[str, Any] | None]  # step and error of a StreamCutoff
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWorkload:
+    """Workload of a loader whose lanes read streams.
+
+    Attributes:
+        dataset: Data set of the streams.
+        streams: All streams of the data set, by ordinal.
+        plan: Plan of the lanes.
+        on_error: Whether a stream that fails raises in the consumer, or is skipped.
+        fixed_length: Whether a run always has the planned number of batches, because other ranks count on it.
+    """
+
+    dataset: StreamDataset
+    streams: Sequence[StreamInfo]
+    plan: Plan
+    on_error: Literal["raise", "skip"] = "raise"
+    fixed_length: bool = False
+
+    can_resume = True
+
+    @property
+    def has_next_epoch(self) -> bool:
+        """Whether another epoch follows. No epoch follows an empty one."""
+        return self.plan.batches != 0
+
+    def make_fillers(
+        self, ring: Ring, lanes: Sequence[int], first_lane: int, send: Callable[[bytes], None]
+    ) -> Sequence[Lane]:
+        """Create a filler for each lane."""
+        slots = [ring.arrays(slot) for slot in range(ring.slots)]
+        fields = ring.layout.fields
+        return [
+            Lane(
+                self,
+                lane,
+                first_lane + lane,
+                [Row(arrays, fields, lane) for arrays in slots],
+                memoryview(ring.status[lane]),
+                send,
+            )
+            for lane in lanes
+        ]
 
 
 class Lane:
-    """The player of one lane.
+    """Row filler of one lane.
 
     Args:
-        number: row of the lane in this ring; `global_number`: over all ranks.
-        rows: the lane's row of each slot.
-        status: the lane's line of the ring's status table.
-        report: sends an encoded record to the supervisor.
+        workload: Workload of the loader.
+        row: Row of the lane in this ring.
+        global_lane: Number of the lane over all ranks.
+        rows: Row of the lane in each slot.
+        status: Line of the lane in the ring's status table.
+        send: Function that sends an encoded message to the supervisor.
     """
 
     def __init__(
         self,
-        script: StreamScript,
-        number: int,
-        global_number: int,
+        workload: StreamWorkload,
+        row: int,
+        global_lane: int,
         rows: Sequence[Row],
         status: memoryview,
-        report: Callable[[bytes], None],
+        send: Callable[[bytes], None],
     ) -> None:
-        self.number, self.global_number = number, global_number
-        self.done = 0  # grants filled
-        self.held: int | None = None  # the play that has steps left beyond its planned end
+        self.row, self.global_lane = row, global_lane
+        self.grants_filled = 0
+        self.only_run: int | None = None  # set while a run has steps left beyond its planned end
         self.status = status
-        self._script, self._rows, self._report = script, rows, report
-        self._plan = script.plan
-        self._window = script.plan.window
+        self._workload, self._rows, self._send = workload, rows, send
+        self._plan = workload.plan
+        self._window = workload.plan.window
         self._scratch = {
-            name: np.empty((1, *field.shape), field.dtype) for name, field in script.dataset.fields.items()
+            name: np.empty((1, *field.shape), field.dtype) for name, field in workload.dataset.fields.items()
         }
-        self._stashed = False  # the scratch holds the next step
-        self._late: StreamloaderError | None = None  # what came instead of it
-        self._at: tuple[int, int] | None = None  # (play, index) of the next batch in order
-        self._places: dict[int, tuple[int, Cursor]] = {}  # play -> (index, cursor): where it may be entered
-        self._limits: dict[tuple[int, int], tuple[int, dict[str, Any] | None]] = {}  # (epoch, position) -> see Limit
-        self._limit: tuple[int, dict[str, Any] | None] | None = None  # of this stream
-        self._ends: dict[int, int] = {}  # play -> batches that hold steps of this lane
+        self._scratch_holds_step = False  # the next step was read already
+        self._deferred_error: StreamloaderError | None = None  # raised instead of the next step
+        self._next_batch: tuple[int, int] | None = None  # (run, batch) that follows the last one
+        self._entry_points: dict[int, tuple[int, Cursor]] = {}  # run -> (batch, cursor)
+        self._cutoffs: dict[tuple[int, int], _Cutoff] = {}  # by epoch and position
+        self._cutoff: _Cutoff | None = None  # of the current stream
+        self._ended_runs: dict[int, int] = {}  # run -> number of batches that hold steps of this lane
         self._stream: Stream | None = None
-        self._ahead = Ahead(script.dataset, script.streams)
-        self._play = self._epoch = 0
+        self._prefetcher = StreamPrefetcher(workload.dataset, workload.streams)
+        self._run = self._epoch = 0
         self._order: Array = np.empty(0, np.int64)
         self._borrowed = False
-        self._position = 0  # in the order; counts on over repeats
+        self._position = 0  # of the next stream in the order, counted on over repeats
         self._ordinal = -1
         self._step = 0
-        self._played_in_round = False
+        self._round_has_steps = False
 
     async def fill(self, grant: Grant) -> None:
-        """Fill the lane's row of the granted slot, whole.
+        """Fill the lane's row of the granted slot completely.
 
         Raises:
-            StreamloaderError: the stream failed; the error names lane, stream, stage and step.
+            StreamloaderError: If the stream failed. The error names lane, stream, stage and step.
         """
         row = self._rows[grant.slot]
-        index = grant.batch
-        if self._at != (grant.play, index):
-            await self._enter(grant)
-        filled = await self._play_into(row, index)
+        batch = grant.batch
+        if self._next_batch != (grant.run, batch):
+            await self._enter_run(grant)
+        filled = await self._fill_row(row, batch)
         if filled < self._window:
             row.pad(filled)
-        if index + 1 == self._plan.batches and self._plan.tail != "drop" and grant.play not in self._ends:
-            await self._look_past_end(index)
-        self._at = (grant.play, index + 1)
+        if batch + 1 == self._plan.batches and self._plan.tail != "drop" and grant.run not in self._ended_runs:
+            await self._check_planned_end(batch)
+        self._next_batch = (grant.run, batch + 1)
         cursor = row.cursor
         cursor[0], cursor[1], cursor[2] = self._cursor()
 
-    def place(self, orders: Orders) -> None:
-        """Heed where plays may be entered, and where streams end early."""
-        for play, batch, cursors in orders.places:
-            position, step, ended = cursors[self.number]
-            self._places[play] = batch, (position, step, ended)
-        self._limits = {(epoch, at): (step, wire) for row, epoch, at, step, wire in orders.limits if row == self.number}
+    def apply_directives(self, directives: LaneDirectives) -> None:
+        """Replace the cutoffs, and add the entry points of runs."""
+        for run, batch, cursors in directives.entry_points:
+            position, step, ended = cursors[self.row]
+            self._entry_points[run] = batch, (position, step, ended)
+        self._cutoffs = {
+            (epoch, position): (step, error)
+            for row, epoch, position, step, error in directives.cutoffs
+            if row == self.row
+        }
 
     def _cursor(self) -> Cursor:
-        """Where the lane stands: a step that is stashed has not been played yet."""
-        ended = self._ends.get(self._play, -1)
+        """Return the lane's cursor. A step in the scratch memory is not consumed yet."""
+        ended = self._ended_runs.get(self._run, -1)
         return (self._position, 0, ended) if self._stream is None else (self._position - 1, self._step, ended)
 
     async def reset(self) -> None:
-        """Forget where the lane stands, and give back its stream."""
-        self._at = self._late = None
-        self._stashed = False
-        self._ahead.release()
-        await self._end_stream()
+        """Forget the lane's position, and close its stream."""
+        self._next_batch = self._deferred_error = None
+        self._scratch_holds_step = False
+        self._prefetcher.release()
+        await self._close_stream()
 
-    async def _enter(self, grant: Grant) -> None:
-        """Begin a play: at its first batch, or where a cursor says."""
-        if self._at is not None:  # the supervisor may come back, if another lane proves to have steps left
-            self._places[self._play] = self._at[1], self._cursor()
-            oldest = min(self._play, grant.play)
-            self._places = {play: place for play, place in self._places.items() if play >= oldest}
+    async def _enter_run(self, grant: Grant) -> None:
+        """Start a run, at its first batch or at an entry point."""
+        if self._next_batch is not None:  # a TRUNCATE may take the lane back, if another lane has steps left
+            self._entry_points[self._run] = self._next_batch[1], self._cursor()
+            oldest = min(self._run, grant.run)
+            self._entry_points = {run: entry for run, entry in self._entry_points.items() if run >= oldest}
         await self.reset()
-        listed = self._plan.lane(grant.epoch, self.global_number)
-        self._order, self._borrowed = listed.ordinals, listed.borrowed
-        self._play, self._epoch = grant.play, grant.epoch
-        batch, cursor = self._places.get(grant.play, (0, START))
+        lane_list = self._plan.lane(grant.epoch, self.global_lane)
+        self._order, self._borrowed = lane_list.ordinals, lane_list.borrowed
+        self._run, self._epoch = grant.run, grant.epoch
+        batch, cursor = self._entry_points.get(grant.run, (0, INITIAL_CURSOR))
         if batch != grant.batch:
             raise StreamloaderError(
-                f"lane {self.global_number} was asked for batch {grant.batch} of epoch {grant.epoch} and knows the way "
-                f"to batch {batch} only: this is a fault of streamloader, please report it"
+                f"lane {self.global_lane} cannot start at batch {grant.batch} of epoch {grant.epoch}, because it only "
+                f"has the cursor of batch {batch}: this is a bug in streamloader, please report it"
             )
         self._position, step, ended = cursor
         self._step = 0
-        self._played_in_round = batch > 0
-        self._ends = {} if ended < 0 else {grant.play: ended}
+        self._round_has_steps = batch > 0
+        self._ended_runs = {} if ended < 0 else {grant.run: ended}
         if step:
-            await self._open_next(step)
+            await self._open_next_stream(step)
 
-    async def _play_into(self, row: Row, index: int) -> int:
-        """Fill the row as far as streams go; return the steps filled."""
+    async def _fill_row(self, row: Row, batch: int) -> int:
+        """Fill the row as far as the lane's streams last; return the number of steps filled."""
         window, align = self._window, self._plan.switch == "align"
         filled = 0
-        if self._late is not None:
-            raise self._late
-        if self._stashed:
+        if self._deferred_error is not None:
+            raise self._deferred_error
+        if self._scratch_holds_step:
             for name, value in self._scratch.items():
                 row.fields[name][:1] = value
             self._mark(row, 0, 1)
-            self._stashed, filled = False, 1
+            self._scratch_holds_step, filled = False, 1
         while filled < window:
             if self._stream is None:
-                if not self._has_next():
-                    self._ended(index, filled)
-                    if not self._start_over():
+                if not self._has_next_stream():
+                    self._report_end(batch, filled)
+                    if not self._start_next_round():
                         break
-                await self._open_next()
+                await self._open_next_stream()
                 if self._stream is None:
                     continue
             out = row.fields if not filled else {name: array[filled:] for name, array in row.fields.items()}
@@ -154,108 +206,114 @@ class Lane:
                 self._mark(row, filled, count)
                 filled += count
             else:
-                await self._end_stream()
+                await self._close_stream()
                 if align and filled:
                     break
         return filled
 
-    async def _look_past_end(self, index: int) -> None:
-        """At the planned end of the epoch: is there truly nothing left? A step that there is, is kept for later."""
+    async def _check_planned_end(self, batch: int) -> None:
+        """At the planned end of the epoch, try to read one more step, and keep it if there is one."""
         try:
-            while not self._stashed:
+            while not self._scratch_holds_step:
                 if self._stream is None:
-                    if not self._has_next():
-                        self._ended(index, self._window)
+                    if not self._has_next_stream():
+                        self._report_end(batch, self._window)
                         return
-                    await self._open_next()
+                    await self._open_next_stream()
                 elif not await self._read(self._scratch, 1):
-                    await self._end_stream()
-                elif self._script.fixed:
-                    if self._script.on_error == "raise":
-                        raise self._too_long()
-                    await self._skip(self._too_long())
+                    await self._close_stream()
+                elif self._workload.fixed_length:
+                    length_error = self._too_many_steps_error()
+                    if self._workload.on_error == "raise":
+                        raise length_error
+                    await self._skip_stream(length_error)
                 else:
-                    self._stashed = True
+                    self._scratch_holds_step = True
         except StreamloaderError as error:
-            if self._script.fixed:
+            if self._workload.fixed_length:
                 raise
-            self._late = error  # this batch is whole; the next one would begin with what failed
-        self.held = self._play
-        self._report(pack(Kind.OVERRUN, a=self._play, lane=self.number))
+            self._deferred_error = error  # this batch is complete, so the next one fails
+        self.only_run = self._run
+        self._send(encode_message(MessageKind.OVERRUN, a=self._run, lane=self.row))
 
-    def _too_long(self) -> StreamloaderError:
-        info = self._script.streams[self._ordinal]
+    def _too_many_steps_error(self) -> StreamloaderError:
+        info = self._workload.streams[self._ordinal]
         return CorruptStream(
-            f"lane {self.global_number} has more steps than its streams declare: {info.key!r} goes on at step "
-            f"{self._step} (it declares {info.length}), or one before it was longer. All ranks have to end an epoch "
-            f"after {self._plan.batches} batches: correct the lengths, or declare none (None)",
+            f"lane {self.global_lane} has more steps than its streams declare: {info.key!r} continues at step "
+            f"{self._step} (it declares {info.length}), or an earlier stream was longer. All ranks have to end an "
+            f"epoch after {self._plan.batches} batches: correct the lengths, or declare none (None)",
             stream=info.key,
             offset=self._step,
         )
 
-    def _has_next(self) -> bool:
-        return self._has(self._position)
+    def _has_next_stream(self) -> bool:
+        return self._has_stream_at(self._position)
 
-    def _has(self, position: int) -> bool:
-        """Whether the lane plays a stream at this position before it ends, or its list begins again."""
-        if self._play in self._ends:  # repeating: any stream will do, for ever
+    def _has_stream_at(self, position: int) -> bool:
+        """Return whether the lane reads a stream at this position in its current round."""
+        if self._run in self._ended_runs:  # all streams are repeats now, round after round
             return len(self._order) > 0 and position % len(self._order) != 0
         return not self._borrowed and position < len(self._order)
 
-    def _ended(self, index: int, filled: int) -> None:
-        """Report that every stream of the play was played to its end."""
-        if self._play in self._ends:
-            return
-        self.held = None
-        windows = index + (filled > 0)
-        self._ends[self._play] = windows
-        full = windows if self._plan.switch == "align" else index + (filled == self._window)
-        self._report(pack(Kind.ENDED, a=self._play, b=windows, c=full, lane=self.number))
+    def _report_end(self, batch: int, filled: int) -> None:
+        """Report, once, that the lane has read all streams of the run.
 
-    def _start_over(self) -> bool:
-        """With ``tail="cycle"``, begin the list again; False if that is not asked for or would yield nothing."""
+        Args:
+            batch: Index of the current batch.
+            filled: Number of steps filled in it.
+        """
+        if self._run in self._ended_runs:
+            return
+        self.only_run = None
+        batches = batch + (filled > 0)
+        self._ended_runs[self._run] = batches
+        full_batches = batches if self._plan.switch == "align" else batch + (filled == self._window)
+        self._send(encode_message(MessageKind.ENDED, a=self._run, b=batches, c=full_batches, lane=self.row))
+
+    def _start_next_round(self) -> bool:
+        """With ``tail="cycle"``, start the lane's list again; return False if the lane ends or would yield no steps."""
         if self._plan.tail != "cycle" or not len(self._order):
             return False
-        first_borrowed_round = self._borrowed and self._position == 0
-        if not (self._played_in_round or first_borrowed_round):
+        is_first_borrowed_round = self._borrowed and self._position == 0
+        if not (self._round_has_steps or is_first_borrowed_round):
             return False
-        self._played_in_round = False
+        self._round_has_steps = False
         return True
 
-    async def _open_next(self, at: int = 0) -> None:
-        """Open the lane's next stream, at step `at`. There is none afterwards if it is not to be played, or failed."""
+    async def _open_next_stream(self, first_step: int = 0) -> None:
+        """Open the lane's next stream at `first_step`. None is open afterwards if it is cut off or was skipped."""
         position = self._position % len(self._order)
         self._ordinal = int(self._order[position])
         self._position += 1
-        self._step = at
+        self._step = first_step
         status = self.status
-        status[Status.STREAM], status[Status.STEP] = self._ordinal, at
+        status[Status.STREAM], status[Status.STEP] = self._ordinal, first_step
         status[Status.EPOCH], status[Status.POSITION] = self._epoch, position
         status[Status.STAGE] = Status.OPENING
-        self._limit = self._limits.get((self._epoch, position))
-        if self._limit is not None and self._limit[0] <= at:
-            self._raise_limit()
+        self._cutoff = self._cutoffs.get((self._epoch, position))
+        if self._cutoff is not None and self._cutoff[0] <= first_step:
+            self._raise_cutoff_error()
             return
-        info = self._script.streams[self._ordinal]
+        info = self._workload.streams[self._ordinal]
         try:
             rng = stream_rng(self._plan.seed, self._epoch, self._ordinal)
-            expected = self._ahead.take(self._position - 1)
-            self._stream = await (expected.open(rng) if expected else self._script.dataset.open(info, rng))
-            if at:
-                await self._seek(self._stream, at)
+            prepared = self._prefetcher.take(self._position - 1)
+            self._stream = await (prepared.open(rng) if prepared else self._workload.dataset.open(info, rng))
+            if first_step:
+                await self._seek(self._stream, first_step)
         except Exception as error:
-            named = self._named(error, "seeking" if self._stream else "opening")
-            if self._script.on_error == "raise":
-                raise named from error
-            await self._skip(named)
+            located = self._locate(error, "seeking" if self._stream else "opening")
+            if self._workload.on_error == "raise":
+                raise located from error
+            await self._skip_stream(located)
             return
-        await self._ahead.prepare(self._upcoming())
+        await self._prefetcher.prepare(self._upcoming_streams())
         status[Status.STAGE] = Status.READING
 
-    def _upcoming(self) -> Iterator[tuple[int, int]]:
-        """Yield position and ordinal of the streams that are to be prepared."""
-        for position in range(self._position, self._position + self._ahead.depth):
-            if not self._has(position):
+    def _upcoming_streams(self) -> Iterator[tuple[int, int]]:
+        """Yield position and ordinal of the next streams, as many as are to be prepared."""
+        for position in range(self._position, self._position + self._prefetcher.depth):
+            if not self._has_stream_at(position):
                 return
             yield position, int(self._order[position % len(self._order)])
 
@@ -266,46 +324,45 @@ class Lane:
             replays = stream.replays
         except NotImplementedError:
             replays = True
-            await self._play_up_to(stream, step)
+            await self._discard_steps(stream, step)
         if replays:
-            key = self._script.streams[self._ordinal].key
-            text = f"stream {key!r} cannot seek: its first {step} steps are played again (said once, for all streams)"
-            said = {"name": "streamloader", "level": logging.WARNING, "message": text, "once": "replay"}
-            self._report(pack(Kind.LOG, payload=said))
+            key = self._workload.streams[self._ordinal].key
+            text = f"stream {key!r} cannot seek: its first {step} steps are read again (logged once for all streams)"
+            self._log_warning(text, once="replay")
 
-    async def _play_up_to(self, stream: Stream, step: int) -> None:
-        """Read and drop the steps before `step`."""
+    async def _discard_steps(self, stream: Stream, step: int) -> None:
+        """Read the steps before `step` and discard them."""
         rows = min(step, self._window)
-        dropped = {name: np.empty((rows, *array.shape[1:]), array.dtype) for name, array in self._scratch.items()}
+        buffers = {name: np.empty((rows, *array.shape[1:]), array.dtype) for name, array in self._scratch.items()}
         while step:
-            count = await stream.read_into({name: array[:step] for name, array in dropped.items()})
+            count = await stream.read_into({name: array[:step] for name, array in buffers.items()})
             if not count:
                 return
             step -= count
 
-    async def _read(self, out: dict[str, Array], room: int) -> int:
-        """Read up to `room` steps; 0 at the end of the stream, and where it is left for good."""
+    async def _read(self, out: dict[str, Array], max_steps: int) -> int:
+        """Read up to `max_steps` steps; return 0 at the end of the stream or at its cutoff, or if it was skipped."""
         stream = self._stream
         assert stream is not None
-        if self._limit is not None and self._limit[0] - self._step < room:
-            room = self._limit[0] - self._step
-            if room <= 0:
-                self._raise_limit()
+        if self._cutoff is not None and self._cutoff[0] - self._step < max_steps:
+            max_steps = self._cutoff[0] - self._step
+            if max_steps <= 0:
+                self._raise_cutoff_error()
                 return 0
-            out = {name: array[:room] for name, array in out.items()}
+            out = {name: array[:max_steps] for name, array in out.items()}
         try:
             count = await stream.read_into(out)
-            if not 0 <= count <= room:
-                raise ValueError(f"read_into returned {count}, with room for {room} steps")
+            if not 0 <= count <= max_steps:
+                raise ValueError(f"read_into returned {count}, with room for {max_steps} steps")
         except Exception as error:
-            named = self._named(error, "reading")
-            if self._script.on_error == "raise":
-                raise named from error
-            await self._skip(named)
+            located = self._locate(error, "reading")
+            if self._workload.on_error == "raise":
+                raise located from error
+            await self._skip_stream(located)
             return 0
         return count
 
-    async def _end_stream(self) -> None:
+    async def _close_stream(self) -> None:
         stream, self._stream = self._stream, None
         if stream is None:
             return
@@ -313,88 +370,56 @@ class Lane:
         try:
             await stream.aclose()
         except Exception as error:
-            named = self._named(error, "closing")
-            if self._script.on_error == "raise":
-                raise named from error
-            await self._skip(named)
+            located = self._locate(error, "closing")
+            if self._workload.on_error == "raise":
+                raise located from error
+            await self._skip_stream(located)
         self.status[Status.STAGE] = Status.IDLE
 
-    def _raise_limit(self) -> None:
-        """Raise what is to be raised where the stream is left, if anything."""
-        if self._limit is not None and self._limit[1] is not None:
-            error = from_wire(self._limit[1])
-            raise self._named(error, "reading")
+    def _raise_cutoff_error(self) -> None:
+        """Raise the error of the current cutoff, if it has one."""
+        if self._cutoff is not None and self._cutoff[1] is not None:
+            error = from_wire(self._cutoff[1])
+            raise self._locate(error, "reading")
 
-    async def _skip(self, error: StreamloaderError) -> None:
-        """Tell what a stream failed with, and leave it (``on_error="skip"``)."""
+    async def _skip_stream(self, error: StreamloaderError) -> None:
+        """Report the error of the current stream, and skip the rest of it (``on_error="skip"``)."""
         position = (self._position - 1) % len(self._order)
-        self._limits[self._epoch, position] = self._step, None
-        key = self._script.streams[self._ordinal].key
-        said = {"epoch": self._epoch, "position": position, "step": self._step, "stream": self._ordinal, "key": key}
-        self._report(pack(Kind.SKIPPED, lane=self.number, payload=said | {"wire": to_wire(error)}))
+        self._cutoffs[self._epoch, position] = self._step, None
+        key = self._workload.streams[self._ordinal].key
+        payload = {
+            "epoch": self._epoch,
+            "position": position,
+            "step": self._step,
+            "stream": self._ordinal,
+            "key": key,
+            "error": to_wire(error),
+        }
+        self._send(encode_message(MessageKind.SKIPPED, lane=self.row, payload=payload))
         stream, self._stream = self._stream, None
         if stream is not None:
             try:
                 await stream.aclose()
-            except Exception as second:  # noqa: BLE001 - the first one was told, and tells more
-                text = f"closing stream {key!r}, which had failed: {type(second).__name__}: {second}"
-                said = {"name": "streamloader", "level": logging.WARNING, "message": text}
-                self._report(pack(Kind.LOG, payload=said))
+            except Exception as second:  # noqa: BLE001 - only logged: the first error was reported and is its cause
+                self._log_warning(f"closing stream {key!r}, which had failed: {type(second).__name__}: {second}")
+
+    def _log_warning(self, message: str, **options: str) -> None:
+        payload = {"name": "streamloader", "level": logging.WARNING, "message": message} | options
+        self._send(encode_message(MessageKind.LOG, payload=payload))
 
     def _mark(self, row: Row, offset: int, count: int) -> None:
         """Write the marks of the `count` steps just read, and advance the lane by them."""
         stream, start = self._stream, self._step
         assert stream is not None
         times = None if type(stream).times is Stream.times else stream.times
-        row.mark(offset, count, start, self._ordinal, times, repeat=self._play in self._ends)
+        row.mark(offset, count, start, self._ordinal, times, repeat=self._run in self._ended_runs)
         if not start:
-            self._played_in_round = True
+            self._round_has_steps = True
         self._step = start + count
         self.status[Status.STEP] = self._step
 
-    def _named(self, error: Exception, stage: str) -> StreamloaderError:
-        """Return an error that says which lane, stream, stage and step."""
-        key = self._script.streams[self._ordinal].key
-        where = f"lane {self.global_number}, stream {key!r}"
-        return failed_at(error, where, stream=key, lane=self.global_number, stage=stage, step=self._step)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamScript:
-    """What lanes play.
-
-    Attributes:
-        on_error: whether a stream that fails is an error of the loader, or is left for the next one.
-        fixed: every play has the batches that are planned, because other ranks count on it.
-    """
-
-    dataset: StreamDataset
-    streams: Sequence[StreamInfo]
-    plan: Plan
-    on_error: Literal["raise", "skip"] = "raise"
-    fixed: bool = False
-
-    resumes = True
-
-    @property
-    def plays_again(self) -> bool:
-        """Epochs follow one another, unless there is nothing in them."""
-        return self.plan.batches != 0
-
-    def players(
-        self, ring: Ring, lanes: Sequence[int], first_lane: int, report: Callable[[bytes], None]
-    ) -> Sequence[Lane]:
-        """Make a player for each lane."""
-        slots = [ring.arrays(slot) for slot in range(ring.slots)]
-        fields = ring.layout.fields
-        return [
-            Lane(
-                self,
-                lane,
-                first_lane + lane,
-                [Row(arrays, fields, lane) for arrays in slots],
-                memoryview(ring.status[lane]),
-                report,
-            )
-            for lane in lanes
-        ]
+    def _locate(self, error: Exception, stage: str) -> StreamloaderError:
+        """Return the error with lane, stream, stage and step added."""
+        key = self._workload.streams[self._ordinal].key
+        where = f"lane {self.global_lane}, stream {key!r}"
+        return locate_error(error, where, stream=key, lane=self.global_lane, stage=stage, step=self._step)

@@ -1,23 +1,22 @@
-"""What the supervisor and a worker say to each other: small records of fixed size on one socketpair.
+"""Messages between the supervisor and a worker, on one socketpair. Each has a fixed header; some are followed by JSON.
 
-    supervisor -> worker    GRANT     fill batch `index` of `play` (epoch `epoch`) into slot `slot`; grants are numbered
-                                      from 0 in the order in which they are sent
-                            TRUNCATE  grants from number `seq` on are void; `version` is new
-                            START     to a worker that takes the place of one that died: the next grant is number `seq`,
-                                      all before it are filled; as of `version`
-                            PLACE     where lanes stand, at which steps streams end early, and which lanes are suspected
-                                      of having killed the worker; JSON follows (engine/workload.py: Orders)
-    worker -> supervisor    DONE      all its lanes have filled the first `seq` grants; as of `version`
-                            ENDED     `lane` has played all its streams of `play`: `windows` batches hold steps of it,
-                                      `full` of these wholly
-                            OVERRUN   `lane` has steps of `play` left although the planned end is reached
-                            ERROR     `lane` failed at grant `seq` (-1: the worker as a whole); JSON follows
-                            LOG       a log record; JSON follows
-                            SKIPPED   `lane` left a stream at an error (``on_error="skip"``); JSON follows
-                            INFO      what an env said of its rows of grant `seq`, before the DONE of it; JSON follows
+    supervisor -> worker    GRANT       fill batch `batch` of run `run` (epoch `epoch`) into slot `slot`; grants are
+                                        numbered from 0 in the order in which they are sent
+                            TRUNCATE    grants from number `seq` on are void; `version` is new
+                            RESUME      to a worker that replaces a dead one: the next grant is number `seq`, and all
+                                        grants before it are filled; `version` is the current one
+                            DIRECTIVES  entry points, cutoffs and suspects; JSON follows (workload.py: LaneDirectives)
+    worker -> supervisor    DONE        all lanes of the worker have filled the first `seq` grants, as of `version`
+                            ENDED       `lane` has read all its streams of `run`: `windows` batches hold steps of it,
+                                        and `full` of these are filled completely
+                            OVERRUN     `lane` has steps of `run` left although the planned end is reached
+                            ERROR       `lane` failed at grant `seq` (-1: the worker as a whole); JSON follows
+                            LOG         a log record; JSON follows
+                            SKIPPED     `lane` skipped a stream after an error (``on_error="skip"``); JSON follows
+                            INFO        what an env returned for grant `seq`, before the DONE of it; JSON follows
 
-End of file means that the other side is gone. The kernel orders the bytes of the ring before the record that
-speaks of them, so nothing else needs a barrier or a lock.
+End of file means that the other side is gone. The kernel orders the bytes of the ring before the message that
+refers to them, so nothing else needs a barrier or a lock.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ import json
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-__all__ = ["Kind", "Record", "Splitter", "pack"]
+__all__ = ["Message", "MessageDecoder", "MessageKind", "encode_message"]
 
-_FORMAT = struct.Struct("<IIqqqiI")
+_HEADER: Final = struct.Struct("<IIqqqiI")
 
 
-class Kind(IntEnum):
-    """What a record says; the module describes each."""
+class MessageKind(IntEnum):
+    """Kind of a message. The module's docstring describes each."""
 
     GRANT = 1
     TRUNCATE = 2
@@ -44,16 +43,22 @@ class Kind(IntEnum):
     ERROR = 6
     LOG = 7
     INFO = 8
-    START = 9
-    PLACE = 10
+    RESUME = 9
+    DIRECTIVES = 10
     SKIPPED = 11
 
 
-class Record(NamedTuple):
-    """One record.
+class Message(NamedTuple):
+    """One message.
 
-    The three numbers mean: GRANT (play, epoch, index), slot in `lane`; TRUNCATE, START and DONE (seq, 0, 0);
-    ENDED (play, windows, full); OVERRUN (play, 0, 0); ERROR and INFO (seq, 0, 0); PLACE, LOG and SKIPPED (0, 0, 0).
+    Attributes:
+        kind: Kind of the message, a :class:`MessageKind`.
+        version: Version of the grants' numbering. 0 where the kind has none.
+        a: First number: run of GRANT, ENDED and OVERRUN; seq of TRUNCATE, RESUME, DONE, ERROR and INFO; else 0.
+        b: Second number: epoch of GRANT; windows of ENDED; else 0.
+        c: Third number: batch of GRANT; full of ENDED; else 0.
+        lane: Row of the lane, or the slot of a GRANT. -1 where the kind has neither.
+        payload: Decoded JSON, or None where the kind has none.
     """
 
     kind: int
@@ -65,8 +70,8 @@ class Record(NamedTuple):
     payload: dict[str, Any] | None = None
 
 
-def pack(
-    kind: Kind,
+def encode_message(
+    kind: MessageKind,
     version: int = 0,
     a: int = 0,
     b: int = 0,
@@ -74,28 +79,28 @@ def pack(
     lane: int = -1,
     payload: dict[str, Any] | None = None,
 ) -> bytes:
-    """Encode one record."""
+    """Encode one message. The arguments are the attributes of :class:`Message`."""
     body = b"" if payload is None else json.dumps(payload, default=str).encode()
-    return _FORMAT.pack(kind, version, a, b, c, lane, len(body)) + body
+    return _HEADER.pack(kind, version, a, b, c, lane, len(body)) + body
 
 
-class Splitter:
-    """Cuts the bytes of a socket into records."""
+class MessageDecoder:
+    """Decodes messages from the bytes that arrive on a socket."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._incomplete = b""
 
-    def feed(self, data: bytes) -> Iterator[Record]:
-        """Yield the records that `data` completes."""
-        if self._rest:
-            data = self._rest + data
-        at, size = 0, _FORMAT.size
-        while len(data) - at >= size:
-            kind, version, a, b, c, lane, length = _FORMAT.unpack_from(data, at)
-            if len(data) - at - size < length:
+    def decode(self, data: bytes) -> Iterator[Message]:
+        """Yield the messages that `data` completes."""
+        if self._incomplete:
+            data = self._incomplete + data
+        offset, header_size = 0, _HEADER.size
+        while len(data) - offset >= header_size:
+            kind, version, a, b, c, lane, length = _HEADER.unpack_from(data, offset)
+            if len(data) - offset - header_size < length:
                 break
-            at += size
-            payload = json.loads(data[at : at + length]) if length else None
-            at += length
-            yield Record(kind, version, a, b, c, lane, payload)
-        self._rest = data[at:]
+            offset += header_size
+            payload = json.loads(data[offset : offset + length]) if length else None
+            offset += length
+            yield Message(kind, version, a, b, c, lane, payload)
+        self._incomplete = data[offset:]

@@ -1,8 +1,8 @@
-"""The plan: which lane plays which stream in which order. Pure: no I/O, no clock, no global state.
+"""The plan: which lane reads which streams, in which order. Pure functions: no I/O, no clock, no global state.
 
-Streams of known length are dealt longest first to the least loaded lane (Graham's LPT rule, 1969), so the load
-of the lanes, and with it the length of an epoch, is the same for every seed. Streams of which some have no
-known length are dealt in turn. A shuffle then permutes the lanes and the order inside each lane.
+If all lengths are known, streams are dealt longest first to the least loaded lane (Graham's LPT rule, 1969). The load
+of the lanes, and with it the length of an epoch, is therefore the same for every seed. If any length is unknown,
+streams are dealt in turn. A shuffle then permutes the lanes and the order inside each lane.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Switch = Literal["pack", "align"]
 Tail = Literal["pad", "drop", "cycle"]
 Lengths: TypeAlias = "Sequence[int | None] | Array"
 
-_PLAN_DOMAIN: Final = 0x70_6C_61_6E  # keeps the plan's random numbers apart from those of the streams
-_BLOCK: Final = 1 << 16  # streams of which there are Python numbers at one time
-_LONG_RUN: Final = 256  # streams of one length that are worth dealing together
+_PLAN_DOMAIN: Final = 0x70_6C_61_6E  # separates the plan's random numbers from those of the streams
+_HEAP_BLOCK_STREAMS: Final = 1 << 16  # bounds the Python integers that exist at one time
+_MIN_RUN_STREAMS: Final = 256  # shorter runs of one length are dealt faster by the heap
 
 
 @dataclass(frozen=True, slots=True)
 class LaneList:
-    """The streams of one lane in one epoch, in playing order.
+    """The streams of one lane in one epoch, in reading order.
 
     Attributes:
-        ordinals: int32 or int64 (n,), positions in the data set.
-        borrowed: the lane has no stream of its own and repeats another lane's (``tail="cycle"`` only).
+        ordinals: Ordinals of the streams in the data set, int32 or int64 (n,).
+        borrowed: Whether the lane has no stream of its own and repeats another lane's (``tail="cycle"`` only).
     """
 
     ordinals: Array
@@ -43,12 +43,16 @@ class LaneList:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that decides the order of steps; equal plans give equal epochs.
+    """All that decides the order of steps. Equal plans give equal epochs.
 
     Attributes:
-        lanes: global lanes, over all ranks.
-        window: steps of one batch.
-        batches: batches of an epoch, or None where a length is unknown.
+        lanes: Number of lanes over all ranks.
+        window: Number of steps of one batch.
+        seed: Seed of the shuffle.
+        shuffle: Whether streams are shuffled in each epoch.
+        switch: Whether streams start at any step, or only at the start of a window.
+        tail: Rule for lanes that end before others.
+        batches: Number of batches of an epoch, or None where a length is unknown.
     """
 
     lanes: int
@@ -62,60 +66,62 @@ class Plan:
     _bounds: Array = field(repr=False)
 
     def lane(self, epoch: int, lane: int) -> LaneList:
-        """Return what `lane` plays in `epoch`."""
-        group = int(self._groups(epoch)[lane])
+        """Return the streams that `lane` reads in `epoch`."""
+        group = int(self._lane_groups(epoch)[lane])
         borrowed = False
-        used = int(np.count_nonzero(np.diff(self._bounds)))
-        if self.tail == "cycle" and used and group >= used:  # dealing fills the groups in order
-            group, borrowed = group % used, True
+        used_groups = int(np.count_nonzero(np.diff(self._bounds)))
+        if self.tail == "cycle" and used_groups and group >= used_groups:  # dealing fills the groups in order
+            group, borrowed = group % used_groups, True
         ordinals = self._ordinals[self._bounds[group] : self._bounds[group + 1]]
         if self.shuffle:
-            ordinals = ordinals[_permutation(len(ordinals), self.seed, epoch, group + 1)]
+            ordinals = ordinals[_permute(len(ordinals), self.seed, epoch, group + 1)]
         return LaneList(ordinals, borrowed)
 
-    def place(self, epoch: int, lane: int, batch: int, lengths: Lengths) -> tuple[int, int, int]:
-        """Return where `lane` stands before batch `batch` of `epoch`, if streams have the `lengths` they declare.
+    def cursor_at(self, epoch: int, lane: int, batch: int, lengths: Lengths) -> tuple[int, int, int]:
+        """Return the cursor of `lane` before batch `batch` of `epoch`, if streams have the `lengths` they declare.
 
         Args:
-            epoch: of the batch.
-            lane: over all ranks.
-            batch: 0 or more; one beyond the end of the epoch is placed as if the lane played on.
-            lengths: of all streams of the data set, as :func:`make_plan` takes them.
+            epoch: Epoch of the batch.
+            lane: Number of the lane over all ranks.
+            batch: Index of the batch, 0 or more. Beyond the end of the epoch, the lane is taken to read on.
+            lengths: Lengths of all streams of the data set, as :func:`make_plan` takes them.
 
         Returns:
             (position, step, ended). The next step to be read is number `step` of the stream at `position` of the lane's
-            list, counted on over repeats; `step` is less than the length of that stream, so streams without steps
+            list, counted on over repeats. `step` is less than the length of that stream, so streams without steps
             are passed over. Where nothing follows, it is (n, 0) for a list of n streams. `ended` is -1 as long as a
-            step is left that is no repeat; then it is the number of batches that hold such steps.
+            step remains that is no repeat; then it is the number of batches that hold such steps.
 
         Raises:
-            LengthUnknown: a stream of this lane declares no length.
-            ConfigError: `batch` is negative.
+            LengthUnknown: If a stream of this lane declares no length.
+            ConfigError: If `batch` is negative.
         """
         if batch < 0:
             raise ConfigError(f"a batch is number 0 or more, got {batch}")
-        listed = self.lane(epoch, lane)
-        known = _known(lengths, listed.ordinals)
-        if known is None:
-            raise LengthUnknown(f"lane {lane} cannot be placed: a stream that it plays in epoch {epoch} has no length")
-        # In units of what a stream takes of a batch: steps, or whole windows. `at` of them come before the batch.
+        lane_list = self.lane(epoch, lane)
+        known_lengths = _check_lengths(lengths, lane_list.ordinals)
+        if known_lengths is None:
+            raise LengthUnknown(
+                f"the cursor of lane {lane} cannot be computed: a stream that it reads in epoch {epoch} has no length"
+            )
+        # Count in units that fill batches: steps, or whole windows. `offset` of them come before the batch.
         align = self.switch == "align"
-        units = -(-known // self.window) if align else known
-        at = batch if align else batch * self.window
+        units = -(-known_lengths // self.window) if align else known_lengths
+        offset = batch if align else batch * self.window
         ends = np.cumsum(units)
         total = int(ends[-1]) if len(ends) else 0
-        own = 0 if listed.borrowed else total
-        ended = -1 if at < own else own if align else -(-own // self.window)
+        own_total = 0 if lane_list.borrowed else total
+        ended = -1 if offset < own_total else own_total if align else -(-own_total // self.window)
         if ended >= 0 and (self.tail != "cycle" or not total):
-            return len(known), 0, ended
-        rounds, at = divmod(at, total)
-        index = int(np.searchsorted(ends, at, side="right"))
-        inside = at - int(ends[index] - units[index])
-        return rounds * len(known) + index, inside * self.window if align else inside, ended
+            return len(units), 0, ended
+        rounds, offset = divmod(offset, total)
+        index = int(np.searchsorted(ends, offset, side="right"))
+        unit = offset - int(ends[index] - units[index])
+        return rounds * len(units) + index, unit * self.window if align else unit, ended
 
-    def _groups(self, epoch: int) -> Array:
+    def _lane_groups(self, epoch: int) -> Array:
         if self.shuffle:
-            return _permutation(self.lanes, self.seed, epoch, 0)
+            return _permute(self.lanes, self.seed, epoch, 0)
         return np.arange(self.lanes)
 
 
@@ -132,16 +138,17 @@ def make_plan(
     """Deal streams of these `lengths` to `lanes`.
 
     Args:
-        lengths: in steps: a sequence, None where unknown, or an array of integers, -1 where unknown.
-        lanes: over all ranks.
-        window: steps of a batch.
-        seed: of the shuffle.
-        shuffle: whether each epoch has an order of its own.
-        switch: whether streams start anywhere, or on window borders.
-        tail: what lanes do that end before others.
+        lengths: Lengths of the streams in steps: a sequence with None where unknown, or an array of integers with -1
+            where unknown.
+        lanes: Number of lanes over all ranks.
+        window: Number of steps of a batch.
+        seed: Seed of the shuffle. Defaults to 0.
+        shuffle: Whether streams are shuffled in each epoch. Defaults to True.
+        switch: Whether streams start at any step (``"pack"``, the default), or only at the start of a window.
+        tail: Rule for lanes that end before others. Defaults to ``"pad"``.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: If an argument is out of range.
     """
     if lanes < 1 or window < 1:
         raise ConfigError(f"batch_size and window must be at least 1, got {lanes} and {window}")
@@ -149,127 +156,131 @@ def make_plan(
         raise ConfigError(f"switch must be one of {get_args(Switch)}, got {switch!r}")
     if tail not in get_args(Tail):
         raise ConfigError(f"tail must be one of {get_args(Tail)}, got {tail!r}")
-    known = _known(lengths)
-    if known is None:
-        group_of = (np.arange(len(lengths)) % lanes).astype(_small(lanes))
+    known_lengths = _check_lengths(lengths)
+    if known_lengths is None:
+        groups = (np.arange(len(lengths)) % lanes).astype(_lane_dtype(lanes))
         batches = None
     else:
-        cost = -(-known // window) if switch == "align" else known
-        group_of, loads = _deal(cost, lanes)
-        batches = _count(loads, window if switch == "pack" else 1, tail)
+        costs = -(-known_lengths // window) if switch == "align" else known_lengths
+        groups, loads = _deal(costs, lanes)
+        batches = _count_batches(loads, window if switch == "pack" else 1, tail)
     bounds = np.zeros(lanes + 1, np.int64)
-    np.cumsum(np.bincount(group_of, minlength=lanes), out=bounds[1:])
-    ordinals = np.argsort(group_of, kind="stable")  # inside a lane: in the order of the data set
+    np.cumsum(np.bincount(groups, minlength=lanes), out=bounds[1:])
+    ordinals = np.argsort(groups, kind="stable")  # inside a lane: in the order of the data set
     if len(ordinals) < 1 << 31:
-        ordinals = ordinals.astype(np.int32)  # every worker has them
+        ordinals = ordinals.astype(np.int32)  # halves their size in every worker
     return Plan(lanes, window, seed, shuffle, switch, tail, batches, ordinals, bounds)
 
 
-def _known(lengths: Lengths, some: Array | None = None) -> Array | None:
-    """Return the lengths, or those of `some` streams, as int64 (n,); None if one of them is unknown."""
+def _check_lengths(lengths: Lengths, ordinals: Array | None = None) -> Array | None:
+    """Return the lengths of all streams, or of those with `ordinals`, as int64 (n,); None if one is unknown.
+
+    Raises:
+        ConfigError: If a length is negative.
+    """
     if isinstance(lengths, np.ndarray):
-        known = (lengths if some is None else lengths[some]).astype(np.int64, copy=False)
-        unknown = -1  # all that is below is an error
+        known_lengths = (lengths if ordinals is None else lengths[ordinals]).astype(np.int64, copy=False)
+        lowest_allowed = -1  # means unknown
     else:
-        listed = lengths if some is None else [lengths[ordinal] for ordinal in some]
+        listed = lengths if ordinals is None else [lengths[ordinal] for ordinal in ordinals]
         if any(length is None for length in listed):
             return None
-        known, unknown = np.array(listed, np.int64), 0
-    lowest = int(known.min()) if known.size else 0
-    if lowest < unknown:
-        worst = int(known.argmin())
-        number = worst if some is None else int(some[worst])
-        raise ConfigError(f"stream {number} declares a negative length, {lowest}")
-    return None if lowest < 0 else known
+        known_lengths, lowest_allowed = np.array(listed, np.int64), 0
+    lowest = int(known_lengths.min()) if known_lengths.size else 0
+    if lowest < lowest_allowed:
+        index = int(known_lengths.argmin())
+        ordinal = index if ordinals is None else int(ordinals[index])
+        raise ConfigError(f"stream {ordinal} declares a negative length, {lowest}")
+    return None if lowest < 0 else known_lengths
 
 
-def _deal(cost: Array, lanes: int) -> tuple[Array, Array]:
-    """Longest first to the least loaded lane; ties go to the earlier stream and the lower lane.
+def _deal(costs: Array, lanes: int) -> tuple[Array, Array]:
+    """Deal streams longest first to the least loaded lane. Ties go to the earlier stream and the lower lane.
 
     Returns:
-        the lane of each stream, and int64 (lanes,), what each of them has got.
+        The lane of each stream, and the load of each lane as int64 (lanes,).
     """
-    order = _longest_first(cost)
-    falling = cost[order]
-    dealt = np.empty(len(cost), _small(lanes))
+    order = _sort_longest_first(costs)
+    sorted_costs = costs[order]
+    dealt = np.empty(len(costs), _lane_dtype(lanes))
     loads = np.zeros(lanes, np.int64)
-    # An int64 holds the numbers of _deal_by_heap, or else Python's own numbers do.
-    exact: Any = np.int64 if float(falling.sum(dtype=np.float64) + 1) * lanes < float(1 << 62) else object
-    starts = np.append(np.flatnonzero(np.diff(falling, prepend=-1)), len(falling))
-    long_runs = np.flatnonzero(np.diff(starts) >= max(_LONG_RUN, 4 * lanes))
+    # The integers of _deal_by_heap fit into an int64, or else Python's own integers are used_groups.
+    dtype: Any = np.int64 if float(sorted_costs.sum(dtype=np.float64) + 1) * lanes < float(1 << 62) else object
+    starts = np.append(np.flatnonzero(np.diff(sorted_costs, prepend=-1)), len(sorted_costs))
+    long_runs = np.flatnonzero(np.diff(starts) >= max(_MIN_RUN_STREAMS, 4 * lanes))
     done = 0
-    for begin, end in zip(starts[long_runs].tolist(), starts[long_runs + 1].tolist(), strict=True):
-        _deal_by_heap(falling[done:begin], loads, dealt[done:begin], exact)
-        dealt[begin:end] = _dealt_alike(int(falling[begin]), end - begin, loads)
+    for start, end in zip(starts[long_runs].tolist(), starts[long_runs + 1].tolist(), strict=True):
+        _deal_by_heap(sorted_costs[done:start], loads, dealt[done:start], dtype)
+        dealt[start:end] = _deal_equal_costs(int(sorted_costs[start]), end - start, loads)
         done = end
-    _deal_by_heap(falling[done:], loads, dealt[done:], exact)
-    group_of = np.empty_like(dealt)
-    group_of[order] = dealt
-    return group_of, loads
+    _deal_by_heap(sorted_costs[done:], loads, dealt[done:], dtype)
+    groups = np.empty_like(dealt)
+    groups[order] = dealt
+    return groups, loads
 
 
-def _longest_first(cost: Array) -> Array:
-    longest = int(cost.max(initial=0))
-    shortness = longest - cost
-    # Numbers of 16 bits are sorted by radix, in a fraction of the time.
+def _sort_longest_first(costs: Array) -> Array:
+    longest = int(costs.max(initial=0))
+    shortness = longest - costs
+    # NumPy sorts integers of 16 bits by radix, in a fraction of the time.
     return np.argsort(shortness.astype(np.uint16) if longest < 1 << 16 else shortness, kind="stable")
 
 
-def _deal_by_heap(costs: Array, loads: Array, dealt: Array, exact: Any) -> None:
-    """Deal one by one; write the lanes into `dealt`, and add to `loads`."""
+def _deal_by_heap(costs: Array, loads: Array, dealt: Array, dtype: Any) -> None:
+    """Deal one by one; write the lanes into `dealt`, and add the costs to `loads`."""
     if not len(costs):
         return
     lanes = len(loads)
-    heap = [load * lanes + lane for lane, load in enumerate(loads.tolist())]  # one number orders load, then lane
+    heap = [load * lanes + lane for lane, load in enumerate(loads.tolist())]  # one integer orders load, then lane
     heapify(heap)
-    for begin in range(0, len(costs), _BLOCK):
-        scaled = costs[begin : begin + _BLOCK].astype(exact) * lanes
-        least = [heapreplace(heap, heap[0] + cost) for cost in scaled.tolist()]
-        dealt[begin : begin + _BLOCK] = np.array(least, exact) % lanes
-    for number in heap:
-        loads[number % lanes] = number // lanes
+    for start in range(0, len(costs), _HEAP_BLOCK_STREAMS):
+        scaled_costs = costs[start : start + _HEAP_BLOCK_STREAMS].astype(dtype) * lanes
+        least = [heapreplace(heap, heap[0] + cost) for cost in scaled_costs.tolist()]
+        dealt[start : start + _HEAP_BLOCK_STREAMS] = np.array(least, dtype) % lanes
+    for item in heap:
+        loads[item % lanes] = item // lanes
 
 
-def _dealt_alike(cost: int, count: int, loads: Array) -> Array:
-    """Deal `count` streams of one cost as the heap would; return the lane of each, and add to `loads`.
+def _deal_equal_costs(cost: int, count: int, loads: Array) -> Array:
+    """Deal `count` streams of one cost as the heap would; return the lane of each, and add the costs to `loads`.
 
     The heap serves loads in their order, so that lane i is served at loads[i], loads[i] + cost, loads[i] + 2 cost, ...:
-    in rounds of one cost each, the lanes within a round in the order of what their load leaves when divided
-    by the cost, beginning with the round that the lane's load is in.
+    in rounds of one cost each. A lane takes part from the round that its load lies in. Within a round, lanes are served
+    in the order of the remainder of their load divided by the cost.
     """
     if cost == 0:
         return np.full(count, loads.argmin())
-    first_round, rest = np.divmod(loads, cost)
-    by_rest = np.argsort(rest, kind="stable")
-    begins = np.unique(first_round)
-    parts, left = [], count
-    for number, begin in enumerate(begins):
-        active = by_rest[first_round[by_rest] <= begin]
-        size = left
-        if number + 1 < len(begins):
-            size = min(left, int(begins[number + 1] - begin) * len(active))
+    first_rounds, remainders = np.divmod(loads, cost)
+    by_remainder = np.argsort(remainders, kind="stable")
+    round_starts = np.unique(first_rounds)
+    parts, remaining = [], count
+    for index, round_start in enumerate(round_starts):
+        active = by_remainder[first_rounds[by_remainder] <= round_start]
+        size = remaining
+        if index + 1 < len(round_starts):
+            size = min(remaining, int(round_starts[index + 1] - round_start) * len(active))
         parts.append(np.resize(active, size))
-        left -= size
-        if not left:
+        remaining -= size
+        if not remaining:
             break
     dealt = np.concatenate(parts)
     loads += cost * np.bincount(dealt, minlength=len(loads))
     return dealt
 
 
-def _small(lanes: int) -> Any:
-    """Return the dtype of lane numbers: the one that is sorted fast, if it will do."""
+def _lane_dtype(lanes: int) -> Any:
+    """Return the dtype of lane numbers: uint16, which is sorted fastest, where it suffices."""
     return np.uint16 if lanes <= 1 << 16 else np.int64
 
 
-def _count(loads: Array, window: int, tail: Tail) -> int:
+def _count_batches(loads: Array, window: int, tail: Tail) -> int:
     if tail == "drop":
         return int(loads.min()) // window
     return -(-int(loads.max()) // window)
 
 
-def _permutation(n: int, seed: int, epoch: int, domain: int) -> Array:
-    """Permute range(n) by sorting raw Philox words: unlike ``Generator`` methods, these never change with NumPy."""
+def _permute(n: int, seed: int, epoch: int, domain: int) -> Array:
+    """Permute range(n) by sorting raw Philox words. Unlike ``Generator`` methods, they never change with NumPy."""
     mask = (1 << 64) - 1
     key = np.array([seed & mask, epoch & mask], np.uint64)  # a list would pass through float64
     bits = np.random.Philox(key=key, counter=[0, 0, domain, _PLAN_DOMAIN])

@@ -1,4 +1,4 @@
-"""Noticing at once that a process has ended, whatever the consumer is doing."""
+"""Detect at once that a child process has exited, whatever the consumer is doing."""
 
 from __future__ import annotations
 
@@ -7,92 +7,94 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from typing import Final
 
-__all__ = ["Watch"]
+__all__ = ["ProcessWatcher"]
 
-_LOOK_EVERY = 0.1  # seconds between two looks where the kernel has no descriptors for processes
-_STOP_WITHIN = 1.0  # seconds
+_POLL_INTERVAL_MS: Final = 100.0  # where the kernel has no descriptors for processes
+_STOP_TIMEOUT_S: Final = 1.0
+_WAKE_BYTES: Final = 1 << 10
 
 
-class Watch:
-    """A thread that sleeps until a watched child process ends, and calls `ended` with its process id.
+class ProcessWatcher:
+    """Thread that sleeps until a watched child process exits, and then calls `on_exit` with its process id.
 
-    It does not reap the child: the exit status is left to whoever started it.
+    It does not reap the child, so the exit status is still available to the code that started it.
 
     Args:
-        ended: called in the thread; what it raises ends the thread.
+        on_exit: Function that is called in the thread. An exception from it ends the thread.
     """
 
-    def __init__(self, ended: Callable[[int], None]) -> None:
-        self._ended = ended
-        self._pids: dict[int, int | None] = {}  # pid -> its descriptor
+    def __init__(self, on_exit: Callable[[int], None]) -> None:
+        self._on_exit = on_exit
+        self._pidfds: dict[int, int | None] = {}  # by process id
         self._stopping = False
-        self._woken, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
+        self._wake_receiver, self._wake_sender = os.pipe()
+        os.set_blocking(self._wake_sender, False)
         self._thread = threading.Thread(target=self._run, name="streamloader-watch", daemon=True)
         self._thread.start()
 
     def add(self, pid: int) -> None:
-        """Watch a child that was not waited for yet."""
+        """Watch a child process that was not waited for yet."""
         try:
-            self._pids[pid] = os.pidfd_open(pid)
+            self._pidfds[pid] = os.pidfd_open(pid)
         except (AttributeError, OSError):
-            self._pids[pid] = None
-        self._rouse()
+            self._pidfds[pid] = None
+        self._wake_thread()
 
     def stop(self) -> None:
-        """End the thread and close what it holds."""
+        """Stop the thread and close its descriptors."""
         self._stopping = True
-        self._rouse()
+        self._wake_thread()
         if threading.current_thread() is not self._thread:
-            self._thread.join(_STOP_WITHIN)
+            self._thread.join(_STOP_TIMEOUT_S)
 
-    def drop(self) -> None:
-        """Close the copies of its descriptors in a fork of the process that watches."""
-        self._close()
+    def close_in_fork(self) -> None:
+        """Close the copies of its descriptors in a fork of the process that owns it."""
+        self._close_descriptors()
 
-    def _rouse(self) -> None:
-        with contextlib.suppress(OSError):  # full: it will wake up anyway
-            os.write(self._wake, b"!")
+    def _wake_thread(self) -> None:
+        with contextlib.suppress(OSError):  # a full pipe wakes the thread anyway
+            os.write(self._wake_sender, b"!")
 
     def _run(self) -> None:
         try:
             while not self._stopping:
-                for pid in self._wait():
+                for pid in self._wait_for_exits():
                     if self._stopping:
                         break
-                    self._ended(pid)
+                    self._on_exit(pid)
         finally:
-            self._close()
+            self._close_descriptors()
 
-    def _wait(self) -> list[int]:
-        """Return the processes that have ended, and watch these no more."""
+    def _wait_for_exits(self) -> list[int]:
+        """Wait until processes exit or the thread is woken, and return the exited processes, no longer watched."""
         poll = select.poll()
-        poll.register(self._woken, select.POLLIN)
-        watched = dict(self._pids)
+        poll.register(self._wake_receiver, select.POLLIN)
+        watched = dict(self._pidfds)
         for fd in watched.values():
             if fd is not None:
                 poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(_LOOK_EVERY * 1000 if None in watched.values() else None)}
-        if self._woken in ready:
-            os.read(self._woken, 1 << 10)
-        ended = [pid for pid, fd in watched.items() if (_has_ended(pid) if fd is None else fd in ready)]
-        for pid in ended:
-            fd = self._pids.pop(pid)
+        ready_fds = {fd for fd, _ in poll.poll(_POLL_INTERVAL_MS if None in watched.values() else None)}
+        if self._wake_receiver in ready_fds:
+            os.read(self._wake_receiver, _WAKE_BYTES)
+        exited = [pid for pid, fd in watched.items() if (_has_exited(pid) if fd is None else fd in ready_fds)]
+        for pid in exited:
+            fd = self._pidfds.pop(pid)
             if fd is not None:
                 os.close(fd)
-        return ended
+        return exited
 
-    def _close(self) -> None:
-        for fd in (*self._pids.values(), self._woken, self._wake):
+    def _close_descriptors(self) -> None:
+        for fd in (*self._pidfds.values(), self._wake_receiver, self._wake_sender):
             if fd is not None:
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        self._pids.clear()
+        self._pidfds.clear()
 
 
-def _has_ended(pid: int) -> bool:
+def _has_exited(pid: int) -> bool:
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:  # somebody has waited for it
+    except ChildProcessError:  # its exit status was already collected
         return True

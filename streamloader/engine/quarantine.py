@@ -1,4 +1,4 @@
-"""Streams that are left for the rest of an epoch, because they failed or killed their worker."""
+"""Streams that are skipped for the rest of an epoch because they failed or crashed their worker."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from streamloader.engine.ring import Status
-from streamloader.engine.workload import Limit
+from streamloader.engine.workload import StreamCutoff
 from streamloader.values import Array
 
-__all__ = ["Quarantine", "Quarantined", "Spot", "Strikes"]
+__all__ = ["CrashTracker", "FailurePoint", "Quarantine", "Quarantined"]
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A stream that was left: the steps from `step` on were not delivered in `epoch`; the lane's next stream followed.
+    """A skipped stream: its steps from `step` on were not delivered in `epoch`; the lane's next stream followed.
 
-    It is tried again in the next epoch, and on every topology with the same result.
+    It is tried again in the next epoch. All topologies quarantine the same streams.
 
     Attributes:
-        stream: its ordinal in ``loader.streams``; key: its name there.
-        lane: global number of the lane that played it; position: in the lane's list of that epoch.
-        reason: what it failed with.
+        stream: Ordinal of the stream in ``loader.streams``.
+        key: Key of the stream in ``loader.streams``.
+        epoch: Epoch in which it was skipped.
+        lane: Global number of the lane that read it.
+        position: Position of the stream in the lane's list of that epoch.
+        step: First step that was not delivered.
+        reason: Message of the error.
     """
 
     stream: int
@@ -35,60 +39,72 @@ class Quarantined:
 
 
 class Quarantine:
-    """What is known of streams that are left.
+    """Register of quarantined streams, and of streams that fail at a step.
 
     Args:
-        first_lane: global number of row 0.
+        first_lane: Global number of row 0.
     """
 
     def __init__(self, first_lane: int) -> None:
         self._first_lane = first_lane
-        self._entries: dict[tuple[int, int, int], Quarantined] = {}
-        self._condemned: dict[tuple[int, int, int], Limit] = {}
+        self._entries: dict[tuple[int, int, int], Quarantined] = {}  # by epoch, lane and position
+        self._failing: dict[tuple[int, int, int], StreamCutoff] = {}
 
     @property
     def entries(self) -> tuple[Quarantined, ...]:
-        """All of them, in the order in which they were found."""
+        """All quarantined streams, in the order in which they were added."""
         return tuple(self._entries.values())
 
     def add(self, entry: Quarantined) -> bool:
-        """Enter one; False if it is known already."""
-        place = (entry.epoch, entry.lane, entry.position)
-        new = place not in self._entries
-        self._entries.setdefault(place, entry)
-        return new
+        """Add a stream; return False if it was added before."""
+        key = (entry.epoch, entry.lane, entry.position)
+        is_new = key not in self._entries
+        self._entries.setdefault(key, entry)
+        return is_new
 
-    def leave_out(self, entry: Quarantined) -> bool:
-        """Enter one that was found by a death; False if it is known already, and does harm even so: left out wholly."""
-        new = self.add(entry)
-        if not new:
+    def add_crashed(self, entry: Quarantined) -> bool:
+        """Add a stream that crashed its worker; return False if it was added before.
+
+        In that case it crashes workers although it is cut off, so none of it is read from now on.
+        """
+        is_new = self.add(entry)
+        if not is_new:
             self._entries[entry.epoch, entry.lane, entry.position] = replace(entry, step=0)
-        return new
+        return is_new
 
-    def condemn(self, limit: Limit) -> None:
-        """Have an error raised at a step."""
-        self._condemned[limit.epoch, self._first_lane + limit.row, limit.position] = limit
+    def fail_at(self, cutoff: StreamCutoff) -> None:
+        """Have the error of `cutoff` raised at its step."""
+        self._failing[cutoff.epoch, self._first_lane + cutoff.row, cutoff.position] = cutoff
 
     def replace(self, entries: Iterable[Quarantined]) -> None:
-        """Forget all, and know these."""
+        """Replace all entries by these."""
         self._entries.clear()
-        self._condemned.clear()
+        self._failing.clear()
         for entry in entries:
             self.add(entry)
 
     def forget_before(self, epoch: int) -> None:
-        """Forget the epochs before `epoch`."""
-        self._entries = {place: entry for place, entry in self._entries.items() if place[0] >= epoch}
-        self._condemned = {place: limit for place, limit in self._condemned.items() if place[0] >= epoch}
+        """Remove all entries of epochs before `epoch`."""
+        self._entries = {key: entry for key, entry in self._entries.items() if key[0] >= epoch}
+        self._failing = {key: cutoff for key, cutoff in self._failing.items() if key[0] >= epoch}
 
-    def limits(self) -> list[Limit]:
-        """Say where streams end early."""
-        left = [Limit(e.lane - self._first_lane, e.epoch, e.position, e.step) for e in self._entries.values()]
-        return [*left, *self._condemned.values()]
+    def cutoffs(self) -> list[StreamCutoff]:
+        """Return the cutoffs of all streams that are skipped or fail."""
+        skipped = [StreamCutoff(e.lane - self._first_lane, e.epoch, e.position, e.step) for e in self._entries.values()]
+        return [*skipped, *self._failing.values()]
 
 
-class Spot(NamedTuple):
-    """What a row was doing when its worker died."""
+class FailurePoint(NamedTuple):
+    """State of a row when its worker crashed.
+
+    Attributes:
+        row: Row of the ring.
+        seq: Number of the grant that was being filled.
+        epoch: Epoch of the stream.
+        position: Position of the stream in the lane's list.
+        stream: Ordinal of the stream.
+        step: Step of the stream.
+    """
 
     row: int
     seq: int
@@ -98,24 +114,24 @@ class Spot(NamedTuple):
     step: int
 
 
-class Strikes:
-    """Finds the stream that kills its worker: the one at which it died twice, with no row filled in between."""
+class CrashTracker:
+    """Finds the stream that crashes its worker: it was read in two crashes in a row, with no row filled in between."""
 
     def __init__(self) -> None:
-        self._last: dict[int, Spot] = {}
+        self._last_crash: dict[int, FailurePoint] = {}  # by row
 
-    def count(self, status: Array, rows: Sequence[int]) -> list[Spot]:
-        """Book the death of the worker of `rows`, and return what has killed it twice now.
+    def record_crash(self, status: Array, rows: Sequence[int]) -> list[FailurePoint]:
+        """Record the crash of the worker of `rows`, and return the streams that have crashed it twice.
 
-        Only rows that were being filled can be the cause. After a first death rows are filled one at a time, so that
-        at a second one there is one such row at most.
+        Only rows that were being filled can be the cause. After a first crash, rows are filled one at a time, so at a
+        second crash there is at most one such row.
         """
-        struck_twice = []
+        crashed_twice = []
         for row in rows:
             line: list[Any] = status[row].tolist()
             if not line[Status.BUSY]:
                 continue
-            spot = Spot(
+            point = FailurePoint(
                 row,
                 line[Status.SEQ],
                 line[Status.EPOCH],
@@ -123,18 +139,19 @@ class Strikes:
                 line[Status.STREAM],
                 line[Status.STEP],
             )
-            before = self._last.get(row)
-            if before is not None and before[:5] == spot[:5]:
-                struck_twice.append(spot)
-                del self._last[row]
+            previous = self._last_crash.get(row)
+            if previous is not None and previous[:5] == point[:5]:
+                crashed_twice.append(point)
+                del self._last_crash[row]
             else:
-                self._last[row] = spot
-        return struck_twice
+                self._last_crash[row] = point
+        return crashed_twice
 
     def suspects(self, rows: Sequence[int], filled: int) -> list[tuple[int, int]]:
-        """Return (row, seq) of the rows that have not got past the grant of a first strike."""
-        return [(row, self._last[row].seq) for row in rows if row in self._last and self._last[row].seq >= filled]
+        """Return (row, seq) of the rows that have not yet filled the grant of their first crash."""
+        points = [self._last_crash[row] for row in rows if row in self._last_crash]
+        return [(point.row, point.seq) for point in points if point.seq >= filled]
 
     def forget_from(self, seq: int) -> None:
-        """Forget strikes at grants that are void now."""
-        self._last = {row: spot for row, spot in self._last.items() if spot.seq < seq}
+        """Forget crashes at the grants from number `seq` on, which are void."""
+        self._last_crash = {row: point for row, point in self._last_crash.items() if point.seq < seq}

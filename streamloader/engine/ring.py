@@ -1,4 +1,4 @@
-"""The ring: shared memory without a name that holds the next few whole batches."""
+"""The ring: anonymous shared memory that holds the next few whole batches."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamloader.engine.free_memory import free_memory
-from streamloader.engine.slot_release import Returned, Returns
+from streamloader.engine.slot_release import ReleaseQueue, SlotRef
 from streamloader.errors import RingTooLarge
 from streamloader.values import Array, Field
 
 __all__ = [
     "CURSOR_COLUMNS",
-    "META",
+    "MARKS",
     "Lease",
     "Ring",
     "Row",
     "SlotArray",
     "SlotLayout",
     "Status",
-    "nameless_memory",
+    "anonymous_memory",
 ]
 
-META: dict[str, Field] = {
+MARKS: dict[str, Field] = {
     "reset": Field((), "bool"),
     "valid": Field((), "bool"),
     "repeat": Field((), "bool"),
@@ -40,13 +40,15 @@ META: dict[str, Field] = {
 }
 CURSOR_COLUMNS = 3  # position, step, ended: see engine/workload.py
 _CURSOR = "cursor"
-_ALIGN = 64
+_ALIGNMENT_BYTES = 64
+_MIB = 1 << 20
 
 
 class Status:
-    """Columns of the table in which each lane writes where it stands: for people, and to tell what a worker died of.
+    """Columns and stages of the status table, in which each lane writes its progress.
 
-    ``BUSY`` is 1 while the lane fills its row of grant ``SEQ``; only then can its stream be the cause of a death.
+    The table serves statistics and error messages, and shows which stream a worker was reading when it died. ``BUSY``
+    is 1 while the lane fills its row of grant ``SEQ``; only then can its stream be the cause of a death.
     """
 
     SEQ, STAGE, STREAM, STEP, EPOCH, POSITION, BUSY = range(7)
@@ -57,7 +59,14 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class SlotArray:
-    """One array of a slot: where it starts in the slot, its shape (B, T, ...), dtype and step axes."""
+    """One array of a slot.
+
+    Attributes:
+        offset: Offset in the slot, in bytes.
+        shape: Shape (B, T, ...), or (B, ...) without a window.
+        dtype: Data type.
+        axes: Names of the axes of one step. None for fields without named axes.
+    """
 
     offset: int
     shape: tuple[int, ...]
@@ -66,19 +75,22 @@ class SlotArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
+        """Size of the array in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 class SlotLayout:
-    """Where each array of a batch lies in its slot.
+    """Layout of the arrays of a batch in its slot.
 
     Args:
-        window: steps T of a batch; None for arrays (B, ...) as they are, without marks.
+        fields: Fields of the user, by name.
+        lanes: Number of rows B of a batch.
+        window: Number of steps T of a batch, or None for arrays (B, ...) without marks.
 
     Attributes:
-        arrays: user's fields and the loader's own, by name.
-        nbytes: bytes of a slot; data_bytes: those of the user's fields.
+        arrays: Arrays of the user's fields, then the marks and cursors, by name.
+        nbytes: Size of a slot in bytes.
+        data_bytes: Size of the user's fields in bytes.
     """
 
     def __init__(self, fields: Mapping[str, Field], lanes: int, window: int | None) -> None:
@@ -91,24 +103,45 @@ class SlotLayout:
             self._add(name, (*rows, *field.shape), field)
         self.data_bytes = sum(array.nbytes for array in self.arrays.values())
         if window is not None:
-            for name, field in META.items():
+            for name, field in MARKS.items():
                 self._add(name, rows, field)
             self._add(_CURSOR, (lanes, CURSOR_COLUMNS), Field((), "int64"))
-        self.nbytes = max(self._end, _ALIGN)
+        self.nbytes = max(self._end, _ALIGNMENT_BYTES)
 
     def _add(self, name: str, shape: tuple[int, ...], field: Field) -> None:
         array = SlotArray(self._end, shape, np.dtype(field.dtype), field.axes)
         self.arrays[name] = array
-        self._end = -(-(self._end + array.nbytes) // _ALIGN) * _ALIGN
+        self._end = -(-(self._end + array.nbytes) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
 class Row:
-    """One lane's row of one slot: arrays (T, ...) that alias the ring."""
+    """One lane's row of one slot: arrays (T, ...) that alias the ring.
 
-    __slots__ = ("_counter", "_declared", "cursor", "fields", "repeat", "reset", "step", "stream", "time", "valid")
+    Args:
+        arrays: Arrays of the slot.
+        fields: Fields of the user, by name.
+        lane: Row of the ring.
+
+    Attributes:
+        fields: Row of each of the user's fields, by name.
+        cursor: Cursor of the lane after this batch, as three writable integers.
+    """
+
+    __slots__ = (
+        "_field_specs",
+        "_step_indices",
+        "cursor",
+        "fields",
+        "repeat",
+        "reset",
+        "step",
+        "stream",
+        "time",
+        "valid",
+    )
 
     def __init__(self, arrays: Mapping[str, Array], fields: Mapping[str, Field], lane: int) -> None:
-        self._declared = fields
+        self._field_specs = fields
         self.fields: dict[str, Array] = {name: arrays[name][lane] for name in fields}
         self.reset: Array = arrays["reset"][lane]
         self.valid: Array = arrays["valid"][lane]
@@ -116,8 +149,8 @@ class Row:
         self.step: Array = arrays["step"][lane]
         self.time: Array = arrays["time"][lane]
         self.stream: Array = arrays["stream"][lane]
-        self.cursor = memoryview(arrays[_CURSOR][lane])  # of the lane behind this row
-        self._counter = _counter(len(self.step))
+        self.cursor = memoryview(arrays[_CURSOR][lane])
+        self._step_indices = _step_indices(len(self.step))
 
     def mark(
         self,
@@ -129,30 +162,30 @@ class Row:
         *,
         repeat: bool,
     ) -> None:
-        """Write the marks of `count` consecutive steps of one stream, which lie at `offset` in this row.
+        """Write the marks of `count` consecutive steps of one stream, which start at index `offset` of this row.
 
-        All marks are written each time: the user may have written into the batch that had this slot before.
+        All marks are written each time, because the user may have modified the previous batch in this slot.
 
         Args:
             offset: Index in the row of the first of these steps.
             count: Number of steps.
             first_step: Position in the stream of the first of these steps.
             stream: Ordinal of the stream.
-            times: Function that writes the times of steps, of :meth:`Stream.times`. None for one second a step.
+            times: Function that writes the times of steps, as :meth:`Stream.times` does. None for one second a step.
             repeat: Whether these steps were delivered before in this epoch.
         """
         end = offset + count
-        whole = count == len(self._counter)
-        step, time, counter = self.step, self.time, self._counter
-        if not whole:
-            step, time, counter = step[offset:end], time[offset:end], counter[:count]
-        step.fill(first_step)  # twice as fast as adding the number, which NumPy would make an array of
-        np.add(step, counter, step)
+        fills_row = count == len(self._step_indices)
+        step, time, indices = self.step, self.time, self._step_indices
+        if not fills_row:
+            step, time, indices = step[offset:end], time[offset:end], indices[:count]
+        step.fill(first_step)  # twice as fast as adding the integer, which NumPy would convert to an array
+        np.add(step, indices, step)
         if times is None:
             time[:] = step
         else:
             times(first_step, time)
-        if whole:
+        if fills_row:
             self.reset.fill(False)
             self.valid.fill(True)
             self.repeat.fill(repeat)
@@ -168,21 +201,22 @@ class Row:
     def pad(self, offset: int) -> None:
         """Write padding into all arrays of this row, from `offset` on."""
         for name, array in self.fields.items():
-            array[offset:] = self._declared[name].fill
-        for name, field in META.items():
+            array[offset:] = self._field_specs[name].fill
+        for name, field in MARKS.items():
             getattr(self, name)[offset:] = field.fill
 
 
 @functools.cache
-def _counter(window: int) -> Array:
-    """Return the numbers of the steps of a window, shared by all its rows."""
+def _step_indices(window: int) -> Array:
+    """Return the indices of the steps of a window. All rows share one array."""
     return np.arange(window, dtype=np.int64)
 
 
 class Lease(ctypes.Array):  # type: ignore[type-arg]
-    """The memory of one slot in the user's hands: it exports the buffer protocol, and everything made from it keeps it.
+    """Memory of one slot that is lent to the user. It exports the buffer protocol.
 
-    When the last tensor or array over it goes, the slot is free. ctypes wants a class for each size.
+    Tensors and arrays made from it keep it alive. When the last one is gone, the slot is free. ctypes requires a class
+    for each size.
     """
 
     _type_ = ctypes.c_char
@@ -196,7 +230,19 @@ def _lease_class(nbytes: int) -> type[Lease]:
 
 
 class Ring:
-    """`slots` slots of one layout, and the lanes' status table, in one mapping of one descriptor."""
+    """Slots of one layout and the lanes' status table, in one mapping of one descriptor.
+
+    Args:
+        fd: Descriptor of the memory. The ring closes it.
+        layout: Layout of a slot.
+        slots: Number of slots.
+
+    Attributes:
+        nbytes: Size of the mapping in bytes.
+        status: Status table, int64 (lanes, ``Status.COLUMNS``).
+        address: Address of the mapping.
+        released: Queue of the slots that the user holds no reference to any more.
+    """
 
     def __init__(self, fd: int, layout: SlotLayout, slots: int) -> None:
         self.fd, self.layout, self.slots = fd, layout, slots
@@ -208,67 +254,67 @@ class Ring:
             layout.lanes, Status.COLUMNS
         )
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
-        self.returns: Returns[Returned] = Returns()  # the slots that nothing refers to any more
-        self._leased: dict[int, Returned] = {}
+        self.released: ReleaseQueue[SlotRef] = ReleaseQueue()
+        self._leases: dict[int, SlotRef] = {}
         cursor = layout.arrays.get(_CURSOR)
         self._cursor_offset, self._cursor_bytes = (0, 0) if cursor is None else (cursor.offset, cursor.nbytes)
-        self._lease = _lease_class(layout.nbytes)
+        self._lease_type = _lease_class(layout.nbytes)
 
     @staticmethod
     def size(layout: SlotLayout, slots: int) -> int:
-        """Bytes of a ring."""
+        """Return the size in bytes of a ring."""
         status = -(-layout.lanes * Status.COLUMNS * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
         return status + -(-layout.nbytes * slots // mmap.PAGESIZE) * mmap.PAGESIZE
 
     @classmethod
-    def check(cls, layout: SlotLayout, slots: int) -> None:
-        """Refuse a ring for which there is no room.
+    def check_free_memory(cls, layout: SlotLayout, slots: int) -> None:
+        """Check that a ring fits into free memory.
 
         Raises:
-            RingTooLarge: with needed and free bytes.
+            RingTooLarge: If it does not. The error has the needed and the free bytes.
         """
         needed, free = cls.size(layout, slots), free_memory()
         if free is not None and needed > free:
-            raise _too_large(needed, free, layout, slots)
+            raise _ring_too_large_error(needed, free, layout, slots)
 
     @classmethod
     def create(cls, layout: SlotLayout, slots: int) -> Ring:
-        """Allocate a ring, all of it, now: later writes cannot fail.
+        """Create a ring and allocate all its memory, so that later writes cannot fail.
 
         Raises:
-            RingTooLarge: with needed and free bytes.
+            RingTooLarge: If it does not fit into free memory. The error has the needed and the free bytes.
         """
-        cls.check(layout, slots)
+        cls.check_free_memory(layout, slots)
         size = cls.size(layout, slots)
-        fd = nameless_memory("streamloader-ring")
+        fd = anonymous_memory("streamloader-ring")
         try:
             _allocate(fd, size)
             return cls(fd, layout, slots)
         except OSError as error:
             os.close(fd)
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
-                raise _too_large(size, free_memory() or 0, layout, slots) from error
+                raise _ring_too_large_error(size, free_memory() or 0, layout, slots) from error
             raise
 
     def arrays(self, slot: int) -> dict[str, Array]:
-        """All arrays of a slot, (B, T, ...), aliasing the ring."""
+        """Return all arrays of a slot, (B, T, ...), which alias the ring."""
         return {
             name: np.frombuffer(
-                self._mapping, array.dtype, int(np.prod(array.shape)), self._start(slot) + array.offset
+                self._mapping, array.dtype, int(np.prod(array.shape)), self._slot_offset(slot) + array.offset
             ).reshape(array.shape)
             for name, array in self.layout.arrays.items()
         }
 
     def lease(self, slot: int) -> Lease:
-        """Hand out a slot's memory; the slot is in `returns` once nothing refers to it any more."""
-        lease = self._lease.from_address(self.address + self._start(slot))
+        """Lend a slot's memory. The slot is put into `released` once nothing refers to it any more."""
+        lease = self._lease_type.from_address(self.address + self._slot_offset(slot))
         lease.mapping = self._mapping
-        self._leased[slot] = Returned(lease, self.returns, slot)
+        self._leases[slot] = SlotRef(lease, self.released, slot)
         return lease
 
     def cursors(self, slot: int) -> bytes:
-        """Copy the cursors of all lanes behind the batch in `slot`: int64 (lanes, 3)."""
-        return ctypes.string_at(self.address + self._start(slot) + self._cursor_offset, self._cursor_bytes)
+        """Return a copy of the cursors of all lanes after the batch in `slot`: int64 (lanes, 3)."""
+        return ctypes.string_at(self.address + self._slot_offset(slot) + self._cursor_offset, self._cursor_bytes)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -276,20 +322,20 @@ class Ring:
         return self.address, self.nbytes
 
     def close(self) -> None:
-        """Close the descriptor. The memory goes when the last array or lease over it does."""
+        """Close the descriptor. The memory is freed with the last array or lease over it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
-    def _start(self, slot: int) -> int:
+    def _slot_offset(self, slot: int) -> int:
         return self._status_bytes + slot * self.layout.nbytes
 
 
-def nameless_memory(label: str) -> int:
-    """Return a descriptor of new, empty shared memory that has no name anywhere; `label` is for people only."""
+def anonymous_memory(label: str) -> int:
+    """Return a descriptor of new, empty shared memory. `label` only shows in /proc."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(label, os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile(prefix=label) as file:  # without memfd: a file that never has a name
+    with tempfile.TemporaryFile(prefix=label) as file:  # deleted at once; the descriptor keeps its content
         return os.dup(file.fileno())
 
 
@@ -300,11 +346,10 @@ def _allocate(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
-def _too_large(needed: int, free: int, layout: SlotLayout, slots: int) -> RingTooLarge:
-    mib = 1 << 20
+def _ring_too_large_error(needed: int, free: int, layout: SlotLayout, slots: int) -> RingTooLarge:
     return RingTooLarge(
-        f"the ring of {slots} batches needs {needed / mib:,.1f} MiB and {free / mib:,.1f} MiB are free "
-        f"(one batch has {layout.nbytes / mib:,.1f} MiB): choose a smaller batch_size, window, "
+        f"the ring of {slots} batches needs {needed / _MIB:,.1f} MiB and {free / _MIB:,.1f} MiB are free "
+        f"(one batch has {layout.nbytes / _MIB:,.1f} MiB): choose a smaller batch_size, window, "
         "frame size or prefetch_factor",
         needed=needed,
         free=free,

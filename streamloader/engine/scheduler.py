@@ -1,4 +1,4 @@
-"""The scheduler of a worker: one task a player (a lane, or an env), which runs ahead as far as slots were granted."""
+"""The scheduler of a worker: one task for each row filler, which fills as many batches ahead as slots are granted."""
 
 from __future__ import annotations
 
@@ -6,56 +6,64 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 import anyio
 
-from streamloader.engine.messages import Kind, Record, Splitter, pack
+from streamloader.engine.messages import Message, MessageDecoder, MessageKind, encode_message
 from streamloader.engine.ring import Ring, Status
-from streamloader.engine.workload import Grant, Orders, Player, Script
+from streamloader.engine.workload import Grant, LaneDirectives, RowFiller, Workload
 from streamloader.errors import StreamloaderError, to_wire
 from streamloader.streams.lane_thread import LaneThread, current_lane_thread
 
 __all__ = ["Scheduler"]
 
-_RECEIVE = 1 << 16
-_CLOSE_WITHIN = 1.0  # seconds that a stream has to give back what it holds
+_RECEIVE_BYTES: Final = 1 << 16
+_MAX_UNSENT_BYTES: Final = 1 << 16  # beyond it, messages that may be lost are dropped
+_CLOSE_TIMEOUT_S: Final = 1.0
 
 
 class Scheduler:
-    """Fills the rows of `lanes` in the slots that the supervisor at the other end of `sock` grants.
+    """Fills the rows of a worker in the slots that the supervisor grants.
 
     Args:
-        lanes: rows of the ring that this worker hosts.
-        first_lane: global number of the ring's row 0.
+        workload: Workload of the loader.
+        ring: Ring whose slots are filled.
+        sock: Socket to the supervisor.
+        lanes: Rows of the ring that this worker hosts.
+        first_lane: Global number of the ring's row 0.
     """
 
-    def __init__(self, script: Script, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int) -> None:
+    def __init__(
+        self, workload: Workload, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int
+    ) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self._lanes = script.players(ring, lanes, first_lane, self._send)
-        self._burst = max(1, ring.slots // 4)  # windows that a lane may fill before others of this worker get a turn
-        self._grants: dict[int, Grant] = {}
-        self._granted = 0
+        self._fillers = workload.make_fillers(ring, lanes, first_lane, self._send)
+        self._max_burst = max(1, ring.slots // 4)  # batches that a filler may fill before others get a turn
+        self._grants: dict[int, Grant] = {}  # by number
+        self._grants_received = 0
         self._version = 0
-        self._watermark = 0  # grants that all lanes have filled
-        self._told = -1
-        self._suspects: dict[int, int] = {}  # row -> the grant at which it may have killed the worker before this one
+        self._watermark = 0  # number of grants that all fillers have filled
+        self._done_scheduled = False
+        self._suspects: dict[int, int] = {}  # row -> grant at which it may have crashed the previous worker
         self._unsent = bytearray()
-        self._splitter = Splitter()
+        self._decoder = MessageDecoder()
 
     async def run(self) -> None:
-        """Work until the supervisor closes its end."""
-        self._news = asyncio.Event()  # asyncio's own: on this path anyio's cost more than the rest of the lane's turn
-        self._gone = asyncio.Event()
-        self._turn = asyncio.Lock()
+        """Fill granted slots until the supervisor closes its end of the socket."""
+        # asyncio's own event: on this path, anyio's costs more than the rest of a filler's turn.
+        self._grants_changed = asyncio.Event()
+        self._disconnected = asyncio.Event()
+        self._exclusive_turn = asyncio.Lock()
         self._sock.setblocking(False)
         self._loop.add_reader(self._sock, self._receive)
-        threads = [LaneThread(f"streamloader-lane-{lane.global_number}") for lane in self._lanes]
+        threads = [LaneThread(f"streamloader-lane-{filler.global_lane}") for filler in self._fillers]
         try:
             async with anyio.create_task_group() as group:
-                for lane, thread in zip(self._lanes, threads, strict=True):
-                    group.start_soon(self._drive, lane, thread)
-                await self._gone.wait()
+                for filler, thread in zip(self._fillers, threads, strict=True):
+                    group.start_soon(self._run_filler, filler, thread)
+                await self._disconnected.wait()
                 group.cancel_scope.cancel()
         finally:
             self._loop.remove_reader(self._sock)
@@ -64,167 +72,172 @@ class Scheduler:
             for thread in threads:
                 thread.stop()
 
-    async def _drive(self, lane: Player, thread: LaneThread) -> None:
+    async def _run_filler(self, filler: RowFiller, thread: LaneThread) -> None:
         current_lane_thread.set(thread)
-        status, filled, busy = lane.status, Status.SEQ, Status.BUSY  # looked up for every row
-        run = 0
+        status, seq_column, busy_column = filler.status, Status.SEQ, Status.BUSY  # local, because this loop is hot
+        burst = 0
         try:
             while True:
-                grant = self._grants.get(lane.done)
-                if grant is None or (lane.held is not None and grant.play != lane.held):
-                    run = 0
-                    await self._news.wait()
+                grant = self._grants.get(filler.grants_filled)
+                if grant is None or (filler.only_run is not None and grant.run != filler.only_run):
+                    burst = 0
+                    await self._grants_changed.wait()
                     continue
                 try:
                     if self._suspects:
-                        if not await self._fill_alone(lane, grant):
+                        if not await self._fill_exclusively(filler, grant):
                             continue
                     else:
-                        status[busy] = 1
-                        await lane.fill(grant)
-                        status[busy] = 0
+                        status[busy_column] = 1
+                        await filler.fill(grant)
+                        status[busy_column] = 0
                 except StreamloaderError as error:
-                    status[busy] = 0
-                    await self._fail(lane, grant, error)
+                    status[busy_column] = 0
+                    await self._report_failure(filler, grant, error)
                     continue
                 if self._grants.get(grant.seq) is grant:
-                    lane.done += 1
-                    status[filled] = lane.done
-                    if lane.done == self._watermark + 1:
-                        self._advance()
-                else:  # it was made void meanwhile, and so was what came of it
-                    lane.held = None
-                run += 1
-                if run >= self._burst:
-                    run = 0
+                    filler.grants_filled += 1
+                    status[seq_column] = filler.grants_filled
+                    if filler.grants_filled == self._watermark + 1:
+                        self._advance_watermark()
+                else:  # the grant became void while it was filled, and with it the limit to one run
+                    filler.only_run = None
+                burst += 1
+                if burst >= self._max_burst:
+                    burst = 0
                     await asyncio.sleep(0)
         finally:
-            with anyio.move_on_after(_CLOSE_WITHIN, shield=True):
-                await lane.reset()
+            with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
+                await filler.reset()
 
-    async def _fill_alone(self, lane: Player, grant: Grant) -> bool:
-        """Fill a row while no other row is being filled: if the worker dies of it, it is known of which.
+    async def _fill_exclusively(self, filler: RowFiller, grant: Grant) -> bool:
+        """Fill a row while no other row is being filled, so that a crash can only be caused by this one.
 
-        Returns False if the grant became void before it was its turn.
+        Returns:
+            False if the grant became void before its turn.
         """
-        async with self._turn:
+        async with self._exclusive_turn:
             if self._grants.get(grant.seq) is not grant:
                 return False
-            lane.status[Status.BUSY] = 1
+            filler.status[Status.BUSY] = 1
             try:
-                await lane.fill(grant)
+                await filler.fill(grant)
             finally:
-                lane.status[Status.BUSY] = 0
-                if grant.seq >= self._suspects.get(lane.number, grant.seq + 1):
-                    del self._suspects[lane.number]
+                filler.status[Status.BUSY] = 0
+                if grant.seq >= self._suspects.get(filler.row, grant.seq + 1):
+                    del self._suspects[filler.row]
             return True
 
-    async def _fail(self, lane: Player, grant: Grant, error: StreamloaderError) -> None:
-        """Report the failure, and rest until the supervisor has made the grant void."""
+    async def _report_failure(self, filler: RowFiller, grant: Grant, error: StreamloaderError) -> None:
+        """Report a failure, and wait until the supervisor has made the grant void."""
         wire = to_wire(error)
         try:
-            await lane.reset()
-        except StreamloaderError as second:  # the first one tells more
+            await filler.reset()
+        except StreamloaderError as second:  # only added to the first error, which is the cause
             wire["worker_traceback"] += f"\nand while closing it: {second.message}"
-        version = -1
+        reported_version = -1
         while self._grants.get(grant.seq) is grant:
-            if version != self._version:
-                version = self._version
-                self._send(pack(Kind.ERROR, version, grant.seq, lane=lane.number, payload=wire))
-            await self._news.wait()
+            if reported_version != self._version:
+                reported_version = self._version
+                message = encode_message(MessageKind.ERROR, reported_version, grant.seq, lane=filler.row, payload=wire)
+                self._send(message)
+            await self._grants_changed.wait()
 
-    def _advance(self) -> None:
-        before, self._watermark = self._watermark, min(lane.done for lane in self._lanes)
-        if self._watermark == before:
+    def _advance_watermark(self) -> None:
+        previous, self._watermark = self._watermark, min(filler.grants_filled for filler in self._fillers)
+        if self._watermark == previous:
             return
-        for seq in range(before, self._watermark):
+        for seq in range(previous, self._watermark):
             del self._grants[seq]
-        if self._told < 0:  # tell once for all that becomes ready in this turn of the loop
-            self._told = before
-            self._loop.call_soon(self._tell)
+        if not self._done_scheduled:  # one message for all batches that become ready in this turn of the loop
+            self._done_scheduled = True
+            self._loop.call_soon(self._send_done)
 
-    def _tell(self) -> None:
-        self._told = -1
-        self._send(pack(Kind.DONE, self._version, self._watermark))
+    def _send_done(self) -> None:
+        self._done_scheduled = False
+        self._send(encode_message(MessageKind.DONE, self._version, self._watermark))
 
     def _receive(self) -> None:
-        """Take all there is: after a hang-up uvloop calls this once and then never again."""
+        """Receive all available data: after a hang-up, uvloop calls this function only once."""
         data, ended = bytearray(), False
         while not ended:
             try:
-                part = self._sock.recv(_RECEIVE)
+                part = self._sock.recv(_RECEIVE_BYTES)
             except BlockingIOError:
                 break
             except ConnectionError:
                 part = b""
             data += part
             ended = not part
-        for record in self._splitter.feed(bytes(data)):
-            if record.kind == Kind.GRANT:
-                self._grants[self._granted] = Grant(self._granted, record.a, record.b, record.c, record.lane)
-                self._granted += 1
-            elif record.kind == Kind.TRUNCATE:
-                self._truncate(record)
-            elif record.kind == Kind.START:
-                self._start(record)
-            elif record.payload is not None:
-                self._place(Orders(**record.payload))
-        self._news.set()  # wakes every lane that waits
-        self._news.clear()
+        for message in self._decoder.decode(bytes(data)):
+            if message.kind == MessageKind.GRANT:
+                grant = Grant(self._grants_received, message.a, message.b, message.c, message.lane)
+                self._grants[self._grants_received] = grant
+                self._grants_received += 1
+            elif message.kind == MessageKind.TRUNCATE:
+                self._truncate(message)
+            elif message.kind == MessageKind.RESUME:
+                self._resume(message)
+            elif message.payload is not None:
+                self._apply_directives(LaneDirectives(**message.payload))
+        self._grants_changed.set()  # wakes every filler that waits
+        self._grants_changed.clear()
         if ended:
             self._loop.remove_reader(self._sock)
-            self._gone.set()
+            self._disconnected.set()
 
-    def _truncate(self, record: Record) -> None:
-        seq, self._version = record.a, record.version
-        for void in range(seq, self._granted):
-            self._grants.pop(void, None)
-        self._granted = seq
-        self._suspects = {row: at for row, at in self._suspects.items() if at < seq}
-        for lane in self._lanes:
-            lane.done = min(lane.done, seq)
-            lane.held = None
-            lane.status[Status.SEQ] = lane.done
-        self._watermark = min(self._watermark, seq)
-        self._tell()
+    def _truncate(self, message: Message) -> None:
+        """Drop the grants that have become void."""
+        first_void, self._version = message.a, message.version
+        for seq in range(first_void, self._grants_received):
+            self._grants.pop(seq, None)
+        self._grants_received = first_void
+        self._suspects = {row: seq for row, seq in self._suspects.items() if seq < first_void}
+        for filler in self._fillers:
+            filler.grants_filled = min(filler.grants_filled, first_void)
+            filler.only_run = None
+            filler.status[Status.SEQ] = filler.grants_filled
+        self._watermark = min(self._watermark, first_void)
+        self._send_done()
 
-    def _start(self, record: Record) -> None:
-        self._granted = self._watermark = record.a
-        self._version = record.version
-        for lane in self._lanes:
-            lane.done = lane.status[Status.SEQ] = record.a
+    def _resume(self, message: Message) -> None:
+        """Continue for a worker that died. The grants before the number in `message` are filled already."""
+        self._grants_received = self._watermark = message.a
+        self._version = message.version
+        for filler in self._fillers:
+            filler.grants_filled = filler.status[Status.SEQ] = message.a
 
-    def _place(self, orders: Orders) -> None:
-        mine = {lane.number for lane in self._lanes}
-        self._suspects = {row: seq for row, seq in orders.suspects if row in mine}
-        for lane in self._lanes:
-            lane.place(orders)
+    def _apply_directives(self, directives: LaneDirectives) -> None:
+        own_rows = {filler.row for filler in self._fillers}
+        self._suspects = {row: seq for row, seq in directives.suspects if row in own_rows}
+        for filler in self._fillers:
+            filler.apply_directives(directives)
 
-    def post(self, data: bytes) -> None:
-        """Send a record that may be lost, from any thread: it is, while the supervisor has much unread."""
-        with contextlib.suppress(RuntimeError):  # the loop is over
-            self._loop.call_soon_threadsafe(self._post, data)
+    def send_if_possible(self, data: bytes) -> None:
+        """Send a message from any thread. It is dropped while much data is still unsent, or if the loop has ended."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._send_or_drop, data)
 
-    def _post(self, data: bytes) -> None:
-        if len(self._unsent) < _RECEIVE:
+    def _send_or_drop(self, data: bytes) -> None:
+        if len(self._unsent) < _MAX_UNSENT_BYTES:
             self._send(data)
 
     def _send(self, data: bytes) -> None:
-        """Send without blocking the loop; what the socket does not take at once follows when it can."""
+        """Send without blocking the loop. Data that the socket does not accept now is sent as soon as it does."""
         if not self._unsent:
             try:
                 sent = self._sock.send(data)
             except BlockingIOError:
                 sent = 0
             except ConnectionError:
-                return  # the supervisor is gone; the reader sees it too
+                return  # the supervisor is gone; the reader notices that too
             if sent == len(data):
                 return
             data = data[sent:]
-            self._loop.add_writer(self._sock, self._drain)
+            self._loop.add_writer(self._sock, self._send_unsent)
         self._unsent += data
 
-    def _drain(self) -> None:
+    def _send_unsent(self) -> None:
         try:
             sent = self._sock.send(self._unsent)
         except BlockingIOError:

@@ -1,7 +1,8 @@
-"""How slots come back that the user has let go of.
+"""Return slots to the supervisor once the user holds no reference to their batch any more.
 
-It may happen anywhere: in any thread, inside the collector, while Ctrl-C is being handled. So no Python code runs there
-- an interrupt in it would be swallowed, as in every finalizer - but a weak reference is put into a queue, all in C.
+The last reference may be dropped anywhere: in any thread, inside the garbage collector, while Ctrl-C is being handled.
+So no Python code runs there, where an interrupt would be swallowed as in every finalizer. Instead, a weak reference is
+put into a queue, all in C.
 """
 
 from __future__ import annotations
@@ -11,69 +12,78 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Returned", "Returner", "Returns", "drained"]
+__all__ = ["ReleaseQueue", "SlotReclaimer", "SlotRef", "drain_released_slots"]
 
-_STOP_WITHIN = 1.0  # seconds
+_STOP_TIMEOUT_S: Final = 1.0
 
-Returns = queue.SimpleQueue  # of Returned; None ends the thread that waits at it
+ReleaseQueue = queue.SimpleQueue  # of SlotRef, or None to stop the thread that waits at it
 
 
-class Returned(weakref.ref):  # type: ignore[type-arg]
-    """The weak reference to a lease. It is in the queue once the lease is gone, and says which slot is free."""
+class SlotRef(weakref.ref):  # type: ignore[type-arg]
+    """Weak reference to a lease. It is put into the release queue once the lease is gone.
+
+    The reference itself has to be kept: without it, the slot is never released.
+
+    Args:
+        lease: Lease to be watched.
+        released: Queue of released slots.
+        slot: Slot of the lease.
+    """
 
     __slots__ = ("slot",)
     slot: int
 
-    def __new__(cls, lease: Any, returns: queue.SimpleQueue[Any], slot: int) -> Self:
-        """Watch `lease`, which is that of `slot`. The reference has to be kept: without it nothing comes back."""
-        made = super().__new__(cls, lease, returns.put)
-        made.slot = slot
-        return made
+    def __new__(cls, lease: Any, released: queue.SimpleQueue[Any], slot: int) -> Self:
+        """Create the reference with the queue's ``put`` as its callback."""
+        ref = super().__new__(cls, lease, released.put)
+        ref.slot = slot
+        return ref
 
-    def __init__(self, lease: Any, returns: queue.SimpleQueue[Any], slot: int) -> None:
-        super().__init__(lease, returns.put)  # type: ignore[call-arg]
+    def __init__(self, lease: Any, released: queue.SimpleQueue[Any], slot: int) -> None:
+        super().__init__(lease, released.put)  # type: ignore[call-arg]
 
 
-class Returner:
-    """A thread that calls `returned` with each slot at once, for consumers that take long between two batches.
+class SlotReclaimer:
+    """Thread that reports each released slot at once, for consumers that take long between two batches.
 
     Args:
-        returned: called in the thread.
+        released: Queue of released slots.
+        on_release: Function that is called in the thread with each released slot.
     """
 
-    def __init__(self, returns: queue.SimpleQueue[Any], returned: Callable[[int], None]) -> None:
-        self._returns, self._returned = returns, returned
+    def __init__(self, released: queue.SimpleQueue[Any], on_release: Callable[[int], None]) -> None:
+        self._released, self._on_release = released, on_release
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="streamloader-returns", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stopping = True
-        self._returns.put(None)
+        self._released.put(None)
         if threading.current_thread() is not self._thread:
-            self._thread.join(_STOP_WITHIN)
+            self._thread.join(_STOP_TIMEOUT_S)
 
     def _run(self) -> None:
         while not self._stopping:
-            back = self._returns.get()
-            if back is not None:
-                self._returned(back.slot)
+            ref = self._released.get()
+            if ref is not None:
+                self._on_release(ref.slot)
 
 
-def drained(returns: queue.SimpleQueue[Any]) -> list[int]:
-    """Return the slots that have come back."""
+def drain_released_slots(released: queue.SimpleQueue[Any]) -> list[int]:
+    """Take all released slots from the queue, without waiting."""
     slots = []
     with contextlib.suppress(queue.Empty):
-        while not returns.empty():
-            back = returns.get_nowait()
-            if back is None:  # it is for the thread
-                returns.put(None)
+        while not released.empty():
+            ref = released.get_nowait()
+            if ref is None:  # meant for the thread
+                released.put(None)
                 break
-            slots.append(back.slot)
+            slots.append(ref.slot)
     return slots

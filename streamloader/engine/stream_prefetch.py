@@ -1,57 +1,59 @@
-"""Streams of a lane that are prepared before it comes to them."""
+"""Preparation of a lane's next streams while it still reads the current one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from streamloader.streams.base import Expected, StreamDataset
+from streamloader.streams.base import PreparedStream, StreamDataset
 from streamloader.values import StreamInfo
 
-__all__ = ["Ahead"]
+__all__ = ["StreamPrefetcher"]
 
-_MOST: Final = 8  # streams that are prepared at a time
+_MAX_PREPARED_STREAMS: Final = 8
 
 
-class Ahead:
-    """Lets the data set prepare the streams that come next: one, and more where one was not ready when it was due.
+class StreamPrefetcher:
+    """Has the data set prepare the streams that come next.
+
+    One stream is prepared at a time, and twice as many each time that a stream was not ready when it was due.
 
     Args:
-        dataset: whose streams they are.
-        streams: all of them, by ordinal.
+        dataset: Data set that prepares and opens the streams.
+        streams: All streams of the data set, by ordinal.
 
     Attributes:
-        depth: how many to prepare.
+        depth: Number of streams to prepare. 0 where the data set prepares none.
     """
 
     def __init__(self, dataset: StreamDataset, streams: Sequence[StreamInfo]) -> None:
         self._dataset = dataset
         self._streams = streams
-        self._prepared: dict[int, Expected | None] = {}  # by position in the lane's order
+        self._prepared: dict[int, PreparedStream | None] = {}  # by position in the lane's list
         # Most kinds of stream have nothing to prepare.
-        self.depth = 0 if type(dataset).expect is StreamDataset.expect else 1
+        self.depth = 0 if type(dataset).prepare is StreamDataset.prepare else 1
 
     async def prepare(self, upcoming: Iterable[tuple[int, int]]) -> None:
-        """Have these streams prepared, given by position and ordinal, as far as they are not."""
+        """Prepare the streams with these positions and ordinals, except those that are prepared already."""
         for position, ordinal in upcoming:
             if position not in self._prepared:
-                self._prepared[position] = await self._dataset.expect(self._streams[ordinal])
+                self._prepared[position] = await self._dataset.prepare(self._streams[ordinal])
 
-    def take(self, position: int) -> Expected | None:
-        """Return what opens the stream at `position`, if it was prepared; what lies before is given up."""
-        for before in [at for at in self._prepared if at < position]:
-            self._give_up(before)
-        expected = self._prepared.pop(position, None)
-        if expected is not None and not expected.ready:
-            self.depth = min(2 * self.depth, _MOST)
-        return expected
+    def take(self, position: int) -> PreparedStream | None:
+        """Return the prepared stream at `position`, or None if it was not prepared; release those before it."""
+        for skipped in [other for other in self._prepared if other < position]:
+            self._release_stream(skipped)
+        prepared = self._prepared.pop(position, None)
+        if prepared is not None and not prepared.ready:
+            self.depth = min(2 * self.depth, _MAX_PREPARED_STREAMS)
+        return prepared
 
     def release(self) -> None:
-        """Give up all that was prepared."""
+        """Release all prepared streams."""
         for position in list(self._prepared):
-            self._give_up(position)
+            self._release_stream(position)
 
-    def _give_up(self, position: int) -> None:
-        expected = self._prepared.pop(position)
-        if expected is not None:
-            expected.release()
+    def _release_stream(self, position: int) -> None:
+        prepared = self._prepared.pop(position)
+        if prepared is not None:
+            prepared.release()

@@ -1,7 +1,7 @@
-"""The supervisor: grants slots to the workers, knows which batches are whole, ends epochs, and replaces dead workers.
+"""The supervisor: grants slots to workers, tracks complete batches, ends epochs, and replaces workers that die.
 
-It runs in the thread of whoever iterates: nothing stands between the workers and the consumer. Only the death of a
-worker is dealt with in a thread of its own, at once, whatever the consumer is doing.
+It runs in the thread that iterates, so batches pass through no other thread of this process. Only the death of a worker
+is handled in another thread, at once, whatever the consumer is doing.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import selectors
 import threading
 import time
 import weakref
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from streamloader.engine.consumer_wait import ConsumerWait, is_stalled, slowest_lane
-from streamloader.engine.failures import Casualties, lane_timed_out, worker_died
-from streamloader.engine.grants import Grants, cursor_array, encoded
-from streamloader.engine.job import Job
-from streamloader.engine.messages import Kind, Splitter, pack
+from streamloader.engine.failures import FailureTracker, lane_timeout_error, worker_died_error
+from streamloader.engine.grants import Grants, cursor_array, encode_grant
+from streamloader.engine.job import WorkerJob
+from streamloader.engine.messages import MessageDecoder, MessageKind, encode_message
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import Ring, Status
-from streamloader.engine.slot_release import drained
-from streamloader.engine.worker_pool import Crew
-from streamloader.engine.worker_process import Worker
-from streamloader.engine.workload import Grant, Orders, Place, Taken
+from streamloader.engine.slot_release import drain_released_slots
+from streamloader.engine.worker_pool import WorkerPool
+from streamloader.engine.worker_process import WorkerHandle
+from streamloader.engine.workload import ConsumedBatch, EpochPosition, Grant, LaneDirectives
 from streamloader.errors import ClosedError, LoaderTimeout, StreamloaderError, WorkerDied, from_wire, to_wire
 from streamloader.values import Array
 
@@ -33,101 +33,114 @@ __all__ = ["OnDeath", "Supervisor"]
 OnDeath = Literal["restart", "raise"]
 
 _LOGGER = logging.getLogger("streamloader")
-_MOST_DEATHS = 5  # of one worker in a row, without a batch filled or a stream quarantined in between
+_MAX_DEATHS_WITHOUT_PROGRESS: Final = 5  # of one worker in a row
 
 
-class _Failure(NamedTuple):
+class _BatchFailure(NamedTuple):
+    """Error of a lane or env that could not fill its row of a batch.
+
+    Attributes:
+        worker: Number of the worker.
+        seq: Number of the grant.
+        error: The error (:func:`~streamloader.errors.to_wire`).
+    """
+
     worker: int
-    seq: int  # the grant it struck
-    wire: dict[str, Any]
+    seq: int
+    error: dict[str, Any]
 
 
 class Supervisor:
-    """The workers of one loader, seen from the consumer.
+    """The workers of one loader, as the consumer uses them.
 
     Args:
-        quarantine: of the loader; it outlives this.
-        most: batches that may be ahead of the consumer; by default, as many as have a slot.
-        on_death: whether a worker that dies is replaced, or an error.
+        job: Job of the workers.
+        ring: Ring that the workers fill. The supervisor closes it.
+        workers: Number of worker processes, or 0 for one worker in a thread.
+        quarantine: Quarantine of the loader, which outlives the supervisor.
+        max_ahead: Maximum number of batches granted ahead of the consumer. Defaults to the number of slots.
+        on_death: Whether a worker that dies is replaced (the default), or its death is an error.
 
     Attributes:
-        lock: held by whoever uses it, and never while waiting: batches may be let go of in any thread, at any moment.
-        last: the grant that was taken last, with the cursors behind it.
-        wait_seconds: time the consumer waited; waited_for: the same by lane.
-        casualties: deaths of workers, and what they were due to.
+        lock: Lock to be held while using the supervisor, but never while waiting: slots are released in any thread, at
+            any time.
+        last_consumed: Grant that was consumed last, with the cursors after it.
+        wait_seconds: Total time in seconds that the consumer has waited.
+        wait_seconds_by_row: Time in seconds that the consumer has waited for each row.
+        failures: Record of worker deaths and failed streams.
     """
 
     def __init__(
         self,
-        job: Job,
+        job: WorkerJob,
         ring: Ring,
         workers: int,
         quarantine: Quarantine,
         *,
-        most: int | None = None,
+        max_ahead: int | None = None,
         on_death: OnDeath = "restart",
     ) -> None:
         self._job, self._ring, self._quarantine = job, ring, quarantine
-        script = job.script
-        self._replaces = on_death == "restart" and script.resumes and workers > 0
+        workload = job.workload
+        self._replaces_workers = on_death == "restart" and workload.can_resume and workers > 0
         self._grants = Grants(
-            script.plan,
+            workload.plan,
             job.layout.lanes,
             ring.slots,
-            ring.slots if most is None else most,
-            plays_again=script.plays_again,
-            fixed=script.fixed,
+            ring.slots if max_ahead is None else max_ahead,
+            has_next_epoch=workload.has_next_epoch,
+            fixed_length=workload.fixed_length,
         )
-        self._done = [0] * len(job.lanes)
-        self._splitters = [Splitter() for _ in job.lanes]
-        self._infos: dict[int, dict[int, Any]] = {}  # grant -> worker -> what its env said
-        self._flush_at = max(1, ring.slots // 4) * len(pack(Kind.GRANT))
-        self._failures: list[_Failure] = []
-        self._fatal: StreamloaderError | None = None
-        self.casualties = Casualties(job, quarantine)
-        self._said_once: set[str] = set()
-        self.last: Taken | None = None
+        self._filled = [0] * len(job.lanes)  # by worker: number of grants that all its lanes have filled
+        self._decoders = [MessageDecoder() for _ in job.lanes]
+        self._infos: dict[int, dict[int, Any]] = {}  # grant -> worker -> infos of its env
+        self._flush_bytes = max(1, ring.slots // 4) * len(encode_message(MessageKind.GRANT))
+        self._batch_failures: list[_BatchFailure] = []
+        self._fatal_error: StreamloaderError | None = None
+        self.failures = FailureTracker(job, quarantine)
+        self._logged_once: set[str] = set()
+        self.last_consumed: ConsumedBatch | None = None
         self.wait_seconds = 0.0
-        self.waited_for: dict[int, float] = {}
+        self.wait_seconds_by_row: dict[int, float] = {}
         self.lock = threading.Lock()
-        myself = weakref.ref(self)
-        self._crew = Crew(
+        self_ref = weakref.ref(self)
+        self._pool = WorkerPool(
             job,
             ring,
             processes=workers > 0,
-            ended=functools.partial(_ended, myself),
-            returned=functools.partial(_returned, myself),
+            on_exit=functools.partial(_handle_worker_exit, self_ref),
+            on_slot_release=functools.partial(_reclaim_slot, self_ref),
         )
-        self._finalizer = weakref.finalize(self, _shut_down, self._crew, ring)
+        self._finalizer = weakref.finalize(self, _shut_down, self._pool, ring)
 
     # --- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the workers."""
         try:
-            self._crew.start()
+            self._pool.start()
         except BaseException:
             self.close()
             raise
 
     @property
     def closed(self) -> bool:
-        """Whether the workers have been sent away."""
+        """Whether :meth:`close` was called."""
         return not self._finalizer.alive
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.pid for worker in self._crew.workers if worker.pid is not None]
+        return [worker.pid for worker in self._pool.workers if worker.pid is not None]
 
     @property
     def deaths(self) -> list[tuple[int, float, float]]:
-        """The latest deaths: (process id, when noticed, when another had been started), in monotonic seconds."""
-        return list(self.casualties.deaths)
+        """The latest deaths: (process id, time of detection, time when the replacement was started), in seconds."""
+        return list(self.failures.deaths)
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when :meth:`poll` has something to do (epoll and kqueue nest)."""
-        fd: int = self._crew.selector.fileno()
+        """Return a descriptor that is readable when :meth:`poll` has work to do (epoll and kqueue can be nested)."""
+        fd: int = self._pool.selector.fileno()
         return fd
 
     def close(self) -> None:
@@ -136,43 +149,48 @@ class Supervisor:
 
     # --- epochs ---------------------------------------------------------------------------------------------
 
-    def begin(self, place: Place) -> None:
-        """Make the batch at `place` the next one."""
-        self._quarantine.forget_before(place.epoch - 1)
-        void = self._grants.begin(place)
-        if void is not None:
-            self._void(void)
-            play = self._grants.current
-            if play is not None and self._job.script.resumes:
-                places = [] if place.cursors is None else [(play.number, place.batch, place.cursors)]
-                self._grants.unsent += self._orders(places, [])
-        self._grants.grant()
+    def start_at(self, position: EpochPosition) -> None:
+        """Make the batch at `position` the next one."""
+        self._quarantine.forget_before(position.epoch - 1)
+        first_void = self._grants.start_at(position)
+        if first_void is not None:
+            self._forget_void_grants(first_void)
+            run = self._grants.current_run
+            if run is not None and self._job.workload.can_resume:
+                cursors = position.cursors
+                entry_points = [] if cursors is None else [(run.number, position.batch, cursors)]
+                self._grants.unsent += self._encode_directives(entry_points, [])
+        self._grants.grant_free_slots()
         self.flush()
 
-    def _void(self, seq: int) -> None:
-        """Heed that the grants from number `seq` on are void."""
-        self._done = [min(done, seq) for done in self._done]
-        self._failures = [failure for failure in self._failures if failure.seq < seq]
-        self.casualties.forget_from(seq)
+    def _forget_void_grants(self, first_void: int) -> None:
+        """Forget what was recorded about the grants from this number on."""
+        self._filled = [min(filled, first_void) for filled in self._filled]
+        self._batch_failures = [failure for failure in self._batch_failures if failure.seq < first_void]
+        self.failures.forget_from(first_void)
 
-    def _orders(self, places: list[tuple[int, int, bytes]], suspects: list[tuple[int, int]]) -> bytes:
-        listed = [(play, batch, cursor_array(cursors).tolist()) for play, batch, cursors in places]
-        return pack(Kind.PLACE, payload=Orders(listed, self._quarantine.limits(), suspects)._asdict())
+    def _encode_directives(self, entry_points: list[tuple[int, int, bytes]], suspects: list[tuple[int, int]]) -> bytes:
+        entries = [(run, batch, cursor_array(cursors).tolist()) for run, batch, cursors in entry_points]
+        directives = LaneDirectives(entries, self._quarantine.cutoffs(), suspects)
+        return encode_message(MessageKind.DIRECTIVES, payload=directives._asdict())
 
     # --- the next batch -------------------------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
-        """Whether the next batch, or the end of the epoch, can be had without waiting."""
-        self.reclaim()
-        return min(self._done) > self._grants.taken or self._grants.at_end
+        """Whether the next batch, or the end of the epoch, is available without waiting."""
+        self.reclaim_slots()
+        return min(self._filled) > self._grants.consumed or self._grants.at_end
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until :attr:`ready`. Called without the lock.
+        """Wait until :attr:`ready`. The caller does not hold the lock.
+
+        Args:
+            timeout: Time limit in seconds, or None for no limit.
 
         Raises:
-            StreamloaderError: what a stream or worker failed with, at the batch that it spoiled.
-            LoaderTimeout: nothing came within `timeout` seconds.
+            StreamloaderError: If a stream or worker failed and the next batch cannot be filled.
+            LoaderTimeout: If the time is over.
         """
         wait = self.start_wait(timeout)
         events: list[tuple[selectors.SelectorKey, int]] = []
@@ -180,218 +198,222 @@ class Supervisor:
             while True:
                 with self.lock:
                     self._raise_failure()
-                    self._heed(events)
+                    self._process_events(events)
                     if self.ready:
                         return
                     wait.check()
                 try:
-                    events = self._crew.selector.select(wait.remaining())
-                except (OSError, ValueError):  # closed meanwhile: the next look says so
+                    events = self._pool.selector.select(wait.remaining())
+                except (OSError, ValueError):  # closed in another thread; _raise_failure raises
                     events = []
         finally:
             self.record_wait(wait)
 
     def pop(self) -> Grant | None:
-        """Return the next batch, which must be ready; None at the end of the epoch."""
+        """Consume the next batch, which must be ready. Return its grant, or None at the end of the epoch."""
         grants = self._grants
         if grants.at_end:
             return None
         grant = grants.pop()
-        self.last = grant, self._ring.cursors(grant.slot)
-        if grants.free:  # it was the number of batches ahead that was at its limit
-            grants.grant()
-            if len(grants.unsent) >= self._flush_at:
+        self.last_consumed = grant, self._ring.cursors(grant.slot)
+        if grants.free:  # slots were free, but the number of batches ahead was at its limit
+            grants.grant_free_slots()
+            if len(grants.unsent) >= self._flush_bytes:
                 self.flush()
         return grant
 
     def take_infos(self, grant: Grant) -> list[Any]:
-        """Return, once, what the envs of the workers said of a batch; None for those that said nothing."""
-        said = self._infos.pop(grant.seq, {})
-        return [said.get(number) for number in range(len(self._done))]
+        """Return, once, the infos of each worker's env for a batch; None for envs that returned none."""
+        infos = self._infos.pop(grant.seq, {})
+        return [infos.get(number) for number in range(len(self._filled))]
 
     def poll(self) -> bool:
-        """Act on what workers say, without waiting; return whether they said anything.
+        """Process messages of the workers without waiting; return whether there were any events.
 
         Raises:
-            StreamloaderError: what spoiled the next batch, or everything.
+            StreamloaderError: If the next batch cannot be filled.
         """
         self._raise_failure()
         self.flush()
-        events = self._crew.selector.select(0)
-        self._heed(events)
+        events = self._pool.selector.select(0)
+        self._process_events(events)
         return bool(events)
 
-    def _heed(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+    def _process_events(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
         for key, _ in events:
             if key.data is None:
-                self._crew.woken()
-            elif key.data is self._crew.workers[key.data.number]:
-                self._listen(key.data)
+                self._pool.clear_wake()
+            elif key.data is self._pool.workers[key.data.number]:
+                self._read_from(key.data)
         if events and not self.ready:
             self._raise_failure()
         self.flush()
 
     @property
-    def leased(self) -> int:
-        """Slots in the user's hands."""
+    def leased_slots(self) -> int:
+        """Number of slots that the user holds."""
         return self._ring.slots - len(self._grants.free) - len(self._grants.granted)
 
     @property
-    def rows_ahead(self) -> list[int]:
-        """Batches that each lane has filled and the consumer has not taken."""
-        return [max(0, int(done) - self._grants.taken) for done in self._ring.status[:, Status.SEQ]]
+    def batches_ahead(self) -> list[int]:
+        """Number of batches, by row, that the lane has filled and the consumer has not consumed."""
+        return [max(0, int(filled) - self._grants.consumed) for filled in self._ring.status[:, Status.SEQ]]
 
     # --- grants ---------------------------------------------------------------------------------------------
 
-    def reclaim(self) -> None:
-        """Grant the slots that the user has let go of."""
-        if self._ring.returns.empty():
+    def reclaim_slots(self) -> None:
+        """Grant the slots that the user has released."""
+        if self._ring.released.empty():
             return
-        self._grants.free += drained(self._ring.returns)
-        self._grants.grant()
-        if len(self._grants.unsent) >= self._flush_at:
+        self._grants.free += drain_released_slots(self._ring.released)
+        self._grants.grant_free_slots()
+        if len(self._grants.unsent) >= self._flush_bytes:
             self.flush()
 
-    def take_back(self, slot: int) -> None:
-        """Grant a slot that the user has just let go of, unless the loader was closed. Called with the lock."""
+    def reclaim_slot(self, slot: int) -> None:
+        """Grant a slot that the user has just released, unless the loader was closed. The caller holds the lock."""
         if not self.closed:
             self._grants.free.append(slot)
-            self._grants.grant()
+            self._grants.grant_free_slots()
             self.flush()
 
     def flush(self) -> None:
-        """Send what is to be told to the workers."""
+        """Send all unsent messages to the workers."""
         unsent = self._grants.unsent
         if not unsent:
             return
         data = bytes(unsent)
         unsent.clear()
-        for worker in self._crew.workers:
-            self._tell(worker, data)
+        for worker in self._pool.workers:
+            self._send(worker, data)
 
-    def _tell(self, worker: Worker, data: bytes) -> None:
+    def _send(self, worker: WorkerHandle, data: bytes) -> None:
         try:
-            worker.tell(data)
+            worker.send(data)
         except TimeoutError:
             worker.kill("it has stopped reading")
         except OSError:
-            pass  # it is gone, which is noticed elsewhere
+            pass  # it is gone, which the process watcher and the selector report
 
-    # --- what workers say -----------------------------------------------------------------------------------
+    # --- messages of workers --------------------------------------------------------------------------------
 
-    def _listen(self, worker: Worker) -> None:
-        """Act on what a worker says now."""
-        data = self._crew.hear(worker)
+    def _read_from(self, worker: WorkerHandle) -> None:
+        """Receive from a worker whose socket is readable, and handle its messages."""
+        data = self._pool.receive(worker)
         if data:
-            self._understand(worker, data)
+            self._handle_messages(worker, data)
         elif data is not None:
-            self._crew.forget(worker)
-            if worker.pid is None and self._fatal is None:
-                self._fatal = self._died(worker)
-            worker.kill()  # if it is not gone yet; the rest follows when it is
+            self._pool.unregister(worker)
+            if worker.pid is None and self._fatal_error is None:
+                self._fatal_error = self._died_error(worker)
+            worker.kill()  # in case it still runs; its exit is handled like any other
 
-    def _understand(self, worker: Worker, data: bytes) -> None:
+    def _handle_messages(self, worker: WorkerHandle, data: bytes) -> None:
         number = worker.number
-        for record in self._splitters[number].feed(data):
-            kind, payload = record.kind, record.payload or {}
-            if kind == Kind.DONE:
-                if record.version == self._grants.version:
-                    self._done[number] = record.a
-            elif kind in (Kind.ENDED, Kind.OVERRUN):
-                void = self._grants.end(record)
-                if void is not None:
-                    self._void(void)
-                self._grants.grant()
-            elif kind == Kind.ERROR:
-                if record.a < 0:
-                    self._fatal = self._fatal or from_wire(payload)
-                elif record.version == self._grants.version:
-                    self._failures.append(_Failure(number, record.a, payload))
-            elif kind == Kind.INFO:
-                # Of any version: envs play one play only, so the number of a void grant is not given again.
-                self._infos.setdefault(record.a, {})[number] = payload["infos"]
-            elif kind == Kind.SKIPPED:
-                self.casualties.skipped(record.lane, payload)
+        for message in self._decoders[number].decode(data):
+            kind, payload = message.kind, message.payload or {}
+            if kind == MessageKind.DONE:
+                if message.version == self._grants.version:
+                    self._filled[number] = message.a
+            elif kind in (MessageKind.ENDED, MessageKind.OVERRUN):
+                first_void = self._grants.handle_lane_end(message)
+                if first_void is not None:
+                    self._forget_void_grants(first_void)
+                self._grants.grant_free_slots()
+            elif kind == MessageKind.ERROR:
+                if message.a < 0:
+                    self._fatal_error = self._fatal_error or from_wire(payload)
+                elif message.version == self._grants.version:
+                    self._batch_failures.append(_BatchFailure(number, message.a, payload))
+            elif kind == MessageKind.INFO:
+                # Of any version: envs have one run only, so the number of a void grant is not used again.
+                self._infos.setdefault(message.a, {})[number] = payload["infos"]
+            elif kind == MessageKind.SKIPPED:
+                self.failures.record_skip(message.lane, payload)
             else:
                 self._log(number, payload)
 
-    def _log(self, worker: int, said: dict[str, Any]) -> None:
-        once = said.get("once")
-        if once in self._said_once:
+    def _log(self, worker: int, record: dict[str, Any]) -> None:
+        once = record.get("once")
+        if once in self._logged_once:
             return
         if once is not None:
-            self._said_once.add(once)
-        logger = logging.getLogger(said["name"])
-        if logger.isEnabledFor(said["level"]):
-            logger.log(said["level"], "worker %d: %s", worker, said["message"])
+            self._logged_once.add(once)
+        logger = logging.getLogger(record["name"])
+        if logger.isEnabledFor(record["level"]):
+            logger.log(record["level"], "worker %d: %s", worker, record["message"])
 
     def _raise_failure(self) -> None:
-        """Raise what spoiled the next batch, or everything."""
+        """Raise the error because of which the next batch, or any batch, cannot be filled."""
         if self.closed:
-            raise ClosedError("the loader was closed while a batch was awaited")
-        if self._fatal is not None:
-            raise self._fatal
-        for failure in self._failures:
-            if failure.seq == self._grants.taken:
-                raise from_wire(failure.wire)
+            raise ClosedError("the loader was closed while waiting for a batch")
+        if self._fatal_error is not None:
+            raise self._fatal_error
+        for failure in self._batch_failures:
+            if failure.seq == self._grants.consumed:
+                raise from_wire(failure.error)
 
     # --- workers that die -----------------------------------------------------------------------------------
 
-    def bury(self, pid: int) -> None:
-        """Put another worker in the place of one whose process has ended. Called with the lock."""
-        worker = self._crew.of_process(pid)
+    def handle_worker_exit(self, pid: int) -> None:
+        """Replace a worker whose process has exited. The caller holds the lock."""
+        worker = self._pool.find_worker(pid)
         if self.closed or worker is None:
             return
-        noticed = time.monotonic()
-        while data := self._crew.hear(worker):
-            self._understand(worker, data)
-        if self._fatal is None:
-            error = self._died(worker)
-            if not self._replaces:
-                self._fatal = error
-            elif self.casualties.book(worker, self._done[worker.number], self._ring.status, error) > _MOST_DEATHS:
-                self._fatal = self._died(worker, f"It has died {_MOST_DEATHS} times before, with nothing filled since")
+        detected = time.monotonic()
+        while data := self._pool.receive(worker):
+            self._handle_messages(worker, data)
+        if self._fatal_error is None:
+            error = self._died_error(worker)
+            if not self._replaces_workers:
+                self._fatal_error = error
+            elif self._record_death(worker, error) > _MAX_DEATHS_WITHOUT_PROGRESS:
+                detail = f"It has died {_MAX_DEATHS_WITHOUT_PROGRESS} times before, with nothing filled since"
+                self._fatal_error = self._died_error(worker, detail)
             else:
-                _LOGGER.warning("%s. Another one goes on where it stopped", error.message)
-                self._replace(worker)
-        if self._fatal is not None:
-            self._crew.forget(worker)
-        self.casualties.deaths.append((pid, noticed, time.monotonic()))
-        self.reclaim()
+                _LOGGER.warning("%s. A new worker continues where it stopped", error.message)
+                self._replace_worker(worker)
+        if self._fatal_error is not None:
+            self._pool.unregister(worker)
+        self.failures.deaths.append((pid, detected, time.monotonic()))
+        self.reclaim_slots()
         self.flush()
-        self._crew.wake()
+        self._pool.wake()
 
     def fail(self, error: BaseException) -> None:
-        """Have this raised to the consumer."""
-        self._fatal = self._fatal or from_wire(to_wire(error))
-        self._crew.wake()
+        """Raise this error in the consumer."""
+        self._fatal_error = self._fatal_error or from_wire(to_wire(error))
+        self._pool.wake()
 
-    def _died(self, worker: Worker, more: str = "") -> WorkerDied:
-        return worker_died(worker, self._job.first_lane, more)
+    def _record_death(self, worker: WorkerHandle, error: WorkerDied) -> int:
+        return self.failures.record_death(worker, self._filled[worker.number], self._ring.status, error)
 
-    def _replace(self, worker: Worker) -> None:
-        """Start a worker that goes on from what this one has published."""
-        number, filled = worker.number, self._done[worker.number]
+    def _died_error(self, worker: WorkerHandle, detail: str = "") -> WorkerDied:
+        return worker_died_error(worker, self._job.first_lane, detail)
+
+    def _replace_worker(self, worker: WorkerHandle) -> None:
+        """Start a worker that continues after the last batch that this one has completed."""
+        number, filled = worker.number, self._filled[worker.number]
         status = self._ring.status
         for row in worker.lanes:
             status[row] = 0
             status[row, Status.SEQ] = filled
-        self._failures = [failure for failure in self._failures if failure.worker != number]
-        self._splitters[number] = Splitter()
-        self.flush()  # what the others get; the new one gets all that is still to be filled
+        self._batch_failures = [failure for failure in self._batch_failures if failure.worker != number]
+        self._decoders[number] = MessageDecoder()
+        self.flush()  # for the other workers; the new one gets all grants that it has to fill
         try:
-            new = self._crew.replace(worker)
+            replacement = self._pool.replace(worker)
         except OSError as error:
-            self._fatal = self._died(worker, f"and another one cannot be started ({error})")
+            self._fatal_error = self._died_error(worker, f"A new worker cannot be started ({error})")
             return
-        if new is None:
+        if replacement is None:
             return
-        self.casualties.restarts += 1
-        data = pack(Kind.START, self._grants.version, filled)
-        places = self._grants.places(filled, self.last, self._ring.cursors)
-        data += self._orders(places, self.casualties.suspects(worker, filled))
-        data += b"".join(encoded(grant) for grant in self._grants.granted if grant.seq >= filled)
-        self._tell(new, data)
+        self.failures.restarts += 1
+        data = encode_message(MessageKind.RESUME, self._grants.version, filled)
+        entry_points = self._grants.entry_points(filled, self.last_consumed, self._ring.cursors)
+        data += self._encode_directives(entry_points, self.failures.suspects(worker, filled))
+        data += b"".join(encode_grant(grant) for grant in self._grants.granted if grant.seq >= filled)
+        self._send(replacement, data)
 
     # --- waiting --------------------------------------------------------------------------------------------
 
@@ -401,7 +423,7 @@ class Supervisor:
         Args:
             timeout: Time limit in seconds, or None for no limit.
         """
-        return ConsumerWait(timeout, self._ring.status, self._kill_stalled_worker, self._timed_out)
+        return ConsumerWait(timeout, self._ring.status, self._kill_stalled_worker, self._timeout_error)
 
     def record_wait(self, wait: ConsumerWait) -> None:
         """Add a wait that has ended to the statistics."""
@@ -409,41 +431,45 @@ class Supervisor:
         if waited is not None:
             row, seconds = waited
             self.wait_seconds += seconds
-            self.waited_for[row] = self.waited_for.get(row, 0.0) + seconds
+            self.wait_seconds_by_row[row] = self.wait_seconds_by_row.get(row, 0.0) + seconds
 
     def _kill_stalled_worker(self, before: Array) -> bool:
-        """Kill the worker of the slowest lane if its rows have made no progress since `before`."""
+        """Kill the worker of the slowest lane if its rows have made no progress; return whether it was killed.
+
+        Args:
+            before: Snapshot of the status table.
+        """
         row = slowest_lane(self._ring.status)
-        worker = next(worker for worker in self._crew.workers if row in worker.lanes)
-        if not self._replaces or not is_stalled(worker.lanes, before, self._ring.status):
+        worker = next(worker for worker in self._pool.workers if row in worker.lanes)
+        if not self._replaces_workers or not is_stalled(worker.lanes, before, self._ring.status):
             return False
         worker.kill("it made no progress before the deadline, and was killed")
         return True
 
-    def _timed_out(self, waited: float) -> LoaderTimeout:
-        """Return the error for a wait that passed its deadline. It names the slowest lane."""
-        return lane_timed_out(self._job, self._ring, slowest_lane(self._ring.status), waited)
+    def _timeout_error(self, waited: float) -> LoaderTimeout:
+        """Build the error for a wait of `waited` seconds. It names the slowest lane."""
+        return lane_timeout_error(self._job, self._ring, slowest_lane(self._ring.status), waited)
 
 
-def _returned(supervisor: weakref.ref[Supervisor], slot: int) -> None:
-    alive = supervisor()
-    if alive is not None:
-        with alive.lock:
-            alive.take_back(slot)
+def _reclaim_slot(supervisor_ref: weakref.ref[Supervisor], slot: int) -> None:
+    supervisor = supervisor_ref()
+    if supervisor is not None:
+        with supervisor.lock:
+            supervisor.reclaim_slot(slot)
 
 
-def _ended(supervisor: weakref.ref[Supervisor], pid: int) -> None:
-    alive = supervisor()
-    if alive is None:
+def _handle_worker_exit(supervisor_ref: weakref.ref[Supervisor], pid: int) -> None:
+    supervisor = supervisor_ref()
+    if supervisor is None:
         return
-    with alive.lock:
+    with supervisor.lock:
         try:
-            alive.bury(pid)
+            supervisor.handle_worker_exit(pid)
         except Exception as error:  # noqa: BLE001 - raised in the consumer's thread
-            alive.fail(error)
+            supervisor.fail(error)
 
 
-def _shut_down(crew: Crew, ring: Ring) -> None:
-    """End the workers and give the ring back; in a fork of the owner, only drop the copies of its descriptors."""
-    crew.close()
+def _shut_down(pool: WorkerPool, ring: Ring) -> None:
+    """End the workers and close the ring. In a fork of the owner, only close the copies of descriptors."""
+    pool.close()
     ring.close()

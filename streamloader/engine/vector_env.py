@@ -1,4 +1,4 @@
-"""Vectorised producers: one in each worker, which fills the rows of all the lanes that the worker hosts at once."""
+"""Vectorised environments: one in each worker, which fills the rows of all the worker's lanes at once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 import anyio
 import numpy as np
 
-from streamloader.engine.messages import Kind, pack
+from streamloader.engine.messages import MessageKind, encode_message
 from streamloader.engine.plan import Plan, make_plan
 from streamloader.engine.ring import Ring, Status
-from streamloader.engine.workload import Grant, Orders, failed_at
+from streamloader.engine.workload import Grant, LaneDirectives, locate_error
 from streamloader.errors import ConfigError, StreamloaderError
 from streamloader.streams.base import stream_rng
 from streamloader.streams.lane_thread import in_lane_thread
@@ -23,37 +23,43 @@ from streamloader.values import Array, StreamInfo
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["EnvScript", "Producer", "call_of", "plain"]
+__all__ = ["EnvFiller", "EnvWorkload", "find_env_arguments", "to_json_value"]
 
-_WORKER_DOMAIN = (1 << 24) - 1  # in place of an epoch: a worker's generator is not that of its first lane
-_OVER: Final = object()
-_OFFERED = ("lanes", "rng")
+_WORKER_DOMAIN: Final = (1 << 24) - 1  # replaces the epoch, so that a generator differs from that of a stream
+_ENV_FINISHED: Final = object()
+_OFFERED_ARGUMENTS: Final = ("lanes", "rng")
 
-Call = tuple[tuple[str, ...], tuple[str, ...]]
+EnvArguments = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-def call_of(make_env: Callable[..., Any]) -> Call:
-    """Say which of `lanes` and `rng` `make_env` takes: (by position, by name).
+def find_env_arguments(make_env: Callable[..., Any]) -> EnvArguments:
+    """Return which of `lanes` and `rng` `make_env` takes, as (names passed by position, names passed by keyword).
 
-    What it names ``lanes`` or ``rng`` it gets by name; if it must have other arguments, then (lanes), or (lanes, rng).
+    Parameters named ``lanes`` or ``rng`` are passed by keyword. If `make_env` requires other arguments, (lanes) or
+    (lanes, rng) are passed by position.
 
     Raises:
-        ConfigError: it is no function, or cannot be called like this.
+        ConfigError: If `make_env` is no function, or cannot be called like this.
     """
     if not callable(make_env):
         raise ConfigError(f"make_env must be a function that returns an env, got {type(make_env).__name__}")
     try:
         signature = inspect.signature(make_env)
-    except (TypeError, ValueError):  # built-in, and it does not tell
-        return _OFFERED, ()
-    named = tuple(
+    except (TypeError, ValueError):  # a built-in function without a signature
+        return _OFFERED_ARGUMENTS, ()
+    accepted = tuple(
         name
-        for name in _OFFERED
+        for name in _OFFERED_ARGUMENTS
         if (parameter := signature.parameters.get(name)) is not None
         and parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     )
-    calls: list[Call] = [((), named), ((), ()), (_OFFERED[:1], ()), (_OFFERED, ())]
-    for positional, keywords in calls:
+    candidates: list[EnvArguments] = [
+        ((), accepted),
+        ((), ()),
+        (_OFFERED_ARGUMENTS[:1], ()),
+        (_OFFERED_ARGUMENTS, ()),
+    ]
+    for positional, keywords in candidates:
         try:
             signature.bind(*positional, **dict.fromkeys(keywords))
         except TypeError:
@@ -63,46 +69,63 @@ def call_of(make_env: Callable[..., Any]) -> Call:
 
 
 @dataclass(frozen=True, slots=True)
-class EnvScript:
-    """What producers play: each lane has one stream, that of its worker's env, and it is endless.
+class EnvWorkload:
+    """Workload of a loader whose rows are filled by envs. Each worker's env is one endless stream.
 
     Attributes:
-        make_env: makes the env of a worker.
-        call: how `make_env` is called, of :func:`call_of`.
-        plan: of no known end; it ends when the first env does.
-        streams: one a worker.
-        hosted: rows of each worker.
+        make_env: Function that creates the env of a worker.
+        env_arguments: Arguments of `make_env`, from :func:`find_env_arguments`.
+        plan: Plan of unknown length, which ends with the first env that finishes.
+        streams: One stream for each worker.
+        worker_rows: Rows of each worker.
     """
 
     make_env: Callable[..., Any]
-    call: Call
+    env_arguments: EnvArguments
     plan: Plan
     streams: Sequence[StreamInfo]
-    hosted: Sequence[range]
+    worker_rows: Sequence[range]
 
-    plays_again = False
-    resumes = False  # what an env remembers dies with its process
+    has_next_epoch = False
+    can_resume = False  # the state of an env is lost with its process
     on_error: ClassVar[Literal["raise", "skip"]] = "raise"
-    fixed = False
+    fixed_length = False
 
     @classmethod
-    def of(cls, make_env: Callable[..., Any], hosted: Sequence[range], first_lane: int, lanes: int, seed: int) -> Self:
-        """Make the script of workers that host these rows."""
+    def create(
+        cls, make_env: Callable[..., Any], worker_rows: Sequence[range], first_lane: int, lanes: int, seed: int
+    ) -> Self:
+        """Create the workload of workers that host `worker_rows`.
+
+        Args:
+            make_env: Function that creates the env of a worker.
+            worker_rows: Rows of each worker.
+            first_lane: Global number of row 0.
+            lanes: Number of lanes over all ranks.
+            seed: Seed of the envs' generators.
+
+        Raises:
+            ConfigError: If `make_env` is no function, or takes other arguments.
+        """
         plan = make_plan([None] * lanes, lanes=lanes, window=1, seed=seed, shuffle=False, tail="drop")
-        streams = [StreamInfo(_name(first_lane + rows.start, first_lane + rows.stop)) for rows in hosted]
-        return cls(make_env, call_of(make_env), plan, streams, hosted)
+        streams = [StreamInfo(_env_name(first_lane + rows.start, first_lane + rows.stop)) for rows in worker_rows]
+        return cls(make_env, find_env_arguments(make_env), plan, streams, worker_rows)
 
-    def players(
-        self, ring: Ring, lanes: Sequence[int], first_lane: int, report: Callable[[bytes], None]
-    ) -> Sequence[Producer]:
-        """Make the one player of a worker."""
-        return [Producer(self, ring, range(lanes[0], lanes[-1] + 1), first_lane, report)]
+    def make_fillers(
+        self, ring: Ring, lanes: Sequence[int], first_lane: int, send: Callable[[bytes], None]
+    ) -> Sequence[EnvFiller]:
+        """Create the one filler of a worker."""
+        return [EnvFiller(self, ring, range(lanes[0], lanes[-1] + 1), first_lane, send)]
 
-    def make(self, lanes: range) -> Callable[[Mapping[str, Array]], Any]:
-        """Make the env of the lanes with these global numbers."""
+    def open_env(self, lanes: range) -> Callable[[Mapping[str, Array]], Any]:
+        """Create the env of the lanes with these global numbers.
+
+        Raises:
+            ConfigError: If `make_env` returns an object that cannot be called.
+        """
         offered = {"lanes": lanes, "rng": stream_rng(self.plan.seed, _WORKER_DOMAIN, lanes.start)}
-        positional, named = self.call
-        env = self.make_env(*(offered[name] for name in positional), **{name: offered[name] for name in named})
+        positional, keywords = self.env_arguments
+        env = self.make_env(*(offered[name] for name in positional), **{name: offered[name] for name in keywords})
         if not callable(env):
             raise ConfigError(
                 f"make_env must return an env that is called as env(arrays) -> infos, got {type(env).__name__}"
@@ -110,119 +133,125 @@ class EnvScript:
         return env  # type: ignore[no-any-return]
 
 
-class Producer:
-    """The player of an env: calls it once for each batch. Env and all calls of it stay in one thread.
+class EnvFiller:
+    """Row filler of one env: calls the env once for each batch. The env is only used in one thread.
 
     Args:
-        rows: of the ring, to be filled by this env.
-        first_lane: global number of the ring's row 0.
-        report: sends an encoded record to the supervisor.
+        workload: Workload of the loader.
+        ring: Ring whose slots are filled.
+        rows: Rows of the ring that this env fills.
+        first_lane: Global number of the ring's row 0.
+        send: Function that sends an encoded message to the supervisor.
     """
 
     def __init__(
-        self, script: EnvScript, ring: Ring, rows: range, first_lane: int, report: Callable[[bytes], None]
+        self, workload: EnvWorkload, ring: Ring, rows: range, first_lane: int, send: Callable[[bytes], None]
     ) -> None:
-        self.number, self.global_number = rows.start, first_lane + rows.start
-        self.done = 0
-        self.held: int | None = None
-        self.status = ring.status[rows.start : rows.stop].T  # status[column] is that of all its lanes
-        self._script, self._report = script, report
+        self.row, self.global_lane = rows.start, first_lane + rows.start
+        self.grants_filled = 0
+        self.only_run: int | None = None
+        self.status = ring.status[rows.start : rows.stop].T  # status[column] is the column of all its lanes
+        self._workload, self._send = workload, send
         self._lanes = range(first_lane + rows.start, first_lane + rows.stop)
-        self._ordinal = script.hosted.index(rows)
-        # Read-only mappings: arrays["data"] = frame would fill no slot, and so it is refused.
+        self._ordinal = workload.worker_rows.index(rows)
+        # Read-only mappings: arrays["data"] = frame would not write into the slot, so it raises.
         self._arrays = [
             MappingProxyType({name: array[rows.start : rows.stop] for name, array in ring.arrays(slot).items()})
             for slot in range(ring.slots)
         ]
-        self._begun = False
-        # Made, used and let go of in the producer's thread alone, where everything comes in its turn: also after a call
-        # that nobody awaits any more, because the loader was closed meanwhile.
+        self._started = False
+        # Only accessed in the env's thread, which runs calls in order. So it is closed after its last call has
+        # returned, even if the loader was closed during that call and nothing awaits it any more.
         self._env: Callable[[Mapping[str, Array]], Any] | None = None
 
     async def fill(self, grant: Grant) -> None:
-        """Have the env fill its rows of the granted slot; never return once it has said that it is over.
+        """Call the env to fill its rows of the granted slot. Never return once the env has finished.
 
         Raises:
-            StreamloaderError: the env failed; the error names its lanes, the stage and the batch.
+            StreamloaderError: If the env failed. The error names its lanes, the stage and the batch.
         """
         step = grant.batch
         if self._env is None:
             self.status[Status.STREAM] = self._ordinal
-            self._begun = True
-            await self._at("opening", step, self._make)
-        infos = await self._at("reading", step, self._call, self._arrays[grant.slot])
-        if infos is _OVER:
+            self._started = True
+            await self._call_in_thread("opening", step, self._open_env)
+        infos = await self._call_in_thread("reading", step, self._call_env, self._arrays[grant.slot])
+        if infos is _ENV_FINISHED:
             await self.reset()
-            self._report(pack(Kind.ENDED, a=grant.play, b=step, c=step, lane=self.number))
+            self._send(encode_message(MessageKind.ENDED, a=grant.run, b=step, c=step, lane=self.row))
             await anyio.sleep_forever()
         self.status[Status.STEP] = step + 1
         if infos is not None:
-            self._report(pack(Kind.INFO, a=grant.seq, lane=self.number, payload={"infos": infos}))
+            self._send(encode_message(MessageKind.INFO, a=grant.seq, lane=self.row, payload={"infos": infos}))
 
-    def place(self, orders: Orders) -> None:
-        """Heed nothing: an env goes on from where it is."""
+    def apply_directives(self, directives: LaneDirectives) -> None:
+        """Do nothing: an env can only continue from its current state."""
 
     async def reset(self) -> None:
-        """Close the env, if it has a way to be closed."""
-        if self._begun:
-            await self._at("closing", int(self.status[Status.STEP][0]), self._close)
+        """Close the env, if it has a method ``close``."""
+        if self._started:
+            await self._call_in_thread("closing", int(self.status[Status.STEP][0]), self._close_env)
         self.status[Status.STAGE] = Status.IDLE
 
-    def _make(self) -> None:
-        self._env = self._script.make(self._lanes)
+    def _open_env(self) -> None:
+        self._env = self._workload.open_env(self._lanes)
 
-    def _close(self) -> None:
+    def _close_env(self) -> None:
         env, self._env = self._env, None
         close = getattr(env, "close", None)
         if callable(close):
             close()
 
-    def _call(self, arrays: Mapping[str, Array]) -> Any:
+    def _call_env(self, arrays: Mapping[str, Array]) -> Any:
         assert self._env is not None
         try:
             infos = self._env(arrays)
-        except StopIteration:  # which no coroutine can raise
-            return _OVER
-        return None if infos is None else plain(infos)
+        except StopIteration:  # cannot be raised through a coroutine
+            return _ENV_FINISHED
+        return None if infos is None else to_json_value(infos)
 
-    async def _at(self, stage: str, step: int, function: Callable[..., Any], *args: Any) -> Any:
-        """Call `function` in the producer's thread; what it raises is named."""
+    async def _call_in_thread(self, stage: str, step: int, function: Callable[..., Any], *args: Any) -> Any:
+        """Call `function` in the env's thread, and add the location to its errors."""
         self.status[Status.STAGE] = Status.STAGES.index(stage)
         self.status[Status.STEP] = step
         try:
             return await in_lane_thread(function, *args)
         except Exception as error:
-            raise self._named(error, stage, step) from error
+            raise self._locate(error, stage, step) from error
 
-    def _named(self, error: Exception, stage: str, step: int) -> StreamloaderError:
-        name = self._script.streams[self._ordinal].key
-        named = failed_at(error, name, stream=name, lane=self.global_number, stage=stage, step=step)
-        named.details["lanes"] = list(self._lanes)
-        return named
+    def _locate(self, error: Exception, stage: str, step: int) -> StreamloaderError:
+        name = self._workload.streams[self._ordinal].key
+        located = locate_error(error, name, stream=name, lane=self.global_lane, stage=stage, step=step)
+        located.details["lanes"] = list(self._lanes)
+        return located
 
 
-def plain(value: Any, where: str = "infos") -> Any:
-    """Return `value` as values that JSON holds and gives back: arrays and NumPy's numbers become Python's.
+def to_json_value(value: Any, path: str = "infos") -> Any:
+    """Convert `value` to JSON values. NumPy's arrays and scalars become Python's lists and scalars.
+
+    Args:
+        value: Value that an env returned.
+        path: Path of the value in what the env returned, for messages.
 
     Raises:
-        ConfigError: something in it is of another kind; the message says what and where.
+        ConfigError: If it contains a value of another type. The message has the path of that value and its type.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise ConfigError(f"{where} has the key {key!r}: only text can be a key of what an env returns")
-        return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+                raise ConfigError(f"{path} has the key {key!r}: keys in the infos of an env must be strings")
+        return {str(key): to_json_value(item, f"{path}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [to_json_value(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufU":
         return value.tolist()
     raise ConfigError(
-        f"{where} is of type {type(value).__name__}: an env returns None, numbers, text, and lists and dicts of these "
-        "(NumPy arrays are made lists); what is large belongs in the arrays"
+        f"{path} is of type {type(value).__name__}: an env returns None, numbers, strings, and lists and dicts of "
+        "these (NumPy arrays become lists); large data belongs in the arrays"
     )
 
 
-def _name(start: int, stop: int) -> str:
-    return f"env of lane {start}" if stop - start == 1 else f"env of lanes {start}-{stop - 1}"
+def _env_name(start: int, end: int) -> str:
+    return f"env of lane {start}" if end - start == 1 else f"env of lanes {start}-{end - 1}"

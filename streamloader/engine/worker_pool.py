@@ -1,4 +1,4 @@
-"""The workers of one loader: started, heard, replaced when they die, and ended."""
+"""The workers of one loader: start them, receive from them, replace those that die, and end them."""
 
 from __future__ import annotations
 
@@ -9,155 +9,162 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
-from streamloader.engine.job import Job, job_memory
-from streamloader.engine.process_watcher import Watch
+from streamloader.engine.job import WorkerJob, write_job
+from streamloader.engine.process_watcher import ProcessWatcher
 from streamloader.engine.ring import Ring
-from streamloader.engine.slot_release import Returner
-from streamloader.engine.worker_process import Worker
+from streamloader.engine.slot_release import SlotReclaimer
+from streamloader.engine.worker_process import WorkerHandle
 
-__all__ = ["Crew"]
+__all__ = ["WorkerPool"]
 
 _LOGGER = logging.getLogger("streamloader")
-_CLOSE_WITHIN = 3.0  # seconds for all workers together, then they are killed
-_RECEIVE = 1 << 18
-_FEW_SLOTS = 8
+_CLOSE_TIMEOUT_S: Final = 3.0  # for all workers together; then they are killed
+_RECEIVE_BYTES: Final = 1 << 18
+_WAKE_BYTES: Final = 1 << 10
+_MAX_SLOTS_FOR_RECLAIMER: Final = 8  # with more slots, waiting for the next batch costs nothing
 
 
-class Crew:
+class WorkerPool:
     """The workers of one loader.
 
-    Args:
-        processes: whether workers are processes; else there is one, a thread.
-        ended: called in a thread of its own, with the process id, as soon as a worker process has ended.
-        returned: called in a thread of its own, with the slot, as soon as the user has let go of one. Where batches
-            are so small that there are many slots, it is not: slots wait in ``ring.returns`` for the next batch.
+    The callbacks must not refer to the owner of the pool, which would then never be collected.
 
-    Neither may refer to whoever owns the crew, which would never be collected.
+    Args:
+        job: Job of the workers.
+        ring: Ring that the workers fill.
+        processes: Whether the workers are processes. If not, there is one worker, a thread.
+        on_exit: Function that is called with the process id as soon as a worker process has exited, in a separate
+            thread.
+        on_slot_release: Function that is called with the slot as soon as the user holds no reference to it any more, in
+            a separate thread. Not called where batches are so small that the ring has many slots: released slots then
+            wait in ``ring.released`` until the next batch is requested.
 
     Attributes:
-        workers: by number.
-        selector: readable when a worker has said something, or :meth:`wake` was called. Workers are its data.
+        workers: Workers by number.
+        selector: Selector that is ready when a worker has sent data, or after :meth:`wake`. The data of its keys is the
+            worker, or None for the wake-up.
     """
 
     def __init__(
         self,
-        job: Job,
+        job: WorkerJob,
         ring: Ring,
         *,
         processes: bool,
-        ended: Callable[[int], None],
-        returned: Callable[[int], None],
+        on_exit: Callable[[int], None],
+        on_slot_release: Callable[[int], None],
     ) -> None:
         self._job, self._ring, self._processes = job, ring, processes
-        self._ended, self._returned = ended, returned
-        self.workers: list[Worker] = []
+        self._on_exit, self._on_slot_release = on_exit, on_slot_release
+        self.workers: list[WorkerHandle] = []
         self.selector = selectors.DefaultSelector()
-        self._woken, self._wake = os.pipe()
-        for fd in (self._woken, self._wake):
+        self._wake_receiver, self._wake_sender = os.pipe()
+        for fd in (self._wake_receiver, self._wake_sender):
             os.set_blocking(fd, False)
-        self.selector.register(self._woken, selectors.EVENT_READ)
+        self.selector.register(self._wake_receiver, selectors.EVENT_READ)
         self._job_fd = -1
-        self._watch: Watch | None = None
-        self._returner: Returner | None = None
-        self._owner = os.getpid()
+        self._watcher: ProcessWatcher | None = None
+        self._reclaimer: SlotReclaimer | None = None
+        self._owner_pid = os.getpid()
         self._closed = False
-        self._lock = threading.RLock()  # between starting a worker and ending them all
+        self._lock = threading.RLock()  # no worker is started once the pool is being closed
 
     def start(self) -> None:
         """Start all workers."""
-        if self._ring.slots <= _FEW_SLOTS:
-            self._returner = Returner(self._ring.returns, self._returned)
+        if self._ring.slots <= _MAX_SLOTS_FOR_RECLAIMER:
+            self._reclaimer = SlotReclaimer(self._ring.released, self._on_slot_release)
         if self._processes:
-            self._job_fd = job_memory(self._job)
-            self._watch = Watch(self._ended)
+            self._job_fd = write_job(self._job)
+            self._watcher = ProcessWatcher(self._on_exit)
         for number in range(len(self._job.lanes)):
-            self.workers.append(self._started(number))
+            self.workers.append(self._start_worker(number))
 
-    def replace(self, worker: Worker) -> Worker | None:
-        """Start another process in the place of one that has ended; None if the crew was closed meanwhile.
+    def replace(self, worker: WorkerHandle) -> WorkerHandle | None:
+        """Start a process that replaces one that has exited; return None if the pool was closed.
 
         Raises:
-            OSError: the system does not start it.
+            OSError: If the system cannot start a process.
         """
-        self.forget(worker)
+        self.unregister(worker)
         worker.sock.close()
         with self._lock:
             if self._closed:
                 return None
-            new = self._started(worker.number)
-            self.workers[worker.number] = new
-            return new
+            replacement = self._start_worker(worker.number)
+            self.workers[worker.number] = replacement
+            return replacement
 
-    def _started(self, number: int) -> Worker:
-        worker = Worker(number, self._job.lanes[number])
+    def _start_worker(self, number: int) -> WorkerHandle:
+        worker = WorkerHandle(number, self._job.lanes[number])
         try:
             if self._processes:
                 worker.start_process(self._ring, self._job_fd)
             else:
                 worker.start_thread(self._ring, self._job)
         except BaseException:
-            worker.hang_up()
+            worker.close_socket()
             raise
-        if self._watch is not None and worker.pid is not None:
-            self._watch.add(worker.pid)
+        if self._watcher is not None and worker.pid is not None:
+            self._watcher.add(worker.pid)
         self.selector.register(worker.sock, selectors.EVENT_READ, worker)
         return worker
 
-    def hear(self, worker: Worker) -> bytes | None:
-        """Return what a worker said and nobody heard yet; empty at the end of file, None if there is nothing now."""
+    def receive(self, worker: WorkerHandle) -> bytes | None:
+        """Return data that a worker has sent: empty at the end of file, None if there is no data now."""
         try:
-            return worker.sock.recv(_RECEIVE)
+            return worker.sock.recv(_RECEIVE_BYTES)
         except BlockingIOError:
             return None
         except OSError:
             return b""
 
-    def forget(self, worker: Worker) -> None:
-        """Listen to a worker no more."""
+    def unregister(self, worker: WorkerHandle) -> None:
+        """Remove a worker from the selector."""
         with contextlib.suppress(KeyError, ValueError, OSError):
             self.selector.unregister(worker.sock)
 
     def wake(self) -> None:
-        """Make the selector readable, so that whoever waits looks again."""
+        """Make the selector ready, so that a waiting consumer checks its state again."""
         with contextlib.suppress(OSError):
-            os.write(self._wake, b"!")
+            os.write(self._wake_sender, b"!")
 
-    def woken(self) -> None:
-        """Take note of :meth:`wake`."""
+    def clear_wake(self) -> None:
+        """Reset the effect of :meth:`wake`."""
         with contextlib.suppress(OSError):
-            os.read(self._woken, 1 << 10)
+            os.read(self._wake_receiver, _WAKE_BYTES)
 
-    def of_process(self, pid: int) -> Worker | None:
-        """Return the worker whose process this is, unless it was replaced."""
+    def find_worker(self, pid: int) -> WorkerHandle | None:
+        """Return the worker with this process id, or None if it was replaced."""
         return next((worker for worker in self.workers if worker.pid == pid), None)
 
     def close(self) -> None:
-        """End the workers and wait until they are gone; in a fork of the owner, only drop copies of descriptors."""
-        owned = os.getpid() == self._owner
+        """End the workers and wait for them. In a fork of the owner, only close the copies of descriptors."""
+        is_owner = os.getpid() == self._owner_pid
         self._closed = True
-        if owned:
+        if is_owner:
             self.wake()
         with self._lock:
             workers = list(self.workers)
-        if self._watch is not None:
-            if owned:
-                self._watch.stop()
+        if self._watcher is not None:
+            if is_owner:
+                self._watcher.stop()
             else:
-                self._watch.drop()
-        if self._returner is not None and owned:
-            self._returner.stop()
+                self._watcher.close_in_fork()
+        if self._reclaimer is not None and is_owner:
+            self._reclaimer.stop()
         self.selector.close()
         for worker in workers:
-            worker.hang_up()
-        if owned:
-            deadline = time.monotonic() + _CLOSE_WITHIN
+            worker.close_socket()
+        if is_owner:
+            deadline = time.monotonic() + _CLOSE_TIMEOUT_S
             for worker in workers:
                 if not worker.join(deadline):
                     _LOGGER.warning(
-                        "a stream does not come back from a blocking call; its thread is left to itself "
-                        "(num_workers > 0 can be ended in any case)"
+                        "a stream does not return from a blocking call; its thread is abandoned "
+                        "(with num_workers > 0, its process would be killed)"
                     )
-        for fd in (self._woken, self._wake, self._job_fd):
+        for fd in (self._wake_receiver, self._wake_sender, self._job_fd):
             if fd >= 0:
                 os.close(fd)

@@ -1,4 +1,4 @@
-"""Starting and ending one worker, as a process or as a thread."""
+"""Start and end one worker, as a process or as a thread."""
 
 from __future__ import annotations
 
@@ -11,64 +11,70 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from streamloader.common.subprocesses import child_environment, interrupts_blocked
-from streamloader.engine.job import Job
+from streamloader.engine.job import WorkerJob
 from streamloader.engine.ring import Ring
-from streamloader.engine.worker import run_thread
+from streamloader.engine.worker import run_in_thread
 
-__all__ = ["Worker"]
+__all__ = ["WorkerHandle"]
 
-_READS_WITHIN = 30.0  # seconds
+_SEND_TIMEOUT_S: Final = 30.0
+_EXIT_STATUS_TIMEOUT_S: Final = 5.0
 
 
-class Worker:
-    """One worker and this side's end of its socketpair.
+class WorkerHandle:
+    """The supervisor's handle of one worker, with its end of the socketpair.
+
+    Args:
+        number: Number of the worker in its loader.
+        lanes: Rows of the ring that it hosts.
 
     Attributes:
-        number: among the workers of the loader.
-        lanes: rows of the ring that it hosts.
-        sock: this side's end; non-blocking.
-        pid: of the process; None for a thread.
-        why: why it was killed by us, if it was.
+        number: Number of the worker in its loader.
+        lanes: Rows of the ring that it hosts.
+        sock: Supervisor's end of the socketpair, non-blocking.
+        pid: Process id, or None for a thread.
+        kill_reason: Reason why the supervisor killed it, or empty.
     """
 
     def __init__(self, number: int, lanes: Sequence[int]) -> None:
         self.number, self.lanes = number, tuple(lanes)
-        self.sock, self._theirs = socket.socketpair()
+        self.sock, self._child_sock = socket.socketpair()
         self.sock.setblocking(False)
         self.pid: int | None = None
-        self.why = ""
+        self.kill_reason = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
     def start_process(self, ring: Ring, job_fd: int) -> None:
-        """Start it as a child process. It gets the descriptors it needs and no others."""
-        theirs = self._theirs.fileno()
-        arguments = [str(value) for value in (self.number, theirs, ring.fd, job_fd, os.getpid())]
+        """Start it as a child process, which inherits only the descriptors that it needs."""
+        child_fd = self._child_sock.fileno()
+        arguments = [str(value) for value in (self.number, child_fd, ring.fd, job_fd, os.getpid())]
         with interrupts_blocked():  # until the child ignores them itself
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "streamloader.engine.worker", *arguments],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs, ring.fd, job_fd),
+                pass_fds=(child_fd, ring.fd, job_fd),
                 env=child_environment(),
             )
         self.pid = self._process.pid
-        self._theirs.close()
+        self._child_sock.close()
 
-    def start_thread(self, ring: Ring, job: Job) -> None:
+    def start_thread(self, ring: Ring, job: WorkerJob) -> None:
         """Start it as a thread of this process."""
         self._thread = threading.Thread(
-            target=run_thread, args=(job, ring, self._theirs), name="streamloader-worker", daemon=True
+            target=run_in_thread, args=(job, ring, self._child_sock), name="streamloader-worker", daemon=True
         )
         self._thread.start()
 
-    def tell(self, data: bytes) -> None:
-        """Send records, waiting for a worker that is still starting, or has much to read.
+    def send(self, data: bytes) -> None:
+        """Send messages, waiting for a worker that is still starting or has much to read.
 
         Raises:
-            TimeoutError: it does not read.
-            OSError: it is gone.
+            TimeoutError: If the worker does not read.
+            OSError: If the worker is gone.
         """
         view = memoryview(data)
         while view:
@@ -77,38 +83,52 @@ class Worker:
                 continue
             poll = select.poll()
             poll.register(self.sock, select.POLLOUT)
-            if not poll.poll(_READS_WITHIN * 1000):
+            if not poll.poll(_SEND_TIMEOUT_S * 1000):
                 raise TimeoutError
 
-    def kill(self, why: str = "") -> None:
-        """Kill the process, if it is one and lives; `why` says what for."""
+    def kill(self, reason: str = "") -> None:
+        """Kill the process, if it is one and is alive. `reason` becomes part of the error's message."""
         if self._process is not None and self._process.poll() is None:
-            self.why = self.why or why
+            self.kill_reason = self.kill_reason or reason
             self._process.kill()
 
-    def exit_status(self, wait: float = 5.0) -> int | None:
-        """Return how the process ended (negative: the signal), waiting up to `wait` seconds for it to be known."""
+    def exit_status(self, timeout: float = _EXIT_STATUS_TIMEOUT_S) -> int | None:
+        """Return the exit status of the process, or minus the signal that ended it.
+
+        Args:
+            timeout: Time limit in seconds for the status to become available.
+
+        Returns:
+            None for a thread, or if the time is over.
+        """
         if self._process is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(wait)
+            return self._process.wait(timeout)
         return None
 
-    def hang_up(self) -> None:
-        """Tell the worker to end."""
+    def close_socket(self) -> None:
+        """Close the supervisor's end of the socketpair, whereupon the worker ends."""
         self.sock.close()
         if self._process is None and self._thread is None:
-            self._theirs.close()
+            self._child_sock.close()
 
     def join(self, deadline: float) -> bool:
-        """Wait for its end until `deadline` (monotonic), then kill a process; return False if a thread lives on."""
-        left = max(0.0, deadline - time.monotonic())
+        """Wait until the worker has ended. A process is killed at the deadline.
+
+        Args:
+            deadline: Monotonic time in seconds.
+
+        Returns:
+            False if it is a thread that is still alive.
+        """
+        remaining = max(0.0, deadline - time.monotonic())
         if self._thread is not None:
-            self._thread.join(left)
+            self._thread.join(remaining)
             return not self._thread.is_alive()
         if self._process is not None:
             try:
-                self._process.wait(left)
+                self._process.wait(remaining)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

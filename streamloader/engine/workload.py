@@ -1,8 +1,8 @@
-"""What the scheduler plays and the supervisor counts: whatever fills its rows of each batch, grant by grant.
+"""Protocols between scheduler, supervisor and the objects that fill rows of batches, grant by grant.
 
-A lane's cursor before a batch is (position, step, ended): the next step to be read is `step` of stream number
-`position` in the lane's list (counted on over repeats), or whatever follows if it has no such step; `ended` is the
-number of batches that hold steps of the lane once all its streams were played, and -1 until then.
+A lane's cursor before a batch is (position, step, ended). The next step to be read is `step` of the stream at
+`position` in the lane's list, counted on over repeats. If that stream has no such step, the lane's next stream follows.
+`ended` is the number of batches that hold steps of the lane once all its streams were read, and -1 until then.
 """
 
 from __future__ import annotations
@@ -15,30 +15,51 @@ from streamloader.engine.ring import Ring
 from streamloader.errors import StreamFailed, StreamloaderError
 from streamloader.values import StreamInfo
 
-__all__ = ["START", "Cursor", "Grant", "Limit", "Orders", "Place", "Player", "Script", "Taken", "failed_at"]
+__all__ = [
+    "INITIAL_CURSOR",
+    "ConsumedBatch",
+    "Cursor",
+    "EpochPosition",
+    "Grant",
+    "LaneDirectives",
+    "RowFiller",
+    "StreamCutoff",
+    "Workload",
+    "locate_error",
+]
 
 Cursor = tuple[int, int, int]
-START: Cursor = (0, 0, -1)
+INITIAL_CURSOR: Cursor = (0, 0, -1)
 
 
 class Grant(NamedTuple):
-    """Leave to fill one slot: batch number `batch` of `play`, a run through `epoch`."""
+    """Permission for the workers to fill one slot.
+
+    Attributes:
+        seq: Number of the grant, from 0 in the order in which grants are sent.
+        run: Number of the epoch run.
+        epoch: Epoch that the run reads.
+        batch: Index of the batch in the epoch.
+        slot: Slot of the ring to be filled.
+    """
 
     seq: int
-    play: int
+    run: int
     epoch: int
     batch: int
     slot: int
 
 
-Taken = tuple[Grant, bytes]  # what the consumer has taken, and the cursors of all lanes behind it: int64 (lanes, 3)
+ConsumedBatch = tuple[Grant, bytes]  # a consumed grant, and the cursors of all lanes after it: int64 (lanes, 3)
 
 
-class Place(NamedTuple):
-    """Where all lanes of a loader stand before a batch.
+class EpochPosition(NamedTuple):
+    """Position of all lanes of a loader before a batch.
 
     Attributes:
-        cursors: int64 (lanes, 3) as bytes; None where every lane is at its beginning.
+        epoch: Epoch of the batch.
+        batch: Index of the batch in the epoch.
+        cursors: Cursors of the lanes, int64 (lanes, 3) as bytes. None where every lane is at its start.
     """
 
     epoch: int
@@ -46,118 +67,123 @@ class Place(NamedTuple):
     cursors: bytes | None = None
 
 
-class Limit(NamedTuple):
-    """From `step` on, stream number `position` of a lane's list in `epoch` is not played.
+class StreamCutoff(NamedTuple):
+    """Step from which on one stream of one lane is not read in one epoch.
 
     Attributes:
-        row: of the lane in this ring.
-        wire: what is raised there (:func:`~streamloader.errors.to_wire`), or None: the lane's next stream follows.
+        row: Row of the lane in this ring.
+        epoch: Epoch in which the cutoff holds.
+        position: Position of the stream in the lane's list of that epoch.
+        step: First step that is not read.
+        error: Error to be raised at that step (:func:`~streamloader.errors.to_wire`). None to go on with the lane's
+            next stream.
     """
 
     row: int
     epoch: int
     position: int
     step: int
-    wire: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
 
 
-class Orders(NamedTuple):
-    """What a PLACE record holds; plain JSON values.
+class LaneDirectives(NamedTuple):
+    """Payload of a DIRECTIVES message, in plain JSON values.
 
     Attributes:
-        places: (play, batch, cursor of each row): where `play` may be entered in the middle.
-        limits: all that hold for the rows of this ring.
-        suspects: (row, seq): the row died at that grant, perhaps of its stream. Until these rows have filled it, rows
-            are filled one at a time.
+        entry_points: Batches at which a run may be entered in the middle: (run, batch, cursor of each row).
+        cutoffs: All cutoffs for the rows of this ring.
+        suspects: Rows that may have crashed the worker: (row, seq of the grant). Until these rows have filled that
+            grant, rows are filled one at a time.
     """
 
-    places: Sequence[tuple[int, int, Sequence[Sequence[int]]]] = ()
-    limits: Sequence[Limit] = ()
+    entry_points: Sequence[tuple[int, int, Sequence[Sequence[int]]]] = ()
+    cutoffs: Sequence[StreamCutoff] = ()
     suspects: Sequence[tuple[int, int]] = ()
 
 
-class Player(Protocol):
-    """One task of a worker: it fills certain rows of each granted slot, in order.
+class RowFiller(Protocol):
+    """Object that fills certain rows of each granted slot, in order. The scheduler drives each with one task.
 
     Attributes:
-        number: first row that it fills; `global_number`: the same over all ranks.
-        done: grants filled; kept by the scheduler.
-        held: the only play whose grants it may fill now, or None for any.
-        status: its line of the ring's status table; the scheduler writes ``status[Status.SEQ]``.
+        row: First row that it fills.
+        global_lane: Number of that lane over all ranks.
+        grants_filled: Number of grants filled. Kept by the scheduler.
+        only_run: Number of the only run whose grants it may fill now, or None for any run.
+        status: Line of the ring's status table. The scheduler writes the columns ``SEQ`` and ``BUSY``.
     """
 
-    number: int
-    global_number: int
-    done: int
-    held: int | None
+    row: int
+    global_lane: int
+    grants_filled: int
+    only_run: int | None
     status: Any
 
     async def fill(self, grant: Grant) -> None:
-        """Fill its rows of the granted slot, whole.
+        """Fill its rows of the granted slot completely.
 
         Raises:
-            StreamloaderError: it failed; the error names lane, stream, stage and step.
+            StreamloaderError: If a stream or env failed. The error names lane, stream, stage and step.
         """
 
     async def reset(self) -> None:
-        """Give back what it holds; called after an error, and at the end."""
+        """Close all that is open. Called after an error and at the end."""
 
-    def place(self, orders: Orders) -> None:
-        """Heed where plays may be entered, and where streams end early."""
+    def apply_directives(self, directives: LaneDirectives) -> None:
+        """Replace the cutoffs, and add the entry points of runs."""
 
 
-class Script(Protocol):
-    """What the workers of a loader play. It is sent to them by cloudpickle."""
+class Workload(Protocol):
+    """Work of a loader's workers: which streams or envs they read. It is sent to them by cloudpickle."""
 
     @property
     def plan(self) -> Plan:
-        """How many lanes there are, how long an epoch is, and what ends it."""
+        """Plan of the lanes, with the number of batches of an epoch and the rule for its end."""
 
     @property
     def streams(self) -> Sequence[StreamInfo]:
-        """What the numbers in the status table stand for."""
+        """Streams by ordinal, as the status table numbers them."""
 
     @property
-    def resumes(self) -> bool:
-        """Whether players can begin anywhere in a play, so that a new worker can go on for one that died."""
+    def can_resume(self) -> bool:
+        """Whether row fillers can start at any batch of a run, so that a worker that died can be replaced."""
 
     @property
     def on_error(self) -> Literal["raise", "skip"]:
-        """Whether a stream that fails is an error of the loader, or is left for the next one."""
+        """Whether a stream that fails raises in the consumer, or is skipped."""
 
     @property
-    def fixed(self) -> bool:
-        """Whether a play has the batches that are planned whatever its streams do, because other ranks count on it."""
+    def fixed_length(self) -> bool:
+        """Whether a run always has the planned number of batches, because other ranks count on it."""
 
     @property
-    def plays_again(self) -> bool:
-        """Whether the end of one play is followed by another, which is made ahead."""
+    def has_next_epoch(self) -> bool:
+        """Whether the end of a run is followed by another run, whose batches are prefetched."""
 
-    def players(
-        self, ring: Ring, lanes: Sequence[int], first_lane: int, report: Callable[[bytes], None]
-    ) -> Sequence[Player]:
-        """Make the players of one worker.
+    def make_fillers(
+        self, ring: Ring, lanes: Sequence[int], first_lane: int, send: Callable[[bytes], None]
+    ) -> Sequence[RowFiller]:
+        """Create the row fillers of one worker.
 
         Args:
-            ring: what they fill.
-            lanes: rows of the ring that the worker hosts.
-            first_lane: global number of the ring's row 0.
-            report: sends an encoded record to the supervisor.
+            ring: Ring whose slots they fill.
+            lanes: Rows of the ring that the worker hosts.
+            first_lane: Global number of the ring's row 0.
+            send: Function that sends an encoded message to the supervisor.
         """
 
 
-def failed_at(error: Exception, where: str, *, stream: str, lane: int, stage: str, step: int) -> StreamloaderError:
-    """Return `error`, or for a foreign one an error of ours, such that it says where it arose."""
+def locate_error(error: Exception, where: str, *, stream: str, lane: int, stage: str, step: int) -> StreamloaderError:
+    """Return `error` with the location added. A foreign exception becomes a :class:`StreamFailed`."""
     if isinstance(error, StreamloaderError):
-        named = error
-        named.stream = named.stream or stream
-        named.offset = step if named.offset is None else named.offset
+        located = error
+        located.stream = located.stream or stream
+        located.offset = step if located.offset is None else located.offset
     else:
-        named = StreamFailed(
+        located = StreamFailed(
             f"{where}, {stage} at step {step}: {type(error).__name__}: {error}",
             stream=stream,
             offset=step,
             cause=type(error).__name__,
         )
-    named.details.update(lane=lane, stage=stage, step=step)
-    return named
+    located.details.update(lane=lane, stage=stage, step=step)
+    return located

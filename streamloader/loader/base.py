@@ -1,4 +1,4 @@
-"""The half of an iterator over batches that does not depend on what fills them."""
+"""Base of the loaders: iteration, waiting, statistics and shutdown, independent of the workload that fills batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from streamloader.engine.job import Job
+from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import Ring, SlotLayout, Status
 from streamloader.engine.supervisor import OnDeath, Supervisor
-from streamloader.engine.workload import Grant, Script, Taken
+from streamloader.engine.workload import ConsumedBatch, Grant, Workload
 from streamloader.errors import ClosedError, ConfigError
 from streamloader.loader.batch import BatchSpec, SlotBatch, copy_memory
 from streamloader.loader.cuda import Pinning, make_feed
@@ -27,36 +27,37 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["SPARE", "Loader", "check_arguments", "share"]
+__all__ = ["SPARE_SLOTS", "Loader", "check_arguments", "split_lanes"]
 
 _LOGGER = logging.getLogger("streamloader")
-SPARE = 2  # slots that the user may hold without slowing anything down
+SPARE_SLOTS = 2  # batches that the user may hold without slowing down the workers
 _END: Final = object()
 _NOT_READY: Final = object()
 
 
 class Loader(abc.ABC):
-    """Has workers fill a ring of batches, and hands them out one by one.
+    """Has workers fill a ring of batches, and yields the batches one by one.
 
     Args:
-        script: what the workers play.
-        layout: of a slot; `spec`: of the batches over it.
-        hosted: rows of each worker.
-        ahead: batches that are made ahead.
-        spare: batches that the user may hold besides; further ones are copied out.
-        exact: whether no more than `ahead` are made ahead, also while the user holds none.
-        first_lane: global number of row 0.
+        workload: Workload that the workers run.
+        layout: Layout of a slot.
+        spec: Arrays of a batch over the memory of a slot.
+        hosted: Rows of each worker.
+        ahead: Number of batches that workers prepare ahead of the consumer.
+        spare: Number of additional batches that the user may hold. Batches beyond that are copied out of the ring.
+        exact: Whether workers never prepare more than `ahead` batches, even while the user holds none.
+        first_lane: Global number of row 0.
 
     The other arguments are those of :class:`MultiStreamer`.
 
     Raises:
-        ConfigError: the device is of no use here.
-        RingTooLarge: the ring does not fit into free memory.
+        ConfigError: If the device is not supported or not available.
+        RingTooLarge: If the ring does not fit into free memory.
     """
 
     def __init__(
         self,
-        script: Script,
+        workload: Workload,
         layout: SlotLayout,
         spec: BatchSpec,
         *,
@@ -72,79 +73,82 @@ class Loader(abc.ABC):
         on_worker_death: OnDeath = "restart",
     ) -> None:
         self.num_workers = num_workers
-        self._script, self._slot_layout, self._spec = script, layout, spec
+        self._workload, self._slot_layout, self._spec = workload, layout, spec
         self._hosted, self._first_lane = hosted, first_lane
-        self._feed = make_feed(device, self._batch)
-        self._pin = Pinning(wanted=pin_memory or self._feed is not None)
+        self._feed = make_feed(device, self._take_batch)
+        self._pinning = Pinning(enabled=pin_memory or self._feed is not None)
         self._spare = spare + (self._feed is not None)
-        self._slots = ahead + self._spare
-        self._most = ahead if exact else self._slots
-        Ring.check(layout, self._slots)
+        self._slot_count = ahead + self._spare
+        self._max_ahead = ahead if exact else self._slot_count
+        Ring.check_free_memory(layout, self._slot_count)
         self._timeout = timeout or None
         self._on_worker_death: OnDeath = on_worker_death
         self._quarantine = Quarantine(first_lane)
-        self._behind: deque[Taken | None] = deque()  # of each batch that was wrapped and not yielded yet
+        self._undelivered: deque[ConsumedBatch | None] = deque()  # one for each batch that was taken but not yielded
         self._ring: Ring | None = None
         self._supervisor: Supervisor | None = None
         self._closed = False
         self._iteration = 0
-        self._counts = False  # whether this iteration was asked for a batch
-        self._started = 0.0
-        self._batches = self._copied = 0
+        self._requested = False  # whether a batch of the current iteration was requested
+        self._start_time = 0.0
+        self._batch_count = self._copied_count = 0
 
-    # --- what a kind of loader says ---------------------------------------------------------------------------
-
-    @abc.abstractmethod
-    def _begin_play(self, supervisor: Supervisor) -> None:
-        """Have the workers make the first batch of the next iteration; the supervisor is locked."""
+    # --- implemented by subclasses ---------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def _asked(self, supervisor: Supervisor) -> None:
-        """Heed that an iteration is asked for its first batch: only now it counts. The supervisor is locked."""
+    def _prepare_iteration(self, supervisor: Supervisor) -> None:
+        """Let the workers prepare the first batch of the next iteration. The caller holds the supervisor's lock."""
 
     @abc.abstractmethod
-    def _wrap(self, grant: Grant, memory: Any) -> SlotBatch:
-        """Make a batch of the memory of a whole slot; the supervisor is locked."""
+    def _on_first_request(self, supervisor: Supervisor) -> None:
+        """Called when the first batch of an iteration is requested; the caller holds the supervisor's lock.
+
+        The iteration counts as started only then.
+        """
 
     @abc.abstractmethod
-    def _collated(self, batch: Any) -> Any:
-        """Make of a batch what the iteration yields."""
+    def _make_batch(self, grant: Grant, memory: Any) -> SlotBatch:
+        """Return a batch over the memory of a complete slot. The caller holds the supervisor's lock."""
 
     @abc.abstractmethod
-    def _delivered(self, taken: Taken | None) -> None:
-        """Note which batch is yielded now, and where lanes stand behind it; None at the end of the epoch."""
+    def _collate_batch(self, batch: Any) -> Any:
+        """Return the item that the iteration yields for `batch`."""
+
+    @abc.abstractmethod
+    def _on_delivery(self, consumed: ConsumedBatch | None) -> None:
+        """Called with the grant and the final cursors of each yielded batch, or with None at the end of an epoch."""
 
     # --- iteration ------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin an iteration; one that is still under way ends."""
-        return self._begin()
+        """Start an iteration. An iteration that is in progress ends."""
+        return self._start_iteration()
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        """Begin an iteration for ``async for``, which never blocks the event loop."""
-        return self._begin()
+        """Start an iteration for ``async for``, which never blocks the event loop."""
+        return self._start_iteration()
 
-    def _begin(self) -> _Iteration:
-        supervisor = self._start()
+    def _start_iteration(self) -> _Iteration:
+        supervisor = self._start_workers()
         self._iteration += 1
         with supervisor.lock:
-            self._behind.clear()
-            self._begin_play(supervisor)
-            self._counts = False
+            self._undelivered.clear()
+            self._prepare_iteration(supervisor)
+            self._requested = False
         number = self._iteration
-        return _Iteration(functools.partial(self._take, number), functools.partial(self._wait, number))
+        return _Iteration(functools.partial(self._next_item, number), functools.partial(self._wait_until_ready, number))
 
-    def _start(self) -> Supervisor:
+    def _start_workers(self) -> Supervisor:
         if self._closed:
-            raise ClosedError("this loader is closed; make a new one")
+            raise ClosedError("this loader is closed; create a new one")
         if self._supervisor is None:
-            self._started = time.perf_counter()
-            self._ring = Ring.create(self._slot_layout, self._slots)
-            self._pin.pin(self._ring)
-            job = Job(
-                self._script,
+            self._start_time = time.perf_counter()
+            self._ring = Ring.create(self._slot_layout, self._slot_count)
+            self._pinning.pin(self._ring)
+            job = WorkerJob(
+                self._workload,
                 self._slot_layout,
-                self._slots,
+                self._slot_count,
                 self._first_lane,
                 self._hosted,
                 _LOGGER.getEffectiveLevel(),
@@ -154,43 +158,43 @@ class Loader(abc.ABC):
                 self._ring,
                 self.num_workers,
                 self._quarantine,
-                most=self._most,
+                max_ahead=self._max_ahead,
                 on_death=self._on_worker_death,
             )
             try:
                 supervisor.start()
             except BaseException:
-                self._pin.unpin()
+                self._pinning.unpin()
                 raise
             self._supervisor = supervisor
         return self._supervisor
 
-    def _current(self, iteration: int) -> Supervisor:
+    def _check_current(self, iteration: int) -> Supervisor:
         if self._closed or self._supervisor is None:
             raise ClosedError("the loader was closed during this iteration")
         if iteration != self._iteration:
-            raise ClosedError("another iteration of this loader was begun; only one can be under way")
-        if not self._counts:
+            raise ClosedError("another iteration of this loader was started; only one can be in progress")
+        if not self._requested:
             with self._supervisor.lock:
-                self._asked(self._supervisor)
-            self._counts = True
+                self._on_first_request(self._supervisor)
+            self._requested = True
         return self._supervisor
 
-    def _take(self, iteration: int) -> Any:
-        """Return the next item of an iteration, waiting for it, or _END."""
-        supervisor = self._current(iteration)
-        while (batch := self._pop(supervisor)) is _NOT_READY:
+    def _next_item(self, iteration: int) -> Any:
+        """Wait for the next item of an iteration and return it, or _END."""
+        supervisor = self._check_current(iteration)
+        while (batch := self._pop_batch(supervisor)) is _NOT_READY:
             supervisor.wait(self._timeout)
-            self._current(iteration)
+            self._check_current(iteration)
         if batch is None:
-            self._delivered(None)
+            self._on_delivery(None)
             return _END
-        taken = self._behind.popleft()
-        item = self._collated(batch)
-        self._delivered(taken)
+        consumed = self._undelivered.popleft()
+        item = self._collate_batch(batch)
+        self._on_delivery(consumed)
         return item
 
-    def _pop(self, supervisor: Supervisor) -> Any:
+    def _pop_batch(self, supervisor: Supervisor) -> Any:
         """Return the next batch, None at the end of the epoch, or _NOT_READY."""
         with supervisor.lock:
             if self._feed is not None:
@@ -198,11 +202,11 @@ class Loader(abc.ABC):
             if not supervisor.ready:
                 return _NOT_READY
             grant = supervisor.pop()
-            return None if grant is None else self._batch(grant)
+            return None if grant is None else self._take_batch(grant)
 
-    async def _wait(self, iteration: int) -> None:
-        """Wait, without blocking the event loop, until the next item can be had at once."""
-        supervisor = self._current(iteration)
+    async def _wait_until_ready(self, iteration: int) -> None:
+        """Wait, without blocking the event loop, until the next item is available without waiting."""
+        supervisor = self._check_current(iteration)
         wait = supervisor.start_wait(self._timeout)
         try:
             while True:
@@ -212,108 +216,108 @@ class Loader(abc.ABC):
                     wait.check()
                 with anyio.move_on_after(wait.remaining()):
                     await anyio.wait_readable(supervisor.fileno())
-                self._current(iteration)
+                self._check_current(iteration)
         finally:
             supervisor.record_wait(wait)
 
-    def _batch(self, grant: Grant) -> SlotBatch:
-        """Wrap a whole slot: as a view, or as a copy if the user holds so many that the workers would starve."""
+    def _take_batch(self, grant: Grant) -> SlotBatch:
+        """Return a batch over a complete slot, or over a copy of it if the user holds too many batches."""
         supervisor, ring = self._supervisor, self._ring
         assert supervisor is not None
         assert ring is not None
         memory: Any = ring.lease(grant.slot)
-        if supervisor.leased > self._spare:
+        if supervisor.leased_slots > self._spare:
             memory = copy_memory(memory)
-            supervisor.reclaim()
-            self._copied += 1
-        self._batches += 1
-        self._behind.append(supervisor.last)
-        return self._wrap(grant, memory)
+            supervisor.reclaim_slots()
+            self._copied_count += 1
+        self._batch_count += 1
+        self._undelivered.append(supervisor.last_consumed)
+        return self._make_batch(grant, memory)
 
-    # --- life -----------------------------------------------------------------------------------------------
+    # --- lifecycle -----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the workers. Batches that are still held stay valid. Safe to call again."""
+        """Stop the workers. Batches that are still held stay valid. May be called repeatedly."""
         self._closed = True
         if self._feed is not None:
             self._feed.close()
-        self._pin.unpin()
+        self._pinning.unpin()
         if self._supervisor is not None:
             self._supervisor.close()
 
     def __enter__(self) -> Self:
-        """Use as a context manager: closed at its end."""
+        """Return the loader itself, which the context manager closes at its end."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the loader."""
         self.close()
 
     def stats(self) -> LoaderStats:
-        """Say what was delivered, how long the consumer waited and for which lane, and where each lane stands."""
+        """Return statistics: delivered batches, waiting times, and the state of each lane."""
         supervisor, ring = self._supervisor, self._ring
-        seconds = time.perf_counter() - self._started if self._started else 0.0
-        steps = self._batches * self._slot_layout.lanes * (self._slot_layout.window or 1)
+        seconds = time.perf_counter() - self._start_time if self._start_time else 0.0
+        steps = self._batch_count * self._slot_layout.lanes * (self._slot_layout.window or 1)
         waited = supervisor.wait_seconds if supervisor else 0.0
         lanes: tuple[LaneStats, ...] = ()
         if supervisor is not None and ring is not None:
-            ahead = supervisor.rows_ahead
+            ahead = supervisor.batches_ahead
             lanes = tuple(
                 LaneStats(
                     self._first_lane + lane,
-                    self._script.streams[row[Status.STREAM]].key if row[Status.STAGE] != Status.IDLE else None,
+                    self._workload.streams[row[Status.STREAM]].key if row[Status.STAGE] != Status.IDLE else None,
                     row[Status.STEP],
                     Status.STAGES[row[Status.STAGE]],
                     ahead[lane],
-                    supervisor.waited_for.get(lane, 0.0),
+                    supervisor.wait_seconds_by_row.get(lane, 0.0),
                 )
                 for lane, row in enumerate(ring.status.tolist())
             )
         return LoaderStats(
-            batches=self._batches,
+            batches=self._batch_count,
             steps=steps,
-            bytes=self._batches * self._slot_layout.data_bytes,
+            bytes=self._batch_count * self._slot_layout.data_bytes,
             seconds=seconds,
             steps_per_second=steps / seconds if seconds else 0.0,
             wait_seconds=waited,
             wait_share=waited / seconds if seconds else 0.0,
-            ring_bytes=Ring.size(self._slot_layout, self._slots),
-            slots=self._slots,
-            leased=supervisor.leased if supervisor else 0,
-            copied=self._copied,
-            restarts=supervisor.casualties.restarts if supervisor else 0,
+            ring_bytes=Ring.size(self._slot_layout, self._slot_count),
+            slots=self._slot_count,
+            leased=supervisor.leased_slots if supervisor else 0,
+            copied=self._copied_count,
+            restarts=supervisor.failures.restarts if supervisor else 0,
             lanes=lanes,
         )
 
 
 class _Iteration:
-    """One pass through an epoch: `take` returns its next item or _END, `wait` awaits until that needs no waiting."""
+    """One iteration: `next_item` returns its next item or _END, `wait` waits until the next item is available."""
 
-    def __init__(self, take: Callable[[], Any], wait: Callable[[], Awaitable[None]]) -> None:
-        self._take, self._wait = take, wait
-        self._over = False
+    def __init__(self, next_item: Callable[[], Any], wait: Callable[[], Awaitable[None]]) -> None:
+        self._next_item, self._wait_until_ready = next_item, wait
+        self._finished = False
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        if self._over:
+        if self._finished:
             raise StopIteration
-        self._over = True  # unless a batch comes
-        item = self._take()
+        self._finished = True  # unless an item follows
+        item = self._next_item()
         if item is _END:
             raise StopIteration
-        self._over = False
+        self._finished = False
         return item
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        if not self._over:
-            await self._wait()
+        if not self._finished:
+            await self._wait_until_ready()
         try:
             return self.__next__()
         except StopIteration:
@@ -321,19 +325,19 @@ class _Iteration:
 
 
 def check_arguments(*, num_workers: int, timeout: float | None) -> None:
-    """Refuse what no loader can work with.
+    """Validate the arguments that all loaders have.
 
     Raises:
-        ConfigError: it says which argument, and what it may be.
+        ConfigError: If an argument is out of range.
     """
     if num_workers < 0:
-        raise ConfigError(f"num_workers is 0 or more, got {num_workers}")
+        raise ConfigError(f"num_workers must be 0 or more, got {num_workers}")
     if timeout is not None and timeout < 0:
-        raise ConfigError(f"timeout is in seconds, 0 or None for no limit, got {timeout}")
+        raise ConfigError(f"timeout must be a number of seconds, or 0 or None for no limit, got {timeout}")
 
 
-def share(lanes: int, workers: int) -> list[range]:
-    """Deal rows to workers as evenly as can be, in order; workers beyond the lanes are not started."""
+def split_lanes(lanes: int, workers: int) -> list[range]:
+    """Split the rows evenly and in order over the workers. There are never more workers than lanes."""
     workers = min(workers, lanes)
     bounds = [lanes * number // workers for number in range(workers + 1)]
     return [range(*pair) for pair in itertools.pairwise(bounds)]

@@ -1,4 +1,4 @@
-"""What an iteration yields: arrays (B, T, ...) that alias a slot of the ring, made when they are asked for."""
+"""Batches: arrays (B, T, ...) that alias a slot of the ring and are created on access."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
 from streamloader.errors import ConfigError
 
@@ -26,11 +27,14 @@ _MARKS = ("reset", "valid", "repeat", "step", "time", "stream")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchArray:
-    """Where an array of a batch lies in its memory, and how its axes are turned.
+    """Location of one array in the memory of a batch, and the order of its axes.
 
     Attributes:
-        offset: bytes; count: elements; shape: as stored, (B, T, ...).
-        order: axes as the layout has them, or None for as stored.
+        offset: Offset of the array in bytes.
+        count: Number of elements.
+        shape: Shape as stored, (B, T, ...).
+        dtype: Data type of the elements.
+        order: Permutation of the stored axes that gives the layout, or None if the layout is as stored.
     """
 
     offset: int
@@ -44,8 +48,11 @@ class BatchSpec:
     """The arrays of every batch of a loader.
 
     Args:
-        slots: how a slot is laid out.
-        layout: axis letters such as ``"BTCHW"``, or None for as stored.
+        slots: Layout of a slot.
+        layout: Axis letters such as ``"BTCHW"``, or None for the axes as stored.
+
+    Raises:
+        ConfigError: If the layout is invalid, or matches no field.
     """
 
     def __init__(self, slots: SlotLayout, layout: str | None) -> None:
@@ -56,28 +63,30 @@ class BatchSpec:
         matched = False
         for name in (*self.fields, *(_MARKS if slots.window is not None else ())):
             array = slots.arrays[name]
-            order, image = _order(layout, array.axes, len(array.shape))
+            order, image = _axis_order(layout, array.axes, len(array.shape))
             matched = matched or image
             count = int(np.prod(array.shape, dtype=np.int64))
             self.arrays[name] = BatchArray(array.offset, count, array.shape, array.dtype, order)
         axes = {name: field.axes for name, field in slots.fields.items() if field.axes}
         if layout not in (None, _DEFAULT_LAYOUT) and axes and not matched:
-            raise ConfigError(f"layout={layout!r} fits no field: their axes, with B and T before them, are {axes}")
+            raise ConfigError(
+                f"layout={layout!r} matches no field; the axes of the fields, without B and T, are {axes}"
+            )
 
     def torch_dtype(self, name: str) -> torch.dtype:
-        """Torch's name for the dtype of an array."""
-        known = self.torch_dtypes.get(name)
-        if known is None:
+        """Return the torch dtype of an array."""
+        dtype = self.torch_dtypes.get(name)
+        if dtype is None:
             import torch
 
-            known = self.torch_dtypes[name] = torch.from_numpy(np.empty(0, self.arrays[name].dtype)).dtype
-        return known
+            dtype = self.torch_dtypes[name] = torch.from_numpy(np.empty(0, self.arrays[name].dtype)).dtype
+        return dtype
 
 
 _DEFAULT_LAYOUT = "BTCHW"
 
 
-def _order(layout: str | None, axes: str | None, ndim: int) -> tuple[tuple[int, ...] | None, bool]:
+def _axis_order(layout: str | None, axes: str | None, ndim: int) -> tuple[tuple[int, ...] | None, bool]:
     """Return the permutation of the stored axes, and whether the layout names exactly these axes."""
     if layout is None:
         return None, False
@@ -93,27 +102,27 @@ def _order(layout: str | None, axes: str | None, ndim: int) -> tuple[tuple[int, 
 
 
 class SlotBatch(abc.ABC):
-    """The arrays of one slot as tensors, made when they are asked for; what kinds of batches have in common."""
+    """Base of the batches: the arrays of one slot as tensors, created on access."""
 
-    __slots__ = ("__weakref__", "_made", "_memory", "_spec")
+    __slots__ = ("__weakref__", "_memory", "_spec", "_tensors")
 
     def __init__(self, spec: BatchSpec, memory: Any) -> None:
         self._spec = spec
         self._memory = memory  # the slot's bytes: a buffer, or a uint8 tensor
-        self._made: dict[str, torch.Tensor] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
 
     @abc.abstractmethod
-    def _over(self, memory: Any) -> Self:
+    def _with_memory(self, memory: Any) -> Self:
         """Return the same batch over other memory."""
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the tensor of an array."""
-        made = self._made.get(name)
-        if made is None:
-            made = self._made[name] = self._tensor(name)
-        return made
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            tensor = self._tensors[name] = self._make_tensor(name)
+        return tensor
 
-    def _tensor(self, name: str) -> torch.Tensor:
+    def _make_tensor(self, name: str) -> torch.Tensor:
         import torch
 
         array = self._spec.arrays.get(name)
@@ -132,27 +141,27 @@ class SlotBatch(abc.ABC):
 
     @property
     def data(self) -> torch.Tensor:
-        """The field called "data"."""
+        """The field named "data"."""
         return self["data"]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of arrays."""
+        """Iterate over the names of the arrays."""
         return iter(self._spec.arrays)
 
     def keys(self) -> tuple[str, ...]:
-        """Names of arrays."""
+        """Return the names of the arrays."""
         return tuple(self._spec.arrays)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is such an array."""
+        """Whether the batch has an array of this name."""
         return name in self._spec.arrays
 
     def __len__(self) -> int:
-        """Lanes in the batch."""
+        """Number of lanes."""
         return self._spec.rows
 
     def numpy(self) -> dict[str, Array]:
-        """Return NumPy arrays of all arrays, in the same layout and without a copy (of CPU tensors)."""
+        """Return all arrays as NumPy arrays in the same layout, without a copy. The batch must be on the CPU."""
         memory = self._memory
         if hasattr(memory, "numpy"):
             memory = memory.numpy()
@@ -163,13 +172,13 @@ class SlotBatch(abc.ABC):
         return arrays
 
     def clone(self) -> Self:
-        """Return a copy with memory of its own."""
+        """Return a copy that owns its memory."""
         memory = self._memory
-        copied = memory.clone() if hasattr(memory, "clone") else copy_memory(memory)
-        return self._over(copied)
+        copy = memory.clone() if hasattr(memory, "clone") else copy_memory(memory)
+        return self._with_memory(copy)
 
     def to(self, device: Any, *, non_blocking: bool = False) -> Self:
-        """Return the batch on `device`: itself if it is there already, else moved whole, in one copy."""
+        """Return the batch on `device`: the batch itself if it is there already, or a single copy of all its memory."""
         import torch
 
         target, memory = torch.device(device), self._memory
@@ -178,41 +187,42 @@ class SlotBatch(abc.ABC):
                 return self
             memory = torch.frombuffer(memory, dtype=torch.uint8)
         moved = memory.to(target, non_blocking=non_blocking)
-        return self if moved is memory else self._over(moved)
+        return self if moved is memory else self._with_memory(moved)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Tell the CUDA allocator that `stream` uses this batch too (as ``Tensor.record_stream``)."""
+        """Mark the batch as used by `stream` for the CUDA allocator, as ``Tensor.record_stream`` does."""
         if hasattr(self._memory, "record_stream"):
             self._memory.record_stream(stream)
 
-    def _shapes(self) -> str:
-        """Describe the fields, for ``repr``."""
+    def _describe_fields(self) -> str:
+        """Return the dtypes and shapes of the fields, for ``repr``."""
         arrays = self._spec.arrays
-        return ", ".join(f"{name}={arrays[name].dtype}{_shape(arrays[name])}" for name in self._spec.fields)
+        return ", ".join(f"{name}={arrays[name].dtype}{_shape_in_layout(arrays[name])}" for name in self._spec.fields)
 
 
-def _shape(array: BatchArray) -> tuple[int, ...]:
+def _shape_in_layout(array: BatchArray) -> tuple[int, ...]:
     return array.shape if array.order is None else tuple(array.shape[axis] for axis in array.order)
 
 
 class Batch(SlotBatch):
-    """One batch: `batch_size` lanes by `window` steps, of every field, with marks that say what each step is.
+    """One batch: `batch_size` lanes by `window` steps of every field, with masks that describe each step.
 
-    ``batch["name"]`` is the tensor of a field or mark; ``batch.data`` is ``batch["data"]``. In the order (B, T, ...):
+    ``batch["name"]`` is the tensor of a field or mask, and ``batch.data`` is ``batch["data"]``. All have the axes
+    (B, T, ...) by default:
 
-    - fields: the dtype and shape that the data set declares, turned as the loader's ``layout`` says;
-    - ``reset``: bool, True exactly on the first step of a stream: clear the hidden state there;
+    - fields: dtype and shape as the data set declares them, with axes permuted by the loader's ``layout``;
+    - ``reset``: bool, True exactly on the first step of a stream, where the hidden state must be cleared;
     - ``valid``: bool, False on padding;
     - ``repeat``: bool, True where a finished lane has started over (``tail="cycle"``);
     - ``step``: int64, position in the stream (-1 on padding);
     - ``time``: float64, seconds since the stream's first step (-1.0 on padding);
     - ``stream``: int64, ordinal of the stream in ``loader.streams`` (-1 on padding).
 
-    Tensors alias the loader's memory, without a copy, and stay as they are for as long as they are held.
+    Tensors alias the loader's memory without a copy. They do not change while they are held.
 
     Attributes:
-        epoch: the epoch it belongs to.
-        index: its number in the epoch.
+        epoch: Epoch of the batch.
+        index: Number of the batch within its epoch.
     """
 
     __slots__ = ("epoch", "index")
@@ -222,7 +232,8 @@ class Batch(SlotBatch):
         self.epoch = epoch
         self.index = index
 
-    def _over(self, memory: Any) -> Self:
+    @override
+    def _with_memory(self, memory: Any) -> Self:
         return type(self)(self._spec, memory, self.epoch, self.index)
 
     @property
@@ -257,14 +268,14 @@ class Batch(SlotBatch):
 
     @property
     def keep(self) -> torch.Tensor:
-        """Float32 (B, T): 0.0 on the first step of a stream, else 1.0, for ``h = h * keep[:, t, None]``."""
+        """Float32 (B, T): 0.0 on the first step of a stream and 1.0 elsewhere, for ``h = h * keep[:, t, None]``."""
         return (~self["reset"]).float()
 
     def __repr__(self) -> str:
-        """Name the fields and their shapes."""
-        return f"Batch(epoch={self.epoch}, index={self.index}, {self._shapes()})"
+        """Return the epoch, the index, and the shapes of the fields."""
+        return f"Batch(epoch={self.epoch}, index={self.index}, {self._describe_fields()})"
 
 
 def copy_memory(memory: Any) -> Array:
-    """Copy the bytes of a slot into memory of their own."""
+    """Copy the bytes of a slot into a new array."""
     return np.frombuffer(memory, np.uint8).copy()

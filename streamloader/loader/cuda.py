@@ -1,4 +1,4 @@
-"""Page-locking the ring, and copying batches to a CUDA device ahead of the step."""
+"""Page-lock the ring, and copy batches to a CUDA device ahead of the training step."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class Pinning:
     """Page-locks the whole ring with ``cudaHostRegister``, so that copies to the device start from the slots.
 
     Args:
-        wanted: whether it was asked for. Where there is no CUDA device it warns and does nothing, as DataLoader does.
+        enabled: Whether to page-lock the ring. Without a CUDA device, this only warns, as in DataLoader.
     """
 
-    def __init__(self, *, wanted: bool) -> None:
-        self._wanted = wanted
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
         self._address: int | None = None
-        if wanted:
+        if enabled:
             import torch
 
             if not torch.cuda.is_available():
                 warnings.warn(
-                    "pin_memory=True, but no CUDA device is found: the ring is not page-locked",
+                    "pin_memory=True, but no CUDA device was found: the ring is not page-locked",
                     UserWarning,
-                    stacklevel=_users_frame(),
+                    stacklevel=_user_stacklevel(),
                 )
-                self._wanted = False
+                self._enabled = False
 
     def pin(self, ring: Ring) -> None:
         """Page-lock the ring."""
-        if not self._wanted:
+        if not self._enabled:
             return
         import torch
 
@@ -53,15 +53,15 @@ class Pinning:
         code = int(torch.cuda.cudart().cudaHostRegister(address, size, 0))
         if code:
             warnings.warn(
-                f"CUDA refuses to page-lock the ring of {size} bytes (error {code}); copies will be slower",
+                f"CUDA could not page-lock the ring of {size} bytes (error {code}); copies will be slower",
                 UserWarning,
-                stacklevel=_users_frame(),
+                stacklevel=_user_stacklevel(),
             )
         else:
             self._address = address
 
     def unpin(self) -> None:
-        """Make it ordinary memory again; what is held of it stays valid."""
+        """Undo the page-lock. Batches that are still held stay valid."""
         if self._address is not None:
             import torch
 
@@ -69,19 +69,19 @@ class Pinning:
             self._address = None
 
 
-def _users_frame() -> int:
-    """Return the ``stacklevel`` of a warning that is to point at the first caller outside this package."""
+def _user_stacklevel() -> int:
+    """Return the ``stacklevel`` for a warning that points at the first caller outside this package."""
     frame, level = sys._getframe(1), 1  # noqa: SLF001 - as warnings.warn itself does
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("streamloader."):
         frame, level = frame.f_back, level + 1
     return level
 
 
-def make_feed(device: Any, wrap: Callable[[Grant], SlotBatch]) -> CudaFeed | None:
-    """Return the feed for a CUDA `device`; None for the CPU.
+def make_feed(device: Any, make_batch: Callable[[Grant], SlotBatch]) -> CudaFeed | None:
+    """Return the feed for a CUDA `device`, or None for the CPU.
 
     Raises:
-        ConfigError: the device is not there, or is of another kind.
+        ConfigError: If the device is not available, or is neither a CPU nor a CUDA device.
     """
     if device is None:
         return None
@@ -92,37 +92,37 @@ def make_feed(device: Any, wrap: Callable[[Grant], SlotBatch]) -> CudaFeed | Non
         return None
     if target.type != "cuda":
         raise ConfigError(
-            f"device= takes a CPU or CUDA device, got {device!r}; use batch.to({str(device)!r}) in the loop"
+            f"device must be a CPU or CUDA device, got {device!r}; call batch.to({str(device)!r}) in the loop"
         )
     if not torch.cuda.is_available():
         raise ConfigError(f"device={device!r}, but torch {torch.__version__} finds no CUDA device")
-    return CudaFeed(target, wrap)
+    return CudaFeed(target, make_batch)
 
 
 class CudaFeed:
-    """Copies the next batch on a side stream while the step works on this one.
+    """Copies the next batch on a side stream during the training step on the current batch.
 
-    Each batch is one copy of one whole slot. Its lease is kept until the copy's event has passed, so no worker
-    writes into a slot that is still being read.
+    Each batch is one copy of one whole slot. The slot stays leased until the copy's event has completed, so no worker
+    overwrites a slot that is being copied.
     """
 
-    def __init__(self, device: torch.device, wrap: Callable[[Grant], SlotBatch]) -> None:
+    def __init__(self, device: torch.device, make_batch: Callable[[Grant], SlotBatch]) -> None:
         import torch
 
-        self._device, self._wrap = device, wrap
+        self._device, self._make_batch = device, make_batch
         self._stream = torch.cuda.Stream(device)
         self._next: tuple[SlotBatch, torch.cuda.Event] | None = None
         self._copying: deque[tuple[torch.cuda.Event, SlotBatch]] = deque()
 
     @property
     def has_next(self) -> bool:
-        """Whether the next batch is on its way, so that :meth:`next` needs nothing of the supervisor."""
+        """Whether the next batch is already being copied, so that :meth:`next` does not need the supervisor."""
         return self._next is not None
 
     def next(self, supervisor: Supervisor) -> SlotBatch | None:
-        """Return the next batch on the device, and start the copy of the one after it if that is ready.
+        """Return the next batch on the device, and start the copy of the batch after it if that is ready.
 
-        The supervisor is locked, and ready unless :attr:`has_next`.
+        The caller holds the supervisor's lock. The supervisor must be ready, unless :attr:`has_next` is True.
         """
         import torch
 
@@ -130,7 +130,7 @@ class CudaFeed:
             grant = supervisor.pop()
             if grant is None:
                 return None
-            self._next = self._start(grant)
+            self._next = self._start_copy(grant)
         batch, event = self._next
         current = torch.cuda.current_stream(self._device)
         current.wait_event(event)
@@ -138,16 +138,16 @@ class CudaFeed:
         while self._copying and self._copying[0][0].query():
             self._copying.popleft()
         following = None
-        with contextlib.suppress(StreamloaderError):  # it is raised again when it is this batch's turn
+        with contextlib.suppress(StreamloaderError):  # raised again when that batch is requested
             supervisor.poll()
             following = supervisor.pop() if supervisor.ready else None
-        self._next = None if following is None else self._start(following)
+        self._next = None if following is None else self._start_copy(following)
         return batch
 
-    def _start(self, grant: Grant) -> tuple[SlotBatch, torch.cuda.Event]:
+    def _start_copy(self, grant: Grant) -> tuple[SlotBatch, torch.cuda.Event]:
         import torch
 
-        source = self._wrap(grant)
+        source = self._make_batch(grant)
         with torch.cuda.stream(self._stream):
             moved = source.to(self._device, non_blocking=True)
             event = torch.cuda.Event()
@@ -155,12 +155,12 @@ class CudaFeed:
         self._copying.append((event, source))
         return moved, event
 
-    def restart(self) -> None:
-        """Forget the batch that was copied ahead."""
+    def discard_next(self) -> None:
+        """Discard the batch that was copied ahead."""
         self._next = None
 
     def close(self) -> None:
-        """Wait for the copies under way and let their slots go."""
+        """Wait for the running copies, and release their slots."""
         self._stream.synchronize()
         self._next = None
         self._copying.clear()

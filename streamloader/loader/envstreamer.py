@@ -1,4 +1,4 @@
-"""The iterator over batches that vectorised producers fill: simulators, renderers, samplers."""
+"""Loader of batches that vectorized producers fill: simulators, renderers, samplers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
 from streamloader.engine.ring import SlotLayout
-from streamloader.engine.vector_env import EnvScript
-from streamloader.engine.workload import Place, Taken
+from streamloader.engine.vector_env import EnvWorkload
+from streamloader.engine.workload import ConsumedBatch, EpochPosition
 from streamloader.errors import ConfigError
-from streamloader.loader.base import SPARE, Loader, check_arguments, share
+from streamloader.loader.base import SPARE_SLOTS, Loader, check_arguments, split_lanes
 from streamloader.loader.batch import BatchSpec, SlotBatch
-from streamloader.loader.distributed import rank_and_world
+from streamloader.loader.distributed import resolve_rank
 from streamloader.values import Field
 
 if TYPE_CHECKING:
@@ -27,19 +28,19 @@ if TYPE_CHECKING:
 __all__ = ["Dims", "EnvBatch", "EnvStreamer"]
 
 Dims = Field | int | tuple[Any, ...]  # a Field, dims, or (dims, dtype)
-_DTYPE = "float32"
+_DEFAULT_DTYPE = "float32"
 
 
 class EnvBatch(SlotBatch):
-    """One batch of what envs made: each array (B, *dims), rows in the order of the lanes.
+    """One batch of env output: arrays (B, *dims), with rows in the order of the lanes.
 
-    ``batch["name"]`` is the tensor of an array; ``batch.data`` is ``batch["data"]``. Tensors alias the loader's memory,
-    without a copy, and stay as they are for as long as they are held.
+    ``batch["name"]`` is the tensor of an array, and ``batch.data`` is ``batch["data"]``. Tensors alias the loader's
+    memory without a copy. They do not change while they are held.
 
     Attributes:
-        infos: what the env of each worker returned for this batch, in the order of the lanes; None where it returned
+        infos: Return value of each worker's env for this batch, in the order of the lanes. None where an env returned
             nothing.
-        index: its number since the loader began.
+        index: Number of the batch since the loader's first iteration.
     """
 
     __slots__ = ("index", "infos")
@@ -48,47 +49,51 @@ class EnvBatch(SlotBatch):
         super().__init__(spec, memory)
         self.index, self.infos = index, infos
 
-    def _over(self, memory: Any) -> Self:
+    @override
+    def _with_memory(self, memory: Any) -> Self:
         return type(self)(self._spec, memory, self.index, self.infos)
 
     def __repr__(self) -> str:
-        """Name the arrays and their shapes."""
-        return f"EnvBatch(index={self.index}, {self._shapes()})"
+        """Return the index, and the shapes of the arrays."""
+        return f"EnvBatch(index={self.index}, {self._describe_fields()})"
 
 
 class EnvStreamer(Loader):
-    """Streams what vectorised producers ("envs") make; built by :meth:`MultiStreamer.from_env`.
+    """Streams the output of vectorized producers ("envs"). Created by :meth:`MultiStreamer.from_env`.
 
-    Each worker makes one env, and calls it once for each batch as ``env(arrays) -> infos``. `arrays` maps each name to
-    an array (n, *dims), one row for each lane that the worker hosts. They are views into the batch, to be filled in
-    place, all of them, each time: they hold whatever was there before, and are the env's only until it returns. `infos`
-    is None or plain values (numbers, text, lists and dicts of these; NumPy's numbers and arrays become Python's).
+    Each worker creates one env, and calls it once for each batch as ``env(arrays) -> infos``. `arrays` maps each name
+    to an array (n, *dims) with one row for each lane of the worker. The arrays are views into the batch. They contain
+    old data, so the env must fill all of them completely on each call. It must not use them after it returns. `infos`
+    is None or plain values: numbers, strings, lists and dicts of these. NumPy scalars and arrays become Python values.
 
-    The iteration is endless and has no ``len()``. It ends when an env raises ``StopIteration`` - with the last batch
-    that every worker has filled - or with an error. After ``break`` the next iteration goes on with the next
-    batch: nothing that was made is thrown away. After an error of an env, every further iteration raises that error.
+    The iteration is endless and has no ``len()``. It ends when an env raises ``StopIteration``, after the last batch
+    that all workers have filled, or when an env fails. After ``break``, the next iteration continues with the next
+    batch, and no batch is lost. After an env has failed, every further iteration raises its error.
 
     Args:
-        make_env: called once in each worker: ``make_env(lanes, rng)`` with the global numbers of its lanes (a range)
-            and a NumPy generator keyed on `seed` and the first lane; ``make_env(lanes)`` and ``make_env()`` work too.
-            An env that has a method ``close()`` is closed at the end. All three run in one thread of the worker.
-        array_dims: dims of a row of each array, by name: a tuple of sizes (float32), ``(dims, dtype)`` or a
-            :class:`Field`. They include time if the env makes windows. Without a name it is called ``"data"``.
-        batchsize: lanes B, the rows of a batch; `num_workers` share them.
-        max_q_size: batches made ahead of the one that was handed out last: never more. One more is held where
-            `device` is a GPU: the one that is being copied to it.
-        num_workers: processes that have an env each; 0 has one in a thread of this process.
-        collate_fn: called in this process as ``collate_fn(arrays, infos)`` with a dict of tensors (B, *dims) and the
-            list of what each worker's env returned; the iteration yields what it returns, or without it an
+        make_env: Function that each worker calls once, as ``make_env(lanes, rng)`` with the global numbers of its lanes
+            (a range) and a NumPy generator keyed on `seed` and the first lane. ``make_env(lanes)`` and ``make_env()``
+            are supported too. If the env has a method ``close()``, it is called at the end. All three run in the same
+            thread of the worker.
+        array_dims: Shape of one row of each array, by name: a tuple of sizes (float32), ``(dims, dtype)`` or a
+            :class:`Field`. The shape includes time if the env produces windows. A single array is named ``"data"``.
+        batchsize: Number of lanes B, the rows of a batch, which are split over the workers.
+        max_q_size: Maximum number of batches prepared ahead of the last one that was yielded. On a GPU `device`, one
+            more batch is held while it is copied.
+        num_workers: Number of worker processes with one env each. 0 runs one env in a thread of this process.
+        collate_fn: Function called in this process as ``collate_fn(arrays, infos)``, with a dict of tensors (B, *dims)
+            and the list of the envs' return values. The iteration yields its return value. Defaults to an
             :class:`EnvBatch`.
-        seed: of the envs' generators.
-        pin_memory, device: as for :class:`MultiStreamer`.
-        timeout: seconds to wait for one batch before :class:`LoaderTimeout`; 0 or None: no limit.
-        rank, world_size: host the lanes ``[rank * B, (rank + 1) * B)`` of ``world_size * B``; default 0 of 1.
+        seed: Seed of the envs' generators.
+        pin_memory: Whether to page-lock the ring, see :class:`MultiStreamer`.
+        device: Device of the batches, see :class:`MultiStreamer`.
+        timeout: Maximum seconds to wait for a batch before :class:`LoaderTimeout`. 0 or None disables the limit.
+        rank: Rank of this process, which hosts the lanes ``[rank * B, (rank + 1) * B)``. Detected by default.
+        world_size: Number of ranks. Detected by default.
 
     Raises:
-        ConfigError: arguments that cannot work.
-        RingTooLarge: the ring does not fit into free memory.
+        ConfigError: If an argument is invalid.
+        RingTooLarge: If the ring does not fit into free memory.
     """
 
     def __init__(
@@ -107,25 +112,25 @@ class EnvStreamer(Loader):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        rank, world_size = rank_and_world(rank, world_size)
+        rank, world_size = resolve_rank(rank, world_size)
         check_arguments(num_workers=num_workers, timeout=timeout)
         if batchsize < 1:
-            raise ConfigError(f"batchsize is 1 or more, got {batchsize}")
+            raise ConfigError(f"batchsize must be 1 or more, got {batchsize}")
         if max_q_size < 1:
-            raise ConfigError(f"max_q_size is 1 or more, got {max_q_size}")
+            raise ConfigError(f"max_q_size must be 1 or more, got {max_q_size}")
         self.batch_size = batchsize
-        self._collate = collate_fn
-        self._begun = False
-        hosted = share(batchsize, max(1, num_workers))
-        slots = SlotLayout(_fields(array_dims), batchsize, None)
+        self._collate_fn = collate_fn
+        self._prepared = False
+        hosted = split_lanes(batchsize, max(1, num_workers))
+        slots = SlotLayout(_as_fields(array_dims), batchsize, None)
         super().__init__(
-            EnvScript.of(make_env, hosted, rank * batchsize, batchsize * world_size, seed),
+            EnvWorkload.create(make_env, hosted, rank * batchsize, batchsize * world_size, seed),
             slots,
             BatchSpec(slots, None),
             hosted=hosted,
             num_workers=num_workers,
             ahead=max_q_size,
-            spare=SPARE,
+            spare=SPARE_SLOTS,
             exact=True,
             first_lane=rank * batchsize,
             pin_memory=pin_memory,
@@ -133,48 +138,53 @@ class EnvStreamer(Loader):
             timeout=timeout,
         )
 
-    def _begin_play(self, supervisor: Supervisor) -> None:
-        if not self._begun:
-            supervisor.begin(Place(0, 0))
-            self._begun = True
+    @override
+    def _prepare_iteration(self, supervisor: Supervisor) -> None:
+        if not self._prepared:
+            supervisor.start_at(EpochPosition(0, 0))
+            self._prepared = True
 
-    def _asked(self, supervisor: Supervisor) -> None:
-        """Do nothing: there is one play, and it goes on."""
+    @override
+    def _on_first_request(self, supervisor: Supervisor) -> None:
+        pass  # there is only one epoch, which continues
 
-    def _delivered(self, taken: Taken | None) -> None:
-        """Remember nothing: an env cannot be resumed."""
+    @override
+    def _on_delivery(self, consumed: ConsumedBatch | None) -> None:
+        pass  # an env cannot be resumed
 
-    def _wrap(self, grant: Grant, memory: Any) -> EnvBatch:
+    @override
+    def _make_batch(self, grant: Grant, memory: Any) -> EnvBatch:
         supervisor = self._supervisor
         assert supervisor is not None
         return EnvBatch(self._spec, memory, grant.batch, supervisor.take_infos(grant))
 
-    def _collated(self, batch: Any) -> Any:
-        if self._collate is None:
+    @override
+    def _collate_batch(self, batch: Any) -> Any:
+        if self._collate_fn is None:
             return batch
-        return self._collate({name: batch[name] for name in batch}, batch.infos)
+        return self._collate_fn({name: batch[name] for name in batch}, batch.infos)
 
     def __repr__(self) -> str:
-        """Name what is streamed, and how."""
+        """Return the arrays and the settings."""
         names = ", ".join(f"{name}: {field.dtype}{field.shape}" for name, field in self._slot_layout.fields.items())
         return f"EnvStreamer({{{names}}}, batchsize={self.batch_size}, num_workers={self.num_workers})"
 
 
-def _fields(array_dims: Mapping[str, Dims] | Dims) -> dict[str, Field]:
+def _as_fields(array_dims: Mapping[str, Dims] | Dims) -> dict[str, Field]:
     if not isinstance(array_dims, Mapping):
-        return {"data": _field("data", array_dims)}
+        return {"data": _as_field("data", array_dims)}
     if not array_dims:
-        raise ConfigError("array_dims names no array")
+        raise ConfigError("array_dims must name at least one array")
     if not all(isinstance(name, str) for name in array_dims):
-        raise ConfigError(f"array_dims maps names to dims, got the keys {list(array_dims)}")
-    return {name: _field(name, dims) for name, dims in array_dims.items()}
+        raise ConfigError(f"the keys of array_dims must be strings, got {list(array_dims)}")
+    return {name: _as_field(name, dims) for name, dims in array_dims.items()}
 
 
-def _field(name: str, dims: Any) -> Field:
-    """Read a Field, dims, or (dims, dtype)."""
+def _as_field(name: str, dims: Any) -> Field:
+    """Return the field described by a Field, dims, or (dims, dtype)."""
     if isinstance(dims, Field):
         return dims
-    shape, dtype = dims, _DTYPE
+    shape, dtype = dims, _DEFAULT_DTYPE
     if isinstance(dims, (tuple, list)) and len(dims) == 2 and not isinstance(dims[1], (int, np.integer)):  # noqa: PLR2004
         shape, dtype = dims
     sizes = (shape,) if isinstance(shape, (int, np.integer)) else shape

@@ -1,4 +1,4 @@
-"""The iterator of temporally coherent batches."""
+"""Loader of temporally coherent batches."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import anyio.from_thread
+from typing_extensions import override
 
-from streamloader.engine.lane import StreamScript
+from streamloader.engine.lane import StreamWorkload
 from streamloader.engine.plan import Switch, Tail, make_plan
 from streamloader.engine.quarantine import Quarantined
 from streamloader.engine.ring import SlotLayout
 from streamloader.engine.supervisor import OnDeath
-from streamloader.engine.workload import Place, Taken
+from streamloader.engine.workload import ConsumedBatch, EpochPosition
 from streamloader.errors import ConfigError, LengthUnknown
-from streamloader.loader.base import SPARE, Loader, check_arguments, share
+from streamloader.loader.base import SPARE_SLOTS, Loader, check_arguments, split_lanes
 from streamloader.loader.batch import Batch, BatchSpec
-from streamloader.loader.distributed import rank_and_world
+from streamloader.loader.distributed import resolve_rank
 from streamloader.loader.envstreamer import Dims, EnvStreamer
-from streamloader.loader.state import Origin, make_state, read_state
+from streamloader.loader.state import LoaderIdentity, make_state, read_state
 from streamloader.stream_table import StreamTable
 from streamloader.values import StreamInfo, as_fields
 
@@ -31,50 +32,53 @@ if TYPE_CHECKING:
 
 __all__ = ["MultiStreamer"]
 
-_SMALL_RING = 1 << 20  # bytes that a ring may take to hand over tiny batches many at a time
-_AHEAD, _MOST_AHEAD = 2, 128
+_MIN_AHEAD, _MAX_AHEAD = 2, 128
+_SMALL_RING_BYTES = 1 << 20  # for batches so small that several are delivered at a time
 
 
 class MultiStreamer(Loader):
     """Streams a data set in temporally coherent batches.
 
-    Row i of batch k + 1 carries on where row i of batch k stopped; ``batch.reset`` is True where a new stream begins.
+    Row i of batch k + 1 continues where row i of batch k stopped. ``batch.reset`` is True where a new stream starts.
     Equal arguments give equal batches, bit for bit, for any number of workers.
 
     Args:
-        dataset: the streams.
-        batch_size: lanes B, the rows of a batch.
-        window: steps T of a batch.
-        num_workers: processes that fill the batches; 0 does it in a thread of this process.
-        prefetch_factor: batches that the workers are ahead of the consumer. The default is 2, and more for batches so
-            small that handing them over one by one would cost more than making them.
-        seed: of the order and of all augmentation.
-        shuffle: whether each epoch has an order of its own; False keeps the order of the data set.
-        switch: ``"pack"``: where a stream ends in a window the next one starts at once. ``"align"``: streams start on
-            window borders, the rest of a window is padding.
-        tail: ``"pad"``: every step once, finished lanes are padded until the last one ends. ``"drop"``: stop with the
-            first lane that ends. ``"cycle"``: finished lanes start over until the last one ends, marked in
-            ``batch.repeat``.
-        layout: axis letters into which image-like fields are turned, as views; beginning with ``"TB"`` it makes every
-            array time-first; None leaves (B, T, ...) as stored.
-        collate_fn: called in this process with each finished :class:`Batch`; the iteration yields what it returns.
-        pin_memory: page-lock the ring, so that copies to a GPU start from it. Without a GPU it warns and does nothing,
-            as with DataLoader.
-        device: yield batches on this device; copies to a CUDA device run on a stream of their own ahead of the step.
-        timeout: seconds to wait for one batch before :class:`LoaderTimeout`; 0 (as with DataLoader) or None: no limit.
-            A worker process that stands still until then is killed, and ``on_worker_death`` says what follows.
-        rank, world_size: host the lanes ``[rank * B, (rank + 1) * B)`` of ``world_size * B``. Default: those of
-            torch.distributed if it is initialised, else of the variables RANK and WORLD_SIZE, else 0 of 1.
-        on_error: what becomes of a stream that fails. ``"raise"``: the batch that it spoils is an error. ``"skip"``:
-            its lane goes on with its next stream, and :attr:`quarantined` names it.
-        on_worker_death: ``"restart"``: another process goes on where it stopped, and batches are those that would have
-            come. A stream at which its worker dies twice is quarantined (``on_error="skip"``), or a
-            :class:`CorruptStream`. ``"raise"``: :class:`WorkerDied`.
+        dataset: Streams to load.
+        batch_size: Number of lanes B, the rows of a batch.
+        window: Number of steps T in a batch.
+        num_workers: Number of worker processes that fill the batches. 0 fills them in a thread of this process.
+        prefetch_factor: Number of batches that workers prepare ahead of the consumer. Defaults to 2, and to more for
+            batches that are cheaper to fill than to deliver one by one.
+        seed: Seed of the stream order and of all augmentation.
+        shuffle: Whether each epoch has its own order. False keeps the order of the data set.
+        switch: Start of a lane's next stream. ``"pack"``: immediately, within the same window. ``"align"``: on the next
+            window boundary, with padding before it.
+        tail: End of an epoch. ``"pad"``: every step is delivered once, and finished lanes are padded until the last
+            lane ends. ``"drop"``: the epoch stops with the first lane that ends. ``"cycle"``: finished lanes start over
+            until the last lane ends, and these steps are marked in ``batch.repeat``.
+        layout: Axis letters, such as ``"BTHWC"``. Image-like fields are permuted to this layout, as views. A layout
+            that starts with ``"TB"`` makes every array time-first. None keeps (B, T, ...) as stored.
+        collate_fn: Function called in this process with each complete :class:`Batch`. The iteration yields its return
+            value. Defaults to the batch itself.
+        pin_memory: Whether to page-lock the ring, so that copies to a GPU start from it. Without a GPU this only warns,
+            as in DataLoader.
+        device: Device of the yielded batches. Copies to a CUDA device run on a side stream, ahead of the training step.
+        timeout: Maximum seconds to wait for a batch before :class:`LoaderTimeout`. 0 (as in DataLoader) or None
+            disables the limit. A worker process that makes no progress until the timeout is killed, and
+            `on_worker_death` decides what follows.
+        rank: Rank of this process, which hosts the lanes ``[rank * B, (rank + 1) * B)`` of ``world_size * B``. Defaults
+            to the rank in torch.distributed if that is initialized, then to the variable RANK, then to 0.
+        world_size: Number of ranks. Defaults to that of torch.distributed, then to the variable WORLD_SIZE, then to 1.
+        on_error: Handling of a stream that fails. ``"raise"``: its error takes the place of the batch that it affects.
+            ``"skip"``: its lane continues with the next stream, and :attr:`quarantined` lists the failed one.
+        on_worker_death: Handling of a worker process that dies. ``"restart"``: another process continues where it
+            stopped, and the batches do not change. A stream that kills its worker twice is quarantined
+            (``on_error="skip"``), or raises :class:`CorruptStream`. ``"raise"``: :class:`WorkerDied` is raised.
 
     Raises:
-        ConfigError: arguments that cannot work.
-        RingTooLarge: the ring does not fit into free memory.
-        StreamloaderError: the data set could not be indexed.
+        ConfigError: If an argument is invalid.
+        RingTooLarge: If the ring does not fit into free memory.
+        StreamloaderError: If the data set could not be indexed.
     """
 
     def __init__(
@@ -99,16 +103,16 @@ class MultiStreamer(Loader):
         on_error: Literal["raise", "skip"] = "raise",
         on_worker_death: OnDeath = "restart",
     ) -> None:
-        rank, world_size = rank_and_world(rank, world_size)
+        rank, world_size = resolve_rank(rank, world_size)
         check_arguments(num_workers=num_workers, timeout=timeout)
         if on_error not in ("raise", "skip"):
-            raise ConfigError(f'on_error is "raise" or "skip", got {on_error!r}')
+            raise ConfigError(f'on_error must be "raise" or "skip", got {on_error!r}')
         if on_worker_death not in get_args(OnDeath):
-            raise ConfigError(f"on_worker_death is one of {get_args(OnDeath)}, got {on_worker_death!r}")
+            raise ConfigError(f"on_worker_death must be one of {get_args(OnDeath)}, got {on_worker_death!r}")
         if prefetch_factor is not None and prefetch_factor < 1:
-            raise ConfigError(f"prefetch_factor is 1 or more, got {prefetch_factor}")
+            raise ConfigError(f"prefetch_factor must be 1 or more, got {prefetch_factor}")
         self.dataset, self.batch_size, self.window = dataset, batch_size, window
-        table = _index(dataset)
+        table = _index_dataset(dataset)
         self.streams: Sequence[StreamInfo] = table
         self._plan = make_plan(
             table.lengths,
@@ -120,22 +124,22 @@ class MultiStreamer(Loader):
             tail=tail,
         )
         hosted = range(rank * batch_size, (rank + 1) * batch_size)
-        self._origin = Origin.of(dataset, table, self._plan, hosted, on_error)
-        self._collate = collate_fn
-        self._next = Place(0, 0)  # where the next iteration begins
-        self._ahead: Place | None = None  # where the last iteration was to begin
-        self._begun: Place | None = None  # where the iteration began that is under way
-        self._last: Taken | None = None  # what it yielded last
+        self._identity = LoaderIdentity.of_loader(dataset, table, self._plan, hosted, on_error)
+        self._collate_fn = collate_fn
+        self._next_position = EpochPosition(0, 0)
+        self._prepared_position: EpochPosition | None = None  # start of the batches that workers prepare
+        self._current_position: EpochPosition | None = None  # start of the current iteration
+        self._last_consumed: ConsumedBatch | None = None  # last batch of the current iteration
         slots = SlotLayout(as_fields(dataset.fields), batch_size, window)
-        ahead = _ahead(slots.nbytes, prefetch_factor)
+        ahead = _batches_ahead(slots.nbytes, prefetch_factor)
         super().__init__(
-            StreamScript(dataset, table, self._plan, on_error, fixed=world_size > 1),
+            StreamWorkload(dataset, table, self._plan, on_error, fixed_length=world_size > 1),
             slots,
             BatchSpec(slots, layout),
-            hosted=share(batch_size, max(1, num_workers)),
+            hosted=split_lanes(batch_size, max(1, num_workers)),
             num_workers=num_workers,
             ahead=ahead,
-            spare=max(SPARE, ahead // 2),
+            spare=max(SPARE_SLOTS, ahead // 2),
             exact=False,
             first_lane=rank * batch_size,
             pin_memory=pin_memory,
@@ -160,9 +164,9 @@ class MultiStreamer(Loader):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> EnvStreamer:
-        """Stream what a vectorised producer makes: each worker has one, and it fills the rows of all its lanes itself.
+        """Stream the output of vectorized producers. Each worker runs one, which fills the rows of all its lanes.
 
-        See :class:`EnvStreamer`, which this returns, for the arguments.
+        :class:`EnvStreamer` documents the arguments.
         """
         return EnvStreamer(
             make_env,
@@ -182,101 +186,115 @@ class MultiStreamer(Loader):
     # --- iteration ------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches of an epoch: the same for every seed, rank and number of workers.
+        """Return the number of batches in an epoch. It is the same for every seed, rank and number of workers.
 
         Raises:
-            LengthUnknown: a stream does not know its length before it is played.
+            LengthUnknown: If a stream does not declare its length.
         """
         if self._plan.batches is None:
-            raise LengthUnknown("some streams do not know their length: only playing an epoch tells its batches")
+            raise LengthUnknown("the number of batches is unknown, because some streams do not declare their length")
         return self._plan.batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration, or of one that was not asked for a batch yet.
+        """Set the epoch of the next iteration, or of the current one if none of its batches was requested yet.
 
-        Without it each iteration plays the next epoch. After :meth:`load_state_dict` the epoch of the state keeps its
-        place; any other begins at its beginning.
+        Without this call, each iteration runs the next epoch. After :meth:`load_state_dict`, setting the epoch of the
+        loaded state keeps the position in it. Any other epoch starts at its first batch.
+
+        Args:
+            epoch: Number of the epoch, 0 or more.
         """
         if epoch < 0:
-            raise ConfigError(f"an epoch is 0 or more, got {epoch}")
-        if epoch != self._next.epoch:
-            self._next = Place(epoch, 0)
+            raise ConfigError(f"epoch must be 0 or more, got {epoch}")
+        if epoch != self._next_position.epoch:
+            self._next_position = EpochPosition(epoch, 0)
 
     @property
     def batch_sampler(self) -> _BatchSampler:
-        """Where trainers look for whom to tell the epoch: ``loader.batch_sampler.sampler`` is the loader.
+        """Object whose ``sampler`` is this loader, for trainers that call ``loader.batch_sampler.sampler.set_epoch``.
 
-        There is no ``loader.sampler``: Lightning's ``overfit_batches`` rebuilds whatever has one.
+        There is no attribute ``sampler``, because Lightning's ``overfit_batches`` rebuilds loaders that have one.
         """
         return _BatchSampler(self)
 
     # --- resume ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Describe where the loader stands: behind the last batch that was yielded, not the last one that was made.
+        """Return the position after the last batch that was yielded, independent of batches that workers have prepared.
 
-        Behind the last batch of an epoch that is the end of this epoch; once the iteration is over it is the beginning
-        of the next one. The state is a dict of plain JSON values, of a size in the order of the lanes of this rank,
-        whose lanes it holds under their global numbers.
+        After the last batch of an epoch, the position is the end of that epoch. Once the iteration has ended, it is the
+        start of the next epoch. The state is a dict of plain JSON values. Its size is proportional to the number of
+        lanes of this rank, which it contains under their global numbers.
         """
-        if self._last is not None:
-            grant, cursors = self._last
-            place = Place(grant.epoch, grant.batch + 1, cursors)
+        if self._last_consumed is not None:
+            grant, cursors = self._last_consumed
+            position = EpochPosition(grant.epoch, grant.batch + 1, cursors)
         else:
-            place = self._next if self._begun is None else self._begun
-        return make_state(self._origin, place, self._quarantine.entries)
+            position = self._next_position if self._current_position is None else self._current_position
+        return make_state(self._identity, position, self._quarantine.entries)
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Have the next iteration go on behind the batch after which `state` was saved, and later ones play on.
+        """Continue after the batch at which `state` was saved, from the next iteration on.
 
-        The batches are those that would have come, bit for bit, with any number of workers and of ranks that divides
-        the global lanes. An iteration that is under way ends. Nothing is read before the next one begins, and then
-        nothing that was consumed, but for streams that cannot seek.
+        The following batches are the same, bit for bit, with any number of workers, and with any number of ranks that
+        divides the global lanes. An iteration that is in progress ends. Nothing is read before the next iteration
+        starts. Data that was already consumed is not read again, except for streams that cannot seek.
 
         Args:
-            state: what :meth:`state_dict` returned, on this rank or merged (:func:`streamloader.merge_states`), or a
-                list of what it returned on all ranks. Lanes that it does not hold are placed by the declared lengths.
+            state: State from :meth:`state_dict` of this rank, merged state of several ranks
+                (:func:`streamloader.merge_states`), or list of the states of all ranks. The positions of lanes that
+                it does not contain are computed from the declared lengths.
 
         Raises:
-            StateError: it belongs to other data, another seed or another shape, or is no state; nothing is changed.
+            StateError: If the state is damaged, or belongs to other data, another seed or another shape. The loader is
+                then unchanged.
         """
-        place, quarantined = read_state(state, self._origin)
-        self._iteration += 1  # the one that is under way finds that it is over
+        position, quarantined = read_state(state, self._identity)
+        self._iteration += 1  # ends the current iteration
         self._quarantine.replace(quarantined)
-        self._next, self._begun, self._last = place, None, None
+        self._next_position, self._current_position, self._last_consumed = position, None, None
 
     @property
     def quarantined(self) -> tuple[Quarantined, ...]:
-        """Streams that were left in this epoch and the one before, because they failed or killed their worker."""
+        """Streams that were skipped in this epoch and the previous one, because they failed or killed their worker."""
         return self._quarantine.entries
 
-    def _begin_play(self, supervisor: Supervisor) -> None:
+    @override
+    def _prepare_iteration(self, supervisor: Supervisor) -> None:
         if self._feed is not None:
-            self._feed.restart()
-        if self._ahead is not self._next:  # else its first batch is being made
-            supervisor.begin(self._next)
-            self._ahead = self._next
+            self._feed.discard_next()
+        if self._prepared_position is not self._next_position:  # otherwise its first batch is in preparation
+            supervisor.start_at(self._next_position)
+            self._prepared_position = self._next_position
 
-    def _asked(self, supervisor: Supervisor) -> None:
-        place = self._next
-        if self._ahead is not place:  # set_epoch came in between
-            supervisor.begin(place)
-            self._ahead = place
-        self._begun, self._last, self._next = place, None, Place(place.epoch + 1, 0)
+    @override
+    def _on_first_request(self, supervisor: Supervisor) -> None:
+        position = self._next_position
+        if self._prepared_position is not position:  # set_epoch was called in the meantime
+            supervisor.start_at(position)
+            self._prepared_position = position
+        self._current_position, self._last_consumed, self._next_position = (
+            position,
+            None,
+            EpochPosition(position.epoch + 1, 0),
+        )
 
-    def _delivered(self, taken: Taken | None) -> None:
-        self._last = taken
-        if taken is None:
-            self._begun = None
+    @override
+    def _on_delivery(self, consumed: ConsumedBatch | None) -> None:
+        self._last_consumed = consumed
+        if consumed is None:
+            self._current_position = None
 
-    def _wrap(self, grant: Grant, memory: Any) -> Batch:
+    @override
+    def _make_batch(self, grant: Grant, memory: Any) -> Batch:
         return Batch(self._spec, memory, grant.epoch, grant.batch)
 
-    def _collated(self, batch: Any) -> Any:
-        return batch if self._collate is None else self._collate(batch)
+    @override
+    def _collate_batch(self, batch: Any) -> Any:
+        return batch if self._collate_fn is None else self._collate_fn(batch)
 
     def __repr__(self) -> str:
-        """Name what is streamed, and how."""
+        """Return the data set and the settings."""
         return (
             f"MultiStreamer({type(self.dataset).__name__} of {len(self.streams)} streams, "
             f"batch_size={self.batch_size}, window={self.window}, num_workers={self.num_workers})"
@@ -284,19 +302,19 @@ class MultiStreamer(Loader):
 
 
 class _BatchSampler(NamedTuple):
-    """What DataLoader's attribute of that name is asked for by those who want to set the epoch: its ``sampler``."""
+    """Substitute for DataLoader's ``batch_sampler``, which trainers use to reach the sampler and its ``set_epoch``."""
 
     sampler: MultiStreamer
 
 
-def _index(dataset: StreamDataset) -> StreamTable:
-    """Index the data set, also where an event loop is running in this thread (a notebook)."""
+def _index_dataset(dataset: StreamDataset) -> StreamTable:
+    """Index the data set. Also works in a thread that runs an event loop, such as in a notebook."""
     with anyio.from_thread.start_blocking_portal() as portal:
-        return StreamTable.of(portal.call(dataset.index))
+        return StreamTable.from_infos(portal.call(dataset.index))
 
 
-def _ahead(slot_bytes: int, wanted: int | None) -> int:
-    """Batches to be made ahead."""
-    if wanted is not None:
-        return wanted
-    return max(_AHEAD, min(_MOST_AHEAD, _SMALL_RING // slot_bytes))
+def _batches_ahead(slot_bytes: int, prefetch_factor: int | None) -> int:
+    """Return the number of batches that workers prepare ahead of the consumer."""
+    if prefetch_factor is not None:
+        return prefetch_factor
+    return max(_MIN_AHEAD, min(_MAX_AHEAD, _SMALL_RING_BYTES // slot_bytes))

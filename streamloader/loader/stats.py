@@ -1,4 +1,4 @@
-"""What a loader tells about its work."""
+"""Statistics of a loader."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ __all__ = ["LaneStats", "LoaderStats"]
 
 @dataclass(frozen=True, slots=True)
 class LaneStats:
-    """Where a lane stands.
+    """State of one lane.
 
     Attributes:
-        lane: global number.
-        stream: key of the stream it plays, None before the first; step: the next step of it.
-        stage: what it is doing: idle, opening, seeking, reading, closing.
-        rows_ready: batches for which its row is made and not consumed.
-        waited: seconds that the consumer has waited for this lane.
+        lane: Global number of the lane.
+        stream: Key of the current stream, or None before the first one.
+        step: Next step of the stream.
+        stage: Current activity: idle, opening, seeking, reading or closing.
+        rows_ready: Number of batches whose row of this lane is filled but not consumed.
+        waited: Seconds that the consumer has waited for this lane.
     """
 
     lane: int
@@ -29,17 +30,22 @@ class LaneStats:
 
 @dataclass(frozen=True, slots=True)
 class LoaderStats:
-    """What a loader has done so far.
+    """Statistics of a loader since its first iteration.
 
     Attributes:
-        batches, steps, bytes: delivered (steps are B x T a batch, padding counted; bytes of the fields).
-        seconds: since the first iteration began.
-        steps_per_second: `steps` by `seconds`: frames/s for video.
-        wait_seconds: that the consumer waited for a batch; wait_share: by `seconds`.
-        ring_bytes, slots: size of the ring; leased: slots in the user's hands.
-        copied: batches that were copied out because the user holds many.
-        restarts: workers that died and were replaced.
-        lanes: where each lane stands.
+        batches: Number of delivered batches.
+        steps: Number of delivered steps: B x T for each batch, padding included.
+        bytes: Number of delivered bytes in fields.
+        seconds: Seconds since the first iteration started.
+        steps_per_second: `steps` divided by `seconds`. For video, this is frames/s.
+        wait_seconds: Seconds that the consumer has waited for batches.
+        wait_share: `wait_seconds` divided by `seconds`.
+        ring_bytes: Size of the ring in bytes.
+        slots: Number of slots of the ring.
+        leased: Number of slots whose batch the user still holds.
+        copied: Number of batches that were copied out of the ring because the user holds many.
+        restarts: Number of workers that died and were replaced.
+        lanes: State of each lane.
     """
 
     batches: int

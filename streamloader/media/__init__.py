@@ -1,1 +1,1 @@
-"""Frames: the exact index of a video file, its decoder, and conversion into the batch. Only this room imports av."""
+"""Video frames: indexing, decoding, conversion, and chunks of archives. Only this package imports PyAV."""

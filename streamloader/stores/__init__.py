@@ -1,4 +1,7 @@
-"""Where bytes live: one class for each kind of address, with one contract (:class:`streamloader.stores.base.Store`)."""
+"""Stores: named objects in one location, with one class for each kind of address and one contract for all.
+
+The contract is :class:`streamloader.stores.base.Store`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user names - a path, an address, a pattern, a directory, a list of them - to a list of files."""
+"""Expand what a user passes (a path, an address, a pattern, a directory, a list of these) into a list of files."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from streamloader.errors import ConfigError, StreamNotFound, UnreadableStream
-from streamloader.stores.expand import Found, find_all
+from streamloader.stores.expand import SourceFile, expand_store_addresses
 from streamloader.stores.local import local_path
-from streamloader.stores.patterns import Pattern, predicate, with_braces
+from streamloader.stores.patterns import Pattern, expand_braces, make_path_filter
 from streamloader.stores.registry import scheme_of
 
-__all__ = ["Address", "Addresses", "Found", "Pattern", "as_addresses", "expand", "unique_keys"]
+__all__ = ["Address", "Addresses", "Pattern", "SourceFile", "as_addresses", "expand_addresses", "make_unique_keys"]
 
 Address: TypeAlias = "str | os.PathLike[str]"
 Addresses: TypeAlias = "Address | Iterable[Address]"
 
 
-def expand(addresses: Addresses, pattern: Pattern = None, options: Mapping[str, Any] | None = None) -> list[Found]:
-    """Return the files and objects that `addresses` stand for, local ones as the user wrote them (relative or not).
+def expand_addresses(
+    addresses: Addresses, pattern: Pattern = None, options: Mapping[str, Any] | None = None
+) -> list[SourceFile]:
+    """Return the files and objects that `addresses` stand for. Local paths stay as given (relative or absolute).
 
     Args:
-        addresses: a path, an address of a store (``ssh://``, ``s3://``, ``https://``, ...), braces as in bash
+        addresses: A path, an address in a store (``ssh://``, ``s3://``, ``https://``, ...), braces as in bash
             (``part-{000..127}.txt``), a glob pattern (``*``, ``?``, ``[...]``, and ``**`` for any depth), a directory,
-            or an iterable of these. What exists literally is never taken for a pattern.
-        pattern: which files of a *directory* count: a glob pattern for the file's name, regardless of case, or
-            a function of the path; None takes all. Files named by a path or by a glob pattern are always taken.
-        options: of :func:`streamloader.stores.open_store`, for addresses of stores.
+            or an iterable of these. A name that exists literally is never read as a pattern.
+        pattern: Filter for the files of a *directory*: a glob pattern for the file's name, case-insensitive, or a
+            function of the path. Defaults to all files. Files named by a path or by a glob pattern are not filtered.
+        options: Options of the stores, see :func:`streamloader.stores.open_store`.
 
     The files of a directory (at any depth; links are followed) and the matches of a pattern are sorted by code
-    point, so that they come in the same order on every machine; ``10.txt`` comes before ``9.txt``. Hidden files are
-    left out of both. A list keeps its order, and what it names twice comes twice.
+    point, so their order is the same on every machine; ``10.txt`` comes before ``9.txt``. Hidden files are left out
+    of both. A list keeps its order, and an address that it contains twice is expanded twice.
 
     Raises:
-        ConfigError: an address is empty, of another type, or of a scheme that no store serves.
-        StreamNotFound: a path does not exist, or a directory or pattern holds no file.
-        UnreadableStream: a directory cannot be listed, or the path is a pipe, socket or device.
-        StoreError: a store cannot be reached, or lets us not in.
+        ConfigError: If an address is empty, is neither a string nor a path, or has a scheme that no store serves.
+        StreamNotFound: If a path does not exist, or if a directory or pattern contains no file.
+        UnreadableStream: If a directory cannot be listed, or if a path is a pipe, socket or device.
+        StoreError: If a store cannot be reached or denies access.
     """
-    files: list[Found] = []
+    files: list[SourceFile] = []
     for is_local, group in itertools.groupby(as_addresses(addresses), _is_local):
         if is_local:
-            files += [Found(path) for address in group for path in _expand_one(address, pattern)]
+            files += [SourceFile(path) for address in group for path in _expand_local_address(address, pattern)]
         else:
-            files += find_all(list(group), pattern, options)
+            files += expand_store_addresses(list(group), pattern, options)
     return files
 
 
@@ -57,31 +59,31 @@ def _is_local(address: str) -> bool:
 
 
 def as_addresses(addresses: Addresses) -> list[str]:
-    """Return `addresses` as a list of strings, without looking at the file system.
+    """Return `addresses` as a list of strings, without accessing the file system.
 
     Raises:
-        ConfigError: there is none, or one of them is neither a string nor a path.
+        ConfigError: If there is no address, or if one of them is neither a string nor a path.
     """
-    given = [addresses] if isinstance(addresses, (str, bytes, os.PathLike)) else addresses
-    if not isinstance(given, Iterable):
-        raise ConfigError(f"expected a path, a pattern, a directory or a list of them, got {type(given).__name__}")
-    listed = [_as_text(address) for address in given]
+    items = [addresses] if isinstance(addresses, (str, bytes, os.PathLike)) else addresses
+    if not isinstance(items, Iterable):
+        raise ConfigError(f"expected a path, a pattern, a directory or a list of these, got {type(items).__name__}")
+    listed = [_as_text(address) for address in items]
     if not listed:
         raise ConfigError("the list of addresses is empty: name at least one file, directory or pattern")
     return listed
 
 
-def unique_keys(names: Iterable[str]) -> list[str]:
-    """Return `names` with ``#2``, ``#3``, ... added to those that came before, so that each stream has its own key."""
-    taken: set[str] = set()
-    numbers: dict[str, int] = {}
+def make_unique_keys(names: Iterable[str]) -> list[str]:
+    """Return `names`, with ``#2``, ``#3``, ... appended to repeated ones, so that each stream has its own key."""
+    used: set[str] = set()
+    next_numbers: dict[str, int] = {}
     keys = []
     for name in names:
-        key, number = name, numbers.get(name, 2)
-        while key in taken:
+        key, number = name, next_numbers.get(name, 2)
+        while key in used:
             key, number = f"{name}#{number}", number + 1
-        numbers[name] = number
-        taken.add(key)
+        next_numbers[name] = number
+        used.add(key)
         keys.append(key)
     return keys
 
@@ -95,21 +97,21 @@ def _as_text(address: object) -> str:
     return text
 
 
-def _expand_one(address: str, pattern: Pattern) -> list[str]:
+def _expand_local_address(address: str, pattern: Pattern) -> list[str]:
     path = _as_path(address)
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        expanded = with_braces(path)
+        expanded = expand_braces(path)
         if expanded != [path] and not os.path.islink(path):
-            return [file for one in expanded for file in _expand_one(one, pattern)]
-        return _glob(path, address)
+            return [file for item in expanded for file in _expand_local_address(item, pattern)]
+        return _expand_glob(path, address)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise StreamNotFound(f"not a path, it is too long for one: {address!r:.80}", address=address) from error
-        raise UnreadableStream(f"cannot look at {address}: {error.strerror}", address=address) from error
+            raise StreamNotFound(f"the path is too long: {address!r:.80}", address=address) from error
+        raise UnreadableStream(f"cannot access {address}: {error.strerror}", address=address) from error
     if stat.S_ISDIR(mode):
-        return _directory(path, address, pattern)
+        return _list_directory(path, address, pattern)
     if not stat.S_ISREG(mode):
         raise UnreadableStream(f"{address} is a pipe, socket or device: a stream needs a file", address=address)
     return [path]
@@ -120,19 +122,21 @@ def _as_path(address: str) -> str:
     return os.path.expanduser(path) if path.startswith("~") and not os.path.lexists(path) else path
 
 
-def _glob(path: str, address: str) -> list[str]:
+def _expand_glob(path: str, address: str) -> list[str]:
     if os.path.islink(path):
         raise StreamNotFound(f"{address} is a link to {os.readlink(path)}, which does not exist", address=address)
     if not glob.has_magic(path):
-        raise StreamNotFound(f"{address} does not exist (looked from {os.getcwd()})", address=address)
-    # glob says some things twice (of **/**), and that x/** matches x/ where there is no x.
+        raise StreamNotFound(f"{address} does not exist (working directory: {os.getcwd()})", address=address)
+    # glob repeats some matches (of **/**), and lets x/** match x/ even if x does not exist.
     matches = sorted(set(filter(os.path.lexists, glob.glob(path, recursive=True))))
     files = [match for match in matches if not os.path.isdir(match)]
     if not matches:
-        raise StreamNotFound(f"nothing matches the pattern {address} (looked from {os.getcwd()})", address=address)
+        raise StreamNotFound(
+            f"no file matches the pattern {address} (working directory: {os.getcwd()})", address=address
+        )
     if not files:
         raise StreamNotFound(
-            f"the pattern {address} matches {len(matches)} directories and no file; add **/ to look inside them",
+            f"the pattern {address} matches {len(matches)} directories and no file; append **/ to search inside them",
             address=address,
         )
     for file in files:
@@ -140,22 +144,24 @@ def _glob(path: str, address: str) -> list[str]:
     return files
 
 
-def _directory(path: str, address: str, pattern: Pattern) -> list[str]:
-    accept = predicate(pattern)
-    seen = 0
+def _list_directory(path: str, address: str, pattern: Pattern) -> list[str]:
+    accept = make_path_filter(pattern)
+    file_count = 0
     files = []
-    for file in _walk(path, ()):
-        seen += 1
+    for file in _walk_directory(path, ()):
+        file_count += 1
         if accept(file):
             _require_file(file)
             files.append(file)
     if not files:
         wanted = f"file that matches {pattern!r}" if isinstance(pattern, str) else "file of this kind"
-        raise StreamNotFound(f"the directory {address} holds no {wanted} ({seen} others)", address=address)
+        raise StreamNotFound(
+            f"the directory {address} contains no {wanted} ({file_count} other files)", address=address
+        )
     return sorted(files)
 
 
-def _walk(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _walk_directory(path: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
     try:
         status = os.stat(path)
         with os.scandir(path) as listing:
@@ -163,19 +169,19 @@ def _walk(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     except OSError as error:
         raise UnreadableStream(f"cannot list the directory {path}: {error.strerror}", address=path) from error
     identity = (status.st_dev, status.st_ino)
-    if identity in above:  # a link back to a directory that this one is in
+    if identity in ancestors:  # a link to a directory that contains it
         return
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(entry.path, (*above, identity))
+            yield from _walk_directory(entry.path, (*ancestors, identity))
         else:
             yield entry.path
 
 
 def _require_file(path: str) -> None:
-    """Refuse what a listing named and cannot be played: dropping it silently would lose data."""
+    """Raise an error for a listed path that cannot be read: omitting it silently would lose data."""
     if os.path.isfile(path):
         return
     if os.path.islink(path) and not os.path.exists(path):
         raise StreamNotFound(f"{path} is a link to {os.readlink(path)}, which does not exist", address=path)
-    raise UnreadableStream(f"{path} is not a regular file, or may not be looked at", address=path)
+    raise UnreadableStream(f"{path} is not a regular file, or cannot be accessed", address=path)

@@ -1,8 +1,8 @@
-"""The contract of all stores, and what is the same in all of them.
+"""Define the store contract, and implement what all stores share.
 
-A kind of store says in four or five methods (those with an underscore) how one request is made. What users call is
-here: it checks paths, limits what is under way, holds every wait to its deadline, and counts the bytes, so that a
-caller gets exactly those it asked for or one typed error.
+A store class implements one request in four or five methods that begin with an underscore. The public methods are
+implemented here: they check paths, limit concurrent requests, enforce deadlines and count bytes. A caller therefore
+receives exactly the requested bytes, or one typed error.
 """
 
 from __future__ import annotations
@@ -20,133 +20,133 @@ from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     ClosedError,
     ConfigError,
-    Interrupted,
     LimitExceeded,
     NotSupported,
     ObjectChanged,
-    ProtocolFault,
-    RangeOutside,
+    ProtocolError,
+    RangeNotSatisfiable,
+    TransferInterrupted,
 )
 from streamloader.redaction import redact
-from streamloader.stores.deadlines import Pace
+from streamloader.stores.deadlines import TransferDeadline
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Body", "Data", "OnBegin", "Store"]
+__all__ = ["Body", "Data", "OnStart", "Store"]
 
 Data: TypeAlias = "bytes | bytearray | memoryview | AsyncIterable[bytes]"
-OnBegin: TypeAlias = Callable[[ObjectInfo, int], None]
+OnStart: TypeAlias = Callable[[ObjectInfo, int], None]
 
 
 @dataclass(slots=True)
 class Body:
-    """An answer that has begun: what it is a part of, and the bytes to come.
+    """A response whose transfer has started: which bytes of which object will follow.
 
     Attributes:
-        info: the object, in the version that is sent.
-        start: offset of the first byte that comes.
-        end: offset behind the last one; None where the server does not tell. A kind of store whose transfers can break
-            off unnoticed without it must raise Interrupted itself.
-        chunks: the bytes, in pieces of any size.
-        skip: how many bytes come before `start`, from servers that cannot begin there. They are dropped.
+        info: Metadata of the object, for the version being sent.
+        start: Offset of the first byte of the response.
+        end: Offset after the last byte. None if the server does not announce it. A store whose transfers can break off
+            unnoticed in that case must raise TransferInterrupted itself.
+        pieces: Bytes of the response, in pieces of any size.
+        skip: Number of bytes sent before `start` by a server that cannot start there. They are discarded.
     """
 
     info: ObjectInfo
     start: int
     end: int | None
-    chunks: AsyncIterator[bytes]
+    pieces: AsyncIterator[bytes]
     skip: int = 0
 
 
 class Store(abc.ABC):
-    """Objects with names, somewhere. One instance serves many tasks of one event loop at the same time.
+    """Named objects in one location. One instance serves many tasks of one event loop concurrently.
 
-    A store is cheap to make and connects when it is first used. It can be pickled, and used after a fork or in another
-    event loop once the first has ended: it then connects anew and shares nothing. Close it with :meth:`aclose`, or use
-    it as an asynchronous context manager.
+    Creating a store is cheap: it connects on first use. It can be pickled, and it can be used after a fork, or in
+    another event loop once the first one has ended. It then opens new connections and shares nothing. Close it with
+    :meth:`aclose`, or use it as an asynchronous context manager.
 
-    Paths are names within the store: segments joined by "/", without one at the beginning, "." or "..".
+    Paths are names within the store: segments joined by "/", without a leading "/", and without "." and ".." segments.
 
     Args:
-        url: where it is: scheme, user, host and port; never a path.
-        timeouts: see :class:`streamloader.config.Timeouts`.
-        limits: see :class:`streamloader.config.Limits`.
+        url: Location of the store: scheme, user, host and port, without a path.
+        timeouts: Deadlines of requests, see :class:`streamloader.config.Timeouts`.
+        limits: Limits of requests, see :class:`streamloader.config.Limits`.
 
     Attributes:
-        url: the same, without any secret.
-        realm: what tells it from other stores with the same `url`: the user, or for some kinds the server's address. It
-            is never shown; what is kept of the store's objects is kept by it.
-        writes: whether objects can be written and deleted.
-        lists: whether there are listings.
+        url: Location of the store, without secrets.
+        identity: Text that distinguishes this store from others with the same `url`, such as the user or, for some
+            stores, the address of the server. It is never shown. Caches use it as part of their keys.
+        supports_writes: Whether objects can be written and deleted.
+        supports_listing: Whether objects can be listed.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
-    writes: ClassVar[bool] = True
-    lists: ClassVar[bool] = True
+    supports_writes: ClassVar[bool] = True
+    supports_listing: ClassVar[bool] = True
 
     def __init__(self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None) -> None:
         self.url = redact(url)
-        self.realm = url.partition("://")[2].partition("/")[0].rpartition("@")[0].partition(":")[0]
+        self.identity = url.partition("://")[2].partition("/")[0].rpartition("@")[0].partition(":")[0]
         self.timeouts = timeouts or Timeouts()
         self.limits = limits or Limits()
         self._closed = False
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
-        self._turns = asyncio.Semaphore(self.limits.requests)
+        self._loop_id: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._request_slots = asyncio.Semaphore(self.limits.requests)
 
     @classmethod
     def split(cls, address: str) -> tuple[str, str]:
-        """Split an address into the url of its store and the path in there; what is between is one "/".
+        """Split an address into the URL of its store and the path within it. The "/" between them is dropped.
 
-        The path is taken literally. Kinds of store whose addresses are percent-encoded, or have no host, differ.
+        The path is taken literally. Stores whose addresses are percent-encoded or have no host override this method.
         """
         scheme, _, rest = address.partition("://")
         host, _, path = rest.partition("/")
         return f"{scheme}://{host}", path
 
     def address(self, path: str) -> str:
-        """Return the whole address of `path`, for messages: without secrets."""
+        """Return the full address of `path` without secrets, for messages."""
         return redact(f"{self.url}/{path}")
 
-    # --- what users call ---------------------------------------------------------------------------------------------
+    # --- public methods ----------------------------------------------------------------------------------------------
 
     async def head(self, path: str) -> ObjectInfo:
-        """Return size, version and time of an object.
+        """Return size, version and modification time of an object.
 
         Raises:
-            NotFound: there is none.
-            StoreError: anything else; see the errors of :mod:`streamloader.errors`.
+            NotFound: If the object does not exist.
+            StoreError: If the request fails otherwise; see the errors of :mod:`streamloader.errors`.
         """
-        self._enter(path)
-        async with self._turns, Pace(self.timeouts, self.address(path)).first("head"):
+        self._prepare_call(path)
+        async with self._request_slots, TransferDeadline(self.timeouts, self.address(path)).limit_response("head"):
             return await self._head(path)
 
     async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        """Return exactly the bytes of `span`, or the whole object.
+        """Return exactly the bytes of `span`, or of the whole object.
 
         Args:
-            path: of the object.
-            span: which of its bytes; None for all.
-            version: of :class:`ObjectInfo`; the object must still be this one.
+            path: Path of the object.
+            span: Bytes to read. Defaults to the whole object.
+            version: Version that the object must still have, from :class:`ObjectInfo`. Defaults to any version.
 
         Raises:
-            NotFound: there is no such object.
-            RangeOutside: it does not have all these bytes.
-            ObjectChanged: it is another version.
-            LimitExceeded: it is larger than ``limits.object_bytes``.
-            StoreError: anything else.
+            NotFound: If the object does not exist.
+            RangeNotSatisfiable: If the object does not have all of these bytes.
+            ObjectChanged: If the object has another version.
+            LimitExceeded: If the result is larger than ``limits.object_bytes``.
+            StoreError: If the request fails otherwise.
         """
         parts: list[bytes] = []
         size = 0
-        async with contextlib.aclosing(self.stream(path, span, version=version)) as chunks:
-            async for chunk in chunks:
-                size += len(chunk)
+        async with contextlib.aclosing(self.stream(path, span, version=version)) as pieces:
+            async for piece in pieces:
+                size += len(piece)
                 if size > self.limits.object_bytes:
                     raise LimitExceeded(
-                        f"{self.address(path)} has more than the {self.limits.object_bytes} bytes that are read into "
-                        "memory in one go: read spans of it, or raise Limits(object_bytes=...)",
+                        f"{self.address(path)} has more than {self.limits.object_bytes} bytes, the limit for a single "
+                        "read into memory: read it in spans, or raise Limits(object_bytes=...)",
                         address=self.address(path),
                         offset=size,
                     )
-                parts.append(chunk)
+                parts.append(piece)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def stream(
@@ -155,88 +155,91 @@ class Store(abc.ABC):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
-        on_begin: OnBegin | None = None,
+        on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Yield exactly the bytes of `span`, or of the whole object, in pieces. Errors are those of :meth:`read`.
 
-        Close it (``contextlib.aclosing``) where it is not played to its end: its connection is in use until then.
+        Close the generator (``contextlib.aclosing``) unless you exhaust it: it uses a connection until then.
 
         Args:
-            path: of the object.
-            span: which of its bytes; None for all.
-            version: see :meth:`read`.
-            on_begin: is told, before the first bytes, which version of the object they are of, and their offset.
+            path: Path of the object.
+            span: Bytes to read. Defaults to the whole object.
+            version: Version that the object must still have, see :meth:`read`.
+            on_start: Callback for the start of the transfer. It receives the object's metadata and the offset of the
+                first byte before that byte is yielded.
         """
-        self._enter(path)
+        self._prepare_call(path)
         if span is not None and span.start == span.end:
             info = await self.head(path)
             self._check_version(info, version, span.start)
             if info.size is not None:
                 span.within(info.size, self.address(path))
-            if on_begin is not None:
-                on_begin(info, span.start)
+            if on_start is not None:
+                on_start(info, span.start)
             return
-        pace = Pace(self.timeouts, self.address(path))
-        pace.at = max(0, span.start) if span else 0
-        async with self._turns, contextlib.AsyncExitStack() as stack:
-            async with pace.first("waiting for its first bytes"):
-                body = await self._begun(stack, path, span, version)
+        deadline = TransferDeadline(self.timeouts, self.address(path))
+        deadline.offset = max(0, span.start) if span else 0
+        async with self._request_slots, contextlib.AsyncExitStack() as stack:
+            async with deadline.limit_response("waiting for the first bytes"):
+                body = await self._open_body(stack, path, span, version)
             self._check_version(body.info, version, body.start)
             self._check_span(body, span)
-            if on_begin is not None:
-                on_begin(body.info, body.start)
-            pace.at = at = body.start - body.skip
-            chunks = aiter(body.chunks)
-            if isinstance(chunks, AsyncGenerator):
-                await stack.enter_async_context(contextlib.aclosing(chunks))
+            if on_start is not None:
+                on_start(body.info, body.start)
+            deadline.offset = offset = body.start - body.skip
+            pieces = aiter(body.pieces)
+            if isinstance(pieces, AsyncGenerator):
+                await stack.enter_async_context(contextlib.aclosing(pieces))
             while True:
-                async with pace.next("fetching"):
-                    chunk = await anext(chunks, None)
-                if chunk is None:
+                async with deadline.limit_next_bytes("fetching"):
+                    piece = await anext(pieces, None)
+                if piece is None:
                     break
-                at += len(chunk)
-                if body.end is not None and at > body.end:
-                    raise ProtocolFault(
-                        f"{self.address(path)}: more bytes came than the {body.end - body.start} announced",
+                offset += len(piece)
+                if body.end is not None and offset > body.end:
+                    raise ProtocolError(
+                        f"{self.address(path)}: received more than the announced {body.end - body.start} bytes",
                         address=self.address(path),
                         offset=body.end,
                     )
-                pace.got(len(chunk))
-                if at - len(chunk) < body.start:
-                    chunk = chunk[max(0, len(chunk) - at + body.start) :]
-                if chunk:
-                    yield chunk
-            if body.end is not None and at < body.end:
-                raise Interrupted(
-                    f"{self.address(path)} broke off at byte {at}, {body.end - at} before the end of what was asked",
+                deadline.count_received(len(piece))
+                if offset - len(piece) < body.start:
+                    piece = piece[max(0, len(piece) - offset + body.start) :]
+                if piece:
+                    yield piece
+            if body.end is not None and offset < body.end:
+                raise TransferInterrupted(
+                    f"{self.address(path)}: the transfer broke off at byte {offset}, before the end of the request at "
+                    f"byte {body.end}",
                     address=self.address(path),
-                    offset=at,
+                    offset=offset,
                 )
 
     async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
-        """Yield all objects under the directory `prefix`, in no particular order; nothing if there is none.
+        """Yield all objects under the directory `prefix`, in no particular order. Yield nothing if it does not exist.
 
         Args:
-            prefix: a directory; "" for all. "a/b" never means "a/bc".
-            recursive: at any depth; otherwise only those directly in it, and directories as paths that end in "/".
+            prefix: Directory to list. Defaults to the whole store. "a/b" never matches "a/bc".
+            recursive: Whether to list objects at any depth. Otherwise only the direct contents are listed, with
+                directories as paths that end in "/".
 
         Raises:
-            NotSupported: this kind of store has no listings.
-            StoreError: anything else.
+            NotSupported: If this store has no listings.
+            StoreError: If the request fails otherwise.
         """
-        self._enter(prefix.rstrip("/"), empty=True)
-        if not self.lists:
+        self._prepare_call(prefix.rstrip("/"), allow_empty=True)
+        if not self.supports_listing:
             raise NotSupported(
                 f"{self.url} has no listings: name its objects one by one, with braces (part-{{000..127}}.mp4), or as "
                 "a list",
                 address=self.address(prefix),
             )
         count = 0
-        pace = Pace(self.timeouts, self.address(prefix))
-        async with contextlib.aclosing(self._list(prefix.rstrip("/"), recursive=recursive)) as found:
+        deadline = TransferDeadline(self.timeouts, self.address(prefix))
+        async with contextlib.aclosing(self._list(prefix.rstrip("/"), recursive=recursive)) as entries:
             while True:
-                async with pace.first("listing"):
-                    info = await anext(found, None)
+                async with deadline.limit_response("listing"):
+                    info = await anext(entries, None)
                 if info is None:
                     return
                 count += 1
@@ -248,74 +251,75 @@ class Store(abc.ABC):
                 yield info
 
     async def write(self, path: str, data: Data) -> None:
-        """Write an object: whole, or not at all. An older one is replaced, its readers are not disturbed.
+        """Write an object atomically. An existing object is replaced; its readers are not disturbed.
 
         Args:
-            path: of the object; directories are made as needed.
-            data: its bytes, or an asynchronous iterator of pieces of any size for large ones.
+            path: Path of the object. Missing directories are created.
+            data: Content of the object. For large objects, an asynchronous iterable of pieces of any size.
 
         Raises:
-            NotSupported: this kind of store takes no objects.
-            StoreError: anything else.
+            NotSupported: If this store is read-only.
+            StoreError: If the request fails otherwise.
         """
-        self._enter(path)
+        self._prepare_call(path)
         self._require_writes(path)
-        async with self._turns:
+        async with self._request_slots:
             await self._write(path, data)
 
     async def delete(self, path: str) -> None:
-        """Delete an object. One that is not there is no error, so that this can be tried again.
+        """Delete an object. A missing object is not an error, so that deletion can be retried.
 
         Raises:
-            NotSupported: this kind of store deletes nothing.
-            StoreError: anything else.
+            NotSupported: If this store is read-only.
+            StoreError: If the request fails otherwise.
         """
-        self._enter(path)
+        self._prepare_call(path)
         self._require_writes(path)
-        async with self._turns, Pace(self.timeouts, self.address(path)).first("delete"):
+        async with self._request_slots, TransferDeadline(self.timeouts, self.address(path)).limit_response("delete"):
             await self._delete(path)
 
-    async def free(self, path: str = "") -> int | None:
-        """Return how many bytes can still be written under the directory `path`, which need not be there yet.
+    async def free_bytes(self, path: str = "") -> int | None:
+        """Return the number of bytes that can still be written under the directory `path`, which need not exist yet.
 
-        None where that is not known: from object stores, and servers that do not tell.
-
-        Raises:
-            StoreError: the store cannot be reached, ...
-        """
-        self._enter(path.rstrip("/"), empty=True)
-        async with self._turns, Pace(self.timeouts, self.address(path)).first("asking for its free space"):
-            return await self._free(path.rstrip("/"))
-
-    async def leftovers(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
-        """Yield the unfinished files under the directory `prefix`, which :meth:`list` never shows.
-
-        They belong to writers that are at work, or that were killed: by their age one can tell. Nothing comes from
-        stores that leave none, or cannot tell them from others.
+        Return None if that is unknown, as for object stores and for servers that do not report it.
 
         Raises:
-            StoreError: the store cannot be reached, ...
+            StoreError: If the request fails.
         """
-        self._enter(prefix.rstrip("/"), empty=True)
-        pace = Pace(self.timeouts, self.address(prefix))
-        async with contextlib.aclosing(self._leftovers(prefix.rstrip("/"))) as found:
+        self._prepare_call(path.rstrip("/"), allow_empty=True)
+        deadline = TransferDeadline(self.timeouts, self.address(path))
+        async with self._request_slots, deadline.limit_response("querying free space"):
+            return await self._free_bytes(path.rstrip("/"))
+
+    async def list_unfinished(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
+        """Yield the unfinished files under the directory `prefix`. :meth:`list` never shows them.
+
+        They belong to writers that are running or were killed; their age tells which. Stores that leave no unfinished
+        files, or cannot recognize them, yield nothing.
+
+        Raises:
+            StoreError: If the request fails.
+        """
+        self._prepare_call(prefix.rstrip("/"), allow_empty=True)
+        deadline = TransferDeadline(self.timeouts, self.address(prefix))
+        async with contextlib.aclosing(self._list_unfinished(prefix.rstrip("/"))) as entries:
             while True:
-                async with pace.first("listing"):
-                    info = await anext(found, None)
+                async with deadline.limit_response("listing"):
+                    info = await anext(entries, None)
                 if info is None:
                     return
                 yield info
 
     async def aclose(self) -> None:
-        """Close all connections. Further calls of anything else raise ClosedError; closing twice is fine."""
+        """Close all connections. All other methods then raise ClosedError. Closing twice is allowed."""
         if not self._closed:
             self._closed = True
-            if self._home == _here():
-                with contextlib.suppress(TimeoutError):  # it said goodbye long enough
+            if self._loop_id == _current_loop_id():
+                with contextlib.suppress(TimeoutError):  # then the connections are dropped
                     async with asyncio.timeout(self.timeouts.close):
                         await self._disconnect()
-            elif self._home is not None:
-                self._forget()
+            elif self._loop_id is not None:
+                self._drop_connections()
 
     async def __aenter__(self) -> Self:
         return self
@@ -326,123 +330,125 @@ class Store(abc.ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
 
-    # --- what a kind of store says -----------------------------------------------------------------------------------
+    # --- methods to implement ----------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     async def _head(self, path: str) -> ObjectInfo:
-        """Look at one object."""
+        """Return the metadata of one object."""
 
     @abc.abstractmethod
     def _get(self, path: str, span: ByteRange | None, version: str | None) -> AbstractAsyncContextManager[Body]:
-        """Begin to read; leaving the context frees the connection.
+        """Start a read. Leaving the context releases the connection.
 
-        `span` is never empty. The caller compares what the Body says with what was asked; with a version given, the
-        store should ask the server for just this one (If-Match), so that nothing is sent in vain.
+        `span` is never empty. The caller compares the Body with the request. If a version is given, the store should
+        request exactly this one from the server (If-Match), so that no useless bytes are sent.
         """
 
     def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
-        """Yield what is under `prefix` (no "/" at its end). Only called where `lists`."""
+        """Yield the contents of `prefix`, which has no trailing "/". Called only if `supports_listing`."""
         raise NotImplementedError
 
     async def _write(self, path: str, data: Data) -> None:
-        """Write an object whole or not at all. Only called where `writes`; its waits are its own to limit."""
+        """Write an object atomically. Called only if `supports_writes`. The store enforces its own deadlines here."""
         raise NotImplementedError
 
     async def _delete(self, path: str) -> None:
-        """Delete an object, or do nothing if there is none. Only called where `writes`."""
+        """Delete an object, or do nothing if it does not exist. Called only if `supports_writes`."""
         raise NotImplementedError
 
-    async def _free(self, path: str) -> int | None:
-        """Say how many bytes can still be written under a directory (no "/" at its end)."""
+    async def _free_bytes(self, path: str) -> int | None:
+        """Return the number of bytes that can still be written under a directory, which has no trailing "/"."""
         return None
 
-    async def _leftovers(self, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
+    async def _list_unfinished(self, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
         """Yield unfinished files."""
         nothing: tuple[ObjectInfo, ...] = ()
         for info in nothing:
             yield info
 
-    async def _disconnect(self) -> None:  # noqa: B027 - most have nothing to do here
-        """Close what is open. Called once, in the loop in which it was opened."""
+    async def _disconnect(self) -> None:  # noqa: B027 - most stores have nothing to close
+        """Close all connections. Called once, in the event loop that opened them."""
 
-    def _forget(self) -> None:  # noqa: B027
-        """Drop all connections without closing them: they belong to another process, or to a loop that has ended."""
+    def _drop_connections(self) -> None:  # noqa: B027
+        """Forget all connections without closing them: they belong to another process or to an ended event loop."""
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, path: str, *, empty: bool = False) -> None:
-        """Check a path, and that this is the process and the loop in which the connections are."""
-        self._check_path(path, empty=empty)
+    def _prepare_call(self, path: str, *, allow_empty: bool = False) -> None:
+        """Check a path. Drop connections that belong to another process or event loop."""
+        self._check_path(path, allow_empty=allow_empty)
         if self._closed:
             raise ClosedError(f"{self!r} was closed", address=self.url)
-        here = _here()
-        if self._home != here:
-            if self._home is not None:
-                self._forget()
-            self._turns = asyncio.Semaphore(self.limits.requests)
-            self._home = here
+        current = _current_loop_id()
+        if self._loop_id != current:
+            if self._loop_id is not None:
+                self._drop_connections()
+            self._request_slots = asyncio.Semaphore(self.limits.requests)
+            self._loop_id = current
 
-    def _check_path(self, path: str, *, empty: bool) -> None:
+    def _check_path(self, path: str, *, allow_empty: bool) -> None:
         if not isinstance(path, str):
-            raise ConfigError(f"a path in a store is a str, got {type(path).__name__}")
-        if (not path and not empty) or path.startswith("/") or "\0" in path:
-            raise ConfigError(f"{path!r} is no path in a store: it takes names joined by '/', without one in front")
+            raise ConfigError(f"a path in a store must be a str, got {type(path).__name__}")
+        if (not path and not allow_empty) or path.startswith("/") or "\0" in path:
+            raise ConfigError(f"{path!r} is not a path in a store: expected names joined by '/', without a leading '/'")
         if any(part in (".", "..") for part in path.split("/")):
-            raise ConfigError(f"{path!r} is no path in a store: it has '.' or '..' in it")
+            raise ConfigError(f"{path!r} is not a path in a store: it contains '.' or '..'")
 
-    async def _begun(
+    async def _open_body(
         self, stack: contextlib.AsyncExitStack, path: str, span: ByteRange | None, version: str | None
     ) -> Body:
         try:
             return await stack.enter_async_context(self._get(path, span, version))
-        except RangeOutside as error:
-            if version is not None:  # what it had, it may have had in another version
+        except RangeNotSatisfiable as error:
+            if version is not None:  # another version may have had these bytes
                 self._check_version(await self._head(path), version, error.offset or 0)
             raise
 
     def _require_writes(self, path: str) -> None:
-        if not self.writes:
+        if not self.supports_writes:
             raise NotSupported(f"{self.url} is read-only: write to another kind of store", address=self.address(path))
 
     def _check_version(self, info: ObjectInfo, version: str | None, offset: int) -> None:
         if version is not None and info.version != version:
             address = self.address(info.path)
             raise ObjectChanged(
-                f"{address} is not what it was: version {info.version} now, {version} before. Build the loader anew, "
-                "and leave its data alone while it runs",
+                f"{address} has changed: its version was {version} and is now {info.version}. Create the loader again, "
+                "and do not modify its data while it runs",
                 address=address,
                 offset=offset,
             )
 
     def _check_span(self, body: Body, span: ByteRange | None) -> None:
-        """Compare what is sent with what was asked."""
+        """Compare the response with the request."""
         address = self.address(body.info.path)
         span = span or ByteRange()
         if body.info.size is not None:
-            asked: tuple[int, int | None] = span.within(body.info.size, address)
+            requested: tuple[int, int | None] = span.within(body.info.size, address)
         elif span.start < 0:
-            return  # nothing to compare with
+            return  # the position is unknown without the size
         else:
-            asked = (span.start, span.end)
-        if body.start != asked[0] or (None not in (body.end, asked[1]) and body.end != asked[1]):
-            raise ProtocolFault(
-                f"{address}: asked for bytes {span}, got [{body.start}:{body.end}]", address=address, offset=asked[0]
+            requested = (span.start, span.end)
+        if body.start != requested[0] or (None not in (body.end, requested[1]) and body.end != requested[1]):
+            raise ProtocolError(
+                f"{address}: requested bytes {span}, received [{body.start}:{body.end}]",
+                address=address,
+                offset=requested[0],
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave connections behind; see :meth:`_forget`."""
+        """Leave out connections; see :meth:`_drop_connections`."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin._forget()
-        twin._home = None
+        twin._drop_connections()
+        twin._loop_id = None
         state = twin.__dict__
-        state.pop("_turns", None)
+        state.pop("_request_slots", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._turns = asyncio.Semaphore(self.limits.requests)
+        self._request_slots = asyncio.Semaphore(self.limits.requests)
 
 
-def _here() -> tuple[int, asyncio.AbstractEventLoop]:
+def _current_loop_id() -> tuple[int, asyncio.AbstractEventLoop]:
     return os.getpid(), asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""From what a user names in a store - an object, a pattern, braces, a directory - to its objects."""
+"""Expand addresses in stores (an object, a pattern, braces, a directory) into objects."""
 
 from __future__ import annotations
 
@@ -16,125 +16,146 @@ from streamloader.errors import (
     ConfigError,
     NotFound,
     NotSupported,
-    ProtocolFault,
+    ProtocolError,
     StoreError,
     StreamNotFound,
 )
 from streamloader.redaction import redact
 from streamloader.stores.base import Store
-from streamloader.stores.io_thread import SharedStore, shared_store
-from streamloader.stores.patterns import Pattern, all_match, has_magic, is_hidden, one_matches, predicate, with_braces
+from streamloader.stores.io_thread import SharedStore, open_shared_store
+from streamloader.stores.patterns import (
+    Pattern,
+    expand_braces,
+    has_magic,
+    is_hidden,
+    make_path_filter,
+    matches_name,
+    matches_path,
+)
 from streamloader.stores.registry import split_address
 from streamloader.values import ObjectInfo
 
-__all__ = ["Found", "find", "find_all"]
+__all__ = ["SourceFile", "expand_store_address", "expand_store_addresses"]
 
 T = TypeVar("T")
 
 _MAX_CONCURRENT_LOOKUPS: Final = 128  # of objects, and of directories, in one store
-_NO_SUCH: Final = (NotFound, AccessDenied, ProtocolFault, ConfigError)  # said of names that are patterns
+# Errors with which stores refuse a name that contains glob characters.
+_NOT_AN_OBJECT: Final = (NotFound, AccessDenied, ProtocolError, ConfigError)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A file or an object that a data set is made of.
+class SourceFile:
+    """A file or an object that a dataset reads.
 
     Attributes:
-        address: a path as the user wrote it, for a local file; else a whole address, with all that it takes to read it:
-            it may hold a password or a signature, so show it only through :func:`streamloader.redaction.redact`.
-        info: what its store said of it; None for local files.
+        address: Path as the user wrote it, for a local file; otherwise the full address with everything needed to read
+            it. It may contain a password or a signature: show it only through
+            :func:`streamloader.redaction.redact`.
+        info: Metadata from the store. None for local files.
     """
 
     address: str
     info: ObjectInfo | None = None
 
 
-def find(address: str, pattern: Pattern = None, options: Mapping[str, Any] | None = None) -> list[Found]:
-    """Return the objects that one address stands for; see :func:`find_all`."""
-    return find_all([address], pattern, options)
+def expand_store_address(
+    address: str, pattern: Pattern = None, options: Mapping[str, Any] | None = None
+) -> list[SourceFile]:
+    """Return the objects that one address stands for; see :func:`expand_store_addresses`."""
+    return expand_store_addresses([address], pattern, options)
 
 
-def find_all(
+def expand_store_addresses(
     addresses: Sequence[str], pattern: Pattern = None, options: Mapping[str, Any] | None = None
-) -> list[Found]:
-    """Return the objects that addresses in stores stand for, each of them in turn.
+) -> list[SourceFile]:
+    """Return the objects that addresses in stores stand for, in the order of the addresses.
 
     Args:
-        addresses: of objects; with braces as in bash (``part-{000..127}.tar``); with patterns (``*``, ``?``, ``[...]``,
-            and ``**`` for any depth); or of directories. An object that is called literally so wins over what its name
-            means as braces or a pattern, and a directory over a pattern that matches nothing. In addresses of HTTP a
+        addresses: Addresses of objects; with braces as in bash (``part-{000..127}.tar``); with patterns (``*``, ``?``,
+            ``[...]``, and ``**`` for any depth); or of directories. An object whose literal name is the address takes
+            precedence over braces and patterns, and a directory over a pattern without matches. In HTTP addresses, a
             "?" begins a query.
-        pattern: which objects of a *directory* count; see :func:`predicate`.
-        options: of the stores.
+        pattern: Filter for the objects of a *directory*, see :func:`make_path_filter`.
+        options: Options of the stores.
 
-    What a pattern or directory holds is sorted by code point; hidden names are left out. Only the directories that a
-    pattern can match are listed, and what is known from a listing is not asked for again.
+    The contents of a pattern or directory are sorted by code point; hidden names are left out. Only directories that a
+    pattern can match are listed, and metadata from a listing is not requested again.
 
     Raises:
-        StreamNotFound: there is no such object, or a pattern or directory holds none.
-        NotSupported: a pattern or a directory where the store has no listings.
-        LimitExceeded: braces that stand for more than ten million addresses.
-        ConfigError: an address of a scheme that no store serves, or that is none.
-        StoreError: the store cannot be reached, lets us not in, ...
+        StreamNotFound: If an object does not exist, or if a pattern or directory contains none.
+        NotSupported: If an address is a pattern or a directory and the store has no listings.
+        LimitExceeded: If braces stand for more than ten million addresses.
+        ConfigError: If an address is malformed or has a scheme that no store serves.
+        StoreError: If a store cannot be reached or denies access.
     """
-    accept = predicate(pattern)
+    accept = make_path_filter(pattern)
     with contextlib.ExitStack() as stack:
-        finders: dict[str, _Finder] = {}
+        expanders: dict[str, _AddressExpander] = {}
 
-        def finder_of(root: str) -> _Finder:
-            if root not in finders:
-                finders[root] = _Finder(stack.enter_context(shared_store(root, options)[0]), root)
-            return finders[root]
+        def get_expander(root: str) -> _AddressExpander:
+            if root not in expanders:
+                expanders[root] = _AddressExpander(stack.enter_context(open_shared_store(root, options)[0]), root)
+            return expanders[root]
 
-        plain = _without_braces(addresses, finder_of)
+        locations = _resolve_braces(addresses, get_expander)
         paths: dict[str, list[str]] = {}
-        for root, path in plain:
+        for root, path in locations:
             paths.setdefault(root, []).append(path)
-        asked = [(finder_of(root), mine) for root, mine in paths.items()]
-        answers = _ask_all({finder: partial(finder.find_all, mine) for finder, mine in asked})
-        found = {finder.root: iter(finder.chosen(objects, accept)) for finder, objects in answers.items()}
-        return [one for root, _ in plain for one in next(found[root])]
+        requests = [(get_expander(root), root_paths) for root, root_paths in paths.items()]
+        matches = _run_in_parallel(
+            {expander: partial(expander.match_paths, root_paths) for expander, root_paths in requests}
+        )
+        selected = {expander.root: iter(expander.select(items, accept)) for expander, items in matches.items()}
+        return [file for root, _ in locations for file in next(selected[root])]
 
 
-def _without_braces(addresses: Sequence[str], finder_of: Callable[[str], _Finder]) -> list[tuple[str, str]]:
-    """Return store and path of all that addresses with braces stand for, or of what is called so."""
-    expanded = [with_braces(address) for address in addresses]
+def _resolve_braces(addresses: Sequence[str], get_expander: Callable[[str], _AddressExpander]) -> list[tuple[str, str]]:
+    """Return store URL and path of every address that braces stand for.
+
+    An address with braces that is the literal name of an object stays as it is.
+    """
+    expanded = [expand_braces(address) for address in addresses]
     literal: dict[tuple[str, str], None] = {}
-    for address, several in zip(addresses, expanded, strict=True):
-        if several != [address]:
+    for address, items in zip(addresses, expanded, strict=True):
+        if items != [address]:
             root, path = split_address(address)
             if "{" not in root:
                 literal[root, path] = None
-    asked: dict[_Finder, list[str]] = {}
+    candidates: dict[_AddressExpander, list[str]] = {}
     for root, path in literal:
-        asked.setdefault(finder_of(root), []).append(path)
-    answers = _ask_all({finder: partial(finder.called_so, paths) for finder, paths in asked.items()})
-    exist = {(finder.root, path) for finder, found in answers.items() for path in found}
-    places: list[tuple[str, str]] = []
-    for address, several in zip(addresses, expanded, strict=True):
-        itself = split_address(address) if several != [address] else None
-        places += [itself] if itself in exist else map(split_address, several)
-    return places
+        candidates.setdefault(get_expander(root), []).append(path)
+    objects = _run_in_parallel(
+        {expander: partial(expander.filter_objects, paths) for expander, paths in candidates.items()}
+    )
+    existing = {(expander.root, path) for expander, paths in objects.items() for path in paths}
+    locations: list[tuple[str, str]] = []
+    for address, items in zip(addresses, expanded, strict=True):
+        itself = split_address(address) if items != [address] else None
+        locations += [itself] if itself in existing else map(split_address, items)
+    return locations
 
 
-def _ask_all(work: Mapping[_Finder, Callable[[], Coroutine[Any, Any, T]]]) -> dict[_Finder, T]:
-    """Ask several stores at the same time."""
-    futures = {finder: finder.shared.submit(ask()) for finder, ask in work.items()}
+def _run_in_parallel(
+    work: Mapping[_AddressExpander, Callable[[], Coroutine[Any, Any, T]]],
+) -> dict[_AddressExpander, T]:
+    """Run one coroutine for each store at the same time."""
+    futures = {expander: expander.shared.submit(start()) for expander, start in work.items()}
     try:
-        return {finder: future.result() for finder, future in futures.items()}
+        return {expander: future.result() for expander, future in futures.items()}
     finally:
         for future in futures.values():
             future.cancel()
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """What one path stands for.
+class _Match:
+    """The objects that one path stands for.
 
     Attributes:
-        objects: in no particular order.
-        listed: whether a listing told of them.
-        directory: that they are all of, if the path names one; without secrets.
+        objects: Matching objects, in no particular order.
+        listed: Whether their metadata comes from a listing.
+        directory: Address of the directory, without secrets, if the path names one. Otherwise None.
     """
 
     objects: list[ObjectInfo]
@@ -142,75 +163,83 @@ class _Held:
     directory: str | None = None
 
 
-class _Finder:
-    """Finds objects in one store. Its coroutines run in the I/O thread."""
+class _AddressExpander:
+    """Expands paths in one store. Its coroutines run in the I/O thread."""
 
     def __init__(self, shared: SharedStore, root: str) -> None:
         self.shared = shared
         self.root = root
         self._store: Store = shared.store
-        self._listings = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
+        self._listing_slots = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
 
-    async def find_all(self, paths: Sequence[str]) -> list[_Held]:
-        """Return what each of these paths stands for."""
-        return await _gather(self._find(path) for path in paths)
+    async def match_paths(self, paths: Sequence[str]) -> list[_Match]:
+        """Return the match of each path."""
+        return await _gather(self._match_path(path) for path in paths)
 
-    async def called_so(self, paths: Sequence[str]) -> list[str]:
-        """Return those paths that objects are called, literally."""
-        heads = await _gather(self._literal(path) for path in paths)
+    async def filter_objects(self, paths: Sequence[str]) -> list[str]:
+        """Return those paths that are literal names of objects."""
+        heads = await _gather(self._head_literal(path) for path in paths)
         return [path for path, (info, _) in zip(paths, heads, strict=True) if info is not None]
 
-    def chosen(self, found: Sequence[_Held], accept: Callable[[str], bool]) -> list[list[Found]]:
-        """Return the objects that count, sorted, and what their addresses are. Called in the thread of the user."""
-        kept: list[list[ObjectInfo]] = []
-        for held in found:
-            objects = held.objects
-            if held.directory is not None:
+    def select(self, matches: Sequence[_Match], accept: Callable[[str], bool]) -> list[list[SourceFile]]:
+        """Filter and sort the objects of each match. Called in the user's thread, because `accept` is the user's."""
+        selected: list[list[ObjectInfo]] = []
+        for match in matches:
+            objects = match.objects
+            if match.directory is not None:
                 objects = [info for info in objects if accept(info.path)]
                 if not objects:
                     raise StreamNotFound(
-                        f"the directory {held.directory} holds no file of this kind ({len(held.objects)} others)",
-                        address=held.directory,
+                        f"the directory {match.directory} contains no file of this kind "
+                        f"({len(match.objects)} other files)",
+                        address=match.directory,
                     )
-            kept.append(sorted(objects, key=lambda info: info.path))
+            selected.append(sorted(objects, key=lambda info: info.path))
         unsized = {
             info.path: info
-            for held, infos in zip(found, kept, strict=True)
-            if held.listed
+            for match, infos in zip(matches, selected, strict=True)
+            if match.listed
             for info in infos
             if info.size is None
         }
-        if unsized:  # not all listings tell
-            heads = self.shared.call(_gather(self._object(path) for path in unsized))
+        if unsized:  # some listings omit sizes
+            heads = self.shared.call(_gather(self._head(path) for path in unsized))
             unsized = dict(zip(unsized, heads, strict=True))
-        return [[Found(self._address(info.path), unsized.get(info.path, info)) for info in infos] for infos in kept]
+        return [
+            [SourceFile(self._address(info.path), unsized.get(info.path, info)) for info in infos] for infos in selected
+        ]
 
-    async def _find(self, path: str) -> _Held:
+    async def _match_path(self, path: str) -> _Match:
         address = redact(self._address(path))
-        if not self._store.lists:
-            return _Held([await self._only_object(path, address)])
+        if not self._store.supports_listing:
+            return _Match([await self._head_without_listing(path, address)])
         if has_magic(path):
-            return await self._pattern(path, address)
-        nothing = StreamNotFound(f"the directory {address} does not exist, or holds nothing", address=address)
+            return await self._match_pattern(path, address)
+        missing = StreamNotFound(f"the directory {address} does not exist, or is empty", address=address)
         if path and not path.endswith("/"):
             try:
-                return _Held([await self._object(path)])
+                return _Match([await self._head(path)])
             except StreamNotFound as error:
-                nothing = error
-        return await self._directory(path, nothing)
+                missing = error
+        return await self._match_directory(path, missing)
 
-    async def _pattern(self, path: str, address: str) -> _Held:
+    async def _match_pattern(self, path: str, address: str) -> _Match:
         if not path.endswith("/"):
-            info, _ = await self._literal(path)
+            info, _ = await self._head_literal(path)
             if info is not None:
-                return _Held([info])
-        matches, folders = await self._matches([part for part in path.split("/") if part], path.endswith("/"))
-        if matches:
-            return _Held(matches, listed=True)
-        what = f"{folders} directories and no file; add **/ to look inside them" if folders else "nothing"
-        return await self._directory(path, StreamNotFound(f"the pattern {address} matches {what}", address=address))
+                return _Match([info])
+        parts = [part for part in path.split("/") if part]
+        objects, folder_count = await self._match_parts(parts, path.endswith("/"))
+        if objects:
+            return _Match(objects, listed=True)
+        result = (
+            f"{folder_count} directories and no file; append **/ to search inside them" if folder_count else "nothing"
+        )
+        return await self._match_directory(
+            path, StreamNotFound(f"the pattern {address} matches {result}", address=address)
+        )
 
-    async def _only_object(self, path: str, address: str) -> ObjectInfo:
+    async def _head_without_listing(self, path: str, address: str) -> ObjectInfo:
         """Return an object of a store that has no listings."""
         advice = "Name its objects one by one, with braces (part-{000..127}.mp4), or as a list"
         before_query, query, _ = path.partition("?")
@@ -219,12 +248,12 @@ class _Finder:
                 f"{address} names a directory, but {self._store.url} has no listings. {advice}", address=address
             )
         if not has_magic(before_query):
-            return await self._object(path)
-        info, error = await self._literal(path)
+            return await self._head(path)
+        info, error = await self._head_literal(path)
         if info is None:
             raise NotSupported(
-                f"{address}: patterns need listings, which {self._store.url} does not have, and no object is called so "
-                f"({'' if error is None else error.message}). {advice}",
+                f"{address}: patterns need listings, which {self._store.url} does not have, and no object has this "
+                f"literal name ({'' if error is None else error.message}). {advice}",
                 address=address,
             ) from error
         return info
@@ -234,77 +263,77 @@ class _Finder:
             return f"file:///{quote(path)}"
         return f"{self.root}{path}" if self.root.endswith("://") else f"{self.root}/{path}"
 
-    async def _object(self, path: str) -> ObjectInfo:
+    async def _head(self, path: str) -> ObjectInfo:
         try:
             info = await self._store.head(path)
         except NotFound as error:
             raise StreamNotFound(error.message, address=error.address) from error
         return info if info.path == path else replace(info, path=path)
 
-    async def _literal(self, path: str) -> tuple[ObjectInfo | None, StoreError | ConfigError | None]:
-        """Look for an object whose name may be meant as a pattern: that it cannot be had means that it is one."""
+    async def _head_literal(self, path: str) -> tuple[ObjectInfo | None, StoreError | ConfigError | None]:
+        """Return the object with this literal name, or None with the error. An error means the name is a pattern."""
         try:
             return await self._store.head(path), None
-        except _NO_SUCH as error:
+        except _NOT_AN_OBJECT as error:
             return None, error
 
-    async def _directory(self, path: str, nothing: StreamNotFound) -> _Held:
-        """Return what lies under a directory; raise `nothing` if nothing does."""
+    async def _match_directory(self, path: str, missing: StreamNotFound) -> _Match:
+        """Return the contents of a directory. Raise `missing` if it has none."""
         path = path.rstrip("/")
         try:
-            objects, _ = await self._listed(path, lambda below: not is_hidden(below), recursive=True)
-        except (NotSupported, ConfigError):  # not of this one, not of a name like this one
-            raise nothing from None
+            objects, _ = await self._list(path, lambda below: not is_hidden(below), recursive=True)
+        except (NotSupported, ConfigError):  # this directory cannot be listed, or its name is not allowed
+            raise missing from None
         if not objects:
-            raise nothing
-        return _Held(objects, listed=True, directory=redact(self._address(path)))
+            raise missing
+        return _Match(objects, listed=True, directory=redact(self._address(path)))
 
-    async def _matches(self, parts: Sequence[str], only_folders: bool) -> tuple[list[ObjectInfo], int]:
-        """Return the objects that match a pattern, level by level, and how many directories do."""
+    async def _match_parts(self, parts: Sequence[str], folders_only: bool) -> tuple[list[ObjectInfo], int]:
+        """Match a pattern level by level. Return the matching objects and the number of matching directories."""
         folders = [""]
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             if part == "**":
-                deep = await _gather(self._deep(folder, parts[number:]) for folder in folders)
-                return [] if only_folders else [info for infos in deep for info in infos], 0
+                nested = await _gather(self._list_nested(folder, parts[number:]) for folder in folders)
+                return [] if folders_only else [info for infos in nested for info in infos], 0
             if has_magic(part):
-                levels = await _gather(self._level(folder, part) for folder in folders)
-                folders = [folder for _, inner in levels for folder in inner]
+                levels = await _gather(self._list_level(folder, part) for folder in folders)
+                folders = [folder for _, subfolders in levels for folder in subfolders]
                 if last:
-                    return [] if only_folders else [info for infos, _ in levels for info in infos], len(folders)
+                    return [] if folders_only else [info for infos, _ in levels for info in infos], len(folders)
             else:
                 folders = [f"{folder}/{part}" if folder else part for folder in folders]
-        heads = [] if only_folders else await _gather(self._perhaps(path) for path in folders)
+        heads = [] if folders_only else await _gather(self._head_or_none(path) for path in folders)
         return [info for info in heads if info is not None], 0
 
-    async def _perhaps(self, path: str) -> ObjectInfo | None:
+    async def _head_or_none(self, path: str) -> ObjectInfo | None:
         try:
             return await self._store.head(path)
         except NotFound:
             return None
 
-    async def _level(self, folder: str, part: str) -> tuple[list[ObjectInfo], list[str]]:
-        return await self._listed(folder, lambda name: one_matches(name, part), recursive=False)
+    async def _list_level(self, folder: str, part: str) -> tuple[list[ObjectInfo], list[str]]:
+        return await self._list(folder, lambda name: matches_name(name, part), recursive=False)
 
-    async def _deep(self, folder: str, parts: Sequence[str]) -> list[ObjectInfo]:
-        found, _ = await self._listed(folder, lambda below: all_match(below.split("/"), parts), recursive=True)
-        return found
+    async def _list_nested(self, folder: str, parts: Sequence[str]) -> list[ObjectInfo]:
+        objects, _ = await self._list(folder, lambda below: matches_path(below.split("/"), parts), recursive=True)
+        return objects
 
-    async def _listed(
-        self, folder: str, wanted: Callable[[str], bool], *, recursive: bool
+    async def _list(
+        self, folder: str, accept: Callable[[str], bool], *, recursive: bool
     ) -> tuple[list[ObjectInfo], list[str]]:
-        """List a directory: objects and directories whose paths from there are wanted."""
-        under = len(folder) + 1 if folder else 0
-        found: list[ObjectInfo] = []
+        """List a directory. Return its objects and subdirectories whose relative paths are accepted."""
+        prefix_length = len(folder) + 1 if folder else 0
+        objects: list[ObjectInfo] = []
         folders: list[str] = []
-        async with self._listings, contextlib.aclosing(self._store.list(folder, recursive=recursive)) as listed:
-            async for info in listed:
-                if wanted(info.path[under:].rstrip("/")):
+        async with self._listing_slots, contextlib.aclosing(self._store.list(folder, recursive=recursive)) as entries:
+            async for info in entries:
+                if accept(info.path[prefix_length:].rstrip("/")):
                     if info.is_directory:
                         folders.append(info.path.rstrip("/"))
                     else:
-                        found.append(info)
-        return found, folders
+                        objects.append(info)
+        return objects, folders
 
 
 async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -1,4 +1,4 @@
-"""Every other scheme that fsspec knows, through its file systems."""
+"""Provide every other scheme that fsspec supports as a store, through fsspec's file systems."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from datetime import datetime
 from typing import Any, ClassVar, Final, NoReturn
 
 import anyio.to_thread
+from typing_extensions import override
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
-    Interrupted,
-    MissingExtra,
+    MissingDependency,
     NotFound,
     NotSupported,
     ObjectChanged,
-    ProtocolFault,
+    ProtocolError,
     ServerBusy,
     StoreError,
     StoreTimeout,
     StreamloaderError,
+    TransferInterrupted,
     Unreachable,
 )
 from streamloader.stores.base import Body, Data, Store
@@ -35,11 +36,11 @@ from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["FsspecStore"]
 
-_PIECE: Final = 4 << 20  # bytes that are fetched in one request
-_UNFINISHED: Final = ".streamloader-new-"  # what a killed writer may leave; never listed
-_THREADS: Final = 8  # file systems, each with a thread, at the same time
-_STATUS_BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-_VERSIONS: Final = (
+_PIECE_BYTES: Final = 4 << 20  # fetched in one request
+_UNFINISHED_PREFIX: Final = ".streamloader-new-"  # of files that a killed writer may leave; never listed
+_MAX_THREADS: Final = 8  # each with a file system of its own
+_BUSY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_VERSION_KEYS: Final = (  # of the metadata that change with the content
     "ETag",
     "etag",
     "e_tag",
@@ -52,38 +53,37 @@ _VERSIONS: Final = (
     "xet_hash",
     "uid",
 )
-_TIMES: Final = ("mtime", "LastModified", "last_modified", "last_commit", "modified", "updated", "date_time")
-_STAMPS: Final = ("ino", "modify", "unique", "date_time", "CRC")  # which file it is, times as texts, what is as good
-_WITHOUT_HOST: Final = frozenset({"hf", "zip", "tar", "dir", "libarchive", "git", "reference", "data"})
+_TIME_KEYS: Final = ("mtime", "LastModified", "last_modified", "last_commit", "modified", "updated", "date_time")
+_FALLBACK_VERSION_KEYS: Final = ("ino", "modify", "unique", "date_time", "CRC")  # used together with size and time
+_SCHEMES_WITHOUT_HOST: Final = frozenset({"hf", "zip", "tar", "dir", "libarchive", "git", "reference", "data"})
 
 
 class FsspecStore(Store):
-    """``scheme://host/path`` of any scheme that fsspec knows: ``hf``, ``webdav``, ``ftp``, ``smb``, ``github``, ...
+    """``scheme://host/path`` of any scheme that fsspec supports: ``hf``, ``webdav``, ``ftp``, ``smb``, ``github``, ...
 
-    Paths are those of the file system behind it, without the host, taken literally. File systems that are asynchronous
-    are awaited, others are called in threads; each span is a request of its own, and is counted.
+    Paths are those of the file system, without the host, taken literally. Asynchronous file systems are awaited; others
+    are called in threads. Each span is a request of its own, whose length is checked.
 
-    Versions are what the file system tells that changes with the content: an ETag, a checksum, or size and time.
-    Where it tells none of them, a file that is replaced while it is read may go unnoticed. A read looks at the file
-    before; one that names a version, or up to the end,
-    or takes several requests, looks again after each.
+    A version is metadata that changes with the content: an ETag, a checksum, or size and time. If the file system
+    reports none of these, replacing a file during a read may go unnoticed. A read queries the metadata first. A read
+    that names a version, that reads up to the end, or that takes several requests queries it again after each request.
 
-    Where files can be renamed, writing goes to a hidden one beside the target, which then takes its place. Elsewhere
-    it goes the file system's own way, under the final name: whole or not at all if that is so (object stores are).
-    An object that is written is held in memory. What runs in a thread ends by itself when it is cancelled.
+    If the file system can rename files, a write creates a hidden file next to the target and then renames it.
+    Otherwise it writes under the final name; whether that is atomic depends on the file system (for object stores it
+    is). A written object is held in memory. A cancelled call in a thread runs to its end in the background.
 
     Args:
-        url: scheme and host.
-        timeouts: see :class:`streamloader.config.Timeouts`.
-        limits: see :class:`streamloader.config.Limits`.
-        **options: for ``fsspec.filesystem(scheme, ...)``: see the documentation of that file system.
+        url: Scheme and host.
+        timeouts: Deadlines of requests, see :class:`streamloader.config.Timeouts`.
+        limits: Limits of requests, see :class:`streamloader.config.Limits`.
+        **options: Options of ``fsspec.filesystem(scheme, ...)``, see the documentation of the file system.
 
     Raises:
-        ConfigError: fsspec knows no such scheme, or the file system takes no such option.
-        MissingExtra: fsspec, or the package that the file system needs, is not installed.
+        ConfigError: If fsspec does not support the scheme, or if the file system does not take one of the options.
+        MissingDependency: If fsspec, or the package that the file system needs, is not installed.
     """
 
-    schemes: ClassVar[tuple[str, ...]] = ()  # all that have no store of their own
+    schemes: ClassVar[tuple[str, ...]] = ()  # serves every scheme without a store of its own
 
     def __init__(
         self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None, **options: Any
@@ -91,37 +91,40 @@ class FsspecStore(Store):
         super().__init__(url, timeouts=timeouts, limits=limits)
         self._url = url
         self._scheme = url.partition("://")[0].lower()
-        self._kind_of_filesystem()
+        self._load_filesystem_class()
         self._options = options
-        # Servers, accounts and folders are among the options; which ones says nothing of what they are.
-        told = repr(sorted((name, repr(value)) for name, value in options.items()))
-        self.realm += hashlib.sha256(told.encode()).hexdigest() if options else ""
-        self._shared: Any = None  # the file system, if it is asynchronous
+        # Any option may name a server, an account or a folder, so all of them are part of the identity.
+        text = repr(sorted((name, repr(value)) for name, value in options.items()))
+        self.identity += hashlib.sha256(text.encode()).hexdigest() if options else ""
+        self._async_filesystem: Any = None
         self._session: Any = None
-        self._idle: list[Any] = []  # file systems that are not: many of them serve one thread at a time
-        self._opening: asyncio.Lock | None = None
-        self._making: asyncio.Lock | None = None
-        self._threads: asyncio.Semaphore | None = None
+        self._idle_filesystems: list[Any] = []  # synchronous ones; many serve only one thread at a time
+        self._open_lock: asyncio.Lock | None = None
+        self._make_folder_lock: asyncio.Lock | None = None
+        self._thread_slots: asyncio.Semaphore | None = None
 
     @classmethod
+    @override
     def split(cls, address: str) -> tuple[str, str]:
-        """Split behind the host; schemes whose addresses have none (``hf://user/repo/...``) begin with the path."""
+        """Split an address after its host, or after the scheme if it has no host (``hf://user/repo/...``)."""
         scheme, _, rest = address.partition("://")
-        if scheme.lower() in _WITHOUT_HOST:
+        if scheme.lower() in _SCHEMES_WITHOUT_HOST:
             return f"{scheme}://", rest.lstrip("/")
         host, _, path = rest.partition("/")
         return f"{scheme}://{host}", path
 
+    @override
     def address(self, path: str) -> str:
-        """Return the whole address of `path`, for messages: without secrets."""
         return f"{self.url}{path}" if self.url.endswith("://") else super().address(path)
 
+    @override
     async def _head(self, path: str) -> ObjectInfo:
-        found = await self._call(path, None, "info", self._inner(path))
-        if found.get("type") == "directory":
+        metadata = await self._call(path, None, "info", self._to_filesystem_path(path))
+        if metadata.get("type") == "directory":
             raise NotFound(f"{self.address(path)} is a directory, not a file", address=self.address(path))
-        return _info(path, found)
+        return _make_info(path, metadata)
 
+    @override
     @contextlib.asynccontextmanager
     async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
         info = await self._head(path)
@@ -129,71 +132,78 @@ class FsspecStore(Store):
         if info.size is None:
             if span != ByteRange():
                 raise NotSupported(
-                    f"{self.address(path)} does not tell its size, so that no part of it can be read: read it whole",
+                    f"{self.address(path)}: its size is unknown, so no part of it can be read: read it as a whole",
                     address=self.address(path),
                 )
-            whole = await self._call(path, 0, "cat_file", self._inner(path))
-            yield Body(info, 0, len(whole), _pieces(whole))
+            whole = await self._call(path, 0, "cat_file", self._to_filesystem_path(path))
+            yield Body(info, 0, len(whole), _split_into_pieces(whole))
             return
         self._check_version(info, version, max(0, span.start))
         start, end = span.within(info.size, self.address(path))
-        yield Body(info, start, end, self._chunks(info, start, end, pinned=version is not None or span.end is None))
+        pinned = version is not None or span.end is None
+        yield Body(info, start, end, self._read_pieces(info, start, end, pinned=pinned))
 
-    async def _chunks(self, info: ObjectInfo, start: int, end: int, *, pinned: bool) -> AsyncGenerator[bytes, None]:
-        at = start
-        while at < end:
-            stop = min(end, at + _PIECE)
-            chunk = bytes(await self._call(info.path, at, "cat_file", self._inner(info.path), start=at, end=stop))
-            if len(chunk) > stop - at:
-                raise ProtocolFault(
-                    f"{self.address(info.path)}: asked for {stop - at} bytes, got {len(chunk)}",
+    async def _read_pieces(
+        self, info: ObjectInfo, start: int, end: int, *, pinned: bool
+    ) -> AsyncGenerator[bytes, None]:
+        offset = start
+        while offset < end:
+            piece_end = min(end, offset + _PIECE_BYTES)
+            name = self._to_filesystem_path(info.path)
+            piece = bytes(await self._call(info.path, offset, "cat_file", name, start=offset, end=piece_end))
+            if len(piece) > piece_end - offset:
+                raise ProtocolError(
+                    f"{self.address(info.path)}: requested {piece_end - offset} bytes, received {len(piece)}",
                     address=self.address(info.path),
-                    offset=at,
+                    offset=offset,
                 )
-            if pinned or end - start > _PIECE:  # one request alone cannot be of two versions
-                await self._look_again(info, at)
-            if not chunk:
+            if pinned or end - start > _PIECE_BYTES:  # a single request cannot mix two versions
+                await self._check_unchanged(info, offset)
+            if not piece:
                 return
-            yield chunk
-            at += len(chunk)
+            yield piece
+            offset += len(piece)
 
-    async def _look_again(self, info: ObjectInfo, at: int) -> None:
-        """Notice a file that was replaced while it was read, before bytes of the new one are given away."""
-        now = await self._head(info.path)
-        if (now.version, now.size) != (info.version, info.size):
+    async def _check_unchanged(self, info: ObjectInfo, offset: int) -> None:
+        """Raise an error if the file was replaced during the read, before bytes of the new file are yielded."""
+        current = await self._head(info.path)
+        if (current.version, current.size) != (info.version, info.size):
             raise ObjectChanged(
-                f"{self.address(info.path)} was changed while it was read, noticed at byte {at}",
+                f"{self.address(info.path)} was changed while it was read, detected at byte {offset}",
                 address=self.address(info.path),
-                offset=at,
+                offset=offset,
             )
 
+    @override
     async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
-        waiting = [(prefix, 0)]
-        while waiting:
-            folder, depth = waiting.pop()
+        pending = [(prefix, 0)]
+        while pending:
+            folder, depth = pending.pop()
             if depth > self.limits.depth:
                 raise StoreError(
-                    f"{self.address(folder)} lies deeper than {self.limits.depth} directories: raise Limits(depth=...)",
+                    f"{self.address(folder)} is nested deeper than {self.limits.depth} directories: raise "
+                    "Limits(depth=...)",
                     address=self.address(folder),
                 )
             try:
-                found = await self._call(folder, None, "ls", self._inner(folder), detail=True)
+                entries = await self._call(folder, None, "ls", self._to_filesystem_path(folder), detail=True)
             except NotFound:
                 continue
-            for entry in found:
-                path = self._outer(entry["name"])
+            for entry in entries:
+                path = self._to_store_path(entry["name"])
                 if path == folder and entry.get("type") != "directory":
-                    continue  # it was asked to list a file
+                    continue  # the prefix is a file
                 if path is None or path == folder or (folder and not path.startswith(f"{folder}/")):
                     continue
                 if entry.get("type") != "directory":
-                    if not path.rpartition("/")[2].startswith(_UNFINISHED):
-                        yield _info(path, entry)
+                    if not path.rpartition("/")[2].startswith(_UNFINISHED_PREFIX):
+                        yield _make_info(path, entry)
                 elif recursive:
-                    waiting.append((path, depth + 1))
+                    pending.append((path, depth + 1))
                 else:
                     yield ObjectInfo(f"{path}/")
 
+    @override
     async def _write(self, path: str, data: Data) -> None:
         if isinstance(data, (bytes, bytearray, memoryview)):
             whole = bytes(data)
@@ -202,25 +212,23 @@ class FsspecStore(Store):
             async for piece in data:
                 joined += piece
             whole = bytes(joined)
-        inner = self._inner(path)
-        folder = inner.rpartition("/")[0]
+        target = self._to_filesystem_path(path)
+        folder = target.rpartition("/")[0]
         seconds = self.timeouts.connect + self.timeouts.response
-        seconds += self.timeouts.window * (1 + len(whole) // _PIECE)
+        seconds += self.timeouts.window * (1 + len(whole) // _PIECE_BYTES)
         try:
             async with asyncio.timeout(seconds):
                 if folder.strip("/"):
                     await self._make_folder(path, folder)
-                if not self._renames():
-                    await self._call(path, None, "pipe_file", inner, whole)
+                if not self._can_rename():
+                    await self._call(path, None, "pipe_file", target, whole)
                     return
-                unfinished = (
-                    f"{folder}/{_UNFINISHED}{secrets.token_hex(8)}"
-                    if folder
-                    else f"{_UNFINISHED}{secrets.token_hex(8)}"
-                )
+                unfinished = f"{_UNFINISHED_PREFIX}{secrets.token_hex(8)}"
+                if folder:
+                    unfinished = f"{folder}/{unfinished}"
                 try:
                     await self._call(path, None, "pipe_file", unfinished, whole)
-                    await self._call(path, None, "mv", unfinished, inner)
+                    await self._call(path, None, "mv", unfinished, target)
                 except BaseException:
                     with contextlib.suppress(StoreError):
                         await self._call(path, None, "rm_file", unfinished)
@@ -236,207 +244,211 @@ class FsspecStore(Store):
             ) from None
 
     async def _make_folder(self, path: str, folder: str) -> None:
-        """Make a folder and those above it. File systems do that in steps, which are not for two at the same time."""
-        self._making = self._making or asyncio.Lock()
-        async with self._making:
-            # Another process may have made it a moment ago; if it is really not there, writing says so.
+        """Create a folder and its parents. That takes several steps, so only one task does it at a time."""
+        self._make_folder_lock = self._make_folder_lock or asyncio.Lock()
+        async with self._make_folder_lock:
+            # Another process may have created it just now. If it is missing after all, the write fails.
             with contextlib.suppress(StoreError):
                 await self._call(path, None, "makedirs", folder, exist_ok=True)
 
-    def _renames(self) -> bool:
-        """Whether moving is more than to copy and delete. Such file systems show what is written before it is whole."""
+    def _can_rename(self) -> bool:
+        """Return whether moving a file renames it. Without that, a file is visible before it is complete."""
         abstract = importlib.import_module("fsspec").AbstractFileSystem
-        kind = self._kind_of_filesystem()
-        return not kind.async_impl and kind.mv is not abstract.mv
+        filesystem_class = self._load_filesystem_class()
+        return not filesystem_class.async_impl and filesystem_class.mv is not abstract.mv
 
+    @override
     async def _delete(self, path: str) -> None:
         with contextlib.suppress(NotFound):
-            await self._call(path, None, "rm_file", self._inner(path))
+            await self._call(path, None, "rm_file", self._to_filesystem_path(path))
 
+    @override
     async def _disconnect(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-            self._shared._session = None  # noqa: SLF001 - its finalizer would close it once more
-        self._shared = None
-        idle, self._idle = self._idle, []
+            self._async_filesystem._session = None  # noqa: SLF001 - its finalizer would close it again
+        self._async_filesystem = None
+        idle, self._idle_filesystems = self._idle_filesystems, []
         for filesystem in idle:
-            await anyio.to_thread.run_sync(_close, filesystem, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(_close_filesystem, filesystem, abandon_on_cancel=True)
 
-    def _forget(self) -> None:
-        self._shared = None
+    @override
+    def _drop_connections(self) -> None:
+        self._async_filesystem = None
         self._session = None
-        self._idle = []
-        self._opening = None
-        self._making = None
-        self._threads = None
+        self._idle_filesystems = []
+        self._open_lock = None
+        self._make_folder_lock = None
+        self._thread_slots = None
 
     # --- the file system ---------------------------------------------------------------------------------------------
 
-    def _kind_of_filesystem(self) -> Any:
-        """Return the class that serves the scheme."""
+    def _load_filesystem_class(self) -> Any:
+        """Return fsspec's class for the scheme."""
         try:
             fsspec = importlib.import_module("fsspec")
         except ImportError as error:
-            raise MissingExtra(
+            raise MissingDependency(
                 f"{self._scheme}:// needs the package fsspec: pip install streamloader[fsspec]"
             ) from error
         try:
             return fsspec.get_filesystem_class(self._scheme)
         except ImportError as error:
-            raise MissingExtra(f"{self._scheme}:// needs one more package: {error}") from error
+            raise MissingDependency(f"{self._scheme}:// needs another package: {error}") from error
         except ValueError as error:
-            known = ", ".join(sorted(fsspec.available_protocols()))
+            supported = ", ".join(sorted(fsspec.available_protocols()))
             raise ConfigError(
-                f"no store serves {self._scheme}://, and fsspec knows no such scheme. It knows {known}; packages of "
-                "file systems (pip install ...) bring more"
+                f"no store serves {self._scheme}://, and fsspec does not support this scheme. It supports {supported}; "
+                "packages with file systems (pip install ...) add more"
             ) from error
 
-    async def _asynchronous(self) -> Any:
-        """Return the file system, made for this event loop."""
-        self._opening = self._opening or asyncio.Lock()
-        async with self._opening:
-            if self._shared is None:
-                shared = self._make(asynchronous=True)
-                if hasattr(shared, "set_session"):
-                    self._session = await shared.set_session()
-                self._shared = shared
-        return self._shared
+    async def _open_async_filesystem(self) -> Any:
+        """Return the asynchronous file system, created for this event loop."""
+        self._open_lock = self._open_lock or asyncio.Lock()
+        async with self._open_lock:
+            if self._async_filesystem is None:
+                filesystem = self._make_filesystem(asynchronous=True)
+                if hasattr(filesystem, "set_session"):
+                    self._session = await filesystem.set_session()
+                self._async_filesystem = filesystem
+        return self._async_filesystem
 
-    def _make(self, **more: Any) -> Any:
-        """Make a file system. It is not shared with others that give the same options, so that it can be closed."""
-        kind = self._kind_of_filesystem()
-        options = {**kind._get_kwargs_from_urls(self._url), **self._options}  # noqa: SLF001 - fsspec's own way
+    def _make_filesystem(self, **extra: Any) -> Any:
+        """Create a file system. It is not shared with other users of the same options, so that it can be closed."""
+        filesystem_class = self._load_filesystem_class()
+        options = {**filesystem_class._get_kwargs_from_urls(self._url), **self._options}  # noqa: SLF001
         try:
-            return kind(**{"skip_instance_cache": True, "use_listings_cache": False, **options, **more})
+            return filesystem_class(**{"skip_instance_cache": True, "use_listings_cache": False, **options, **extra})
         except TypeError as error:
-            raise ConfigError(f"the file system of {self._scheme}:// takes other options: {error}") from error
+            raise ConfigError(f"the file system of {self._scheme}:// does not take these options: {error}") from error
         except ImportError as error:
-            raise MissingExtra(f"{self._scheme}:// needs one more package: {error}") from error
+            raise MissingDependency(f"{self._scheme}:// needs another package: {error}") from error
 
     async def _call(self, path: str, offset: int | None, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the file system and turn its errors into ours."""
+        """Call a method of the file system, and translate its errors."""
         address = self.address(path)
         try:
-            if self._kind_of_filesystem().async_impl:
-                function = getattr(await self._asynchronous(), f"_{method}")
+            if self._load_filesystem_class().async_impl:
+                function = getattr(await self._open_async_filesystem(), f"_{method}")
                 return await function(*args, **kwargs)
             return await self._call_in_thread(method, *args, **kwargs)
         except StreamloaderError:
             raise
-        except Exception as error:  # noqa: BLE001 - the packages of dozens of file systems raise what they like
-            _raise(error, address, offset)
+        except Exception as error:  # noqa: BLE001 - file systems of many packages raise errors of many types
+            _raise_translated(error, address, offset)
 
     async def _call_in_thread(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        self._threads = self._threads or asyncio.Semaphore(min(_THREADS, self.limits.connections))
-        async with self._threads:
-            known = self._idle.pop() if self._idle else None
+        self._thread_slots = self._thread_slots or asyncio.Semaphore(min(_MAX_THREADS, self.limits.connections))
+        async with self._thread_slots:
+            idle = self._idle_filesystems.pop() if self._idle_filesystems else None
             abandoned = threading.Event()
 
             def call() -> tuple[Any, Any, FileNotFoundError | None]:
-                filesystem, sound = known or self._make(), False
+                filesystem, usable = idle or self._make_filesystem(), False
                 result: tuple[Any, FileNotFoundError | None]
                 try:
                     try:
                         result = getattr(filesystem, method)(*args, **kwargs), None
                     except FileNotFoundError as error:
                         result = None, error
-                    sound = not abandoned.is_set()
+                    usable = not abandoned.is_set()
                     return filesystem, *result
                 finally:
-                    if not sound:  # after a failure it is in a state that nobody knows, and nobody waits for it
-                        _close(filesystem)
+                    if not usable:  # after a failure its state is unknown; after a cancellation no task takes it
+                        _close_filesystem(filesystem)
 
             try:
                 filesystem, result, missing = await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
             except asyncio.CancelledError:
                 abandoned.set()
                 raise
-            self._idle.append(filesystem)
+            self._idle_filesystems.append(filesystem)
             if missing is not None:
                 raise missing
             return result
 
-    def _inner(self, path: str) -> str:
-        """Return the file system's name of a path.
+    def _to_filesystem_path(self, path: str) -> str:
+        """Return the file system's name for a path.
 
         Raises:
-            ConfigError: the file system would take it for another one: some cut names at "#" or "?".
+            ConfigError: If the file system would read it as another name: some cut names at "#" or "?".
         """
-        if self._scheme in _WITHOUT_HOST:
+        if self._scheme in _SCHEMES_WITHOUT_HOST:
             return path
-        strip = self._kind_of_filesystem()._strip_protocol  # noqa: SLF001 - fsspec's own way
+        strip = self._load_filesystem_class()._strip_protocol  # noqa: SLF001 - fsspec's own interface
         name = f"{str(strip(f'{self._url}/')).rstrip('/')}/{path}"
         if path and str(strip(name)).strip("/") != name.strip("/"):
-            raise ConfigError(f"{self.address(path)}: the file system of {self._scheme}:// cannot name that")
+            raise ConfigError(f"{self.address(path)}: the file system of {self._scheme}:// cannot represent this path")
         return name
 
-    def _outer(self, name: str) -> str | None:
-        """Return the path of a file system's name, None if it lies elsewhere."""
-        root = self._inner("").rstrip("/")
+    def _to_store_path(self, name: str) -> str | None:
+        """Return the store's path for a file system's name, or None if the name is outside the store."""
+        root = self._to_filesystem_path("").rstrip("/")
         name = name.rstrip("/")
         if root and name != root and not name.startswith(f"{root}/"):
             return None
         return name[len(root) :].lstrip("/")
 
 
-def _close(filesystem: Any) -> None:
-    """Close a file system's connection, if it has one: there is no common way to do that."""
+def _close_filesystem(filesystem: Any) -> None:
+    """Close a file system's connection, if it has one. fsspec defines no common method for that."""
     close = getattr(getattr(filesystem, "ftp", filesystem), "close", None)
     if close is not None:
         close()
 
 
-def _raise(error: Exception, address: str, offset: int | None) -> NoReturn:
-    """Raise what an error of a file system means. Not from it: its text may hold the address with its password."""
-    places: dict[str, Any] = {"address": address, "offset": offset}
+def _raise_translated(error: Exception, address: str, offset: int | None) -> NoReturn:
+    """Raise the translation of a file system's error. It is not chained: its text may contain the password."""
+    details: dict[str, Any] = {"address": address, "offset": offset}
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     name = type(error).__name__
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or status in (404, 410):
-        raise NotFound(f"no such object: {address}", **places) from None
-    if name == "error_perm" and str(error).startswith("550") and "denied" not in str(error).lower():  # of ftplib
-        raise NotFound(f"no such object: {address}", **places) from None
+        raise NotFound(f"no such object: {address}", **details) from None
+    if name == "error_perm" and str(error).startswith("550") and "denied" not in str(error).lower():  # from ftplib
+        raise NotFound(f"no such object: {address}", **details) from None
     if isinstance(error, PermissionError) or status in (401, 403) or name == "error_perm":
-        raise AccessDenied(f"{address}: access denied; look at the credentials among the options", **places) from None
-    if status in _STATUS_BUSY:
-        raise ServerBusy(f"{address}: the server is overloaded or failing", status=status, **places) from None
+        raise AccessDenied(f"{address}: access denied; check the credentials among the options", **details) from None
+    if status in _BUSY_STATUSES:
+        raise ServerBusy(f"{address}: the server is overloaded or failing", status=status, **details) from None
     if isinstance(error, TimeoutError):
-        raise StoreTimeout(f"waited too long for {address}", stage="fetching", **places) from None
+        raise StoreTimeout(f"waited too long for {address}", stage="fetching", **details) from None
     if isinstance(error, (ConnectionRefusedError, BrokenPipeError)) or "ConnectorError" in name:
-        raise Unreachable(f"{address}: no connection to the server ({name})", **places) from None
+        raise Unreachable(f"{address}: no connection to the server ({name})", **details) from None
     if (
         isinstance(error, (ConnectionError, EOFError))
         or name == "error_temp"
         or "Disconnected" in name
         or "PayloadError" in name
     ):
-        raise Interrupted(f"{address}: the connection broke ({name})", **places) from None
+        raise TransferInterrupted(f"{address}: the connection broke ({name})", **details) from None
     if isinstance(error, NotImplementedError):
-        raise NotSupported(f"{address}: its file system cannot do that", **places) from None
+        raise NotSupported(f"{address}: its file system does not support this operation", **details) from None
     raise StoreError(
-        f"{address}: its file system raised {name}", cause=name, errno=getattr(error, "errno", None), **places
+        f"{address}: its file system raised {name}", cause=name, errno=getattr(error, "errno", None), **details
     ) from None
 
 
-def _info(path: str, found: dict[str, Any]) -> ObjectInfo:
-    size = found.get("size")
-    modified = next((moment for name in _TIMES if (moment := _seconds(found.get(name))) is not None), None)
-    tag = next((str(found[name]) for name in _VERSIONS if found.get(name)), None)
-    changed = [] if modified is None else [f"{modified!r}"]
-    changed += [str(found[name]) for name in _STAMPS if found.get(name)]
-    version = tag if tag is not None or not changed else "-".join([str(size), *changed])
+def _make_info(path: str, metadata: dict[str, Any]) -> ObjectInfo:
+    size = metadata.get("size")
+    modified = next((time for key in _TIME_KEYS if (time := _to_timestamp(metadata.get(key))) is not None), None)
+    version = next((str(metadata[key]) for key in _VERSION_KEYS if metadata.get(key)), None)
+    parts = [] if modified is None else [f"{modified!r}"]
+    parts += [str(metadata[key]) for key in _FALLBACK_VERSION_KEYS if metadata.get(key)]
+    if version is None and parts:
+        version = "-".join([str(size), *parts])
     return ObjectInfo(path, None if size is None else int(size), version, modified)
 
 
-def _seconds(value: Any) -> float | None:
+def _to_timestamp(value: Any) -> float | None:
     if isinstance(value, datetime):
         return value.timestamp()
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    date = getattr(value, "date", None)  # of hf's last_commit
+    date = getattr(value, "date", None)  # hf's last_commit
     return date.timestamp() if isinstance(date, datetime) else None
 
 
-async def _pieces(whole: bytes) -> AsyncGenerator[bytes, None]:
-    for at in range(0, len(whole), _PIECE):
-        yield whole[at : at + _PIECE]
+async def _split_into_pieces(whole: bytes) -> AsyncGenerator[bytes, None]:
+    for offset in range(0, len(whole), _PIECE_BYTES):
+        yield whole[offset : offset + _PIECE_BYTES]

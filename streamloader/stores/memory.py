@@ -1,4 +1,4 @@
-"""Objects in the memory of this process: for tests, and for data that is made on the spot."""
+"""Provide objects in the memory of this process, for tests and for generated data."""
 
 from __future__ import annotations
 
@@ -9,87 +9,96 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from typing_extensions import override
+
 from streamloader.errors import NotFound
 from streamloader.stores.base import Body, Data, Store
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["MemoryStore"]
 
-_CHUNK: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Object:
+class _MemoryObject:
     data: bytes
-    version: str  # of no other object, ever: what was deleted may be written again, in this process or another
+    version: str  # never reused, not even after a deletion or in another process
     modified: float
 
 
-_spaces: Final[dict[str, dict[str, _Object]]] = {}
+_spaces: Final[dict[str, dict[str, _MemoryObject]]] = {}
 
 
 class MemoryStore(Store):
-    """``memory://name``: all stores of one name share their objects, which live as long as the process.
+    """``memory://name``: all stores with one name share their objects, which live as long as the process.
 
-    A pickled store takes its objects along, as they are then, into a process that has none of that name. An address
-    does not: data sets over ``memory://`` are played with ``num_workers=0``.
+    A pickled store takes a copy of its objects into a process that has none under that name. An address does not:
+    datasets over ``memory://`` need ``num_workers=0``.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
 
     @property
-    def _objects(self) -> dict[str, _Object]:
+    def _objects(self) -> dict[str, _MemoryObject]:
         return _spaces.setdefault(self.url, {})
 
+    @override
     async def _head(self, path: str) -> ObjectInfo:
-        return self._info(path, self._find(path))
+        return self._make_info(path, self._find(path))
 
+    @override
     @contextlib.asynccontextmanager
     async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
-        found = self._find(path)
-        start, end = (span or ByteRange()).within(len(found.data), self.address(path))
-        yield Body(self._info(path, found), start, end, _pieces(found.data, start, end))
+        item = self._find(path)
+        start, end = (span or ByteRange()).within(len(item.data), self.address(path))
+        yield Body(self._make_info(path, item), start, end, _split_into_pieces(item.data, start, end))
 
+    @override
     async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
-        under = f"{prefix}/" if prefix else ""
+        directory = f"{prefix}/" if prefix else ""
         folders = set()
-        for path, found in list(self._objects.items()):
-            if path.startswith(under):
-                name, slash, _ = path[len(under) :].partition("/")
+        for path, item in list(self._objects.items()):
+            if path.startswith(directory):
+                name, slash, _ = path[len(directory) :].partition("/")
                 if recursive or not slash:
-                    yield self._info(path, found)
+                    yield self._make_info(path, item)
                 elif name not in folders:
                     folders.add(name)
-                    yield ObjectInfo(f"{under}{name}/")
+                    yield ObjectInfo(f"{directory}{name}/")
 
+    @override
     async def _write(self, path: str, data: Data) -> None:
         whole = bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else b"".join([p async for p in data])
-        self._objects[path] = _Object(whole, secrets.token_hex(8), time.time())
+        self._objects[path] = _MemoryObject(whole, secrets.token_hex(8), time.time())
 
+    @override
     async def _delete(self, path: str) -> None:
         self._objects.pop(path, None)
 
-    def _find(self, path: str) -> _Object:
+    def _find(self, path: str) -> _MemoryObject:
         try:
             return self._objects[path]
         except KeyError:
-            hint = "" if self._objects else f"; this process has none at {self.url}, so read it where it was written"
-            hint += " (num_workers=0)" if hint else ""
+            hint = ""
+            if not self._objects:
+                hint = f"; this process has no objects at {self.url}: read them in the process that wrote them "
+                hint += "(num_workers=0)"
             raise NotFound(f"no such object: {self.address(path)}{hint}", address=self.address(path)) from None
 
-    def _info(self, path: str, found: _Object) -> ObjectInfo:
-        return ObjectInfo(path, len(found.data), found.version, found.modified)
+    def _make_info(self, path: str, item: _MemoryObject) -> ObjectInfo:
+        return ObjectInfo(path, len(item.data), item.version, item.modified)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_taken_along": dict(self._objects)}
+        return {**super().__getstate__(), "_copied_objects": dict(self._objects)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        along = state.pop("_taken_along")
+        objects = state.pop("_copied_objects")
         super().__setstate__(state)
         if not self._objects:
-            self._objects.update(along)
+            self._objects.update(objects)
 
 
-async def _pieces(data: bytes, start: int, end: int) -> AsyncGenerator[bytes, None]:
-    for at in range(start, end, _CHUNK):
-        yield data[at : min(at + _CHUNK, end)]
+async def _split_into_pieces(data: bytes, start: int, end: int) -> AsyncGenerator[bytes, None]:
+    for offset in range(start, end, _PIECE_BYTES):
+        yield data[offset : min(offset + _PIECE_BYTES, end)]

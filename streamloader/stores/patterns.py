@@ -1,4 +1,4 @@
-"""What names mean: braces as in bash, and glob patterns as in Python's ``glob``. Nothing is looked up here."""
+"""Expand braces as bash does, and match glob patterns as Python's ``glob`` does. Files and stores are not accessed."""
 
 from __future__ import annotations
 
@@ -13,88 +13,96 @@ import bracex
 from streamloader.errors import ConfigError, LimitExceeded
 from streamloader.redaction import redact
 
-__all__ = ["Pattern", "all_match", "has_magic", "is_hidden", "one_matches", "predicate", "with_braces"]
+__all__ = ["Pattern", "expand_braces", "has_magic", "is_hidden", "make_path_filter", "matches_name", "matches_path"]
 
 Pattern: TypeAlias = "str | Callable[[str], bool] | None"
 
-_BRACES: Final = 10_000_000  # addresses that one address with braces may stand for
-_GLOB: Final = re.compile(r"[*?[]")
+_MAX_BRACE_EXPANSIONS: Final = 10_000_000
+_GLOB_CHARACTER: Final = re.compile(r"[*?[]")
 
 
-def predicate(pattern: Pattern) -> Callable[[str], bool]:
-    """Return what says whether a file of a directory counts.
+def make_path_filter(pattern: Pattern) -> Callable[[str], bool]:
+    """Return a function that decides whether a file of a directory is selected.
 
     Args:
-        pattern: a glob pattern for its name, regardless of case; a function of its path (in a store: the path within
-            it); None for all.
+        pattern: Glob pattern for the file's name, case-insensitive; or a function of its path (in a store: the path
+            within it); or None for all files.
     """
     if pattern is None:
         return lambda _: True
     if isinstance(pattern, str):
-        wanted = pattern.lower()
-        return lambda path: fnmatch.fnmatchcase(path.rpartition("/")[2].lower(), wanted)
+        lowered = pattern.lower()
+        return lambda path: fnmatch.fnmatchcase(path.rpartition("/")[2].lower(), lowered)
     return pattern
 
 
-def with_braces(address: str) -> list[str]:
-    """Return what an address with braces stands for, in the order that bash has; without any, itself.
+def expand_braces(address: str) -> list[str]:
+    """Return the addresses that an address with braces stands for, in the order of bash.
+
+    An address without braces is returned unchanged.
 
     Raises:
-        LimitExceeded: more than ten million addresses.
-        ConfigError: braces within braces within braces, hundreds of times.
+        LimitExceeded: If there are more than ten million addresses.
+        ConfigError: If braces are nested hundreds of levels deep.
     """
     if "{" not in address:
         return [address]
     try:
-        expanded = bracex.expand(address, keep_escapes=True, limit=_BRACES)
+        expanded = bracex.expand(address, keep_escapes=True, limit=_MAX_BRACE_EXPANSIONS)
     except bracex.ExpansionLimitException as error:
         raise LimitExceeded(
-            f"{redact(address)} stands for more than {_BRACES:,} addresses: name a pattern or a directory instead",
+            f"{redact(address)} expands to more than {_MAX_BRACE_EXPANSIONS:,} addresses: use a pattern or a directory "
+            "instead",
             address=address,
         ) from error
     except RecursionError as error:
-        raise ConfigError(
-            f"the braces of {redact(address):.80}... lie too deep in each other", address=address
-        ) from error
+        raise ConfigError(f"the braces of {redact(address):.80}... are nested too deeply", address=address) from error
     return expanded
 
 
 def has_magic(path: str) -> bool:
-    """Whether a path has glob characters in it."""
-    return _GLOB.search(path) is not None
+    """Return whether a path contains glob characters."""
+    return _GLOB_CHARACTER.search(path) is not None
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a name in a relative path begins with a dot."""
+    """Return whether a name in a relative path begins with a dot."""
     return path.startswith(".") or "/." in path
 
 
 @lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern))
 
 
-def one_matches(name: str, pattern: str) -> bool:
-    """Whether one name matches one part of a pattern; hidden ones only match where the pattern says the dot."""
+def matches_name(name: str, pattern: str) -> bool:
+    """Return whether one name matches one segment of a pattern. Hidden names match only an explicit leading dot."""
     if name.startswith(".") and not pattern.startswith("."):
         return False
-    return _compiled(pattern).match(name) is not None
+    return _compile_pattern(pattern).match(name) is not None
 
 
-def all_match(names: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether a path matches a pattern with "**": any number of directories, or at its end any file under them."""
-    ends = {0}  # how many of the names the parts so far can stand for
+def matches_path(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Return whether a path matches a pattern with "**".
+
+    "**" stands for any number of directories; as the last part, for any file below them.
+
+    Args:
+        names: Segments of the path.
+        parts: Segments of the pattern.
+    """
+    ends = {0}  # numbers of names that the parts so far can match
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
-        after: set[int] = set()
-        for at in ends:
+        next_ends: set[int] = set()
+        for start in ends:
             if part == "**":
-                for stop in range(at, len(names) + 1):
-                    if stop > at and names[stop - 1].startswith("."):
+                for end in range(start, len(names) + 1):
+                    if end > start and names[end - 1].startswith("."):
                         break
-                    if not last or stop > at:
-                        after.add(stop)
-            elif at < len(names) and one_matches(names[at], part):
-                after.add(at + 1)
-        ends = after
+                    if not last or end > start:
+                        next_ends.add(end)
+            elif start < len(names) and matches_name(names[start], part):
+                next_ends.add(start + 1)
+        ends = next_ends
     return len(names) in ends

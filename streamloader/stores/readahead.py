@@ -1,8 +1,8 @@
-"""A blocking file over an object in a store, which fetches ahead what its reader is about to need.
+"""Provide a blocking file over an object in a store, with adaptive read-ahead.
 
-The reader (a decoder in the thread of its lane) takes bytes from segments of the object; requests that run in the I/O
-thread of the process fill them. Only the reader's thread decides what is fetched, kept and dropped; the I/O thread
-writes into segments and says that bytes have come, so that neither holds up the other where nobody waits.
+The reader (a decoder in the thread of its lane) takes bytes from segments of the object. Requests that run in the I/O
+thread of the process fill the segments. Only the reader's thread decides what is fetched, kept and dropped; the I/O
+thread writes into segments and signals new bytes. Neither thread therefore blocks the other unless the reader waits.
 """
 
 from __future__ import annotations
@@ -19,38 +19,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from streamloader.errors import ClosedError, Interrupted, NotSupported, ProtocolFault
+from typing_extensions import override
+
+from streamloader.errors import ClosedError, NotSupported, ProtocolError, TransferInterrupted
 from streamloader.stores.base import Store
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["FILE_BYTES", "PROCESS_BYTES", "UNIT", "ReadStats", "RemoteFile"]
+__all__ = ["MAX_FILE_BYTES", "MAX_PROCESS_BYTES", "UNIT_BYTES", "ReadStats", "RemoteFile"]
 
-UNIT: Final = 128 << 10  # bytes; segments begin at multiples of it
-FILE_BYTES: Final = 16 << 20  # that one file holds at most
-PROCESS_BYTES: Final = 256 << 20  # that all open files share; each has a few units in any case
-_LARGEST: Final = 16 * UNIT  # of one request
-_FIRST: Final = 2 * UNIT  # ahead of a reader of which nothing is known yet
-_LEAST: Final = 3 * UNIT  # of a file, however many are open
-_IN_FLIGHT: Final = 4  # requests that a full window is made of
-_LATE: Final = 0.001  # seconds; a shorter wait says nothing about the window
-_LOOK: Final = 5.0  # seconds after which a waiting reader makes sure that the I/O thread is there
-_AT_ONCE: Final = 16  # requests of read_spans
+UNIT_BYTES: Final = 128 << 10  # segments begin at multiples of it
+MAX_FILE_BYTES: Final = 16 << 20  # buffered by one file
+MAX_PROCESS_BYTES: Final = 256 << 20  # buffered by all open files together, except for the minimum of each
+_MAX_REQUEST_BYTES: Final = 16 * UNIT_BYTES
+_INITIAL_WINDOW_BYTES: Final = 2 * UNIT_BYTES
+_MIN_FILE_BYTES: Final = 3 * UNIT_BYTES  # buffered by one file, however many are open
+_REQUESTS_PER_WINDOW: Final = 4
+_MIN_RELEVANT_WAIT_S: Final = 0.001  # a shorter wait does not enlarge the window
+_THREAD_CHECK_INTERVAL_S: Final = 5.0  # how often a waiting reader checks that the I/O thread is alive
+_MAX_CONCURRENT_SPANS: Final = 16  # requests of read_spans
 
-_open_files: Final[set[int]] = set()  # ids; adding and discarding are atomic, also in a finaliser
+_open_files: Final[set[int]] = set()  # ids; adding and discarding are atomic, even in a finaliser
 
 
 @dataclass(slots=True)
 class ReadStats:
-    """What reading a file took so far.
+    """Statistics of reading one file.
 
     Attributes:
-        requests: that were made.
-        fetched: bytes that came.
-        read: bytes that the reader took.
-        dropped: bytes that were asked for, and given up before the reader took any of their segment.
-        waits: how often the reader had to wait.
-        waited: seconds it did.
+        requests: Number of requests.
+        fetched: Number of bytes received.
+        read: Number of bytes that the reader took.
+        dropped: Number of bytes that were requested and dropped before the reader took any byte of their segment.
+        waits: Number of times that the reader had to wait.
+        waited: Total time that the reader waited, in seconds.
     """
 
     requests: int = 0
@@ -61,18 +63,18 @@ class ReadStats:
     waited: float = 0.0
 
 
-class _News:
-    """How the I/O thread tells the reader that something came."""
+class _FetchProgress:
+    """Signals from the I/O thread to the reader that bytes have arrived."""
 
     __slots__ = ("changed", "fetched", "waiting")
 
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.Lock())
         self.waiting = False
-        self.fetched = 0  # bytes; counted by the I/O thread alone
+        self.fetched = 0  # bytes; only the I/O thread counts
 
-    def tell(self) -> None:
-        if self.waiting:  # set before the reader looks a last time
+    def notify(self) -> None:
+        if self.waiting:  # the reader sets it before its last check
             with self.changed:
                 self.changed.notify_all()
 
@@ -92,39 +94,40 @@ class _Segment:
         self.future: concurrent.futures.Future[None] | None = None
 
     @property
-    def is_coming(self) -> bool:
-        """Whether bytes of it are still to come."""
+    def is_pending(self) -> bool:
+        """Whether more bytes will arrive."""
         return not self.done and self.filled < len(self.data)
 
 
 class RemoteFile(io.RawIOBase):
     """A read-only, seekable file over an object, for one thread at a time.
 
-    ``read(n)`` and ``readinto`` block until at least one byte is there and may return fewer than asked (wrap it in
-    ``io.BufferedReader`` for readers that do not expect that). How far ahead is fetched grows whenever the reader had
-    to wait, and shrinks when what was fetched was not read; requests grow along with it, from 128 KiB to 2 MiB, about
-    four of them at a time. Seeking costs nothing until something is read there; what was read lately is kept.
+    ``read(n)`` and ``readinto`` block until at least one byte is available, and may return fewer bytes than requested
+    (wrap the file in ``io.BufferedReader`` for readers that do not expect that). The read-ahead window grows whenever
+    the reader had to wait, and shrinks when fetched bytes were not read. Requests grow with it from 128 KiB to 2 MiB;
+    about four run at a time. Seeking fetches nothing until bytes are read there; recently read bytes are kept.
 
-    Every wait ends by the deadlines of the store. An error of the store is raised, as it is, where the reader needs
-    the bytes that did not come; a later read tries again. What failed and is never needed raises nothing.
+    The store's deadlines limit every wait. An error of the store is raised unchanged when the reader needs the bytes
+    of the failed request; a later read tries again. Failed requests whose bytes are never needed raise nothing.
 
     Args:
-        address: of the object, as for :func:`streamloader.stores.open_store`.
-        info: what its store said of it. Its size must be known; where it has a version, only bytes of this version are
-            read.
-        options: of the store.
-        most: bytes held at most; less while so many files are open that all would hold more than PROCESS_BYTES.
-        opening: spans [start, end) that will be read first, in bytes: all of them are asked for at once.
+        address: Address of the object, as for :func:`streamloader.stores.open_store`.
+        info: Metadata of the object from its store. The size must be known. If it has a version, only bytes of this
+            version are read.
+        options: Options of the store.
+        max_bytes: Maximum number of buffered bytes. Defaults to MAX_FILE_BYTES. The limit is lower while all open files
+            together would otherwise exceed MAX_PROCESS_BYTES.
+        initial_spans: Spans [start, end) that will be read first, in bytes. All of them are requested immediately.
 
     Attributes:
-        size: of the object, in bytes.
-        stats: see :class:`ReadStats`.
+        size: Size of the object in bytes.
+        stats: Statistics of reading, see :class:`ReadStats`.
 
     Raises:
-        NotSupported: the size of the object is not known.
-        ConfigError: see :func:`streamloader.stores.io_thread.shared_store`.
-        StoreError: from reading; ObjectChanged where the object is not the one of `info` any more.
-        ClosedError: from reading after the shared stores of the process were closed, or in a child of it.
+        NotSupported: If the size of the object is unknown.
+        ConfigError: If an option is invalid, see :func:`streamloader.stores.io_thread.open_shared_store`.
+        StoreError: If a read fails; ObjectChanged if the object has another version than `info`.
+        ClosedError: If a read follows the closing of the process's shared stores, or happens in a forked child.
     """
 
     def __init__(
@@ -133,103 +136,107 @@ class RemoteFile(io.RawIOBase):
         info: ObjectInfo,
         options: Mapping[str, Any] | None = None,
         *,
-        most: int = FILE_BYTES,
-        opening: Iterable[tuple[int, int]] = (),
+        max_bytes: int = MAX_FILE_BYTES,
+        initial_spans: Iterable[tuple[int, int]] = (),
     ) -> None:
         super().__init__()
-        self._segments: OrderedDict[int, _Segment] = OrderedDict()  # by start, those used lately at the end
+        self._segments: OrderedDict[int, _Segment] = OrderedDict()  # by start, least recently used first
         self._units: dict[int, _Segment] = {}
         self._pid = os.getpid()
-        self._store, self._path = shared_store(address, options)
+        self._store, self._path = open_shared_store(address, options)
         self._address = self._store.store.address(self._path)
         if info.size is None:
             self._store.close()
             raise NotSupported(
-                f"{self._address}: its server does not tell its size, which reading at any place needs: keep a copy of "
-                "it elsewhere",
+                f"{self._address}: its server does not report its size, which random access needs: keep a copy of it "
+                "elsewhere",
                 address=self._address,
             )
         self.size: int = info.size
         self._version = info.version
-        self._news = _News()
+        self._progress = _FetchProgress()
         self._stats = ReadStats()
-        self._most = most
+        self._max_bytes = max_bytes
         self._held = 0  # bytes of all segments
-        self._window = _FIRST  # bytes to have ahead
-        self._at = 0  # next byte to read
-        self._expected = 0  # where the last read ended
-        self._run = 0  # bytes read in a row
+        self._window = _INITIAL_WINDOW_BYTES
+        self._position = 0
+        self._expected = 0  # position after the last read
+        self._sequential_bytes = 0  # read without a jump
         self._current: _Segment | None = None
         _open_files.add(id(self))
-        for start, end in opening:
-            self._fetch_units(start // UNIT * UNIT, min(end, self.size), self._share())
+        for start, end in initial_spans:
+            self._fetch_units(start // UNIT_BYTES * UNIT_BYTES, min(end, self.size), self._buffer_limit())
 
     @property
     def stats(self) -> ReadStats:
-        """What reading took so far."""
-        self._stats.fetched = self._news.fetched
+        """Statistics of reading so far."""
+        self._stats.fetched = self._progress.fetched
         return self._stats
 
     @property
-    def idle(self) -> bool:
-        """Whether all that was asked for has come, or failed."""
+    def is_idle(self) -> bool:
+        """Whether every request has finished or failed."""
         return all(segment.done for segment in self._segments.values())
 
     @property
-    def sound(self) -> bool:
-        """Whether nothing that was asked for has failed so far."""
+    def is_healthy(self) -> bool:
+        """Whether no request has failed so far."""
         return all(segment.error is None for segment in self._segments.values())
 
-    # --- the file ----------------------------------------------------------------------------------------------------
+    # --- the file interface ------------------------------------------------------------------------------------------
 
+    @override
     def readable(self) -> bool:
-        """Yes."""
         return True
 
+    @override
     def seekable(self) -> bool:
-        """Yes."""
         return True
 
+    @override
     def tell(self) -> int:
-        """Return the position, in bytes."""
-        return self._at
+        return self._position
 
+    @override
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position and return it; it may be behind the end. Nothing is fetched before it is read from."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}.get(whence)
+        """Set the position and return it. It may be after the end. Nothing is fetched until bytes are read there."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence)
         if base is None or base + offset < 0:
             raise ValueError(f"cannot seek to {offset} (whence {whence}) in a file of {self.size} bytes")
-        self._at = base + offset
-        return self._at
+        self._position = base + offset
+        return self._position
 
+    @override
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return up to `size` bytes, at least one before the end; all that are left without a size."""
+        """Return up to `size` bytes, at least one before the end. Without a size, return all remaining bytes."""
         if size is None or size < 0:
             return self.readall()
         view = self._take(size)
         return bytes(view)
 
+    @override
     def readinto(self, buffer: Any, /) -> int:
-        """Fill the beginning of `buffer`, with at least one byte before the end; return how many bytes."""
+        """Fill the beginning of `buffer`, with at least one byte before the end, and return the number of bytes."""
         with memoryview(buffer).cast("B") as out:
             view = self._take(len(out))
             out[: len(view)] = view
             return len(view)
 
+    @override
     def readall(self) -> bytes:
         """Return all bytes from the position to the end."""
         parts = []
-        while part := self.read(_LARGEST):
+        while part := self.read(_MAX_REQUEST_BYTES):
             parts.append(part)
         return b"".join(parts)
 
     def read_at(self, start: int, count: int) -> bytes:
-        """Return `count` bytes, or those up to the end, without going there or fetching more than these."""
+        """Return `count` bytes from `start`, or fewer at the end, without moving the position or reading ahead."""
         self._check_open()
         end = min(start + count, self.size)
         if start >= end:
             return b""
-        segment = self._units.get(start // UNIT)
+        segment = self._units.get(start // UNIT_BYTES)
         if segment is not None and segment.end >= end:
             if segment.start + segment.filled < end:
                 self._wait(segment, end - 1)
@@ -237,21 +244,22 @@ class RemoteFile(io.RawIOBase):
         return self.read_spans([(start, end)])[0]
 
     def read_spans(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Return the bytes of many short spans [start, end), fetched side by side and not kept."""
+        """Return the bytes of many short spans [start, end). They are fetched concurrently and not kept."""
         self._check_open()
-        found = self._store.call(_read_spans(self._store.store, self._path, spans, self._version))
+        parts = self._store.call(_read_spans(self._store.store, self._path, spans, self._version))
         self._stats.requests += len(spans)
-        self._stats.read += sum(map(len, found))
-        self._news.fetched += sum(map(len, found))
-        return found
+        self._stats.read += sum(map(len, parts))
+        self._progress.fetched += sum(map(len, parts))
+        return parts
 
+    @override
     def close(self) -> None:
-        """Cancel what is under way and free everything. Safe to call twice."""
+        """Cancel all requests and free all buffers. Safe to call twice."""
         if not self.closed:
             super().close()
             _open_files.discard(id(self))
             if "_store" in self.__dict__:
-                if self._pid == os.getpid():  # in a child these are the parent's
+                if self._pid == os.getpid():  # in a child they belong to the parent
                     for segment in self._segments.values():
                         _cancel(segment)
                 self._store.close()
@@ -262,97 +270,97 @@ class RemoteFile(io.RawIOBase):
     def __repr__(self) -> str:
         return f"<RemoteFile {self._address} {self.size} bytes>"
 
-    # --- the reader's thread -----------------------------------------------------------------------------------------
+    # --- called in the reader's thread -------------------------------------------------------------------------------
 
     def _take(self, size: int) -> memoryview:
-        """Return a view of bytes at the position, and go behind them."""
+        """Return a view of bytes at the position, and advance the position."""
         self._check_open()
-        at = self._at
-        if at >= self.size or size <= 0:
+        position = self._position
+        if position >= self.size or size <= 0:
             return memoryview(b"")
-        if at != self._expected and not -UNIT <= at - self._expected <= self._window:
-            self._jump(at)
-        segment = self._units.get(at // UNIT)
+        if position != self._expected and not -UNIT_BYTES <= position - self._expected <= self._window:
+            self._handle_jump(position)
+        segment = self._units.get(position // UNIT_BYTES)
         if segment is None:
-            self._fetch_ahead(at)
-            segment = self._units[at // UNIT]
-        if segment.start + segment.filled <= at:
-            self._wait(segment, at)
+            self._fetch_ahead(position)
+            segment = self._units[position // UNIT_BYTES]
+        if segment.start + segment.filled <= position:
+            self._wait(segment, position)
         if segment is not self._current:
             self._current, segment.used = segment, True
             self._segments.move_to_end(segment.start)
-        view = memoryview(segment.data)[at - segment.start : min(segment.filled, at - segment.start + size)]
+        offset = position - segment.start
+        view = memoryview(segment.data)[offset : min(segment.filled, offset + size)]
         count = len(view)
         self._stats.read += count
-        self._run += count
-        self._at = self._expected = at + count
-        if self._at < self.size:
-            self._fetch_ahead(self._at)  # while the reader works on what it got
+        self._sequential_bytes += count
+        self._position = self._expected = position + count
+        if self._position < self.size:
+            self._fetch_ahead(self._position)  # while the reader processes these bytes
         return view
 
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError(f"{self!r} is closed")
         if self._pid != os.getpid():
-            raise ClosedError(
-                f"{self!r} belongs to the parent of this process: open it again here", address=self._address
-            )
+            raise ClosedError(f"{self!r} belongs to the parent process: open it again here", address=self._address)
 
-    def _share(self) -> int:
-        return max(_LEAST, min(self._most, PROCESS_BYTES // max(1, len(_open_files))))
+    def _buffer_limit(self) -> int:
+        """Return the number of bytes that this file may buffer now."""
+        return max(_MIN_FILE_BYTES, min(self._max_bytes, MAX_PROCESS_BYTES // max(1, len(_open_files))))
 
-    def _jump(self, at: int) -> None:
-        """Give up what is under way and not needed at the new place, unless it is little."""
-        self._run = 0
+    def _handle_jump(self, position: int) -> None:
+        """Drop pending requests that are not needed at the new position, unless they are small."""
+        self._sequential_bytes = 0
         window = self._window
-        unneeded = [s for s in self._segments.values() if s.is_coming and not s.start - window < at < s.end]
-        if sum(s.end - s.start for s in unneeded) <= _FIRST:
+        unneeded = [s for s in self._segments.values() if s.is_pending and not s.start - window < position < s.end]
+        if sum(s.end - s.start for s in unneeded) <= _INITIAL_WINDOW_BYTES:
             return
         for segment in unneeded:
             self._drop(segment)
-        self._window = max(_FIRST, window // 2)
+        self._window = max(_INITIAL_WINDOW_BYTES, window // 2)
 
-    def _fetch_ahead(self, at: int) -> None:
-        """Ask for what the reader needs next, as far as the window goes."""
-        share = self._share()
-        keep = max(UNIT, share // 4)
-        window = min(self._window, share - keep, max(_FIRST, 2 * self._run))
-        request = max(UNIT, min(_LARGEST, window // _IN_FLIGHT) // UNIT * UNIT)
-        edge = at // UNIT * UNIT
+    def _fetch_ahead(self, position: int) -> None:
+        """Request the bytes that the reader needs next, up to the end of the window."""
+        limit = self._buffer_limit()
+        kept_bytes = max(UNIT_BYTES, limit // 4)
+        window = min(self._window, limit - kept_bytes, max(_INITIAL_WINDOW_BYTES, 2 * self._sequential_bytes))
+        request = max(UNIT_BYTES, min(_MAX_REQUEST_BYTES, window // _REQUESTS_PER_WINDOW) // UNIT_BYTES * UNIT_BYTES)
+        edge = position // UNIT_BYTES * UNIT_BYTES
         while True:
-            while edge < self.size and (segment := self._units.get(edge // UNIT)) is not None:
+            while edge < self.size and (segment := self._units.get(edge // UNIT_BYTES)) is not None:
                 edge = segment.end
                 if segment.done and segment.error is not None:
-                    return  # its error is raised when it is reached: what lies behind it has time until then
-            if edge >= self.size or edge > at + window - request:
+                    return  # its error is raised when the reader reaches it; bytes after it can wait until then
+            if edge >= self.size or edge > position + window - request:
                 return
-            edge = self._fetch_units(edge, min(edge + request, self.size), window + keep)
+            edge = self._fetch_units(edge, min(edge + request, self.size), window + kept_bytes)
 
-    def _fetch_units(self, start: int, end: int, room: int) -> int:
-        """Begin one request for [start, end), or for its part before what is there already; return where it ends."""
-        stop = start
-        while stop < end and stop // UNIT not in self._units:
-            stop = min(stop + UNIT, self.size)
-        if stop > start:
-            self._make_room(start, stop - start, room)
-            segment = _Segment(start, stop)
-            work = _fill(self._store.store, self._path, segment, self._version, self._news)
+    def _fetch_units(self, start: int, end: int, limit: int) -> int:
+        """Start one request for [start, end), shortened to end where bytes are buffered already. Return its end."""
+        request_end = start
+        while request_end < end and request_end // UNIT_BYTES not in self._units:
+            request_end = min(request_end + UNIT_BYTES, self.size)
+        if request_end > start:
+            self._free_space(start, request_end - start, limit)
+            segment = _Segment(start, request_end)
+            work = _fill(self._store.store, self._path, segment, self._version, self._progress)
             future = segment.future = self._store.submit(work)
-            self._held += stop - start
+            self._held += request_end - start
             self._segments[start] = segment
-            for unit in range(start // UNIT, -(-stop // UNIT)):
+            for unit in range(start // UNIT_BYTES, -(-request_end // UNIT_BYTES)):
                 self._units[unit] = segment
             self._stats.requests += 1
-            news = self._news
-            future.add_done_callback(lambda done: _finish(done, segment, news))
-        return stop
+            progress = self._progress
+            future.add_done_callback(lambda done: _finish(done, segment, progress))
+        return request_end
 
-    def _make_room(self, edge: int, more: int, room: int) -> None:
-        """Forget what was used longest ago, but nothing between the reader and `edge`."""
+    def _free_space(self, edge: int, needed: int, limit: int) -> None:
+        """Drop the least recently used segments, except those between the reader and `edge`."""
         for segment in list(self._segments.values()):
-            if self._held + more <= room:
+            if self._held + needed <= limit:
                 return
-            if not (segment.end > self._at and segment.start <= edge):
+            if not (segment.end > self._position and segment.start <= edge):
                 self._drop(segment)
 
     def _drop(self, segment: _Segment) -> None:
@@ -363,30 +371,32 @@ class RemoteFile(io.RawIOBase):
         if segment is self._current:
             self._current = None
         del self._segments[segment.start]
-        for unit in range(segment.start // UNIT, -(-segment.end // UNIT)):
+        for unit in range(segment.start // UNIT_BYTES, -(-segment.end // UNIT_BYTES)):
             del self._units[unit]
 
-    def _wait(self, segment: _Segment, at: int) -> None:
-        """Wait until the byte at `at` is there, or raise why it does not come."""
-        news, wanted = self._news, at - segment.start
-        began = time.monotonic()
-        with news.changed:
-            news.waiting = True
+    def _wait(self, segment: _Segment, offset: int) -> None:
+        """Wait until the byte at `offset` has arrived. If it never will, raise the error of its request."""
+        progress, index = self._progress, offset - segment.start
+        started = time.monotonic()
+        with progress.changed:
+            progress.waiting = True
             try:
-                while segment.filled <= wanted and not segment.done:
-                    if not news.changed.wait(_LOOK):
-                        self._store.submit(_nothing())  # raises if nobody is there to fetch anything
+                while segment.filled <= index and not segment.done:
+                    if not progress.changed.wait(_THREAD_CHECK_INTERVAL_S):
+                        self._store.submit(_do_nothing())  # raises if the I/O thread has ended
             finally:
-                news.waiting = False
-        waited = time.monotonic() - began
+                progress.waiting = False
+        waited = time.monotonic() - started
         self._stats.waits += 1
         self._stats.waited += waited
-        if segment.filled <= wanted:
+        if segment.filled <= index:
             error = segment.error
             self._drop(segment)  # so that another read tries again
-            raise error or Interrupted(f"{self._address} broke off", address=self._address, offset=at)
-        if waited > _LATE and self._run:
-            self._window = min(2 * self._window, self._most)
+            raise error or TransferInterrupted(
+                f"{self._address}: the transfer broke off", address=self._address, offset=offset
+            )
+        if waited > _MIN_RELEVANT_WAIT_S and self._sequential_bytes:
+            self._window = min(2 * self._window, self._max_bytes)
 
 
 def _cancel(segment: _Segment) -> None:
@@ -394,40 +404,42 @@ def _cancel(segment: _Segment) -> None:
         segment.future.cancel()
 
 
-def _finish(done: concurrent.futures.Future[None], segment: _Segment, news: _News) -> None:
+def _finish(done: concurrent.futures.Future[None], segment: _Segment, progress: _FetchProgress) -> None:
     if done.cancelled():
-        segment.error = ClosedError("the shared stores of this process were closed while a file of them was read")
+        segment.error = ClosedError("the shared stores of this process were closed while one of their files was read")
     else:
         segment.error = done.exception()
     segment.future = None
     segment.done = True
-    news.tell()
+    progress.notify()
 
 
-async def _fill(store: Store, path: str, segment: _Segment, version: str | None, news: _News) -> None:
-    size, at = segment.end - segment.start, 0
+async def _fill(store: Store, path: str, segment: _Segment, version: str | None, progress: _FetchProgress) -> None:
+    size, position = segment.end - segment.start, 0
     view = memoryview(segment.data)
     span = ByteRange(segment.start, segment.end)
-    async with contextlib.aclosing(store.stream(path, span, version=version)) as chunks:
-        async for chunk in chunks:
-            end = at + len(chunk)
+    async with contextlib.aclosing(store.stream(path, span, version=version)) as pieces:
+        async for piece in pieces:
+            end = position + len(piece)
             if end > size:
                 address = store.address(path)
-                raise ProtocolFault(f"{address}: more bytes came than asked for", address=address, offset=segment.end)
-            view[at:end] = chunk
-            news.fetched += end - at
-            segment.filled = at = end
-            news.tell()
-    if at < size:
-        address, offset = store.address(path), segment.start + at
-        raise Interrupted(f"{address} broke off at byte {offset}", address=address, offset=offset)
+                raise ProtocolError(
+                    f"{address}: received more bytes than requested", address=address, offset=segment.end
+                )
+            view[position:end] = piece
+            progress.fetched += end - position
+            segment.filled = position = end
+            progress.notify()
+    if position < size:
+        address, offset = store.address(path), segment.start + position
+        raise TransferInterrupted(f"{address}: the transfer broke off at byte {offset}", address=address, offset=offset)
 
 
 async def _read_spans(store: Store, path: str, spans: Sequence[tuple[int, int]], version: str | None) -> list[bytes]:
-    turns = asyncio.Semaphore(_AT_ONCE)
+    request_slots = asyncio.Semaphore(_MAX_CONCURRENT_SPANS)
 
     async def read(start: int, end: int) -> bytes:
-        async with turns:
+        async with request_slots:
             return await store.read(path, ByteRange(start, end), version=version)
 
     tasks = [asyncio.ensure_future(read(start, end)) for start, end in spans]
@@ -439,8 +451,8 @@ async def _read_spans(store: Store, path: str, spans: Sequence[tuple[int, int]],
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _nothing() -> None:
-    """Show that the I/O thread is there."""
+async def _do_nothing() -> None:
+    """Do nothing; used to check that the I/O thread accepts work."""
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""Which class serves which scheme, and from an address with options to a store."""
+"""Select the store class for an address, select its options, and open the store."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from streamloader.config import Retry
-from streamloader.errors import ConfigError, MissingExtra
+from streamloader.errors import ConfigError, MissingDependency
 from streamloader.stores.base import Store
 
-__all__ = ["open_store", "options_for", "register_store", "scheme_of", "schemes", "split_address"]
+__all__ = ["open_store", "register_store", "scheme_of", "schemes", "select_options", "split_address"]
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_PLAIN: Final = ("", "file", "memory")  # schemes that take none of the options that others need
-_ANY_OTHER: Final = "streamloader.stores.fsspec:FsspecStore"
-_KINDS: Final[dict[str, str]] = {
+_SCHEMES_WITHOUT_OPTIONS: Final = ("", "file", "memory")
+_FALLBACK_CLASS: Final = "streamloader.stores.fsspec:FsspecStore"
+_STORE_CLASSES: Final[dict[str, str]] = {
     "": "streamloader.stores.local:LocalStore",
     "az": "streamloader.stores.objects.store:ObjectStore",
     "file": "streamloader.stores.local:LocalStore",
@@ -34,116 +34,122 @@ _KINDS: Final[dict[str, str]] = {
 
 
 def register_store(scheme: str, target: str | type[Store]) -> None:
-    """Serve a scheme with a class: one of yours, or ``"module:Class"`` to be imported when it is needed.
+    """Register the store class for a scheme.
 
-    Worker processes do not know what was registered here: register at the import of a module that both import.
+    Worker processes do not inherit the registration: make it when a module is imported that the workers import, too.
+
+    Args:
+        scheme: Scheme of the addresses, without "://".
+        target: Store class, or ``"module:Class"``, which is imported when it is needed.
 
     Raises:
-        ConfigError: that is no scheme.
+        ConfigError: If the scheme is malformed.
     """
     if not _SCHEME.fullmatch(f"{scheme}://"):
-        raise ConfigError(f"{scheme!r} is no scheme of an address")
-    _KINDS[scheme.lower()] = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+        raise ConfigError(f"{scheme!r} is not a valid scheme of an address")
+    _STORE_CLASSES[scheme.lower()] = target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
 
 
 def schemes() -> Mapping[str, str]:
-    """Return what serves each scheme that has a store of its own, as ``"module:Class"``. "" stands for local paths."""
-    return dict(_KINDS)
+    """Return the class of each registered scheme as ``"module:Class"``. "" stands for local paths."""
+    return dict(_STORE_CLASSES)
 
 
 def scheme_of(address: str) -> str:
-    """Return the scheme of an address in lower case, "" for a local path."""
-    found = _SCHEME.match(address)
-    return found[1].lower() if found else ""
+    """Return the scheme of an address in lower case, or "" for a local path."""
+    match = _SCHEME.match(address)
+    return match[1].lower() if match else ""
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Split an address into the url of its store and the path in there, as the store's class does it.
+    """Split an address into the URL of its store and the path within it, by the rules of the store's class.
 
     Raises:
-        ConfigError: no store serves its scheme.
+        ConfigError: If no store serves the scheme.
     """
-    return _kind(scheme_of(address)).split(address)
+    return _load_store_class(scheme_of(address)).split(address)
 
 
 def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
-    """Return the store of an address. It connects when it is first used; close it with ``aclose()``.
+    """Open the store of an address. It connects on first use; close it with ``aclose()``.
 
     Args:
-        url: ``/path``, ``file://``, ``memory://name``, ``http(s)://host``, ``ssh://user@host:port`` (or ``sftp://``),
-            ``s3://bucket``, ``gs://bucket``, ``az://container``, ``ipfs://``, ``ipns://``, or any scheme that fsspec
-            knows. What follows the host or bucket is a directory: paths are then relative to it.
-        **options: for every store: ``timeouts`` (:class:`~streamloader.config.Timeouts`), ``limits``
-            (:class:`~streamloader.config.Limits`), ``retry`` (:class:`~streamloader.config.Retry`, None for never),
-            ``digests`` (expected digests of objects), ``cache_dir`` and ``cache_bytes``. All others go to the
-            store's class, whose docstring tells of them.
+        url: Address of the store: ``/path``, ``file://``, ``memory://name``, ``http(s)://host``,
+            ``ssh://user@host:port`` (or ``sftp://``), ``s3://bucket``, ``gs://bucket``, ``az://container``,
+            ``ipfs://``, ``ipns://``, or any scheme that fsspec supports. Text after the host or bucket names a
+            directory: paths are then relative to it.
+        **options: Options of every store: ``timeouts`` (:class:`~streamloader.config.Timeouts`), ``limits``
+            (:class:`~streamloader.config.Limits`), ``retry`` (:class:`~streamloader.config.Retry`, or None to disable
+            retries), ``digests`` (expected digests of objects), ``cache_dir`` and ``cache_bytes``. All others are
+            passed to the store's class, whose docstring describes them.
 
     Raises:
-        ConfigError: no store serves this scheme, or it knows no such option.
-        MissingExtra: it needs a package that is not installed.
+        ConfigError: If no store serves the scheme, or if the store does not take one of the options.
+        MissingDependency: If the store needs a package that is not installed.
     """
-    from streamloader.stores.wrappers import wrapped
+    from streamloader.stores.wrappers import wrap_store
 
     root, path = split_address(os.fspath(url))
     retry = options.pop("retry", Retry())
     digests, cache_dir, cache_bytes = (options.pop(name, None) for name in ("digests", "cache_dir", "cache_bytes"))
-    kind = _kind(scheme_of(root))
+    store_class = _load_store_class(scheme_of(root))
     try:
-        store = kind(root, **options)
+        store = store_class(root, **options)
     except TypeError as error:
-        raise ConfigError(f"{kind.__name__}, which serves {root}, takes no such option: {error}") from error
-    return wrapped(store, path, retry=retry, digests=digests, cache_dir=cache_dir, cache_bytes=cache_bytes)
+        raise ConfigError(f"{store_class.__name__}, which serves {root}, takes no such option: {error}") from error
+    return wrap_store(store, path, retry=retry, digests=digests, cache_dir=cache_dir, cache_bytes=cache_bytes)
 
 
-def _kind(scheme: str) -> type[Store]:
-    target = _KINDS.get(scheme, _ANY_OTHER)
-    module, _, name = target.partition(":")
-    try:
-        kind: type[Store] = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        if isinstance(error, MissingExtra):
-            raise
-        raise ConfigError(f"the store of {scheme}:// ({target}) cannot be imported: {error}") from error
-    return kind
-
-
-def options_for(address: str, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the options of the store of one address.
+def select_options(address: str, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options that apply to the store of one address.
 
     Args:
-        address: of a store, or of something in it.
-        storage_options: either options themselves, for all stores that are not of this machine; or, where stores need
-            different ones, beginnings of addresses with the options for what begins so::
+        address: Address of a store or of an object in it.
+        storage_options: Either options for all stores that are not on this machine; or, if stores need different
+            options, a mapping from address prefixes to options::
 
                 {"ssh://me@box": {"client_keys": ["~/.ssh/box"]}, "s3://": {"region": "eu-central-1"}}
 
-            The longest beginning that fits counts. It fits whole names only: ``"s3://a"`` is not the beginning of
+            The longest matching prefix applies. A prefix matches whole names only: ``"s3://a"`` does not match
             ``s3://ab``.
 
     Raises:
-        ConfigError: the two forms are mixed, or what belongs to a beginning is no mapping.
+        ConfigError: If the two forms are mixed, or if the options of a prefix are not a mapping.
     """
     if not storage_options:
         return {}
-    beginnings = [name for name in storage_options if "://" in name]
-    if not beginnings:
-        return {} if scheme_of(address) in _PLAIN else dict(storage_options)
-    mixed = [name for name in storage_options if "://" not in name]
-    if mixed:
+    prefixes = [name for name in storage_options if "://" in name]
+    if not prefixes:
+        return {} if scheme_of(address) in _SCHEMES_WITHOUT_OPTIONS else dict(storage_options)
+    plain = [name for name in storage_options if "://" not in name]
+    if plain:
         raise ConfigError(
-            f"storage_options has beginnings of addresses ({beginnings[0]!r}) and options ({mixed[0]!r}) side by side: "
-            "put the options under the address that they are for"
+            f"storage_options mixes address prefixes ({prefixes[0]!r}) and options ({plain[0]!r}): move each option "
+            "under the prefix that it belongs to"
         )
-    fitting = [beginning for beginning in beginnings if _begins(address, beginning)]
-    if not fitting:
+    matching = [prefix for prefix in prefixes if _has_prefix(address, prefix)]
+    if not matching:
         return {}
-    chosen = storage_options[max(fitting, key=len)]
-    if not isinstance(chosen, Mapping):
-        raise ConfigError(f"storage_options[{max(fitting, key=len)!r}] must be a mapping of options")
-    return dict(chosen)
+    longest = max(matching, key=len)
+    options = storage_options[longest]
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"storage_options[{longest!r}] must be a mapping of options")
+    return dict(options)
 
 
-def _begins(address: str, beginning: str) -> bool:
-    if not address.startswith(beginning):
+def _has_prefix(address: str, prefix: str) -> bool:
+    if not address.startswith(prefix):
         return False
-    return len(address) == len(beginning) or beginning.endswith("/") or address[len(beginning)] == "/"
+    return len(address) == len(prefix) or prefix.endswith("/") or address[len(prefix)] == "/"
+
+
+def _load_store_class(scheme: str) -> type[Store]:
+    target = _STORE_CLASSES.get(scheme, _FALLBACK_CLASS)
+    module, _, name = target.partition(":")
+    try:
+        store_class: type[Store] = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        if isinstance(error, MissingDependency):
+            raise
+        raise ConfigError(f"the store of {scheme}:// ({target}) cannot be imported: {error}") from error
+    return store_class

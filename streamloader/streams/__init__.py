@@ -1,4 +1,5 @@
-"""The kinds of streams: what plays videos, texts and whatever a function yields, one step after the other.
+"""Kinds of streams: videos, texts, and the results of user functions, read step by step.
 
-:mod:`~streamloader.streams.base` says what a kind has to provide; it is all that the engine knows of this package.
+:mod:`~streamloader.streams.base` defines the interface of a kind of stream. The engine imports only this module and
+:mod:`~streamloader.streams.lane_thread`.
 """

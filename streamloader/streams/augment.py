@@ -1,4 +1,4 @@
-"""The user's transform on its way through one stream of frames."""
+"""Apply the user's transform to the frames of one stream."""
 
 from __future__ import annotations
 
@@ -10,60 +10,72 @@ import numpy as np
 from streamloader.errors import ConfigError, StreamFailed, StreamloaderError
 from streamloader.values import Array, Field
 
-__all__ = ["Augment", "Transform", "transform_rng", "transformed"]
+__all__ = ["StreamTransform", "Transform", "call_transform", "make_transform_rng"]
 
 Transform: TypeAlias = "Callable[[Array, np.random.Generator], Array]"
 
 
-class Augment:
-    """The user's transform on its way through one stream."""
+class StreamTransform:
+    """The user's transform with the random key of one stream.
+
+    Args:
+        transform: The user's function.
+        key: Key of the random generator that each call receives, uint64 (2,).
+        field: Field that the results must match.
+        stream: Key of the stream, for error messages.
+    """
 
     def __init__(self, transform: Transform, key: Array, field: Field, stream: str) -> None:
         self._transform = transform
         self._key = key
         self._field = field
         self._stream = stream
-        self._frames = np.empty(0, np.uint8)
+        self._buffer = np.empty(0, np.uint8)
 
-    def room(self, count: int, shape: tuple[int, int, int]) -> Array:
-        """Return memory for the frames that the transform is given."""
-        if len(self._frames) < count:
-            self._frames = np.empty((count, *shape), np.uint8)
-        return self._frames
+    def input_buffer(self, count: int, shape: tuple[int, int, int]) -> Array:
+        """Return an array for at least `count` input frames of `shape`. It is reused by later calls."""
+        if len(self._buffer) < count:
+            self._buffer = np.empty((count, *shape), np.uint8)
+        return self._buffer
 
     def apply(self, frames: Array, out: Array, step: int) -> None:
-        """Write what the transform makes of `frames`, which begin at `step`, into `out`."""
+        """Transform `frames` and write the results into `out`. `step` is the number of the first frame."""
         try:
-            done = transformed(self._transform, frames, transform_rng(self._key))
+            results = call_transform(self._transform, frames, make_transform_rng(self._key))
         except StreamloaderError as error:
             error.stream, error.offset = self._stream, step
             raise
         shape, dtype = self._field.shape, self._field.dtype
-        if done.shape != (len(frames), *shape) or done.dtype != dtype:
+        if results.shape != (len(frames), *shape) or results.dtype != dtype:
             raise StreamFailed(
-                f"transform returned {done.shape} {done.dtype} for {self._stream}, but {shape} {dtype} for each frame "
-                "when it was tried on zeros: shape and dtype of a step must not change",
+                f"transform returned {results.shape} {results.dtype} for {self._stream}, but {shape} {dtype} for each "
+                "frame when it was called on zeros: shape and dtype of a step must not change",
                 stream=self._stream,
                 offset=step,
             )
-        out[: len(frames)] = done
+        out[: len(frames)] = results
 
 
-def transform_rng(key: Array) -> np.random.Generator:
-    """Return the generator of a stream, at its beginning."""
+def make_transform_rng(key: Array) -> np.random.Generator:
+    """Return the random generator of a stream, in its initial state."""
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def transformed(transform: Transform, frames: Array, rng: np.random.Generator) -> Array:
-    """Call `transform`, and check that it returns one result for each frame."""
+def call_transform(transform: Transform, frames: Array, rng: np.random.Generator) -> Array:
+    """Call the user's transform, and check that it returns one result for each frame.
+
+    Raises:
+        StreamFailed: If the transform raises an error.
+        ConfigError: If the number of results is wrong.
+    """
     try:
-        done = np.asarray(transform(frames, rng))
+        results = np.asarray(transform(frames, rng))
     except StreamloaderError:
         raise
     except Exception as error:
         raise StreamFailed(f"transform raised {type(error).__name__}: {error}", cause=type(error).__name__) from error
-    if done.ndim < 1 or len(done) != len(frames):
+    if results.ndim < 1 or len(results) != len(frames):
         raise ConfigError(
-            f"transform must return one result for each of the {len(frames)} frames, got shape {done.shape}"
+            f"transform must return one result for each of the {len(frames)} frames, got shape {results.shape}"
         )
-    return done
+    return results

@@ -1,4 +1,4 @@
-"""A set of texts, wherever they are, and texts in memory."""
+"""Sources of texts for text streams, and texts in memory."""
 
 from __future__ import annotations
 
@@ -7,46 +7,56 @@ import itertools
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from streamloader.errors import ClosedError, ConfigError
-from streamloader.stream_table import Blobs, StreamTable, Texts
-from streamloader.streams.base import Expected, Stream
+from streamloader.stream_table import BytesColumn, StreamTable, StringColumn
+from streamloader.streams.base import PreparedStream, Stream
 from streamloader.values import Array, StreamInfo
 
-__all__ = ["Corpus", "Memory", "StepsInMemory", "seekable"]
+__all__ = ["Corpus", "MemoryCorpus", "MemoryStream", "clamp_step"]
 
 
 class Corpus(abc.ABC):
-    """Where the texts are.
+    """A set of texts.
 
     Attributes:
-        encoding: of the files.
+        encoding: Encoding of the texts.
     """
 
     encoding: str = "utf-8"
 
     @abc.abstractmethod
-    def find(self) -> StreamTable:
-        """Describe all texts, with their length in bytes."""
+    def index(self) -> StreamTable:
+        """Describe all texts, with their lengths in bytes."""
 
     @abc.abstractmethod
-    def text(self, info: StreamInfo) -> str:
-        """Return one text whole."""
+    def read_text(self, info: StreamInfo) -> str:
+        """Return one complete text."""
 
-    def all_texts(self, infos: Iterable[StreamInfo]) -> Generator[str, None, None]:
-        """Yield all texts whole, one after the other."""
-        yield from map(self.text, infos)
+    def read_texts(self, infos: Iterable[StreamInfo]) -> Generator[str, None, None]:
+        """Yield complete texts, in order."""
+        yield from map(self.read_text, infos)
 
-    async def expect(self, info: StreamInfo) -> Expected | None:
-        """Get ready to open one text as bytes."""
+    async def prepare(self, info: StreamInfo) -> PreparedStream | None:
+        """Start to fetch the data needed to open the bytes of one text. Return None if there is nothing to fetch."""
         return None
 
     @abc.abstractmethod
     async def open(self, info: StreamInfo) -> Stream:
-        """Open one text as bytes."""
+        """Open the bytes of one text."""
 
 
-class Memory(Corpus):
-    """Texts in memory."""
+class MemoryCorpus(Corpus):
+    """Texts in memory.
+
+    Args:
+        texts: Texts. str is encoded as UTF-8 unless `as_text`.
+        as_text: Whether complete texts will be read, for a tokenizer. Otherwise, bytes are streamed.
+
+    Raises:
+        ConfigError: If a text has the wrong type.
+    """
 
     def __init__(self, texts: Iterable[str | bytes], as_text: bool) -> None:
         if isinstance(texts, (str, bytes)):
@@ -58,58 +68,71 @@ class Memory(Corpus):
                     f"text {number} is {type(text).__name__}, not {'str' if as_text else 'str or bytes'}",
                     stream=str(number),
                 )
-        # End to end in one array, which workers share.
-        self._texts: Any = Texts.pack(listed) if as_text else Blobs.join(map(_utf8, listed, itertools.count()))
+        # All texts are joined into one array, which workers share.
+        self._texts: Any = (
+            StringColumn.from_strings(listed)
+            if as_text
+            else BytesColumn.from_pieces(map(_encode_utf8, listed, itertools.count()))
+        )
 
-    def find(self) -> StreamTable:
-        """See the base class."""
+    @override
+    def index(self) -> StreamTable:
         count = len(self._texts)
         return StreamTable(count, self._texts.sizes, {"item": range(count)})
 
-    def text(self, info: StreamInfo) -> str:
-        """See the base class."""
+    @override
+    def read_text(self, info: StreamInfo) -> str:
         return str(self._texts[info.extra["item"]])
 
+    @override
     async def open(self, info: StreamInfo) -> Stream:
-        """See the base class."""
-        return StepsInMemory(self._texts[info.extra["item"]], info.key)
+        return MemoryStream(self._texts[info.extra["item"]], info.key)
 
 
-def _utf8(text: str | bytes, number: int) -> bytes:
+def _encode_utf8(text: str | bytes, number: int) -> bytes:
     try:
         return text.encode() if isinstance(text, str) else text
     except UnicodeEncodeError as error:
-        raise ConfigError(f"text {number} cannot be written as UTF-8: {error}", stream=str(number)) from error
+        raise ConfigError(f"text {number} cannot be encoded as UTF-8: {error}", stream=str(number)) from error
 
 
-class StepsInMemory(Stream):
-    """Steps that are in memory."""
+class MemoryStream(Stream):
+    """A stream of steps in memory.
 
-    def __init__(self, tokens: Array, key: str) -> None:
-        self._tokens: Array | None = tokens
+    Args:
+        steps: One value per step.
+        key: Key of the stream, for error messages.
+    """
+
+    def __init__(self, steps: Array, key: str) -> None:
+        self._steps: Array | None = steps
         self._key = key
         self._position = 0
 
+    @override
     async def read_into(self, out: Mapping[str, Array]) -> int:
-        """See the base class."""
-        if self._tokens is None:
+        if self._steps is None:
             raise ClosedError(f"stream {self._key!r} was closed", stream=self._key)
-        block = self._tokens[self._position : self._position + len(out["data"])]
+        block = self._steps[self._position : self._position + len(out["data"])]
         out["data"][: len(block)] = block
         self._position += len(block)
         return len(block)
 
+    @override
     async def seek(self, step: int) -> None:
-        """See the base class."""
-        self._position = seekable(step, 0 if self._tokens is None else len(self._tokens), self._key)
+        self._position = clamp_step(step, 0 if self._steps is None else len(self._steps), self._key)
 
+    @override
     async def aclose(self) -> None:
-        """See the base class."""
-        self._tokens = None
+        self._steps = None
 
 
-def seekable(step: int, length: int, key: str) -> int:
-    """Return where to go for `step`: the end, for what lies behind it."""
+def clamp_step(step: int, length: int, key: str) -> int:
+    """Return `step`, or the end of the stream if `step` is after it.
+
+    Raises:
+        ConfigError: If `step` is negative.
+    """
     if step < 0:
         raise ConfigError(f"cannot seek to step {step} of stream {key!r}", stream=key)
     return min(step, length)

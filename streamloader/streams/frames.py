@@ -1,4 +1,4 @@
-"""What all streams of video frames have in common: their options, their fields, and how frames become steps."""
+"""Common parts of all streams of video frames: options, fields, and writing frames into steps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from streamloader.errors import ConfigError, FrameSizeError, StreamloaderError
-from streamloader.media.video.selection import Selection, whole
-from streamloader.streams.augment import Augment, Transform, transform_rng, transformed
+from streamloader.media.video.selection import Selection, as_int
+from streamloader.streams.augment import StreamTransform, Transform, call_transform, make_transform_rng
 from streamloader.streams.base import Stream
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.step_writer import qualified_name
@@ -20,16 +20,23 @@ if TYPE_CHECKING:
     from streamloader.media.video.convert import Converter
     from streamloader.media.video.reader import VideoFrame
 
-__all__ = ["FrameStream", "checked_pix_fmt", "checked_size", "chosen_settings", "common_size", "frame_fields"]
+__all__ = [
+    "FrameStream",
+    "describe_settings",
+    "frame_fields",
+    "require_common_size",
+    "validate_pix_fmt",
+    "validate_size",
+]
 
 _PIX_FMTS: Final = ("rgb24", "gray", "yuv420p")
 
 
-def checked_pix_fmt(pix_fmt: str, transform: object = None) -> str:
-    """Return the pixel format.
+def validate_pix_fmt(pix_fmt: str, transform: object = None) -> str:
+    """Return the pixel format if it is valid.
 
     Raises:
-        ConfigError: there is no such one, or it does not go with a transform.
+        ConfigError: If the format is unknown, or cannot be combined with a transform.
     """
     if pix_fmt not in _PIX_FMTS:
         raise ConfigError(f"pix_fmt must be one of {', '.join(_PIX_FMTS)}, got {pix_fmt!r}")
@@ -38,22 +45,25 @@ def checked_pix_fmt(pix_fmt: str, transform: object = None) -> str:
     return pix_fmt
 
 
-def checked_size(size: Any) -> tuple[int, int]:
-    """Return (height, width) as plain numbers.
+def validate_size(size: Any) -> tuple[int, int]:
+    """Return (height, width) as plain ints.
 
     Raises:
-        ConfigError: that is no size.
+        ConfigError: If `size` is not a pair of positive whole numbers.
     """
-    if not isinstance(size, (tuple, list)) or len(size) != 2 or any(whole(n) < 1 for n in size):  # noqa: PLR2004
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or any(as_int(n) < 1 for n in size):  # noqa: PLR2004
         raise ConfigError(f"size must be (height, width), two whole numbers of at least 1, got {size!r}")
     return int(size[0]), int(size[1])
 
 
-def common_size(sizes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
-    """Return the one (height, width) that all videos have; each comes with its name.
+def require_common_size(sizes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
+    """Return the (height, width) that all videos have.
+
+    Args:
+        sizes: (name, (height, width)) of each video, at least one.
 
     Raises:
-        FrameSizeError: they differ.
+        FrameSizeError: If the sizes differ.
     """
     each = iter(sizes)
     first_path, first = next(each)
@@ -61,7 +71,7 @@ def common_size(sizes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int]
         if size != first:
             raise FrameSizeError(
                 f"videos differ in frame size: {first_path} is {first[0]}x{first[1]} (height x width), "
-                f"{path} is {size[0]}x{size[1]}. Give size=(height, width) to scale all to one",
+                f"{path} is {size[0]}x{size[1]}. Pass size=(height, width) to scale all to one size",
                 stream=path,
                 sizes=[list(first), list(size)],
             )
@@ -69,10 +79,11 @@ def common_size(sizes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int]
 
 
 def frame_fields(pix_fmt: str, height: int, width: int, transform: Transform | None = None) -> dict[str, Field]:
-    """Return the fields of steps that are frames; what a transform makes of them is learned by a call on zeros.
+    """Return the fields of steps that are frames. A transform is called on zeros to learn the shape of its results.
 
     Raises:
-        ConfigError: `transform` does not fit.
+        ConfigError: If `transform` returns the wrong number of results.
+        StreamFailed: If `transform` raises an error.
     """
     names = ("y", "u", "v") if pix_fmt == "yuv420p" else ("data",)
     chroma = ((height + 1) // 2, (width + 1) // 2, 1)
@@ -85,91 +96,93 @@ def frame_fields(pix_fmt: str, height: int, width: int, transform: Transform | N
     if transform is None:
         return {name: Field(shapes[name], np.uint8, axes="HWC") for name in names}
     frames = np.zeros((2, *shapes["data"]), np.uint8)
-    out = transformed(transform, frames, transform_rng(np.zeros(2, np.uint64)))
-    shape = out.shape[1:]
-    return {"data": Field(shape, out.dtype, axes="HWC" if len(shape) == 3 else None)}  # noqa: PLR2004
+    results = call_transform(transform, frames, make_transform_rng(np.zeros(2, np.uint64)))
+    shape = results.shape[1:]
+    return {"data": Field(shape, results.dtype, axes="HWC" if len(shape) == 3 else None)}  # noqa: PLR2004
 
 
-def chosen_settings(
-    pix_fmt: str, size: tuple[int, int] | None, chosen: Selection, transform: Transform | None
+def describe_settings(
+    pix_fmt: str, size: tuple[int, int] | None, selection: Selection, transform: Transform | None
 ) -> dict[str, Any]:
-    """Return what was chosen of frames and pixels as plain values; of `transform` its qualified name."""
+    """Return the options of a stream of frames as plain values. A transform is given by its qualified name."""
     return {
         "pix_fmt": pix_fmt,
         "size": None if size is None else list(size),
-        "max_frames": None if chosen.max_frames is None else int(chosen.max_frames),
-        "random_start": chosen.random_start,
-        "stride": chosen.stride,
-        "fps": None if chosen.fps is None else str(chosen.fps),
+        "max_frames": None if selection.max_frames is None else int(selection.max_frames),
+        "random_start": selection.random_start,
+        "stride": selection.stride,
+        "fps": None if selection.fps is None else str(selection.fps),
         "transform": None if transform is None else qualified_name(transform),
     }
 
 
 class FrameStream(Stream):
-    """A stream whose steps are frames of one video: a kind of it says where they come from.
+    """A stream whose steps are frames of one video. Subclasses provide the frames.
 
     Args:
-        length: how many steps it has.
-        converter: of its frames.
-        names: of the fields.
-        augment: the user's transform, if there is one.
+        length: Number of steps.
+        converter: Converter of the frames, which the stream closes.
+        names: Names of the fields.
+        transform: The user's transform, or None.
     """
 
-    def __init__(self, length: int, converter: Converter, names: Sequence[str], augment: Augment | None) -> None:
+    def __init__(
+        self, length: int, converter: Converter, names: Sequence[str], transform: StreamTransform | None
+    ) -> None:
         self._length = length
         self._converter = converter
         self._names = list(names)
-        self._augment = augment
+        self._transform = transform
         self._step = 0
         self._error: StreamloaderError | None = None
 
     @abc.abstractmethod
-    def _frames(self, start: int, stop: int) -> Iterator[VideoFrame]:
-        """Yield the frames of the steps [start, stop), in the lane's thread."""
+    def _read_frames(self, start: int, end: int) -> Iterator[VideoFrame]:
+        """Yield the frames of the steps [start, end). Called in the lane's thread."""
 
-    def _finish(self) -> None:
-        """Check that nothing comes after the last step, in the lane's thread."""
+    def _check_end(self) -> None:
+        """Check that nothing follows the last step. Called in the lane's thread."""
 
     def _close(self) -> None:
-        """Give back what the stream holds, in the lane's thread."""
+        """Release the resources of the stream. Called in the lane's thread."""
         self._converter.close()
 
     async def read_into(self, out: Mapping[str, Array]) -> int:
-        """Fill the leading steps of `out`: all of them, but at the end and before an error."""
+        """Fill the first steps of `out`: all of them, except at the end and before an error."""
         count = min(len(next(iter(out.values()))), self._length - self._step)
         if self._error is not None:
             raise self._error
         return await in_lane_thread(self._read, out, count) if count > 0 else 0
 
     async def seek(self, step: int) -> None:
-        """Make `step` the next one; the decoder goes there with the next read."""
+        """Make `step` the next step. The decoder seeks at the next read."""
         self._step = min(step, self._length)
         self._error = None
 
     async def aclose(self) -> None:
-        """Close the video and free decoder and scaler."""
+        """Close the video, and free decoder and scaler."""
         await in_lane_thread(self._close)
 
     def _read(self, out: Mapping[str, Array], count: int) -> int:
-        if self._augment is None:
+        if self._transform is None:
             count = self._fill([out[name] for name in self._names], count)
         else:
-            frames = self._augment.room(count, self._converter.shape)
+            frames = self._transform.input_buffer(count, self._converter.shape)
             count = self._fill([frames], count)
-            self._augment.apply(frames[:count], out["data"], self._step)
+            self._transform.apply(frames[:count], out["data"], self._step)
         self._step += count
         if self._step == self._length:
-            self._finish()
+            self._check_end()
         return count
 
     def _fill(self, arrays: Sequence[Array], count: int) -> int:
-        """Write the next `count` frames, or those before the first that fails: its error is raised when it is due."""
-        targets = self._converter.targets(arrays)
-        convert = self._converter.into
+        """Write up to `count` frames and return their number. The error of a later frame is raised by the next read."""
+        outputs = self._converter.wrap_outputs(arrays)
+        convert_into = self._converter.convert_into
         row = 0
         try:
-            for frame in self._frames(self._step, self._step + count):
-                convert(frame, targets, row)
+            for frame in self._read_frames(self._step, self._step + count):
+                convert_into(frame, outputs, row)
                 row += 1
         except StreamloaderError as error:
             if row == 0:

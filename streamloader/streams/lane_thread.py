@@ -1,4 +1,4 @@
-"""Blocking calls of streams: each lane has one thread for them, so that nothing of a stream ever changes threads."""
+"""Run the blocking calls of streams: each lane has one thread for them, so a stream never changes threads."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ _Call = tuple[asyncio.Future[Any], asyncio.AbstractEventLoop, Callable[..., Any]
 
 
 class LaneThread:
-    """A daemon thread that runs the blocking calls of one lane, one after the other, in the order they came.
+    """A daemon thread that runs the blocking calls of one lane, one at a time, in order.
 
-    It is not one of a pool: user code that is bound to its thread (an OpenGL context, an SQLite connection) works,
-    and a call that never returns holds up neither another lane nor the end of the process. A cancelled call
-    runs to its end in the background; later calls of the lane wait for it.
+    It does not belong to a pool: user code that is bound to its thread (an OpenGL context, an SQLite connection) works,
+    and a call that never returns delays neither other lanes nor the exit of the process. A cancelled call runs to its
+    end in the background; later calls of the lane wait for it.
+
+    Args:
+        name: Name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -33,9 +36,9 @@ class LaneThread:
         self._thread: threading.Thread | None = None
 
     async def run(self, function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
-        """Call `function` in the thread and return what it returns, or raise what it raises."""
+        """Call `function` in the thread. Return its result, or raise its error."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            self._thread = threading.Thread(target=self._run_calls, name=self._name, daemon=True)
             self._thread.start()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -43,33 +46,33 @@ class LaneThread:
         return await future
 
     def stop(self, timeout: float = 0.0) -> bool:
-        """End the thread after the calls that it has, waiting up to `timeout` seconds; return whether it ended."""
+        """End the thread after its pending calls, and return whether it ended within `timeout` seconds."""
         self._calls.put(None)
         if self._thread is not None and timeout > 0:
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
 
-    def _serve(self) -> None:
+    def _run_calls(self) -> None:
         while (call := self._calls.get()) is not None:
             future, loop, function, args = call
             result, error = None, None
             try:
                 result = function(*args)
-            except BaseException as caught:  # noqa: BLE001 - handed to the task that asked
+            except BaseException as caught:  # noqa: BLE001 - passed to the calling task
                 error = caught
             try:
-                loop.call_soon_threadsafe(_settle, future, result, error)
-            except RuntimeError:  # the loop is gone, and with it whoever waited
+                loop.call_soon_threadsafe(_resolve, future, result, error)
+            except RuntimeError:  # the loop was closed, and its tasks with it
                 return
             del call, future, loop, function, args, result, error
 
 
-def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+def _resolve(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
     if future.cancelled():
         return
     if error is None:
         future.set_result(result)
-    elif isinstance(error, StopIteration):  # a future cannot carry it
+    elif isinstance(error, StopIteration):  # a future cannot hold a StopIteration
         future.set_exception(RuntimeError(f"a blocking call raised {error!r}"))
     else:
         future.set_exception(error)
@@ -79,7 +82,7 @@ current_lane_thread: ContextVar[LaneThread | None] = ContextVar("current_lane_th
 
 
 async def in_lane_thread(function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
-    """Run a blocking call of a stream in its lane's thread (outside of a loader: in any thread)."""
+    """Run a blocking call of a stream in its lane's thread; outside of a loader, in a thread of anyio's pool."""
     thread = current_lane_thread.get()
     if thread is None:
         return await anyio.to_thread.run_sync(function, *args)

@@ -1,4 +1,4 @@
-"""Texts in local files and in stores, and how one of them is read."""
+"""Texts in local files and in stores, and reading them as byte streams."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import anyio
 import numpy as np
+from typing_extensions import override
 
 from streamloader.errors import (
     ClosedError,
@@ -24,25 +25,32 @@ from streamloader.errors import (
     UnreadableStream,
 )
 from streamloader.redaction import redact
-from streamloader.stores.addresses import Found, Pattern, expand, unique_keys
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.addresses import Pattern, SourceFile, expand_addresses, make_unique_keys
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.readahead import RemoteFile
 from streamloader.stores.registry import scheme_of, split_address
 from streamloader.stream_table import StreamTable
-from streamloader.streams.base import Expected, Stream
-from streamloader.streams.corpus import Corpus, seekable
+from streamloader.streams.base import PreparedStream, Stream
+from streamloader.streams.corpus import Corpus, clamp_step
 from streamloader.streams.lane_thread import in_lane_thread
-from streamloader.streams.step_sources import CLOSING
+from streamloader.streams.step_sources import CLOSE_TIMEOUT_S
 from streamloader.values import Array, ObjectInfo, StreamInfo
 
-__all__ = ["Files"]
+__all__ = ["FileCorpus"]
 
-_READ_AHEAD: Final = 1 << 16  # small windows are served from memory: one visit to the lane's thread for 64 KiB
-_AT_ONCE: Final = 16  # texts in stores that are read side by side, to be tokenised
+_READ_AHEAD_BYTES: Final = 1 << 16  # the lane's thread is called once per this many bytes, not once per small window
+_MAX_PARALLEL_READS: Final = 16  # of texts in stores, for a tokenizer
 
 
-class Files(Corpus):
-    """Files of this machine and objects of stores."""
+class FileCorpus(Corpus):
+    """Texts in local files and in objects of stores.
+
+    Args:
+        addresses: Paths, addresses, glob patterns, or directories.
+        pattern: Filter for the files of a directory.
+        encoding: Encoding of the texts.
+        options: Keyword arguments for opening the stores, or None.
+    """
 
     def __init__(
         self, addresses: list[str], pattern: Pattern, encoding: str, options: Mapping[str, Any] | None
@@ -50,41 +58,41 @@ class Files(Corpus):
         self._addresses = addresses
         self._pattern = pattern
         self._options = None if options is None else dict(options)
-        self._secret: dict[str, str] = {}  # key -> address, where the address says more than may be shown
+        self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self.encoding = encoding
 
-    def find(self) -> StreamTable:
-        """See the base class."""
+    @override
+    def index(self) -> StreamTable:
         try:
-            found = expand(self._addresses, self._pattern, self._options)
+            files = expand_addresses(self._addresses, self._pattern, self._options)
         except StreamNotFound as error:
             raise StreamNotFound(
-                f"{error.message}; texts in memory go to TextStreams.from_texts", address=error.address
+                f"{error.message}; for texts in memory, use TextStreams.from_texts", address=error.address
             ) from error
-        names = [one.address if one.info is None else redact(one.address) for one in found]
-        keys = unique_keys(names)
-        self._secret = {
-            key: one.address for key, name, one in zip(keys, names, found, strict=True) if name != one.address
+        names = [file.address if file.info is None else redact(file.address) for file in files]
+        keys = make_unique_keys(names)
+        self._secret_addresses = {
+            key: file.address for key, name, file in zip(keys, names, files, strict=True) if name != file.address
         }
         paths, versions = names, [""] * len(names)
         sizes, modified = array("q"), array("q")
-        for number, (one, key) in enumerate(zip(found, keys, strict=True)):
-            if one.info is None:
-                paths[number] = os.path.abspath(one.address)  # a worker may have another current directory
-                status = _status(one.address, paths[number], key)
+        for number, (file, key) in enumerate(zip(files, keys, strict=True)):
+            if file.info is None:
+                paths[number] = os.path.abspath(file.address)  # a worker may have another current directory
+                status = _stat_file(file.address, paths[number], key)
                 sizes.append(status.st_size)
                 modified.append(status.st_mtime_ns)
             else:
-                sizes.append(_size(one, key))
-                modified.append(_moment(one.info))
-                versions[number] = one.info.version or ""
-        facts: dict[str, Any] = {"size": np.array(sizes, np.int64), "mtime_ns": np.array(modified, np.int64)}
-        return StreamTable(keys, facts["size"], {"path": paths, "version": versions, **facts})
+                sizes.append(_object_size(file, key))
+                modified.append(_modified_ns(file.info))
+                versions[number] = file.info.version or ""
+        numbers: dict[str, Any] = {"size": np.array(sizes, np.int64), "mtime_ns": np.array(modified, np.int64)}
+        return StreamTable(keys, numbers["size"], {"path": paths, "version": versions, **numbers})
 
-    def text(self, info: StreamInfo) -> str:
-        """See the base class."""
-        file = self._file(info)
-        data = file.whole()
+    @override
+    def read_text(self, info: StreamInfo) -> str:
+        file = self._text_file(info)
+        data = file.read_all()
         try:
             return data.decode(self.encoding)
         except UnicodeError as error:
@@ -97,84 +105,86 @@ class Files(Corpus):
                 offset=start,
             ) from error
 
-    def all_texts(self, infos: Iterable[StreamInfo]) -> Generator[str, None, None]:
-        """See the base class."""
-        return _ahead(self.text, infos)
+    @override
+    def read_texts(self, infos: Iterable[StreamInfo]) -> Generator[str, None, None]:
+        return _read_in_parallel(self.read_text, infos)
 
+    @override
     async def open(self, info: StreamInfo) -> Stream:
-        """See the base class."""
-        return await _begun(_FileBytes(self._file(info)))
+        return await _start(_TextByteStream(self._text_file(info)))
 
-    async def expect(self, info: StreamInfo) -> Expected | None:
-        """See the base class."""
-        file = self._file(info)
-        if not isinstance(file, _ObjectFile) or not file.version:
+    @override
+    async def prepare(self, info: StreamInfo) -> PreparedStream | None:
+        file = self._text_file(info)
+        if not isinstance(file, _RemoteTextFile) or not file.version:
             return None
         try:
-            return _ExpectedObject(file, file.open(_READ_AHEAD))
-        except StreamloaderError:  # it is raised again, by open
+            return _PreparedText(file, file.open(_READ_AHEAD_BYTES))
+        except StreamloaderError:  # open() raises it again
             return None
 
-    def _file(self, info: StreamInfo) -> _File:
-        facts = info.extra
-        if scheme_of(facts["path"]):
-            address = self._secret.get(info.key, facts["path"])
-            known = facts["size"], facts["mtime_ns"], facts["version"]
-            return _ObjectFile(info.key, facts["path"], *known, address, self._options)
-        return _LocalFile(info.key, facts["path"], facts["size"], facts["mtime_ns"])
+    def _text_file(self, info: StreamInfo) -> _TextFile:
+        extra = info.extra
+        if scheme_of(extra["path"]):
+            address = self._secret_addresses.get(info.key, extra["path"])
+            indexed = extra["size"], extra["mtime_ns"], extra["version"]
+            return _RemoteTextFile(info.key, extra["path"], *indexed, address, self._options)
+        return _LocalTextFile(info.key, extra["path"], extra["size"], extra["mtime_ns"])
 
 
-def _ahead(text: Callable[[StreamInfo], str], infos: Iterable[StreamInfo]) -> Generator[str, None, None]:
-    """Read texts side by side where that is mostly waiting: those that lie in stores."""
-    with ThreadPoolExecutor(_AT_ONCE, "texts") as pool:
-        under_way: deque[Future[str]] = deque()
+def _read_in_parallel(
+    read_text: Callable[[StreamInfo], str], infos: Iterable[StreamInfo]
+) -> Generator[str, None, None]:
+    """Yield texts in order, reading those in stores in parallel because that is mostly waiting."""
+    with ThreadPoolExecutor(_MAX_PARALLEL_READS, "texts") as pool:
+        pending: deque[Future[str]] = deque()
         try:
             for info in infos:
                 if scheme_of(info.extra["path"]):
-                    under_way.append(pool.submit(text, info))
-                    if len(under_way) > _AT_ONCE:
-                        yield under_way.popleft().result()
+                    pending.append(pool.submit(read_text, info))
+                    if len(pending) > _MAX_PARALLEL_READS:
+                        yield pending.popleft().result()
                 else:
-                    while under_way:
-                        yield under_way.popleft().result()
-                    yield text(info)
-            while under_way:
-                yield under_way.popleft().result()
+                    while pending:
+                        yield pending.popleft().result()
+                    yield read_text(info)
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in under_way:
+            for future in pending:
                 future.cancel()
 
 
-def _status(path: str, absolute: str, key: str) -> os.stat_result:
+def _stat_file(path: str, absolute: str, key: str) -> os.stat_result:
     try:
         status = os.stat(absolute)
     except FileNotFoundError as error:
-        raise StreamNotFound(f"{path} has just vanished", stream=key, address=absolute) from error
+        raise StreamNotFound(f"{path} was deleted during indexing", stream=key, address=absolute) from error
     except OSError as error:
-        raise UnreadableStream(f"cannot look at {path}: {error.strerror}", stream=key, address=absolute) from error
+        raise UnreadableStream(f"cannot inspect {path}: {error.strerror}", stream=key, address=absolute) from error
     if not os.access(absolute, os.R_OK):
-        raise UnreadableStream(f"{path} may not be read (permission denied)", stream=key, address=absolute)
+        raise UnreadableStream(f"{path} cannot be read (permission denied)", stream=key, address=absolute)
     return status
 
 
-def _size(found: Found, key: str) -> int:
-    if found.info is None or found.info.size is None:
+def _object_size(file: SourceFile, key: str) -> int:
+    if file.info is None or file.info.size is None:
         raise NotSupported(
-            f"the server of {key} does not tell its size, so its length in steps is not known: keep a copy of it where "
-            "sizes are known",
+            f"the server of {key} does not report its size, so its number of steps is unknown: keep a copy of it on a "
+            "server that reports sizes",
             stream=key,
-            address=found.address,
+            address=file.address,
         )
-    return found.info.size
+    return file.info.size
 
 
-class _File(abc.ABC):
-    """A file as it was when it was indexed.
+class _TextFile(abc.ABC):
+    """A file or object in the version that was indexed.
 
     Attributes:
-        key: of its stream.
-        path: of the file, or its address without secrets.
-        size: in bytes.
+        key: Key of its stream.
+        path: Path of the file, or its address without secrets.
+        size: Size in bytes.
     """
 
     key: str
@@ -183,21 +193,26 @@ class _File(abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> Any:
-        """Open it as a raw file."""
+        """Open the file as a raw file object."""
 
     @abc.abstractmethod
     def check(self, handle: Any, offset: int) -> None:
-        """Refuse to go on at `offset` if the file is another than at index time."""
+        """Check that the open file is still the one that was indexed.
+
+        Raises:
+            CorruptStream: If the file changed. `offset` is the position to report.
+        """
 
     @abc.abstractmethod
-    def whole(self) -> bytes:
-        """Read all of it."""
+    def read_all(self) -> bytes:
+        """Return all bytes of the file."""
 
-    def changed(self, offset: int, size: int | None = None) -> CorruptStream:
-        now = "" if size is None else f" and has {size} now"
+    def changed_error(self, offset: int, size: int | None = None) -> CorruptStream:
+        """Build the error for a file that changed. `size` is its current size in bytes, if known."""
+        current = "" if size is None else f" and has {size} now"
         return CorruptStream(
-            f"{self.key} changed since it was indexed, noticed at byte {offset}: it had {self.size} bytes{now}. "
-            f"Build the loader anew, and leave its files alone while it runs",
+            f"{self.key} changed since it was indexed, detected at byte {offset}: it had {self.size} bytes{current}. "
+            f"Build the loader again, and do not change its files while it runs",
             stream=self.key,
             address=self.path,
             offset=offset,
@@ -205,41 +220,44 @@ class _File(abc.ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class _LocalFile(_File):
+class _LocalTextFile(_TextFile):
     key: str
     path: str
     size: int
     mtime_ns: int
 
+    @override
     def open(self) -> Any:
         try:
             return open(self.path, "rb", buffering=0)
         except FileNotFoundError as error:
             raise StreamNotFound(
-                f"{self.key} has vanished since it was indexed", stream=self.key, address=self.path
+                f"{self.key} was deleted since it was indexed", stream=self.key, address=self.path
             ) from error
         except OSError as error:
             raise UnreadableStream(
                 f"cannot open {self.key}: {error.strerror}", stream=self.key, address=self.path
             ) from error
 
+    @override
     def check(self, handle: Any, offset: int) -> None:
         status = os.fstat(handle.fileno())
         if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise self.changed(min(offset, status.st_size), status.st_size)
+            raise self.changed_error(min(offset, status.st_size), status.st_size)
 
-    def whole(self) -> bytes:
+    @override
+    def read_all(self) -> bytes:
         with self.open() as handle:
             self.check(handle, 0)
             data = bytes(handle.readall())
             self.check(handle, len(data))
         if len(data) != self.size:
-            raise self.changed(min(len(data), self.size))
+            raise self.changed_error(min(len(data), self.size))
         return data
 
 
 @dataclass(frozen=True, slots=True)
-class _ObjectFile(_File):
+class _RemoteTextFile(_TextFile):
     key: str
     path: str
     size: int
@@ -248,42 +266,45 @@ class _ObjectFile(_File):
     address: str = field(repr=False)
     options: Mapping[str, Any] | None = field(repr=False)
 
-    def open(self, ahead: int = 0) -> RemoteFile:
-        """Open it, and begin to fetch so many bytes. Blocks only where there is no version."""
-        self._look_again()
+    @override
+    def open(self, read_ahead: int = 0) -> RemoteFile:
+        # Requests the first `read_ahead` bytes at once. Blocks only if the object has no version.
+        self._check_unversioned()
         info = ObjectInfo(split_address(self.address)[1], self.size, self.version or None)
-        return RemoteFile(self.address, info, self.options, opening=[(0, ahead)] if ahead else ())
+        return RemoteFile(self.address, info, self.options, initial_spans=[(0, read_ahead)] if read_ahead else ())
 
+    @override
     def check(self, handle: Any, offset: int) -> None:
-        """Do nothing: every request asks for this version."""
+        pass  # every request is for the indexed version
 
-    def whole(self) -> bytes:
-        with _naming(self.key):
-            self._look_again()
-            shared, path = shared_store(self.address, self.options)
+    @override
+    def read_all(self) -> bytes:
+        with _add_stream_to_errors(self.key):
+            self._check_unversioned()
+            shared, path = open_shared_store(self.address, self.options)
             with shared:
                 data = shared.read(path, version=self.version or None)
         if len(data) != self.size:
-            raise self.changed(min(len(data), self.size), len(data))
+            raise self.changed_error(min(len(data), self.size), len(data))
         return data
 
-    def _look_again(self) -> None:
-        """Compare it with what was indexed where reading cannot, for want of a version to ask for."""
+    def _check_unversioned(self) -> None:
+        """Compare size and modification time with the indexed ones, if the object has no version to request."""
         if not self.version:
-            shared, path = shared_store(self.address, self.options)
+            shared, path = open_shared_store(self.address, self.options)
             with shared:
-                now = shared.head(path)
-            if (now.size, _moment(now)) != (self.size, self.mtime_ns):
-                raise self.changed(0, now.size)
+                current = shared.head(path)
+            if (current.size, _modified_ns(current)) != (self.size, self.mtime_ns):
+                raise self.changed_error(0, current.size)
 
 
-def _moment(info: ObjectInfo) -> int:
+def _modified_ns(info: ObjectInfo) -> int:
     return 0 if info.modified is None else round(info.modified * 1e9)
 
 
 @contextlib.contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Have errors of stores say which stream they struck."""
+def _add_stream_to_errors(key: str) -> Iterator[None]:
+    """Add the key of the stream to errors of stores."""
     try:
         yield
     except StreamloaderError as error:
@@ -292,52 +313,61 @@ def _naming(key: str) -> Iterator[None]:
         raise
 
 
-async def _begun(stream: _FileBytes) -> Stream:
+async def _start(stream: _TextByteStream) -> Stream:
     try:
-        await in_lane_thread(stream.begin)
-    except BaseException:  # cancelled, perhaps: the thread goes on and opens it
-        with anyio.move_on_after(CLOSING, shield=True):
+        await in_lane_thread(stream.open_file)
+    except BaseException:  # after a cancellation, the thread continues and opens the file
+        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await stream.aclose()
         raise
     return stream
 
 
-class _ExpectedObject(Expected):
-    """A text in a store whose first bytes are on their way."""
+class _PreparedText(PreparedStream):
+    """A text in a store whose first bytes are being fetched."""
 
-    def __init__(self, file: _ObjectFile, handle: RemoteFile) -> None:
+    def __init__(self, file: _RemoteTextFile, handle: RemoteFile) -> None:
         self._file = file
         self._handle = handle
 
     @property
+    @override
     def ready(self) -> bool:  # type: ignore[override]
-        return self._handle.idle
+        return self._handle.is_idle
 
+    @override
     async def open(self, rng: np.random.Generator) -> Stream:
-        if self._handle.sound:
-            return await _begun(_FileBytes(self._file, self._handle))
-        self._handle.close()  # what went wrong a while ago may be over
-        return await _begun(_FileBytes(self._file))
+        if self._handle.is_healthy:
+            return await _start(_TextByteStream(self._file, self._handle))
+        self._handle.close()  # a request failed: try again, the cause may be gone
+        return await _start(_TextByteStream(self._file))
 
+    @override
     def release(self) -> None:
         self._handle.close()
 
 
-class _FileBytes(Stream):
-    """The bytes of a file. A window that is in the read-ahead needs no visit to the lane's thread."""
+class _TextByteStream(Stream):
+    """The bytes of a file. A window that is already buffered needs no call in the lane's thread.
 
-    def __init__(self, file: _File, handle: RemoteFile | None = None) -> None:
+    Args:
+        file: File to read.
+        handle: Open file, which the stream closes. By default, :meth:`open_file` opens it.
+    """
+
+    def __init__(self, file: _TextFile, handle: RemoteFile | None = None) -> None:
         self._file = file
         self._handle: Any = handle
         self._closed = False
         self._position = 0
-        self._ahead: Array = np.zeros(0, np.uint8)
-        self._ahead_start = 0
+        self._buffer: Array = np.zeros(0, np.uint8)
+        self._buffer_start = 0
 
-    def begin(self) -> None:
+    def open_file(self) -> None:
+        """Open the file, and check that it is the one that was indexed."""
         if self._handle is not None:
             return
-        with _naming(self._file.key):
+        with _add_stream_to_errors(self._file.key):
             handle = self._file.open()
         try:
             self._file.check(handle, 0)
@@ -346,6 +376,7 @@ class _FileBytes(Stream):
             raise
         self._handle = handle
 
+    @override
     async def read_into(self, out: Mapping[str, Array]) -> int:
         data = out["data"]
         if self._closed:
@@ -353,32 +384,32 @@ class _FileBytes(Stream):
         wanted = min(len(data), self._file.size - self._position)
         if wanted <= 0:
             return 0
-        count = self._from_memory(data, wanted)
+        count = self._copy_buffered(data, wanted)
         if count == 0:
-            await in_lane_thread(self._read_ahead, wanted)
-            count = self._from_memory(data, wanted)
+            await in_lane_thread(self._fill_buffer, wanted)
+            count = self._copy_buffered(data, wanted)
         self._position += count
         return count
 
-    def _from_memory(self, data: Array, wanted: int) -> int:
-        begin = self._position - self._ahead_start
-        if not 0 <= begin < len(self._ahead):
+    def _copy_buffered(self, data: Array, wanted: int) -> int:
+        start = self._position - self._buffer_start
+        if not 0 <= start < len(self._buffer):
             return 0
-        block = self._ahead[begin : begin + wanted]
+        block = self._buffer[start : start + wanted]
         data[: len(block)] = block
         return len(block)
 
-    def _read_ahead(self, wanted: int) -> None:
+    def _fill_buffer(self, wanted: int) -> None:
         file, handle, start = self._file, self._handle, self._position
-        size = min(max(wanted, _READ_AHEAD), file.size - start)
-        ahead = self._ahead if len(self._ahead) == size else np.empty(size, np.uint8)
-        self._ahead = np.zeros(0, np.uint8)  # not valid while it is written
-        view, done = ahead.data, 0
+        size = min(max(wanted, _READ_AHEAD_BYTES), file.size - start)
+        buffer = self._buffer if len(self._buffer) == size else np.empty(size, np.uint8)
+        self._buffer = np.zeros(0, np.uint8)  # invalid while it is written
+        view, done = buffer.data, 0
         try:
-            with _naming(file.key):
+            with _add_stream_to_errors(file.key):
                 handle.seek(start)
-                while done < size and (read := handle.readinto(view[done:])):
-                    done += read
+                while done < size and (count := handle.readinto(view[done:])):
+                    done += count
                 file.check(handle, start + done)
         except StreamloaderError:
             raise
@@ -390,12 +421,14 @@ class _FileBytes(Stream):
                 offset=start + done,
             ) from error
         if done < size:
-            raise file.changed(start + done)
-        self._ahead, self._ahead_start = ahead, start
+            raise file.changed_error(start + done)
+        self._buffer, self._buffer_start = buffer, start
 
+    @override
     async def seek(self, step: int) -> None:
-        self._position = seekable(step, self._file.size, self._file.key)
+        self._position = clamp_step(step, self._file.size, self._file.key)
 
+    @override
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True

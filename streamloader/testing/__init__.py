@@ -1,8 +1,7 @@
-"""What kinds of your own are tested with: bind :class:`StreamSuite` to a stream, :class:`StoreSuite` to a store.
+"""Conformance suites for your own kinds of streams, stores and catalogs, and helpers for their tests.
 
-The suite of streams tests single streams - what they play, seek, hold and give back - and a loader over them that is
-stopped at every step, and goes on from its state in a new one, in this process and in workers. :func:`play` shows what
-a stream gives.
+:class:`StreamSuite` tests single streams (their steps, seeking, resources and closing) and a loader over them that is
+stopped at every step and resumed from its state, in this process and in workers. :func:`play` reads one stream.
 
 Example::
 
@@ -12,8 +11,8 @@ Example::
         def make_dataset(self):
             return MyStreams("somewhere")
 
-How a store is bound is told in :mod:`streamloader.testing.stores.suite`, how a catalog in
-:mod:`streamloader.testing.catalogs.suite`. The suites need pytest; :func:`play` and
+:mod:`streamloader.testing.stores.suite` shows how to bind a store, and
+:mod:`streamloader.testing.catalogs.suite` how to bind a catalog. The suites need pytest; :func:`play` and
 :func:`play_async` do not.
 """
 
@@ -34,7 +33,7 @@ __all__ = ["CatalogSuite", "StoreSuite", "StreamSuite", "assert_same_steps", "de
 with contextlib.suppress(ImportError):
     import pytest
 
-    # so that its failures show the values
+    # Failures then show the compared values.
     for _module in ("catalogs", "stores", "streams.suite", "streams.resume"):
         pytest.register_assert_rewrite(f"streamloader.testing.{_module}")
 

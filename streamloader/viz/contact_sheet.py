@@ -1,4 +1,4 @@
-"""Looking at batches: a contact sheet in which a person sees at once whether they are coherent."""
+"""Contact sheets of batches, which show at a glance whether the batches are coherent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamloader.errors import ConfigError, MissingExtra
+from streamloader.errors import ConfigError, MissingDependency
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["contact_sheet"]
 
-_BACK = (24, 26, 31)
+_BACKGROUND = (24, 26, 31)
 _TEXT = (208, 212, 220)
-_FAINT = (128, 134, 146)
-_BEGIN = (255, 159, 28)
+_FAINT_TEXT = (128, 134, 146)
+_STREAM_START = (255, 159, 28)
 _PADDING = (58, 61, 68)
-_BORDER, _GAP, _LEFT, _TOP, _BELOW = 4, 4, 64, 30, 16  # pixels
-_NARROWEST = 520  # pixels across, for the line at the top
+_BORDER_PX, _GAP_PX, _LEFT_MARGIN_PX, _TOP_MARGIN_PX, _LABEL_PX = 4, 4, 64, 30, 16
+_MIN_WIDTH_PX = 520  # room for the heading and the legend
 
 
 def contact_sheet(
@@ -35,58 +35,60 @@ def contact_sheet(
     every: int = 1,
     height: int = 84,
 ) -> Image:
-    """Draw consecutive batches: rows are lanes, columns are time, and a border marks where a stream begins.
+    """Draw consecutive batches: one row per lane, time from left to right, and a border where a stream starts.
 
     Args:
-        batches: of one loader, in order; or dicts as ``batch.numpy()`` gives them.
-        field: the image field to draw: uint8, (B, T, C, H, W) or (B, T, H, W, C), C = 1 or 3.
-        names: of the streams by ordinal, such as ``[info.key for info in loader.streams]``.
-        every: steps for one column. A column shows its first step, or the first on which a stream begins in it.
-        height: of a frame in the picture, pixels.
+        batches: Consecutive batches of one loader, or dicts as ``batch.numpy()`` returns them.
+        field: Name of the image field to draw: uint8, (B, T, C, H, W) or (B, T, H, W, C), with C = 1 or 3.
+        names: Name of each stream by ordinal, such as ``[info.key for info in loader.streams]``.
+        every: Number of steps per column. A column shows the first step on which a stream starts, or its first step.
+        height: Height of a frame in the sheet, in pixels.
 
     Returns:
-        a ``PIL.Image.Image``.
+        The sheet, a ``PIL.Image.Image``.
 
     Raises:
-        ConfigError: there is no batch, or the field holds no images.
-        MissingExtra: Pillow is not installed.
+        ConfigError: If there is no batch, or the field contains no images.
+        MissingDependency: If Pillow is not installed.
     """
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
-        raise MissingExtra("a contact sheet needs Pillow: pip install streamloader[demo]") from error
-    frames, marks = _joined(batches, field)
-    columns = _columns(marks["reset"], every)
+        raise MissingDependency("a contact sheet needs Pillow: pip install streamloader[demo]") from error
+    frames, marks = _join_batches(batches, field)
+    columns = _select_steps(marks["reset"], every)
     lanes, width = frames.shape[0], max(1, round(height * frames.shape[3] / frames.shape[2]))
-    across, down = width + _GAP + 2 * _BORDER, height + _BELOW + _GAP + 2 * _BORDER
-    wide = max(_LEFT + columns.shape[1] * across + _GAP, _NARROWEST)
-    sheet = Image.new("RGB", (wide, _TOP + lanes * down + _GAP), _BACK)
+    cell_width, cell_height = width + _GAP_PX + 2 * _BORDER_PX, height + _LABEL_PX + _GAP_PX + 2 * _BORDER_PX
+    sheet_width = max(_LEFT_MARGIN_PX + columns.shape[1] * cell_width + _GAP_PX, _MIN_WIDTH_PX)
+    sheet = Image.new("RGB", (sheet_width, _TOP_MARGIN_PX + lanes * cell_height + _GAP_PX), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_LEFT, 8), f"time ->   one column is {every} step{'s' * (every > 1)}", _FAINT, font_size=13)
-    _legend(draw, sheet.width)
+    draw.text(
+        (_LEFT_MARGIN_PX, 8), f"time ->   one column is {every} step{'s' * (every > 1)}", _FAINT_TEXT, font_size=13
+    )
+    _draw_legend(draw, sheet.width)
     for lane in range(lanes):
-        top = _TOP + lane * down
+        top = _TOP_MARGIN_PX + lane * cell_height
         draw.text((8, top + height // 2), f"lane {lane}", _TEXT, font_size=13)
         for column, step in enumerate(columns[lane].tolist()):
-            left = _LEFT + column * across
-            box = (left, top, left + width + 2 * _BORDER - 1, top + height + 2 * _BORDER - 1)
+            left = _LEFT_MARGIN_PX + column * cell_width
+            box = (left, top, left + width + 2 * _BORDER_PX - 1, top + height + 2 * _BORDER_PX - 1)
             if not marks["valid"][lane, step]:
                 draw.rectangle(box, _PADDING)
                 continue
-            begins = bool(marks["reset"][lane, step])
-            if begins:
-                draw.rectangle(box, _BEGIN)
+            starts = bool(marks["reset"][lane, step])
+            if starts:
+                draw.rectangle(box, _STREAM_START)
             image = Image.fromarray(np.ascontiguousarray(frames[lane, step])).resize((width, height))
-            sheet.paste(image, (left + _BORDER, top + _BORDER))
+            sheet.paste(image, (left + _BORDER_PX, top + _BORDER_PX))
             label = str(int(marks["step"][lane, step]))
-            if begins and names is not None:
-                label = _fitted(draw, names[int(marks["stream"][lane, step])], across)
-            draw.text((left + _BORDER, box[3] + 2), label, _BEGIN if begins else _FAINT, font_size=11)
+            if starts and names is not None:
+                label = _shorten(draw, names[int(marks["stream"][lane, step])], cell_width)
+            draw.text((left + _BORDER_PX, box[3] + 2), label, _STREAM_START if starts else _FAINT_TEXT, font_size=11)
     return sheet
 
 
-def _joined(batches: Iterable[Batch | Mapping[str, Array]], field: str) -> tuple[Array, dict[str, Array]]:
-    """Join batches along time; frames as (B, T, H, W, 3)."""
+def _join_batches(batches: Iterable[Batch | Mapping[str, Array]], field: str) -> tuple[Array, dict[str, Array]]:
+    """Concatenate batches along time. Return the frames as (B, T, H, W, 3), and the marks by name."""
     parts = [batch if isinstance(batch, Mapping) else batch.numpy() for batch in batches]
     if not parts:
         raise ConfigError("a contact sheet needs at least one batch")
@@ -107,29 +109,29 @@ def _channels_last(frames: Array) -> Array:
     return np.broadcast_to(frames, (*frames.shape[:-1], 3))
 
 
-def _columns(reset: Array, every: int) -> Array:
-    """Return, for each lane and column, the step to show: where a stream begins, else the first."""
+def _select_steps(reset: Array, every: int) -> Array:
+    """Return the step to draw for each lane and column: the first on which a stream starts, or the first."""
     if every < 1:
-        raise ConfigError(f"every is 1 or more, got {every}")
+        raise ConfigError(f"every must be 1 or more, got {every}")
     starts = np.arange(0, reset.shape[1], every)
-    shown = np.empty((reset.shape[0], len(starts)), np.int64)
+    steps = np.empty((reset.shape[0], len(starts)), np.int64)
     for column, start in enumerate(starts):
-        shown[:, column] = start + reset[:, start : start + every].argmax(1)  # 0 where there is none
-    return shown
+        steps[:, column] = start + reset[:, start : start + every].argmax(1)  # 0 if no stream starts
+    return steps
 
 
-def _legend(draw: ImageDraw, width: int) -> None:
-    entries: list[tuple[str, Any]] = [("a stream begins", _BEGIN), ("padding", _PADDING)]
+def _draw_legend(draw: ImageDraw, width: int) -> None:
+    entries: list[tuple[str, Any]] = [("a stream starts", _STREAM_START), ("padding", _PADDING)]
     right = width - 8
     for text, colour in reversed(entries):
         right -= int(draw.textlength(text, font_size=13))
-        draw.text((right, 8), text, _FAINT, font_size=13)
+        draw.text((right, 8), text, _FAINT_TEXT, font_size=13)
         right -= 18
         draw.rectangle((right, 10, right + 11, 21), colour)
         right -= 14
 
 
-def _fitted(draw: ImageDraw, text: str, width: int) -> str:
+def _shorten(draw: ImageDraw, text: str, width: int) -> str:
     while len(text) > 1 and draw.textlength(text, font_size=11) > width:
         text = text[:-2].rstrip("…") + "…"
     return text

@@ -1,4 +1,4 @@
-"""Reading an archive as one array of frames: every way of asking gives the frames of a linear decode."""
+"""Reading an archive as one array of frames: every kind of request gives the frames of a linear decode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streamloader.errors import (
     CatalogNotFound,
     ClosedError,
     ConfigError,
-    FrameOutside,
+    FrameIndexError,
     FrameSizeError,
     VideoNotFound,
 )
@@ -52,7 +52,7 @@ def test_all_frames_of_all_videos_are_those_of_a_linear_decode(archive, made, wh
     for name, expected in made[1].items():
         assert np.array_equal(archive[name][:].numpy(), expected)
         assert len(archive[name]) == len(expected)
-    assert archive.stats()["again"] == 0
+    assert archive.stats()["retried"] == 0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_all_frames_of_all_videos_are_those_of_a_linear_decode(archive, made, wh
         (1, -1),
     ],
 )
-def test_brackets_give_what_numpy_gives(archive, whole, which):
+def test_indexing_follows_numpy(archive, whole, which):
     wanted = (
         list(which) if isinstance(which, (range, tuple)) else np.asarray(which) if torch.is_tensor(which) else which
     )
@@ -97,30 +97,30 @@ def test_a_batch_is_a_list_of_single_frames(archive, whole):
     assert all(np.array_equal(item.numpy(), whole[number]) for item, number in zip(items, numbers, strict=True))
 
 
-def test_iterating_goes_through_all_frames_and_decodes_each_packet_about_once(archive, whole):
+def test_iteration_yields_all_frames_and_decodes_each_packet_about_once(archive, whole):
     assert all(np.array_equal(frame.numpy(), whole[n]) for n, frame in enumerate(archive))
     stats = archive.stats()
     assert stats["frame_misses"] == len(whole)
-    assert stats["packets"] <= len(whole) + 40  # chunks of open groups hold some packets of their neighbours
+    assert stats["packets"] <= len(whole) + 40  # chunks of open groups contain some packets of their neighbors
 
 
-def test_slices_one_after_the_other_go_on_where_the_last_one_stopped(made, whole):
+def test_successive_slices_continue_with_the_same_decoder(made, whole):
     with open_archive(made[0] / "store", cache_limit=0, threads=1) as archive:
         for start in range(0, 120, 4):
             assert np.array_equal(archive[start : start + 4].numpy(), whole[start : start + 4])
         stats = archive.stats()
-        assert stats["continued"] >= 15
+        assert stats["resumed"] >= 15
         assert stats["packets"] <= len(whole) + 80
         assert archive[0:0].shape == (0, 48, 64, 3)
 
 
-def test_single_frames_leave_out_packets_that_nobody_needs(made, whole):
+def test_single_frames_skip_disposable_packets(made, whole):
     with open_archive(made[0] / "store", cache_limit=0, threads=1) as archive:
         assert np.array_equal(archive[9].numpy(), whole[9])
         assert archive.stats()["packets"] < 10
 
 
-def test_what_was_read_is_kept_and_counted(made, whole):
+def test_frames_are_cached_and_counted(made, whole):
     with open_archive(made[0] / "store", threads=1) as archive:
         archive[10:14]
         packets = archive.stats()["packets"]
@@ -133,7 +133,7 @@ def test_what_was_read_is_kept_and_counted(made, whole):
         assert stats["cache_entries"] >= 1
 
 
-def test_going_backwards_does_not_decode_a_group_for_each_frame(made, whole):
+def test_backward_access_does_not_decode_a_group_per_frame(made, whole):
     with open_archive(made[0] / "store", threads=1) as archive:
         for number in range(39, -1, -1):
             assert np.array_equal(archive[number].numpy(), whole[number])
@@ -172,18 +172,18 @@ def test_frames_are_found_by_time(archive, made):
     times = [(k * k + 3 * k) / 1000 for k in range(40)]
     assert [late.number_at(time) for time in times] == list(range(40))
     assert [late.number_at(time - 1e-4) for time in times[1:]] == list(range(39))
-    start = late.video.nanoseconds / 1e9
+    start = late.video.start_ns / 1e9
     assert archive.number_at(start + times[7]) == late.start + 7
     assert torch.equal(archive.at(0.4), archive[10])
     assert torch.equal(first.at([0.0, 0.4]), first[[0, 10]])
     for wrong in (-0.1, 1.6, float("nan"), float("inf")):
-        with pytest.raises((FrameOutside, ConfigError)):
+        with pytest.raises((FrameIndexError, ConfigError)):
             first.at(wrong)
-    with pytest.raises(FrameOutside, match="lasts"):
-        archive.at(archive.snapshot.nanoseconds / 1e9)
+    with pytest.raises(FrameIndexError, match="lasts"):
+        archive.at(archive.snapshot.duration_ns / 1e9)
 
 
-def test_a_transform_gets_tensors_with_the_number_in_front(made, whole):
+def test_a_transform_gets_batches_of_frames(made, whole):
     seen = []
 
     def halves(frames):
@@ -211,8 +211,8 @@ def test_size_and_pixel_format(made, pix_fmt):
     assert len(frames) == 3
 
 
-def test_awaiting_frames_does_not_block_the_loop(archive, whole):
-    async def play():
+def test_async_reads_do_not_block_the_event_loop(archive, whole):
+    async def read():
         ticks = 0
 
         async def tick():
@@ -228,12 +228,12 @@ def test_awaiting_frames_does_not_block_the_loop(archive, whole):
         assert ticks > 10
         return torch.cat(parts), one
 
-    frames, one = asyncio.run(play())
+    frames, one = asyncio.run(read())
     assert np.array_equal(frames.numpy(), whole)
     assert np.array_equal(one.numpy(), whole[39])
 
 
-def test_a_closed_archive_says_so(made):
+def test_a_closed_archive_raises_closed_error(made):
     archive = open_archive(made[0] / "store")
     archive[3]
     archive.close()
@@ -242,19 +242,19 @@ def test_a_closed_archive_says_so(made):
         archive[3]
 
 
-def test_what_is_not_there_is_said(archive):
+def test_missing_frames_and_videos_are_reported(archive):
     for which in (120, -121, [3, 120]):
-        with pytest.raises(FrameOutside, match="frames 0 to 119"):
+        with pytest.raises(FrameIndexError, match="frames 0 to 119"):
             archive[which]
     with pytest.raises(IndexError, match="'b_frames' has frames 0 to 39"):
         archive["b_frames"][40]
     with pytest.raises(VideoNotFound, match="no video 'nobody'"):
         archive["nobody"]
-    with pytest.raises(FrameOutside, match="3 videos"):
+    with pytest.raises(FrameIndexError, match="3 videos"):
         archive.videos[3]
     with pytest.raises(ConfigError, match="one video"):
         archive["b_frames"]["x"]
-    with pytest.raises(FrameOutside, match="none of number 40"):
+    with pytest.raises(FrameIndexError, match="no frame number 40"):
         archive.reader.decode(archive.videos[0].video, [0, 40])
 
 
@@ -270,7 +270,7 @@ def test_videos_of_different_size_are_named_unless_a_size_is_given(tmp_path):
         assert archive[38:42].shape == (4, 24, 32, 3)
 
 
-def test_an_open_archive_keeps_its_numbering_while_another_adds(tmp_path):
+def test_an_open_archive_keeps_its_numbering_while_videos_are_added(tmp_path):
     first = make_archive(tmp_path, ("b_frames.mp4",))["b_frames"]
     (tmp_path / "more").mkdir()
     path = VARIANTS["rotated.mp4"](tmp_path / "more")
@@ -284,13 +284,13 @@ def test_an_open_archive_keeps_its_numbering_while_another_adds(tmp_path):
             archive["turned"]
         assert archive.find({"camera": 3}) == []
         assert len(archive.refresh()) == 80
-        found = archive.find({"camera": 3})
-        assert [(video.name, video.start, dict(video.metadata)) for video in found] == [("turned", 40, {"camera": 3})]
-        assert np.array_equal(found[0][:].numpy(), reference(path))
+        matches = archive.find({"camera": 3})
+        assert [(video.name, video.start, dict(video.metadata)) for video in matches] == [("turned", 40, {"camera": 3})]
+        assert np.array_equal(matches[0][:].numpy(), reference(path))
         assert archive.count({"camera": 3}).frames == 40
 
 
-def test_an_archive_that_was_moved_as_a_whole_is_found(tmp_path):
+def test_an_archive_can_be_moved_as_a_whole(tmp_path):
     expected = make_archive(tmp_path / "a", ("b_frames.mp4",))["b_frames"]
     (tmp_path / "a").rename(tmp_path / "b")
     with open_archive(tmp_path / "b" / "store") as archive:
@@ -302,12 +302,12 @@ def test_an_archive_that_was_moved_as_a_whole_is_found(tmp_path):
         open_archive(tmp_path / "b" / "store", places={1: "/x"})
 
 
-def test_an_empty_archive_and_none_at_all(tmp_path):
+def test_empty_and_missing_archives(tmp_path):
     with Archive.create(tmp_path / "store") as archive:
         assert len(archive) == 0
         assert archive[:].shape == (0, 0, 0, 3)
         assert list(archive.videos) == []
-        with pytest.raises(FrameOutside, match="no frames"):
+        with pytest.raises(FrameIndexError, match="no frames"):
             archive[0]
     with pytest.raises(CatalogExists):
         Archive.create(tmp_path / "store")

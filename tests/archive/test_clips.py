@@ -1,4 +1,4 @@
-"""Clips of an archive: which there are, what they hold, and that DataLoader gets them in every kind of worker."""
+"""Clips of an archive: their number, their frames, and their use in every kind of DataLoader worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTHS = {"a": 23, "short": 4, "b": 30}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """An archive of three videos in small chunks, and the frames of each."""
+    """Return an archive of three videos in small chunks, and the frames of each."""
     folder = tmp_path_factory.mktemp("archive")
     paths = [make_clip(folder / f"{name}.mp4", frames=frames, gop=6) for name, frames in LENGTHS.items()]
     with Archive.create(folder / "archive") as archive:
@@ -34,7 +34,7 @@ def archive(made):
 
 
 def reference(videos, window, stride, step):
-    """Every clip, by the plainest loop."""
+    """Return every clip, by the simplest loop."""
     return [
         frames[start : start + (window - 1) * stride + 1 : stride]
         for frames in videos
@@ -57,26 +57,26 @@ def test_clips_are_all_that_fit_into_one_video(made, archive, window, stride, st
     assert clips[-1].numpy().tobytes() == expected[-1].tobytes()
 
 
-def test_a_clip_says_where_it_comes_from(archive):
+def test_the_position_of_a_clip(archive):
     clips = ArchiveClips(archive, 5, 2, step=4)
     assert clips.clip(0) == Clip("a", 0, range(0, 9, 2))
     assert clips.clip(3) == Clip("a", 12, range(12, 21, 2))
-    assert clips.clip(4) == Clip("b", 0, range(27, 36, 2))  # "short" has none
+    assert clips.clip(4) == Clip("b", 0, range(27, 36, 2))  # "short" has no clip
     assert clips.clip(-1) == Clip("b", 20, range(47, 56, 2))
 
 
-def test_numbers_that_there_are_not(archive):
+def test_numbers_out_of_range(archive):
     clips = ArchiveClips(archive, 10)
     assert len(clips) == 5
     for number in (5, -6):
-        with pytest.raises(sl.FrameOutside, match="5 clips") as outside:
+        with pytest.raises(sl.FrameIndexError, match="5 clips") as outside:
             clips[number]
         assert isinstance(outside.value, IndexError)
     assert len(list(clips)) == 5
     assert clips.__getitems__([]) == []
 
 
-def test_arguments_that_cannot_work(made, archive):
+def test_invalid_arguments(made, archive):
     for options in ({"window": 0}, {"window": 2, "stride": 0}, {"window": 2, "step": 0}, {"window": 2.5}):
         with pytest.raises(sl.ConfigError, match=list(options)[-1]):
             ArchiveClips(archive, **options)
@@ -123,7 +123,7 @@ def test_videos_of_different_size_need_a_size(tmp_path):
 
 def in_loader(clips, **options):
     loader = DataLoader(clips, batch_size=3, shuffle=True, generator=torch.Generator().manual_seed(5), **options)
-    return [batch for batch in loader]  # noqa: C416 - to its end, as a user does
+    return [batch for batch in loader]  # noqa: C416 - a plain loop, as a user writes it
 
 
 def test_a_shuffled_loader_gives_every_clip_once(made, archive):
@@ -140,12 +140,12 @@ def test_a_shuffled_loader_gives_every_clip_once(made, archive):
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_give_what_this_process_gives(archive, context):
     clips = ArchiveClips(archive, 4)
-    here = in_loader(clips)  # so that the archive is connected, and has decoders, when workers begin
+    here = in_loader(clips)  # so that the archive has connections and decoders when the workers start
     there = in_loader(clips, num_workers=2, multiprocessing_context=context)
     assert len(here) == len(there) == 5
     for one, other in zip(here, there, strict=True):
         assert torch.equal(one, other)
-    assert torch.equal(clips[0], clips[0])  # and it still works here
+    assert torch.equal(clips[0], clips[0])  # this process is not affected
 
 
 def test_it_can_be_pickled(archive):

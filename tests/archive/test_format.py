@@ -1,4 +1,4 @@
-"""docs/archive.md says enough: the program in it reads archives without this project, and gets the same frames."""
+"""docs/archive.md is complete: its program reads archives without this project, and gets the same frames."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from archive_data import reference
 from made_clips import VARIANTS
 
 from streamloader.archive.archive import Archive
-from streamloader.archive.ingest.naming import chunk_path, content_of
+from streamloader.archive.ingest.naming import build_chunk_path, compute_content
 
 _PAGE = Path(__file__).parents[2] / "docs" / "archive.md"
 _CLIPS = ("open_groups.mkv", "rotated.mp4", "late_start.ts", "no_key_frames.mkv", "mpeg4.avi", "422.mkv", "hevc.mp4")
-# What the program may not import is not there for it either.
-_ALONE = """
+# Runs the program with streamloader and torch blocked.
+_ISOLATED = """
 import runpy, sys
-class Nothing:
+class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("streamloader", "torch"):
-            raise ImportError(f"{name} is not to be used here")
-sys.meta_path.insert(0, Nothing())
+            raise ImportError(f"{name} must not be imported here")
+sys.meta_path.insert(0, Blocker())
 program = sys.argv.pop(1)
 runpy.run_path(program, run_name="__main__")
 """
@@ -40,18 +40,18 @@ def program(tmp_path_factory):
     return path
 
 
-def _printed(program, catalog, numbers):
-    command = [sys.executable, "-c", _ALONE, str(program), str(catalog), *map(str, numbers)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=program.parent, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+def _run_program(program, catalog, numbers):
+    command = [sys.executable, "-c", _ISOLATED, str(program), str(catalog), *map(str, numbers)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=program.parent, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
 
 
 def _expected(truth, numbers):
     return [f"{n} {truth[n].shape} {hashlib.sha256(truth[n].tobytes()).hexdigest()}" for n in numbers]
 
 
-def _made(folder, names, **options):
+def _make_archive(folder, names, **options):
     paths = [VARIANTS[name](folder) for name in names]
     with Archive.create(folder / "store") as archive:
         archive.add([str(path) for path in paths], **{"chunk_frames": 15, "jobs": 0} | options)
@@ -59,28 +59,28 @@ def _made(folder, names, **options):
 
 
 def test_the_program_in_the_document_reads_all_frames(program, tmp_path):
-    truth = _made(tmp_path, _CLIPS)
+    truth = _make_archive(tmp_path, _CLIPS)
     numbers = [*range(0, len(truth), 7), len(truth) - 1, 0]
-    assert _printed(program, tmp_path / "store" / "catalog.sqlite", numbers) == _expected(truth, numbers)
+    assert _run_program(program, tmp_path / "store" / "catalog.sqlite", numbers) == _expected(truth, numbers)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["copy", "lossless"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_it_reads_every_kind_of_clip(name, mode, program, tmp_path):
-    truth = _made(tmp_path, [name], mode=mode)
+    truth = _make_archive(tmp_path, [name], mode=mode)
     numbers = range(len(truth))
-    assert _printed(program, tmp_path / "store" / "catalog.sqlite", numbers) == _expected(truth, numbers)
+    assert _run_program(program, tmp_path / "store" / "catalog.sqlite", numbers) == _expected(truth, numbers)
 
 
-def test_it_notices_a_flipped_bit(program, tmp_path):
-    _made(tmp_path, ["b_frames.mp4"])
+def test_it_detects_a_flipped_bit(program, tmp_path):
+    _make_archive(tmp_path, ["b_frames.mp4"])
     (chunk, *_) = sorted((tmp_path / "store" / "chunks").rglob("*.mp4"))
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
     with pytest.raises(AssertionError, match="damaged"):
-        _printed(program, tmp_path / "store" / "catalog.sqlite", range(15))
+        _run_program(program, tmp_path / "store" / "catalog.sqlite", range(15))
 
 
 def test_names_of_contents_and_paths_of_chunks_are_those_of_the_document(tmp_path):
@@ -89,14 +89,14 @@ def test_names_of_contents_and_paths_of_chunks_are_those_of_the_document(tmp_pat
         (video,) = archive.add(str(path), chunk_frames=15, jobs=0).added
     digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
     settings = {name: value for name, value in video.origin["settings"].items() if name != "verify"}
-    told = json.dumps(
+    document = json.dumps(
         {"digest": digest, "format": 1, "settings": settings}, sort_keys=True, separators=(",", ":"), ensure_ascii=True
     )
-    content = hashlib.sha256(told.encode()).hexdigest()
-    assert video.content == content == content_of(digest, video.origin["settings"])
+    content = hashlib.sha256(document.encode()).hexdigest()
+    assert video.content == content == compute_content(digest, video.origin["settings"])
     files = sorted(file for file in (tmp_path / "store" / "chunks").rglob("*") if file.is_file())
     assert len(files) == video.chunks > 1
     for number, file in enumerate(files):
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         expected = f"chunks/{content[:2]}/{content}/{number:06d}-{sha256[:16]}.mp4"
-        assert str(file.relative_to(tmp_path / "store")) == expected == chunk_path(content, number, sha256, "mp4")
+        assert str(file.relative_to(tmp_path / "store")) == expected == build_chunk_path(content, number, sha256, "mp4")

@@ -1,4 +1,4 @@
-"""Archives in threads, in forked and spawned processes, and in DataLoader workers; what they leave behind."""
+"""Archives in threads, in forked and spawned processes, and in DataLoader workers, and their cleanup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from archive_data import make_archive
 
 from streamloader.archive.archive import open_archive
 from streamloader.archive.reader.reader import default_threads
-from streamloader.errors import ConfigError, FrameOutside
+from streamloader.errors import ConfigError, FrameIndexError
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_threads_that_want_the_same_group_decode_it_once(made):
             thread.join()
         assert all(np.array_equal(frames.numpy(), whole[5:8]) for frames in got)
         stats = archive.stats()
-        assert (stats["frame_hits"], stats["frame_misses"], stats["runs"]) == (9, 3, 1)
+        assert (stats["frame_hits"], stats["frame_misses"], stats["spans"]) == (9, 3, 1)
 
 
 def test_a_copy_has_the_same_numbering_and_settings(made):
@@ -80,7 +80,7 @@ def test_a_copy_has_the_same_numbering_and_settings(made):
         video._archive.close()
 
 
-def test_an_archive_with_a_client_of_the_user_says_that_it_cannot_be_copied(made):
+def test_an_archive_with_a_client_of_the_user_cannot_be_pickled(made):
     archive = open_archive(made[0])
     archive.reader._catalog_options["client"] = object()
     with pytest.raises(ConfigError, match="client="):
@@ -99,9 +99,9 @@ def test_in_another_process(made, method):
     store, whole = made
     context = multiprocessing.get_context(method)
     with open_archive(store, threads=2) as archive:
-        archive[0:20]  # decoders with threads are at work when it forks
-        playing = iter(archive)
-        next(playing)
+        archive[0:20]  # decoders have threads at the time of the fork
+        frames_here = iter(archive)
+        next(frames_here)
         results = context.Queue()
         child = context.Process(target=_read_in_child, args=(archive, slice(30, 60), results))
         child.start()
@@ -111,14 +111,14 @@ def test_in_another_process(made, method):
         assert np.array_equal(frames, whole[30:60])
         assert count == 30
         assert np.array_equal(archive[20:40].numpy(), whole[20:40])
-        assert np.array_equal(next(playing).numpy(), whole[1])
-        playing.close()
+        assert np.array_equal(next(frames_here).numpy(), whole[1])
+        frames_here.close()
         results.close()
         results.join_thread()
         child.close()
 
 
-def test_a_fork_that_ends_the_ordinary_way_does_not_hang(made):
+def test_closing_the_archive_in_a_forked_child_does_not_hang(made):
     with open_archive(made[0], threads=2) as archive:
         archive[0:40]
         child = os.fork()
@@ -141,7 +141,7 @@ def test_workers_of_a_loader_decode_with_one_thread():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_of_torch_shuffles_it(made, workers):
+def test_a_torch_dataloader_shuffles_it(made, workers):
     store, whole = made
     with open_archive(store) as archive:
         sampler = torch.randperm(80, generator=torch.Generator().manual_seed(3)).tolist()
@@ -155,17 +155,17 @@ def test_an_error_in_one_of_several_threads_is_raised_and_nothing_is_left(made):
         before = threading.active_count()
 
         def fail(frames):
-            raise FrameOutside("no")
+            raise FrameIndexError("no")
 
         bad = pickle.loads(pickle.dumps(archive))
         taken = []
 
         def take(place, video, frame):
             taken.append(place)
-            raise FrameOutside("no")
+            raise FrameIndexError("no")
 
-        with pytest.raises(FrameOutside, match="no"):
-            bad.reader.each(np.array([1, 20, 35, 50, 70]), take)
+        with pytest.raises(FrameIndexError, match="no"):
+            bad.reader.for_each(np.array([1, 20, 35, 50, 70]), take)
         bad.close()
         assert taken
         assert threading.active_count() == before
@@ -175,7 +175,7 @@ def test_an_error_in_one_of_several_threads_is_raised_and_nothing_is_left(made):
 def test_a_cancelled_wait_leaves_the_archive_usable(made):
     store, whole = made
 
-    async def play(archive):
+    async def read(archive):
         task = asyncio.create_task(archive.frames(0, 80))
         await asyncio.sleep(0)
         task.cancel()
@@ -184,10 +184,10 @@ def test_a_cancelled_wait_leaves_the_archive_usable(made):
         return await archive.frames(10, 20)
 
     with open_archive(store) as archive:
-        assert np.array_equal(asyncio.run(play(archive)).numpy(), whole[10:20])
+        assert np.array_equal(asyncio.run(read(archive)).numpy(), whole[10:20])
 
 
-def test_lazy_decoding_can_be_left_anywhere_and_gone_on_with(made):
+def test_lazy_decoding_can_be_stopped_anywhere_and_continued(made):
     store, _ = made
     with open_archive(store, threads=1) as archive:
         video = archive["b_frames"].video
@@ -198,7 +198,7 @@ def test_lazy_decoding_can_be_left_anywhere_and_gone_on_with(made):
             frames.close()
         packets = archive.stats()["packets"]
         assert [frame.pts is not None for frame in archive.reader.decode(video, [12, 13])] == [True, True]
-        assert archive.stats()["packets"] - packets <= 4  # it goes on where the last one was left
+        assert archive.stats()["packets"] - packets <= 4  # the decoder continues at its position
         order = [5, 4, 30, 31, 2]
         shapes = [(frame.width, frame.height) for frame in archive.reader.decode(video, order)]
         assert shapes == [(64, 48)] * 5

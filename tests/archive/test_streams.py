@@ -1,4 +1,4 @@
-"""Videos of an archive as streams: the same as streaming their sources, on every topology."""
+"""Videos of an archive as streams: the same steps as streaming their sources, with any number of workers and ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = ("variable_rate.mp4", "late_start.ts", "open_groups.mkv", "rotated.mp4",
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """An archive of awkward videos in small chunks, and the sources."""
+    """Return an archive of difficult videos in small chunks, and the sources."""
     folder = tmp_path_factory.mktemp("archive")
     paths = [str(VARIANTS[kind](folder)) for kind in KINDS]
     with Archive.create(folder / "archive") as archive:
@@ -61,17 +61,17 @@ def same(ones, others):
 )
 def test_steps_and_times_are_those_of_the_sources(made, options):
     address, paths = made
-    ours = batches(ArchiveStreams(address, size=(32, 40), **options))
-    theirs = batches(sl.VideoStreams(paths, size=(32, 40), **options))
-    assert sum(batch["valid"].sum() for batch in ours) > 30
-    same(ours, theirs)
+    archived = batches(ArchiveStreams(address, size=(32, 40), **options))
+    direct = batches(sl.VideoStreams(paths, size=(32, 40), **options))
+    assert sum(batch["valid"].sum() for batch in archived) > 30
+    same(archived, direct)
 
 
-def test_steps_are_worked_out_block_by_block(made, monkeypatch):
+def test_steps_are_computed_block_by_block(made, monkeypatch):
     whole = batches(ArchiveStreams(made[0], size=(32, 40), fps=33))
-    monkeypatch.setattr("streamloader.archive.streams._BLOCK", 3)
-    monkeypatch.setattr("streamloader.archive.reader.timestamps._PAGE", 2)
-    monkeypatch.setattr("streamloader.archive.reader.timestamps._KEPT", 1)
+    monkeypatch.setattr("streamloader.archive.streams._STEPS_PER_BLOCK", 3)
+    monkeypatch.setattr("streamloader.archive.reader.timestamps._CHUNKS_PER_REQUEST", 2)
+    monkeypatch.setattr("streamloader.archive.reader.timestamps._MAX_CACHED_CHUNKS", 1)
     same(batches(ArchiveStreams(made[0], size=(32, 40), fps=33)), whole)
 
 
@@ -89,7 +89,7 @@ def test_batches_are_the_same_for_workers_and_ranks(made):
             assert np.concatenate([one[name], other[name]]).tobytes() == both[name].tobytes()
 
 
-def test_goes_on_from_a_state_in_other_processes(made):
+def test_resuming_from_a_state_in_other_processes(made):
     options = {"batch_size": 4, "window": 5, "seed": 3}
     with sl.MultiStreamer(ArchiveStreams(made[0], size=(32, 40)), **options) as loader:
         batch = iter(loader)
@@ -102,7 +102,7 @@ def test_goes_on_from_a_state_in_other_processes(made):
         same([each.numpy() for each in loader], rest)
 
 
-def test_beginning_anywhere_decodes_no_more_than_a_group(tmp_path):
+def test_seeking_decodes_at_most_one_group(tmp_path):
     options = {"x264-params": "keyint=12:min-keyint=12:scenecut=0"}
     path = make_clip(tmp_path / "a.mp4", frames=120, gop=12, options=options)
     with Archive.create(tmp_path / "archive") as archive:
@@ -115,13 +115,13 @@ def test_beginning_anywhere_decodes_no_more_than_a_group(tmp_path):
             before = reader.stats()["packets"]
             assert_same_steps(play(dataset, info, 1, seek=step, steps=1), {"data": whole["data"][step : step + 1]})
             decoded = reader.stats()["packets"] - before
-            assert 1 <= decoded <= step % 12 + 1 + 6, (step, decoded)  # and what the decoder holds back
+            assert 1 <= decoded <= step % 12 + 1 + 6, (step, decoded)  # plus the frames that the decoder holds back
         before = reader.stats()["packets"]
         play(dataset, info)
-        assert reader.stats()["packets"] - before <= 120 + 6  # on over groups and chunks, not from keys again
+        assert reader.stats()["packets"] - before <= 120 + 6  # decoding continues over groups and chunks
 
 
-def test_streams_are_called_like_the_videos_and_can_be_chosen(made):
+def test_streams_have_the_names_of_the_videos_and_can_be_selected(made):
     address, paths = made
     names = [Path(path).stem for path in paths]
     infos = describe_streams(ArchiveStreams(address, size=(32, 40)))
@@ -158,12 +158,12 @@ def test_an_open_archive_gives_its_own_numbering_and_may_be_closed(made, tmp_pat
     reader.close()
 
 
-def test_sizes_that_differ_are_named(made):
+def test_different_sizes_are_reported(made):
     with pytest.raises(sl.FrameSizeError, match=r"variable_rate is 48x64.*rotated is 64x48.*size="):
         describe_streams(ArchiveStreams(made[0]))
 
 
-def test_no_archive_and_an_empty_one(tmp_path):
+def test_missing_and_empty_archives(tmp_path):
     with pytest.raises(sl.CatalogNotFound):
         describe_streams(ArchiveStreams(tmp_path / "none"))
     Archive.create(tmp_path / "empty").close()
@@ -177,7 +177,7 @@ def test_a_damaged_chunk_is_an_error_at_its_frame(made, tmp_path):
         archive.add(paths[2], chunk_frames=12, jobs=0)
         archive.refresh()
         catalog = archive.reader.catalog
-        row = catalog.call(catalog.it.chunks(archive.reader.video(0).content, 1, 2))[0]
+        row = catalog.call(catalog.resource.get_chunks(archive.reader.video(0).content, 1, 2))[0]
     path = Path(address, row.path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
@@ -190,16 +190,16 @@ def test_a_damaged_chunk_is_an_error_at_its_frame(made, tmp_path):
     assert damaged.value.details["chunk"] == 1
     direct = sl.VideoStreams(paths[2])
     good = play(direct, describe_streams(direct)[0])["data"]
-    before = play(dataset, info, steps=row.first)["data"]
-    assert before.tobytes() == good[: row.first].tobytes()
+    before = play(dataset, info, steps=row.first_frame)["data"]
+    assert before.tobytes() == good[: row.first_frame].tobytes()
 
 
-def test_another_archive_in_the_same_place_is_noticed(made, tmp_path):
+def test_another_archive_at_the_same_address_is_detected(made, tmp_path):
     address = tmp_path / "archive"
     shutil.copytree(made[0], address)
     dataset = ArchiveStreams(address, size=(32, 40))
     infos = describe_streams(dataset)
-    close_shared_stores()  # as if the loader were in another process
+    close_shared_stores()  # as in another process
     shutil.rmtree(address)
     with Archive.create(address) as archive:
         archive.add(made[1][3], jobs=0)
@@ -207,7 +207,7 @@ def test_another_archive_in_the_same_place_is_noticed(made, tmp_path):
         play(dataset, infos[0], rng=stream_rng(0, 0, 0))
 
 
-def test_settings_that_cannot_work_are_refused(made):
+def test_invalid_options_are_refused(made):
     for options in ({"size": (0, 3)}, {"pix_fmt": "bgr"}, {"stride": 0}, {"random_start": True}, {"fps": 0}):
         with pytest.raises(sl.ConfigError):
             ArchiveStreams(made[0], **options)

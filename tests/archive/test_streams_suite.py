@@ -1,6 +1,6 @@
-"""ArchiveStreams in the shipped suite, in the forms that differ in how they are played.
+"""ArchiveStreams in the conformance suite, with options that change how steps are computed.
 
-A small one is bound beside the other kinds of streams.
+A small binding without options is with the other kinds of streams.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def _flip_and_scale(frames, rng):
 
 
 class TestPlanes(TestArchiveStreams):
+    resumes_like = "TestArchiveStreams"
+
     def make_dataset(self):
         return ArchiveStreams(self.address, pix_fmt="yuv420p", size=(31, 41))
 
@@ -51,6 +53,8 @@ class TestPlanes(TestArchiveStreams):
 
 
 class TestChosenFrames(TestArchiveStreams):
+    resumes_like = "TestResampledFrames"
+
     def make_dataset(self):
         return ArchiveStreams(self.address, pix_fmt="gray", max_frames=5, stride=2, random_start=True, size=(24, 32))
 
@@ -67,6 +71,8 @@ class TestResampledFrames(TestArchiveStreams):
 
 
 class TestTransformedFrames(TestArchiveStreams):
+    resumes_like = "TestArchiveStreams"
+
     def make_dataset(self):
         return ArchiveStreams(self.address, transform=_flip_and_scale, size=(24, 32))
 

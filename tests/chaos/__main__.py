@@ -16,27 +16,27 @@ from pathlib import Path
 from chaos import programs, report, rounds
 
 PARTS = ("workers", "parents", "ctrl-c")
-SAYS_EVERY = 5.0  # seconds
+REPORT_INTERVAL_S = 5.0
 
 
 class Progress:
-    """Says now and then how far it is."""
+    """Prints the progress at intervals."""
 
     def __init__(self, what: str, wanted: int) -> None:
         self._what, self._wanted = what, wanted
-        self.began = self._said = time.monotonic()
+        self.began = self._last_printed = time.monotonic()
         print(f"{what}: {wanted} ...", flush=True)
 
     def __call__(self, done: int, faults: int, more: str = "") -> None:
         now = time.monotonic()
-        if now - self._said >= SAYS_EVERY or done >= self._wanted:
-            self._said = now
-            said = f"{self._what}: {done} of {self._wanted} in {now - self.began:.0f} s, {faults} faults{more}"
-            print(said, flush=True)
+        if now - self._last_printed >= REPORT_INTERVAL_S or done >= self._wanted:
+            self._last_printed = now
+            line = f"{self._what}: {done} of {self._wanted} in {now - self.began:.0f} s, {faults} faults{more}"
+            print(line, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts that are asked for, and write the table; 1 if anything was wrong."""
+    """Run the requested parts, and write the tables; return 1 if there were faults."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
     parser.add_argument("--seed", type=int, default=1, help="decides everything")
@@ -45,38 +45,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parents", type=int, default=100, help="programs to be killed")
     parser.add_argument("--interrupts", type=int, default=200, help="programs to be interrupted")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this file, between its markers")
-    asked = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     logging.getLogger("streamloader").setLevel(logging.CRITICAL)  # it warns of every death
     faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="sl-chaos-") as name:
         folder = Path(name)
         os.environ["STREAMLOADER_CACHE"] = str(folder / "cache")
         for part in PARTS:
-            if part not in asked.only:
+            if part not in arguments.only:
                 continue
             began = time.monotonic()
             if part == "workers":
-                option = f"--kills {asked.kills}"
-                table, wrong = _workers(asked.seed, asked.kills, asked.first_round, folder)
+                option = f"--kills {arguments.kills}"
+                table, wrong = _workers(arguments.seed, arguments.kills, arguments.first_round, folder)
             elif part == "parents":
-                option = f"--parents {asked.parents}"
+                option = f"--parents {arguments.parents}"
                 table, wrong = _programs(
-                    "programs killed", programs.parent_killed, asked.seed, asked.parents, folder, programs.GONE_WITHIN
+                    "programs killed",
+                    programs.kill_parent,
+                    arguments.seed,
+                    arguments.parents,
+                    folder,
+                    programs.GONE_WITHIN_S,
                 )
             else:
-                option = f"--interrupts {asked.interrupts}"
+                option = f"--interrupts {arguments.interrupts}"
                 table, wrong = _programs(
-                    "Ctrl-C", programs.interrupted, asked.seed, asked.interrupts, folder, programs.EXIT_WITHIN
+                    "Ctrl-C",
+                    programs.interrupt_program,
+                    arguments.seed,
+                    arguments.interrupts,
+                    folder,
+                    programs.EXIT_WITHIN_S,
                 )
             about = (
-                f"{dt.datetime.now(dt.UTC):%Y-%m-%d}: `tox -e chaos -- --only {part} --seed {asked.seed} {option}`, "
+                f"{dt.datetime.now(dt.UTC):%Y-%m-%d}: "
+                f"`tox -e chaos -- --only {part} --seed {arguments.seed} {option}`, "
                 f"{time.monotonic() - began:.0f} s on {os.cpu_count()} cores, Python {platform.python_version()}, "
                 f"{platform.system()} {platform.release()}."
             )
             text = f"{about}\n\n{table}"
             print(f"\n{text}\n", flush=True)
-            if asked.write is not None:
-                report.put(asked.write, part, text)
+            if arguments.write is not None:
+                report.put(arguments.write, part, text)
             faults += wrong
     for fault in faults:
         print(fault, file=sys.stderr)
@@ -86,12 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _workers(seed: int, kills: int, first: int, folder: Path) -> tuple[str, list[str]]:
     progress = Progress("workers killed", kills)
 
-    def told(total: rounds.Result) -> None:
+    def on_round(total: rounds.Result) -> None:
         more = f", {total.batches} batches compared in {total.rounds} rounds"
         progress(sum(total.kills.values()), len(total.mismatches), more)
 
-    result = rounds.play_rounds(seed, kills, folder, first=first, told=told)
-    return report.of_workers(result), result.mismatches
+    result = rounds.play_rounds(seed, kills, folder, first=first, on_round=on_round)
+    return report.format_workers(result), result.mismatches
 
 
 def _programs(
@@ -110,7 +121,7 @@ def _programs(
         ended.append(one)
         faults += [f"{what}, seed {seed}, number {number}: {fault}" for fault in one.faults]
         progress(number + 1, len(faults), f", all gone within {max(each.seconds for each in ended):.2f} s")
-    return report.of_programs(ended, within), faults
+    return report.format_programs(ended, within), faults
 
 
 if __name__ == "__main__":

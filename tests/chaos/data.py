@@ -1,4 +1,4 @@
-"""What the workers of these tests play: streams of several kinds, and a shell round them in which a worker can die.
+"""Data sets of these tests: streams of several kinds, and a wrapper in which a worker can die.
 
 Imports no torch: workers import this module.
 """
@@ -58,7 +58,7 @@ VIDEOS = (("b_frames.mp4", "libx264", 24), ("mpeg4.avi", "mpeg4", 31), ("vp8.web
 
 
 def make_videos(folder: Path) -> None:
-    """Make small clips, unless they are there."""
+    """Create small clips, unless they exist."""
     from made_clips import make_clip
 
     for name, codec, frames in VIDEOS:
@@ -71,7 +71,7 @@ def make_dataset(kind: str, rng: np.random.Generator, folder: Path) -> StreamDat
     """Return a data set of one of the :data:`KINDS` whose content `rng` decides.
 
     Args:
-        folder: for files. Those of equal `rng` have equal names and content.
+        folder: Folder for files. Equal `rng` gives equal names and content.
     """
     if kind == "video":
         make_videos(folder)
@@ -109,13 +109,13 @@ def fail() -> None:
 
 
 def spin() -> None:
-    """Never come back, and be busy with it."""
+    """Never return, and keep the CPU busy."""
     while True:
         pass
 
 
 def stop() -> None:
-    """Stand still as a whole, as a process on a machine that thrashes."""
+    """Stop the whole process, as on a machine that thrashes."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -129,7 +129,7 @@ OPENING, DECODING, HALFWAY, WRITTEN, MARKING, UNPUBLISHED, CLOSING, SEEKING = MO
     "half way through a row",  # some steps of the row are written, the others not
     "row written, not marked",  # all data of the row is written, not what its steps are
     "row half marked",
-    "row whole, not published",  # all of the row is written, and its cursor; the supervisor was not told
+    "row whole, not published",  # all of the row is written, and its cursor; the supervisor was not informed
     "closing",
     "seeking",  # a worker that goes on for one that died
 )
@@ -137,11 +137,11 @@ OPENING, DECODING, HALFWAY, WRITTEN, MARKING, UNPUBLISHED, CLOSING, SEEKING = MO
 
 @dataclass(frozen=True)
 class Fuse:
-    """One death, or another ill: at `step` of the stream `key` in `epoch`, if that comes to pass.
+    """One death or other fault, at `step` of the stream `key` in `epoch`.
 
     Attributes:
-        file: made just before the death, with the time in it (monotonic seconds): nothing that has it dies again.
-            Empty: it happens every time.
+        file: File that is created just before the death, with its time (monotonic seconds) and process. While it
+            exists, the death does not happen again. If empty, it happens every time.
         log: a line with the process id is added to it each time, unless it is empty.
     """
 
@@ -154,7 +154,7 @@ class Fuse:
     log: str = ""
 
     def burn(self) -> None:
-        """Die, unless it was done before."""
+        """Die, unless that happened before."""
         if self.file:
             try:
                 fd = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -169,7 +169,7 @@ class Fuse:
 
     @property
     def burnt(self) -> tuple[float, int] | None:
-        """When it happened and to which process, or None."""
+        """Time and process id of the death, or None."""
         try:
             at, pid = Path(self.file).read_text().split() if self.file else ("", "")
         except (FileNotFoundError, ValueError):  # or it is being written
@@ -178,12 +178,12 @@ class Fuse:
 
 
 class Deadly(StreamDataset):
-    """The streams of another data set, as they are; some of them end their worker.
+    """The unchanged streams of another data set. Some of them end their worker.
 
     Args:
-        fuses: at most one for each stream and epoch.
-        chunk: most steps that one read returns.
-        pause: seconds that opening and reading take longer, so that a kill from outside finds them under way.
+        fuses: Deaths, at most one for each stream and epoch.
+        chunk: Maximum number of steps that one read returns.
+        pause: Delay in seconds of each opening and reading, so that a kill from outside meets them.
     """
 
     def __init__(self, inner: StreamDataset, fuses: list[Fuse], *, chunk: int = 1 << 30, pause: float = 0.0) -> None:
@@ -240,7 +240,7 @@ class DeadlyStream(Stream):
         if near and fuse.step < self.step + count:
             if self.moment == WRITTEN:
                 fuse.burn()
-            elif self.moment == UNPUBLISHED:  # behind what the lane does now, before it tells of it
+            elif self.moment == UNPUBLISHED:  # after the lane's current turn, before its report is sent
                 asyncio.get_running_loop().call_soon(fuse.burn)
             self.lit = True
         self.step += count

@@ -1,4 +1,4 @@
-"""Kills workers of a loader from outside, at moments that are chosen, and says at which moment it was."""
+"""Kill workers of a loader from outside at chosen moments, and record the moments."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from chaos.data import CLOSING, OPENING
 from streamloader.engine.ring import Status
 from streamloader.engine.supervisor import Supervisor
 
-DEADLINE = 20.0
-PATIENCE, GIVES_UP = 0.4, 2.0  # seconds that a kill waits for its own moment, and for any that is allowed
-MOST_IN_A_ROW = 3  # kills of a worker that has published nothing in between
+DEADLINE_S = 60.0
+AIM_TIMEOUT_S, KILL_TIMEOUT_S = 0.4, 2.0  # wait for the chosen moment, then for any allowed one
+MAX_KILLS_WITHOUT_PROGRESS = 3  # of one worker
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGSEGV", "SIGABRT", "SIGBUS")
 
 IMPORTING, READING, IDLE, RESTARTING, SHUTDOWN = "importing", "decoding", "idle", "restarting", "during shutdown"
@@ -39,11 +39,14 @@ class Kill:
     """One kill from outside.
 
     Attributes:
-        aim: the moment that is waited for, or :data:`WHENEVER`.
-        worker: its number, modulo those that there are.
-        delay: seconds until the killer begins to look for the moment.
-        stop: whether the worker is stopped (SIGSTOP) while the killer looks what it is doing.
-        moment: what it was doing, once it was killed; at: when that was (monotonic seconds); pid: which process.
+        aim: Moment to wait for, or :data:`WHENEVER`.
+        worker: Number of the worker, modulo the number of workers.
+        delay: Time in seconds until the killer starts to wait for the moment.
+        cause: Name of the signal.
+        stop: Whether the worker is stopped (SIGSTOP) while the killer checks what it is doing.
+        moment: What the worker was doing when it was killed.
+        at: Time of the kill (monotonic seconds).
+        pid: Process id of the killed worker.
     """
 
     aim: str
@@ -59,15 +62,15 @@ class Kill:
 class Killer:
     """Kills workers of a loader one after the other, in a thread.
 
-    It keeps to what the contract allows: after a death at which a lane was playing, the same worker is killed again
-    only once that lane has published a row, or while none of its lanes plays. So no stream can be blamed.
+    It only kills where no stream can be blamed: after a death during which a lane was busy, the same worker is killed
+    again only once that lane has completed a row, or while none of its lanes is busy.
     """
 
     def __init__(self, loader: Any) -> None:
         self.done: list[Kill] = []
-        self.given_up = 0  # for which no allowed moment came
+        self.given_up = 0  # kills for which there was no allowed moment
         self._loader = loader
-        self._first: set[int] = set()  # the workers that the loader began with
+        self._first: set[int] = set()  # process ids of the loader's first workers
         self._killed: set[int] = set()
         self._in_a_row: dict[int, tuple[int, int]] = {}  # worker -> rows it had filled, kills since then
         self._thread: threading.Thread | None = None
@@ -81,11 +84,11 @@ class Killer:
 
     @property
     def busy(self) -> bool:
-        """Whether a kill is under way."""
+        """Whether a kill is in progress."""
         return self._thread is not None and self._thread.is_alive()
 
     def begin(self, kills: Sequence[Kill]) -> None:
-        """Carry these out in a thread, one after the other."""
+        """Carry out these kills in a thread, one after the other."""
         self.join()
         if not self._first:
             self._first = set(self._supervisor.pids) - {pid for pid, *_ in self._supervisor.deaths}
@@ -93,26 +96,26 @@ class Killer:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait for the kills that are under way.
+        """Wait for the kills in progress.
 
         Raises:
-            RuntimeError: one failed, or does not end.
+            RuntimeError: If one failed, or does not end.
         """
         if self._thread is not None:
-            self._thread.join(2 * DEADLINE)
+            self._thread.join(2 * DEADLINE_S)
             if self._thread.is_alive():
-                raise RuntimeError("the killer does not come to an end")
+                raise RuntimeError("the killer does not end")
             self._thread = None
         if self._error is not None:
             raise RuntimeError("the killer failed") from self._error
 
     def wait_until_noticed(self, pids: Iterable[int]) -> None:
-        """Wait until the deaths of these processes were noticed, and others started.
+        """Wait until the deaths of these processes were detected, and replacements started.
 
         Raises:
-            RuntimeError: that does not come to pass.
+            RuntimeError: If that does not happen in time.
         """
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + DEADLINE_S
         while missing := set(pids) - {pid for pid, *_ in list(self._supervisor.deaths)}:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the deaths of {missing} are not noticed")
@@ -129,12 +132,12 @@ class Killer:
             self._error = error
 
     def _carry_out(self, kill: Kill) -> None:
-        begun = time.monotonic()
-        while time.monotonic() < begun + GIVES_UP:
+        started = time.monotonic()
+        while time.monotonic() < started + KILL_TIMEOUT_S:
             pids = self._supervisor.pids
             number = kill.worker % len(pids)
             if pids[number] not in self._killed:
-                late = time.monotonic() > begun + PATIENCE
+                late = time.monotonic() > started + AIM_TIMEOUT_S
                 with contextlib.suppress(ProcessLookupError):
                     if self._try(kill, number, pids[number], late=late):
                         self.done.append(kill)
@@ -146,7 +149,7 @@ class Killer:
         """Kill the worker if this is the moment.
 
         Raises:
-            ProcessLookupError: it is gone.
+            ProcessLookupError: If it is gone.
         """
 
         def is_it() -> bool:
@@ -173,7 +176,7 @@ class Killer:
         return True
 
     def _strike(self, kill: Kill, number: int, pid: int) -> None:
-        filled = self._supervisor._done[number]
+        filled = self._supervisor._filled[number]
         before, kills = self._in_a_row.get(number, (-1, 0))
         self._in_a_row[number] = filled, kills + 1 if before == filled else 1
         self._killed.add(pid)
@@ -181,7 +184,7 @@ class Killer:
         os.kill(pid, getattr(signal, kill.cause))
 
     def _rows(self, number: int) -> list[tuple[int, list[int]]]:
-        workers = self._supervisor._crew.workers
+        workers = self._supervisor._pool.workers
         return [(row, self._loader._ring.status[row].tolist()) for row in workers[number].lanes]
 
     def _moment(self, number: int, pid: int) -> str:
@@ -195,13 +198,13 @@ class Killer:
         return next((moment for stage, moment in _STAGES.items() if stage in busy), IDLE)
 
     def _is_free(self, number: int) -> bool:
-        """Whether every lane that played when the worker last died has published a row since."""
-        strikes = dict(self._supervisor.casualties._strikes._last)
-        return all(row not in strikes or line[Status.SEQ] > strikes[row].seq for row, line in self._rows(number))
+        """Whether every lane that was busy when the worker last died has completed a row since."""
+        crashes = dict(self._supervisor.failures._crashes._last_crash)
+        return all(row not in crashes or line[Status.SEQ] > crashes[row].seq for row, line in self._rows(number))
 
     def _is_allowed(self, number: int) -> bool:
         filled, kills = self._in_a_row.get(number, (-1, 0))
-        if filled == self._supervisor._done[number] and kills >= MOST_IN_A_ROW:
+        if filled == self._supervisor._filled[number] and kills >= MAX_KILLS_WITHOUT_PROGRESS:
             return False
         idle = not any(line[Status.BUSY] for _, line in self._rows(number))
         return idle or self._is_free(number)
@@ -216,12 +219,12 @@ def lives(pid: int) -> bool:
 
 
 def _wait_until_stopped(pid: int) -> None:
-    """Until every thread of the process stands still.
+    """Wait until every thread of the process is stopped.
 
     Raises:
-        ProcessLookupError: it is gone.
+        ProcessLookupError: If it is gone.
     """
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         try:
             states = [

@@ -1,4 +1,4 @@
-"""What a round plays, and who dies when. One number decides all of it."""
+"""Plan of a round: its data set, its loader, and when which workers die. One seed decides all of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from chaos.data import (
     Fuse,
     make_dataset,
 )
-from chaos.killer import AIMS, DEADLINE, IDLE, IMPORTING, RESTARTING, SIGNALS, WHENEVER, Kill
+from chaos.killer import AIMS, DEADLINE_S, IDLE, IMPORTING, RESTARTING, SIGNALS, WHENEVER, Kill
 
 import streamloader as sl
 
@@ -39,10 +39,12 @@ Played = list[tuple[int, int, dict[str, np.ndarray]]]  # (epoch, batch, marks)
 
 
 class Round:
-    """What is played, and who dies when.
+    """One round: the loader, and when which workers die.
 
     Args:
-        seed, number: decide everything but the folder.
+        seed: Seed of all rounds.
+        number: Number of the round. Together with the seed, it decides everything but the folder.
+        folder: Folder for files.
     """
 
     def __init__(self, seed: int, number: int, folder: Path) -> None:
@@ -64,7 +66,7 @@ class Round:
             "shuffle": bool(rng.integers(2)),
             "switch": str(rng.choice(["pack", "pack", "align"])),
             "tail": str(rng.choice(["pad", "pad", "drop", "cycle"])),
-            "timeout": DEADLINE,
+            "timeout": DEADLINE_S,
             "on_error": "skip" if self.style == ALWAYS else "raise",
         }
         self.leaves = [int(rng.integers(1, 9)) if not rng.integers(4) else 1 << 30 for _ in range(EPOCHS)]
@@ -83,13 +85,13 @@ class Round:
         return sl.MultiStreamer(Deadly(self.inner, fuses, chunk=self.chunk), **self.arguments)
 
     def played(
-        self, loader: sl.MultiStreamer, begun: Callable[[], object] | None = None
+        self, loader: sl.MultiStreamer, started: Callable[[], object] | None = None
     ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         """Yield (epoch, batch, arrays), and leave the epochs that are to be left; `begun` is called before each."""
         for epoch, leave in enumerate(self.leaves):
             iterator = iter(loader)
-            if begun is not None:
-                begun()
+            if started is not None:
+                started()
             for index, batch in enumerate(iterator):
                 yield epoch, index, batch.numpy()
                 if index == leave:
@@ -112,7 +114,7 @@ class Round:
             lane = int(self.rng.integers(self.arguments["batch_size"]))
             for epoch, _, arrays in played:
                 for stream in set(arrays["stream"][lane].tolist()) - {-1}:
-                    self._lay(epoch, stream, 0, SEEKING)
+                    self._add_fuse(epoch, stream, 0, SEEKING)
             return
         moments = FAILING if self.style == ALWAYS else FUSED
         at, moment = int(self.rng.integers(slots)), str(self.rng.choice(moments))
@@ -123,7 +125,7 @@ class Round:
                 cells = cells[:0]  # at the end of an epoch a lane looks whether there is more before it publishes
             if len(cells):
                 lane, step = cells[int(self.rng.integers(len(cells)))]
-                self._lay(epoch, int(arrays["stream"][lane, step]), int(arrays["step"][lane, step]), moment)
+                self._add_fuse(epoch, int(arrays["stream"][lane, step]), int(arrays["step"][lane, step]), moment)
                 at += slots + 2 + int(self.rng.integers(3))
                 moment = str(self.rng.choice(moments))
             else:  # perhaps in the next one
@@ -144,7 +146,7 @@ class Round:
             fit[:, :-1] = False
         return fit
 
-    def _lay(self, epoch: int, stream: int, step: int, moment: str) -> None:
+    def _add_fuse(self, epoch: int, stream: int, step: int, moment: str) -> None:
         key = self.streams[stream].key
         if all((fuse.epoch, fuse.key) != (epoch, key) for fuse in self.fuses):
             cause = str(self.rng.choice(list(CAUSES)))

@@ -1,4 +1,4 @@
-"""Programs that are killed or interrupted at random moments, and a search for whatever they leave."""
+"""Programs that are killed or interrupted at random moments, and a search for what they leave behind."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from chaos.plan import WORKERS
 PROC, SHM = Path("/proc"), Path("/dev/shm")
 TESTS = Path(__file__).resolve().parents[1]
 MARK = "STREAMLOADER_CHAOS"
-DEADLINE = 30.0
-GONE_WITHIN, EXIT_WITHIN = 1.0, 2.0  # seconds, as promised
-LATEST = 1.0  # seconds after its first words until a program is struck: by then it plays
+DEADLINE_S = 60.0
+GONE_WITHIN_S, EXIT_WITHIN_S = 1.0, 2.0  # as guaranteed
+MAX_DELAY_S = 1.0  # from a program's first output to the attack: by then it iterates
 
 
 @dataclass
 class Ended:
-    """How one program ended.
+    """Result of one attack on a program.
 
     Attributes:
-        how: what was done to it, in words; seconds: from that until no process of it was left.
-        played: whether it had got its first batch by then.
-        faults: what should not have been, in words.
+        how: Description of the attack.
+        workers: Number of workers of the program.
+        seconds: Time in seconds from the attack until no process of the program was left.
+        played: Whether the program had received its first batch before the attack.
+        faults: Descriptions of violated guarantees.
     """
 
     how: str
@@ -85,17 +87,17 @@ class Victim:
         """(device, inode) of all shared memory that the program holds."""
         return {key for key, link in _open_files(self.pid) if "memfd:" in link or str(SHM) in link}
 
-    def until_gone(self, since: float) -> float:
+    def wait_until_gone(self, since: float) -> float:
         """Return the seconds from `since` until no process was left, or infinity."""
         known = self.processes()
-        while time.monotonic() < since + DEADLINE:
+        while time.monotonic() < since + DEADLINE_S:
             known = {pid for pid in known if lives(pid)}
             if not known and not (known := self.processes()):
                 return time.monotonic() - since
             time.sleep(0.002)  # between two looks at a condition
         return float("inf")
 
-    def left_behind(self, memory: set[tuple[int, int]]) -> list[str]:
+    def find_leftovers(self, memory: set[tuple[int, int]]) -> list[str]:
         """Name the files and the shared memory that are still there."""
         holders = [
             f"process {pid} holds {link}"
@@ -123,8 +125,8 @@ def _open_files(pid: int) -> Iterator[tuple[tuple[int, int], str]]:
 
 
 @contextlib.contextmanager
-def attacked(seed: int, workers: int, folder: Path) -> Iterator[Victim]:
-    """Start a program, and end at last whatever is left of it."""
+def running_victim(seed: int, workers: int, folder: Path) -> Iterator[Victim]:
+    """Start a program, and kill at the end what is left of it."""
     victim = Victim(seed, workers, folder)
     try:
         with victim.process:
@@ -138,65 +140,68 @@ def attacked(seed: int, workers: int, folder: Path) -> Iterator[Victim]:
         raise
 
 
-def _struck(seed: int, folder: Path, how: str, strike: Callable[[int], None], check: Callable[..., None]) -> Ended:
-    """Run a program, strike it at a random moment after its first words, and look at what follows."""
+def _attack_program(
+    seed: int, folder: Path, how: str, strike: Callable[[int], None], check: Callable[..., None]
+) -> Ended:
+    """Run a program, attack it at a random moment after its first output, and check what follows."""
     rng = np.random.default_rng(seed)
     workers = WORKERS[int(rng.integers(len(WORKERS)))]
-    delay = float(rng.uniform(0.0, LATEST))
-    with attacked(seed, workers, folder) as victim:
-        said = victim.process.stdout.readline()
-        if said != "begin\n":
-            raise RuntimeError(f"the program of seed {seed} did not begin: {victim.process.communicate(timeout=5)}")
+    delay = float(rng.uniform(0.0, MAX_DELAY_S))
+    with running_victim(seed, workers, folder) as victim:
+        line = victim.process.stdout.readline()
+        if line != "begin\n":
+            raise RuntimeError(f"the program of seed {seed} did not start: {victim.process.communicate(timeout=5)}")
         time.sleep(delay)  # the random moment
         memory = victim.memory()
         struck = time.monotonic()
         strike(victim.pid)
-        seconds = victim.until_gone(struck)
+        seconds = victim.wait_until_gone(struck)
         faults = []
         if seconds == float("inf"):
-            faults.append(f"after {DEADLINE:.0f} s processes {victim.processes()} still lived")
+            faults.append(f"after {DEADLINE_S:.0f} s processes {victim.processes()} still lived")
             os.killpg(victim.pid, signal.SIGKILL)
-        out, err = victim.process.communicate(timeout=DEADLINE)
+        out, err = victim.process.communicate(timeout=DEADLINE_S)
         ended = Ended(how, workers, seconds, out == "plays\n", faults)
         if out not in ("", "plays\n"):
-            faults.append(f"it said {out!r}")
+            faults.append(f"it printed {out!r}")
         check(ended, victim.process.returncode, err)
-        ended.faults += victim.left_behind(memory)
+        ended.faults += victim.find_leftovers(memory)
     return ended
 
 
-def parent_killed(seed: int, folder: Path) -> Ended:
+def kill_parent(seed: int, folder: Path) -> Ended:
     """Kill a program, or its whole process group, with SIGKILL: no worker may live longer than a second."""
 
     def check(ended: Ended, status: int, err: str) -> None:
-        if ended.seconds > GONE_WITHIN:
+        if ended.seconds > GONE_WITHIN_S:
             ended.faults.append(f"a worker lived {ended.seconds:.2f} s longer than its parent")
         if status != -signal.SIGKILL or err:
-            ended.faults.append(f"exit status {status}, and it said {err!r}")
+            ended.faults.append(f"exit status {status}, and it printed {err!r}")
 
     group = seed % 2 == 1
     strike = os.killpg if group else os.kill
     how = "SIGKILL of the process group" if group else "SIGKILL of the parent"
-    return _struck(seed, folder, how, lambda pid: strike(pid, signal.SIGKILL), check)
+    return _attack_program(seed, folder, how, lambda pid: strike(pid, signal.SIGKILL), check)
 
 
-def interrupted(seed: int, folder: Path) -> Ended:
+def interrupt_program(seed: int, folder: Path) -> Ended:
     """Interrupt a program as Ctrl-C in a terminal does: one traceback, and an end within two seconds."""
 
     def check(ended: Ended, status: int, err: str) -> None:
-        if ended.seconds > EXIT_WITHIN:
+        if ended.seconds > EXIT_WITHIN_S:
             ended.faults.append(f"it ended after {ended.seconds:.2f} s")
         if status not in (-signal.SIGINT, 128 + signal.SIGINT):
             ended.faults.append(f"exit status {status}")
-        # Python's own import system may stand in an "except" when it is struck: one interrupt, told in two parts.
-        lines, told = err.splitlines(), err.count("Traceback") - err.count("\nDuring handling of the above exception,")
-        if told != 1 or lines[-1:] != ["KeyboardInterrupt"] or lines.count("KeyboardInterrupt") != 1:
-            ended.faults.append(f"it said {err!r}")
+        # Python's import system may be handling another exception: then one interrupt is printed in two parts.
+        lines = err.splitlines()
+        tracebacks = err.count("Traceback") - err.count("\nDuring handling of the above exception,")
+        if tracebacks != 1 or lines[-1:] != ["KeyboardInterrupt"] or lines.count("KeyboardInterrupt") != 1:
+            ended.faults.append(f"it printed {err!r}")
 
-    return _struck(seed, folder, "Ctrl-C", lambda pid: os.killpg(pid, signal.SIGINT), check)
+    return _attack_program(seed, folder, "Ctrl-C", lambda pid: os.killpg(pid, signal.SIGINT), check)
 
 
 def prepare(folder: Path) -> None:
-    """Make what all programs share."""
+    """Create the videos that all programs share."""
     (folder / "data").mkdir(exist_ok=True)
     make_videos(folder / "data")

@@ -12,7 +12,7 @@ from chaos.killer import IDLE, IMPORTING, RESTARTING, SHUTDOWN
 from chaos.programs import Ended
 from chaos.rounds import BLAMED, Result
 
-# What is counted, in the order in which a worker comes to it, and in words.
+# Moments and their descriptions, in the order of a worker's life.
 _MOMENTS = {
     IMPORTING: "importing, just after it was started",
     OPENING: "opening a stream",
@@ -30,8 +30,8 @@ _MOMENTS = {
 }
 
 
-def of_workers(result: Result) -> str:
-    """Tell how often workers died at which moment, and what came of it."""
+def format_workers(result: Result) -> str:
+    """Format how often workers died at each moment, and the results of the comparison."""
     unknown = set(result.kills) - set(_MOMENTS)
     assert not unknown, unknown
     total = sum(result.kills.values())
@@ -55,8 +55,8 @@ def of_workers(result: Result) -> str:
     )
 
 
-def of_programs(ended: Sequence[Ended], within: float) -> str:
-    """Tell how programs ended, by what was done to them and at which moment."""
+def format_programs(ended: Sequence[Ended], within: float) -> str:
+    """Format how programs ended, by the kind of attack."""
     rows = []
     for how in sorted({one.how for one in ended}):
         some = [one for one in ended if one.how == how]
@@ -88,7 +88,7 @@ def put(file: Path, part: str, text: str) -> None:
     """Replace what is between the markers of `part`.
 
     Raises:
-        ValueError: the file has no such markers.
+        ValueError: If the file has no such markers.
     """
     begin, end = f"<!-- chaos {part}: begin -->", f"<!-- chaos {part}: end -->"
     whole = file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Rounds: a loader whose workers are killed, batch by batch compared with the same loader undisturbed."""
+"""Rounds: batches of a loader whose workers are killed are compared with those of the same loader undisturbed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,26 @@ from chaos.plan import ALWAYS, Played, Round
 
 import streamloader as sl
 
-MOST = 25  # deaths in one round, more or less
+MAX_DEATHS = 25  # in one round, approximately
 BLAMED = "by a stream that always does it"
 _MARKS = ("stream", "step", "valid", "repeat", "reset")
 
 
 @dataclass
 class Result:
-    """What rounds have shown.
+    """Results of rounds.
 
     Attributes:
-        kills: deaths by moment; causes: by cause; workers: by number of workers; all of the same deaths.
-        given_up: kills that were meant to be, and for which no moment came at which no stream could be blamed.
-        latencies: seconds from a death to its notice; replaced: from there until another process was started.
-        batches: that were compared; mismatches: what differed, in words, with the round's numbers.
+        rounds: Number of rounds.
+        kills: Number of deaths by moment.
+        causes: Number of deaths by cause.
+        workers: Number of deaths by number of workers.
+        restarts: Number of workers that were replaced.
+        given_up: Number of planned kills for which there was no moment at which no stream could be blamed.
+        batches: Number of batches that were compared.
+        latencies: Time in seconds from each death to its detection.
+        replaced: Time in seconds from each detection to the start of the replacement.
+        mismatches: Descriptions of differences, with the round's numbers.
     """
 
     rounds: int = 0
@@ -48,12 +54,12 @@ class Result:
     mismatches: list[str] = field(default_factory=list)
 
     def add(self, other: Result) -> None:
-        """Count in what another round has shown."""
+        """Add the results of another round."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
-def chained(before: str, arrays: dict[str, np.ndarray]) -> str:
+def extend_hash(before: str, arrays: dict[str, np.ndarray]) -> str:
     """Hash the bytes of all arrays of a batch, and all that came before."""
     digest = hashlib.sha256(before.encode())
     for name, array in arrays.items():
@@ -68,56 +74,56 @@ def play_rounds(
     folder: Path,
     *,
     first: int = 0,
-    most: int = MOST,
-    told: Callable[[Result], object] = lambda _: None,
+    most: int = MAX_DEATHS,
+    on_round: Callable[[Result], object] = lambda _: None,
 ) -> Result:
-    """Play rounds, from number `first` on, until so many workers were killed; `told` is called after each."""
+    """Play rounds, from number `first` on, until `kills` workers were killed; `told` is called after each."""
     total, number = Result(), first
     while sum(total.kills.values()) < kills:
         total.add(play_round(seed, number, folder, most=most))
         number += 1
-        told(total)
+        on_round(total)
     return total
 
 
-def play_round(seed: int, number: int, folder: Path, *, most: int = MOST) -> Result:
+def play_round(seed: int, number: int, folder: Path, *, most: int = MAX_DEATHS) -> Result:
     """Play one round with about `most` deaths, and compare it."""
     folder = folder / f"round-{seed}-{number}"
     folder.mkdir()
     round_ = Round(seed, number, folder)
     with round_.undisturbed() as loader:
         played = []
-        expected = _hashed(round_, loader, played)
+        expected = _play_and_hash(round_, loader, played)
         round_.lay_fuses(played, loader.streams, loader.stats().slots, most)
     left: list[sl.Quarantined] = []
     if round_.style == ALWAYS:
         with round_.undisturbed() as loader:
-            expected = _hashed(round_, loader, [])
+            expected = _play_and_hash(round_, loader, [])
             left = _without_reason(loader.quarantined)
     result = Result(rounds=1)
     loader = round_.loader()
     killer = Killer(loader)
     try:
-        _disturbed(round_, loader, killer, expected, most, result)
+        _play_while_killing(round_, loader, killer, expected, most, result)
         killer.join()
-        _book(round_, loader, killer, result)
+        _count_deaths(round_, loader, killer, result)
         if _without_reason(loader.quarantined) != left:
             result.mismatches.append(f"{round_.name}: quarantined {loader.quarantined} instead of {left}")
     except (sl.StreamloaderError, RuntimeError) as error:
         result.mismatches.append(f"{round_.name}: {type(error).__name__}: {error}")
     finally:
-        with contextlib.suppress(RuntimeError):  # it was told of, or is the consequence of what was
+        with contextlib.suppress(RuntimeError):  # it was reported, or is a consequence of an error that was
             killer.join()
         _close(round_, loader, result)
     result.workers[round_.workers] = sum(result.kills.values())
     return result
 
 
-def _hashed(round_: Round, loader: sl.MultiStreamer, played: Played) -> list[tuple[int, int, str]]:
+def _play_and_hash(round_: Round, loader: sl.MultiStreamer, played: Played) -> list[tuple[int, int, str]]:
     """Play all, add the marks to `played`, and return (epoch, batch, hash)."""
     expected, digest = [], ""
     for epoch, index, arrays in round_.played(loader):
-        digest = chained(digest, arrays)
+        digest = extend_hash(digest, arrays)
         expected.append((epoch, index, digest))
         played.append((epoch, index, {name: arrays[name].copy() for name in _MARKS}))
     return expected
@@ -127,7 +133,7 @@ def _without_reason(entries: Iterable[sl.Quarantined]) -> list[sl.Quarantined]:
     return sorted((replace(entry, reason="") for entry in entries), key=lambda entry: (entry.epoch, entry.lane))
 
 
-def _disturbed(
+def _play_while_killing(
     round_: Round,
     loader: sl.MultiStreamer,
     killer: Killer,
@@ -144,11 +150,11 @@ def _disturbed(
         if waiting and not killer.busy and len(killer.done) < most:
             killer.begin(waiting)
             if any(kill.aim == IDLE for kill in waiting):
-                killer.join()  # meanwhile the workers fill all slots and rest
+                killer.join()  # the workers fill all slots and are idle then
             waiting = []
 
     for epoch, index, arrays in round_.played(loader, strike):
-        digest = chained(digest, arrays)
+        digest = extend_hash(digest, arrays)
         del arrays
         result.batches += 1
         if (epoch, index, digest) != next(wanted, None):
@@ -160,8 +166,8 @@ def _disturbed(
         result.mismatches.append(f"{round_.name}: batches are missing at the end")
 
 
-def _book(round_: Round, loader: sl.MultiStreamer, killer: Killer, result: Result) -> None:
-    """Count who died, when it was noticed, and what the loader says of it."""
+def _count_deaths(round_: Round, loader: sl.MultiStreamer, killer: Killer, result: Result) -> None:
+    """Count the deaths, their latencies, and compare them with the loader's own records."""
     at = {kill.pid: kill.at for kill in killer.done}
     for kill in killer.done:
         result.kills[kill.moment] += 1
@@ -173,16 +179,16 @@ def _book(round_: Round, loader: sl.MultiStreamer, killer: Killer, result: Resul
             result.kills[RESTARTING if fuse.moment == SEEKING else fuse.moment] += 1
             result.causes[fuse.cause] += 1
     killer.wait_until_noticed(at.keys())
-    with loader._supervisor.lock:  # so that both are of one moment
+    with loader._supervisor.lock:  # for a consistent snapshot
         deaths = {pid: (noticed, started) for pid, noticed, started in loader._supervisor.deaths}
-        restarts = loader._supervisor.casualties.restarts
+        restarts = loader._supervisor.failures.restarts
     result.restarts += restarts
     result.given_up += killer.given_up
     if round_.style == ALWAYS:
         result.kills[BLAMED] += len(deaths)
         result.causes["always the same"] += len(deaths)
     elif set(deaths) != set(at):
-        result.mismatches.append(f"{round_.name}: of {len(at)} deaths {len(deaths)} were noticed")
+        result.mismatches.append(f"{round_.name}: of {len(at)} deaths {len(deaths)} were detected")
     if restarts != len(deaths):
         result.mismatches.append(f"{round_.name}: {restarts} restarts after {len(deaths)} deaths")
     for pid in set(deaths) & set(at):

@@ -8,16 +8,16 @@ import pytest
 from chaos import data, plan, programs, rounds
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
-SEED = 24  # of which the small run meets every moment
+SEED = 24
 
 
 def few_and_many(few, many):
     return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
-@few_and_many(60, 1000)
+@few_and_many(30, 1000)
 def test_workers_that_die_change_no_batch(count, tmp_path):
-    result = rounds.play_rounds(SEED, count, tmp_path, most=min(count // 6, rounds.MOST))
+    result = rounds.play_rounds(SEED, count, tmp_path, most=min(count // 6, rounds.MAX_DEATHS))
     assert result.mismatches == []
     assert sum(result.kills.values()) >= count
     assert result.restarts == sum(result.kills.values()) - result.kills["during shutdown"]
@@ -27,15 +27,15 @@ def test_workers_that_die_change_no_batch(count, tmp_path):
 @few_and_many(3, 100)
 def test_programs_that_are_killed_leave_nothing(count, tmp_path):
     programs.prepare(tmp_path)
-    ended = [programs.parent_killed(SEED + number, tmp_path) for number in range(count)]
+    ended = [programs.kill_parent(SEED + number, tmp_path) for number in range(count)]
     assert [one.faults for one in ended] == [[]] * count
     assert {one.how for one in ended} == {"SIGKILL of the parent", "SIGKILL of the process group"}
 
 
-@few_and_many(5, 200)
+@few_and_many(3, 200)
 def test_programs_that_are_interrupted_say_it_once_and_leave_nothing(count, tmp_path):
     programs.prepare(tmp_path)
-    ended = [programs.interrupted(SEED + number, tmp_path) for number in range(count)]
+    ended = [programs.interrupt_program(SEED + number, tmp_path) for number in range(count)]
     assert [one.faults for one in ended] == [[]] * count
 
 
@@ -65,13 +65,13 @@ def test_a_step_that_is_lost_is_found(tmp_path, monkeypatch):
 
 def test_what_a_program_leaves_is_found(tmp_path):
     programs.prepare(tmp_path)
-    with programs.attacked(SEED, 2, tmp_path) as victim:
+    with programs.running_victim(SEED, 2, tmp_path) as victim:
         assert victim.process.stdout.readline() == "begin\n"
         while len(victim.processes()) < 3:
             assert victim.process.poll() is None
         (victim.temporary / "left").touch()
         memory = victim.memory()
-        left = victim.left_behind(memory)
+        left = victim.find_leftovers(memory)
         assert f"temporary file {victim.temporary / 'left'}" in left
         assert sum("memfd:streamloader-ring" in line for line in left) >= 3  # held by the program and both workers
 

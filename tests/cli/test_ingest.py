@@ -1,4 +1,4 @@
-"""``streamloader ingest``: what it prints, and with which status it ends."""
+"""``streamloader ingest``: its output and its exit statuses."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def ingest(*arguments):
 def test_an_archive_is_made_and_added_to(tmp_path, videos, capsys):
     place = tmp_path / "archive"
     assert ingest(videos, "--to", place, "--metadata", "set=train", "--metadata", "shot=3") == 0
-    told = capsys.readouterr()
-    assert "2 videos added in" in told.out
-    assert "40 frames in 4 chunks (copy):" in told.out
-    assert f"made an archive with its catalog at {place}/catalog.sqlite" in told.err
+    printed = capsys.readouterr()
+    assert "2 videos added in" in printed.out
+    assert "40 frames in 4 chunks (copy):" in printed.out
+    assert f"created an archive with its catalog at {place}/catalog.sqlite" in printed.err
     with archive(place, make=False) as catalog:
         assert names(catalog) == ["a", "b"]
         assert rows(catalog)[0][0].metadata == {"set": "train", "shot": 3}
         assert_whole(catalog)
     assert ingest(videos, "--catalog", place / "catalog.sqlite", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert [known["name"] for known in report["recognised"]] == ["a", "b"]
+    assert [known["name"] for known in report["existing"]] == ["a", "b"]
 
 
-def test_a_video_that_fails_is_told_and_the_status_is_1(tmp_path, videos, capsys):
+def test_a_video_that_fails_is_reported_and_the_status_is_1(tmp_path, videos, capsys):
     (videos / "broken.mp4").write_bytes(b"no video" * 100)
     assert ingest(videos, "--to", tmp_path / "archive") == 1
     out = capsys.readouterr().out
@@ -54,29 +54,33 @@ def test_several_places_and_one_more_later(tmp_path, videos, capsys):
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     assert ingest(videos / "a.mp4", "--to", one, "--to", two, "--weight", "0", "--weight", "1") == 0
     assert ingest(videos / "b.mp4", "--catalog", one / "catalog.sqlite", "--to", three) == 0
-    assert "the archive has 1 more places now" in capsys.readouterr().err
+    assert "added 1 place to the archive" in capsys.readouterr().err
     with archive(one, make=False) as catalog:
         assert [{chunk.place for chunk in chunks} for _, chunks in rows(catalog)] == [{1}, {2}]
-        assert [place.url for place in catalog.call(catalog.it.header()).places] == [str(one), str(two), str(three)]
+        assert [place.url for place in catalog.call(catalog.resource.get_header()).places] == [
+            str(one),
+            str(two),
+            str(three),
+        ]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "reason"),
     [
-        ([], "say where the archive is"),
+        ([], "the archive is not specified"),
         (["--to", "ssh://box/a"], "--catalog"),
-        (["--to", "/x", "--weight", "1", "--weight", "2"], "--weight belongs to a --to"),
+        (["--to", "/x", "--weight", "1", "--weight", "2"], "each --weight belongs to a --to"),
         (["--to", "/x", "--storage-options", "/nowhere.json"], "--storage-options /nowhere.json cannot be read"),
         (["--to", "/x", "--size", "24x32"], "needs mode='encode'"),
         (["--catalog", "/nowhere/catalog.sqlite"], "nowhere"),
     ],
 )
-def test_what_the_user_can_mend_ends_with_status_2(videos, capsys, arguments, why):
+def test_an_error_that_the_user_can_fix_ends_with_status_2(videos, capsys, arguments, reason):
     assert ingest(videos, *arguments) == 2
-    assert why in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
-def test_words_that_are_none(videos, capsys):
+def test_invalid_arguments(videos, capsys):
     for wrong in (["--size", "x"], ["--fps", "0/0"], ["--weight", "-1"], ["--metadata", "x"], ["--mode", "fast"]):
         with pytest.raises(SystemExit):
             ingest(videos, "--to", "/x", *wrong)

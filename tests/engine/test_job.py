@@ -39,7 +39,7 @@ def test_workers_share_the_arrays_of_a_job_and_may_write_to_them():
         }
 
     streams = sl.IterStreams(range(4), look, fields=FIELDS, lengths=[1] * 4)
-    with sl.MultiStreamer(streams, 2, 2, num_workers=2, shuffle=False, timeout=30.0) as loader:
+    with sl.MultiStreamer(streams, 2, 2, num_workers=2, shuffle=False, timeout=60.0) as loader:
         (batch,) = (batch.numpy() for batch in loader)  # streams 0 and 2 in the first worker, 1 and 3 in the other
     last = (1 << 20) - 1
     assert batch["stream"].tolist() == [[0, 2], [1, 3]]

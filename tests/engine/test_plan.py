@@ -294,17 +294,17 @@ def test_a_lane_is_placed_where_its_first_step_of_the_batch_is(
         for batch in range(count - 12):
             position, step = played[batch][0][:2] if batch < len(played) else (len(plan.lane(epoch, lane).ordinals), 0)
             expected = (position, step, own if batch >= own else -1)
-            assert plan.place(epoch, lane, batch, given_lengths) == expected
+            assert plan.cursor_at(epoch, lane, batch, given_lengths) == expected
 
 
 def test_places_of_a_lane_that_is_easy_to_follow():
     plan = make_plan([5, 0, 4], lanes=1, window=3, shuffle=False, tail="cycle")
     # 000 002 222 | 000 002 222
-    places = [plan.place(0, 0, batch, [5, 0, 4]) for batch in range(5)]
+    places = [plan.cursor_at(0, 0, batch, [5, 0, 4]) for batch in range(5)]
     assert places == [(0, 0, -1), (0, 3, -1), (2, 1, -1), (3, 0, 3), (3, 3, 3)]
     padded = make_plan([5, 0, 4], lanes=1, window=3, shuffle=False, switch="align")
     # 000 00. 222 2..
-    assert [padded.place(0, 0, batch, [5, 0, 4]) for batch in range(6)] == [
+    assert [padded.cursor_at(0, 0, batch, [5, 0, 4]) for batch in range(6)] == [
         (0, 0, -1),
         (0, 3, -1),
         (2, 0, -1),
@@ -318,17 +318,17 @@ def test_a_place_far_into_an_endless_epoch():
     plan = make_plan([3, 4], lanes=1, window=5, shuffle=False, tail="cycle")
     steps = 5 * 10**12
     rounds, rest = divmod(steps, 7)
-    assert plan.place(0, 0, 10**12, [3, 4]) == (2 * rounds + (rest >= 3), rest - 3 * (rest >= 3), 2)
+    assert plan.cursor_at(0, 0, 10**12, [3, 4]) == (2 * rounds + (rest >= 3), rest - 3 * (rest >= 3), 2)
 
 
 def test_only_lanes_whose_lengths_are_known_can_be_placed():
     lengths = [None, 9, None, 1]
     plan = make_plan(lengths, lanes=2, window=4, shuffle=False)
-    assert plan.place(0, 1, 1, lengths) == (0, 4, -1)
-    with pytest.raises(LengthUnknown, match=r"lane 0 cannot be placed: .* in epoch 2 has no length"):
-        plan.place(2, 0, 1, np.array([-1, 9, -1, 1]))
+    assert plan.cursor_at(0, 1, 1, lengths) == (0, 4, -1)
+    with pytest.raises(LengthUnknown, match=r"the cursor of lane 0 cannot be computed: .* in epoch 2 has no length"):
+        plan.cursor_at(2, 0, 1, np.array([-1, 9, -1, 1]))
     with pytest.raises(ConfigError, match="number 0 or more, got -1"):
-        plan.place(0, 1, -1, lengths)
+        plan.cursor_at(0, 1, -1, lengths)
 
 
 # --- size -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The end of a process is noticed without anybody asking, with and without descriptors for processes."""
+"""The exit of a process is detected at once, with and without descriptors for processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from streamloader.engine.process_watcher import Watch
+from streamloader.engine.process_watcher import ProcessWatcher
 
 
 def child():
@@ -24,47 +24,47 @@ def way(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("way")
-def test_each_end_is_told_once_and_the_status_is_left_to_others():
-    ended = queue.SimpleQueue()
-    watch = Watch(ended.put)
+def test_each_exit_is_reported_once_and_the_child_is_not_reaped():
+    exited = queue.SimpleQueue()
+    watcher = ProcessWatcher(exited.put)
     children = [child() for _ in range(3)]
     try:
         for one in children:
-            watch.add(one.pid)
+            watcher.add(one.pid)
         children[1].kill()
-        assert ended.get(timeout=20) == children[1].pid
+        assert exited.get(timeout=60) == children[1].pid
         for one in (children[0], children[2]):
             one.stdin.write(b"\n")
             one.stdin.close()
-            assert ended.get(timeout=20) == one.pid
+            assert exited.get(timeout=60) == one.pid
             one.stdin = None
             one.wait()
         children[1].communicate()
         assert [one.returncode for one in children] == [0, -9, 0]
-        assert ended.empty()
+        assert exited.empty()
     finally:
-        watch.stop()
+        watcher.stop()
 
 
 @pytest.mark.usefixtures("way")
-def test_a_child_that_has_ended_already():
-    ended = queue.SimpleQueue()
-    watch = Watch(ended.put)
+def test_a_child_that_has_exited_already():
+    exited = queue.SimpleQueue()
+    watcher = ProcessWatcher(exited.put)
     one = child()
     one.kill()
     os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
-    watch.add(one.pid)
-    assert ended.get(timeout=20) == one.pid
-    watch.stop()
+    watcher.add(one.pid)
+    assert exited.get(timeout=60) == one.pid
+    watcher.stop()
     one.communicate()
     assert one.returncode == -9
 
 
 def test_it_stops_while_children_live():
-    watch = Watch(lambda _: None)
+    watcher = ProcessWatcher(lambda _: None)
     one = child()
-    watch.add(one.pid)
-    watch.stop()
+    watcher.add(one.pid)
+    watcher.stop()
     assert not any(thread.name == "streamloader-watch" for thread in threading.enumerate())
     one.kill()
     one.communicate()

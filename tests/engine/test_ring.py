@@ -12,8 +12,8 @@ import torch
 
 import streamloader as sl
 from streamloader.engine import free_memory, ring
-from streamloader.engine.ring import META, Ring, SlotLayout, nameless_memory
-from streamloader.engine.slot_release import drained
+from streamloader.engine.ring import MARKS, Ring, SlotLayout, anonymous_memory
+from streamloader.engine.slot_release import drain_released_slots
 
 FIELDS = {"data": sl.Field((3, 5), "uint8", axes="HW"), "x": sl.Field((), "float64"), "none": sl.Field((0,), "int16")}
 LAYOUT = SlotLayout(FIELDS, lanes=2, window=7)
@@ -34,7 +34,7 @@ def test_a_slot_holds_fields_and_marks_apart_from_each_other():
     assert spans[-1][1] <= LAYOUT.nbytes
     assert all(array.offset % 64 == 0 for array in LAYOUT.arrays.values())
     assert LAYOUT.nbytes % 64 == 0
-    assert list(LAYOUT.arrays) == [*FIELDS, *META, "cursor"]
+    assert list(LAYOUT.arrays) == [*FIELDS, *MARKS, "cursor"]
     assert LAYOUT.arrays["data"].shape == (2, 7, 3, 5)
     assert LAYOUT.arrays["cursor"].shape == (2, 3)
     assert LAYOUT.data_bytes == 2 * 7 * (15 + 8)
@@ -74,7 +74,7 @@ def test_the_memory_has_no_name_and_is_allocated_whole():
         assert not os.get_inheritable(small.fd)
 
 
-def test_a_lease_is_handed_back_when_the_last_array_over_it_goes():
+def test_a_slot_is_released_when_the_last_array_over_its_lease_is_dropped():
     with small_ring() as small:
         lease = small.lease(1)
         small.arrays(1)["data"][:] = 3
@@ -82,12 +82,12 @@ def test_a_lease_is_handed_back_when_the_last_array_over_it_goes():
         tensor = torch.frombuffer(lease, dtype=torch.uint8)
         part = tensor[5:9].view(2, 2)
         del lease, tensor
-        assert small.returns.empty()
+        assert small.released.empty()
         del array
-        assert small.returns.empty()
+        assert small.released.empty()
         assert part.tolist() == [[3, 3], [3, 3]]
         del part
-        assert drained(small.returns) == [1]
+        assert drain_released_slots(small.released) == [1]
 
 
 def test_leases_may_end_in_any_thread():
@@ -98,7 +98,7 @@ def test_leases_may_end_in_any_thread():
             thread.start()
             thread.join()
         del threads, thread
-        assert sorted(drained(small.returns)) == [0, 1, 2]
+        assert sorted(drain_released_slots(small.released)) == [0, 1, 2]
 
 
 def test_leased_memory_outlives_the_ring():
@@ -134,11 +134,11 @@ def test_a_ring_without_room_says_how_much_is_needed_and_free(monkeypatch):
     assert isinstance(caught.value, MemoryError)
 
 
-def test_free_memory_is_what_machine_and_control_group_leave(tmp_path, monkeypatch):
+def test_free_memory_is_the_lower_of_machine_and_control_group(tmp_path, monkeypatch):
     limit, usage, stat = (tmp_path / name for name in ("max", "current", "stat"))
     usage.write_text("7000\n")
     stat.write_text("anon 5000\ninactive_file 1500\n")
-    monkeypatch.setattr(free_memory, "_CGROUPS", ((str(limit), str(usage), str(stat)),))
+    monkeypatch.setattr(free_memory, "_CGROUP_FILES", ((str(limit), str(usage), str(stat)),))
     machine = free_memory.free_memory()
     assert machine > 1 << 20
     limit.write_text("10000\n")
@@ -150,10 +150,10 @@ def test_free_memory_is_what_machine_and_control_group_leave(tmp_path, monkeypat
     assert free_memory.free_memory() > 1 << 20
 
 
-def test_nameless_memory_without_memfd_has_no_name_either(monkeypatch, tmp_path):
+def test_anonymous_memory_without_memfd_has_no_name_either(monkeypatch, tmp_path):
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    fd = nameless_memory("streamloader-ring")
+    fd = anonymous_memory("streamloader-ring")
     assert os.listdir(tmp_path) == []
     assert os.fstat(fd).st_nlink == 0
     os.write(fd, b"kept")

@@ -1,4 +1,4 @@
-"""Slots come back without Python code running where they are let go of."""
+"""Slots are released without Python code running where the last reference is dropped."""
 
 from __future__ import annotations
 
@@ -7,62 +7,62 @@ import queue
 import sys
 import threading
 
-from streamloader.engine.slot_release import Returned, Returner, drained
+from streamloader.engine.slot_release import SlotReclaimer, SlotRef, drain_released_slots
 
 
-class Thing:
+class Lease:
     pass
 
 
-def test_a_slot_comes_back_when_its_lease_goes_and_the_reference_is_kept():
-    back = queue.SimpleQueue()
-    things = [Thing(), Thing(), Thing()]
-    kept = [Returned(thing, back, slot) for slot, thing in enumerate(things[:2])]
-    Returned(things[2], back, 2)  # is not kept
-    assert drained(back) == []
-    del things[0]
-    assert drained(back) == [0]
-    things.clear()
-    assert drained(back) == [1]
+def test_a_slot_is_released_when_its_lease_is_dropped_and_the_reference_is_kept():
+    released = queue.SimpleQueue()
+    leases = [Lease(), Lease(), Lease()]
+    kept = [SlotRef(lease, released, slot) for slot, lease in enumerate(leases[:2])]
+    SlotRef(leases[2], released, 2)  # is not kept
+    assert drain_released_slots(released) == []
+    del leases[0]
+    assert drain_released_slots(released) == [0]
+    leases.clear()
+    assert drain_released_slots(released) == [1]
     assert [reference.slot for reference in kept] == [0, 1]
 
 
-def test_no_python_function_runs_where_a_lease_goes():
-    back = queue.SimpleQueue()
-    thing = Thing()
-    kept = Returned(thing, back, 5)
+def test_no_python_function_runs_where_a_lease_is_dropped():
+    released = queue.SimpleQueue()
+    lease = Lease()
+    kept = SlotRef(lease, released, 5)
     called = []
     sys.setprofile(lambda frame, event, argument: called.append(event))
-    del thing
+    del lease
     sys.setprofile(None)
     assert [event for event in called if event == "call"] == []
-    assert drained(back) == [kept.slot]
+    assert drain_released_slots(released) == [kept.slot]
 
 
-def test_a_lease_in_a_cycle_comes_back_from_the_collector():
-    back = queue.SimpleQueue()
-    thing = Thing()
-    thing.itself = thing
-    kept = Returned(thing, back, 1)
-    del thing
+def test_a_lease_in_a_cycle_is_released_by_the_collector():
+    released = queue.SimpleQueue()
+    lease = Lease()
+    lease.itself = lease
+    kept = SlotRef(lease, released, 1)
+    del lease
     gc.collect()
-    assert drained(back) == [kept.slot]
+    assert drain_released_slots(released) == [kept.slot]
 
 
-def test_a_thread_takes_slots_back_at_once():
-    back, taken = queue.SimpleQueue(), queue.SimpleQueue()
-    returner = Returner(back, taken.put)
-    things = [Thing() for _ in range(50)]
-    kept = [Returned(thing, back, slot) for slot, thing in enumerate(things)]
-    while things:
-        things.pop()
-    assert [taken.get(timeout=20) for _ in kept] == list(range(49, -1, -1))
-    returner.stop()
+def test_the_reclaimer_reports_slots_at_once():
+    released, taken = queue.SimpleQueue(), queue.SimpleQueue()
+    reclaimer = SlotReclaimer(released, taken.put)
+    leases = [Lease() for _ in range(50)]
+    kept = [SlotRef(lease, released, slot) for slot, lease in enumerate(leases)]
+    while leases:
+        leases.pop()
+    assert [taken.get(timeout=60) for _ in kept] == list(range(49, -1, -1))
+    reclaimer.stop()
     assert not any(thread.name == "streamloader-returns" for thread in threading.enumerate())
 
 
-def test_what_ends_the_thread_is_left_to_it():
-    back = queue.SimpleQueue()
-    back.put(None)
-    assert drained(back) == []
-    assert back.get_nowait() is None
+def test_draining_leaves_the_stop_signal_in_the_queue():
+    released = queue.SimpleQueue()
+    released.put(None)
+    assert drain_released_slots(released) == []
+    assert released.get_nowait() is None

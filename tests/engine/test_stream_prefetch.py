@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import streamloader as sl
-from streamloader.engine.stream_prefetch import Ahead
-from streamloader.streams.base import Expected, Stream, StreamDataset
+from streamloader.engine.stream_prefetch import StreamPrefetcher
+from streamloader.streams.base import PreparedStream, Stream, StreamDataset
 
 
 class Count(Stream):
@@ -26,7 +26,7 @@ class Count(Stream):
         self.at = min(step, self.end)
 
 
-class Prepared(Expected):
+class Prepared(PreparedStream):
     def __init__(self, dataset, info):
         self.dataset, self.info = dataset, info
 
@@ -43,14 +43,14 @@ class Prepared(Expected):
 
 
 class Counts(StreamDataset):
-    """Streams of numbers; notes what is expected of it."""
+    """Streams of numbers; notes which are prepared, opened and released."""
 
     fields = sl.Field((), "int64")
     ready = True
 
-    def __init__(self, lengths, expects=True):
+    def __init__(self, lengths, prepares=True):
         self.fields = {"data": sl.Field((), "int64")}
-        self.lengths, self.expects, self.log = lengths, expects, []
+        self.lengths, self.prepares, self.log = lengths, prepares, []
 
     async def index(self):
         return [sl.StreamInfo(str(number), length) for number, length in enumerate(self.lengths)]
@@ -58,14 +58,14 @@ class Counts(StreamDataset):
     async def open(self, info, rng):
         return Count(1000 * int(info.key), self.lengths[int(info.key)])
 
-    async def expect(self, info):
-        if not self.expects:
+    async def prepare(self, info):
+        if not self.prepares:
             return None
-        self.log.append(("expect", info.key))
+        self.log.append(("prepare", info.key))
         return Prepared(self, info)
 
 
-def played(dataset, **arguments):
+def read_epoch(dataset, **arguments):
     with sl.MultiStreamer(dataset, 2, 4, seed=3, **arguments) as loader:
         return [(batch.data.tolist(), batch.reset.tolist(), batch.stream.tolist()) for batch in loader]
 
@@ -76,23 +76,23 @@ def test_what_is_prepared_is_opened_or_released_once(ready, tail):
     lengths = [5, 0, 9, 3, 1, 7, 12, 2, 6]
     dataset = Counts(lengths)
     dataset.ready = ready
-    assert played(dataset, tail=tail) == played(Counts(lengths, expects=False), tail=tail)
+    assert read_epoch(dataset, tail=tail) == read_epoch(Counts(lengths, prepares=False), tail=tail)
     done = [key for what, key in dataset.log if what == "open"]
-    assert len(done) >= len(lengths) - 4  # the first stream of each lane comes unexpected, the rest may be cut off
+    assert len(done) >= len(lengths) - 4  # the first stream of each lane is not prepared, the rest may be cut off
     for key in map(str, range(len(lengths))):
         of_key = [what for what, other in dataset.log if other == key]
-        assert of_key.count("expect") == of_key.count("open") + of_key.count("release")
-        assert of_key[:1] in ([], ["expect"])
+        assert of_key.count("prepare") == of_key.count("open") + of_key.count("release")
+        assert of_key[:1] in ([], ["prepare"])
 
 
 def test_leaving_an_epoch_releases_what_was_prepared():
-    dataset = Counts([400_000] * 4)  # more than is made ahead
+    dataset = Counts([400_000] * 4)  # more than is filled ahead
     with sl.MultiStreamer(dataset, 2, 4, seed=0) as loader:
         for _ in loader:
             break
     whats = [what for what, _ in dataset.log]
     assert whats.count("release") >= 2  # one for each lane
-    assert whats.count("expect") == whats.count("open") + whats.count("release")
+    assert whats.count("prepare") == whats.count("open") + whats.count("release")
 
 
 def test_streams_that_are_left_out_are_not_opened():
@@ -110,7 +110,7 @@ def test_streams_that_are_left_out_are_not_opened():
         assert {left.key for left in loader.quarantined} == {"3"}
     assert streams - {-1} == {0, 1, 2, 4, 5}
     whats = [what for what, _ in dataset.log]
-    assert whats.count("expect") == whats.count("open") + whats.count("release")
+    assert whats.count("prepare") == whats.count("open") + whats.count("release")
 
 
 def test_more_is_prepared_where_it_was_not_ready():
@@ -118,17 +118,17 @@ def test_more_is_prepared_where_it_was_not_ready():
         dataset = Counts([1] * 40)
         dataset.ready = False
         infos = await dataset.index()
-        ahead = Ahead(dataset, infos)
+        prefetcher = StreamPrefetcher(dataset, infos)
         depths = []
         for position in range(10):
-            expected = ahead.take(position)
-            if expected is not None:
-                await expected.open(None)
-            depths.append(ahead.depth)
-            await ahead.prepare((at, at) for at in range(position + 1, position + 1 + ahead.depth))
+            prepared = prefetcher.take(position)
+            if prepared is not None:
+                await prepared.open(None)
+            depths.append(prefetcher.depth)
+            await prefetcher.prepare((at, at) for at in range(position + 1, position + 1 + prefetcher.depth))
         dataset.log.clear()
-        ahead.take(12)  # those before it are given up
-        ahead.release()
+        prefetcher.take(12)  # those before it are released
+        prefetcher.release()
         return depths, dataset.log
 
     depths, log = asyncio.run(play())
@@ -136,6 +136,6 @@ def test_more_is_prepared_where_it_was_not_ready():
     assert log == [("release", "10"), ("release", "11"), *(("release", str(at)) for at in range(13, 18))]
 
 
-def test_kinds_that_prepare_nothing_are_not_asked():
-    assert Ahead(sl.TextStreams.from_texts(["a"]), []).depth == 1
-    assert Ahead(sl.IterStreams(range(3), iter, fields=sl.Field()), []).depth == 0
+def test_data_sets_that_prepare_nothing_are_not_called():
+    assert StreamPrefetcher(sl.TextStreams.from_texts(["a"]), []).depth == 1
+    assert StreamPrefetcher(sl.IterStreams(range(3), iter, fields=sl.Field()), []).depth == 0

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import streamloader as sl
-from streamloader.engine.messages import Kind, Splitter
+from streamloader.engine.messages import MessageDecoder, MessageKind
 from streamloader.engine.ring import Ring, SlotLayout, Status
-from streamloader.engine.vector_env import EnvScript, call_of, plain
+from streamloader.engine.vector_env import EnvWorkload, find_env_arguments, to_json_value
 from streamloader.engine.workload import Grant
 from streamloader.streams.base import stream_rng
 from streamloader.streams.lane_thread import LaneThread, current_lane_thread
@@ -50,7 +50,7 @@ CALLS = {
 @pytest.mark.parametrize("how", CALLS)
 def test_make_env_gets_what_it_takes(how):
     make_env, expected = CALLS[how]
-    assert call_of(make_env) == expected
+    assert find_env_arguments(make_env) == expected
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_make_env_gets_what_it_takes(how):
 )
 def test_what_cannot_be_called_is_refused(make_env, message):
     with pytest.raises(sl.ConfigError, match=message):
-        call_of(make_env)
+        find_env_arguments(make_env)
 
 
 def test_an_env_is_made_with_global_lanes_and_a_generator_of_its_first_lane():
@@ -75,18 +75,18 @@ def test_an_env_is_made_with_global_lanes_and_a_generator_of_its_first_lane():
         return len
 
     for lanes in (range(4, 6), range(6, 8), range(4, 8)):
-        assert EnvScript.of(make_env, [range(2), range(2, 4)], 4, 8, seed=3).make(lanes) is len
+        assert EnvWorkload.create(make_env, [range(2), range(2, 4)], 4, 8, seed=3).open_env(lanes) is len
     (first, one), (second, two), (_, again) = got
     assert (first, second) == (range(4, 6), range(6, 8))
     assert one == again != two
-    EnvScript.of(make_env, [range(2)], 4, 8, seed=4).make(range(4, 6))
+    EnvWorkload.create(make_env, [range(2)], 4, 8, seed=4).open_env(range(4, 6))
     assert got[-1][1] != one
     assert stream_rng(3, 0, 4).integers(1 << 62) != one  # a lane's own generator is another one
 
 
 # --- infos ---------------------------------------------------------------------------------------------------
 
-PLAIN = [
+JSON_VALUES = [
     (None, None),
     ({"a": [1, 2.5, "x", True, None], "b": {"c": ()}}, {"a": [1, 2.5, "x", True, None], "b": {"c": []}}),
     ((1, (2, 3)), [1, [2, 3]]),
@@ -100,16 +100,16 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), PLAIN)
-def test_infos_become_plain_values(value, expected):
-    assert (repr(plain(value)), type(plain(value))) == (repr(expected), type(expected))
+@pytest.mark.parametrize(("value", "expected"), JSON_VALUES)
+def test_infos_become_json_values(value, expected):
+    assert (repr(to_json_value(value)), type(to_json_value(value))) == (repr(expected), type(expected))
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"a": [1, {2}]}, r"^infos\['a'\]\[1\] is of type set"),
-        ({3: 1}, r"^infos has the key 3: only text"),
+        ({3: 1}, r"^infos has the key 3: keys in the infos"),
         (b"bytes", "^infos is of type bytes"),
         ([1 + 2j], r"^infos\[0\] is of type complex"),
         ({"a": np.array([None])}, r"^infos\['a'\] is of type ndarray"),
@@ -118,10 +118,10 @@ def test_infos_become_plain_values(value, expected):
 )
 def test_other_infos_are_refused_and_named(value, message):
     with pytest.raises(sl.ConfigError, match=message):
-        plain(value)
+        to_json_value(value)
 
 
-# --- the player of an env ------------------------------------------------------------------------------------
+# --- the filler of an env ------------------------------------------------------------------------------------
 
 
 class Env:
@@ -145,42 +145,42 @@ class Env:
         self.note("closed")
 
 
-def test_a_producer_fills_the_rows_of_its_lanes_and_stays_in_one_thread():
+def test_a_filler_fills_the_rows_of_its_lanes_and_stays_in_one_thread():
     log, sent, over = [], [], asyncio.Event()
     fields = {"x": sl.Field((2,), "float32"), "none": sl.Field((0,), "uint8")}
     layout = SlotLayout(fields, 5, None)
-    script = EnvScript.of(lambda lanes: Env(lanes, log), [range(2), range(2, 4), range(4, 5)], 10, 20, seed=0)
+    workload = EnvWorkload.create(lambda lanes: Env(lanes, log), [range(2), range(2, 4), range(4, 5)], 10, 20, seed=0)
 
-    def report(record):
-        sent.append(record)
+    def send(message):
+        sent.append(message)
         if len(sent) == 3:
             over.set()
 
-    async def play():
+    async def fill_slots():
         ring = Ring.create(layout, 3)
         thread = LaneThread("the one thread")
         current_lane_thread.set(thread)
         try:
-            (player,) = script.players(ring, [2, 3], 10, report)
-            assert (player.number, player.global_number, player.done, player.held) == (2, 12, 0, None)
+            (filler,) = workload.make_fillers(ring, [2, 3], 10, send)
+            assert (filler.row, filler.global_lane, filler.grants_filled, filler.only_run) == (2, 12, 0, None)
             for seq, slot in enumerate((2, 0)):
-                await player.fill(Grant(seq, 0, 0, seq, slot))
-                player.status[Status.SEQ] = seq + 1
+                await filler.fill(Grant(seq, 0, 0, seq, slot))
+                filler.status[Status.SEQ] = seq + 1
             filled = [ring.arrays(slot)["x"].tolist() for slot in (2, 0, 1)]
             status = ring.status[:, : Status.STEP + 1].tolist()
-            endless = asyncio.ensure_future(player.fill(Grant(2, 0, 0, 2, 1)))
+            endless = asyncio.ensure_future(filler.fill(Grant(2, 0, 0, 2, 1)))
             await over.wait()
             assert not endless.done()  # it waits for the end
             endless.cancel()
             await asyncio.wait([endless])
             assert ring.status[2:4, Status.STAGE].tolist() == [Status.IDLE] * 2
-            await player.reset()
+            await filler.reset()
         finally:
             assert thread.stop(10.0)
             ring.close()
         return filled, status
 
-    filled, status = asyncio.run(play())
+    filled, status = asyncio.run(fill_slots())
     gc.collect()
     zero = [0.0, 0.0]
     assert filled == [[zero, zero, [1.0] * 2, [1.0] * 2, zero], [zero, zero, [2.0] * 2, [2.0] * 2, zero], [zero] * 5]
@@ -189,13 +189,14 @@ def test_a_producer_fills_the_rows_of_its_lanes_and_stays_in_one_thread():
     shapes = {"x": ((2, 2), True), "none": ((2, 0), True)}
     assert [what for what, _ in log] == [[12, 13], shapes, shapes, "closed"]
     assert {name for _, name in log} == {"the one thread"}
-    records = [
-        (record.kind, record.a, record.c, record.lane, record.payload) for record in Splitter().feed(b"".join(sent))
+    messages = [
+        (message.kind, message.a, message.c, message.lane, message.payload)
+        for message in MessageDecoder().decode(b"".join(sent))
     ]
-    assert records == [
-        (Kind.INFO, 0, 0, 2, {"infos": {"calls": 1}}),
-        (Kind.INFO, 1, 0, 2, {"infos": {"calls": 2}}),
-        (Kind.ENDED, 0, 2, 2, None),
+    assert messages == [
+        (MessageKind.INFO, 0, 0, 2, {"infos": {"calls": 1}}),
+        (MessageKind.INFO, 1, 0, 2, {"infos": {"calls": 2}}),
+        (MessageKind.ENDED, 0, 2, 2, None),
     ]
 
 

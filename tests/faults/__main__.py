@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import datetime as dt
 import logging
 import os
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["STREAMLOADER_CACHE"] = os.path.join(folder, "cache")
         for kit in asked.only:
             cases = cases_of(kit)
-            outcomes += asyncio.run(play(cases, asked.at_once, _Progress(kit, len(cases))))
+            outcomes += play(cases, asked.at_once, _Progress(kit, len(cases)))
     command = "python -m faults" + ("" if asked.only == kits() else f" --only {' '.join(asked.only)}")
     about = (
         f"{dt.datetime.now(dt.UTC):%Y-%m-%d}: `{command}`, {time.monotonic() - began:.0f} s on {os.cpu_count()} cores, "

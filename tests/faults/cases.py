@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+
+from clocks import JumpingLoop
 
 from streamloader.errors import StoreError
 
 POSITIONS = ("start", "middle", "end")  # of the object, at which a fault strikes
+JUMP_S = 100.0  # beyond all deadlines of the stores of the cases
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,12 @@ class Case:
         kit: which misbehaving server: "http", "gateway", "ssh", "s3".
         fault: what it does, in words for the table.
         position: where, one of POSITIONS.
-        attempt: starts the server, reads through a real store that has short deadlines, and returns what came.
+        attempt: starts the server, reads through a real store, and returns what came.
         expected: the right bytes.
         errors: what may be raised instead; empty if the store has to manage.
         deadline: seconds in which it has to be settled.
         offset: whether the error has to name one.
+        stalls: whether only a deadline of the store can end it. Such a case moves the loop's clock: no other may run.
     """
 
     kit: str
@@ -33,8 +38,9 @@ class Case:
     attempt: Callable[[], Awaitable[bytes]]
     expected: bytes
     errors: tuple[type[StoreError], ...]
-    deadline: float = 10.0
+    deadline: float = 60.0
     offset: bool = True
+    stalls: bool = False
 
     def __str__(self) -> str:
         return f"{self.kit}: {self.fault}, {self.position}"
@@ -57,13 +63,53 @@ class Outcome:
     wrong: str = ""
 
 
+@contextlib.asynccontextmanager
+async def deadlines_due(count_strikes: Callable[[], int], jump_s: float = JUMP_S) -> AsyncIterator[None]:
+    """Set the loop's clock forward each time a fault has struck, so that the wait that it causes has lasted too long.
+
+    So the deadlines of the store can be generous, and no other wait of a case can exceed them.
+    """
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, JumpingLoop)
+
+    async def watch() -> None:
+        seen = 0
+        while True:
+            if (strikes := count_strikes()) > seen:
+                seen = strikes
+                await asyncio.sleep(0.02)  # most of what was sent before the stall has been read then
+                loop.jump(jump_s)
+            await asyncio.sleep(0.002)  # between two looks
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+
+
+async def _finish(attempt: Awaitable[bytes], deadline: float) -> bytes:
+    """Wait for an attempt until `deadline`, of the real clock.
+
+    Raises:
+        TimeoutError: If it has not ended by then.
+    """
+    task = asyncio.ensure_future(attempt)
+    while not (await asyncio.wait([task], timeout=1.0))[0]:
+        if time.monotonic() > deadline:
+            task.cancel()
+            await asyncio.wait([task])
+            raise TimeoutError
+    return task.result()
+
+
 async def settle(case: Case) -> Outcome:
     """Play a case and judge it."""
     began = time.monotonic()
     wrong, result = "", "right bytes"
     try:
-        async with asyncio.timeout(case.deadline):
-            came = await case.attempt()
+        came = await _finish(case.attempt(), began + case.deadline)
         if came != case.expected:
             same = next(
                 (at for at, pair in enumerate(zip(came, case.expected, strict=False)) if pair[0] != pair[1]), -1

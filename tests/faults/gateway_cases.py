@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 
-from faults.cases import POSITIONS, Case
+from faults.cases import JUMP_S, POSITIONS, Case, deadlines_due
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
-    Interrupted,
+    IntegrityError,
     LimitExceeded,
     NotFound,
-    ProtocolFault,
+    ProtocolError,
     ServerBusy,
     StoreError,
     StoreTimeout,
-    WrongContent,
+    TransferInterrupted,
 )
 from streamloader.stores.ipfs.store import IpfsStore
 from streamloader.testing.faults.ipfs_dags import DagBuilder
@@ -27,22 +28,22 @@ DAG = DagBuilder(chunk_size=2_000, width=4)  # 12 blocks under 3 nodes under one
 FILE = DAG.file(DATA)
 LEAVES = DAG.leaves(FILE)
 VICTIM = {"start": LEAVES[0], "middle": LEAVES[len(LEAVES) // 2], "end": LEAVES[-1]}
-SHORT = Timeouts(connect=0.2, response=0.3, window=0.5, min_rate=2_000.0)
-PATIENT = Timeouts(connect=0.4, response=0.8, window=1.0, min_rate=2_000.0)  # a busy machine may not fail the honest
-SLOW = ("stall at the header", "stall in the body", "drip")
+TIMEOUTS = Timeouts(connect=30, response=30, window=80, min_rate=100.0)
+FAILOVER_JUMP_S = 45.0  # beyond the deadlines of one of two gateways (30 and 40), within those of the read (60 and 80)
+SLOW = ("stall at the header", "stall in the body", "drip")  # faults that only a deadline ends
 
 # What has to be raised where there is no other gateway, for blocks and for CARs.
 ERRORS: dict[str, tuple[type[StoreError], type[StoreError]]] = {
-    "flipped byte": (WrongContent, WrongContent),
-    "another valid block": (WrongContent, Interrupted),
-    "truncated with 200": (WrongContent, Interrupted),
-    "extra blocks": (WrongContent, ProtocolFault),
+    "flipped byte": (IntegrityError, IntegrityError),
+    "another valid block": (IntegrityError, TransferInterrupted),
+    "truncated with 200": (IntegrityError, TransferInterrupted),
+    "extra blocks": (IntegrityError, ProtocolError),
     "oversized block": (LimitExceeded, LimitExceeded),
-    "HTML instead of data": (WrongContent, ProtocolFault),
+    "HTML instead of data": (IntegrityError, ProtocolError),
     "stall at the header": (StoreTimeout, StoreTimeout),
     "stall in the body": (StoreTimeout, StoreTimeout),
     "drip": (StoreTimeout, StoreTimeout),
-    "reset": (Interrupted, Interrupted),
+    "reset": (TransferInterrupted, TransferInterrupted),
     "429": (ServerBusy, ServerBusy),
     "503": (ServerBusy, ServerBusy),
     "404": (NotFound, NotFound),
@@ -65,6 +66,7 @@ def _alone() -> Iterator[Case]:
                     lambda fault=fault, form=form, position=position: _read(fault, form, VICTIM[position]),
                     DATA,
                     (ERRORS[fault][number],),
+                    stalls=fault in SLOW,
                 )
 
 
@@ -80,6 +82,7 @@ def _with_another() -> Iterator[Case]:
                     lambda fault=fault, form=form, position=position: _read(fault, form, VICTIM[position], honest=True),
                     DATA,
                     (),
+                    stalls=fault in SLOW,
                 )
 
 
@@ -99,7 +102,9 @@ def _deep() -> Iterator[Case]:
 async def _read(fault: str, form: str, victim: object, *, honest: bool = False) -> bytes:
     async with FaultyGateway(DAG.blocks, fault, victim=victim) as faulty, FaultyGateway(DAG.blocks) as other:
         gateways = [faulty.url, other.url] if honest else [faulty.url]
-        async with IpfsStore(gateways=gateways, format=form, timeouts=PATIENT if honest else SHORT) as store:
+        jump_s = FAILOVER_JUMP_S if honest else JUMP_S
+        stalls = deadlines_due(lambda: faulty.fault_count, jump_s) if fault in SLOW else contextlib.nullcontext()
+        async with IpfsStore(gateways=gateways, format=form, timeouts=TIMEOUTS) as store, stalls:
             return await store.read(str(FILE.cid))
 
 
@@ -112,6 +117,6 @@ async def _read_deep(form: str, position: str) -> bytes:
     root = dag.parent(built)
     async with (
         FaultyGateway(dag.blocks) as gateway,
-        IpfsStore(gateways=gateway.url, format=form, timeouts=SHORT, limits=Limits(depth=100)) as store,
+        IpfsStore(gateways=gateway.url, format=form, timeouts=TIMEOUTS, limits=Limits(depth=100)) as store,
     ):
         return await store.read(str(root.cid))

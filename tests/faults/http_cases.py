@@ -14,19 +14,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from faults.cases import POSITIONS, Case
+from faults.cases import POSITIONS, Case, deadlines_due
 
 from streamloader.config import Retry, Timeouts
 from streamloader.errors import (
     AccessDenied,
-    Interrupted,
     LimitExceeded,
     NotFound,
     ObjectChanged,
-    ProtocolFault,
+    ProtocolError,
     ServerBusy,
     StoreError,
     StoreTimeout,
+    TransferInterrupted,
     Unreachable,
     UntrustedHost,
 )
@@ -34,7 +34,7 @@ from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
 from streamloader.testing.faults.certificates import make_certificate
 from streamloader.testing.faults.dns import host_names
-from streamloader.testing.faults.http import Fault, HttpServer
+from streamloader.testing.faults.http import HttpFault, HttpServer
 from streamloader.values import ByteRange
 
 SIZE = 300_007
@@ -43,7 +43,8 @@ OTHER = random.Random(2).randbytes(SIZE)  # of the same size: that it is another
 BIG = DATA * 10
 AT = dict(zip(POSITIONS, (0, SIZE // 2, SIZE - 1), strict=True))
 PARTS = 5  # in which it is read
-TIMEOUTS = Timeouts(connect=0.7, response=0.8, window=0.9, min_rate=20_000, close=0.5)
+TIMEOUTS = Timeouts(connect=30, response=30, window=30, min_rate=600, close=0.5)
+STALLS = ("stalls", "drips", "silent", "slow-head")  # kinds that only a deadline ends
 RETRY = Retry(attempts=4, deadline=15, first_wait=0.01, longest_wait=1.5, jitter=0.01)
 
 Reader = Callable[[Store], Awaitable[bytes]]
@@ -92,12 +93,17 @@ class Way:
     server: dict[str, Any] = field(default_factory=dict)
     fault: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def stalls(self) -> bool:
+        return self.kind in STALLS
+
     async def attempt(self, position: str) -> bytes:
         async with HttpServer({"a.bin": self.data}, **self.server) as server:
             if self.kind:
-                server.fault = Fault(self.kind, at=AT[position] * len(self.data) // SIZE, **self.fault)
-            came = await _read(server.url, self.read, self.retry)
-            assert bool(server.strikes) == bool(self.kind), "the fault has to strike, or this shows nothing"
+                server.fault = HttpFault(self.kind, at=AT[position] * len(self.data) // SIZE, **self.fault)
+            async with deadlines_due(lambda: server.fault_count) if self.stalls else contextlib.nullcontext():
+                came = await _read(server.url, self.read, self.retry)
+            assert bool(server.fault_count) == bool(self.kind), "the fault has to strike, or this shows nothing"
             return came
 
 
@@ -116,48 +122,48 @@ async def _read_there(url: str, position: str, **options: Any) -> bytes:
     return await _read(url, read, **options)
 
 
-BROKEN = (Interrupted, Unreachable)  # a reset may overtake the head of the answer
+BROKEN = (TransferInterrupted, Unreachable)  # a reset may overtake the head of the answer
 WAYS = [
     Way("no fault"),
-    Way("truncated (Content-Length too long), ranges", "truncated", (Interrupted,)),
-    Way("truncated (Content-Length too long), whole", "truncated", (Interrupted,), in_one),
-    Way("close-delimited short body, ranges", "short", (Interrupted,)),
-    Way("close-delimited short body, whole", "short", (Interrupted,), in_one),
+    Way("truncated (Content-Length too long), ranges", "truncated", (TransferInterrupted,)),
+    Way("truncated (Content-Length too long), whole", "truncated", (TransferInterrupted,), in_one),
+    Way("close-delimited short body, ranges", "short", (TransferInterrupted,)),
+    Way("close-delimited short body, whole", "short", (TransferInterrupted,), in_one),
     Way("close-delimited complete body, ranges", "unmeasured"),
     Way("close-delimited complete body, whole", "unmeasured", read=in_one),
     Way("half-closed, slow reader", "half-closed", read=slowly, data=BIG),
     Way("connection reset in the body", "reset", BROKEN),
     Way("stall in the body", "stalls", (StoreTimeout,)),
     Way("drip of 1 B/s", "drips", (StoreTimeout,), in_one),
-    Way("malformed chunk", "chunks-broken", (Interrupted, ProtocolFault)),
-    Way("chunks end early", "chunks-end", (Interrupted,)),
-    Way("more bytes than the range", "too-much", (ProtocolFault,)),
+    Way("malformed chunk", "chunks-broken", (TransferInterrupted, ProtocolError)),
+    Way("chunks end early", "chunks-end", (TransferInterrupted,)),
+    Way("more bytes than the range", "too-much", (ProtocolError,)),
     Way("range ignored (200)", "range-ignored"),
-    Way("another range", "range-moved", (ProtocolFault,)),
-    Way("shorter range", "range-short", (ProtocolFault,)),
-    Way("range of wrong length", "range-length", (ProtocolFault,)),
-    Way("206 without Content-Range", "range-nameless", (ProtocolFault,)),
-    Way("multipart/byteranges", "range-several", (ProtocolFault,)),
-    Way("416 for what is there", "range-refused", (ProtocolFault,)),
+    Way("another range", "range-moved", (ProtocolError,)),
+    Way("shorter range", "range-short", (ProtocolError,)),
+    Way("range of wrong length", "range-length", (ProtocolError,)),
+    Way("206 without Content-Range", "range-nameless", (ProtocolError,)),
+    Way("multipart/byteranges", "range-several", (ProtocolError,)),
+    Way("416 for what is there", "range-refused", (ProtocolError,)),
     Way("stall before the header", "silent", (StoreTimeout,)),
     Way("header at 1 B/s", "slow-head", (StoreTimeout,)),
-    Way("endless header", "endless-head", (ProtocolFault,)),
+    Way("endless header", "endless-head", (ProtocolError,)),
     Way("hangs up before the answer", "hangs-up", (Unreachable,)),
     Way("reset before the answer", "reset-at-once", (Unreachable,)),
-    Way("no HTTP", "no-http", (ProtocolFault,)),
+    Way("no HTTP", "no-http", (ProtocolError,)),
     Way("429, Retry-After", "status", (ServerBusy,), fault={"status": 429, "retry_after": "7"}),
     Way("503, Retry-After", "status", (ServerBusy,), fault={"status": 503, "retry_after": "7"}),
     Way("404 in between", "status", (NotFound,), fault={"status": 404}),
     Way("403 in between", "status", (AccessDenied,), fault={"status": 403}),
     Way("login page instead of data", "login-page", (ObjectChanged,)),
-    Way("gzip bomb", "zipped", (ProtocolFault,)),
-    Way("compressed transfer", "zipped-transfer", (ProtocolFault,)),
-    Way("redirect loop", "redirect", (ProtocolFault,), fault={"location": "/a.bin"}),
+    Way("gzip bomb", "zipped", (ProtocolError,)),
+    Way("compressed transfer", "zipped-transfer", (ProtocolError,)),
+    Way("redirect loop", "redirect", (ProtocolError,), fault={"location": "/a.bin"}),
     Way("endless redirects", "redirect", (LimitExceeded,), fault={"location": "/a.bin?{n}"}),
     Way("redirect to link-local", "redirect", (UntrustedHost,), fault={"location": "http://169.254.169.254/latest"}),
     Way("redirect to 0.0.0.0", "redirect", (UntrustedHost,), fault={"location": "http://0.0.0.0/"}),
-    Way("redirect to ftp", "redirect", (ProtocolFault,), fault={"location": "ftp://127.0.0.1/a.bin"}),
-    Way("redirect to nonsense", "redirect", (ProtocolFault,), fault={"location": "http://[::1"}),
+    Way("redirect to ftp", "redirect", (ProtocolError,), fault={"location": "ftp://127.0.0.1/a.bin"}),
+    Way("redirect to nonsense", "redirect", (ProtocolError,), fault={"location": "http://[::1"}),
     Way("changed between ranges", "changed", (ObjectChanged,), fault={"other": OTHER}),
     Way("changed between ranges, If-Match ignored", "changed-blindly", (ObjectChanged,), fault={"other": OTHER}),
     Way(
@@ -167,7 +173,7 @@ WAYS = [
         fault={"other": OTHER},
         server={"etags": False},
     ),
-    Way("changed in a range", "changed-within", (Interrupted,), fault={"other": OTHER}),
+    Way("changed in a range", "changed-within", (TransferInterrupted,), fault={"other": OTHER}),
     Way("changed in a range, retried", "changed-within", (ObjectChanged,), retry=RETRY, fault={"other": OTHER}),
     Way("changed in one read, retried", "changed-within", (ObjectChanged,), either, RETRY, fault={"other": OTHER}),
     *(
@@ -192,7 +198,7 @@ WAYS = [
     ),
     Way("503 for good, retried", "status", (ServerBusy,), retry=RETRY, fault={"status": 503}),
     Way("503, Retry-After: 1 h, retried", "status", (ServerBusy,), retry=RETRY, fault={"retry_after": "3600"}),
-    Way("truncated for good, retried", "truncated", (Interrupted,), retry=RETRY),
+    Way("truncated for good, retried", "truncated", (TransferInterrupted,), retry=RETRY),
 ]
 
 
@@ -232,7 +238,7 @@ async def _plain(position: str) -> bytes:
 async def _downgraded(position: str) -> bytes:
     with _certified() as (context, ca_file):
         async with HttpServer({"a.bin": DATA}) as plain, HttpServer({"a.bin": DATA}, tls=context) as server:
-            server.fault = Fault("redirect", at=AT[position], location=f"{plain.url}/a.bin")
+            server.fault = HttpFault("redirect", at=AT[position], location=f"{plain.url}/a.bin")
             try:
                 return await _read(server.url, in_parts, ca_file=ca_file)
             finally:
@@ -242,7 +248,15 @@ async def _downgraded(position: str) -> bytes:
 def cases() -> list[Case]:
     """Return all cases."""
     found = [
-        Case("http", way.what, position, lambda way=way, at=position: way.attempt(at), way.data, way.errors)
+        Case(
+            "http",
+            way.what,
+            position,
+            lambda way=way, at=position: way.attempt(at),
+            way.data,
+            way.errors,
+            stalls=way.stalls,
+        )
         for way in WAYS
         for position in POSITIONS
     ]
@@ -267,7 +281,7 @@ def cases() -> list[Case]:
                 position,
                 lambda at=position: _downgraded(at),
                 DATA,
-                (ProtocolFault,),
+                (ProtocolError,),
             )
         )
     return found

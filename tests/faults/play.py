@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clocks import JumpingLoop, run_in
 from faults.cases import Case, Outcome, settle
 
 AT_ONCE = 12  # cases; most of their time they wait
@@ -23,8 +24,12 @@ def cases_of(kit: str) -> list[Case]:
     return found
 
 
-async def play(cases: Sequence[Case], at_once: int = AT_ONCE, told: Callable[[Outcome], None] = bool) -> list[Outcome]:
-    """Play cases, some at a time, and return the outcomes in their order."""
+def play(cases: Sequence[Case], at_once: int = AT_ONCE, told: Callable[[Outcome], None] = bool) -> list[Outcome]:
+    """Play cases, some at a time, those with stalls one by one, and return the outcomes in their order."""
+    return run_in(JumpingLoop, lambda: _play(cases, at_once, told))
+
+
+async def _play(cases: Sequence[Case], at_once: int, told: Callable[[Outcome], None]) -> list[Outcome]:
     turns = asyncio.Semaphore(at_once)
 
     async def one(case: Case) -> Outcome:
@@ -33,4 +38,7 @@ async def play(cases: Sequence[Case], at_once: int = AT_ONCE, told: Callable[[Ou
         told(outcome)
         return outcome
 
-    return list(await asyncio.gather(*(one(case) for case in cases)))
+    others = await asyncio.gather(*(one(case) for case in cases if not case.stalls))
+    stalled = [await one(case) for case in cases if case.stalls]
+    outcomes = {id(outcome.case): outcome for outcome in [*others, *stalled]}
+    return [outcomes[id(case)] for case in cases]

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from faults.cases import POSITIONS, Case
+from faults.cases import POSITIONS, Case, deadlines_due
 from faults.s3_server import PlainS3
 
 from streamloader.config import Retry, Timeouts
 from streamloader.errors import (
-    Interrupted,
     ObjectChanged,
-    ProtocolFault,
+    ProtocolError,
     ServerBusy,
     StoreError,
     StoreTimeout,
+    TransferInterrupted,
     Unreachable,
 )
 from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
-from streamloader.testing.faults.s3 import Fault, FaultyS3
+from streamloader.testing.faults.s3 import FaultyS3, S3Fault
 from streamloader.values import ByteRange
 
 SIZE = 300_007
 DATA = random.Random(4).randbytes(SIZE)
 AT = dict(zip(POSITIONS, (0, SIZE // 2, SIZE - 1), strict=True))
 PARTS = 5  # in which it is read
-TIMEOUTS = Timeouts(connect=0.5, response=0.7, window=0.7, min_rate=20_000, close=0.5)
+TIMEOUTS = Timeouts(connect=30, response=30, window=30, min_rate=500, close=0.5)
+STALLS = ("stall", "drip", "stall-head")  # kinds that only a deadline ends
 RETRY = Retry(attempts=4, deadline=15, first_wait=0.01, longest_wait=1.5, jitter=0.01)
 
 Reader = Callable[[Store], Awaitable[bytes]]
@@ -64,9 +66,13 @@ class Way:
     fault: dict[str, object] = field(default_factory=dict)
     offset: bool = True
 
+    @property
+    def stalls(self) -> bool:
+        return self.kind in STALLS
+
     async def attempt(self, position: str) -> bytes:
         async with PlainS3({"a.bin": DATA}) as server, FaultyS3(server.url) as proxy:
-            proxy.fault = Fault(self.kind, at=AT[position], **self.fault)
+            proxy.fault = S3Fault(self.kind, at=AT[position], **self.fault)
             async with open_store(
                 "s3://bucket",
                 endpoint_url=proxy.url,
@@ -76,14 +82,15 @@ class Way:
                 retry=self.retry,
             ) as store:
                 try:
-                    return await self.read(store)
+                    async with deadlines_due(lambda: proxy.fault_count) if self.stalls else contextlib.nullcontext():
+                        return await self.read(store)
                 finally:
-                    assert proxy.struck, "the fault has to strike, or this shows nothing"
+                    assert proxy.fault_count, "the fault has to strike, or this shows nothing"
 
 
 ONCE = {"times": 1}
 LISTINGS = {"on": "listings"}
-BROKEN = (Interrupted, Unreachable)  # a reset may overtake the head of the answer
+BROKEN = (TransferInterrupted, Unreachable)  # a reset may overtake the head of the answer
 WAYS = [
     Way("truncated, ranges", "truncate", BROKEN),
     Way("truncated, whole", "truncate", BROKEN, in_one),
@@ -92,7 +99,7 @@ WAYS = [
     Way("connection reset once, tried again", "reset", read=in_one, retry=RETRY, fault=ONCE),
     Way("stall in the body", "stall", (StoreTimeout,)),
     Way("stall in the body once, tried again", "stall", read=in_one, retry=RETRY, fault=ONCE),
-    Way("drip of 1 B/s", "drip", (StoreTimeout, Interrupted), in_one),
+    Way("drip of 1 B/s", "drip", (StoreTimeout, TransferInterrupted), in_one),
     Way("stall at the header", "stall-head", (StoreTimeout,), offset=False),
     Way("hangs up before it answers", "hang-up", (Unreachable,)),
     Way("hangs up once, tried again", "hang-up", retry=RETRY, fault=ONCE),
@@ -101,13 +108,13 @@ WAYS = [
     Way("429 with Retry-After", "too-many", (ServerBusy,)),
     Way("500 InternalError", "internal-error", (ServerBusy,)),
     Way("500 InternalError once, tried again", "internal-error", retry=RETRY, fault=ONCE),
-    Way("range ignored (200)", "ignored-range", (ProtocolFault,)),
-    Way("another range", "wrong-range", (ProtocolFault,)),
-    Way("fewer bytes than the range says", "forged-range", (Interrupted, ProtocolFault)),
+    Way("range ignored (200)", "ignored-range", (ProtocolError,)),
+    Way("another range", "wrong-range", (ProtocolError,)),
+    Way("fewer bytes than the range says", "forged-range", (TransferInterrupted, ProtocolError)),
     Way("ETag changes between ranges", "changed-etag", (ObjectChanged,)),
-    Way("HTML instead of XML", "html", (ProtocolFault,), found, fault=LISTINGS, offset=False),
+    Way("HTML instead of XML", "html", (ProtocolError,), found, fault=LISTINGS, offset=False),
     Way("listing hangs", "stall-head", (StoreTimeout,), found, fault=LISTINGS, offset=False),
-    Way("listing broken off", "hang-up", (Unreachable, Interrupted), found, fault=LISTINGS, offset=False),
+    Way("listing broken off", "hang-up", (Unreachable, TransferInterrupted), found, fault=LISTINGS, offset=False),
     Way("listing 503", "slow-down", (ServerBusy,), found, fault=LISTINGS, offset=False),
     Way("listing 503 once, tried again", "slow-down", read=found, retry=RETRY, fault={**LISTINGS, **ONCE}),
 ]
@@ -123,8 +130,8 @@ def cases() -> list[Case]:
             lambda way=way, position=position: way.attempt(position),
             DATA,
             way.errors,
-            deadline=20.0,
             offset=way.offset,
+            stalls=way.stalls,
         )
         for way in WAYS
         for position in POSITIONS

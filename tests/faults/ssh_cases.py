@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 from canaries import canary
-from faults.cases import POSITIONS, Case
+from faults.cases import POSITIONS, Case, deadlines_due
 
 from streamloader.config import Timeouts
 from streamloader.errors import (
     AccessDenied,
-    Interrupted,
+    IntegrityError,
     ObjectChanged,
-    ProtocolFault,
+    ProtocolError,
     StoreError,
     StoreTimeout,
+    TransferInterrupted,
     Unreachable,
     UntrustedHost,
-    WrongContent,
 )
 from streamloader.stores.registry import open_store
 from streamloader.testing.faults.ssh import FaultySsh
@@ -25,22 +26,23 @@ from streamloader.testing.faults.ssh import FaultySsh
 DATA = hashlib.shake_256(b"ssh").digest(3_000_000)
 AT = {"start": 0, "middle": len(DATA) // 2, "end": len(DATA) - 1}
 STAGE = {"start": "connect", "middle": "key exchange", "end": "login"}
-SHORT = Timeouts(connect=1.0, response=1.0, window=1.0, min_rate=1000.0, close=1.0)
+TIMEOUTS = Timeouts(connect=30.0, response=30.0, window=30.0, min_rate=1000.0, close=1.0)
+STALLS = ("silence", "drip")  # faults that only a deadline ends
 
 # fault -> words for the table, and the errors that may come of it instead of the right bytes
 OF_THE_WIRE = {
     "silence": ("silence in a read", (StoreTimeout,)),
     "drip": ("drip of some bytes a second", (StoreTimeout,)),
-    "cut": ("connection closed in a read", (Interrupted, Unreachable)),
-    "reset": ("connection reset in a read", (Interrupted, Unreachable)),
+    "cut": ("connection closed in a read", (TransferInterrupted, Unreachable)),
+    "reset": ("connection reset in a read", (TransferInterrupted, Unreachable)),
 }
 OF_SFTP = {
     "short": ("fewer bytes than asked for", ()),
-    "long": ("more bytes than asked for", (ProtocolFault,)),
-    "early end": ("end of file too early", (ProtocolFault,)),
+    "long": ("more bytes than asked for", (ProtocolError,)),
+    "early end": ("end of file too early", (ProtocolError,)),
     "failure": ("failure status", (StoreError,)),
     "refused": ("permission denied in a read", (AccessDenied,)),
-    "garbage": ("no SFTP in the middle of it", (ProtocolFault,)),
+    "garbage": ("no SFTP in the middle of it", (ProtocolError,)),
     "changed size": ("file grows while it is read", (ObjectChanged,)),
     "changed time": ("file is written while it is read", (ObjectChanged,)),
 }
@@ -53,7 +55,7 @@ OF_THE_HANDSHAKE = {
 OF_SSH = {
     "changed host key": ("changed host key", (UntrustedHost,)),
     "login refused": ("login refused", (AccessDenied,)),
-    "no ssh": ("something else than SSH answers", (ProtocolFault, Unreachable)),
+    "no ssh": ("something else than SSH answers", (ProtocolError, Unreachable)),
 }
 
 
@@ -64,9 +66,31 @@ def cases() -> list[Case]:
         for fault, (words, errors) in {**OF_THE_WIRE, **OF_SFTP}.items():
             # What goes wrong with the first bytes goes wrong before there is an answer.
             offset = fault not in ("silence", "drip") or position != "start"
-            found.append(Case("ssh", words, position, _attempt(fault, AT[position]), DATA, errors, offset=offset))
+            found.append(
+                Case(
+                    "ssh",
+                    words,
+                    position,
+                    _attempt(fault, AT[position]),
+                    DATA,
+                    errors,
+                    offset=offset,
+                    stalls=fault in STALLS,
+                )
+            )
         for fault, (words, errors) in OF_THE_HANDSHAKE.items():
-            found.append(Case("ssh", words, position, _attempt(fault, STAGE[position]), DATA, errors, offset=False))
+            found.append(
+                Case(
+                    "ssh",
+                    words,
+                    position,
+                    _attempt(fault, STAGE[position]),
+                    DATA,
+                    errors,
+                    offset=False,
+                    stalls=fault in STALLS,
+                )
+            )
         for fault, (words, errors) in OF_SSH.items():
             found.append(Case("ssh", words, position, _attempt(fault, 0), DATA, errors, offset=False))
         found.append(
@@ -76,7 +100,7 @@ def cases() -> list[Case]:
                 position,
                 _attempt("other offset", AT[position], digests=True),
                 DATA,
-                (WrongContent,),
+                (IntegrityError,),
                 offset=False,
             )
         )
@@ -90,12 +114,13 @@ def _attempt(fault: str, at: int | str, *, digests: bool = False, again: bool = 
     async def attempt() -> bytes:
         password = canary("ssh-password")
         async with FaultySsh({"object": DATA}, fault, at, password=password, once=again) as server:
-            options = {**server.options(), "timeouts": SHORT}
+            options = {**server.options(), "timeouts": TIMEOUTS}
             if not again:
                 options["retry"] = None
             if digests:
                 options["digests"] = {"object": "sha256:" + hashlib.sha256(DATA).hexdigest()}
-            async with open_store(server.url, **options) as store:
+            stalls = deadlines_due(lambda: server.fault_count) if fault in STALLS else contextlib.nullcontext()
+            async with open_store(server.url, **options) as store, stalls:
                 return await store.read("object")
 
     return attempt

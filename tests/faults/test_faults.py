@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from faults.cases import POSITIONS
 from faults.play import cases_of, kits, play
@@ -14,7 +12,7 @@ from faults.play import cases_of, kits, play
 def test_faults(kit, position):
     cases = [case for case in cases_of(kit) if case.position == position]
     assert cases
-    outcomes = asyncio.run(play(cases))
+    outcomes = play(cases)
     wrong = [
         f"{outcome.case} (after {outcome.seconds:.1f} s): {outcome.wrong}" for outcome in outcomes if outcome.wrong
     ]

@@ -28,10 +28,10 @@ def test_what_is_wrong_stands_out():
     bad = "SILENT WRONG BYTES: 3 of 4, first difference at 1"
     outcomes = [
         _outcome("start", "right bytes", bad),
-        _outcome("middle", "Interrupted"),
+        _outcome("middle", "TransferInterrupted"),
         _outcome("end", "hung", "hung"),
     ]
-    assert f"**WRONG: {bad}**, 0.2 s | Interrupted, 0.2 s | **WRONG: hung**" in report.table(outcomes)[2]
+    assert f"**WRONG: {bad}**, 0.2 s | TransferInterrupted, 0.2 s | **WRONG: hung**" in report.table(outcomes)[2]
     said = "\n".join(report.summary(outcomes))
     assert "| **silent wrong bytes** | **1** |" in said
     assert "| one typed error that names address and offset | 1 |" in said

@@ -27,7 +27,7 @@ STORED = np.stack([np.arange(60).reshape(4, 5, 3) + 60 * step for step in range(
 
 
 def first_batch(layout="BTCHW", dataset=PICTURES, **more):
-    with sl.MultiStreamer(dataset, 2, 6, shuffle=False, layout=layout, timeout=30.0, **more) as loader:
+    with sl.MultiStreamer(dataset, 2, 6, shuffle=False, layout=layout, timeout=60.0, **more) as loader:
         return next(iter(loader))
 
 
@@ -104,7 +104,7 @@ def test_time_first_layouts_turn_every_array():
 
 @pytest.mark.parametrize("layout", ["BTCHWX", "BTWH", "BTCDHW"])
 def test_layouts_that_fit_no_field(layout):
-    with pytest.raises(sl.ConfigError, match=f"layout='{layout}' fits no field.*'image': 'HWC'"):
+    with pytest.raises(sl.ConfigError, match=f"layout='{layout}' matches no field.*'image': 'HWC'"):
         sl.MultiStreamer(PICTURES, 2, 6, layout=layout)
 
 
@@ -115,7 +115,7 @@ def test_layouts_that_make_no_sense(layout):
 
 
 def test_all_arrays_of_a_batch_alias_the_ring():
-    with sl.MultiStreamer(PICTURES, 2, 6, timeout=30.0) as loader:
+    with sl.MultiStreamer(PICTURES, 2, 6, timeout=60.0) as loader:
         batch = next(iter(loader))
         start, size = loader._ring.span
         for name in batch:
@@ -151,9 +151,9 @@ def test_a_clone_has_memory_of_its_own():
 
 
 def test_a_clone_does_not_hold_a_slot():
-    with sl.MultiStreamer(PICTURES, 2, 6, timeout=30.0) as loader:
+    with sl.MultiStreamer(PICTURES, 2, 6, timeout=60.0) as loader:
         clone = next(iter(loader)).clone()
-        loader._supervisor.reclaim()
+        loader._supervisor.reclaim_slots()
         assert loader.stats().leased == 0
         assert clone["image"].shape == (2, 6, 3, 4, 5)
 
@@ -182,7 +182,7 @@ EXPECTED = model_epoch(LENGTHS, LENGTHS, 0, lanes=2, window=3)
 
 
 def numbered_loader(workers=0):
-    return sl.MultiStreamer(Numbered(LENGTHS), 2, 3, num_workers=workers, prefetch_factor=2, timeout=30.0)
+    return sl.MultiStreamer(Numbered(LENGTHS), 2, 3, num_workers=workers, prefetch_factor=2, timeout=60.0)
 
 
 def arrays_of(batches):
@@ -288,7 +288,7 @@ def test_slots_come_back_when_held_batches_go():
             pass
         assert loader.stats().copied == before
         del _
-        loader._supervisor.reclaim()
+        loader._supervisor.reclaim_slots()
         assert loader.stats().leased == 0
 
 
@@ -297,7 +297,7 @@ def test_writing_into_a_batch_changes_no_later_one(name):
     # Streams much longer than a window: the marks of a row are then the same again and again.
     lengths = [400]
     expected = model_epoch(lengths, lengths, 0, lanes=1, window=4)
-    with sl.MultiStreamer(Numbered(lengths), 1, 4, prefetch_factor=2, timeout=30.0) as loader:
+    with sl.MultiStreamer(Numbered(lengths), 1, 4, prefetch_factor=2, timeout=60.0) as loader:
         for batch, wanted in zip(loader, expected, strict=True):
             assert np.array_equal(batch[name], wanted[name])
             batch[name].copy_(~batch[name] if batch[name].dtype is torch.bool else batch[name] + 1)

@@ -1,4 +1,4 @@
-"""Pinned memory and copies to a CUDA device. What needs no device is in test_multistreamer.py."""
+"""Pinned memory and copies to a CUDA device. Tests that need no device are in test_multistreamer.py."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from batch_files import read_batches
 from ddp_program import EPOCHS, KINDS, LANES, LENGTHS, SAVED, SEED, WINDOW
 from engine_data import assert_same_batches, copies, model_epoch
 from resume_data import Seekable, rows_of_ranks
+from tiers import fast_first
 from torchrun import Hung, run, torchrun
 
 import streamloader as sl
@@ -27,7 +28,7 @@ def expected(epoch, **mode):
 
 
 def check_file(out, name, world, wanted):
-    """What the ranks were given is what is wanted; all of them ended after the same batch."""
+    """Check that the ranks received the expected batches, and that all of them ended after the same batch."""
     parts = [read_batches(out / f"{name}-{rank}-of-{world}.npz") for rank in range(world)]
     assert {len(part) for part in parts} == {len(wanted)}
     assert_same_batches(rows_of_ranks(parts), wanted)
@@ -35,7 +36,7 @@ def check_file(out, name, world, wanted):
 
 
 def steps_of(parts):
-    """How often each (stream, step) came that was not marked as a repeat, over all ranks."""
+    """Count how often each (stream, step) was delivered over all ranks, without repeats."""
     return collections.Counter(
         pair
         for part in parts
@@ -48,11 +49,13 @@ def steps_of(parts):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")  # that it runs in a single process
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch.distributed")
-def test_a_training_on_two_ranks_goes_on_with_three_and_with_one(tmp_path):
+@pytest.mark.parametrize("resumed_by", fast_first([0, 3]), ids=["one", "three and one"])
+def test_a_training_on_two_ranks_goes_on_with_other_ranks(resumed_by, tmp_path):
     torchrun(2, PROGRAM, tmp_path, "fresh", scratch=tmp_path)
-    torchrun(3, PROGRAM, tmp_path, "resume", scratch=tmp_path)
+    if resumed_by:
+        torchrun(resumed_by, PROGRAM, tmp_path, "resume", scratch=tmp_path)
     once = {(stream, step): 1 for stream, length in enumerate(LENGTHS) for step in range(length)}
-    for world in (2, 3):
+    for world in filter(None, (2, resumed_by)):
         check_file(tmp_path, "early", world, expected(0))
         for switch, tail in KINDS:
             parts = check_file(tmp_path, f"{switch}-{tail}", world, expected(0, switch=switch, tail=tail))
@@ -60,8 +63,9 @@ def test_a_training_on_two_ranks_goes_on_with_three_and_with_one(tmp_path):
                 assert steps_of(parts) == once
     for epoch in range(EPOCHS):
         check_file(tmp_path, f"fresh-{epoch}", 2, expected(epoch))
-    check_file(tmp_path, "resume-1", 3, expected(1)[SAVED:])
-    check_file(tmp_path, "resume-2", 3, expected(2))
+    if resumed_by:
+        check_file(tmp_path, "resume-1", resumed_by, expected(1)[SAVED:])
+        check_file(tmp_path, "resume-2", resumed_by, expected(2))
     states = [json.loads((tmp_path / f"state-{rank}.json").read_text()) for rank in range(2)]
     for load in (
         lambda loader: dcp.load({"loader": loader}, checkpoint_id=tmp_path / "checkpoint"),
@@ -78,7 +82,10 @@ def test_a_program_that_hangs_is_ended_with_all_that_it_started(tmp_path):
     program = (
         f"import subprocess; child = subprocess.Popen({child}, start_new_session=True); print(child.pid); child.wait()"
     )
-    with pytest.raises(Hung) as caught:
-        run([sys.executable, "-c", program], deadline=3.0, scratch=tmp_path)
-    pid = int(caught.value.said)
+    for deadline in (2.0, 20.0, 100.0):  # until it is enough for two interpreters to start
+        with pytest.raises(Hung) as caught:
+            run([sys.executable, "-c", program], deadline=deadline, scratch=tmp_path)
+        if caught.value.output:
+            break
+    pid = int(caught.value.output)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""The end of an epoch that shows only in playing, found lane by lane in the most awkward order."""
+"""Ends of epochs that are only known after reading the streams, reported in the most difficult order of lanes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import streamloader as sl
 
 
 def test_an_end_that_moves_earlier_again_and_again_is_the_last_one() -> None:
-    """Lanes report their ends from the latest to the earliest while the workers are already in the epochs after it."""
+    """Lanes report their ends from the latest to the earliest, while workers already fill later epochs."""
     lengths = [12, 10, 8, 6, 4]
     ended: dict[int, asyncio.Event] = {}
 
@@ -24,21 +24,21 @@ def test_an_end_that_moves_earlier_again_and_again_is_the_last_one() -> None:
         ended.setdefault(length, asyncio.Event()).set()
 
     dataset = sl.IterStreams(lengths, make, fields=sl.Field((), "int64"))
-    with sl.MultiStreamer(dataset, 5, 2, tail="drop", shuffle=False, timeout=20) as loader:
+    with sl.MultiStreamer(dataset, 5, 2, tail="drop", shuffle=False, timeout=60) as loader:
         for _ in range(3):
             batches = [batch.numpy()["data"].copy() for batch in loader]
             assert [batch.tolist() for batch in batches] == [[[0, 1]] * 5, [[2, 3]] * 5]
 
 
 def test_the_next_epoch_is_made_again_when_this_one_proves_longer() -> None:
-    """Streams that declare too little: what was made ahead of the next epoch is taken back, and nothing is lost."""
+    """Streams are longer than declared: prepared batches of the next epoch are revoked, and nothing is lost."""
     lengths = [3, 9, 5, 1]
 
     def make(length, rng):
         return iter(range(100 * length, 100 * length + length))
 
     dataset = sl.IterStreams(lengths, make, fields=sl.Field((), "int64"), lengths=[2, 2, 2, 1])
-    with sl.MultiStreamer(dataset, 4, 2, num_workers=2, seed=3, timeout=20) as loader:
+    with sl.MultiStreamer(dataset, 4, 2, num_workers=2, seed=3, timeout=60) as loader:
         assert len(loader) == 1
         for _ in range(3):
             seen: dict[int, list[int]] = {}
@@ -55,7 +55,7 @@ def test_the_next_epoch_is_made_again_when_this_one_proves_longer() -> None:
 
 
 def test_what_a_lane_finds_in_a_batch_that_is_void_by_then_counts_for_nothing() -> None:
-    """A lane is busy in the epoch made ahead while that is taken back, and finds there that its stream is longer."""
+    """A lane is busy in the prepared epoch while that is revoked, and finds that its stream is longer."""
     ahead, taken_back = threading.Event(), threading.Event()
     calls = {"long": 0, "late": 0}
 
@@ -64,17 +64,17 @@ def test_what_a_lane_finds_in_a_batch_that_is_void_by_then_counts_for_nothing() 
         first = calls[name] == 1
         if name == "late" and not first:
             ahead.set()
-            assert taken_back.wait(20)
+            assert taken_back.wait(60)
         steps = (12 if first else 2) if name == "long" else (3 if calls[name] == 2 else 2)
         for step in range(steps):
             if name == "long" and first and step == 2:
-                assert ahead.wait(20)
+                assert ahead.wait(60)
             if name == "long" and step == 4:
                 taken_back.set()
             yield 10 * calls[name] + step
 
     dataset = sl.IterStreams(["long", "late"], make, fields=sl.Field((), "int64"), lengths=[2, 2])
-    with sl.MultiStreamer(dataset, 2, 2, shuffle=False, timeout=20, prefetch_factor=1) as loader:
+    with sl.MultiStreamer(dataset, 2, 2, shuffle=False, timeout=60, prefetch_factor=1) as loader:
         assert len(loader) == 1
         first = [batch.numpy()["data"].tolist() for batch in loader]
         second = [batch.numpy()["data"].tolist() for batch in loader]

@@ -1,4 +1,4 @@
-"""Batches of vectorised producers: what `MultiStreamer.from_env` promises, with real threads and processes."""
+"""Batches of vectorized producers: the guarantees of `MultiStreamer.from_env`, with real threads and processes."""
 
 from __future__ import annotations
 
@@ -222,22 +222,22 @@ def test_dims_are_read(dims, expected):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"array_dims": {}}, "names no array"),
-        ({"array_dims": {1: (2,)}}, r"maps names to dims, got the keys \[1\]"),
+        ({"array_dims": {}}, "at least one array"),
+        ({"array_dims": {1: (2,)}}, r"keys of array_dims must be strings, got \[1\]"),
         ({"array_dims": {"x": "uint8"}}, r"array 'x' must be a Field, dims such as \(84, 84\), or .* got 'uint8'"),
         ({"array_dims": {"x": (2, 3.5, 4)}}, "array 'x' must be"),
         ({"array_dims": ((2,), "object")}, "number or bool of fixed size"),
-        ({"array_dims": (2, -3)}, "no negative size"),
-        ({"batchsize": 0}, "batchsize is 1 or more, got 0"),
-        ({"max_q_size": 0}, "max_q_size is 1 or more, got 0"),
-        ({"num_workers": -1}, "num_workers is 0 or more"),
-        ({"timeout": -1}, "timeout is in seconds"),
+        ({"array_dims": (2, -3)}, "negative sizes"),
+        ({"batchsize": 0}, "batchsize must be 1 or more, got 0"),
+        ({"max_q_size": 0}, "max_q_size must be 1 or more, got 0"),
+        ({"num_workers": -1}, "num_workers must be 0 or more"),
+        ({"timeout": -1}, "timeout must be a number of seconds"),
         ({"rank": 2, "world_size": 2}, r"rank must be in 0 \.\. world_size - 1"),
         ({"make_env": lambda a, b, c: None}, "make_env is called as"),
-        ({"device": "meta"}, "device= takes a CPU or CUDA device"),
+        ({"device": "meta"}, "device must be a CPU or CUDA device"),
     ],
 )
-def test_arguments_that_cannot_work(more, message):
+def test_invalid_arguments(more, message):
     with pytest.raises(sl.ConfigError, match=message):
         sl.MultiStreamer.from_env(**({"make_env": lambda: None, "array_dims": 3, "batchsize": 2} | more))
 
@@ -268,14 +268,14 @@ def test_a_warning_points_at_the_line_of_the_user(monkeypatch):
 @pytest.mark.parametrize("max_q_size", [1, 3])
 def test_max_q_size_is_exact(max_q_size, hold):
     moved = threading.Condition()
-    asked = made = 0
+    requested = made = 0
     too_early = []
 
     def at_call(lanes, call):
         nonlocal made
         with moved:
-            if call >= asked + max_q_size:
-                too_early.append((call, asked))
+            if call >= requested + max_q_size:
+                too_early.append((call, requested))
             made = call + 1
             moved.notify()
 
@@ -283,13 +283,13 @@ def test_max_q_size_is_exact(max_q_size, hold):
         iterator, batch = iter(loader), None
         for number in range(20):
             with moved:
-                asked += 1
+                requested += 1
             got = next(iterator)
             assert numbers(got) == rows(number)
             batch = got if hold else None
             del got
-            with moved:  # so many are made without being asked for
-                assert moved.wait_for(lambda: made == asked + max_q_size, DEADLINE)  # noqa: B023 - called here
+            with moved:  # these are made without a request
+                assert moved.wait_for(lambda: made == requested + max_q_size, DEADLINE)  # noqa: B023 - called here
         assert too_early == []
         assert loader.stats().slots == max_q_size + 2
         del batch
@@ -513,9 +513,9 @@ def test_close_closes_the_envs_in_their_threads_and_leaves_nothing(num_workers, 
         assert os.listdir(tmp_path) == []
         batch = next(iter(loader))
     firsts = [0, 2] if num_workers else [0]
-    told = {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)}
-    assert sorted(told) == [f"closed-{first}" for first in firsts]
-    for text in told.values():
+    texts = {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)}
+    assert sorted(texts) == [f"closed-{first}" for first in firsts]
+    for text in texts.values():
         calls, threads = text.split()
         assert 1 <= int(calls) <= 3
         assert threads == "1"

@@ -50,13 +50,13 @@ def test_any_epoch_may_be_chosen(workers):
 
 
 def test_an_epoch_is_not_negative():
-    with loader_of() as loader, pytest.raises(sl.ConfigError, match="an epoch is 0 or more, got -1"):
+    with loader_of() as loader, pytest.raises(sl.ConfigError, match="epoch must be 0 or more, got -1"):
         loader.set_epoch(-1)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 5])
 def test_breaking_off_begins_the_next_epoch_at_its_start(taken):
-    # Trainers probe loaders: an iteration that was asked for nothing uses up no epoch.
+    # Trainers probe loaders: an iteration without a requested batch uses up no epoch.
     with loader_of() as loader:
         iterator = iter(loader)
         assert [next(iterator).index for _ in range(taken)] == list(range(taken))
@@ -68,7 +68,7 @@ def test_an_iteration_that_was_broken_off_is_over():
         old = iter(loader)
         next(old)
         new = iter(loader)
-        with pytest.raises(sl.ClosedError, match="another iteration of this loader was begun"):
+        with pytest.raises(sl.ClosedError, match="another iteration of this loader was started"):
             next(old)
         assert next(old, None) is None
         assert_same_batches([arrays(batch) for batch in new], expected(1))
@@ -186,21 +186,21 @@ def test_streams_are_named_by_the_ordinals_of_a_batch():
     [
         ({"batch_size": 0}, "batch_size and window must be at least 1, got 0 and 3"),
         ({"window": -1}, "batch_size and window must be at least 1, got 2 and -1"),
-        ({"num_workers": -1}, "num_workers is 0 or more, got -1"),
-        ({"prefetch_factor": 0}, "prefetch_factor is 1 or more, got 0"),
+        ({"num_workers": -1}, "num_workers must be 0 or more, got -1"),
+        ({"prefetch_factor": 0}, "prefetch_factor must be 1 or more, got 0"),
         ({"switch": "x"}, "switch must be one of"),
         ({"tail": "x"}, "tail must be one of"),
-        ({"timeout": -1.0}, "timeout is in seconds"),
+        ({"timeout": -1.0}, "timeout must be a number of seconds"),
         ({"rank": 2, "world_size": 2}, "rank must be in 0 .. world_size - 1, got rank 2 of 2"),
         ({"rank": -1, "world_size": 2}, "rank must be in"),
         ({"rank": 1}, "world_size"),
         ({"world_size": 2}, "rank"),
         ({"on_error": "ignore"}, "on_error"),
         ({"on_worker_death": "skip"}, "on_worker_death"),
-        ({"device": "meta"}, "device= takes a CPU or CUDA device, got 'meta'"),
+        ({"device": "meta"}, "device must be a CPU or CUDA device, got 'meta'"),
     ],
 )
-def test_arguments_that_cannot_work(arguments, message):
+def test_invalid_arguments(arguments, message):
     with pytest.raises(sl.ConfigError, match=message) as caught:
         loader_of(**arguments)
     assert isinstance(caught.value, ValueError)
@@ -208,7 +208,7 @@ def test_arguments_that_cannot_work(arguments, message):
 
 def test_the_length_is_known_before_the_first_batch_or_not_at_all():
     assert len(loader_of()) == 5
-    with pytest.raises(sl.LengthUnknown, match="only playing an epoch tells"):
+    with pytest.raises(sl.LengthUnknown, match="the number of batches is unknown"):
         len(loader_of(Numbered([2, 3], [2, None])))
 
 
@@ -243,7 +243,7 @@ def test_a_closed_loader_says_so():
     loader.close()
     with pytest.raises(sl.ClosedError, match="closed during this iteration"):
         next(iterator)
-    with pytest.raises(sl.ClosedError, match="make a new one"):
+    with pytest.raises(sl.ClosedError, match="create a new one"):
         iter(loader)
 
 
@@ -272,7 +272,7 @@ def test_an_error_of_collate_fn_comes_out_as_it_is():
 
 def test_pinning_without_a_gpu_warns_and_works(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.warns(UserWarning, match="no CUDA device is found: the ring is not page-locked") as seen:
+    with pytest.warns(UserWarning, match="no CUDA device was found: the ring is not page-locked") as seen:
         loader = sl.MultiStreamer(Numbered(LENGTHS), 2, 3, pin_memory=True)
     assert [warning.filename for warning in seen] == [__file__]
     with loader:
@@ -301,7 +301,7 @@ def numbers(item):
 
 
 def until(condition):
-    """Wait for something that only looking tells."""
+    """Wait for a condition by polling it."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""What goes wrong in a stream or a worker: one typed error, at the batch that it spoils, that says where."""
+"""Failures of streams and workers: one typed error with its location, at the affected batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def arrays(batch):
 
 
 def play_until_error(loader):
-    """Return the batches of an iteration and the error that ends it, if one does; nothing comes after it."""
+    """Return the batches of an iteration, and the error that ends it, if any. Check that nothing follows."""
     got, iterator = [], iter(loader)
     try:
         for batch in iterator:
@@ -41,7 +41,7 @@ def play_until_error(loader):
 
 
 class Once:
-    """Fails at one step, once, after it went well some times; for streams in this process."""
+    """Fails once at one step, after some successful calls. For streams in this process."""
 
     def __init__(self, stream, step, error, after=0):
         self.where, self.error, self.left = (stream, step), error, after
@@ -125,7 +125,7 @@ def test_an_error_behind_the_last_step_that_was_declared(declared):
 
 
 class Broken(Numbered):
-    """Misbehaves in a way of its own."""
+    """Misbehaves in a given way."""
 
     def __init__(self, how):
         super().__init__([4, 4])
@@ -226,7 +226,7 @@ def test_a_stuck_stream_is_named(how, monkeypatch):
     assert waited >= 0.3
     assert error.details == {"lane": 1, "stage": "reading"}
     assert error.message == (
-        f"waited {waited:.1f} s for lane 1 (b, reading at step 3): raise timeout=, or look at what that stream is doing"
+        f"waited {waited:.1f} s for lane 1 (b, reading at step 3): raise timeout=, or find out why that stream is slow"
     )
 
 
@@ -354,7 +354,7 @@ def test_a_worker_killed_from_outside_while_it_rests():
 
 
 class OnlyHere:
-    """Can be pickled and not unpickled."""
+    """Can be pickled but not unpickled."""
 
     def __reduce__(self):
         return _refuse, (os.getpid(),)
@@ -371,7 +371,7 @@ def test_a_data_set_that_a_worker_cannot_load():
         for _ in range(2):
             with pytest.raises(sl.StreamFailed, match="ImportError: no module named 'that_is_only_here'") as caught:
                 next(iter(loader))
-            assert "_unpack_job" in caught.value.worker_traceback
+            assert "read_job" in caught.value.worker_traceback
 
 
 def test_a_data_set_that_cannot_be_sent_to_workers():

@@ -1,4 +1,4 @@
-"""What a loader delivers is, bit for bit, what the plain model in engine_data.py says. On any number of workers."""
+"""The batches of a loader equal those of the simple model in engine_data.py, bit for bit, for any number of workers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ARGUMENTS = st.fixed_dictionaries(
 
 
 def check_against_model(lengths, declared, batch_size, arguments, epoch=0, chunk=1 << 30, epochs=2, **more):
-    loader = sl.MultiStreamer(Numbered(lengths, declared, chunk=chunk), batch_size, timeout=30.0, **arguments, **more)
+    loader = sl.MultiStreamer(Numbered(lengths, declared, chunk=chunk), batch_size, timeout=60.0, **arguments, **more)
     with loader:
         if epoch:
             loader.set_epoch(epoch)
@@ -78,7 +78,7 @@ def test_batches_are_those_of_the_model(case, batch_size, arguments, chunk, epoc
 def test_iterations_broken_off_anywhere_change_nothing(case, batch_size, arguments, iterations, prefetch_factor):
     epoch = 0
     with sl.MultiStreamer(
-        Numbered(*case), batch_size, timeout=30.0, prefetch_factor=prefetch_factor, **arguments
+        Numbered(*case), batch_size, timeout=60.0, prefetch_factor=prefetch_factor, **arguments
     ) as loader:
         for chosen, taken in iterations:
             if chosen is not None:
@@ -90,7 +90,7 @@ def test_iterations_broken_off_anywhere_change_nothing(case, batch_size, argumen
                 for batch in itertools.islice(loader, taken)
             ]
             assert_same_batches(got, expected[:taken])
-            epoch += taken > 0  # an iteration that is asked for nothing does not count
+            epoch += taken > 0  # an iteration without a requested batch does not count
 
 
 def plain(**arguments):

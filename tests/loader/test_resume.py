@@ -1,4 +1,4 @@
-"""What a state promises: whoever loads it goes on with the very batch that would have come. Here and elsewhere."""
+"""Saved states: loading one continues with exactly the batch that would have come next, here and elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def expected(epoch, lengths=LENGTHS, declared=None, batch_size=2, window=3, **mo
 
 
 def saved_after(batches, epoch=0, **arguments):
-    """Return the state after so many batches of an epoch."""
+    """Return the state after a number of batches of an epoch."""
     with loader_of(**arguments) as loader:
         loader.set_epoch(epoch)
         iterator = iter(loader)
@@ -39,7 +39,7 @@ def saved_after(batches, epoch=0, **arguments):
 
 
 def check_goes_on(loader, epoch, batch):
-    """Two iterations of a loader into which a state was loaded."""
+    """Return two iterations of a loader after loading a state."""
     assert_same_batches(copies(loader), expected(epoch)[batch:])
     assert_same_batches(copies(loader), expected(epoch + 1))
 
@@ -277,7 +277,7 @@ def test_choosing_the_same_epoch_keeps_the_place_and_another_does_not():
 
 
 def test_the_loop_that_a_training_script_has():
-    """Epochs counted by the script, ``set_epoch`` at the beginning of each: as it is written for DataLoader."""
+    """The script counts the epochs and calls ``set_epoch`` at the start of each, as for DataLoader."""
     length, got = len(expected(0)), []
     state = saved_after(2, 1)
     with loader_of() as loader:
@@ -319,7 +319,7 @@ def test_streams_that_are_not_sought_are_read_again_from_their_beginning():
 
 
 def test_what_was_consumed_is_not_read():
-    """A stream of which half was delivered is opened once, and read from there on; those before it are not opened."""
+    """A half-delivered stream is opened once and read from its position on; earlier streams are not opened."""
     read = []
     dataset = Seekable([40, 50, 300], at_step=lambda stream, step: read.append((stream, step)))
     with loader_of(dataset, 1, 5, shuffle=False, prefetch_factor=1) as loader:
@@ -428,7 +428,7 @@ def test_every_batch_of_every_kind_of_epoch(kind, switch, tail):
 
 
 def ranks(world, lanes=4, dataset=None, **more):
-    """A loader for each rank of so many, over the same global lanes."""
+    """Create a loader for each rank over the same global lanes."""
     return [
         loader_of(dataset, lanes // world, rank=rank, world_size=world, **({"prefetch_factor": 1} | more))
         for rank in range(world)
@@ -487,7 +487,7 @@ def test_states_of_different_moments_are_not_merged():
     with one, two:
         take(iter(one), 1)
         take(iter(two), 2)
-        with pytest.raises(sl.StateError, match="saved at different moments: batch 1 and 2"):
+        with pytest.raises(sl.StateError, match="saved after different batches: batch 1 and 2"):
             sl.merge_states([one.state_dict(), two.state_dict()])
         two.set_epoch(5)
         take(iter(two), 1)
@@ -495,7 +495,7 @@ def test_states_of_different_moments_are_not_merged():
             one.load_state_dict([one.state_dict(), two.state_dict()])
     with loader_of(seed=1) as other, pytest.raises(sl.StateError, match="seed: 0, here 1"):
         sl.merge_states([saved_after(1), other.state_dict()])
-    with pytest.raises(sl.StateError, match="no state"):
+    with pytest.raises(sl.StateError, match="no states to merge"):
         sl.merge_states([])
 
 
@@ -532,7 +532,9 @@ def test_lanes_where_streams_may_have_been_left_are_not_guessed():
         wanted = copies(whole)
     with ranks(1, **more)[0] as loader:
         for state in states:
-            with pytest.raises(sl.StateError, match="where streams may have been left: load the states of all ranks"):
+            with pytest.raises(
+                sl.StateError, match="in which streams may have been skipped: load the states of all ranks"
+            ):
                 loader.load_state_dict(state)
         loader.load_state_dict(states)
         assert_same_batches(copies(loader), wanted[2:])
@@ -574,12 +576,14 @@ def test_lanes_are_not_guessed():
 
     unknown = Seekable([9] * 8, [9, None] * 4)
     with ranks(1, dataset=unknown)[0] as loader:
-        with pytest.raises(sl.StateError, match=r"does not hold lanes \[2, 3\], and streams declare no lengths"):
+        with pytest.raises(
+            sl.StateError, match=r"does not contain lanes \[2, 3\], and streams do not declare their lengths"
+        ):
             loader.load_state_dict(state_of_rank(0, unknown))
         loader.load_state_dict([state_of_rank(1, unknown), state_of_rank(0, unknown)])
     shorter = Seekable([3] * 8, [9] * 8)  # so the lanes that it holds are not where they would be
     with ranks(1, dataset=shorter)[0] as loader:
-        with pytest.raises(sl.StateError, match=r"does not hold lanes \[0, 1\].*not where the declared"):
+        with pytest.raises(sl.StateError, match=r"does not contain lanes \[0, 1\].*contradicts the declared"):
             loader.load_state_dict(state_of_rank(1, shorter))
         loader.load_state_dict([state_of_rank(1, shorter), state_of_rank(0, shorter)])
 
@@ -641,20 +645,20 @@ def test_streams_that_were_left_stay_so(tail):
     found = {(entry.stream, entry.step) for entry in left[-1]}
     assert found == {(1, 4), (3, 0)}
     for batches, (state, entries) in enumerate(zip(states, left, strict=True)):
-        for mended in (False, True):
-            broken[0] = not mended
-            if mended and len(entries) < len(left[-1]):
-                continue  # what was not found to be broken by then is played
+        for repaired in (False, True):
+            broken[0] = not repaired
+            if repaired and len(entries) < len(left[-1]):
+                continue  # failures that were not found by then are delivered
             with make() as loader:
                 loader.load_state_dict(state)
                 assert loader.quarantined == entries
                 assert plain(loader.state_dict()) == state
                 assert_same_batches(copies(loader), got[batches:])
-                if not mended:
+                if not repaired:
                     assert_same_batches(copies(loader), after)
 
 
-def test_a_state_of_the_next_epoch_does_not_hold_what_was_left_in_this_one():
+def test_a_state_of_the_next_epoch_does_not_contain_the_streams_skipped_in_this_one():
     with loader_of(failing_dataset(LENGTHS, [True]), on_error="skip") as loader:
         copies(loader)
         assert loader.quarantined
@@ -663,7 +667,7 @@ def test_a_state_of_the_next_epoch_does_not_hold_what_was_left_in_this_one():
     assert {entry[0] for entries in state["quarantined"].values() for entry in entries} <= {1}
 
 
-def test_streams_that_were_left_travel_with_their_lane():
+def test_skipped_streams_travel_with_their_lane():
     broken = [True]
     more = {"dataset": failing_dataset(LENGTHS, broken), "on_error": "skip"}
     with ranks(1, **more)[0] as loader:
@@ -691,7 +695,7 @@ def test_streams_that_were_left_travel_with_their_lane():
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"seed": 1}, "seed: 0, here 1"),
         ({"window": 4}, "window: 3, here 4"),
@@ -709,11 +713,11 @@ def test_streams_that_were_left_travel_with_their_lane():
         ({"seed": 1, "window": 4}, "window: 3, here 4; seed: 0, here 1"),
     ],
 )
-def test_the_state_of_something_else_is_refused_and_says_what_differs(other, told):
+def test_the_state_of_another_loader_is_refused_and_the_message_says_what_differs(other, message):
     state = saved_after(1)
     with loader_of(**other) as loader:
         before = loader.state_dict()
-        with pytest.raises(sl.StateError, match=told) as caught:
+        with pytest.raises(sl.StateError, match=message) as caught:
             loader.load_state_dict(state)
         assert isinstance(caught.value, ValueError)
         assert loader.state_dict() == before
@@ -731,14 +735,14 @@ def changed(**parts):
 
 
 GARBAGE = {
-    "nothing": (lambda: None, "a state is a dict"),
-    "text": (lambda: "{}", "a state is a dict"),
-    "a number": (lambda: 3, "a state is a dict"),
-    "an empty dict": (dict, "no state of version 1"),
-    "an empty list": (list, "no state to be merged"),
-    "a list of garbage": (lambda: [saved_after(2), 3], "a state is a dict"),
-    "of the future": (lambda: changed(version=2), "version 1, but 2: update streamloader"),
-    "of no version": (lambda: changed(version="x"), "version 1, but 'x'"),
+    "nothing": (lambda: None, "a state must be a dict"),
+    "text": (lambda: "{}", "a state must be a dict"),
+    "a number": (lambda: 3, "a state must be a dict"),
+    "an empty dict": (dict, "has version None, expected 1"),
+    "an empty list": (list, "no states to merge"),
+    "a list of garbage": (lambda: [saved_after(2), 3], "a state must be a dict"),
+    "of the future": (lambda: changed(version=2), "version 2, expected 1: update streamloader"),
+    "of no version": (lambda: changed(version="x"), "version 'x', expected 1"),
     "of other rules": (
         lambda: changed(fingerprint=saved_after(2)["fingerprint"] | {"rules": 0}),
         "rules of the plan.*: 0, here 1",
@@ -755,18 +759,21 @@ GARBAGE = {
     "a cursor before the beginning": (lambda: changed(lanes={"0": [0, -1, -1], "1": [0, 0, -1]}), "damaged"),
     "a cursor behind all streams": (lambda: changed(lanes={"0": [99, 1, -1], "1": [0, 0, -1]}), "damaged: lane 0"),
     "quarantine that is none": (lambda: changed(quarantined={"0": [1]}), "damaged"),
-    "lanes missing": (lambda: {name: part for name, part in saved_after(2).items() if name != "lanes"}, "lacks lanes"),
+    "lanes missing": (
+        lambda: {name: part for name, part in saved_after(2).items() if name != "lanes"},
+        "incomplete: lanes missing",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-def test_what_is_no_state_is_refused(what):
-    make, told = GARBAGE[what]
+def test_an_invalid_state_is_refused(what):
+    make, message = GARBAGE[what]
     with loader_of() as loader:
         iterator = iter(loader)
         got = take(iterator, 1)
         before = plain(loader.state_dict())
-        with pytest.raises(sl.StateError, match=told):
+        with pytest.raises(sl.StateError, match=message):
             loader.load_state_dict(make())
         assert plain(loader.state_dict()) == before
         assert_same_batches(got + take(iterator), expected(0))  # nor was the iteration disturbed

@@ -1,4 +1,4 @@
-"""Coherence, resume, crashes and changes of topology, all at once, against a model that only lists steps."""
+"""Coherence, resume, crashes and changes of topology combined, compared with a model that only lists steps."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def model(plan, epoch, lengths):
         again = again if plan.tail == "cycle" else []
         lanes.append(itertools.chain(first, itertools.cycle(again), itertools.repeat(None)))
         own.append(len(first))
-    begun, whole = -(-max(own) // plan.window), min(own) // plan.window
+    started, whole = -(-max(own) // plan.window), min(own) // plan.window
     if plan.tail == "drop":
         count = whole if plan.batches is None else min(whole, plan.batches)
     else:
-        count = 0 if plan.batches == 0 else max(begun, plan.batches or 0)
+        count = 0 if plan.batches == 0 else max(started, plan.batches or 0)
     return [[list(itertools.islice(lane, plan.window)) for lane in lanes] for _ in range(count)]
 
 
@@ -66,13 +66,13 @@ def check_batch(parts, rows, seed, epoch):
 
 
 class Training:
-    """Plays the batches of a case on some ranks and workers, each of which is a loader of this process."""
+    """Runs the batches of a case on some ranks and workers. Each rank is a loader of this process."""
 
     def __init__(self, case, world, workers):
         self.dataset, self.lengths, self.lanes, self.arguments = case
         self.plan = make_plan(self.dataset.declared, lanes=self.lanes, **self.arguments)
         self.epoch = self.batch = 0
-        self.left = False  # the loop, and no batch was asked of the next one yet
+        self.left = False  # the loop, and no batch of the next one was requested yet
         self.loaders = []
         self.restarts = 0
         self._start(world, workers)
@@ -115,13 +115,13 @@ class Training:
             assert (state["epoch"], state["batch"]) == (self.epoch, self.batch)
 
     def leave(self):
-        """Leave the loop, if one is under way, and begin the next: it counts when it is asked for a batch."""
+        """Leave the loop, if one is in progress, and start the next, which counts once a batch is requested."""
         if self.iterators is not None:
             self.iterators = [iter(loader) for loader in self.loaders]
             self.left = True
 
     def move(self, world, workers, how):
-        """Save, and go on elsewhere."""
+        """Save, and resume on another topology."""
         states = [plain(loader.state_dict()) for loader in self.loaders]
         self.close()
         self.left = False
@@ -134,7 +134,7 @@ class Training:
             loader.load_state_dict(states)
 
     def kill(self, rank, worker):
-        """Kill a worker, unless it is one that has perhaps not played a step since it was killed before."""
+        """Kill a worker, unless it may not have delivered a step since it was last killed."""
         loader = self.loaders[rank % len(self.loaders)]
         pids = [] if loader._supervisor is None else loader._supervisor.pids
         if not pids:
@@ -250,7 +250,7 @@ def test_neither_do_workers_that_are_killed_in_many_cases(case, listed):
 
 
 def test_a_history_with_all_of_it():
-    """One that is told here: two ranks become one, then four, then two; workers die; a loop is left."""
+    """A fixed example: two ranks become one, then four, then two; workers die; a loop is left."""
     dataset = Seekable([40, 31, 7, 0, 22, 18, 5, 26], at_step=slowly)
     arguments = {"window": 3, "switch": "pack", "tail": "pad", "shuffle": True, "seed": 7}
     kill = [("take", 2), ("kill", 0, 0), ("kill", 1, 0), ("take", 8)]

@@ -1,4 +1,4 @@
-"""A real FTP server on loopback: pyftpdlib, in a process of its own."""
+"""Real FTP server on loopback: pyftpdlib in a separate process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ server.serve_forever()
 
 
 class Missing(Exception):
-    """There is no pyftpdlib here, or it does not start."""
+    """pyftpdlib is not installed, or does not start."""
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def ftpd(folder: Path) -> Iterator[int]:
     """Serve a folder and yield the port.
 
     Raises:
-        Missing: the package is not installed.
+        Missing: If the package is not installed, or the server does not start.
     """
     if importlib.util.find_spec("pyftpdlib") is None:
         raise Missing("pyftpdlib is not installed: pip install pyftpdlib")
@@ -50,9 +50,9 @@ def ftpd(folder: Path) -> Iterator[int]:
         try:
             process.stdin.write(f"{PASSWORD}\n")
             process.stdin.flush()
-            said = process.stdout.readline()  # it says its port once it listens, or ends
-            if not said:
-                raise Missing(f"pyftpdlib does not start (exit status {process.wait(10)})")
-            yield int(said)
+            line = process.stdout.readline()  # the port, once the server listens; empty if it exits
+            if not line:
+                raise Missing(f"pyftpdlib does not start (exit status {process.wait(60)})")
+            yield int(line)
         finally:
             process.kill()

@@ -1,4 +1,4 @@
-"""A gateway in a thread of its own, for tests whose event loops come and go."""
+"""Run an IPFS gateway in a thread, for tests that use several event loops."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from streamloader.testing.faults.ipfs_gateway import FaultyGateway
 
 
 @contextlib.contextmanager
-def served(gateway: FaultyGateway) -> Iterator[FaultyGateway]:
-    """Serve a gateway in a thread until the end of the context."""
+def run_gateway(gateway: FaultyGateway) -> Iterator[FaultyGateway]:
+    """Serve a gateway in a thread until the context ends."""
     ready, done = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 
-    async def play() -> None:
+    async def serve() -> None:
         async with gateway:
             ready.set()
             await done.wait()
 
     def run() -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(play())
+            runner.run(serve())
 
     thread = threading.Thread(target=run, name="gateway")
     thread.start()
     try:
-        assert ready.wait(30.0)
+        assert ready.wait(60.0)
         yield gateway
     finally:
         loop.call_soon_threadsafe(done.set)
-        thread.join(30.0)
+        thread.join(60.0)

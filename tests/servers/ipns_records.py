@@ -1,4 +1,4 @@
-"""Signed records of IPNS names, as their owners publish them: https://specs.ipfs.tech/ipns/ipns-record."""
+"""Create signed IPNS records: https://specs.ipfs.tech/ipns/ipns-record."""
 
 from __future__ import annotations
 
@@ -11,42 +11,46 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from streamloader.stores.ipfs.cid import IDENTITY, LIBP2P_KEY, Cid, varint
+from streamloader.stores.ipfs.cid import IDENTITY, LIBP2P_KEY, Cid, encode_varint
 
 
 @dataclass
 class Owner:
-    """Somebody with a key, which is the name."""
+    """Owner of an IPNS name, which is a public key.
+
+    Attributes:
+        key: Private key. Defaults to a new Ed25519 key.
+    """
 
     key: Any = field(default_factory=ed25519.Ed25519PrivateKey.generate)
 
     @property
     def public(self) -> bytes:
-        """The key as libp2p writes it."""
+        """Public key in libp2p's encoding."""
         key = self.key.public_key()
         if isinstance(self.key, rsa.RSAPrivateKey):
-            form = serialization.PublicFormat.SubjectPublicKeyInfo
-            return _message((1, 0), (2, key.public_bytes(serialization.Encoding.DER, form)))
+            public_format = serialization.PublicFormat.SubjectPublicKeyInfo
+            return _message((1, 0), (2, key.public_bytes(serialization.Encoding.DER, public_format)))
         raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         return _message((1, 1), (2, raw))
 
     @property
     def cid(self) -> Cid:
-        """The name."""
+        """Name of the owner."""
         if isinstance(self.key, rsa.RSAPrivateKey):
             return Cid(1, LIBP2P_KEY, 0x12, hashlib.sha256(self.public).digest())
         return Cid(1, LIBP2P_KEY, IDENTITY, self.public)
 
     def record(self, target: str, until: str = "2999-01-02T03:04:05.123456789Z") -> bytes:
-        """Sign that the name stands for `target`."""
-        said = {
+        """Return a signed record that the name stands for `target` until the time `until`."""
+        document = {
             "Value": target.encode(),
             "Validity": until.encode(),
             "ValidityType": 0,
             "Sequence": 1,
             "TTL": 1,
         }
-        data = libipld.encode_dag_cbor(said)
+        data = libipld.encode_dag_cbor(document)
         message = b"ipns-signature:" + data
         if isinstance(self.key, rsa.RSAPrivateKey):
             signature = self.key.sign(message, padding.PKCS1v15(), SHA256())
@@ -55,10 +59,10 @@ class Owner:
 
 
 def _message(*fields: tuple[int, int | bytes]) -> bytes:
-    out = b""
+    encoded = b""
     for number, value in fields:
         if isinstance(value, int):
-            out += varint(number << 3) + varint(value)
+            encoded += encode_varint(number << 3) + encode_varint(value)
         else:
-            out += varint(number << 3 | 2) + varint(len(value)) + value
-    return out
+            encoded += encode_varint(number << 3 | 2) + encode_varint(len(value)) + value
+    return encoded

@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -27,7 +28,7 @@ import platformdirs
 
 VERSION = "0.66.1"
 SECONDS = 90.0  # to be ready: usually 6; two cores may be busy with other tests
-INSTALL_SECONDS = 900.0
+INSTALL_TIMEOUT_S = 900.0
 _MULTIADDR = re.compile(r"/ip4/127\.0\.0\.1/tcp/(\d+)")
 # Some of its packages call what only newer Nodes have.
 _POLYFILL = """\
@@ -113,35 +114,82 @@ def folder_of_package() -> Path:
     return kept / "jsipfs"
 
 
-def install(folder: Path | None = None) -> Path:
-    """Install js-ipfs by npm (minutes, 289 MB) unless it is there, and return its program.
+def start_install() -> Path | None:
+    """Start npm in a process of its own, unless js-ipfs is installed or another process installs it (289 MB, minutes).
+
+    Returns:
+        npm's log, or None if js-ipfs is installed. :func:`wait_for_install` waits for the end.
 
     Raises:
-        Missing: there is no Node 18 or newer, or npm fails.
+        Missing: If there is no Node.
     """
-    folder = folder or folder_of_package()
-    if (program := _installed(folder)) is not None:
-        return program
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
+    folder = folder_of_package()
+    if _installed(folder) is not None:
+        return None
+    if shutil.which("npm") is None or shutil.which("node") is None:
         raise Missing("js-ipfs needs Node: there is no npm on the PATH")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "jsipfs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it
-        if (program := _installed(folder)) is not None:
-            return program
-        (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": {"ipfs": VERSION}}))
-        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    log = folder.parent / "jsipfs.log"
+    with _lock_path(folder).open("w") as lock:
         try:
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return log
+        # The process inherits the lock, which is free again when it ends, however it ends.
+        with log.open("wb") as output:
+            subprocess.Popen(
+                [sys.executable, __file__],
+                pass_fds=[lock.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired as error:
-            raise Missing(f"js-ipfs: npm install took longer than {INSTALL_SECONDS:.0f} s") from error
-        program = _installed(folder)
-        if done.returncode or program is None:
-            raise Missing(f"js-ipfs: npm install failed: {done.stderr.strip()[-500:]}")
+    return log
+
+
+def is_being_installed() -> bool:
+    """Return whether a process of :func:`start_install` is at work."""
+    path = _lock_path(folder_of_package())
+    if not path.exists():
+        return False
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def wait_for_install() -> Path:
+    """Wait until js-ipfs is installed, and return its program.
+
+    Raises:
+        Missing: If it is not installed and nobody installs it, or if npm fails.
+    """
+    folder = folder_of_package()
+    deadline = time.monotonic() + INSTALL_TIMEOUT_S
+    while is_being_installed():
+        if time.monotonic() > deadline:
+            raise Missing(f"js-ipfs: npm install took longer than {INSTALL_TIMEOUT_S:.0f} s")
+        time.sleep(0.2)  # between two checks of the lock
+    if (program := _installed(folder)) is not None:
         return program
+    with contextlib.suppress(OSError):
+        if log := (folder.parent / "jsipfs.log").read_text(errors="replace").strip():
+            raise Missing(f"js-ipfs: npm install failed: {log[-500:]}")
+    raise Missing("js-ipfs is not installed: python tests/servers/install.py")
+
+
+def _lock_path(folder: Path) -> Path:
+    return folder.parent / "jsipfs.lock"
+
+
+def _run_npm(folder: Path) -> int:
+    """Install into a folder whose lock is held; return npm's exit status."""
+    (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": {"ipfs": VERSION}}))
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    return subprocess.run(command, cwd=folder, timeout=INSTALL_TIMEOUT_S, check=False).returncode
 
 
 @contextlib.contextmanager
@@ -149,12 +197,12 @@ def jsipfs(program: Path | None = None) -> Iterator[Node]:
     """Start a node in a temporary folder, wait until it answers, and stop it by its process group in the end.
 
     Raises:
-        Missing: it is not installed (see :func:`install`), or does not start.
+        Missing: If it is not installed (see :func:`start_install`), or does not start.
     """
-    program = program or _installed(folder_of_package())
+    program = program or wait_for_install()
     node = shutil.which("node")
-    if program is None or node is None:
-        raise Missing("js-ipfs is not installed: python tests/servers/install.py")
+    if node is None:
+        raise Missing("js-ipfs needs Node: there is no node on the PATH")
     with tempfile.TemporaryDirectory(prefix="jsipfs-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "polyfill.cjs").write_text(_POLYFILL)
@@ -237,4 +285,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> Node:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # its folder goes as well, and saying goodbye takes it seconds
-    process.wait(10.0)
+    process.wait(60.0)
+
+
+if __name__ == "__main__":  # see start_install
+    sys.exit(_run_npm(folder_of_package()))

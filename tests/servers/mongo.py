@@ -1,7 +1,7 @@
-"""Real servers that speak MongoDB's protocol, on loopback: nx-27017 (on SQLite) and SecantusDB (on WiredTiger).
+"""Real servers with MongoDB's protocol on loopback: nx-27017 (on SQLite) and SecantusDB (on WiredTiger).
 
-Each is installed by pip into an environment of its own, since they pin other things than we do, and keeps its data in
-a folder of its own. Where `MONGODB_URI` is set, that server is used instead of both.
+Each is installed by pip into a separate environment, because their pinned dependencies conflict with those of this
+package, and keeps its data in a temporary folder. If `MONGODB_URI` is set, that server is used instead of both.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ import platformdirs
 import pymongo
 import pymongo.errors
 
-SECONDS = 60.0  # to be ready: usually 1; two cores may be busy with other tests
+SECONDS = 60.0  # limit for starting, which usually takes 1 s; the cores may be busy with other tests
 INSTALL_SECONDS = 600.0
 
 
 class Missing(Exception):
-    """There is no such server here, or it does not start; the message says why."""
+    """The server is not installed, or does not start. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the servers.
+    """Kind of server.
 
     Attributes:
-        name: for tests.
-        package: with its version, for pip.
-        program: within its environment.
+        name: Name for test ids.
+        package: Requirement for pip, with the version.
+        program: Name of the program in the environment.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Kind:
     program: str
 
     def command(self, program: Path, folder: Path, port: int) -> list[str]:
-        """Return what starts it."""
+        """Return the command that starts the server."""
         if self.name == "nx":
             return [
                 *(str(program), "--host", "127.0.0.1", "-p", str(port), "--data-dir", str(folder / "data")),
@@ -68,11 +68,11 @@ KINDS = {
 
 
 class Server:
-    """A server that runs, and that can be killed and started again with the same data.
+    """A running server, which can be killed and started again with the same data.
 
     Attributes:
-        name: of its kind, or ``"uri"``.
-        uri: of it, perhaps with a user and a password.
+        name: Name of its kind, or ``"uri"``.
+        uri: URI of the server. It may contain a user name and a password.
     """
 
     def __init__(self, name: str, uri: str) -> None:
@@ -83,28 +83,28 @@ class Server:
         self._port = 0
 
     @property
-    def ours(self) -> bool:
-        """Whether it may be killed."""
+    def can_be_killed(self) -> bool:
+        """Whether these tests started the server and may kill it."""
         return self._folder is not None
 
     def database(self) -> str:
-        """Return the name of a database that nobody has."""
+        """Return a new database name."""
         return f"t{uuid.uuid4().hex[:12]}"
 
     def url(self, database: str, **options: object) -> str:
-        """Return what a catalog is opened with."""
+        """Return the address of a catalog in `database`."""
         head, _, query = self.uri.partition("?")
         scheme, _, rest = head.partition("://")
-        told = [query, *(f"{name}={value}" for name, value in options.items())]
-        return f"{scheme}://{rest.partition('/')[0]}/{database}?" + "&".join(filter(None, told))
+        parameters = [query, *(f"{name}={value}" for name, value in options.items())]
+        return f"{scheme}://{rest.partition('/')[0]}/{database}?" + "&".join(filter(None, parameters))
 
     @functools.cached_property
     def direct(self) -> pymongo.MongoClient:
-        """The plain driver, to look at what a catalog did. Its threads stay as long as the server."""
+        """Client of the plain driver, for inspecting a database. Its threads live as long as the server."""
         client: pymongo.MongoClient = pymongo.MongoClient(
             self.uri,
-            serverSelectionTimeoutMS=10_000,
-            serverMonitoringMode="poll",  # it connects now, and not some time later, within a test that leaves nothing
+            serverSelectionTimeoutMS=60_000,
+            serverMonitoringMode="poll",  # connects now, not later within a test that checks for leaks
             heartbeatFrequencyMS=3_600_000,
             maxPoolSize=1,
         )
@@ -117,29 +117,29 @@ class Server:
             self.direct.close()
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill the server."""
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(30)
+        self._process.wait(60)
 
     def start(self) -> None:
-        """Start it on the same port, with the same data, and wait until it answers.
+        """Start the server on the same port with the same data, and wait until it answers.
 
         Raises:
-            Missing: it does not.
+            Missing: If it does not answer in time.
         """
         self.spawn()
         self._wait_until_ready()
 
     def spawn(self) -> None:
-        """Start it without waiting: from a thread that stays, for the server ends with that."""
+        """Start the server without waiting. Call it from a long-lived thread: the server ends with that thread."""
         assert self._folder is not None
         kind = KINDS[self.name]
-        (self._folder / "pid").unlink(missing_ok=True)  # that of a killed one
+        (self._folder / "pid").unlink(missing_ok=True)  # left by a killed server
         command = kind.command(_program(kind), self._folder, self._port)
         if setpriv := shutil.which("setpriv"):
-            command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # should the tests be killed, so is it
+            command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # ends with the test process
         with (self._folder / "output").open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -155,27 +155,27 @@ class Server:
         assert self._process is not None
         assert self._folder is not None
         kind = KINDS[self.name]
-        ends = time.monotonic() + SECONDS
+        deadline = time.monotonic() + SECONDS
         while self._process.poll() is None:
             try:
                 with pymongo.MongoClient(self.uri, serverSelectionTimeoutMS=200, connectTimeoutMS=1000) as client:
                     client.admin.command("ping")
                 return
             except pymongo.errors.PyMongoError as error:
-                if time.monotonic() > ends:
+                if time.monotonic() > deadline:
                     raise Missing(f"{kind.package} was not ready within {SECONDS:.0f} s: {error}") from error
-        said = (self._folder / "output").read_text(errors="replace")[-2000:]
-        raise Missing(f"{kind.package} ended with {self._process.returncode}: {said}")
+        output = (self._folder / "output").read_text(errors="replace")[-2000:]
+        raise Missing(f"{kind.package} exited with {self._process.returncode}: {output}")
 
 
 @contextlib.contextmanager
 def mongo(name: str) -> Iterator[Server]:
-    """Start a server of this kind, yield it when it answers, stop it and remove its folder.
+    """Start a server, yield it when it answers, then stop it and remove its folder.
 
-    With `MONGODB_URI` in the environment the name is ``"uri"``, and that server is yielded.
+    If `MONGODB_URI` is set, the name is ``"uri"``, and that server is yielded.
 
     Raises:
-        Missing: it is not installed (see :func:`install`), or does not start.
+        Missing: If it is not installed (see :func:`install`), or does not start.
     """
     if name == "uri":
         server = Server(name, os.environ["MONGODB_URI"])
@@ -186,7 +186,7 @@ def mongo(name: str) -> Iterator[Server]:
         return
     _program(KINDS[name])
     with tempfile.TemporaryDirectory(prefix=f"mongo-{name}-", ignore_cleanup_errors=True) as folder:
-        for attempt in range(3):  # a port that was free may be taken a moment later
+        for attempt in range(3):  # another process may take the free port first
             port = _free_port()
             server = Server(name, f"mongodb://127.0.0.1:{port}/")
             server._folder, server._port = Path(folder) / str(attempt), port
@@ -206,15 +206,20 @@ def mongo(name: str) -> Iterator[Server]:
 
 
 def names() -> list[str]:
-    """Return the servers that tests are to use."""
+    """Return the names of the servers that the tests use."""
     return ["uri"] if os.environ.get("MONGODB_URI") else list(KINDS)
 
 
+def is_installed(name: str) -> bool:
+    """Return whether :func:`install` has nothing to do."""
+    return _installed(KINDS[name]) is not None
+
+
 def install(name: str) -> Path:
-    """Install a server by pip (seconds, 41 MB and 145 MB) unless it is there, and return its program.
+    """Install a server with pip unless it is installed (41 MB and 145 MB), and return the path of its program.
 
     Raises:
-        Missing: pip fails.
+        Missing: If pip fails.
     """
     kind = KINDS[name]
     if (program := _installed(kind)) is not None:
@@ -222,10 +227,10 @@ def install(name: str) -> Path:
     folder = _folder(kind)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may want it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes may install it at the same time
         if (program := _installed(kind)) is not None:
             return program
-        shutil.rmtree(folder, ignore_errors=True)  # another version, or half of one
+        shutil.rmtree(folder, ignore_errors=True)  # another version, or an incomplete one
         pip = ["-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check", "--no-input"]
         for command in (
             [sys.executable, "-m", "venv", "--without-pip", str(folder)],
@@ -237,7 +242,7 @@ def install(name: str) -> Path:
                 raise Missing(f"{kind.package}: pip took longer than {INSTALL_SECONDS:.0f} s") from error
             if done.returncode:
                 raise Missing(f"{kind.package} cannot be installed: {done.stderr.strip()[-500:]}")
-        (folder / "complete").write_text(kind.package)  # last
+        (folder / "complete").write_text(kind.package)  # written last, as a marker
         program = _installed(kind)
         if program is None:
             raise Missing(f"{kind.package} has no program {kind.program!r}")
@@ -253,8 +258,8 @@ def _program(kind: Kind) -> Path:
 
 def _folder(kind: Kind) -> Path:
     chosen = os.environ.get("STREAMLOADER_TEST_CACHE")
-    kept = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
-    return kept / f"{kind.name}-{sys.version_info.major}.{sys.version_info.minor}"
+    cache = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
+    return cache / f"{kind.name}-{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _installed(kind: Kind) -> Path | None:
@@ -268,6 +273,6 @@ def _installed(kind: Kind) -> Path | None:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

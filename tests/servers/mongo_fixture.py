@@ -1,4 +1,4 @@
-"""The servers of MongoDB's protocol, each started once for all tests of this process."""
+"""Fixtures for servers with MongoDB's protocol, each started once per test process."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from servers.mongo import Missing, mongo, names
 
 @pytest.fixture(scope="session")
 def motor_threads():
-    """Start the threads that motor shares among all clients, until the process ends: they are no leak of a test."""
-    from motor.frameworks.asyncio import _EXECUTOR  # motor offers no other way to name them
+    """Start the threads that all motor clients share. They live until the process ends and are not leaked by a test."""
+    from motor.frameworks.asyncio import _EXECUTOR  # motor has no public access to them
 
-    all_here = threading.Barrier(_EXECUTOR._max_workers + 1)
-    waits = [_EXECUTOR.submit(all_here.wait, 60) for _ in range(_EXECUTOR._max_workers)]
-    all_here.wait(60)
+    all_started = threading.Barrier(_EXECUTOR._max_workers + 1)
+    waits = [_EXECUTOR.submit(all_started.wait, 60) for _ in range(_EXECUTOR._max_workers)]
+    all_started.wait(60)
     for wait in waits:
         wait.result()
 
 
 @pytest.fixture(scope="session", params=names())
 def mongo_server(request, motor_threads):
-    """Give a running server: `.url(database)`, `.direct`."""
-    with had(request.param) as server:
-        assert server.direct  # its threads are here before the first test
+    """Provide a running server, with `.url(database)` and `.direct`."""
+    with run_mongo_server(request.param) as server:
+        assert server.direct  # starts its threads before the first test
         yield server
 
 
 @contextlib.contextmanager
-def had(name):
-    """Start a server of this kind; skip the test if there is none here, and in CI let it fail."""
+def run_mongo_server(name):
+    """Start a server. If that is not possible, skip the test, or fail it in CI."""
     context = mongo(name)
     try:
         server = context.__enter__()

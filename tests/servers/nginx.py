@@ -1,4 +1,4 @@
-"""A real nginx on loopback, which serves a folder of its own."""
+"""Real nginx on loopback, which serves a temporary folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-SECONDS = 20.0  # to be ready: usually a tenth
+SECONDS = 60.0  # limit for starting, which usually takes 0.1 s
 
 _CONFIG = """
 daemon off;
@@ -47,18 +47,18 @@ http {{
 
 
 class Missing(Exception):
-    """There is no nginx here, or it does not start; the message says why."""
+    """nginx is not installed, or does not start. The message gives the reason."""
 
 
 class Nginx:
-    """A server that runs.
+    """A running server.
 
-    It serves its objects at its root, and the same in other manners below /rangeless, /undated (no ETag), /private
-    (Basic authentication), /moved (a redirect), /busy and /forbidden. It would compress what a client does not ask to
-    have as it is.
+    It serves its objects at its root, and the same objects with other settings below /rangeless, /undated (no ETag),
+    /private (Basic authentication), /moved (redirect), /busy and /forbidden. It compresses responses unless the client
+    requests the identity encoding.
 
     Attributes:
-        url: of its root.
+        url: URL of its root.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -67,24 +67,24 @@ class Nginx:
         self._written = 0
 
     def put(self, files: Mapping[str, bytes]) -> None:
-        """Put objects there, as a whole each; the time of each is another one, as nginx makes its ETags of it."""
+        """Write objects atomically. Each gets a different time, from which nginx makes its ETag."""
         for name, data in files.items():
             target = self._data / name
             target.parent.mkdir(parents=True, exist_ok=True)
             unfinished = self._data / ".unfinished"
             unfinished.write_bytes(data)
             self._written += 1
-            moment = time.time() - 3_600 + self._written  # which stays in the past
+            moment = time.time() - 3_600 + self._written  # in the past
             os.utime(unfinished, (moment, moment))
             os.replace(unfinished, target)
 
 
 @contextlib.contextmanager
 def nginx(*, user: str, password: str, keepalive: int = 75) -> Iterator[Nginx]:
-    """Start nginx, yield it when it answers, stop it and remove its folder.
+    """Start nginx, yield it when it answers, then stop it and remove its folder.
 
     Raises:
-        Missing: it is not installed, or was not ready in time.
+        Missing: If it is not installed, or was not ready in time.
     """
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
@@ -94,12 +94,12 @@ def nginx(*, user: str, password: str, keepalive: int = 75) -> Iterator[Nginx]:
     try:
         (folder / "data").mkdir()
         (folder / "users").write_text(f"{user}:{{PLAIN}}{password}\n")
-        for _ in range(3):  # a port that was free may be taken a moment later
+        for _ in range(3):  # another process may take the free port first
             port = _free_port()
             (folder / "conf").write_text(_CONFIG.format(folder=folder, port=port, keepalive=keepalive))
             command = [program, "-p", folder, "-e", folder / "error.log", "-c", folder / "conf"]
             if setpriv := shutil.which("setpriv"):
-                command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # should the tests be killed, so is it
+                command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # ends with the test process
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -112,27 +112,27 @@ def nginx(*, user: str, password: str, keepalive: int = 75) -> Iterator[Nginx]:
                     return
             finally:
                 process.terminate()
-                process.wait(30)
+                process.wait(60)
         log = (folder / "error.log").read_text(errors="replace")[-3000:]
-        raise Missing(f"nginx ended three times before it was ready; its last words:\n{log}")
+        raise Missing(f"nginx exited three times before it was ready; the end of its log:\n{log}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ready(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until it answers; False if the process ended."""
-    ends = time.monotonic() + SECONDS
+    """Wait until the server answers. Return False if the process exits."""
+    deadline = time.monotonic() + SECONDS
     while process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=10):
+            with urllib.request.urlopen(url, timeout=60):
                 return True
         except urllib.error.HTTPError as error:
             error.close()
-            return True  # an answer all the same
+            return True  # an error response is an answer, too
         except OSError as error:
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise Missing(f"nginx was not ready within {SECONDS} s: {error}") from error
-            time.sleep(0.01)  # between two questions whether it is there
+            time.sleep(0.01)
     return False
 
 

@@ -1,4 +1,4 @@
-"""One nginx for all tests of this process."""
+"""Fixture for one nginx per test process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USER = "reader"
 
 @pytest.fixture(scope="session")
 def nginx_server():
-    """Give a running nginx: `.url`, `.put(files)`; for /private the user is USER, the password a canary."""
+    """Provide a running nginx, with `.url` and `.put(files)`. /private needs the user USER and a canary as password."""
     context = nginx(user=USER, password=canary("http-password"))
     try:
         server = context.__enter__()

@@ -1,4 +1,4 @@
-"""Start obstore's threads, which stay with their descriptors until the process ends: they are no leak of a test."""
+"""Start obstore's threads. They and their descriptors live until the process ends and are not leaked by a test."""
 
 from __future__ import annotations
 

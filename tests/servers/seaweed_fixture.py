@@ -1,4 +1,4 @@
-"""One SeaweedFS for all tests of this process."""
+"""Fixture for one SeaweedFS per test process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from servers.seaweed import Missing, seaweed
 
 @pytest.fixture(scope="session")
 def seaweed_server():
-    """Give a running S3 server: `.endpoint`, `.bucket()`, `.options(keys)`, `.direct(bucket)`."""
+    """Provide a running S3 server, with `.endpoint`, `.bucket()`, `.options(keys)` and `.direct(bucket)`."""
     try:
         context = seaweed()
         server = context.__enter__()

@@ -1,7 +1,7 @@
-"""Real OpenSSH servers on loopback, each in a folder of its own, with its own host key and a key that may log in.
+"""Real OpenSSH servers on loopback, each with a temporary folder, its own host key, and an authorized key.
 
-The account is the one that the tests run in. Beside the server's folder of data there is one that SFTP sessions begin
-in, so that paths relative to the home directory touch no real home.
+The user is the one who runs the tests. SFTP sessions start in a temporary folder, so that paths relative to the home
+directory do not touch the real one.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 from canaries import canary
 
-SECONDS = 20.0  # to be ready: usually 0.1
+SECONDS = 60.0  # limit for starting, which usually takes 0.1 s
 _PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
 
 
 class Missing(Exception):
-    """There is no OpenSSH here, or it does not start; the message says why."""
+    """OpenSSH is not installed, or does not start. The message gives the reason."""
 
 
 class Sshd:
-    """A server, running or not.
+    """A server, which may be running or stopped.
 
     Attributes:
-        port: on 127.0.0.1; the same after a restart.
-        user: who may log in.
-        data: a folder for objects.
-        home: the folder that sessions begin in.
-        key: file of the private key that may log in.
-        locked_key: the same key, encrypted with the canary "ssh-passphrase".
-        certificate_key: a private key that only its certificate (beside it, -cert.pub) lets in.
-        stranger_key: a private key that may not log in.
-        known_hosts: file with the server's host key.
-        config: an ssh config with the aliases "box" and "jumped" (through "box").
-        pid: of the listening process, or None.
+        port: Port on 127.0.0.1. Stays the same after a restart.
+        user: Name of the user who may log in.
+        data: Folder for objects.
+        home: Folder in which sessions start.
+        key: Path of the authorized private key.
+        locked_key: Path of the same key, encrypted with the canary "ssh-passphrase".
+        certificate_key: Path of a private key that is authorized only by its certificate (-cert.pub).
+        stranger_key: Path of a private key that is not authorized.
+        known_hosts: Path of a file with the server's host key.
+        config: Path of an SSH configuration with the aliases "box" and "jumped" (through "box").
+        pid: Id of the listening process, or None.
     """
 
     def __init__(self, folder: Path, *, max_sessions: int = 100, sftp: bool = True) -> None:
@@ -64,11 +64,11 @@ class Sshd:
 
     @property
     def url(self) -> str:
-        """Of the store, with the user's name."""
+        """URL of the store, with the user name."""
         return f"ssh://{self.user}@127.0.0.1:{self.port}"
 
     def address(self, path: str | Path) -> str:
-        """Return the address of a path of this machine, or of one relative to `data`."""
+        """Return the address of a local path, absolute or relative to `data`."""
         return f"{self.url}{self.data / path}"
 
     def path(self, name: str) -> str:
@@ -76,24 +76,24 @@ class Sshd:
         return str(self.data / name).lstrip("/")
 
     def options(self) -> dict[str, Any]:
-        """Return what `open_store(url, **options)` needs; nothing of the user's own configuration is looked at."""
+        """Return the options for `open_store(url, **options)`. The user's own configuration is not used."""
         return {"client_keys": [str(self.key)], "known_hosts": str(self.known_hosts), "config": []}
 
     def start(self) -> None:
-        """Start it, at its old port if it had one.
+        """Start the server, on its previous port if it had one.
 
         Raises:
-            Missing: it does not start.
+            Missing: If it does not start.
         """
         program = _find("sshd")
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # it insists on this folder
-        for _ in range(3):  # a port that was free may be taken a moment later
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd requires this folder
+        for _ in range(3):  # another process may take the free port first
             port = self.port or _free_port()
             self._write_config(port)
             command = [program, "-D", "-e", "-f", str(self.folder / "sshd_config")]
             if setpriv := shutil.which("setpriv", path=_PROGRAMS):
-                command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # should the tests be killed, so is it
+                command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # ends with the test process
             with (self.folder / "log").open("ab") as log:
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             self._process, self.pid = process, process.pid
@@ -101,26 +101,26 @@ class Sshd:
                 self.port = port
                 return
             self.stop()
-        words = (self.folder / "log").read_text(errors="replace")[-2000:]
-        raise Missing(f"sshd ended three times before it was ready; its last words:\n{words}")
+        log_end = (self.folder / "log").read_text(errors="replace")[-2000:]
+        raise Missing(f"sshd exited three times before it was ready; the end of its log:\n{log_end}")
 
     def drop_connections(self) -> None:
-        """Kill what serves the connections there are; the server goes on."""
+        """Kill the processes of all open connections. The server continues."""
         if self._process is not None:
             _kill(psutil.Process(self._process.pid).children(recursive=True))
 
     def stop(self) -> None:
-        """Kill it with all that it started."""
+        """Kill the server and its child processes."""
         process, self._process, self.pid = self._process, None, None
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 children = psutil.Process(process.pid).children(recursive=True)
                 process.send_signal(signal.SIGKILL)
                 _kill(children)
-            process.wait(30)
+            process.wait(60)
 
     def new_host_key(self) -> None:
-        """Give it another host key, from its next start; `known_hosts` keeps the old one."""
+        """Replace the host key from the next start on. `known_hosts` keeps the old one."""
         (self.folder / "host_key").unlink()
         _keygen(self.folder / "host_key")
 
@@ -169,10 +169,10 @@ class Sshd:
 
 @contextlib.contextmanager
 def sshd(**options: Any) -> Iterator[Sshd]:
-    """Start OpenSSH, yield it, stop it and remove its folder.
+    """Start OpenSSH, yield it, then stop it and remove its folder.
 
     Raises:
-        Missing: it is not installed, or does not start.
+        Missing: If it is not installed, or does not start.
     """
     for program in ("sshd", "ssh-keygen"):
         _find(program)
@@ -190,24 +190,24 @@ def sshd(**options: Any) -> Iterator[Sshd]:
 
 @contextlib.contextmanager
 def agent(*keys: Path) -> Iterator[str]:
-    """Start a real ssh-agent that holds these keys, yield the path of its socket, stop it.
+    """Start a real ssh-agent with these keys, yield the path of its socket, then stop it.
 
     Raises:
-        Missing: it is not installed, or does not start.
+        Missing: If it is not installed, or does not start.
     """
     with tempfile.TemporaryDirectory(prefix="agent-") as folder:
-        place = f"{folder}/agent"
+        socket_path = f"{folder}/agent"
         process = subprocess.Popen(
-            [_find("ssh-agent"), "-D", "-a", place], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [_find("ssh-agent"), "-D", "-a", socket_path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         try:
-            _wait_for(lambda: Path(place).exists(), process, "ssh-agent")
+            _wait_for(lambda: Path(socket_path).exists(), process, "ssh-agent")
             for key in keys:
-                _run("ssh-add", "-q", str(key), env={**os.environ, "SSH_AUTH_SOCK": place})
-            yield place
+                _run("ssh-add", "-q", str(key), env={**os.environ, "SSH_AUTH_SOCK": socket_path})
+            yield socket_path
         finally:
             process.kill()
-            process.wait(30)
+            process.wait(60)
 
 
 def _find(program: str) -> str:
@@ -218,7 +218,7 @@ def _find(program: str) -> str:
 
 
 def _run(program: str, *arguments: str, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run([_find(program), *arguments], env=env, capture_output=True, timeout=30, check=False)
+    done = subprocess.run([_find(program), *arguments], env=env, capture_output=True, timeout=60, check=False)
     if done.returncode:
         raise Missing(f"{program} failed: {done.stderr.decode(errors='replace')}")
 
@@ -231,30 +231,30 @@ def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(processes, timeout=10)
+    psutil.wait_procs(processes, timeout=60)
 
 
 def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until it greets; False if it ended."""
+    """Wait until the server sends its version. Return False if the process exits."""
 
-    def greets() -> bool:
+    def sends_version() -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False
 
-    return _wait_for(greets, process, "sshd")
+    return _wait_for(sends_version, process, "sshd")
 
 
-def _wait_for(true: Any, process: subprocess.Popen[bytes], what: str) -> bool:
-    ends = time.monotonic() + SECONDS
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], what: str) -> bool:
+    deadline = time.monotonic() + SECONDS
     while process.poll() is None:
-        if true():
+        if condition():
             return True
-        if time.monotonic() > ends:
+        if time.monotonic() > deadline:
             raise Missing(f"{what} was not ready within {SECONDS} s")
-        time.sleep(0.01)  # between two questions whether it is there
+        time.sleep(0.01)
     return False
 
 

@@ -1,4 +1,4 @@
-"""OpenSSH servers for all tests of this process."""
+"""Fixtures for OpenSSH servers."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from servers.sshd import Missing, sshd
 
 @pytest.fixture(scope="session")
 def ssh_server():
-    """Give a running OpenSSH server, see `servers.sshd.Sshd`. Leave it running and as it is."""
+    """Provide a running OpenSSH server (`servers.sshd.Sshd`), shared by all tests, which must not stop or change it."""
     with started() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def second_ssh_server():
-    """Give another one, with another host key and other data."""
+    """Provide another shared server, with a different host key and different data."""
     with started() as server:
         yield server
 
 
 @pytest.fixture
 def own_ssh_server():
-    """Give one that a test may stop, restart and change."""
+    """Provide a server that the test may stop, restart and change."""
     with started() as server:
         yield server
 
 
 @contextlib.contextmanager
 def started(**options):
-    """Start a server (see `servers.sshd.sshd`), or say why there is none."""
+    """Start a server (see `servers.sshd.sshd`). If that is not possible, skip the test, or fail it in CI."""
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(sshd(**options))

@@ -1,4 +1,4 @@
-"""Small web servers in this process: aiohttp's own, and one that sends what it is told to."""
+"""Small web servers in this process: one of aiohttp, and one that sends prepared responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @contextlib.asynccontextmanager
 async def serving(handler: Handler | web.Application) -> AsyncIterator[str]:
-    """Serve all requests by one function, or an application, with aiohttp; yield the server's address."""
+    """Serve all requests with a function or an application of aiohttp, and yield the server's address."""
     if isinstance(handler, web.Application):
         runner: web.BaseRunner = web.AppRunner(handler, shutdown_timeout=0.5, handler_cancellation=True)
     else:
@@ -34,18 +34,19 @@ async def serving(handler: Handler | web.Application) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def saying(*answers: bytes) -> AsyncIterator[str]:
-    """Send these answers to one request after the other, the last one for good, and hang up after each.
+async def serve_responses(*answers: bytes) -> AsyncIterator[str]:
+    """Send one of these responses to each request, repeating the last one, and close the connection after each.
 
-    What follows the headers is left out where only those are asked for.
+    HEAD requests get only the headers.
     """
-    left = list(answers)
+    remaining = list(answers)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             request = await reader.readuntil(b"\r\n\r\n")
-            said = left.pop(0) if len(left) > 1 else left[0]
-            writer.write(said.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if request.startswith(b"HEAD ") else said)
+            response = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+            headers = response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+            writer.write(headers if request.startswith(b"HEAD ") else response)
             await writer.drain()
         writer.close()
         with contextlib.suppress(OSError):
@@ -60,10 +61,10 @@ async def saying(*answers: bytes) -> AsyncIterator[str]:
 
 
 class Folder:
-    """aiohttp's static files, from a thread of this process.
+    """Static files served by aiohttp in a thread of this process.
 
     Attributes:
-        url: of its root.
+        url: URL of the root.
     """
 
     def __init__(self, url: str, data: Path) -> None:
@@ -72,7 +73,7 @@ class Folder:
         self._written = 0
 
     def put(self, files: Mapping[str, bytes]) -> None:
-        """Put objects there, as a whole each; the time of each is another one."""
+        """Write objects atomically. Each gets a different time."""
         for name, data in files.items():
             target = self._data / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,13 +94,13 @@ def folder() -> Iterator[Folder]:
     ready, addresses, stop, loops = threading.Event(), [], asyncio.Event(), []
 
     async def serve() -> None:
-        # All its threads from the beginning: a test that finds one more would take it for its own.
-        workers, together = 4, threading.Barrier(5)
+        # Start all threads now. A thread that starts during a test would be reported as leaked.
+        workers, all_started = 4, threading.Barrier(5)
         executor = concurrent.futures.ThreadPoolExecutor(workers)
         asyncio.get_running_loop().set_default_executor(executor)
         for _ in range(workers):
-            executor.submit(together.wait, 20)
-        together.wait(20)
+            executor.submit(all_started.wait, 60)
+        all_started.wait(60)
         async with serving(app) as address:
             addresses.append(address)
             loops.append(asyncio.get_running_loop())
@@ -109,9 +110,9 @@ def folder() -> Iterator[Folder]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()), name="web")
     thread.start()
     try:
-        assert ready.wait(20), "the server does not start"
+        assert ready.wait(60), "the server does not start"
         yield Folder(addresses[0], data)
     finally:
         loops[0].call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(60)
         shutil.rmtree(data)

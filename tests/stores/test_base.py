@@ -1,4 +1,4 @@
-"""What is the same in all stores: paths, counts, versions and deadlines."""
+"""Behavior that all stores share: paths, counts, versions and deadlines."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SHORT = Timeouts(connect=0.05, response=0.05, window=0.2, min_rate=1000, close=0
 DATA = bytes(range(100)) * 100
 
 
-class Said(Store):
-    """Says of its answer what it is told to, and sends what it is told to."""
+class ResponseStore(Store):
+    """Announces a configured response, and sends configured pieces."""
 
     def __init__(self, pieces=(DATA,), start=0, end=10_000, size=10_000, version="v", **options):
-        super().__init__("said://me:sesame@here", **options)
+        super().__init__("response://me:sesame@here", **options)
         self.answer = pieces, start, end, size, version
         self.gone = 0  # contexts that were left
 
@@ -60,7 +60,7 @@ def play(use, deadline=60):
 
 @pytest.fixture
 def play_fast(monkeypatch):
-    """Run a coroutine function in virtual time: seconds pass as they are waited for, and no others."""
+    """Run a coroutine function in virtual time: time passes only while the program waits."""
     use_loop_time(monkeypatch, deadlines)
     return functools.partial(run_in, VirtualLoop)
 
@@ -70,17 +70,17 @@ def play_fast(monkeypatch):
 
 @pytest.mark.parametrize("short", [1, 5000, len(DATA)])
 def test_less_than_announced_is_an_interruption_at_the_byte(short):
-    store = Said([DATA[:-short]])
-    with pytest.raises(sl.Interrupted) as caught:
+    store = ResponseStore([DATA[:-short]])
+    with pytest.raises(sl.TransferInterrupted) as caught:
         play(lambda: store.read("a"))
     assert caught.value.offset == len(DATA) - short
-    assert caught.value.address == "said://***@here/a"
-    assert f"{short} before the end" in str(caught.value)
+    assert caught.value.address == "response://***@here/a"
+    assert f"before the end of the request at byte {len(DATA)}" in str(caught.value)
     assert store.gone == 1
 
 
-def test_more_than_announced_is_a_fault_and_never_yielded():
-    store = Said([DATA, b"x"])
+def test_more_than_announced_is_an_error_and_never_yielded():
+    store = ResponseStore([DATA, b"x"])
 
     async def collect():
         got = bytearray()
@@ -89,21 +89,21 @@ def test_more_than_announced_is_a_fault_and_never_yielded():
             async for chunk in store.stream("a"):
                 got.extend(chunk)
 
-        with pytest.raises(sl.ProtocolFault) as caught:
+        with pytest.raises(sl.ProtocolError) as caught:
             await take()
         assert caught.value.offset == len(DATA)
         return got
 
     assert play(collect) == DATA
-    with pytest.raises(sl.ProtocolFault):
-        play(lambda: Said([DATA + b"x"]).read("a"))
+    with pytest.raises(sl.ProtocolError):
+        play(lambda: ResponseStore([DATA + b"x"]).read("a"))
 
 
-def test_empty_pieces_are_nothing():
-    assert play(lambda: Said([b"", DATA, b""]).read("a")) == DATA
+def test_empty_pieces_are_ignored():
+    assert play(lambda: ResponseStore([b"", DATA, b""]).read("a")) == DATA
 
     async def collect():
-        return [chunk async for chunk in Said([b"", DATA[:5], b"", DATA[5:], b""]).stream("a")]
+        return [chunk async for chunk in ResponseStore([b"", DATA[:5], b"", DATA[5:], b""]).stream("a")]
 
     assert play(collect) == [DATA[:5], DATA[5:]]
 
@@ -113,62 +113,62 @@ def test_empty_pieces_are_nothing():
     [(None, 1, 10_000), (None, 0, 9_999), (ByteRange(5, 9), 0, 10_000), (ByteRange(5, 9), 5, 8),
      (ByteRange(5, 9), 4, 8), (ByteRange(5), 5, 9_999), (ByteRange(-5), 0, 5), (ByteRange(-5), 9_995, 9_999)],
 )  # fmt: skip
-def test_another_span_than_asked_is_a_fault(span, start, end):
-    store = Said([DATA[start:end]], start, end)
-    with pytest.raises(sl.ProtocolFault, match="asked for bytes") as caught:
+def test_another_span_than_requested_is_an_error(span, start, end):
+    store = ResponseStore([DATA[start:end]], start, end)
+    with pytest.raises(sl.ProtocolError, match="requested bytes") as caught:
         play(lambda: store.read("a", span))
-    asked = (span or ByteRange()).within(len(DATA))
-    assert caught.value.offset == asked[0]
+    requested = (span or ByteRange()).within(len(DATA))
+    assert caught.value.offset == requested[0]
     assert store.gone == 1
 
 
-def test_what_the_server_does_not_tell_is_not_compared():
-    assert play(lambda: Said([DATA], 0, None, None).read("a")) == DATA
-    assert play(lambda: Said([DATA[5:9]], 5, None, None).read("a", ByteRange(5, 9))) == DATA[5:9]
-    assert play(lambda: Said([DATA[-4:]], 9_996, 10_000, None).read("a", ByteRange(-4))) == DATA[-4:]
-    with pytest.raises(sl.ProtocolFault):
-        play(lambda: Said([DATA[4:9]], 4, None, None).read("a", ByteRange(5, 9)))
+def test_sizes_that_the_server_does_not_report_are_not_compared():
+    assert play(lambda: ResponseStore([DATA], 0, None, None).read("a")) == DATA
+    assert play(lambda: ResponseStore([DATA[5:9]], 5, None, None).read("a", ByteRange(5, 9))) == DATA[5:9]
+    assert play(lambda: ResponseStore([DATA[-4:]], 9_996, 10_000, None).read("a", ByteRange(-4))) == DATA[-4:]
+    with pytest.raises(sl.ProtocolError):
+        play(lambda: ResponseStore([DATA[4:9]], 4, None, None).read("a", ByteRange(5, 9)))
 
 
-def test_past_the_end_by_the_size_that_the_answer_tells():
-    with pytest.raises(sl.RangeOutside):
-        play(lambda: Said([DATA], 0, 10_000).read("a", ByteRange(0, 10_001)))
+def test_past_the_end_by_the_size_of_the_response():
+    with pytest.raises(sl.RangeNotSatisfiable):
+        play(lambda: ResponseStore([DATA], 0, 10_000).read("a", ByteRange(0, 10_001)))
 
 
 def test_another_version_is_refused_before_its_bytes():
-    store = Said([None])  # never sends any
-    with pytest.raises(sl.ObjectChanged, match="version v now, w before"):
+    store = ResponseStore([None])  # never sends any
+    with pytest.raises(sl.ObjectChanged, match="version was w and is now v"):
         play(lambda: store.read("a", version="w"))
     with pytest.raises(sl.ObjectChanged):
-        play(lambda: Said(version=None).read("a", version="w"))
+        play(lambda: ResponseStore(version=None).read("a", version="w"))
     assert store.gone == 1
 
 
-def test_on_begin_is_told_once_before_the_bytes():
-    told = []
+def test_on_start_is_called_once_before_the_bytes():
+    starts = []
 
     async def read(span):
-        chunks = Said([DATA[5:9]], 5, 9).stream("a", span, on_begin=lambda *what: told.append(what))
+        chunks = ResponseStore([DATA[5:9]], 5, 9).stream("a", span, on_start=lambda *what: starts.append(what))
         return [chunk async for chunk in chunks]
 
     assert play(lambda: read(ByteRange(5, 9))) == [DATA[5:9]]
     assert play(lambda: read(ByteRange(3, 3))) == []
     info = ObjectInfo("a", len(DATA), "v")
-    assert told == [(info, 5), (info, 3)]
+    assert starts == [(info, 5), (info, 3)]
 
 
 def test_what_is_too_large_for_memory_is_refused():
     limits = Limits(object_bytes=9_999)
     with pytest.raises(sl.LimitExceeded, match="object_bytes"):
-        play(lambda: Said(limits=limits).read("a"))
-    assert play(lambda: Said([DATA[1:]], 1, limits=limits).read("a", ByteRange(1))) == DATA[1:]
+        play(lambda: ResponseStore(limits=limits).read("a"))
+    assert play(lambda: ResponseStore([DATA[1:]], 1, limits=limits).read("a", ByteRange(1))) == DATA[1:]
 
 
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 
-class Stuck(Said):
-    """Never answers."""
+class Stuck(ResponseStore):
+    """Never responds."""
 
     async def _head(self, path):
         await asyncio.Event().wait()
@@ -185,23 +185,23 @@ class Stuck(Said):
     ("use", "stage"),
     [
         (lambda store: store.head("a"), "head"),
-        (lambda store: store.read("a"), "waiting for its first bytes"),
+        (lambda store: store.read("a"), "waiting for the first bytes"),
         (lambda store: store.read("a", ByteRange(5, 5)), "head"),
         (lambda store: anext(store.list("a")), "listing"),
         (lambda store: store.delete("a"), "delete"),
     ],
 )
-def test_an_answer_that_does_not_come_has_a_deadline(use, stage, play_fast):
+def test_a_missing_response_has_a_deadline(use, stage, play_fast):
     with pytest.raises(sl.StoreTimeout) as caught:
         play_fast(lambda: use(Stuck(timeouts=SHORT)))
     assert caught.value.details == {"waited": 0.1, "stage": stage}
-    assert caught.value.address == "said://***@here/a"
+    assert caught.value.address == "response://***@here/a"
     assert stage in str(caught.value)
 
 
 @pytest.mark.parametrize("sent", [0, 150])
 def test_bytes_that_stop_coming_have_a_deadline(sent, play_fast):
-    store = Said([DATA[:sent], None], timeouts=SHORT)
+    store = ResponseStore([DATA[:sent], None], timeouts=SHORT)
     with pytest.raises(sl.StoreTimeout) as caught:
         play_fast(lambda: store.read("a"))
     assert caught.value.offset == sent
@@ -213,19 +213,19 @@ def test_bytes_that_drip_have_a_deadline_too(play_fast):
     # Each piece comes in time, but too little comes in a window: 10 bytes where 200 are wanted.
     drip = [part for at in range(100) for part in (0.02, DATA[at : at + 1])]
     with pytest.raises(sl.StoreTimeout, match="B/s") as caught:
-        play_fast(lambda: Said(drip, timeouts=SHORT).read("a"))
+        play_fast(lambda: ResponseStore(drip, timeouts=SHORT).read("a"))
     assert 0 < caught.value.offset < 50
 
 
 def test_bytes_that_come_fast_enough_have_none(play_fast):
     enough = [part for at in range(0, len(DATA), 500) for part in (0.03, DATA[at : at + 500])]
-    assert play_fast(lambda: Said(enough, timeouts=SHORT).read("a")) == DATA  # 0.6 s in all, and 500 bytes each 0.03 s
+    assert play_fast(lambda: ResponseStore(enough, timeouts=SHORT).read("a")) == DATA
 
 
-def test_time_in_which_nobody_asks_does_not_count(play_fast):
+def test_time_between_reads_does_not_count(play_fast):
     async def read():
         got = b""
-        store = Said([DATA[at : at + 1] for at in range(5)], 0, 5, 5, timeouts=SHORT)
+        store = ResponseStore([DATA[at : at + 1] for at in range(5)], 0, 5, 5, timeouts=SHORT)
         async with contextlib.aclosing(store.stream("a")) as chunks:
             async for chunk in chunks:
                 got += chunk
@@ -238,15 +238,15 @@ def test_time_in_which_nobody_asks_does_not_count(play_fast):
 def test_a_deadline_of_the_caller_stays_its_own(play_fast):
     async def read():
         async with asyncio.timeout(0.01):
-            await Said([None]).read("a")
+            await ResponseStore([None]).read("a")
 
     with pytest.raises(TimeoutError) as caught:
         play_fast(read)
     assert not isinstance(caught.value, sl.StoreTimeout)
 
 
-def test_goodbye_has_a_deadline(play_fast):
-    class Clinging(Said):
+def test_closing_has_a_deadline(play_fast):
+    class Clinging(ResponseStore):
         async def _disconnect(self):
             await asyncio.Event().wait()
 
@@ -263,8 +263,8 @@ def test_goodbye_has_a_deadline(play_fast):
 # --- turns, loops and twins -------------------------------------------------------------------------------------------
 
 
-def test_no_more_requests_are_under_way_than_allowed():
-    class Counting(Said):
+def test_concurrent_requests_are_limited():
+    class Counting(ResponseStore):
         under_way = most = 0
 
         async def send(self, pieces):
@@ -285,9 +285,9 @@ def test_no_more_requests_are_under_way_than_allowed():
     assert store.most == 3
 
 
-def test_connections_are_forgotten_in_another_loop_and_closed_in_their_own():
-    class Noting(Said):
-        def _forget(self):
+def test_connections_are_dropped_in_another_loop_and_closed_in_their_own():
+    class Noting(ResponseStore):
+        def _drop_connections(self):
             self.__dict__.setdefault("notes", []).append("forgotten")
 
         async def _disconnect(self):
@@ -313,20 +313,20 @@ def test_a_twin_leaves_connections_behind():
     store = Plain("plain://twins", password="sesame", timeouts=SHORT)
     play(lambda: store.write("a", b"x"))
     twin = pickle.loads(pickle.dumps(store))
-    assert (twin.url, twin.timeouts, twin.password, twin._home) == (store.url, SHORT, "sesame", None)
-    assert store._home is not None
+    assert (twin.url, twin.timeouts, twin.password, twin._loop_id) == (store.url, SHORT, "sesame", None)
+    assert store._loop_id is not None
     assert play(lambda: twin.read("a")) == b"x"
 
 
 @pytest.mark.parametrize("path", [b"a", None, 7])
-def test_a_path_is_a_text(path):
-    with pytest.raises(sl.ConfigError, match="is a str"):
-        play(lambda: Said().read(path))
+def test_a_path_must_be_a_string(path):
+    with pytest.raises(sl.ConfigError, match="must be a str"):
+        play(lambda: ResponseStore().read(path))
 
 
-def test_without_writes_and_listings_it_says_what_to_do():
-    class Poor(Said):
-        writes = lists = False
+def test_without_writes_and_listings_the_error_names_a_remedy():
+    class Poor(ResponseStore):
+        supports_writes = supports_listing = False
 
     with pytest.raises(sl.NotSupported, match="read-only"):
         play(lambda: Poor().write("a", b""))
@@ -337,6 +337,6 @@ def test_without_writes_and_listings_it_says_what_to_do():
 
 
 def test_shows_no_credentials():
-    store = Said()
-    assert repr(store) == "<Said said://***@here>"
+    store = ResponseStore()
+    assert repr(store) == "<ResponseStore response://***@here>"
     assert "sesame" not in f"{store.url} {store.address('a')}"

@@ -1,4 +1,4 @@
-"""From addresses to objects: what is found, in which order, and with how few requests."""
+"""Expanding addresses into objects: results, their order, and the number of requests."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ import streamloader as sl
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
-    Interrupted,
     LimitExceeded,
     NotFound,
     NotSupported,
     StreamNotFound,
+    TransferInterrupted,
     Unreachable,
 )
 from streamloader.stores import expand as finding
 from streamloader.stores import registry
-from streamloader.stores.addresses import expand
-from streamloader.stores.expand import find, find_all
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.addresses import expand_addresses
+from streamloader.stores.expand import expand_store_address, expand_store_addresses
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.memory import MemoryStore
 from streamloader.stores.patterns import has_magic
 from streamloader.values import ObjectInfo
@@ -55,7 +55,7 @@ TREE = (
 
 
 def fill(space, names):
-    store, _ = shared_store(space, PLAIN)
+    store, _ = open_shared_store(space, PLAIN)
     with store:
         for name in names:
             store.write(name, name.encode())
@@ -70,22 +70,22 @@ def space():
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What stores in memory are asked for, in order: ("head", path) and ("list", directory, at any depth?)."""
-    asked = []
+def requests(monkeypatch):
+    """Requests to stores in memory, in order: ("head", path) and ("list", directory, at any depth?)."""
+    requests = []
     head, listing = MemoryStore._head, MemoryStore._list
 
     def counted_list(self, prefix, *, recursive):
-        asked.append(("list", prefix, recursive))
+        requests.append(("list", prefix, recursive))
         return listing(self, prefix, recursive=recursive)
 
     async def counted_head(self, path):
-        asked.append(("head", path))
+        requests.append(("head", path))
         return await head(self, path)
 
     monkeypatch.setattr(MemoryStore, "_list", counted_list)
     monkeypatch.setattr(MemoryStore, "_head", counted_head)
-    return asked
+    return requests
 
 
 def names(found, space):
@@ -95,16 +95,16 @@ def names(found, space):
 
 
 def found(space, address, pattern=None):
-    return names(find(f"{space}/{address}", pattern, PLAIN), space)
+    return names(expand_store_address(f"{space}/{address}", pattern, PLAIN), space)
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------
 
 
 def test_an_object_stands_for_itself(space):
-    (one,) = find(f"{space}/deep/er/c.txt", None, PLAIN)
+    (one,) = expand_store_address(f"{space}/deep/er/c.txt", None, PLAIN)
     assert one.address == f"{space}/deep/er/c.txt"
-    store, path = shared_store(one.address, PLAIN)
+    store, path = open_shared_store(one.address, PLAIN)
     with store:
         assert one.info == store.head(path)
         assert store.read(path, version=one.info.version) == b"deep/er/c.txt"
@@ -144,19 +144,21 @@ def test_a_directory_holds_what_lies_under_it_and_is_not_hidden(space):
     assert found(space, "", "*.txt") == [
         "10.txt", "9.txt", "[1].txt", "a b.txt", "b.TXT", "deep-er/f.txt", "deep/e.txt", "deep/er/c.txt", "größe.txt",
     ]  # fmt: skip
-    assert [one.info.path for one in find(space, lambda path: path.endswith("md"), PLAIN)] == ["note.md"]
+    assert [one.info.path for one in expand_store_address(space, lambda path: path.endswith("md"), PLAIN)] == [
+        "note.md"
+    ]
     assert found(space, ".git/") == [".git/d.txt"]
     assert found(space, "deep/er/.h") == ["deep/er/.h/x.txt"]
 
 
-def test_what_counts_is_only_asked_of_directories_and_by_the_caller(space):
+def test_the_filter_applies_to_directories_only_and_runs_in_the_caller(space):
     assert found(space, "*.md", "*.txt") == ["note.md"]
     assert found(space, "note.md", "*.txt") == ["note.md"]
     threads = []
 
     def accept(path):
         threads.append(threading.current_thread())
-        store, _ = shared_store(space, PLAIN)  # it may use stores itself
+        store, _ = open_shared_store(space, PLAIN)  # it may use stores itself
         with store:
             return store.head(path).size > 10
 
@@ -188,11 +190,11 @@ def test_braces_come_in_their_order(space, address, expected):
 def test_braces_may_be_in_the_name_of_the_store():
     fill("memory://find-one", ["a.txt"])
     fill("memory://find-two", ["a.txt", "b.txt"])
-    addresses = [one.address for one in find("memory://find-{two,one}/{a,a}.txt", None, PLAIN)]
+    addresses = [one.address for one in expand_store_address("memory://find-{two,one}/{a,a}.txt", None, PLAIN)]
     assert addresses == [f"memory://find-{name}/a.txt" for name in ("two", "two", "one", "one")]
 
 
-def test_what_is_called_so_literally_wins(space):
+def test_literal_names_take_precedence(space):
     assert found(space, "[1].txt") == ["[1].txt"]
     assert found(space, "part-{a,b}.tar") == ["part-{a,b}.tar"]
     fill(space, ["1.txt", "part-a.tar", "part-b.tar", "what?/a.txt", "why?.txt", "whys.txt"])
@@ -206,7 +208,7 @@ def test_a_list_keeps_its_order_and_repeats(space):
     other = f"memory://find-{secrets.token_hex(4)}"
     fill(other, ["9.txt"])
     addresses = [f"{space}/9.txt", f"{other}/*", f"{space}/10.txt", f"{space}/deep", f"{space}/9.txt"]
-    assert [one.address for one in find_all(addresses, None, PLAIN)] == [
+    assert [one.address for one in expand_store_addresses(addresses, None, PLAIN)] == [
         f"{space}/9.txt",
         f"{other}/9.txt",
         f"{space}/10.txt",
@@ -214,57 +216,59 @@ def test_a_list_keeps_its_order_and_repeats(space):
         f"{space}/deep/er/c.txt",
         f"{space}/9.txt",
     ]
-    assert find_all([], None, PLAIN) == []
+    assert expand_store_addresses([], None, PLAIN) == []
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "message"),
     [
         ("no.txt", r"no such object: .*no\.txt"),
         ("no/where/", r"the directory .*no/where/ does not exist"),
         ("no/*.txt", r"the pattern .*no/\*\.txt matches nothing"),
         ("**/*.mp4", r"matches nothing"),
-        ("dee*", r"matches 2 directories and no file; add \*\*/"),
+        ("dee*", r"matches 2 directories and no file; append \*\*/"),
         ("dee*/", r"matches 2 directories and no file"),
         ("9.txt/inside", "no such object"),
         ("{9,8}.txt", r"no such object: .*/8\.txt"),
         ("x" * 3000, "no such object"),
     ],
 )
-def test_what_does_not_exist_is_not_found(space, address, told):
-    with pytest.raises(StreamNotFound, match=told) as caught:
-        find_all([f"{space}/9.txt", f"{space}/{address}"], None, PLAIN)
+def test_what_does_not_exist_is_not_found(space, address, message):
+    with pytest.raises(StreamNotFound, match=message) as caught:
+        expand_store_addresses([f"{space}/9.txt", f"{space}/{address}"], None, PLAIN)
     expected = f"{space}/8.txt" if "{" in address else f"{space}/{address}"
     assert caught.value.address == expected
 
 
 def test_a_directory_without_such_a_file_says_so(space):
-    with pytest.raises(StreamNotFound, match=r"the directory .*deep holds no file of this kind \(2 others\)") as caught:
-        find(f"{space}/deep", "*.mp4", PLAIN)
+    with pytest.raises(
+        StreamNotFound, match=r"the directory .*deep contains no file of this kind \(2 other files\)"
+    ) as caught:
+        expand_store_address(f"{space}/deep", "*.mp4", PLAIN)
     assert caught.value.address == f"{space}/deep"
 
 
 @pytest.mark.parametrize("address", ["a/../b.txt", "./a.txt", "../*", "a/./**"])
 def test_paths_that_lead_elsewhere_are_refused(space, address):
     with pytest.raises(ConfigError, match=r"'\.' or '\.\.'"):
-        find(f"{space}/{address}", None, PLAIN)
+        expand_store_address(f"{space}/{address}", None, PLAIN)
 
 
 def test_secrets_stay_in_addresses_and_out_of_all_that_is_shown():
     fill("plain-find://me:hunter2@box", ["a.txt"])
-    (one,) = find("plain-find://me:hunter2@box/*.txt", None, PLAIN)
+    (one,) = expand_store_address("plain-find://me:hunter2@box/*.txt", None, PLAIN)
     assert one.address == "plain-find://me:hunter2@box/a.txt"
     assert "hunter2" not in repr(one.info)
     for missing in ("no.txt", "no/", "*.mp4", "{1,2}.txt"):
         with pytest.raises(StreamNotFound) as caught:
-            find(f"plain-find://me:hunter2@box/{missing}", None, PLAIN)
+            expand_store_address(f"plain-find://me:hunter2@box/{missing}", None, PLAIN)
         assert "hunter2" not in str(caught.value) + repr(caught.value)
         assert caught.value.address.startswith("plain-find://***@box/")
 
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch):
-    monkeypatch.setattr(registry, "_KINDS", {**registry._KINDS, "plain-find": "store_leaves:Plain"})
+    monkeypatch.setattr(registry, "_STORE_CLASSES", {**registry._STORE_CLASSES, "plain-find": "store_leaves:Plain"})
 
 
 # --- with how few requests -------------------------------------------------------------------------------------------
@@ -289,29 +293,29 @@ def _plain(monkeypatch):
         ("{9,10}.txt", [("head", "{9,10}.txt"), ("head", "9.txt"), ("head", "10.txt")]),
     ],
 )  # fmt: skip
-def test_no_more_is_asked_than_is_needed(space, asked, address, expected):
+def test_only_needed_requests_are_sent(space, requests, address, expected):
     assert found(space, address)
-    assert asked == expected
+    assert requests == expected
 
 
-def test_ten_thousand_objects_take_one_listing(asked):
+def test_ten_thousand_objects_take_one_listing(requests):
     space = f"memory://find-{secrets.token_hex(4)}"
     every = [f"d{number % 10}/{number:05}.{'tar' if number % 2 else 'txt'}" for number in range(10_000)]
     fill(space, every)
-    asked.clear()
+    requests.clear()
     assert found(space, "", "*.tar") == sorted(name for name in every if name.endswith("tar"))
     assert found(space, "d3/*33.tar") == sorted(n for n in every if n.startswith("d3/") and n.endswith("33.tar"))
     assert found(space, "**/*00.txt") == sorted(name for name in every if name.endswith("00.txt"))
-    assert asked == [
+    assert requests == [
         ("list", "", True), ("head", "d3/*33.tar"), ("list", "d3", False), ("head", "**/*00.txt"), ("list", "", True),
     ]  # fmt: skip
-    asked.clear()
+    requests.clear()
     assert found(space, "d3/{00003..00993..10}.tar") == [f"d3/{number:05}.tar" for number in range(3, 1000, 10)]
-    assert len(asked) == 101
+    assert len(requests) == 101
 
 
 class Watched(Plain):
-    """Notes how many requests are under way."""
+    """Counts concurrent requests."""
 
     schemes = ("watched",)
     now = most = 0
@@ -337,15 +341,15 @@ class Watched(Plain):
 
 @pytest.fixture
 def watched(monkeypatch):
-    monkeypatch.setattr(registry, "_KINDS", {**registry._KINDS, "watched": f"{__name__}:Watched"})
+    monkeypatch.setattr(registry, "_STORE_CLASSES", {**registry._STORE_CLASSES, "watched": f"{__name__}:Watched"})
     monkeypatch.setattr(Watched, "most", 0)
-    monkeypatch.setattr(finding, "_AT_ONCE", 8)
+    monkeypatch.setattr(finding, "_MAX_CONCURRENT_LOOKUPS", 8)
     space = f"watched://find-{secrets.token_hex(4)}"
     fill(space, [f"{a}/{b}/{c}.txt" for a in range(12) for b in range(12) for c in range(2)])
     return space
 
 
-def test_many_objects_are_looked_at_side_by_side_but_not_too_many(watched):
+def test_concurrent_lookups_are_limited(watched):
     wanted = [f"{a}/{b}/{c}.txt" for a in range(12) for b in range(12) for c in range(2)]
     assert found(watched, "{0..11}/{0..11}/{0,1}.txt") == wanted
     assert Watched.most == 8
@@ -359,7 +363,7 @@ def test_the_first_error_in_their_order_is_raised(watched, monkeypatch):
     async def failing(self, path):
         looked_at.append(path)
         if path.startswith("3/"):
-            raise Interrupted(f"no line to {path}", address=self.address(path))
+            raise TransferInterrupted(f"no line to {path}", address=self.address(path))
         if path.startswith("2/"):
             await Plain._head(self, path)
             raise AccessDenied(f"not {path}", address=self.address(path))
@@ -367,18 +371,18 @@ def test_the_first_error_in_their_order_is_raised(watched, monkeypatch):
 
     monkeypatch.setattr(Watched, "_head", failing)
     with pytest.raises(AccessDenied, match=r"not 2/0/0\.txt"):
-        find_all([f"{watched}/{a}/0/0.txt" for a in (0, 1, 2, 3, 4)], None, PLAIN)
+        expand_store_addresses([f"{watched}/{a}/0/0.txt" for a in (0, 1, 2, 3, 4)], None, PLAIN)
     looked_at.clear()
     with pytest.raises(AccessDenied, match=r"not 2/0/0\.txt"):
-        find_all([f"{watched}/{a}/{b}/0.txt" for a in range(2, 12) for b in range(12)], None, PLAIN)
+        expand_store_addresses([f"{watched}/{a}/{b}/0.txt" for a in range(2, 12) for b in range(12)], None, PLAIN)
     assert len(looked_at) < 2 * 8  # it does not go on for long
 
 
 # --- what listings and stores do not tell ----------------------------------------------------------------------------
 
 
-class Vague(Plain):
-    """Its listings do not tell sizes."""
+class SizelessListing(Plain):
+    """A store whose listings omit sizes."""
 
     schemes = ("vague",)
 
@@ -388,10 +392,10 @@ class Vague(Plain):
 
 
 class Refusing(Plain):
-    """Says of names with a brace, star or bracket that they are forbidden, and lists nothing."""
+    """Denies access to names with a brace, star or bracket, and has no listings."""
 
     schemes = ("refusing",)
-    lists = False
+    supports_listing = False
 
     async def _head(self, path):
         if set("{*[") & set(path):
@@ -401,11 +405,11 @@ class Refusing(Plain):
 
 @pytest.fixture
 def odd_stores(monkeypatch):
-    mine = {kind.schemes[0]: f"{__name__}:{kind.__name__}" for kind in (Vague, Refusing)}
-    monkeypatch.setattr(registry, "_KINDS", {**registry._KINDS, **mine})
+    mine = {kind.schemes[0]: f"{__name__}:{kind.__name__}" for kind in (SizelessListing, Refusing)}
+    monkeypatch.setattr(registry, "_STORE_CLASSES", {**registry._STORE_CLASSES, **mine})
 
 
-def test_sizes_that_a_listing_does_not_tell_are_asked_for(odd_stores, monkeypatch):
+def test_sizes_missing_from_a_listing_are_requested(odd_stores, monkeypatch):
     space = f"vague://find-{secrets.token_hex(4)}"
     fill(space, ["a/1.txt", "a/2.txt", "a/3.mp4"])
     heads = []
@@ -414,8 +418,8 @@ def test_sizes_that_a_listing_does_not_tell_are_asked_for(odd_stores, monkeypatc
         heads.append(path)
         return await Plain._head(self, path)
 
-    monkeypatch.setattr(Vague, "_head", counted)
-    infos = [one.info for one in find(f"{space}/a/", "*.txt", PLAIN)]
+    monkeypatch.setattr(SizelessListing, "_head", counted)
+    infos = [one.info for one in expand_store_address(f"{space}/a/", "*.txt", PLAIN)]
     assert [(info.path, info.size) for info in infos] == [("a/1.txt", 7), ("a/2.txt", 7)]
     assert all(info.version for info in infos)
     assert sorted(heads) == ["a/1.txt", "a/2.txt"]
@@ -427,17 +431,17 @@ def test_without_listings_there_are_names_and_braces(odd_stores):
     assert found(space, "{1..2}.txt") == ["1.txt", "2.txt"]
     for address in ("*.txt", "[12].txt", "{1,*}.txt"):
         with pytest.raises(NotSupported, match=r"patterns need listings.*is not for you.*with braces") as caught:
-            find(f"{space}/{address}", None, PLAIN)
+            expand_store_address(f"{space}/{address}", None, PLAIN)
         assert "hunter2" not in str(caught.value)
     for address in ("sub/", ""):
         with pytest.raises(NotSupported, match=r"names a directory, but .* has no listings"):
-            find(f"{space}/{address}", None, PLAIN)
+            expand_store_address(f"{space}/{address}", None, PLAIN)
     with pytest.raises(StreamNotFound):
-        find(f"{space}/sub", None, PLAIN)
+        expand_store_address(f"{space}/sub", None, PLAIN)
 
 
 def test_errors_of_a_store_pass_through(space, monkeypatch):
-    for kind in (Interrupted, AccessDenied, LimitExceeded):
+    for kind in (TransferInterrupted, AccessDenied, LimitExceeded):
 
         async def failing(self, path, kind=kind):
             raise kind("no", address=self.address(path))
@@ -448,15 +452,15 @@ def test_errors_of_a_store_pass_through(space, monkeypatch):
         monkeypatch.setattr(MemoryStore, "_head", failing)
         monkeypatch.setattr(MemoryStore, "_list", failing_list)
         with pytest.raises(kind, match=r"^no") as caught:
-            find(f"{space}/9.txt", None, PLAIN)
+            expand_store_address(f"{space}/9.txt", None, PLAIN)
         assert caught.value.address == f"{space}/9.txt"
         with pytest.raises(kind, match=r"^no"):
-            find(f"{space}/*/9.txt", None, PLAIN)
+            expand_store_address(f"{space}/*/9.txt", None, PLAIN)
         monkeypatch.undo()
 
 
 def test_an_object_that_a_pattern_leads_to_is_not_passed_over(space, monkeypatch):
-    """That it may not be looked at is no reason to leave it out."""
+    """An object without access is an error, and is not omitted."""
     head = MemoryStore._head
 
     async def failing(self, path):
@@ -466,7 +470,7 @@ def test_an_object_that_a_pattern_leads_to_is_not_passed_over(space, monkeypatch
 
     monkeypatch.setattr(MemoryStore, "_head", failing)
     with pytest.raises(AccessDenied):
-        find(f"{space}/*/e.txt", None, PLAIN)
+        expand_store_address(f"{space}/*/e.txt", None, PLAIN)
 
 
 # --- over HTTP -------------------------------------------------------------------------------------------------------
@@ -488,40 +492,42 @@ def test_addresses_of_http_stay_as_they_were_written(url):
         f"{url}/1.txt", f"{url}/a%20b.txt", f"{url}/100%25.txt", f"{url}/1.txt?X-Amz-Signature=abc&v=*",
         f"{url}/[x].txt", f"{url}/%7By,z%7D.txt", f"{url}/{{y,z}}.txt", f"{url}/sub/3.txt?",
     ]  # fmt: skip
-    results = find_all(addresses)
+    results = expand_store_addresses(addresses)
     assert [one.address for one in results] == addresses
     sizes = [5, 7, 8, 5, 7, 9, 9, 9]
     assert [one.info.size for one in results] == sizes
     assert all(one.info.version for one in results)
     for one, size in zip(results, sizes, strict=True):
-        store, path = shared_store(one.address)
+        store, path = open_shared_store(one.address)
         with store:
             assert len(store.read(path, version=one.info.version)) == size
 
 
 def test_braces_work_over_http_and_patterns_tell_what_to_do(url):
-    assert [one.address for one in find(f"{url}/{{2,1,a%20b}}.txt")] == [f"{url}/{n}.txt" for n in ("2", "1", "a%20b")]
+    assert [one.address for one in expand_store_address(f"{url}/{{2,1,a%20b}}.txt")] == [
+        f"{url}/{n}.txt" for n in ("2", "1", "a%20b")
+    ]
     for address in ("*.txt", "sub/**", "[0-9].txt"):
         with pytest.raises(NotSupported, match=r"patterns need listings.*part-\{000\.\.127\}"):
-            find(f"{url}/{address}")
+            expand_store_address(f"{url}/{address}")
     for address in (url, f"{url}/", f"{url}/sub/"):
         with pytest.raises(NotSupported, match="names a directory"):
-            find(address)
+            expand_store_address(address)
     with pytest.raises(StreamNotFound, match="404") as caught:
-        find(f"{url}/no.txt?token=abcdef")
+        expand_store_address(f"{url}/no.txt?token=abcdef")
     assert caught.value.address == f"{url}/no.txt?token=***"
     assert not isinstance(caught.value, NotFound)
 
 
 def test_hundreds_of_addresses_of_http(url):
-    results = find(f"{url}/{{1,2}}.txt?{{1..150}}")
+    results = expand_store_address(f"{url}/{{1,2}}.txt?{{1..150}}")
     assert [one.address for one in results] == [f"{url}/{name}.txt?{n}" for name in (1, 2) for n in range(1, 151)]
     assert {one.info.size for one in results} == {5}
 
 
 def test_a_server_that_is_not_there(url):
     with pytest.raises(Unreachable):
-        find("http://127.0.0.1:1/a.txt", None, PLAIN)
+        expand_store_address("http://127.0.0.1:1/a.txt", None, PLAIN)
 
 
 # --- the same as for local files -------------------------------------------------------------------------------------
@@ -555,13 +561,19 @@ def test_stores_are_searched_like_folders(tree, patterns, pattern):
             path.write_text(name)
         fill(space, tree)
         for asked_for in patterns:
-            local = outcome(lambda asked_for=asked_for: expand(f"{folder}/{asked_for}", pattern), f"{folder}/")
-            of_files = outcome(lambda asked_for=asked_for: find(f"file://{folder}/{asked_for}", pattern), "")
-            in_memory = outcome(lambda asked_for=asked_for: find(f"{space}/{asked_for}", pattern, PLAIN), f"{space}/")
+            local = outcome(
+                lambda asked_for=asked_for: expand_addresses(f"{folder}/{asked_for}", pattern), f"{folder}/"
+            )
+            of_files = outcome(
+                lambda asked_for=asked_for: expand_store_address(f"file://{folder}/{asked_for}", pattern), ""
+            )
+            in_memory = outcome(
+                lambda asked_for=asked_for: expand_store_address(f"{space}/{asked_for}", pattern, PLAIN), f"{space}/"
+            )
             if asked_for.endswith("/"):  # of a local path the last slash is not kept
                 of_files = in_memory
             if of_files is not in_memory and of_files != "nothing":
-                store_paths = [shared_store(address)[1] for address in of_files]
+                store_paths = [open_shared_store(address)[1] for address in of_files]
                 of_files = [os.path.relpath(f"/{path}", folder) for path in store_paths]
             if local != "nothing":
                 local = [os.path.normpath(name) for name in local]
@@ -572,7 +584,7 @@ def test_expand_takes_any_mix(space, tmp_path, url):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
     mix = [tmp_path / "*.txt", f"{space}/deep", (tmp_path / "a.txt").as_uri(), f"{url}/1.txt", tmp_path / "a.txt"]
-    results = expand(mix, "*.txt")
+    results = expand_addresses(mix, "*.txt")
     assert [one.address for one in results] == [
         f"{tmp_path}/a.txt",
         f"{tmp_path}/b.txt",
@@ -587,7 +599,7 @@ def test_expand_takes_any_mix(space, tmp_path, url):
 
 def test_options_that_no_store_takes_are_refused(space):
     with pytest.raises(ConfigError, match="colour"):
-        expand(f"{space}/9.txt", None, {"colour": "green"})
+        expand_addresses(f"{space}/9.txt", None, {"colour": "green"})
     with pytest.raises(sl.ConfigError, match="plain values"):
-        expand(f"{space}/9.txt", None, {"retry": lambda: None})
+        expand_addresses(f"{space}/9.txt", None, {"retry": lambda: None})
     assert has_magic("*")

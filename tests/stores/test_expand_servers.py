@@ -1,4 +1,4 @@
-"""Real servers are searched like a folder, and what is found there can be read."""
+"""Expanding addresses on real servers: as in a local folder, and all results can be read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 
 import pytest
 from canaries import canary
-from servers.gateway_thread import served
+from servers.gateway_thread import run_gateway
 
 from streamloader.errors import StreamNotFound
-from streamloader.stores.addresses import expand
-from streamloader.stores.expand import find_all
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.addresses import expand_addresses
+from streamloader.stores.expand import expand_store_addresses
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.testing.faults.ipfs_dags import DagBuilder
 from streamloader.testing.faults.ipfs_gateway import FaultyGateway
 
@@ -77,7 +77,7 @@ def folder(tmp_path):
 def on_s3(seaweed_server):
     """The tree in a directory of a bucket."""
     place = f"s3://{seaweed_server.bucket('find')}/tree-{next(_numbers)}"
-    store, path = shared_store(place, seaweed_server.options())
+    store, path = open_shared_store(place, seaweed_server.options())
     with store:
         for name in TREE:
             store.write(f"{path}/{name}", name.encode())
@@ -100,7 +100,7 @@ def on_ipfs():
     """The tree behind a trustless gateway."""
     dag = DagBuilder(chunk_size=5)
     root = dag.tree({name: name.encode() for name in TREE})[""].cid
-    with served(FaultyGateway(dag.blocks)) as gateway:
+    with run_gateway(FaultyGateway(dag.blocks)) as gateway:
         yield f"ipfs://{root}", {"gateways": gateway.url, "token": canary("ipfs-rpc-token")}
 
 
@@ -119,25 +119,25 @@ def test_ipfs_is_searched_like_a_folder(folder, on_ipfs):
 def check(folder, url, options):
     for pattern in PATTERNS:
         try:
-            local = [os.path.relpath(one.address, folder) for one in expand(f"{folder}/{pattern}")]
+            local = [os.path.relpath(one.address, folder) for one in expand_addresses(f"{folder}/{pattern}")]
         except StreamNotFound:
             with pytest.raises(StreamNotFound):
-                find_all([f"{url}/{pattern}"], None, options)
+                expand_store_addresses([f"{url}/{pattern}"], None, options)
             continue
-        found = find_all([f"{url}/{pattern}"], None, options)
+        found = expand_store_addresses([f"{url}/{pattern}"], None, options)
         assert [one.address.removeprefix(f"{url}/") for one in found] == local, pattern
         for one, name in zip(found, local, strict=True):
-            store, path = shared_store(one.address, options)
+            store, path = open_shared_store(one.address, options)
             with store:
                 assert one.info == store.head(path), "a listing tells what looking at the object does"
                 assert store.read(path, version=one.info.version) == name.encode()
 
 
 def test_one_list_over_several_servers(folder, on_s3, over_ssh, on_ipfs):
-    """Each store gets its own options by its own call; what a list of them has in common is its order."""
+    """Each store gets its own options by its own call; a list of them keeps its order."""
     for url, options in (on_s3, over_ssh, on_ipfs):
         mixed = [folder / "9.txt", f"{url}/shard-*.tar", folder / "10.txt", f"{url}/{{10,9}}.txt"]
-        assert [one.address for one in expand(mixed, None, options)] == [
+        assert [one.address for one in expand_addresses(mixed, None, options)] == [
             f"{folder}/9.txt",
             *(f"{url}/shard-{number}.tar" for number in ("000", "001", "010")),
             f"{folder}/10.txt",

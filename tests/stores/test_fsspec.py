@@ -1,4 +1,4 @@
-"""Schemes that only fsspec knows."""
+"""Schemes that only fsspec supports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from canaries import canary
 from faults.s3_server import PlainS3
 
-from streamloader.errors import AccessDenied, ConfigError, MissingExtra, NotFound, ObjectChanged, Unreachable
+from streamloader.errors import AccessDenied, ConfigError, MissingDependency, NotFound, ObjectChanged, Unreachable
 from streamloader.stores.fsspec import FsspecStore
 from streamloader.stores.registry import open_store, split_address
 from streamloader.values import ByteRange
@@ -24,13 +24,13 @@ def test_a_scheme_that_nobody_knows():
 def test_a_package_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "smbprotocol", None)
     monkeypatch.setitem(sys.modules, "smbclient", None)
-    with pytest.raises(MissingExtra, match="smbprotocol"):
+    with pytest.raises(MissingDependency, match="smbprotocol"):
         open_store("smb://host/share")
 
 
 def test_fsspec_itself_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(MissingExtra, match=r"streamloader\[fsspec\]"):
+    with pytest.raises(MissingDependency, match=r"streamloader\[fsspec\]"):
         open_store("ftp://host/path")
 
 
@@ -41,15 +41,15 @@ def test_addresses_are_split():
 
 def test_hugging_face_is_known():
     store = FsspecStore("hf://", token=canary("fsspec-password"))
-    assert store._kind_of_filesystem().__name__ == "HfFileSystem"
+    assert store._load_filesystem_class().__name__ == "HfFileSystem"
     assert store.address("datasets/u/r/a") == "hf://datasets/u/r/a"
-    assert canary("fsspec-password") not in f"{store!r} {store.realm}"
+    assert canary("fsspec-password") not in f"{store!r} {store.identity}"
 
 
 def test_options_that_it_does_not_take():
     async def read():
         async with open_store("reference://", retry=None) as store:
-            with pytest.raises(ConfigError, match="takes other options"):
+            with pytest.raises(ConfigError, match="does not take these options"):
                 await store.read("a")
 
     asyncio.run(read())

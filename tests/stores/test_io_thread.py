@@ -1,4 +1,4 @@
-"""Stores that a process shares: one for each address, on one thread, for as long as somebody uses it."""
+"""Shared stores of a process: one for each address, on one thread, while it is used."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from store_leaves import Plain
 
 import streamloader as sl
 from streamloader.stores import io_thread, registry
-from streamloader.stores.io_thread import close_shared_stores, shared_store
+from streamloader.stores.io_thread import close_shared_stores, open_shared_store
 
 
 class Counted(Plain):
-    """Notes what happens to it."""
+    """Records its life cycle."""
 
     notes = []  # noqa: RUF012 - of the test
     gate = None
@@ -46,8 +46,8 @@ class Counted(Plain):
 
 @pytest.fixture(autouse=True)
 def notes(monkeypatch):
-    monkeypatch.setattr(registry, "_KINDS", {**registry._KINDS, "counted": f"{__name__}:Counted"})
-    monkeypatch.setattr(registry, "_kind", lambda scheme: Counted)
+    monkeypatch.setattr(registry, "_STORE_CLASSES", {**registry._STORE_CLASSES, "counted": f"{__name__}:Counted"})
+    monkeypatch.setattr(registry, "_load_store_class", lambda scheme: Counted)
     Counted.notes.clear()
     yield Counted.notes
     close_shared_stores()
@@ -57,7 +57,7 @@ def made(notes):
     return [note for note in notes if note.startswith("made")]
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -70,11 +70,11 @@ def threads():
 
 def test_one_store_for_each_address_and_options(notes):
     found = [
-        shared_store("counted://a/x/y"),
-        shared_store("counted://a/z", {}),
-        shared_store("counted://b"),
-        shared_store("counted://a", {"password": "p", "limits": sl.Limits()}),
-        shared_store("counted://a", {"limits": sl.Limits(), "password": "p"}),
+        open_shared_store("counted://a/x/y"),
+        open_shared_store("counted://a/z", {}),
+        open_shared_store("counted://b"),
+        open_shared_store("counted://a", {"password": "p", "limits": sl.Limits()}),
+        open_shared_store("counted://a", {"limits": sl.Limits(), "password": "p"}),
     ]
     assert [path for _, path in found] == ["x/y", "z", "", "", ""]
     assert len({id(one.store) for one, _ in found}) == 3
@@ -86,7 +86,7 @@ def test_everything_happens_on_one_thread(notes):
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
 
         def look(number):
-            found, path = shared_store(f"counted://a/{number}")
+            found, path = open_shared_store(f"counted://a/{number}")
             with found:
                 return found.head(path).path
 
@@ -97,13 +97,13 @@ def test_everything_happens_on_one_thread(notes):
 
 def test_options_have_to_be_plain():
     with pytest.raises(sl.ConfigError, match="plain values"):
-        shared_store("counted://a", {"lock": threading.Lock()})
+        open_shared_store("counted://a", {"lock": threading.Lock()})
 
 
 def test_a_store_stays_for_a_while_after_its_last_user(notes, monkeypatch):
-    monkeypatch.setattr(io_thread, "LINGER", 0.2)
-    first, _ = shared_store("counted://a")
-    second, _ = shared_store("counted://a")
+    monkeypatch.setattr(io_thread, "IDLE_TIMEOUT_S", 0.2)
+    first, _ = open_shared_store("counted://a")
+    second, _ = open_shared_store("counted://a")
     first.head("x")
     first.close()
     first.close()
@@ -111,20 +111,20 @@ def test_a_store_stays_for_a_while_after_its_last_user(notes, monkeypatch):
     second.head("x")
     assert "closed counted://a" not in notes
     second.close()
-    third, _ = shared_store("counted://a")  # at once: the same
+    third, _ = open_shared_store("counted://a")  # at once: the same
     third.head("x")
     assert made(notes) == ["made counted://a"]
     third.close()
     until(lambda: "closed counted://a" in notes)
     until(lambda: not threads())  # nothing is shared any more
-    fourth, _ = shared_store("counted://a")
+    fourth, _ = open_shared_store("counted://a")
     fourth.head("x")
     assert len(made(notes)) == 2
 
 
 def test_one_that_is_forgotten_is_given_back(notes, monkeypatch):
-    monkeypatch.setattr(io_thread, "LINGER", 0.1)
-    found, _ = shared_store("counted://a")
+    monkeypatch.setattr(io_thread, "IDLE_TIMEOUT_S", 0.1)
+    found, _ = open_shared_store("counted://a")
     found.head("x")
     del found
     gc.collect()
@@ -132,7 +132,7 @@ def test_one_that_is_forgotten_is_given_back(notes, monkeypatch):
 
 
 def test_closed_ones_say_so():
-    found, _ = shared_store("counted://a")
+    found, _ = open_shared_store("counted://a")
     found.close()
     for use in (
         lambda: found.head("x"),
@@ -140,12 +140,12 @@ def test_closed_ones_say_so():
         lambda: list(found.list()),
         lambda: found.delete("x"),
     ):
-        with pytest.raises(sl.ClosedError, match="was closed: get one"):
+        with pytest.raises(sl.ClosedError, match="was closed: open it again"):
             use()
 
 
 def test_closing_all_of_them_ends_what_is_under_way(notes):
-    found, _ = shared_store("counted://a")
+    found, _ = open_shared_store("counted://a")
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(found.head, "stuck")
         until(lambda: "stuck" in notes)
@@ -155,7 +155,7 @@ def test_closing_all_of_them_ends_what_is_under_way(notes):
     assert notes[-2:] == ["ended", "closed counted://a"]
     with pytest.raises(sl.ClosedError):
         found.head("x")
-    again, _ = shared_store("counted://a")
+    again, _ = open_shared_store("counted://a")
     assert again.head("x").path == "x"
 
 
@@ -166,7 +166,7 @@ def test_closing_all_of_them_while_many_ask(notes):
     def ask():
         answers = 0
         while not stop.is_set():
-            found, _ = shared_store("counted://a")
+            found, _ = open_shared_store("counted://a")
             with found, contextlib.suppress(sl.ClosedError):
                 assert found.head("x").path == "x"
                 answers += 1
@@ -182,7 +182,7 @@ def test_closing_all_of_them_while_many_ask(notes):
 
 def test_from_another_loop(notes):
     async def look():
-        found, _ = shared_store("counted://a")
+        found, _ = open_shared_store("counted://a")
         with found:
             one, two = await asyncio.gather(*(found.run(found.store.head(path)) for path in "xy"))
             assert (one.path, two.path) == ("x", "y")
@@ -201,7 +201,7 @@ def test_from_another_loop(notes):
 
 def test_closing_all_of_them_while_another_loop_waits(notes):
     async def look():
-        found, _ = shared_store("counted://a")
+        found, _ = open_shared_store("counted://a")
         task = asyncio.create_task(found.run(found.store.head("stuck")))
         while "stuck" not in notes:  # noqa: ASYNC110 - of another thread
             await asyncio.sleep(0)
@@ -213,7 +213,7 @@ def test_closing_all_of_them_while_another_loop_waits(notes):
 
 
 def test_the_io_thread_does_not_wait_for_itself():
-    found, _ = shared_store("counted://a")
+    found, _ = open_shared_store("counted://a")
 
     async def call():
         return found.head("x")
@@ -223,7 +223,7 @@ def test_the_io_thread_does_not_wait_for_itself():
 
 
 def test_an_interrupted_wait_cancels_the_work(notes):
-    found, _ = shared_store("counted://a")
+    found, _ = open_shared_store("counted://a")
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -241,8 +241,8 @@ def test_an_interrupted_wait_cancels_the_work(notes):
 
 
 def test_a_listing_comes_in_pages_and_can_be_left(monkeypatch):
-    monkeypatch.setattr(io_thread, "_PAGE", 3)
-    found, _ = shared_store("counted://a")
+    monkeypatch.setattr(io_thread, "_PAGE_ENTRIES", 3)
+    found, _ = open_shared_store("counted://a")
     for number in range(10):
         found.write(f"d/{number}", b"x")
     assert [info.path for info in found.list("d")] == [f"d/{number}" for number in range(10)]
@@ -258,7 +258,7 @@ def test_a_listing_comes_in_pages_and_can_be_left(monkeypatch):
 
 
 def test_a_child_begins_with_none(notes):
-    found, _ = shared_store("counted://a")
+    found, _ = open_shared_store("counted://a")
     found.head("x")
     reading, writing = os.pipe()
     with warnings.catch_warnings():
@@ -267,17 +267,17 @@ def test_a_child_begins_with_none(notes):
     if pid == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(20)
-        said = "nothing"
+        report = "nothing"
         try:
             with contextlib.suppress(sl.ClosedError):
                 found.head("x")
-                said = "the parent's was used"
+                report = "the parent's was used"
             found.close()
-            own, _ = shared_store("counted://a")
-            said = f"{own.head('x').path} {len(made(notes))} {own.store is found.store}"
+            own, _ = open_shared_store("counted://a")
+            report = f"{own.head('x').path} {len(made(notes))} {own.store is found.store}"
             close_shared_stores()
         finally:
-            os.write(writing, said.encode())
+            os.write(writing, report.encode())
             os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:

@@ -9,9 +9,10 @@ import pytest
 from canaries import canary
 from made_clips import VARIANTS, make_clip
 from servers.nginx_fixture import USER
+from tiers import fast_first
 
 import streamloader as sl
-from streamloader.stores.readahead import FILE_BYTES
+from streamloader.stores.readahead import MAX_FILE_BYTES
 
 CLIPS = ("a.mp4", "b.mp4", "no_pts.avi", "open_groups.mkv")
 TEXTS = {
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 class Place:
-    """Where the files are: a pattern or a list of addresses for some of them, and the options of the store."""
+    """Addresses of the files, as a pattern or a list, and the options of the store."""
 
     def __init__(self, base, options, patterns=True):
         self.base, self.options, self.patterns = base, options, patterns
@@ -86,7 +87,7 @@ def write(url, files, options):
 
 
 def digests(dataset, workers, *, epochs=2, **arguments):
-    """Play whole epochs; return what came, batch by batch."""
+    """Run whole epochs; return their batches."""
     found = []
     with sl.MultiStreamer(dataset, 3, 8, num_workers=workers, seed=5, **arguments) as loader:
         for _ in range(epochs):
@@ -102,19 +103,20 @@ def local(folder):
     return Place(str(folder), None)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_texts_are_those_of_local_files(place, folder, workers):
     expected = digests(sl.TextStreams(local(folder).texts()), 0)
     assert digests(sl.TextStreams(place.texts(), storage_options=place.options), workers) == expected
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_videos_are_those_of_local_files(place, folder, workers):
     expected = digests(sl.VideoStreams(local(folder).videos(), size=(24, 32)), 0)
     dataset = sl.VideoStreams(place.videos(), size=(24, 32), storage_options=place.options)
     assert digests(dataset, workers) == expected
 
 
+@pytest.mark.parametrize("place", fast_first(["ssh", "s3", "ipfs", "http", "http, cached"]), indirect=True)
 def test_going_on_from_a_state_needs_no_options_in_it(place, folder):
     options = place.options
     dataset = lambda: sl.TextStreams(place.texts(), storage_options=options)  # noqa: E731
@@ -156,14 +158,14 @@ def test_one_data_set_may_be_spread_over_servers(folder, ssh_server, second_ssh_
 def test_a_server_that_dies_is_one_error_that_names_the_stream(own_ssh_server):
     for number in range(3):
         with (own_ssh_server.data / f"part-{number}.txt").open("wb") as file:
-            file.truncate(4 * FILE_BYTES)  # far more than is fetched ahead
+            file.truncate(4 * MAX_FILE_BYTES)  # far more than is fetched ahead
     options = own_ssh_server.options() | {"retry": None}
     dataset = sl.TextStreams(own_ssh_server.address("part-*.txt"), storage_options=options)
     with sl.MultiStreamer(dataset, 3, 65_536, num_workers=1, seed=0) as loader:
         batches = iter(loader)
         next(batches)
         own_ssh_server.stop()
-        with pytest.raises((sl.Interrupted, sl.Unreachable)) as caught:
+        with pytest.raises((sl.TransferInterrupted, sl.Unreachable)) as caught:
             for _ in batches:
                 pass
     assert caught.value.stream.startswith("ssh://")

@@ -1,4 +1,4 @@
-"""What is particular about files: links, loops, pipes, changes in place, and writers that die."""
+"""Local files: links, loops, pipes, changes in place, and killed writers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import streamloader as sl
 from streamloader.config import Limits
 from streamloader.stores.local import LocalStore, local_path
-from streamloader.stores.wrappers import Rooted
+from streamloader.stores.wrappers import PrefixStore
 from streamloader.values import ByteRange
 
 BIG = bytes(range(256)) * (48 << 10)  # 12 MiB: three visits to a thread
@@ -23,7 +23,7 @@ BIG = bytes(range(256)) * (48 << 10)  # 12 MiB: three visits to a thread
 
 def play(use):
     async def run():
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await use()
 
     return asyncio.run(run())
@@ -31,7 +31,7 @@ def play(use):
 
 @pytest.fixture
 def store(tmp_path):
-    return Rooted(LocalStore("file://"), str(tmp_path))
+    return PrefixStore(LocalStore("file://"), str(tmp_path))
 
 
 async def paths(store, prefix="", **options):
@@ -92,7 +92,7 @@ def test_a_loop_of_links_is_gone_through_once(store, tmp_path):
 
 def test_too_deep_is_an_error(tmp_path):
     (tmp_path / "/".join("d" * 9)).mkdir(parents=True)
-    store = Rooted(LocalStore("file://", limits=Limits(depth=5)), str(tmp_path))
+    store = PrefixStore(LocalStore("file://", limits=Limits(depth=5)), str(tmp_path))
     with pytest.raises(sl.LimitExceeded, match="depth"):
         play(lambda: paths(store))
 
@@ -223,7 +223,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path):
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
     try:
-        store = Rooted(LocalStore("file://"), str(disk))
+        store = PrefixStore(LocalStore("file://"), str(disk))
         with pytest.raises(sl.StoreError, match="No space left") as caught:
             play(lambda: store.write("a", BIG))
         assert caught.value.address == f"{disk}/a"
@@ -240,7 +240,7 @@ def test_a_cancelled_open_closes_what_it_opens(store, tmp_path, monkeypatch):
     def slowly(path, *args):
         if path == str(tmp_path / "a"):
             entered.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
             opened.append(real(path, *args))
             return opened[0]
         return real(path, *args)
@@ -266,7 +266,7 @@ def test_a_cancelled_write_leaves_no_file(store, tmp_path, monkeypatch):
 
     def slowly(fd):
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         try:
             real(fd)
         finally:
@@ -284,7 +284,7 @@ def test_a_cancelled_write_leaves_no_file(store, tmp_path, monkeypatch):
         go_on.set()
 
     play(cancel)
-    assert ended.wait(10)
+    assert ended.wait(60)
     # It was too late to stop: it is there as a whole, or not at all.
     deadline = 1000
     while deadline and any(name.startswith(".streamloader-new") for name in os.listdir(tmp_path)):

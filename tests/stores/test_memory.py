@@ -1,4 +1,4 @@
-"""What is particular about objects in memory: who sees them, and for how long."""
+"""Objects in memory: their visibility and lifetime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import streamloader as sl
 
 
 def play(use):
-    return asyncio.run(asyncio.wait_for(use(), 20))
+    return asyncio.run(asyncio.wait_for(use(), 60))
 
 
 def test_stores_of_one_name_share_their_objects():

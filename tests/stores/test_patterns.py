@@ -1,4 +1,4 @@
-"""What braces and patterns mean: the same as to bash and to Python's glob."""
+"""Braces and patterns mean the same as in bash and in Python's glob."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from streamloader.errors import ConfigError, LimitExceeded
 from streamloader.stores import patterns
-from streamloader.stores.patterns import all_match, has_magic, is_hidden, one_matches, predicate, with_braces
+from streamloader.stores.patterns import (
+    expand_braces,
+    has_magic,
+    is_hidden,
+    make_path_filter,
+    matches_name,
+    matches_path,
+)
 
 BASH = shutil.which("bash")
 
@@ -38,7 +45,7 @@ pieces = st.recursive(
 
 
 def told_by_bash(words):
-    """Return what bash makes of each of `words`, which need no quotes."""
+    """Return bash's expansion of each of `words`, which need no quotes."""
     script = "\n".join(f"printf '%s\\0' x{word}; printf '\\n\\0'" for word in words)
     shown = subprocess.run([BASH, "-f", "-c", script], capture_output=True, check=True, timeout=60).stdout.decode()
     found, one = [], []
@@ -55,7 +62,7 @@ def told_by_bash(words):
 @settings(max_examples=60)
 @given(st.lists(pieces, min_size=1, max_size=20))
 def test_braces_mean_what_they_mean_to_bash(words):
-    assert [with_braces(f"x{word}") for word in words] == told_by_bash(words)
+    assert [expand_braces(f"x{word}") for word in words] == told_by_bash(words)
 
 
 @pytest.mark.parametrize(
@@ -74,33 +81,33 @@ def test_braces_mean_what_they_mean_to_bash(words):
     ],
 )
 def test_braces(address, expected):
-    assert with_braces(address) == expected
+    assert expand_braces(address) == expected
 
 
 def test_braces_have_a_limit(monkeypatch):
     for bomb in ("{1..100000000000}", "{0..9}" * 30):
         with pytest.raises(LimitExceeded, match="more than 10,000,000 addresses") as caught:
-            with_braces(f"s3://me:hunter2@b/{bomb}.txt")
+            expand_braces(f"s3://me:hunter2@b/{bomb}.txt")
         assert "hunter2" not in str(caught.value)
-    with pytest.raises(ConfigError, match="too deep"):
-        with_braces("{a," * 3000 + "}" * 3000)
-    monkeypatch.setattr(patterns, "_BRACES", 16)
-    assert len(with_braces("{1..4}{1..4}")) == 16
+    with pytest.raises(ConfigError, match="too deeply"):
+        expand_braces("{a," * 3000 + "}" * 3000)
+    monkeypatch.setattr(patterns, "_MAX_BRACE_EXPANSIONS", 16)
+    assert len(expand_braces("{1..4}{1..4}")) == 16
     with pytest.raises(LimitExceeded):
-        with_braces("{1..17}")
+        expand_braces("{1..17}")
 
 
 def test_which_files_of_a_directory_count():
     for name in ("a/b.MP4", "b.mp4"):
-        assert predicate("*.mp4")(name)
-        assert predicate(None)(name)
-        assert not predicate("b")(name)
-    assert not predicate("*.mp4")("mp4/a.txt")
+        assert make_path_filter("*.mp4")(name)
+        assert make_path_filter(None)(name)
+        assert not make_path_filter("b")(name)
+    assert not make_path_filter("*.mp4")("mp4/a.txt")
 
     def mine(path):
         return path == "a"
 
-    assert predicate(mine) is mine
+    assert make_path_filter(mine) is mine
 
 
 def test_magic_and_hidden_names():
@@ -124,13 +131,13 @@ def test_patterns_match_what_glob_finds(files, pattern):
 
 def matched(files, parts):
     if "**" in parts:
-        return sorted(file for file in files if all_match(file.split("/"), parts))
+        return sorted(file for file in files if matches_path(file.split("/"), parts))
     return sorted(
         file
         for file in files
         if len(names := file.split("/")) == len(parts)
         and all(
-            one_matches(name, part) if has_magic(part) else name == part
+            matches_name(name, part) if has_magic(part) else name == part
             for name, part in zip(names, parts, strict=True)
         )
     )

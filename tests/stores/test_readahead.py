@@ -1,4 +1,4 @@
-"""RemoteFile: the right bytes whatever is read in whatever order, no more requests than it takes, nothing left."""
+"""RemoteFile: correct bytes for all orders of reads, few requests, and no leaks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import ClassVar
 import pytest
 
 from streamloader.config import Retry
-from streamloader.errors import ClosedError, Interrupted, NotFound, NotSupported, ObjectChanged, ServerBusy
+from streamloader.errors import ClosedError, NotFound, NotSupported, ObjectChanged, ServerBusy, TransferInterrupted
 from streamloader.stores import readahead, register_store, registry
 from streamloader.stores.base import Body
-from streamloader.stores.io_thread import close_shared_stores, shared_store
+from streamloader.stores.io_thread import close_shared_stores, open_shared_store
 from streamloader.stores.memory import MemoryStore
-from streamloader.stores.readahead import PROCESS_BYTES, UNIT, RemoteFile
+from streamloader.stores.readahead import MAX_PROCESS_BYTES, UNIT_BYTES, RemoteFile
 from streamloader.values import ObjectInfo
 
 PLAIN = {"retry": None}
@@ -29,18 +29,18 @@ _numbers = itertools.count()
 
 
 class GatedStore(MemoryStore):
-    """Objects whose requests wait for `gate`, and fail where `failing` says."""
+    """Objects whose requests wait for `gate`, and fail at the offsets in `failing`."""
 
     schemes = ("gated",)
     gate = threading.Event()
-    asked: ClassVar[list[tuple[int, int]]] = []
+    requests: ClassVar[list[tuple[int, int]]] = []
     cancelled: ClassVar[list[int]] = []
     failing: ClassVar[dict[int, Exception]] = {}  # offset -> error, raised when bytes from there on are due
     short = False  # the last byte is left out, and no end announced
 
     @contextlib.asynccontextmanager
     async def _get(self, path, span, version):
-        self.asked.append((span.start, span.end))
+        self.requests.append((span.start, span.end))
         async with super()._get(path, span, version) as body:
             yield Body(body.info, body.start, None if self.short else body.end, self._gated(body))
 
@@ -51,7 +51,7 @@ class GatedStore(MemoryStore):
         except asyncio.CancelledError:
             self.cancelled.append(body.start)
             raise
-        whole = b"".join([chunk async for chunk in body.chunks])[: -1 if self.short else None]
+        whole = b"".join([chunk async for chunk in body.pieces])[: -1 if self.short else None]
         for start in range(0, len(whole), 1000):
             for offset, error in self.failing.items():
                 if body.start + start <= offset < body.start + start + 1000:
@@ -64,19 +64,19 @@ class GatedStore(MemoryStore):
 def gated(monkeypatch):
     """The class, with a gate that is open."""
     for name, value in {
-        "gate": threading.Event(), "asked": [], "cancelled": [], "failing": {}, "short": False
+        "gate": threading.Event(), "requests": [], "cancelled": [], "failing": {}, "short": False
     }.items():  # fmt: skip
         monkeypatch.setattr(GatedStore, name, value)
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    monkeypatch.setattr(registry, "_STORE_CLASSES", dict(registry._STORE_CLASSES))
     register_store("gated", GatedStore)
     GatedStore.gate.set()
     return GatedStore
 
 
 def put(data, scheme="memory"):
-    """Write an object of its own; return its address and info."""
+    """Write a new object; return its address and info."""
     address = f"{scheme}://readahead/{next(_numbers)}.bin"
-    store, path = shared_store(address, PLAIN)
+    store, path = open_shared_store(address, PLAIN)
     with store:
         store.write(path, data)
         return address, store.head(path)
@@ -99,9 +99,9 @@ def exactly(file, count):
 
 
 def until(condition):
-    """Wait for what another thread does."""
+    """Wait until another thread has made `condition` true."""
     ticks = threading.Event()
-    for _ in range(20_000):
+    for _ in range(60_000):
         if condition():
             return
         ticks.wait(0.001)
@@ -111,7 +111,9 @@ def until(condition):
 # --- the right bytes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, UNIT - 1, UNIT, UNIT + 1, 3 * UNIT + 17, 40 * UNIT + 5])
+@pytest.mark.parametrize(
+    "size", [0, 1, UNIT_BYTES - 1, UNIT_BYTES, UNIT_BYTES + 1, 3 * UNIT_BYTES + 17, 40 * UNIT_BYTES + 5]
+)
 def test_all_of_it(size):
     data = noise(size)
     with opened(data) as file:
@@ -127,40 +129,42 @@ def test_all_of_it(size):
 @pytest.mark.parametrize("seed", range(6))
 def test_any_reads_and_seeks_are_those_of_a_local_file(seed):
     draw = random.Random(seed)
-    data = noise(draw.choice([5 * UNIT, 60 * UNIT + 3]), seed)
+    data = noise(draw.choice([5 * UNIT_BYTES, 60 * UNIT_BYTES + 3]), seed)
     local = io.BytesIO(data)
-    with opened(data, most=draw.choice([3 * UNIT, 8 * UNIT, 64 * UNIT])) as file:
+    with opened(data, max_bytes=draw.choice([3 * UNIT_BYTES, 8 * UNIT_BYTES, 64 * UNIT_BYTES])) as file:
         for _ in range(150):
             what = draw.random()
             if what < 0.25:
-                offset = draw.choice([draw.randrange(len(data) + 9), draw.randrange(len(data)) // UNIT * UNIT])
+                offset = draw.choice(
+                    [draw.randrange(len(data) + 9), draw.randrange(len(data)) // UNIT_BYTES * UNIT_BYTES]
+                )
                 assert file.seek(offset) == local.seek(offset)
             elif what < 0.35:
-                step = draw.randint(-min(local.tell(), 3 * UNIT), 3 * UNIT)
+                step = draw.randint(-min(local.tell(), 3 * UNIT_BYTES), 3 * UNIT_BYTES)
                 assert file.seek(step, os.SEEK_CUR) == local.seek(step, os.SEEK_CUR)
             elif what < 0.4:
                 assert file.seek(-7, os.SEEK_END) == local.seek(-7, os.SEEK_END)
             elif what < 0.6:
-                buffer = bytearray(draw.choice([1, 100, 2 * UNIT]))
+                buffer = bytearray(draw.choice([1, 100, 2 * UNIT_BYTES]))
                 count = file.readinto(buffer)
                 assert (count > 0) == (local.tell() < len(data))
                 assert bytes(buffer[:count]) == local.read(count)
             else:
-                count = draw.choice([1, 16, 4096, UNIT, 5 * UNIT])
+                count = draw.choice([1, 16, 4096, UNIT_BYTES, 5 * UNIT_BYTES])
                 assert exactly(file, count) == local.read(count)
             assert file.tell() == local.tell()
 
 
 def test_it_is_a_file_for_others():
-    data = noise(6 * UNIT + 11)
+    data = noise(6 * UNIT_BYTES + 11)
     with io.BufferedReader(opened(data), 1 << 16) as file:
-        assert file.read(UNIT + 5) == data[: UNIT + 5]
-        file.seek(5 * UNIT)
-        assert file.read() == data[5 * UNIT :]
+        assert file.read(UNIT_BYTES + 5) == data[: UNIT_BYTES + 5]
+        file.seek(5 * UNIT_BYTES)
+        assert file.read() == data[5 * UNIT_BYTES :]
     assert file.closed
 
 
-def test_what_makes_no_sense():
+def test_invalid_arguments():
     with opened(b"abc") as file:
         assert file.readable()
         assert file.seekable()
@@ -173,18 +177,23 @@ def test_what_makes_no_sense():
     for call in (file.read, lambda: file.readinto(bytearray(1)), lambda: file.read_at(0, 1)):
         with pytest.raises(ValueError, match="closed"):
             call()
-    with pytest.raises(NotSupported, match="does not tell its size"):
+    with pytest.raises(NotSupported, match="does not report its size"):
         RemoteFile("memory://readahead/x", ObjectInfo("x"), PLAIN)
 
 
 def test_spans_and_places_without_going_there():
-    data = noise(10 * UNIT)
+    data = noise(10 * UNIT_BYTES)
     with opened(data) as file:
-        spans = [(5, 9), (UNIT - 3, UNIT + 3), (9 * UNIT, 10 * UNIT), *((n, n + 1) for n in range(40))]
+        spans = [
+            (5, 9),
+            (UNIT_BYTES - 3, UNIT_BYTES + 3),
+            (9 * UNIT_BYTES, 10 * UNIT_BYTES),
+            *((n, n + 1) for n in range(40)),
+        ]
         assert file.read_spans(spans) == [data[start:end] for start, end in spans]
         assert file.tell() == 0
-        assert file.read_at(10 * UNIT - 4, 16) == data[-4:]
-        assert file.read_at(10 * UNIT, 16) == b""
+        assert file.read_at(10 * UNIT_BYTES - 4, 16) == data[-4:]
+        assert file.read_at(10 * UNIT_BYTES, 16) == b""
         requests = file.stats.requests
         assert exactly(file, 100) == data[:100]
         assert file.read_at(50, 16) == data[50:66]
@@ -196,151 +205,151 @@ def test_spans_and_places_without_going_there():
 
 def test_several_requests_are_under_way_before_the_first_answers(gated):
     gated.gate.clear()
-    data = noise(64 * UNIT)
+    data = noise(64 * UNIT_BYTES)
     with opened(data, "gated") as file:
         reader = threading.Thread(target=file.read, args=(1,))
         reader.start()
-        until(lambda: len(gated.asked) == 2)
+        until(lambda: len(gated.requests) == 2)
         gated.gate.set()
-        reader.join(30)
-        assert gated.asked == [(0, UNIT), (UNIT, 2 * UNIT)]
+        reader.join(60)
+        assert gated.requests == [(0, UNIT_BYTES), (UNIT_BYTES, 2 * UNIT_BYTES)]
         assert file.stats.waits == 1
         assert file.stats.waited > 0
 
 
 def test_depth_and_requests_grow_while_the_reader_has_to_wait(gated):
-    data = noise(160 * UNIT)
+    data = noise(160 * UNIT_BYTES)
     with opened(data, "gated") as file:
         whole = b""
         while len(whole) < len(data):
             gated.gate.clear()
             opener = threading.Timer(0.01, gated.gate.set)
             opener.start()
-            whole += file.read(UNIT)
+            whole += file.read(UNIT_BYTES)
             opener.join()
         assert whole == data
-        sizes = [end - start for start, end in gated.asked]
-        assert sizes[0] == UNIT
-        assert max(sizes) > 4 * UNIT
+        sizes = [end - start for start, end in gated.requests]
+        assert sizes[0] == UNIT_BYTES
+        assert max(sizes) > 4 * UNIT_BYTES
         assert sum(sizes) == len(data), "nothing is fetched twice"
         assert file.stats.waits > 1
 
 
 def test_a_reader_that_never_waits_stays_shallow(gated):
-    data = noise(40 * UNIT)
+    data = noise(40 * UNIT_BYTES)
     with opened(data, "gated") as file:
         for number in range(40):
             until(lambda: all(segment.done for segment in file._segments.values()))
-            assert exactly(file, UNIT) == data[number * UNIT : (number + 1) * UNIT]
-        assert {end - start for start, end in gated.asked} == {UNIT}
+            assert exactly(file, UNIT_BYTES) == data[number * UNIT_BYTES : (number + 1) * UNIT_BYTES]
+        assert {end - start for start, end in gated.requests} == {UNIT_BYTES}
 
 
 def test_memory_is_bounded_and_shared_fairly(monkeypatch):
-    monkeypatch.setattr(readahead, "PROCESS_BYTES", 20 * UNIT)
-    data = noise(64 * UNIT)
+    monkeypatch.setattr(readahead, "MAX_PROCESS_BYTES", 20 * UNIT_BYTES)
+    data = noise(64 * UNIT_BYTES)
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(opened(data, most=32 * UNIT)) for _ in range(4)]
+        files = [stack.enter_context(opened(data, max_bytes=32 * UNIT_BYTES)) for _ in range(4)]
         for file in files:
-            file._window = 64 * UNIT
+            file._window = 64 * UNIT_BYTES
         for _ in range(60):
             for file in files:
-                exactly(file, UNIT)
-            assert all(file._held <= 5 * UNIT for file in files)
-    assert PROCESS_BYTES >= readahead.FILE_BYTES
+                exactly(file, UNIT_BYTES)
+            assert all(file._held <= 5 * UNIT_BYTES for file in files)
+    assert MAX_PROCESS_BYTES >= readahead.MAX_FILE_BYTES
 
 
 def test_a_seek_gives_up_what_is_not_needed_any_more(gated):
-    data = noise(200 * UNIT)
+    data = noise(200 * UNIT_BYTES)
     with opened(data, "gated") as file:
-        file._window = 16 * UNIT
-        exactly(file, 8 * UNIT)
+        file._window = 16 * UNIT_BYTES
+        exactly(file, 8 * UNIT_BYTES)
         until(lambda: all(segment.done for segment in file._segments.values()))
         gated.gate.clear()
-        exactly(file, 4 * UNIT)
+        exactly(file, 4 * UNIT_BYTES)
         under_way = [segment.start for segment in file._segments.values() if not segment.done]
         assert len(under_way) > 1
-        file.seek(150 * UNIT)
+        file.seek(150 * UNIT_BYTES)
         assert gated.cancelled == [], "a seek alone does nothing"
         opener = threading.Timer(0.05, gated.gate.set)
         opener.start()
-        assert file.read(100) == data[150 * UNIT : 150 * UNIT + 100]
+        assert file.read(100) == data[150 * UNIT_BYTES : 150 * UNIT_BYTES + 100]
         opener.join()
         until(lambda: gated.cancelled == under_way)
-        assert file.stats.dropped >= len(under_way) * UNIT
+        assert file.stats.dropped >= len(under_way) * UNIT_BYTES
 
 
 def test_both_ends_are_kept_while_they_are_needed(gated):
-    """As an MP4 is opened whose index is at its end."""
-    data = noise(100 * UNIT)
+    """Read as a decoder opens an MP4 whose index is at its end."""
+    data = noise(100 * UNIT_BYTES)
     with opened(data, "gated") as file:
         exactly(file, 64)
-        file.seek(-UNIT, os.SEEK_END)
-        exactly(file, UNIT)
+        file.seek(-UNIT_BYTES, os.SEEK_END)
+        exactly(file, UNIT_BYTES)
         until(lambda: all(segment.done for segment in file._segments.values()))
-        requests = list(gated.asked)
+        requests = list(gated.requests)
         for _ in range(5):
             file.seek(0)
             assert exactly(file, 500) == data[:500]
             file.seek(-500, os.SEEK_END)
             assert exactly(file, 500) == data[-500:]
-        assert gated.asked == requests
+        assert gated.requests == requests
 
 
-def test_what_will_be_read_first_is_asked_for_at_once(gated):
+def test_initial_spans_are_requested_at_once(gated):
     gated.gate.clear()
-    data = noise(100 * UNIT)
-    with opened(data, "gated", opening=((0, UNIT), (98 * UNIT, 100 * UNIT))) as file:
-        until(lambda: gated.asked == [(0, UNIT), (98 * UNIT, 100 * UNIT)])
+    data = noise(100 * UNIT_BYTES)
+    with opened(data, "gated", initial_spans=((0, UNIT_BYTES), (98 * UNIT_BYTES, 100 * UNIT_BYTES))) as file:
+        until(lambda: gated.requests == [(0, UNIT_BYTES), (98 * UNIT_BYTES, 100 * UNIT_BYTES)])
         gated.gate.set()
-        file.seek(99 * UNIT)
-        assert exactly(file, UNIT) == data[99 * UNIT :]
-        assert len(gated.asked) == 2
+        file.seek(99 * UNIT_BYTES)
+        assert exactly(file, UNIT_BYTES) == data[99 * UNIT_BYTES :]
+        assert len(gated.requests) == 2
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_comes_where_its_bytes_are_needed_and_not_before(gated):
-    data = noise(6 * UNIT)
-    gated.failing[UNIT + 777] = ServerBusy("try later", address="gated://x", offset=UNIT + 777)
+    data = noise(6 * UNIT_BYTES)
+    gated.failing[UNIT_BYTES + 777] = ServerBusy("try later", address="gated://x", offset=UNIT_BYTES + 777)
     with opened(data, "gated") as file:
-        assert exactly(file, UNIT + 777) == data[: UNIT + 777]
+        assert exactly(file, UNIT_BYTES + 777) == data[: UNIT_BYTES + 777]
         with pytest.raises(ServerBusy) as caught:
             file.read(10)
-        assert caught.value.offset == UNIT + 777
-        assert file.tell() == UNIT + 777
+        assert caught.value.offset == UNIT_BYTES + 777
+        assert file.tell() == UNIT_BYTES + 777
         with pytest.raises(ServerBusy):
             file.read(10)
         gated.failing.clear()
-        assert exactly(file, len(data)) == data[UNIT + 777 :], "a later read tries again"
+        assert exactly(file, len(data)) == data[UNIT_BYTES + 777 :], "a later read tries again"
 
 
 def test_an_error_of_what_is_never_read_raises_nothing(gated):
-    data = noise(8 * UNIT)
-    gated.failing[UNIT + 5] = Interrupted("broke off", address="gated://x", offset=UNIT + 5)
+    data = noise(8 * UNIT_BYTES)
+    gated.failing[UNIT_BYTES + 5] = TransferInterrupted("broke off", address="gated://x", offset=UNIT_BYTES + 5)
     with opened(data, "gated") as file:
-        assert exactly(file, UNIT) == data[:UNIT]
+        assert exactly(file, UNIT_BYTES) == data[:UNIT_BYTES]
         until(lambda: all(segment.done for segment in file._segments.values()))
         assert any(segment.error for segment in file._segments.values())
-        file.seek(4 * UNIT)
-        assert exactly(file, UNIT) == data[4 * UNIT : 5 * UNIT]
+        file.seek(4 * UNIT_BYTES)
+        assert exactly(file, UNIT_BYTES) == data[4 * UNIT_BYTES : 5 * UNIT_BYTES]
 
 
 def test_another_version_is_never_read():
-    address, info = put(noise(40 * UNIT))
+    address, info = put(noise(40 * UNIT_BYTES))
     with RemoteFile(address, info, PLAIN) as file:
         exactly(file, 10)
-        put_again, path = shared_store(address, PLAIN)
+        put_again, path = open_shared_store(address, PLAIN)
         with put_again:
-            put_again.write(path, noise(40 * UNIT, 2))
-        file.seek(20 * UNIT)
+            put_again.write(path, noise(40 * UNIT_BYTES, 2))
+        file.seek(20 * UNIT_BYTES)
         with pytest.raises(ObjectChanged):
             file.read(10)
 
 
 def test_an_object_that_is_gone():
     address, info = put(b"abc")
-    store, path = shared_store(address, PLAIN)
+    store, path = open_shared_store(address, PLAIN)
     with store:
         store.delete(path)
     with RemoteFile(address, info, PLAIN) as file, pytest.raises(NotFound):
@@ -348,9 +357,9 @@ def test_an_object_that_is_gone():
 
 
 def test_retries_are_those_of_the_store(gated):
-    data = noise(3 * UNIT)
+    data = noise(3 * UNIT_BYTES)
     address, info = put(data, "gated")
-    gated.failing[10] = Interrupted("broke off", address=address, offset=10)
+    gated.failing[10] = TransferInterrupted("broke off", address=address, offset=10)
 
     class Once(dict):
         def items(self):
@@ -368,8 +377,8 @@ def test_retries_are_those_of_the_store(gated):
 
 def test_closing_cancels_what_is_under_way(gated):
     gated.gate.clear()
-    file = opened(noise(20 * UNIT), "gated", opening=((0, 4 * UNIT),))
-    until(lambda: len(gated.asked) == 1)
+    file = opened(noise(20 * UNIT_BYTES), "gated", initial_spans=((0, 4 * UNIT_BYTES),))
+    until(lambda: len(gated.requests) == 1)
     file.close()
     file.close()
     until(lambda: gated.cancelled == [0])
@@ -378,58 +387,58 @@ def test_closing_cancels_what_is_under_way(gated):
 
 def test_a_file_that_is_dropped_is_closed(gated):
     gated.gate.clear()
-    file = opened(noise(20 * UNIT), "gated", opening=((0, 4 * UNIT),))
-    until(lambda: len(gated.asked) == 1)
+    file = opened(noise(20 * UNIT_BYTES), "gated", initial_spans=((0, 4 * UNIT_BYTES),))
+    until(lambda: len(gated.requests) == 1)
     del file
     gc.collect()
     until(lambda: gated.cancelled == [0])
     assert not readahead._open_files
 
 
-def test_readers_hear_that_the_stores_were_closed(gated):
+def test_readers_get_an_error_when_the_stores_are_closed(gated):
     gated.gate.clear()
-    told = []
+    errors = []
 
     def read():
         try:
             file.read(1)
         except ClosedError as error:
-            told.append(error)
+            errors.append(error)
 
-    with opened(noise(20 * UNIT), "gated") as file:
+    with opened(noise(20 * UNIT_BYTES), "gated") as file:
         reader = threading.Thread(target=read)
         reader.start()
-        until(lambda: file._news.waiting)
+        until(lambda: file._progress.waiting)
         close_shared_stores()
-        reader.join(30)
-        assert len(told) == 1
+        reader.join(60)
+        assert len(errors) == 1
         with pytest.raises(ClosedError):
             file.read(1)
 
 
-def test_a_waiting_reader_notices_that_nobody_will_come(gated, monkeypatch):
-    """Should the I/O thread end without a word, a look at it now and then tells."""
-    monkeypatch.setattr(readahead, "_LOOK", 0.01)
-    with opened(noise(4 * UNIT), "gated") as file:
+def test_a_waiting_reader_notices_that_the_thread_has_ended(gated, monkeypatch):
+    """A waiting reader regularly checks that the I/O thread has not ended."""
+    monkeypatch.setattr(readahead, "_THREAD_CHECK_INTERVAL_S", 0.01)
+    with opened(noise(4 * UNIT_BYTES), "gated") as file:
         exactly(file, 1)
         until(lambda: all(segment.done for segment in file._segments.values()))
         close_shared_stores()
-        segment = readahead._Segment(3 * UNIT, 4 * UNIT)
+        segment = readahead._Segment(3 * UNIT_BYTES, 4 * UNIT_BYTES)
         with pytest.raises(ClosedError):
-            file._wait(segment, 3 * UNIT)
+            file._wait(segment, 3 * UNIT_BYTES)
 
 
 def test_ctrl_c_while_waiting(gated):
     gated.gate.clear()
-    data = noise(4 * UNIT)
+    data = noise(4 * UNIT_BYTES)
     with opened(data, "gated") as file:
         stopper = threading.Thread(
-            target=lambda: (until(lambda: file._news.waiting), os.kill(os.getpid(), signal.SIGINT))
+            target=lambda: (until(lambda: file._progress.waiting), os.kill(os.getpid(), signal.SIGINT))
         )
         stopper.start()
         with pytest.raises(KeyboardInterrupt):
             file.read(10)
-        stopper.join(30)
+        stopper.join(60)
         gated.gate.set()
         assert file.read() == data
 
@@ -437,7 +446,7 @@ def test_ctrl_c_while_waiting(gated):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_cannot_use_it_and_does_not_disturb_it():
-    data = noise(30 * UNIT)
+    data = noise(30 * UNIT_BYTES)
     with opened(data) as file:
         exactly(file, 10)
         child = os.fork()
@@ -454,8 +463,8 @@ def test_a_forked_child_cannot_use_it_and_does_not_disturb_it():
         assert file.read() == data[10:]
 
 
-def test_a_server_that_sends_less_than_it_says(gated):
+def test_a_server_that_sends_less_than_announced(gated):
     gated.short = True
-    with opened(noise(UNIT), "gated") as file, pytest.raises(Interrupted) as caught:
-        exactly(file, UNIT)
-    assert caught.value.offset == UNIT - 1
+    with opened(noise(UNIT_BYTES), "gated") as file, pytest.raises(TransferInterrupted) as caught:
+        exactly(file, UNIT_BYTES)
+    assert caught.value.offset == UNIT_BYTES - 1

@@ -1,4 +1,4 @@
-"""From an address to a store."""
+"""Opening the store of an address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamloader.stores.registry import open_store, register_store, scheme_of, 
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch):
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    monkeypatch.setattr(registry, "_STORE_CLASSES", dict(registry._STORE_CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_own_stores_are_registered():
 
 @pytest.mark.parametrize("scheme", ["", "a", "1a", "a b", "a/b", "a:"])
 def test_what_is_no_scheme_is_refused(scheme):
-    with pytest.raises(sl.ConfigError, match="no scheme"):
+    with pytest.raises(sl.ConfigError, match="not a valid scheme"):
         register_store(scheme, Plain)
 
 

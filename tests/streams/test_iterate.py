@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as st_numpy
 import streamloader as sl
 from streamloader.streams.base import stream_rng
 from streamloader.streams.lane_thread import LaneThread, current_lane_thread
-from streamloader.streams.step_writer import Misfit, StepWriter
+from streamloader.streams.step_writer import StepMismatch, StepWriter
 from streamloader.testing import describe_streams, play
 from streamloader.testing.streams.playing import read_steps
 
@@ -103,22 +103,22 @@ def test_keys_are_names_or_numbers():
     assert keys({"one": 1, "two": 2}) == ["one", "two"]
 
 
-def test_a_lazy_sequence_is_asked_only_for_what_is_played():
-    asked = []
+def test_a_lazy_sequence_is_read_only_for_streams_that_are_opened():
+    indices = []
 
     class Lazy(Sequence):
         def __len__(self):
             return 1000
 
         def __getitem__(self, index):
-            asked.append(index)
+            indices.append(index)
             return [index % 256] * 2
 
     dataset = sl.IterStreams(Lazy(), list, fields=BYTE)
     infos = describe_streams(dataset)
-    assert asked == []
+    assert indices == []
     assert play(dataset, infos[300])["data"].tolist() == [44, 44]
-    assert asked == [300]
+    assert indices == [300]
 
 
 def test_lengths_in_each_form():
@@ -140,7 +140,7 @@ def test_impossible_lengths_name_the_stream(bad):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"items": 8}, r"did you mean range"),
         ({"items": "path"}, "items"),
@@ -153,8 +153,8 @@ def test_impossible_lengths_name_the_stream(bad):
         ({"fields": {"reset": BYTE}}, "reset"),
     ],
 )
-def test_arguments_are_checked_at_once(arguments, told):
-    with pytest.raises(sl.ConfigError, match=told):
+def test_arguments_are_checked_at_once(arguments, message):
+    with pytest.raises(sl.ConfigError, match=message):
         sl.IterStreams(**{"items": ["a", "b"], "make": iter, "fields": BYTE} | arguments)
 
 
@@ -176,7 +176,7 @@ def rng_byte(rng):
         (range, False),
     ],
 )
-def test_make_is_given_its_rng_if_it_wants_one(make, gets_rng):
+def test_make_receives_its_rng_if_it_takes_one(make, gets_rng):
     data = only(make, item=3)["data"].tolist()
     assert (data == rng_byte(stream_rng(0, 0, 0))) == gets_rng
 
@@ -185,7 +185,7 @@ def test_make_is_given_its_rng_if_it_wants_one(make, gets_rng):
 
 
 class Countdown:
-    """An iterator that is no generator."""
+    """An iterator that is not a generator."""
 
     def __init__(self, start):
         self.left = start
@@ -254,7 +254,7 @@ def test_every_form_yields_the_same_steps(form, seek):
         assert only(FORMS[form], block=block, seek=seek)["data"].tolist() == [3, 2, 1, 0][seek or 0 :]
 
 
-def test_a_memory_map_is_played_from_where_it_is_sought(tmp_path):
+def test_a_memory_map_is_read_from_the_sought_step(tmp_path):
     path = tmp_path / "a.npy"
     frames = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
     np.save(path, frames)
@@ -274,17 +274,17 @@ def test_no_steps_at_all():
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda item: None, "did it forget to return, or to yield"),
-        (lambda item: 5, "can be iterated, got int 5"),
-        (lambda item: np.float32(5), "can be iterated"),
+        (lambda item: 5, "an iterable of the steps of stream 'x', got int 5"),
+        (lambda item: np.float32(5), "must return an iterable"),
         (lambda item: "abc", "returned text.*encode it"),
         (lambda item: coroutine(None), "did it forget to return"),
     ],
 )
-def test_what_cannot_be_iterated_is_refused(make, told):
-    with pytest.raises(sl.ConfigError, match=told) as caught:
+def test_a_result_that_cannot_be_iterated_is_refused(make, message):
+    with pytest.raises(sl.ConfigError, match=message) as caught:
         only(make)
     assert caught.value.stream == "x"
 
@@ -294,13 +294,13 @@ def test_arrays_of_different_lengths_are_refused():
         only(lambda item: {"a": np.zeros(2), "b": np.zeros(3)}, {"a": sl.Field((), "f8"), "b": sl.Field((), "f8")})
 
 
-# --- steps that do not fit --------------------------------------------------------------------------------------------
+# --- steps that do not match ------------------------------------------------------------------------------------------
 
 PAIR = {"a": BYTE, "b": sl.Field((2,), "float32")}
 
 
 @pytest.mark.parametrize(
-    ("fields", "bad", "told"),
+    ("fields", "bad", "message"),
     [
         (BYTE, 256, "the value 256, which does not fit"),
         (BYTE, -1, "the value -1, which does not fit"),
@@ -320,14 +320,14 @@ PAIR = {"a": BYTE, "b": sl.Field((2,), "float32")}
             [1.0],
             r"expected an array of shape \(2,\) and dtype float32, got an array of shape",
         ),
-        (sl.Field((2,), "float32"), [[1.0, 2.0], [3.0]], "which is no array"),
+        (sl.Field((2,), "float32"), [[1.0, 2.0], [3.0]], "which cannot be converted to an array"),
         (PAIR, {"a": 1}, "fields 'a', 'b', got one with 'b' missing"),
         (PAIR, {"a": 1, "b": [1, 2], "c": 3}, "'c' not declared in fields="),
         (PAIR, {"a": 1.5, "b": [1, 2]}, "field 'a'"),
         (PAIR, [1, 2], "expected a dict with the fields 'a', 'b', got list"),
     ],
 )
-def test_a_step_that_does_not_fit_is_named(fields, bad, told):
+def test_a_step_that_does_not_fit_is_named(fields, bad, message):
     good = {"a": 1, "b": [1, 2]} if fields is PAIR else np.zeros(fields.shape, fields.dtype)
     steps = [good, good, good, bad, good]
 
@@ -337,8 +337,8 @@ def test_a_step_that_does_not_fit_is_named(fields, bad, told):
         stream = await dataset.open(info, stream_rng(0, 0, 0))
         try:
             first = await read_steps(stream, dataset, block, 3)
-            for _ in range(2):  # and again: it is not passed over
-                with pytest.raises(sl.StreamFailed, match=told) as caught:
+            for _ in range(2):  # the second read raises it again
+                with pytest.raises(sl.StreamFailed, match=message) as caught:
                     await read_steps(stream, dataset, block)
                 assert (caught.value.stream, caught.value.offset) == ("x", 3)
                 assert "stream 'x', step 3: " in str(caught.value)
@@ -396,14 +396,14 @@ DTYPES = st.sampled_from(["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "
 
 
 @given(st.data(), DTYPES, DTYPES)
-def test_no_value_is_ever_changed_but_for_precision(data, source, target):
+def test_values_change_only_in_precision(data, source, target):
     value = data.draw(st_numpy.arrays(source, (3,), elements={"allow_nan": False} if source[0] in "fc" else None))
     out = {"data": np.zeros((1, 3), target)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            StepWriter({"data": sl.Field((3,), target)}).put(out, 0, value)
-        except Misfit:
+            StepWriter({"data": sl.Field((3,), target)}).write_step(out, 0, value)
+        except StepMismatch:
             assert not out["data"].any()
             assert not np.can_cast(source, target, "safe")
             return
@@ -471,19 +471,19 @@ def test_async_streams_run_on_the_loop():
     assert threads == ["MainThread"] * 2
 
 
-def test_a_window_costs_one_visit_to_the_thread(monkeypatch):
-    visits = []
+def test_a_window_takes_one_call_in_the_thread(monkeypatch):
+    calls = []
 
-    async def visit(function, *args):
-        visits.append(function.__name__)
+    async def call(function, *args):
+        calls.append(function.__name__)
         return function(*args)
 
-    monkeypatch.setattr("streamloader.streams.iterate.in_lane_thread", visit)
+    monkeypatch.setattr("streamloader.streams.iterate.in_lane_thread", call)
     assert only(lambda item: iter(range(20)), block=8)["data"].tolist() == list(range(20))
-    assert visits == ["_index", "_call", "read", "read", "read", "read", "_end_in_thread"]
+    assert calls == ["_index", "_call_make", "read", "read", "read", "read", "_close_in_thread"]
 
 
-def test_what_make_was_given_is_not_closed():
+def test_an_object_of_the_user_is_not_closed():
     class Steps(list):
         def close(self):
             raise AssertionError("it is the user's")
@@ -493,18 +493,18 @@ def test_what_make_was_given_is_not_closed():
         assert only(lambda item: steps)["data"].tolist() == [1, 2]
 
 
-def test_an_error_while_closing_is_told():
+def test_an_error_while_closing_is_raised():
     def stubborn(item):
         try:
             yield from range(5)
         finally:
-            raise OSError("cannot let go")
+            raise OSError("cannot be closed")
 
-    with pytest.raises(sl.StreamFailed, match="step 2: OSError: cannot let go"):
+    with pytest.raises(sl.StreamFailed, match="step 2: OSError: cannot be closed"):
         only(stubborn, steps=2)
 
 
-def test_a_closed_stream_says_so():
+def test_a_closed_stream_raises():
     dataset = sl.IterStreams([b"abc"], iter, fields=BYTE)
 
     async def read_closed():
@@ -520,13 +520,13 @@ def test_a_closed_stream_says_so():
 
 
 def test_a_cancelled_read_stops_filling():
-    # The step that is being made when the read is cancelled comes too late: nobody waits for it any more.
-    begun, go_on = threading.Event(), threading.Event()
+    # The step that is being made when the read is cancelled must not be written any more.
+    started, resume = threading.Event(), threading.Event()
 
     def slow(item):
         yield 1
-        begun.set()
-        assert go_on.wait(20)
+        started.set()
+        assert resume.wait(60)
         yield 2
         yield 3
 
@@ -538,17 +538,17 @@ def test_a_cancelled_read_stops_filling():
         stream = await dataset.open(info, stream_rng(0, 0, 0))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(stream.read_into, out)
-            while not begun.is_set():
+            while not started.is_set():
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-        go_on.set()
-        await stream.aclose()  # after what the thread still had to do
+        resume.set()
+        await stream.aclose()  # waits for the call in the thread
 
     in_a_lane(run)
     assert out["data"].tolist() == [1, 0, 0, 0, 0]
 
 
-def test_going_back_makes_the_stream_again_with_the_same_randomness():
+def test_going_back_creates_the_stream_again_with_the_same_randomness():
     made = []
 
     def noise(item, rng):
@@ -578,16 +578,16 @@ def test_going_back_makes_the_stream_again_with_the_same_randomness():
 
 
 @pytest.mark.parametrize("kind", ["iterator", "coroutine", "async generator"])
-def test_what_a_cancelled_open_makes_is_closed(kind):
-    begun, go_on, closed = threading.Event(), threading.Event(), []
+def test_the_result_of_a_cancelled_open_is_closed(kind):
+    started, resume, closed = threading.Event(), threading.Event(), []
 
     class Closing(Countdown):
         def close(self):
             closed.append(threading.current_thread().name)
 
     def make(item):
-        begun.set()
-        assert go_on.wait(20)
+        started.set()
+        assert resume.wait(60)
         return {"iterator": Closing, "coroutine": coroutine, "async generator": lambda _: async_counting()}[kind](3)
 
     dataset = sl.IterStreams([0], make, fields=BYTE)
@@ -596,10 +596,10 @@ def test_what_a_cancelled_open_makes_is_closed(kind):
         (info,) = await dataset.index()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(dataset.open, info, stream_rng(0, 0, 0))
-            while not begun.is_set():
+            while not started.is_set():
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-            go_on.set()
+            resume.set()
 
     in_a_lane(run)
     assert closed == (["the-lane"] if kind == "iterator" else [])

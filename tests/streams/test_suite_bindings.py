@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
@@ -12,6 +13,7 @@ import pytest
 from made_clips import as_rgb, linear_decode, make_clip
 
 import streamloader as sl
+from streamloader.errors import MissingDependency
 from streamloader.streams.base import stream_rng
 from streamloader.testing import StreamSuite, play
 
@@ -31,9 +33,14 @@ def as_tokens(texts):
 
 
 class Bound(StreamSuite):
-    """A binding says of which kind its data set is, so that none of the package goes without one."""
+    """A binding says of which kind its data set is, so that none of the package goes without one.
+
+    Where another binding of the same kind is resumed in every run, `resumes_like` names it: then only the slow tier
+    resumes this one.
+    """
 
     kind: str
+    resumes_like: str | None = None
 
     def test_is_of_the_kind_that_it_says(self):
         assert type(self.make_dataset()).__name__ == self.kind
@@ -58,6 +65,8 @@ class TestTextFiles(Bound):
 
 
 class TestTokensOfFiles(TestTextFiles):
+    resumes_like = "TestTextFiles"
+
     def make_dataset(self):
         return sl.TextStreams("texts", code_points, fill=-1)
 
@@ -69,11 +78,12 @@ class TestLongTextFiles(Bound):
     """Longer than what is read ahead, so that blocks cross its border, or are longer than it."""
 
     kind = "TextStreams"
+    resumes_like = "TestTextFiles"
     texts = (bytes(range(100)), b"x" * 5, b"y" * 6)
 
     @pytest.fixture(autouse=True)
     def _files(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("streamloader.streams.text_files._READ_AHEAD", 5)
+        monkeypatch.setattr("streamloader.streams.text_files._READ_AHEAD_BYTES", 5)
         self.paths = [tmp_path / f"{number}.bin" for number in range(3)]
         for path, text in zip(self.paths, self.texts, strict=True):
             path.write_bytes(text)
@@ -87,6 +97,7 @@ class TestLongTextFiles(Bound):
 
 class TestTexts(Bound):
     kind = "TextStreams"
+    resumes_like = "TestTextFiles"
 
     def make_dataset(self):
         return sl.TextStreams.from_texts(TEXTS)
@@ -97,6 +108,7 @@ class TestTexts(Bound):
 
 class TestTokensOfTexts(Bound):
     kind = "TextStreams"
+    resumes_like = "TestTextFiles"
 
     def make_dataset(self):
         return sl.TextStreams.from_texts(TEXTS, code_points)
@@ -131,6 +143,7 @@ class TestGenerators(Bound):
 
 class TestAsyncGenerators(Bound):
     kind = "IterStreams"
+    resumes_like = "TestGenerators"
     lengths_known = False
     replays = True
 
@@ -168,6 +181,7 @@ class TestArrays(Bound):
 
 class TestColumns(Bound):
     kind = "IterStreams"
+    resumes_like = "TestArrays"
 
     def columns(self, item):
         return {"frame": np.full((item, 2, 2), item, np.uint8), "action": np.linspace(0, 1, item, dtype=np.float32)}
@@ -182,6 +196,7 @@ class TestColumns(Bound):
 
 class TestLists(Bound):
     kind = "IterStreams"
+    resumes_like = "TestArrays"
 
     def make_dataset(self):
         return sl.IterStreams(["abc", "", "defgh"], lambda item: [ord(c) for c in item], fields=sl.Field(), lengths=len)
@@ -194,6 +209,7 @@ class TestIterators(Bound):
     """Neither a generator nor a sequence: something that can only be iterated."""
 
     kind = "IterStreams"
+    resumes_like = "TestGenerators"
     replays = True
 
     def make_dataset(self):
@@ -207,6 +223,7 @@ class TestIterators(Bound):
 
 class TestVideos(Bound):
     kind = "VideoStreams"
+    resumes_like = "TestVideoFiles of test_video_suite.py"
 
     @pytest.fixture(autouse=True)
     def _clips(self, clips, tmp_path):
@@ -219,6 +236,7 @@ class TestVideos(Bound):
 
 class TestArchives(Bound):
     kind = "ArchiveStreams"
+    resumes_like = "TestArchiveStreams of archive/test_streams_suite.py"
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -240,7 +258,8 @@ def kinds_of_the_package():
     """Every data set of streams that the package holds, public or not, in whatever module of it."""
     for module in pkgutil.walk_packages(sl.__path__, "streamloader."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with contextlib.suppress(MissingDependency):  # Ray, which only the slow tests have
+                importlib.import_module(module.name)
     found, ahead = set(), [sl.StreamDataset]
     while ahead:
         subclasses = ahead.pop().__subclasses__()

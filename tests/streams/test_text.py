@@ -95,7 +95,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("x")
     path.chmod(0)
-    with pytest.raises(sl.UnreadableStream, match="may not be read"):
+    with pytest.raises(sl.UnreadableStream, match="cannot be read"):
         describe_streams(sl.TextStreams(path))
 
 
@@ -106,7 +106,7 @@ def test_what_is_no_list_of_texts_is_refused(bad):
 
 
 def test_texts_that_cannot_be_written_are_refused():
-    with pytest.raises(sl.ConfigError, match="text 1 cannot be written as UTF-8") as caught:
+    with pytest.raises(sl.ConfigError, match="text 1 cannot be encoded as UTF-8") as caught:
         sl.TextStreams.from_texts(["fine", "\ud800"])
     assert caught.value.stream == "1"
 
@@ -178,7 +178,7 @@ def test_a_file_that_changed_after_the_index_is_refused(tmp_path, change, tokeni
 
 
 def test_a_file_that_shrinks_while_it_plays_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "_READ_AHEAD", 4)
+    monkeypatch.setattr(text_files, "_READ_AHEAD_BYTES", 4)
     path = tmp_path / "a.txt"
     path.write_text("0123456789")
     dataset = sl.TextStreams(path)
@@ -207,7 +207,7 @@ def test_a_file_that_vanished_is_not_found(tmp_path, tokenizer):
     dataset = sl.TextStreams(path, tokenizer)
     (info,) = describe_streams(dataset)
     path.unlink()
-    with pytest.raises(sl.StreamNotFound, match="vanished") as caught:
+    with pytest.raises(sl.StreamNotFound, match="was deleted") as caught:
         play(dataset, info)
     assert caught.value.address == str(path)
 
@@ -263,7 +263,7 @@ def test_a_file_in_another_encoding_names_the_byte(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "told"),
+    ("tokenizer", "message"),
     [
         (lambda text: text.split(), "must return a sequence of ints, but returned list"),
         (lambda text: [1.5], "must return a sequence of ints.*float64"),
@@ -274,8 +274,8 @@ def test_a_file_in_another_encoding_names_the_byte(tmp_path):
         (lambda text: 1 / 0, "ZeroDivisionError"),
     ],
 )
-def test_what_is_no_tokens_is_refused(tokenizer, told):
-    with pytest.raises(sl.StreamFailed, match=told) as caught:
+def test_results_that_are_not_tokens_are_refused(tokenizer, message):
+    with pytest.raises(sl.StreamFailed, match=message) as caught:
         describe_streams(sl.TextStreams.from_texts(["some text"], tokenizer))
     assert caught.value.stream == "0"
 
@@ -291,5 +291,5 @@ def test_an_encoding_object_gets_a_hint():
 def test_a_tokenizer_that_changes_its_mind_is_noticed():
     counts = iter((3, 5))
     dataset = sl.TextStreams.from_texts(["some text"], lambda text: [0] * next(counts))
-    with pytest.raises(sl.StreamFailed, match="gave 3 tokens for 0 when the loader was built and 5 now"):
+    with pytest.raises(sl.StreamFailed, match="returned 3 tokens for 0 when the loader was built, and 5 now"):
         play_first(dataset)

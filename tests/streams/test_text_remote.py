@@ -19,11 +19,18 @@ from store_leaves import Plain
 from store_leaves import spaces as plain_spaces
 
 import streamloader as sl
-from streamloader.errors import CorruptStream, Interrupted, NotFound, NotSupported, ObjectChanged, StreamNotFound
+from streamloader.errors import (
+    CorruptStream,
+    NotFound,
+    NotSupported,
+    ObjectChanged,
+    StreamNotFound,
+    TransferInterrupted,
+)
 from streamloader.stores import registry
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.memory import MemoryStore
-from streamloader.stores.readahead import UNIT
+from streamloader.stores.readahead import UNIT_BYTES
 from streamloader.streams import text_files
 from streamloader.streams.base import stream_rng
 from streamloader.testing import StreamSuite, describe_streams, play
@@ -48,7 +55,7 @@ def as_tokens(texts):
 
 def write(address, data):
     """Write an object and return its address."""
-    store, path = shared_store(address, PLAIN)
+    store, path = open_shared_store(address, PLAIN)
     with store:
         store.write(path, data)
     return address
@@ -89,6 +96,8 @@ class TestTextsBehindHttp(StreamSuite):
 
 
 class TestTokensBehindHttp(TestTextsBehindHttp):
+    resumes_like = "TestTextsBehindHttp"
+
     def make_dataset(self):
         return sl.TextStreams(self.addresses, code_points)
 
@@ -103,7 +112,7 @@ class TestMixedTexts(StreamSuite):
 
     @pytest.fixture(autouse=True)
     def _stored(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(text_files, "_READ_AHEAD", 5)
+        monkeypatch.setattr(text_files, "_READ_AHEAD_BYTES", 5)
         space = a_space()
         for name, text in zip(("deep/1.txt", "deep/2.TXT", "3.bin"), self.texts, strict=False):
             write(f"{space}/{name}", text)
@@ -120,7 +129,7 @@ class TestMixedTexts(StreamSuite):
         pytest.skip("objects are in the memory of one process: see test_a_mix_of_stores_plays_what_local_files_do")
 
 
-# --- what is told of them --------------------------------------------------------------------------------------------
+# --- what is reported about them --------------------------------------------------------------------------------------
 
 
 def test_infos_are_plain_and_have_no_secrets(folder, url):
@@ -138,14 +147,14 @@ def test_infos_are_plain_and_have_no_secrets(folder, url):
     assert [info.length for info in infos] == [0, 0, 1, 0]
     assert infos[0].extra["path"] == shown
     assert (infos[2].extra["size"], bool(infos[2].extra["version"])) == (1, True)
-    for told in (repr(infos), repr(dataset), json.dumps(dict(dataset.settings)), repr(infos[2].extra)):
-        assert not any(secret in told for secret in (password, signature, token))
+    for text_form in (repr(infos), repr(dataset), json.dumps(dict(dataset.settings)), repr(infos[2].extra)):
+        assert not any(secret in text_form for secret in (password, signature, token))
     there = pickle.loads(pickle.dumps(dataset))
     assert [bytes(play(there, info)["data"]) for info in infos] == [b"", b"", b"a", b""]
 
 
 def test_a_state_outlives_its_signatures(url):
-    """What is signed anew tomorrow is the same data set."""
+    """An address that is signed again later is the same dataset."""
 
     def loader(signature):
         addresses = [f"{url}/{name}?sig={signature}" for name in ("a.txt", "b%20c.txt", "sub/d.txt")]
@@ -196,7 +205,7 @@ def test_a_text_without_a_size_is_refused(monkeypatch):
         return ObjectInfo(path)
 
     monkeypatch.setattr(MemoryStore, "_head", vague)
-    with pytest.raises(NotSupported, match="does not tell its size") as caught:
+    with pytest.raises(NotSupported, match="does not report its size") as caught:
         describe_streams(sl.TextStreams(address, storage_options=PLAIN))
     assert (caught.value.stream, caught.value.address) == (address, address)
 
@@ -205,44 +214,44 @@ def test_a_text_without_a_size_is_refused(monkeypatch):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What is asked of stores in memory: paths and spans."""
-    asked = []
+def requests(monkeypatch):
+    """The paths and spans requested from stores in memory."""
+    requests = []
     get = MemoryStore._get
 
     def counted(self, path, span, version):
-        asked.append((path, None if span is None else (span.start, span.end)))
+        requests.append((path, None if span is None else (span.start, span.end)))
         return get(self, path, span, version)
 
     monkeypatch.setattr(MemoryStore, "_get", counted)
-    return asked
+    return requests
 
 
-def test_seeking_fetches_nothing_of_what_lies_before(asked):
-    size = 40 * UNIT
+def test_seeking_fetches_nothing_before_the_position(requests):
+    size = 40 * UNIT_BYTES
     address = write(f"{a_space()}/huge.txt", bytes(size - 3) + b"end")
     dataset = sl.TextStreams(address, storage_options=PLAIN)
     (info,) = describe_streams(dataset)
-    assert asked == []
+    assert requests == []
     assert bytes(play(dataset, info, seek=size - 5)["data"]) == b"\0\0end"
-    assert min(start for _, (start, _) in asked) == size - UNIT
-    asked.clear()
-    assert len(play(dataset, info, seek=20 * UNIT + 7, steps=10)["data"]) == 10
-    assert min(start for _, (start, _) in asked) == 20 * UNIT
+    assert min(start for _, (start, _) in requests) == size - UNIT_BYTES
+    requests.clear()
+    assert len(play(dataset, info, seek=20 * UNIT_BYTES + 7, steps=10)["data"]) == 10
+    assert min(start for _, (start, _) in requests) == 20 * UNIT_BYTES
 
 
-def test_small_windows_are_served_from_memory(asked):
-    text = bytes(range(256)) * 2048  # 512 KiB
+def test_small_windows_are_served_from_memory(requests):
+    text = bytes(range(256)) * 1024  # 256 KiB
     address = write(f"{a_space()}/a.txt", text)
     dataset = sl.TextStreams(address, storage_options=PLAIN)
     (info,) = describe_streams(dataset)
     assert bytes(play(dataset, info, block=16)["data"]) == text
-    assert sorted(asked) == asked
-    assert len(asked) <= 4
-    assert sum(end - start for _, (start, end) in asked) == len(text), "each byte is fetched once"
+    assert sorted(requests) == requests
+    assert len(requests) <= 4
+    assert sum(end - start for _, (start, end) in requests) == len(text), "each byte is fetched once"
 
 
-def test_documents_are_tokenised_from_one_read_each(asked):
+def test_documents_are_tokenized_from_one_read_each(requests):
     space = a_space()
     texts = ["größer " * count for count in (1, 0, 300)]
     for number, text in enumerate(texts):
@@ -250,10 +259,10 @@ def test_documents_are_tokenised_from_one_read_each(asked):
     dataset = sl.TextStreams(space, code_points, encoding="utf-16", storage_options=PLAIN)
     infos = describe_streams(dataset)
     assert [info.length for info in infos] == [len(text) for text in texts]
-    assert asked == [(f"{number}.txt", None) for number in range(3)]
-    asked.clear()
+    assert requests == [(f"{number}.txt", None) for number in range(3)]
+    requests.clear()
     assert [play(dataset, info)["data"].tolist() for info in infos] == [code_points(text) for text in texts]
-    assert asked == [(f"{number}.txt", None) for number in range(3)]
+    assert requests == [(f"{number}.txt", None) for number in range(3)]
 
 
 def test_many_documents_are_counted_in_their_order(tmp_path):
@@ -328,14 +337,14 @@ def test_a_text_behind_http_that_changed_is_refused(tmp_path, tokenizer):
 
 
 def test_a_text_that_is_replaced_while_it_plays_is_noticed():
-    old, new = b"o" * (8 * UNIT), b"n" * (8 * UNIT)
+    old, new = b"o" * (8 * UNIT_BYTES), b"n" * (8 * UNIT_BYTES)
     address = write(f"{a_space()}/a.txt", old)
     dataset = sl.TextStreams(address, storage_options=PLAIN)
     (info,) = describe_streams(dataset)
 
     async def run():
         stream = await dataset.open(info, stream_rng(0, 0, 0))
-        out = np.zeros(UNIT // 2, np.uint8)
+        out = np.zeros(UNIT_BYTES // 2, np.uint8)
         read = []
         try:
             assert await stream.read_into({"data": out}) == len(out)
@@ -364,8 +373,10 @@ class Versionless(Plain):
 
 
 @pytest.mark.parametrize("tokenizer", [None, list_of_ones], ids=["bytes", "tokens"])
-def test_a_text_of_a_store_without_versions_is_looked_at_again(monkeypatch, tokenizer):
-    monkeypatch.setattr(registry, "_KINDS", {**registry._KINDS, "versionless": f"{__name__}:Versionless"})
+def test_a_text_of_a_store_without_versions_is_checked_again(monkeypatch, tokenizer):
+    monkeypatch.setattr(
+        registry, "_STORE_CLASSES", {**registry._STORE_CLASSES, "versionless": f"{__name__}:Versionless"}
+    )
     space = f"versionless://texts-{secrets.token_hex(4)}"
     address = write(f"{space}/a.txt", b"0123456789")
     write(f"{space}/b.txt", b"abc")
@@ -385,16 +396,16 @@ def test_a_text_of_a_store_without_versions_is_looked_at_again(monkeypatch, toke
 
 
 def test_an_error_of_the_store_names_stream_and_byte_and_may_pass(monkeypatch):
-    text = os.urandom(12 * UNIT)
+    text = os.urandom(12 * UNIT_BYTES)
     address = write(f"{a_space()}/a.txt", text)
     dataset = sl.TextStreams(address, storage_options=PLAIN)
     (info,) = describe_streams(dataset)
     stream_of = MemoryStore.stream
 
-    async def failing(self, name, span=None, *, version=None, on_begin=None):
-        if span is not None and span.end > 6 * UNIT:
-            raise Interrupted("the line went dead", address=address, offset=span.start)
-        async for chunk in stream_of(self, name, span, version=version, on_begin=on_begin):
+    async def failing(self, name, span=None, *, version=None, on_start=None):
+        if span is not None and span.end > 6 * UNIT_BYTES:
+            raise TransferInterrupted("the line went dead", address=address, offset=span.start)
+        async for chunk in stream_of(self, name, span, version=version, on_start=on_start):
             yield chunk
 
     async def run():
@@ -406,7 +417,7 @@ def test_an_error_of_the_store_names_stream_and_byte_and_may_pass(monkeypatch):
             while error is None:
                 try:
                     count = await stream.read_into({"data": out})
-                except Interrupted as caught:
+                except TransferInterrupted as caught:
                     error = caught
                 else:
                     assert count, "nothing failed"
@@ -500,14 +511,14 @@ class TakingAlong(sl.StreamDataset):
     async def open(self, info, rng):
         return await self._dataset.open(info, rng)
 
-    async def expect(self, info):
-        return await self._dataset.expect(info)
+    async def prepare(self, info):
+        return await self._dataset.prepare(info)
 
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def test_each_text_is_fetched_once_an_epoch(asked):
+def test_each_text_is_fetched_once_an_epoch(requests):
     space = a_space()
     for number in range(3):
         write(f"{space}/{number}.txt", bytes([number]) * 1000)
@@ -515,12 +526,12 @@ def test_each_text_is_fetched_once_an_epoch(asked):
     with sl.MultiStreamer(dataset, batch_size=1, window=300, shuffle=False) as loader:
         steps = np.concatenate([batch.numpy()["data"][batch.numpy()["valid"]] for batch in loader])
     assert bytes(steps) == b"".join(bytes([number]) * 1000 for number in range(3))
-    assert len(set(asked[:3])) == 3, "the lane then goes on to the next epoch"
-    assert set(asked) == {(f"{number}.txt", (0, 1000)) for number in range(3)}
+    assert len(set(requests[:3])) == 3, "the lane then continues with the next epoch"
+    assert set(requests) == {(f"{number}.txt", (0, 1000)) for number in range(3)}
 
 
 def test_memory_for_the_read_ahead_of_small_windows(monkeypatch):
-    monkeypatch.setattr(text_files, "_READ_AHEAD", 5)
+    monkeypatch.setattr(text_files, "_READ_AHEAD_BYTES", 5)
     text = bytes(range(100))
     dataset = sl.TextStreams(write(f"{a_space()}/a.txt", text), storage_options=PLAIN)
     (info,) = describe_streams(dataset)

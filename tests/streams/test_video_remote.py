@@ -13,10 +13,10 @@ from made_clips import VARIANTS, as_rgb, linear_decode, make_clip
 from range_server import served
 
 import streamloader as sl
-from streamloader.errors import CorruptStream, Interrupted, NotFound, ObjectChanged, UnreadableStream
+from streamloader.errors import CorruptStream, NotFound, ObjectChanged, TransferInterrupted, UnreadableStream
 from streamloader.media.video import index_cache
 from streamloader.stores import readahead
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.memory import MemoryStore
 from streamloader.streams.base import stream_rng
 from streamloader.streams.video import VideoStreams
@@ -45,7 +45,7 @@ def url(folder):
 
 def stored(path, address):
     """Write a file into a store and return its address."""
-    store, name = shared_store(address, PLAIN)
+    store, name = open_shared_store(address, PLAIN)
     with store:
         store.write(name, path.read_bytes())
     return address
@@ -77,6 +77,8 @@ class TestChosenFramesBehindHttp(TestVideosBehindHttp):
 class TestVideosInMemory(TestVideosBehindHttp):
     """Some of them are local files."""
 
+    resumes_like = "TestVideosBehindHttp"
+
     @pytest.fixture(autouse=True)
     def _stored(self):
         self.mixed = [
@@ -104,8 +106,8 @@ def test_infos_are_plain_and_have_no_secrets(folder, url):
     assert infos[0].extra["version"]
     assert set(infos[0].extra) == {"address", "size", "version", "modified", "frames"}
     assert infos[2].extra["bytes"] == size
-    for told in (repr(infos), repr(dataset), json.dumps(dict(dataset.settings))):
-        assert "secret" not in told
+    for text_form in (repr(infos), repr(dataset), json.dumps(dict(dataset.settings))):
+        assert "secret" not in text_form
     with_secrets = pickle.loads(pickle.dumps(dataset))
     for info in infos:
         assert len(play(with_secrets, info)["data"]) == 13
@@ -151,7 +153,7 @@ def test_a_video_that_is_replaced_is_not_mixed_up(folder, tmp_path):
     with pytest.raises((ObjectChanged, CorruptStream)) as caught:
         play(dataset, info)
     assert (caught.value.stream, caught.value.address) == (info.key, address)
-    store, name = shared_store(address, PLAIN)
+    store, name = open_shared_store(address, PLAIN)
     with store:
         store.delete(name)
     with pytest.raises(NotFound) as missing:
@@ -171,7 +173,7 @@ def test_what_is_no_video_is_told_by_its_address(tmp_path):
 
 def test_an_error_of_the_store_comes_after_the_good_frames_and_may_pass(folder, tmp_path, monkeypatch):
     path = make_clip(tmp_path / "long.mp4", frames=300, height=144, width=176, options={"crf": "1"})
-    assert path.stat().st_size > 9 * readahead.UNIT
+    assert path.stat().st_size > 9 * readahead.UNIT_BYTES
     address = stored(path, "memory://videos/failing.mp4")
     dataset = VideoStreams(address, storage_options=PLAIN)
     (info,) = describe_streams(dataset)
@@ -179,8 +181,8 @@ def test_an_error_of_the_store_comes_after_the_good_frames_and_may_pass(folder, 
     stream_of = MemoryStore.stream
 
     async def failing(self, name, span=None, *, version=None):
-        if span is not None and span.end > 6 * readahead.UNIT:
-            raise Interrupted("the line went dead", address=address, offset=span.start)
+        if span is not None and span.end > 6 * readahead.UNIT_BYTES:
+            raise TransferInterrupted("the line went dead", address=address, offset=span.start)
         async for chunk in stream_of(self, name, span, version=version):
             yield chunk
 
@@ -191,7 +193,7 @@ def test_an_error_of_the_store_comes_after_the_good_frames_and_may_pass(folder, 
         try:
             while count := await stream.read_into(out):
                 frames.append(out["data"][:count].copy())
-        except Interrupted as error:
+        except TransferInterrupted as error:
             names = error.stream
             monkeypatch.setattr(MemoryStore, "stream", stream_of)
             failed_at = sum(map(len, frames))
@@ -210,11 +212,11 @@ def test_an_error_of_the_store_comes_after_the_good_frames_and_may_pass(folder, 
     assert np.array_equal(frames, right)
 
 
-def test_indexing_is_done_side_by_side(folder, url, monkeypatch):
+def test_videos_are_indexed_in_parallel(folder, url, monkeypatch):
     """Twelve videos of a server: no more threads than there may be, each video once."""
     looked = []
-    real = index_cache.cached_index
-    monkeypatch.setattr(index_cache, "cached_index", lambda video, **k: looked.append(str(video)) or real(video, **k))
+    real = index_cache.load_index
+    monkeypatch.setattr(index_cache, "load_index", lambda video, **k: looked.append(str(video)) or real(video, **k))
     addresses = [f"{url}/{name}" for name in ("a.mp4", *NAMES)] * 3
     infos = describe_streams(VideoStreams(addresses, size=(24, 32)))
     assert len(infos) == 12

@@ -30,6 +30,8 @@ class TestVideoFiles(StreamSuite):
 
 
 class TestPlanesOfVideoFiles(TestVideoFiles):
+    resumes_like = "TestVideoFiles"
+
     def make_dataset(self):
         return sl.VideoStreams(self.paths, pix_fmt="yuv420p", size=(31, 41))
 
@@ -38,6 +40,8 @@ class TestPlanesOfVideoFiles(TestVideoFiles):
 
 
 class TestChosenFrames(TestVideoFiles):
+    resumes_like = "TestResampledFrames"
+
     def make_dataset(self):
         return sl.VideoStreams(self.paths, pix_fmt="gray", max_frames=9, stride=2, random_start=True, size=(24, 32))
 
@@ -59,6 +63,8 @@ def _flip_and_scale(frames, rng):
 
 
 class TestTransformedFrames(TestVideoFiles):
+    resumes_like = "TestVideoFiles"
+
     def make_dataset(self):
         return sl.VideoStreams(self.paths, transform=_flip_and_scale, size=(24, 32))
 

@@ -12,7 +12,7 @@ import streamloader as sl
 from streamloader.archive.catalog.base import Place, Snapshot
 from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
 from streamloader.testing import CatalogSuite
-from streamloader.testing.catalogs.binding import made
+from streamloader.testing.catalogs.binding import make_sample_video
 
 
 class Plain(SqliteCatalog):
@@ -36,78 +36,80 @@ class Suite(CatalogSuite):
 
 
 class OneFrameShort(Plain):
-    async def locate(self, start, stop):
-        return await super().locate(start, max(stop - 1, start))
+    async def locate_frames(self, start, stop):
+        return await super().locate_frames(start, max(stop - 1, start))
 
 
 class LocatesWhatIsNotThere(Plain):
-    async def locate(self, start, stop):
-        frames = (await self.snapshot()).frames
-        return await super().locate(min(max(start, 0), frames), min(stop, frames))
+    async def locate_frames(self, start, stop):
+        frames = (await self.get_snapshot()).frames
+        return await super().locate_frames(min(max(start, 0), frames), min(stop, frames))
 
 
 class SortsIndexes(Plain):
-    async def indexes(self, content, numbers):
-        return await super().indexes(content, sorted(numbers))
+    async def get_indexes(self, content, numbers):
+        return await super().get_indexes(content, sorted(numbers))
 
 
 class MissingIndexIsEmpty(Plain):
-    async def indexes(self, content, numbers):
+    async def get_indexes(self, content, numbers):
         try:
-            return await super().indexes(content, numbers)
+            return await super().get_indexes(content, numbers)
         except sl.errors.CatalogError:
             return [b""] * len(numbers)
 
 
 class FirstThousand(Plain):
-    async def locate(self, start, stop):
-        return [dataclasses.replace(held, chunks=held.chunks[:1000]) for held in await super().locate(start, stop)]
+    async def locate_frames(self, start, stop):
+        return [
+            dataclasses.replace(held, chunks=held.chunks[:1000]) for held in await super().locate_frames(start, stop)
+        ]
 
 
 class CodingsOnce(Plain):
-    async def codings(self, keys):
-        return await super().codings(list(dict.fromkeys(keys)))
+    async def get_codings(self, keys):
+        return await super().get_codings(list(dict.fromkeys(keys)))
 
 
 class NextVideo(Plain):
-    async def video_at(self, nanoseconds):
-        return await super().video_at(nanoseconds + 1)
+    async def get_video_at(self, time_ns):
+        return await super().get_video_at(time_ns + 1)
 
 
 class TruthIsOne(Plain):
-    def find(self, where=None, **options):
+    def find_videos(self, where=None, **options):
         where = {name: 1 if asked is True else asked for name, asked in (where or {}).items()}
-        return super().find(where, **options)
+        return super().find_videos(where, **options)
 
 
 class AnyQuery(Plain):
-    def find(self, where=None, **options):
+    def find_videos(self, where=None, **options):
         try:
-            return super().find(where, **options)
+            return super().find_videos(where, **options)
         except sl.ConfigError:
-            return super().find(None, **options)
+            return super().find_videos(None, **options)
 
 
 class PathsTwice(Plain):
-    async def paths(self, place):
-        async for pair in super().paths(place):
+    async def list_chunk_paths(self, place):
+        async for pair in super().list_chunk_paths(place):
             yield pair
             yield pair
 
 
 class CountsAll(Plain):
-    async def count(self, where=None, *, stop=None):
-        return await super().count(where)
+    async def count_videos(self, where=None, *, stop=None):
+        return await super().count_videos(where)
 
 
 class NoMetadata(Plain):
-    async def commit(self, video):
-        return await super().commit(dataclasses.replace(video, metadata={}))
+    async def commit_video(self, video):
+        return await super().commit_video(dataclasses.replace(video, metadata={}))
 
 
 class EmptyHasOne(Plain):
-    async def snapshot(self):
-        found = await super().snapshot()
+    async def get_snapshot(self):
+        found = await super().get_snapshot()
         return found if found.videos else Snapshot(1, 0, 0, 0)
 
 
@@ -115,73 +117,73 @@ class EmptyHasOne(Plain):
 
 
 class ShowsJobs(Plain):
-    async def chunks(self, content, start, stop):
-        return await super().chunks(content, start, stop) or (await self.staged(content))[start:stop]
+    async def get_chunks(self, content, start, stop):
+        return await super().get_chunks(content, start, stop) or (await self.get_staged_chunks(content))[start:stop]
 
 
 class NewJobForgets(Plain):
-    async def begin(self, job):
-        await self.abandon(job.content)
-        return await super().begin(job)
+    async def begin_job(self, job):
+        await self.abandon_job(job.content)
+        return await super().begin_job(job)
 
 
 class NeverBeats(Plain):
-    async def beat(self, content, now):
+    async def record_heartbeat(self, content, now):
         pass
 
 
 class NeverAbandons(Plain):
-    async def abandon(self, content):
+    async def abandon_job(self, content):
         pass
 
 
 class KeepsTheFirst(Plain):
-    async def stage(self, chunks):
-        there = {row.number for chunk in chunks[:1] for row in await self.staged(chunk.row.content)}
-        await super().stage([chunk for chunk in chunks if chunk.row.number not in there])
+    async def stage_chunks(self, chunks):
+        there = {row.number for chunk in chunks[:1] for row in await self.get_staged_chunks(chunk.row.content)}
+        await super().stage_chunks([chunk for chunk in chunks if chunk.row.number not in there])
 
 
 class OneByOne(Plain):
-    async def stage(self, chunks):
+    async def stage_chunks(self, chunks):
         for chunk in chunks:
-            await super().stage([chunk])
+            await super().stage_chunks([chunk])
 
 
 class BeginsByItself(Plain):
-    async def stage(self, chunks):
+    async def stage_chunks(self, chunks):
         for chunk in chunks[:1]:
-            video = made(1)
-            await self.begin(dataclasses.replace(video.job, content=chunk.row.content))
-        await super().stage(chunks)
+            video = make_sample_video(1)
+            await self.begin_job(dataclasses.replace(video.job, content=chunk.row.content))
+        await super().stage_chunks(chunks)
 
 
 class CommitsAnything(Plain):
-    async def commit(self, video):
-        held = await self.staged(video.content)
+    async def commit_video(self, video):
+        held = await self.get_staged_chunks(video.content)
         if held:
             video = dataclasses.replace(video, chunks=len(held), frames=sum(row.frames for row in held))
-        return await super().commit(video)
+        return await super().commit_video(video)
 
 
 class NoChecks(Plain):
-    async def commit(self, video):
+    async def commit_video(self, video):
         try:
-            return await super().commit(video)
+            return await super().commit_video(video)
         except sl.ConfigError:
             return video
 
 
 class RenamesTwins(Plain):
-    async def commit(self, video):
+    async def commit_video(self, video):
         try:
-            return await super().commit(video)
-        except sl.errors.NameTaken:
-            return await super().commit(dataclasses.replace(video, name=video.name + "~"))
+            return await super().commit_video(video)
+        except sl.errors.NameConflict:
+            return await super().commit_video(dataclasses.replace(video, name=video.name + "~"))
 
 
 class AddsAgain(Plain):
-    async def begin(self, job):
-        await super().begin(job)
+    async def begin_job(self, job):
+        await super().begin_job(job)
 
 
 class PlacesShrink(Plain):
@@ -189,32 +191,32 @@ class PlacesShrink(Plain):
         try:
             return await super().set_places(places)
         except sl.ConfigError:
-            return await self.header()
+            return await self.get_header()
 
 
 class NumbersFromItsOwn(Plain):
     """Counts in the process, as if nobody else wrote."""
 
-    async def commit(self, video):
+    async def commit_video(self, video):
         self.count_of = getattr(self, "count_of", -1) + 1
-        return dataclasses.replace(await super().commit(video), number=self.count_of)
+        return dataclasses.replace(await super().commit_video(video), number=self.count_of)
 
 
 class FirstWins(Plain):
-    async def commit(self, video):
-        found = await super().commit(video)
+    async def commit_video(self, video):
+        found = await super().commit_video(video)
         return dataclasses.replace(found, number=found.number + 1)
 
 
 class CountsAhead(Plain):
-    async def snapshot(self):
-        found = await super().snapshot()
-        return dataclasses.replace(found, chunks=found.chunks + len(await self.jobs()))
+    async def get_snapshot(self):
+        found = await super().get_snapshot()
+        return dataclasses.replace(found, chunks=found.chunks + len(await self.list_jobs()))
 
 
 class CommitsEarly(Plain):
-    async def jobs(self):
-        return (await super().jobs())[1:]
+    async def list_jobs(self):
+        return (await super().list_jobs())[1:]
 
 
 # --- life ------------------------------------------------------------------------------------------------------------
@@ -225,13 +227,13 @@ class CreatesAgain(Plain):
         try:
             return await super().create(places)
         except sl.errors.CatalogExists:
-            return await self.header()
+            return await self.get_header()
 
 
 class CreatesOnTheWay(Plain):
-    async def header(self):
+    async def get_header(self):
         try:
-            return await super().header()
+            return await super().get_header()
         except sl.errors.CatalogNotFound:
             return await self.create([Place(0, "/x")])
 
@@ -247,12 +249,12 @@ class AnyTimeout(Plain):
 
 
 class OpensAgain(Plain):
-    async def header(self):
+    async def get_header(self):
         if not self._session._closed:
-            return await super().header()
+            return await super().get_header()
         again = Plain(self.path)
         try:
-            return await again.header()
+            return await again.get_header()
         finally:
             await again.aclose()
 
@@ -260,12 +262,12 @@ class OpensAgain(Plain):
 class KnowsItsOwnAlone(Plain):
     committed = 0
 
-    async def commit(self, video):
+    async def commit_video(self, video):
         self.committed += 1
-        return await super().commit(video)
+        return await super().commit_video(video)
 
-    async def video(self, number):
-        return await super().video(number) if number < self.committed else None
+    async def get_video(self, number):
+        return await super().get_video(number) if number < self.committed else None
 
 
 class MixesUp(Plain):
@@ -273,27 +275,31 @@ class MixesUp(Plain):
         super().__init__(url, **options)
         self.busy = 0
 
-    async def locate(self, start, stop):
+    async def locate_frames(self, start, stop):
         self.busy += 1
         try:
-            return await super().locate(0 if self.busy > 1 else start, 1 if self.busy > 1 else stop)
+            return await super().locate_frames(0 if self.busy > 1 else start, 1 if self.busy > 1 else stop)
         finally:
             self.busy -= 1
 
 
 class StagesHalfWhenCancelled(Plain):
-    def stage(self, chunks):
+    def stage_chunks(self, chunks):
         return asyncio.ensure_future(self.stage_each(chunks))  # begun at once, so that nothing is left to complain
 
     async def stage_each(self, chunks):
-        for chunk in chunks:
-            await super().stage([chunk])
+        first = asyncio.ensure_future(super().stage_chunks(chunks[:1]))
+        try:
+            await asyncio.shield(first)
+        finally:
+            await first  # also when it is cancelled while that is under way, however long it takes
+        await super().stage_chunks(chunks[1:])
 
 
 class BreaksWhenLeft(Plain):
-    async def find(self, where=None, **options):
+    async def find_videos(self, where=None, **options):
         try:
-            async for row in super().find(where, **options):
+            async for row in super().find_videos(where, **options):
                 yield row
         finally:
             await self.aclose()
@@ -310,18 +316,18 @@ FAULTS = [
     (CodingsOnce, "test_codings_by_key"),
     (NextVideo, "test_videos_by_time"),
     (TruthIsOne, "test_queries"),
-    (AnyQuery, "test_queries_that_make_no_sense_are_refused"),
+    (AnyQuery, "test_refuses_invalid_queries"),
     (PathsTwice, "test_paths_of_a_place"),
-    (CountsAll, "test_what_was_counted_before_stays"),
-    (ShowsJobs, "test_nobody_sees_a_job"),
-    (NewJobForgets, "test_a_job_is_gone_on_with"),
+    (CountsAll, "test_numbers_do_not_change_when_videos_are_added"),
+    (ShowsJobs, "test_readers_do_not_see_jobs"),
+    (NewJobForgets, "test_a_job_can_be_resumed"),
     (NeverBeats, "test_a_job_beats"),
     (NeverAbandons, "test_an_abandoned_job_leaves_nothing"),
     (KeepsTheFirst, "test_chunks_in_any_order_and_again"),
     (OneByOne, "test_chunks_are_kept_all_or_none"),
     (BeginsByItself, "test_no_chunks_without_a_job"),
     (CommitsAnything, "test_a_video_that_is_not_whole_is_refused"),
-    (NoChecks, "test_what_makes_no_sense_is_refused"),
+    (NoChecks, "test_refuses_invalid_values"),
     (RenamesTwins, "test_names_are_unique"),
     (AddsAgain, "test_the_same_content_is_recognised"),
     (PlacesShrink, "test_places_grow_and_change"),
@@ -331,10 +337,10 @@ FAULTS = [
     (CommitsEarly, "test_any_order_of_steps"),
     (CreatesAgain, "test_a_catalog_is_created_once"),
     (CreatesAgain, "test_only_one_of_many_creates_it"),
-    (CreatesOnTheWay, "test_places_that_make_no_sense_create_nothing"),
-    (CreatesOnTheWay, "test_nothing_is_found_where_there_is_no_catalog"),
+    (CreatesOnTheWay, "test_invalid_places_create_nothing"),
+    (CreatesOnTheWay, "test_a_missing_catalog_is_not_found"),
     (HidesItsAddress, "test_says_where_it_is"),
-    (AnyTimeout, "test_a_timeout_has_to_make_sense"),
+    (AnyTimeout, "test_refuses_invalid_timeouts"),
     (OpensAgain, "test_closes_twice"),
     (KnowsItsOwnAlone, "test_another_instance_sees_all"),
     (MixesUp, "test_64_lookups_at_once"),

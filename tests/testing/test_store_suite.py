@@ -87,7 +87,7 @@ class NoOpenEnds(Plain):
     @contextlib.asynccontextmanager
     async def _get(self, path, span, version):
         if span is not None and span.end is None and span.start == len(self.find(path)[0]):
-            raise sl.RangeOutside("416", address=self.address(path), offset=span.start)
+            raise sl.RangeNotSatisfiable("416", address=self.address(path), offset=span.start)
         async with super()._get(path, span, version) as body:
             yield body
 
@@ -103,7 +103,7 @@ class LongSuffixOutside(Plain):
     @contextlib.asynccontextmanager
     async def _get(self, path, span, version):
         if span is not None and -span.start > len(self.find(path)[0]):
-            raise sl.RangeOutside("416", address=self.address(path), offset=0)
+            raise sl.RangeNotSatisfiable("416", address=self.address(path), offset=0)
         async with super()._get(path, span, version) as body:
             yield body
 
@@ -139,11 +139,11 @@ class TextMode(Plain):
 
 
 class EmptySpansUnchecked(Plain):
-    async def stream(self, path, span=None, *, version=None, on_begin=None):
-        self._enter(path)
+    async def stream(self, path, span=None, *, version=None, on_start=None):
+        self._prepare_call(path)
         if span is not None and span.start == span.end:
             return
-        async with contextlib.aclosing(super().stream(path, span, version=version, on_begin=on_begin)) as chunks:
+        async with contextlib.aclosing(super().stream(path, span, version=version, on_start=on_start)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -315,7 +315,7 @@ class SaysItDoesNotList(Plain):
 
 class NoLimitOfListings(Plain):
     async def list(self, prefix="", *, recursive=True):
-        self._enter(prefix.rstrip("/"), empty=True)
+        self._prepare_call(prefix.rstrip("/"), allow_empty=True)
         async for info in self._list(prefix.rstrip("/"), recursive=recursive):
             yield info
 
@@ -503,7 +503,7 @@ class BreaksForAll(Plain):
 
     def find(self, path):
         if self.broken:
-            raise sl.Interrupted("the connection is gone", address=self.address(path), offset=0)
+            raise sl.TransferInterrupted("the connection is gone", address=self.address(path), offset=0)
         try:
             return super().find(path)
         except sl.NotFound:
@@ -518,15 +518,15 @@ class ClosesOnce(Plain):
 
 
 class NeverClosed(Plain):
-    def _enter(self, path, *, empty=False):
-        self._check_path(path, empty=empty)
+    def _prepare_call(self, path, *, allow_empty=False):
+        self._check_path(path, allow_empty=allow_empty)
 
 
 class EndsShortWhenClosed(Plain):
     @contextlib.asynccontextmanager
     async def _get(self, path, span, version):
         async with super()._get(path, span, version) as body:
-            yield Body(body.info, body.start, None, body.chunks)
+            yield Body(body.info, body.start, None, body.pieces)
 
     async def pieces(self, path, data, start, end):
         async for piece in super().pieces(path, data, start, end):
@@ -635,11 +635,11 @@ FAULTS = [
     (OffByOne, "test_reads_single_bytes"),
     (SilentlyShort, "test_a_span_of_everything_is_everything"),
     (EmptySpansUnchecked, "test_a_span_of_nothing_is_nothing"),
-    (EmptySpansUnchecked, "test_a_span_of_nothing_of_what_is_not_there"),
+    (EmptySpansUnchecked, "test_an_empty_span_of_a_missing_object_is_not_found"),
     (NoOpenEnds, "test_reads_with_an_open_end"),
     (LastByteLost, "test_reads_with_an_open_end"),
     (SuffixFromTheStart, "test_reads_from_the_end"),
-    (LongSuffixOutside, "test_more_from_the_end_than_there_is_is_everything"),
+    (LongSuffixOutside, "test_a_suffix_longer_than_the_object_is_everything"),
     (Clips, "test_refuses_spans_past_the_end"),
     (Clips, "test_refuses_an_open_end_past_the_end"),
     (SmallBlocksOnly, "test_adjacent_spans_join"),
@@ -659,21 +659,21 @@ FAULTS = [
     (MissingIsEmpty, "test_a_span_of_a_missing_object_is_not_found"),
     (MissingIsEmpty, "test_the_head_of_a_missing_object_is_not_found"),
     (ForeignErrors, "test_the_head_of_a_missing_object_is_not_found"),
-    (WrongSize, "test_head_tells_what_there_is"),
+    (WrongSize, "test_head_describes_the_object"),
     (DirectoriesAreObjects, "test_a_directory_is_no_object"),
-    (AnyPath, "test_refuses_what_is_no_path"),
+    (AnyPath, "test_refuses_invalid_paths"),
     (Unquotes, "test_odd_names"),
     (VersionOfTheMoment, "test_the_version_stays_the_same"),
     (OneVersion, "test_another_object_is_another_version"),
-    (VersionOfTheMoment, "test_reads_the_version_that_was_asked_for"),
-    (IgnoresVersions, "test_refuses_a_version_that_does_not_hold_any_more"),
+    (VersionOfTheMoment, "test_reads_the_requested_version"),
+    (IgnoresVersions, "test_refuses_an_old_version"),
     (NeverRecursive, "test_lists_at_any_depth"),
     (AlwaysRecursive, "test_lists_one_directory"),
     (ListsByPrefix, "test_a_prefix_is_a_directory"),
-    (NothingIsAnError, "test_lists_nothing_where_nothing_is"),
+    (NothingIsAnError, "test_a_missing_directory_is_empty"),
     (RootIsEmpty, "test_lists_everything"),
-    (OtherSizesInListings, "test_listings_tell_the_same_as_head"),
-    (QuotedInListings, "test_what_was_listed_can_be_read"),
+    (OtherSizesInListings, "test_listings_agree_with_head"),
+    (QuotedInListings, "test_listed_paths_can_be_read"),
     (FirstPageOnly, "test_many_keys"),
     (PagesOverlap, "test_many_keys"),
     (FirstPageOnly, "test_very_many_keys"),
@@ -682,7 +682,7 @@ FAULTS = [
     (NoLimitOfListings, "test_too_many_keys_are_an_error"),
     (ListsOnce, "test_a_listing_that_is_left_early_disturbs_nothing"),
     (DropsWrites, "test_writes_bytes"),
-    (KeepsThemToItself, "test_what_was_written_is_there_for_others"),
+    (KeepsThemToItself, "test_other_instances_read_what_was_written"),
     (CutsBigOnes, "test_writes_a_big_object"),
     (FirstPieceOnly, "test_writes_pieces_as_they_come"),
     (KeepsTheOld, "test_replaces_an_object"),
@@ -693,7 +693,7 @@ FAULTS = [
     (WritesInPlace, "test_a_write_that_is_cancelled_changes_nothing"),
     (LeavesUnfinished, "test_a_write_that_is_cancelled_changes_nothing"),
     (DeletesByPrefix, "test_deletes"),
-    (DeletingIsReading, "test_deletes_what_is_not_there"),
+    (DeletingIsReading, "test_deleting_a_missing_object_is_no_error"),
     (OneUploadAtATime, "test_many_writes_at_once"),
     (HalfAndHalf, "test_of_writes_to_one_object_one_wins"),
     (WritesInPlace, "test_readers_never_see_a_mixture"),
@@ -720,7 +720,7 @@ FAULTS = [
 ]
 ARGUMENTS = {
     "test_refuses_spans_past_the_end": (-1, 1),
-    "test_refuses_what_is_no_path": "../a",
+    "test_refuses_invalid_paths": "../a",
     "test_a_write_that_fails_changes_nothing": (3, b"the old one"),
     "test_a_write_that_is_cancelled_changes_nothing": b"the old one",
     "test_64_reads_at_once": sl.Limits(),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import streamloader as sl
-from streamloader.streams.base import Expected
+from streamloader.streams.base import PreparedStream
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.testing import StreamSuite, assert_same_steps, describe_streams, play
 from streamloader.testing.streams.playing import read_steps
@@ -278,11 +278,11 @@ class LosesWhatItOpens(CountingStreams):
 class ExpectsTheFirst(CountingStreams):
     """Prepares the first stream, whichever is to come."""
 
-    async def expect(self, info):
+    async def prepare(self, info):
         return OpensLater(self, (await self.index())[0])
 
 
-class OpensLater(Expected):
+class OpensLater(PreparedStream):
     def __init__(self, dataset, info):
         self.dataset, self.info = dataset, info
 
@@ -377,7 +377,7 @@ FAULTS = [
     (dataset_of(TooMany), "test_steps_that_are_returned_are_written_wholly"),
     (dataset_of(StartsAgain), "test_the_end_stays_the_end"),
     (dataset_of(OwnRandomness), "test_the_same_rng_gives_the_same_steps"),
-    (ExpectsTheFirst, "test_expected_streams_are_the_same"),
+    (ExpectsTheFirst, "test_prepared_streams_are_the_same"),
     (dataset_of(SharedPosition), "test_streams_do_not_disturb_each_other"),
     (dataset_of(SeeksOneOff), "test_seeking_is_the_same_as_playing_up_to_there"),
     (dataset_of(SeeksToKeyframes), "test_seeking_is_the_same_as_playing_up_to_there"),
@@ -395,8 +395,8 @@ FAULTS = [
     (dataset_of(CountsOpenings), "test_resumes_in_longer_windows"),
     (dataset_of(ForgetsTheTime), "test_resumes_at_every_step"),
     (dataset_of(DependsOnItsProcess), "test_resumes_in_worker_processes"),
-    (dataset_of(CannotSeek), "test_restoring_reads_nothing_that_was_consumed"),
-    (dataset_of(SaysThatItReplays), "test_restoring_reads_nothing_that_was_consumed"),
+    (dataset_of(CannotSeek), "test_restoring_does_not_read_consumed_steps"),
+    (dataset_of(SaysThatItReplays), "test_restoring_does_not_read_consumed_steps"),
     (SettingsOfTheMoment, "test_settings_are_plain_and_the_same_every_time"),
     (SettingsThatAreNotPlain, "test_settings_are_plain_and_the_same_every_time"),
     (SettingsOfTheMoment, "test_resumes_at_every_step"),
@@ -438,7 +438,7 @@ def test_every_fault_stands_beside_a_right_stream():
     # The names above are those of the suite, and the right streams pass each (see TestItself).
     assert all(hasattr(StreamSuite, test) for _, test in FAULTS)
     untested = {name for name in dir(StreamSuite) if name.startswith("test_")} - {test for _, test in FAULTS}
-    assert untested == {"test_streams_play_at_the_same_time", "test_closes_after_a_cancelled_read"}
+    assert untested == {"test_streams_are_read_concurrently", "test_closes_after_a_cancelled_read"}
 
 
 @pytest.mark.parametrize("test", [name for name in dir(StreamSuite) if name.startswith("test_re")])
@@ -451,7 +451,7 @@ def test_streams_that_cannot_seek_are_resumed_all_the_same(test):
 def test_streams_that_say_that_they_replay_may_do_so():
     suite = Suite()
     suite.dataset, suite.replays = dataset_of(SaysThatItReplays), True
-    suite.test_restoring_reads_nothing_that_was_consumed()
+    suite.test_restoring_does_not_read_consumed_steps()
 
 
 def test_a_suite_that_says_no_seeking_wants_the_error():

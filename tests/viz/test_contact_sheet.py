@@ -1,4 +1,4 @@
-"""The contact sheet: what a person sees of it, checked pixel by pixel."""
+"""The contact sheet, checked pixel by pixel."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import streamloader as sl
 from streamloader.viz.contact_sheet import contact_sheet
 
-BEGIN, PADDING = (255, 159, 28), (58, 61, 68)
+START, PADDING = (255, 159, 28), (58, 61, 68)
 LEFT, TOP, ACROSS, DOWN = 64, 30, 84 + 4 + 8, 84 + 16 + 4 + 8  # of square frames at the default height
 
 
 def batch(resets, valid=None, lanes=2, window=8, channels=3):
     reset = np.zeros((lanes, window), bool)
-    for place in resets:
-        reset[place] = True
+    for position in resets:
+        reset[position] = True
     return {
         "data": np.full((lanes, window, 8, 8, channels), 200, np.uint8),
         "reset": reset,
@@ -31,15 +31,15 @@ def corner(sheet, lane, column, across=ACROSS):
 
 def test_a_border_is_drawn_exactly_where_a_stream_begins():
     sheet = contact_sheet([batch([(0, 0), (1, 5)])])
-    bordered = {(lane, column) for lane in range(2) for column in range(8) if corner(sheet, lane, column) == BEGIN}
+    bordered = {(lane, column) for lane in range(2) for column in range(8) if corner(sheet, lane, column) == START}
     assert bordered == {(0, 0), (1, 5)}
     assert sheet.getpixel((LEFT + 40, TOP + 40)) == (200, 200, 200)
 
 
 def test_a_beginning_between_two_columns_is_not_missed():
     sheet = contact_sheet([batch([(0, 3)]), batch([(1, 7)])], every=4)
-    assert [corner(sheet, 0, column) == BEGIN for column in range(4)] == [True, False, False, False]
-    assert [corner(sheet, 1, column) == BEGIN for column in range(4)] == [False, False, False, True]
+    assert [corner(sheet, 0, column) == START for column in range(4)] == [True, False, False, False]
+    assert [corner(sheet, 1, column) == START for column in range(4)] == [False, False, False, True]
 
 
 def test_padding_is_grey():
@@ -56,7 +56,7 @@ def test_real_batches_in_both_usual_layouts(clips, layout):
         names = [info.key for info in loader.streams]
         sheet = contact_sheet([part.clone() for part in loader], names=names)
     pixels = np.asarray(sheet)
-    assert corner(sheet, 0, 0) == BEGIN
+    assert corner(sheet, 0, 0) == START
     assert corner(sheet, 1, 7, across=103 + 4 + 8) == PADDING
     frame = pixels[TOP + 4 : TOP + 88, LEFT + 4 : LEFT + 4 + 103]
     assert frame.std() > 20  # a picture
@@ -65,8 +65,8 @@ def test_real_batches_in_both_usual_layouts(clips, layout):
 def test_a_short_sheet_has_room_for_its_legend():
     sheet = contact_sheet([batch([(0, 0)], window=1)])
     line = [sheet.getpixel((x, 15)) for x in range(sheet.width)]
-    assert line.index(BEGIN) > 300  # right of the text that begins at the left
-    assert corner(sheet, 0, 0) == BEGIN
+    assert line.index(START) > 300  # right of the text that begins at the left
+    assert corner(sheet, 0, 0) == START
 
 
 def test_what_cannot_be_drawn_is_refused():

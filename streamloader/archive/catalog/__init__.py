@@ -1,1 +1,1 @@
-"""The index of an archive: which videos there are, and which chunk of them holds which frames."""
+"""The index of an archive: its videos, their chunks, and the frames that each chunk holds."""

@@ -1,11 +1,12 @@
-"""The contract of all catalogs, and the rows that they keep.
+"""The interface of all catalogs, and the rows that they store.
 
-A catalog knows the videos of one archive, the chunks of each, where these are stored, and their frame indexes. Videos
-are numbered in the order in which they became part of the archive and only ever appended, so frame numbers never
-change: who has opened an archive sees what a :class:`Snapshot` of it says, whatever others add.
+A catalog stores the videos of one archive, the chunks of each video, the locations of the chunks, and their frame
+indexes. Videos are numbered in the order in which they were committed, and are only ever appended. Frame numbers
+therefore never change: a reader that holds a :class:`Snapshot` sees the same frames, whatever other processes add.
 
-Ingest goes in steps of which each is whole or not done: ``begin`` a job, ``stage`` its chunks one by one, ``commit`` it
-as a video. Nobody sees chunks of a job that is not committed. All methods can be called by several processes at once.
+A video is added by an ingest job, in steps that are atomic: ``begin_job``, ``stage_chunks`` for each group of chunks,
+``commit_video``. Readers never see the chunks of a job before its commit. Several processes can call all methods at the
+same time.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from fractions import Fraction
 from typing import Any, ClassVar, Final
 
 __all__ = [
-    "SCHEMA",
+    "SCHEMA_VERSION",
     "Catalog",
+    "CatalogHeader",
     "ChunkRow",
-    "Header",
-    "Job",
-    "Located",
+    "IngestJob",
+    "LocatedChunks",
     "Place",
     "Snapshot",
     "StagedChunk",
     "VideoRow",
 ]
 
-SCHEMA: Final = 1  # the version of what catalogs hold; a newer one is refused, an older one is migrated
+SCHEMA_VERSION: Final = 1  # a catalog with a newer version is refused, one with an older version is migrated
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A store that holds chunks.
+    """A storage location that holds chunks.
 
     Attributes:
-        number: within the catalog, from 0.
-        url: the address of the folder that chunks are in: without passwords, keys and signatures.
-        weight: its share of new chunks, relative to that of the others; 0 takes no more.
+        number: Number of the place in the catalog, from 0.
+        url: Address of the folder that contains the chunks, without passwords, keys and signatures.
+        weight: Share of new chunks, relative to the other places. A place with weight 0 gets no new chunks.
     """
 
     number: int
@@ -48,37 +49,37 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """What is known of the archive as a whole.
+class CatalogHeader:
+    """Properties of the archive as a whole.
 
     Attributes:
-        archive: its identity, 32 hexadecimal digits.
-        schema: the version of the catalog's form.
-        created: seconds since 1970.
-        places: where chunks are.
+        archive_id: Identity of the archive, 32 hexadecimal digits.
+        schema_version: Version of the catalog's schema.
+        created: Creation time in seconds since 1970.
+        places: Storage locations of the chunks, by number.
     """
 
-    archive: str
-    schema: int
+    archive_id: str
+    schema_version: int
     created: float
     places: tuple[Place, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How far an archive went at one moment: videos and frames with lower numbers belong to it for ever.
+    """Extent of an archive at one moment. Videos and frames with lower numbers never change.
 
     Attributes:
-        videos: how many.
-        frames: of all videos.
-        chunks: of all videos.
-        nanoseconds: the videos one after the other take this long.
+        videos: Number of videos.
+        frames: Number of frames of all videos.
+        chunks: Number of chunks of all videos.
+        duration_ns: Total duration of all videos in nanoseconds.
     """
 
     videos: int = 0
     frames: int = 0
     chunks: int = 0
-    nanoseconds: int = 0
+    duration_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +87,30 @@ class VideoRow:
     """One video of an archive.
 
     Attributes:
-        content: names what it holds and how it was cut: 64 hexadecimal digits; the same for the same content.
-        name: by which it is looked up; no two have the same.
-        frames: how many.
-        chunks: how many.
-        height: of frames as they are shown, after the turn.
-        width: the same.
-        turn: how frames have to be turned: transpose, flip rows, flip columns (see media/video/orientation.py).
-        time_base: seconds of one tick of pts.
-        first_pts: of the first frame, in ticks.
-        end: tick at which the last frame ends.
-        mode: ``"copy"``, ``"encode"`` or ``"lossless"``.
-        chunk_frames: how many frames chunks were meant to have.
-        source: where it came from: an address without secrets.
-        bytes_in: of the source.
-        bytes_out: of all chunks.
-        metadata: what the user said of it: plain JSON values.
-        origin: what it takes to recognise its source, and to make its chunks again: plain JSON values, see
+        content: Identifier of the source bytes and the cut settings, 64 hexadecimal digits. Equal content has an equal
+            identifier.
+        name: Unique name of the video.
+        frames: Number of frames.
+        chunks: Number of chunks.
+        height: Height of the displayed frames in pixels, after `orientation` is applied.
+        width: Width of the displayed frames in pixels, after `orientation` is applied.
+        orientation: Flags (transpose, flip rows, flip columns) that bring decoded frames upright, see
+            :mod:`streamloader.media.video.orientation`.
+        time_base: Duration of one pts tick in seconds.
+        first_pts: Pts of the first frame, in ticks.
+        end: End of the last frame, in ticks.
+        mode: Cut mode: ``"copy"``, ``"encode"`` or ``"lossless"``.
+        chunk_frames: Requested number of frames per chunk.
+        source: Address of the source, without secrets.
+        bytes_in: Size of the source in bytes.
+        bytes_out: Size of all chunks in bytes.
+        metadata: Metadata from the user, plain JSON values.
+        origin: Data to recognize the source and to rebuild its chunks, plain JSON values; see
             :mod:`streamloader.archive.ingest.naming`.
-        added: seconds since 1970.
-        number: its place in the archive, from 0; set when it is committed, as are the next two.
-        start: number of its first frame in the archive.
-        nanoseconds: when its first frame is shown if all videos are played one after the other.
+        added: Commit time in seconds since 1970.
+        number: Number of the video in the archive, from 0. The catalog sets it, `start` and `start_ns` on commit.
+        start: Number of the first frame in the archive.
+        start_ns: Sum of the durations of all earlier videos in nanoseconds.
     """
 
     content: str
@@ -116,7 +119,7 @@ class VideoRow:
     chunks: int
     height: int
     width: int
-    turn: tuple[bool, bool, bool]
+    orientation: tuple[bool, bool, bool]
     time_base: Fraction
     first_pts: int
     end: int
@@ -130,11 +133,11 @@ class VideoRow:
     added: float = 0.0
     number: int = -1
     start: int = -1
-    nanoseconds: int = -1
+    start_ns: int = -1
 
     @property
-    def duration(self) -> int:
-        """How long it takes, in whole nanoseconds, rounded up."""
+    def duration_ns(self) -> int:
+        """Duration in whole nanoseconds, rounded up."""
         return -(-(self.end - self.first_pts) * 1_000_000_000 * self.time_base.numerator // self.time_base.denominator)
 
 
@@ -143,22 +146,22 @@ class ChunkRow:
     """One chunk of a video.
 
     Attributes:
-        content: the video it belongs to.
-        number: within the video, from 0.
-        first: number of its first frame, within the video.
-        frames: how many.
-        first_pts: of its first frame, in ticks of the video.
-        place: number of the store that it is in.
-        path: within that store.
-        bytes: of the file.
+        content: Content identifier of the video.
+        number: Number of the chunk in the video, from 0.
+        first_frame: Number of its first frame in the video.
+        frames: Number of frames.
+        first_pts: Pts of its first frame, in ticks of the video.
+        place: Number of the place that stores the chunk.
+        path: Path of the chunk's file in the place.
+        bytes: Size of the file in bytes.
         digest: ``"sha256:"`` and the SHA-256 of the file, 64 hexadecimal digits.
-        coding: key of how its packets are coded.
-        note: why it was encoded anew although the mode is ``"copy"``; else nothing.
+        coding: Key of the codec parameters.
+        note: Reason why the chunk was re-encoded although the mode is ``"copy"``. Empty if it was copied.
     """
 
     content: str
     number: int
-    first: int
+    first_frame: int
     frames: int
     first_pts: int
     place: int
@@ -171,12 +174,12 @@ class ChunkRow:
 
 @dataclass(frozen=True, slots=True)
 class StagedChunk:
-    """A chunk with all that is kept of it.
+    """A chunk with everything that the catalog stores for it.
 
     Attributes:
-        row: see :class:`ChunkRow`.
-        index: its frame index, encoded.
-        coding: how its packets are coded, as plain JSON values.
+        row: Row of the chunk.
+        index: Encoded frame index.
+        coding: Codec parameters, plain JSON values.
     """
 
     row: ChunkRow
@@ -185,12 +188,12 @@ class StagedChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """Chunks of one video that hold frames that were asked for.
+class LocatedChunks:
+    """The chunks of one video that hold the requested frames.
 
     Attributes:
-        video: the video.
-        chunks: those chunks of it, ascending, without a gap.
+        video: Row of the video.
+        chunks: Rows of the chunks, in ascending order without gaps.
     """
 
     video: VideoRow
@@ -198,79 +201,81 @@ class Located:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """The work of adding one video, while it is under way.
+class IngestJob:
+    """An unfinished attempt to add one video.
 
     Attributes:
-        content: what the video is going to have.
-        name: the same.
-        source: the same.
-        begun: seconds since 1970.
-        beat: when somebody last worked on it, in seconds since 1970.
+        content: Content identifier of the future video.
+        name: Name of the future video.
+        source: Address of the source, without secrets.
+        started: Start time in seconds since 1970.
+        heartbeat: Time of the last sign of life from the job's process, in seconds since 1970.
     """
 
     content: str
     name: str
     source: str
-    begun: float
-    beat: float
+    started: float
+    heartbeat: float
 
 
 class Catalog(abc.ABC):
-    """Videos and chunks of one archive. One instance serves many tasks of one event loop; it connects when first used.
+    """Videos and chunks of one archive.
 
-    A kind of catalog can be made from its url alone, in any process. Waits for locks and servers end by `timeout`.
+    One instance serves many tasks of one event loop. It connects on first use. The url alone is enough to open the same
+    catalog in another process. Waits for locks and servers end after `timeout`.
 
     Args:
-        url: where it is.
-        timeout: seconds that one call may take.
+        url: Address of the catalog.
+        timeout: Time limit of one call in seconds.
 
     Attributes:
-        url: the same, without secrets.
+        url: Address of the catalog, without secrets.
+        timeout: Time limit of one call in seconds.
 
     Raises:
-        CatalogError: of all methods: the catalog cannot be reached, read or written.
-        CatalogTimeout: of all methods: it took longer than `timeout`.
+        CatalogError: If the catalog cannot be reached, read or written. All methods raise it.
+        CatalogTimeout: If a call took longer than `timeout`. All methods raise it.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
     url: str
     timeout: float
 
-    # --- as a whole --------------------------------------------------------------------------------------------------
+    # --- the whole catalog -------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    async def create(self, places: Sequence[Place]) -> Header:
-        """Make an empty catalog; whole or not at all.
+    async def create(self, places: Sequence[Place]) -> CatalogHeader:
+        """Create an empty catalog, atomically.
 
         Raises:
-            CatalogExists: there is one.
+            CatalogExists: If a catalog exists already.
         """
 
     @abc.abstractmethod
-    async def header(self) -> Header:
-        """Return what is known of the archive; an older form of catalog is brought to this one's.
+    async def get_header(self) -> CatalogHeader:
+        """Return the header. A catalog with an older schema is migrated first.
 
         Raises:
-            CatalogNotFound: there is no catalog.
-            CatalogTooNew: it was made by a newer version of this package; nothing is changed.
+            CatalogNotFound: If there is no catalog.
+            CatalogTooNew: If a newer version of this package made the catalog. Nothing is changed then.
         """
 
     @abc.abstractmethod
-    async def set_places(self, places: Sequence[Place]) -> Header:
-        """Replace url and weight of places by number, and add new ones.
+    async def set_places(self, places: Sequence[Place]) -> CatalogHeader:
+        """Replace the url and weight of existing places by number, and add new places.
 
         Raises:
-            ConfigError: a place that is there is missing, or numbers leave a gap.
+            ConfigError: If an existing place is missing, or the numbers have a gap.
         """
 
     @abc.abstractmethod
-    async def snapshot(self) -> Snapshot:
-        """Return how far the archive goes now."""
+    async def get_snapshot(self) -> Snapshot:
+        """Return the current extent of the archive."""
 
     @abc.abstractmethod
-    async def problems(self) -> list[str]:
-        """Check the catalog itself, and say what is wrong in one line each: gaps, overlaps, rows that lack others."""
+    async def find_problems(self) -> list[str]:
+        """Check the catalog itself. Return one line for each gap, overlap, missing row or other inconsistency."""
 
     @abc.abstractmethod
     async def aclose(self) -> None:
@@ -279,114 +284,116 @@ class Catalog(abc.ABC):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    async def locate(self, start: int, stop: int) -> list[Located]:
-        """Return the chunks that hold the frames [start, stop) of the archive, in order, without a gap.
+    async def locate_frames(self, start: int, stop: int) -> list[LocatedChunks]:
+        """Return the chunks that hold the frames [start, stop) of the archive, in order and without gaps.
 
         Raises:
-            CatalogError: the catalog does not have all of them.
+            CatalogError: If the catalog does not have all of these frames.
         """
 
     @abc.abstractmethod
-    async def chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:
-        """Return the chunks numbered [start, stop) of one video, those that are there."""
+    async def get_chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:
+        """Return the existing chunks numbered [start, stop) of one video."""
 
     @abc.abstractmethod
-    async def indexes(self, content: str, numbers: Sequence[int]) -> list[bytes]:
+    async def get_indexes(self, content: str, numbers: Sequence[int]) -> list[bytes]:
         """Return the encoded frame indexes of chunks of one video, in the order of `numbers`.
 
         Raises:
-            CatalogError: one is missing.
+            CatalogError: If an index is missing.
         """
 
     @abc.abstractmethod
-    async def codings(self, keys: Sequence[str]) -> list[Mapping[str, Any]]:
-        """Return codings by their keys, in that order.
+    async def get_codings(self, keys: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Return codec parameters by their keys, in the order of `keys`.
 
         Raises:
-            CatalogError: one is missing.
+            CatalogError: If a key is missing.
         """
 
     @abc.abstractmethod
-    async def video(self, number: int) -> VideoRow | None:
-        """Return a video by its number; None if there is none."""
+    async def get_video(self, number: int) -> VideoRow | None:
+        """Return the video with this number, or None."""
 
     @abc.abstractmethod
-    async def named(self, name: str) -> VideoRow | None:
-        """Return a video by its name; None if there is none."""
+    async def get_video_by_name(self, name: str) -> VideoRow | None:
+        """Return the video with this name, or None."""
 
     @abc.abstractmethod
-    async def video_at(self, nanoseconds: int) -> VideoRow | None:
-        """Return the last video that begins at or before this time, all played one after the other; None if empty."""
+    async def get_video_at(self, time_ns: int) -> VideoRow | None:
+        """Return the last video whose `start_ns` is at most `time_ns`, or None."""
 
     @abc.abstractmethod
-    async def containing(self, content: str) -> VideoRow | None:
-        """Return the video that has this content; None if there is none."""
+    async def get_video_by_content(self, content: str) -> VideoRow | None:
+        """Return the video with this content, or None."""
 
     @abc.abstractmethod
-    def find(
+    def find_videos(
         self, where: Mapping[str, Any] | None = None, *, start: int = 0, stop: int | None = None
     ) -> AsyncGenerator[VideoRow, None]:
-        """Yield videos numbered [start, stop) whose metadata match, in order.
+        """Yield the videos numbered [start, stop) whose metadata match, in order.
 
-        :mod:`streamloader.archive.catalog.query` says what `where` may hold.
+        :mod:`streamloader.archive.catalog.query` documents `where`.
 
         Raises:
-            ConfigError: `where` makes no sense.
+            ConfigError: If `where` is not a valid query.
         """
 
     @abc.abstractmethod
-    async def count(self, where: Mapping[str, Any] | None = None, *, stop: int | None = None) -> Snapshot:
-        """Return how many videos numbered below `stop` match, with the sums of their frames, chunks and times."""
+    async def count_videos(self, where: Mapping[str, Any] | None = None, *, stop: int | None = None) -> Snapshot:
+        """Count the matching videos numbered below `stop`, and sum up their frames, chunks and durations."""
 
     @abc.abstractmethod
-    def paths(self, place: int) -> AsyncGenerator[tuple[str, str], None]:
-        """Yield (content, path) of all chunks in one place, those of unfinished jobs too."""
+    def list_chunk_paths(self, place: int) -> AsyncGenerator[tuple[str, str], None]:
+        """Yield (content, path) of all chunks in one place, including chunks of unfinished jobs."""
 
     # --- adding ------------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    async def begin(self, job: Job) -> VideoRow | None:
-        """Begin a job, or go on with the one of the same content: its name, source and beat become those of `job`.
+    async def begin_job(self, job: IngestJob) -> VideoRow | None:
+        """Start a job, or resume the job with the same content.
+
+        A resumed job takes the name, source and heartbeat of `job`.
 
         Returns:
-            The video that has this content already, and then no job is begun; else None.
+            The video with this content if the archive has it already; no job is started then. Otherwise None.
 
         Raises:
-            NameTaken: a video with other content has this name.
+            NameTaken: If a video with other content has this name.
         """
 
     @abc.abstractmethod
-    async def beat(self, content: str, now: float) -> None:
-        """Say that somebody works on a job. Nothing happens if there is none."""
+    async def record_heartbeat(self, content: str, now: float) -> None:
+        """Record that a process still works on a job. Does nothing if there is no such job."""
 
     @abc.abstractmethod
-    async def stage(self, chunks: Sequence[StagedChunk]) -> None:
-        """Keep chunks of a job: durably, all or none. A chunk with the same number is replaced.
+    async def stage_chunks(self, chunks: Sequence[StagedChunk]) -> None:
+        """Store chunks of a job: durably, all or none. A chunk with the same number is replaced.
 
         Raises:
-            CatalogError: the job was not begun, or was committed or abandoned meanwhile.
+            CatalogError: If the job was never started, or was committed or abandoned by another process.
         """
 
     @abc.abstractmethod
-    async def staged(self, content: str) -> list[ChunkRow]:
-        """Return the chunks of a job that are kept, by number."""
+    async def get_staged_chunks(self, content: str) -> list[ChunkRow]:
+        """Return the stored chunks of a job, by number."""
 
     @abc.abstractmethod
-    async def commit(self, video: VideoRow) -> VideoRow:
-        """Make the chunks of a job a video, at the end of the archive: durably, at once, and for all to see.
+    async def commit_video(self, video: VideoRow) -> VideoRow:
+        """Turn a job into a video at the end of the archive: durably and atomically.
 
-        `number`, `start` and `nanoseconds` of `video` are set here. If the same content was committed meanwhile, that
-        video is returned, and nothing is changed.
+        The catalog sets `number`, `start` and `start_ns` of `video`. If another process has committed the same content
+        first, that video is returned and nothing is changed.
 
         Raises:
-            CatalogError: its chunks do not add up to the video, or there is no such job.
-            NameTaken: a video with other content has this name; the job stays as it is.
+            CatalogError: If the chunks do not cover the video exactly, or there is no such job.
+            NameTaken: If a video with other content has this name. The job remains.
         """
 
     @abc.abstractmethod
-    async def abandon(self, content: str) -> None:
-        """Forget a job and its chunks; a video that was committed stays. Nothing happens if there is none."""
+    async def abandon_job(self, content: str) -> None:
+        """Delete a job and its chunks. A committed video remains. Does nothing if there is no such job."""
 
     @abc.abstractmethod
-    async def jobs(self) -> list[Job]:
-        """Return the jobs that were begun and neither committed nor abandoned, by content."""
+    async def list_jobs(self) -> list[IngestJob]:
+        """Return the jobs that were neither committed nor abandoned, by content."""

@@ -1,19 +1,19 @@
-"""Which videos are meant: conditions on their metadata, with the same meaning in every kind of catalog.
+"""Queries on the metadata of videos, with the same semantics in every kind of catalog.
 
-A query is a mapping of names to conditions, all of which have to hold: ``{"camera": "north", "weather.rain":
-{"$gt": 0.5}}``. A dot leads into an object; a list on the way is gone through item by item. A condition is a value, for
-equality, or an object of operators, all of which have to hold:
+A query is a mapping of names to conditions. All conditions have to hold: ``{"camera": "north", "weather.rain":
+{"$gt": 0.5}}``. A dot in a name leads into an object; a list on the way is searched item by item. A condition is either
+a value, for equality, or an object of operators that all have to hold:
 
 ===========  ==========================================================================================================
-``$gt``      greater, as are ``$gte``, ``$lt``, ``$lte``: numbers with numbers, text with text by code points, else not
-``$ne``      not equal: what equality would not match, so also where there is nothing of this name
-``$in``      equal to one of a list
-``$exists``  true: there is something of this name, null too; false: there is nothing
+``$gt``      greater; likewise ``$gte``, ``$lt``, ``$lte``. Numbers compare with numbers, texts with texts by code point
+``$ne``      not equal: matches whatever equality does not match, also where the name does not exist
+``$in``      equal to one item of a list
+``$exists``  true: the name exists, even with the value null; false: the name does not exist
 ===========  ==========================================================================================================
 
-A list in the metadata matches where it equals as a whole, and where one of its items does (``{"tags": "night"}``).
-``None`` matches null, and where there is nothing of this name. ``1`` equals ``1.0``; ``True`` equals no number.
-These are MongoDB's meanings.
+A list in the metadata matches if it is equal as a whole, or if one of its items is equal (``{"tags": "night"}``).
+``None`` matches null, and names that do not exist. ``1`` equals ``1.0``; ``True`` equals no number.
+These are the semantics of MongoDB.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Any, Final
 
 from streamloader.errors import ConfigError
 
-__all__ = ["Condition", "Where"]
+__all__ = ["Condition", "MetadataQuery"]
 
-_ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
+_COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "$gt": operator.gt,
     "$gte": operator.ge,
     "$lt": operator.lt,
     "$lte": operator.le,
 }
-_KNOWN: Final = ("$gt", "$gte", "$lt", "$lte", "$ne", "$in", "$exists")
+_OPERATORS: Final = ("$gt", "$gte", "$lt", "$lte", "$ne", "$in", "$exists")
 
 
 @dataclass(frozen=True)
@@ -42,144 +42,150 @@ class Condition:
     """One condition of a query.
 
     Attributes:
-        path: names that lead to what is asked about.
-        operator: ``"$eq"``, or one of those above.
-        value: what it is compared with.
+        path: Names that lead to the tested value.
+        operator: ``"$eq"``, or an operator of the table above.
+        value: Operand of the operator.
     """
 
     path: tuple[str, ...]
     operator: str
     value: Any
 
-    def holds(self, metadata: Mapping[str, Any]) -> bool:
-        """Return whether these metadata fulfil it."""
-        found = list(_reach(metadata, self.path))
+    def matches(self, metadata: Mapping[str, Any]) -> bool:
+        """Return whether the metadata satisfy this condition."""
+        values = list(_resolve_path(metadata, self.path))
         match self.operator:
             case "$exists":
-                return bool(found) is self.value
+                return bool(values) is self.value
             case "$ne":
-                return not _equals(found, self.value)
+                return not _any_equals(values, self.value)
             case "$in":
-                return any(_equals(found, value) for value in self.value)
+                return any(_any_equals(values, operand) for operand in self.value)
             case "$eq":
-                return _equals(found, self.value)
-        compare = _ORDER[self.operator]
-        kind = _kind(self.value)
-        return any(_kind(item) == kind and compare(item, self.value) for value in found for item in _items(value))
+                return _any_equals(values, self.value)
+        compare = _COMPARISONS[self.operator]
+        json_type = _get_json_type(self.value)
+        return any(
+            _get_json_type(item) == json_type and compare(item, self.value)
+            for value in values
+            for item in _iterate_items(value)
+        )
 
 
-class Where:
-    """A query that was checked. Call it with the metadata of a video to ask whether that matches.
+class MetadataQuery:
+    """A validated query. Calling it with the metadata of a video returns whether they match.
 
     Args:
-        where: the query; None and {} match everything.
+        where: Query as described in this module. None and {} match every video.
 
     Attributes:
-        conditions: all that have to hold.
+        conditions: Conditions that all have to hold.
 
     Raises:
-        ConfigError: it makes no sense.
+        ConfigError: If `where` is not a valid query.
     """
 
     def __init__(self, where: Mapping[str, Any] | None = None) -> None:
         if where is not None and not isinstance(where, Mapping):
-            raise ConfigError(f"a query is a mapping of names to conditions, not {where!r}")
-        self.conditions = tuple(_conditions(where or {}))
+            raise ConfigError(f"a query must be a mapping of names to conditions, got {where!r}")
+        self.conditions = tuple(_parse_conditions(where or {}))
 
     def __bool__(self) -> bool:
-        """Return whether it asks for anything."""
+        """Return whether the query has any condition."""
         return bool(self.conditions)
 
     def __call__(self, metadata: Mapping[str, Any]) -> bool:
-        """Return whether metadata match."""
-        return all(condition.holds(metadata) for condition in self.conditions)
+        """Return whether the metadata match."""
+        return all(condition.matches(metadata) for condition in self.conditions)
 
 
-def _conditions(where: Mapping[str, Any]) -> Iterator[Condition]:
-    for name, asked in where.items():
+def _parse_conditions(where: Mapping[str, Any]) -> Iterator[Condition]:
+    for name, condition in where.items():
         if not isinstance(name, str):
-            raise ConfigError(f"{name!r} is no name of metadata")
+            raise ConfigError(f"{name!r} is not a metadata name: names are texts")
         path = tuple(name.split("."))
         if name.startswith("$") or not all(path):
             raise ConfigError(
-                f"{name!r} is no name of metadata; all conditions of a query have to hold, there is no $or"
+                f"{name!r} is not a metadata name. All conditions of a query have to hold; $or is not supported"
             )
-        if isinstance(asked, Mapping) and any(str(key).startswith("$") for key in asked):
-            for key, value in asked.items():
-                if key not in _KNOWN:
-                    raise ConfigError(f"{name}: {key!r} is none of {', '.join(_KNOWN)}")
-                yield Condition(path, key, _operand(name, key, value))
+        if isinstance(condition, Mapping) and any(str(key).startswith("$") for key in condition):
+            for key, operand in condition.items():
+                if key not in _OPERATORS:
+                    raise ConfigError(f"{name}: unknown operator {key!r}; use one of {', '.join(_OPERATORS)}")
+                yield Condition(path, key, _validate_operand(name, key, operand))
         else:
-            yield Condition(path, "$eq", _plain(name, asked))
+            yield Condition(path, "$eq", _validate_json(name, condition))
 
 
-def _operand(name: str, key: str, value: Any) -> Any:
+def _validate_operand(name: str, key: str, operand: Any) -> Any:
     if key == "$exists":
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}: $exists takes True or False, not {value!r}")
-        return value
+        if not isinstance(operand, bool):
+            raise ConfigError(f"{name}: $exists takes True or False, not {operand!r}")
+        return operand
     if key == "$in":
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-            raise ConfigError(f"{name}: $in takes a list, not {value!r}")
-        return [_plain(name, item) for item in value]
-    value = _plain(name, value)
-    if key in _ORDER and _kind(value) not in ("number", "text"):
-        raise ConfigError(f"{name}: {key} compares with a number or a text, not {value!r}")
-    return value
+        if not isinstance(operand, Sequence) or isinstance(operand, (str, bytes)):
+            raise ConfigError(f"{name}: $in takes a list, not {operand!r}")
+        return [_validate_json(name, item) for item in operand]
+    operand = _validate_json(name, operand)
+    if key in _COMPARISONS and _get_json_type(operand) not in ("number", "text"):
+        raise ConfigError(f"{name}: {key} takes a number or a text, not {operand!r}")
+    return operand
 
 
-def _plain(name: str, value: Any) -> Any:
-    """Return a plain JSON value with lists for sequences; raise for others."""
+def _validate_json(name: str, value: Any) -> Any:
+    """Return a copy of a plain JSON value, with lists for sequences. Raise ConfigError for other values."""
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(name, item) for item in value]
+        return [_validate_json(name, item) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(name, item) for key, item in value.items()}
-    raise ConfigError(f"{name}: {value!r} is no plain JSON value")
+        return {key: _validate_json(name, item) for key, item in value.items()}
+    raise ConfigError(f"{name}: {value!r} is not a plain JSON value")
 
 
-def _reach(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
-    """Yield what a path leads to: nothing, one value, or several where lists are on the way."""
+def _resolve_path(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
+    """Yield the values at a path. Lists on the way can lead to several values."""
     if not path:
         yield value
         return
     for item in value if isinstance(value, (list, tuple)) else (value,):
         if isinstance(item, Mapping) and path[0] in item:
-            yield from _reach(item[path[0]], path[1:])
+            yield from _resolve_path(item[path[0]], path[1:])
 
 
-def _items(value: Any) -> Iterator[Any]:
+def _iterate_items(value: Any) -> Iterator[Any]:
+    """Yield the value itself and, if it is a list, its items."""
     yield value
     if isinstance(value, (list, tuple)):
         yield from value
 
 
-def _equals(found: Sequence[Any], value: Any) -> bool:
-    if value is None and not found:
+def _any_equals(values: Sequence[Any], operand: Any) -> bool:
+    if operand is None and not values:
         return True
-    return any(_same(item, value) for one in found for item in _items(one))
+    return any(_are_equal(item, operand) for value in values for item in _iterate_items(value))
 
 
-def _same(one: Any, other: Any) -> bool:
-    kind = _kind(one)
-    if kind != _kind(other):
+def _are_equal(left: Any, right: Any) -> bool:
+    json_type = _get_json_type(left)
+    if json_type != _get_json_type(right):
         return False
-    if kind == "list":
-        return len(one) == len(other) and all(map(_same, one, other))
-    if kind == "object":
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    return bool(one == other)
+    if json_type == "list":
+        return len(left) == len(right) and all(map(_are_equal, left, right))
+    if json_type == "object":
+        return left.keys() == right.keys() and all(_are_equal(left[key], right[key]) for key in left)
+    return bool(left == right)
 
 
-def _kind(value: object) -> str:
-    for kind, types in _KINDS.items():
-        if isinstance(value, types):
-            return kind
+def _get_json_type(value: object) -> str:
+    for json_type, python_types in _JSON_TYPES.items():
+        if isinstance(value, python_types):
+            return json_type
     return type(value).__name__
 
 
-_KINDS: Final[dict[str, tuple[type, ...]]] = {  # a bool is an int to Python: first come, first served
+# The order matters: bool is a subclass of int.
+_JSON_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "null": (type(None),),
     "truth": (bool,),
     "number": (int, float),

@@ -1,4 +1,4 @@
-"""What every kind of catalog demands of what is put into it, before it does so."""
+"""Validation of the rows that are written to a catalog, shared by all kinds of catalogs."""
 
 from __future__ import annotations
 
@@ -9,71 +9,75 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from streamloader.archive.catalog.base import ChunkRow, Job, Place, StagedChunk, VideoRow
+from streamloader.archive.catalog.base import ChunkRow, IngestJob, Place, StagedChunk, VideoRow
 from streamloader.errors import CatalogError, ConfigError
 
 __all__ = [
-    "canonical_json", "check_chunk", "check_content", "check_job", "check_metadata", "check_places", "check_video",
-    "check_whole",
+    "canonical_json", "check_chunk", "check_content", "check_coverage", "check_job", "check_metadata", "check_places",
+    "check_video",
 ]  # fmt: skip
 
-_DEEPEST: Final = 32  # objects and lists within each other, in metadata
-_LARGEST: Final = 2**63 - 1  # of whole numbers
-_CONTENT: Final = 64  # hexadecimal digits
+_MAX_METADATA_DEPTH: Final = 32
+_MAX_INTEGER: Final = 2**63 - 1
+_CONTENT_DIGITS: Final = 64
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
-_MOST: Final = 1 << 24  # chunks of one video
+_MAX_CHUNKS_PER_VIDEO: Final = 1 << 24
 _MODES: Final = frozenset({"copy", "encode", "lossless"})
 
 
 def check_content(content: str) -> bytes:
-    """Return the 32 bytes that a video's content is named by.
+    """Validate a content identifier, and return its 32 bytes.
 
     Raises:
-        ConfigError: these are not 64 hexadecimal digits in lower case.
+        ConfigError: If the identifier is not 64 lower-case hexadecimal digits.
     """
     try:
-        if len(content) != _CONTENT or content != content.lower():
+        if len(content) != _CONTENT_DIGITS or content != content.lower():
             raise ValueError
         return bytes.fromhex(content)
     except (TypeError, ValueError):
-        raise ConfigError(f"{content!r} names no content of a video: that takes 64 hexadecimal digits") from None
+        raise ConfigError(f"{content!r} is not a content identifier: it must be 64 hexadecimal digits") from None
 
 
-def check_places(places: Sequence[Place], old: Sequence[Place] = ()) -> tuple[Place, ...]:
-    """Return the places by number; `old` are those that are there.
+def check_places(places: Sequence[Place], existing: Sequence[Place] = ()) -> tuple[Place, ...]:
+    """Validate the places of a catalog, and return them by number.
+
+    Args:
+        places: New places of the catalog.
+        existing: Places that the catalog has already.
 
     Raises:
-        ConfigError: there is none, one of `old` is missing, numbers leave a gap, a weight makes no sense, or an address
-            holds a password.
+        ConfigError: If there is no place, an existing place is missing, the numbers have a gap, a weight is negative or
+            not finite, or an address contains a password.
     """
-    found = sorted(places, key=lambda place: place.number)
-    numbers = [place.number for place in found]
-    if not found or numbers != list(range(len(found))):
-        raise ConfigError(f"the places of an archive are numbered from 0 without a gap, not {numbers}")
-    if len(found) < len(old):
+    ordered = sorted(places, key=lambda place: place.number)
+    numbers = [place.number for place in ordered]
+    if not ordered or numbers != list(range(len(ordered))):
+        raise ConfigError(f"the places of an archive must be numbered from 0 without gaps, got {numbers}")
+    if len(ordered) < len(existing):
         raise ConfigError(
-            f"the archive has {len(old)} places, and chunks lie in them: give all of them, with weight 0 for those "
-            "that take no more"
+            f"the archive has {len(existing)} places, and they hold chunks: pass all of them, with weight 0 for those "
+            "that get no new chunks"
         )
-    for place in found:
+    for place in ordered:
         if not place.url or not isinstance(place.url, str):
             raise ConfigError(f"place {place.number} has no address")
         if "://" in place.url and _has_password(place.url):
             raise ConfigError(
-                f"the address of place {place.number} holds a password, which everybody who opens the archive would "
-                "see: give it by option instead",
+                f"the address of place {place.number} contains a password, which everyone who opens the archive could "
+                "read: pass it as an option instead",
                 address=place.url,
             )
         if not (math.isfinite(place.weight) and place.weight >= 0):
-            raise ConfigError(f"the weight of place {place.number} is {place.weight}: it has to be 0 or more")
-    return tuple(found)
+            raise ConfigError(f"the weight of place {place.number} is {place.weight}: it must be 0 or more")
+    return tuple(ordered)
 
 
-def check_job(job: Job) -> bytes:
-    """Return the 32 bytes that name a job's content.
+def check_job(job: IngestJob) -> bytes:
+    """Validate a job, and return its content identifier as 32 bytes.
 
     Raises:
-        ConfigError: the job makes no sense.
+        ConfigError: If the job has no name, or its content identifier is malformed.
     """
     if not job.name or not isinstance(job.name, str):
         raise ConfigError("a video needs a name")
@@ -81,49 +85,58 @@ def check_job(job: Job) -> bytes:
 
 
 def check_chunk(chunk: StagedChunk) -> bytes:
-    """Return the 32 bytes that name the content of a chunk's video.
+    """Validate a chunk, and return the content identifier of its video as 32 bytes.
 
     Raises:
-        ConfigError: the chunk makes no sense.
+        ConfigError: If a value of the chunk is out of range or malformed.
     """
     row = chunk.row
-    kind, _, digest = row.digest.partition(":")
-    if not (kind == "sha256" and _DIGEST.fullmatch(digest) and 0 <= row.number < _MOST and row.first >= 0):
-        raise ConfigError(f"chunk {row.number} from frame {row.first} on, with digest {row.digest!r}, makes no sense")
+    algorithm, _, digest = row.digest.partition(":")
+    if not (
+        algorithm == "sha256"
+        and _DIGEST.fullmatch(digest)
+        and 0 <= row.number < _MAX_CHUNKS_PER_VIDEO
+        and row.first_frame >= 0
+    ):
+        raise ConfigError(
+            f"chunk {row.number} from frame {row.first_frame} on, with digest {row.digest!r}, is not a valid chunk"
+        )
     if row.frames < 1 or row.bytes < 1 or not row.path or row.path.startswith("/") or not row.coding:
-        raise ConfigError(f"chunk {row.number} of {row.frames} frames, {row.bytes} bytes at {row.path!r}: that is none")
+        raise ConfigError(
+            f"chunk {row.number} with {row.frames} frames and {row.bytes} bytes at {row.path!r} is not a valid chunk"
+        )
     return check_content(row.content)
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> str:
-    """Return metadata as JSON.
+    """Validate metadata, and return them as JSON.
 
     Raises:
-        ConfigError: they are not plain JSON values, or have a name that queries cannot ask for.
+        ConfigError: If the metadata are not plain JSON values, or contain a name that queries cannot address.
     """
     _check_value(metadata, "", 0)
     return canonical_json(metadata)
 
 
 def canonical_json(values: Mapping[str, Any]) -> str:
-    """Return plain JSON values as JSON, the same for the same values.
+    """Return plain JSON values as canonical JSON: equal values give equal text.
 
     Raises:
-        ConfigError: they are none.
+        ConfigError: If the values are not plain JSON values.
     """
     try:
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"only plain JSON values can be kept with a video: {error}") from error
+        raise ConfigError(f"only plain JSON values can be stored with a video: {error}") from error
     return text
 
 
 def check_video(video: VideoRow) -> None:
-    """See that a video makes sense in itself.
+    """Validate the row of a video on its own.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: If a value of the row is out of range or malformed.
     """
     check_content(video.content)
     check_metadata(video.metadata)
@@ -131,45 +144,45 @@ def check_video(video: VideoRow) -> None:
     if not video.name or not isinstance(video.name, str):
         raise ConfigError("a video needs a name")
     if video.mode not in _MODES:
-        raise ConfigError(f"{video.mode!r} is none of {sorted(_MODES)}")
+        raise ConfigError(f"mode {video.mode!r} is not one of {sorted(_MODES)}")
     counts = (video.frames, video.chunks, video.height, video.width, video.chunk_frames)
     if min(counts) < 1 or video.end <= video.first_pts or video.time_base <= 0:
         raise ConfigError(
-            f"{video.name} has {video.frames} frames of {video.height}x{video.width} in {video.chunks} chunks from "
-            f"tick {video.first_pts} to {video.end} of {video.time_base} s: that is no video"
+            f"{video.name} with {video.frames} frames of {video.height}x{video.width} in {video.chunks} chunks from "
+            f"tick {video.first_pts} to {video.end} of {video.time_base} s is not a valid video"
         )
 
 
-def check_whole(video: VideoRow, chunks: Sequence[ChunkRow], address: str) -> None:
-    """See that chunks, by number, add up to a video.
+def check_coverage(video: VideoRow, chunks: Sequence[ChunkRow], address: str) -> None:
+    """Check that chunks, ordered by number, cover a video without gaps or overlaps.
 
     Raises:
-        CatalogError: they do not.
+        CatalogError: If they do not.
     """
-    first = 0
+    first_frame = 0
     pts: int | None = None
     for number, chunk in enumerate(chunks):
-        if chunk.number != number or chunk.first != first or chunk.frames < 1:
+        if chunk.number != number or chunk.first_frame != first_frame or chunk.frames < 1:
             raise CatalogError(
-                f"{video.name}: chunk {number} should begin at frame {first}, but chunk {chunk.number} with "
-                f"{chunk.frames} frames from {chunk.first} on follows",
+                f"{video.name}: chunk {number} should start at frame {first_frame}, but the next chunk is "
+                f"{chunk.number} with {chunk.frames} frames from {chunk.first_frame} on",
                 address=address,
-                offset=first,
+                offset=first_frame,
             )
         if pts is not None and chunk.first_pts <= pts:
             raise CatalogError(
-                f"{video.name}: chunk {number} begins at tick {chunk.first_pts}, the one before it at {pts}",
+                f"{video.name}: chunk {number} starts at tick {chunk.first_pts}, the chunk before it at {pts}",
                 address=address,
-                offset=first,
+                offset=first_frame,
             )
-        first += chunk.frames
+        first_frame += chunk.frames
         pts = chunk.first_pts
-    if len(chunks) != video.chunks or first != video.frames:
+    if len(chunks) != video.chunks or first_frame != video.frames:
         raise CatalogError(
-            f"{video.name}: its {len(chunks)} chunks hold {first} frames, but it should be {video.frames} in "
-            f"{video.chunks}: add it again, which goes on with what is missing",
+            f"{video.name}: its {len(chunks)} chunks hold {first_frame} frames instead of {video.frames} in "
+            f"{video.chunks} chunks: add the video again, which makes the missing chunks",
             address=address,
-            offset=first,
+            offset=first_frame,
         )
 
 
@@ -181,12 +194,15 @@ def _has_password(url: str) -> bool:
 
 
 def _check_value(value: object, name: str, depth: int) -> None:
-    if depth > _DEEPEST:
-        raise ConfigError(f"metadata {name!r}: deeper than {_DEEPEST} levels")
+    if depth > _MAX_METADATA_DEPTH:
+        raise ConfigError(f"metadata {name!r} are nested deeper than {_MAX_METADATA_DEPTH} levels")
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str) or not key or "." in key or key.startswith("$") or "\0" in key:
-                raise ConfigError(f"metadata {name or 'of a video'!r}: {key!r} is no name: no dots, no $ in front")
+                raise ConfigError(
+                    f"metadata {name or 'of a video'!r}: {key!r} is not a valid name: use a text without dots and "
+                    "without $ in front"
+                )
             _check_value(item, f"{name}.{key}" if name else key, depth + 1)
     elif isinstance(value, (list, tuple)):
         for item in value:
@@ -194,7 +210,7 @@ def _check_value(value: object, name: str, depth: int) -> None:
     elif isinstance(value, bool) or value is None or isinstance(value, str):
         return
     elif isinstance(value, int):
-        if abs(value) > _LARGEST:
-            raise ConfigError(f"metadata {name!r}: {value} takes more than 64 bits: write it as text")
+        if abs(value) > _MAX_INTEGER:
+            raise ConfigError(f"metadata {name!r}: {value} does not fit into 64 bits: pass it as text")
     elif not isinstance(value, float) or not math.isfinite(value):
-        raise ConfigError(f"metadata {name!r}: {value!r} is no plain JSON value")
+        raise ConfigError(f"metadata {name!r}: {value!r} is not a plain JSON value")

@@ -1,4 +1,4 @@
-"""Adding videos to an archive."""
+"""Add videos to an archive."""
 
 from __future__ import annotations
 
@@ -10,122 +10,123 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from streamloader.archive.catalog.base import Catalog, Header, VideoRow
-from streamloader.archive.ingest.driver import Driver
-from streamloader.archive.ingest.executors.base import Engine, Threads
-from streamloader.archive.ingest.naming import content_of, default_name, plain_metadata, without_secrets
-from streamloader.archive.ingest.placement import SPREADS, Spread, Target, targets
-from streamloader.archive.ingest.progress import Progress, shown
+from streamloader.archive.catalog.base import Catalog, CatalogHeader, VideoRow
+from streamloader.archive.ingest.driver import IngestDriver
+from streamloader.archive.ingest.executors.base import Executor, ThreadExecutor
+from streamloader.archive.ingest.naming import compute_content, get_default_name, normalize_metadata, remove_secrets
+from streamloader.archive.ingest.placement import SPREADS, PlacementTarget, Spread, resolve_targets
+from streamloader.archive.ingest.progress import ProgressCallback, open_progress_display
 from streamloader.archive.ingest.report import IngestReport
-from streamloader.archive.ingest.sources import is_local, local_version
-from streamloader.archive.ingest.task import Task
+from streamloader.archive.ingest.sources import get_local_version, is_local
+from streamloader.archive.ingest.task import IngestTask
 from streamloader.errors import ConfigError, IngestFailed
-from streamloader.stores.addresses import Addresses, Found, as_addresses, expand, unique_keys
-from streamloader.stores.io_thread import Shared
+from streamloader.stores.addresses import Addresses, SourceFile, as_addresses, expand_addresses, make_unique_keys
+from streamloader.stores.io_thread import SharedResource
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import options_for
+from streamloader.stores.registry import select_options
 
 if TYPE_CHECKING:
-    from streamloader.archive.ingest.unit import Unit
+    from streamloader.archive.ingest.unit import WorkUnit
     from streamloader.media.chunks.settings import CutSettings
 
 __all__ = ["Metadata", "add_videos"]
 
 Metadata: TypeAlias = "Mapping[str, Any] | Callable[[str], Mapping[str, Any] | None] | None"
 
-_FRESH: Final = 60.0  # seconds for which it is believed how much is free in the places
-_THREADS: Final = 4  # in one worker at most: FFmpeg's encoders have threads of their own
+_FREE_SPACE_TTL_S: Final = 60.0
+_MAX_THREADS_PER_UNIT: Final = 4  # FFmpeg's encoders have threads of their own
+_MAX_LISTED_FAILURES: Final = 10
 
 
 def add_videos(
-    catalog: Shared[Catalog],
+    catalog: SharedResource[Catalog],
     videos: Addresses,
     settings: CutSettings | None = None,
     *,
     name: str | None = None,
     metadata: Metadata = None,
-    engine: Literal["local", "ray"] = "local",
+    executor: Literal["local", "ray"] = "local",
     jobs: int | None = None,
     spread: Spread = "weight",
     storage_options: Mapping[str, Any] | None = None,
-    progress: Progress | bool | None = None,
+    progress: ProgressCallback | bool | None = None,
     ray_address: str | None = None,
     on_error: Literal["raise", "report"] = "raise",
-    only: Collection[int] | None = None,
+    places: Collection[int] | None = None,
 ) -> IngestReport:
-    """Cut videos into chunks, put these into the places of an archive, and make them part of it, in this order.
+    """Cut videos into chunks, write the chunks to the places of an archive, and append the videos to the archive.
 
-    A video appears whole or not at all. Whatever is killed at any moment, the same call goes on where it was: finished
-    chunks are kept, videos that are there are recognised by their content (and without being read where the source is
-    one that was added before, and has not changed). An error of one video does not keep the others from being added.
+    Videos are added in the given order, each of them atomically. If the process is killed, the same call resumes the
+    work: finished chunks are kept, and videos that were added already are recognized by their content. Their sources
+    are not even read if the address and version are unchanged. An error of one video does not affect the others.
 
     Args:
-        catalog: of the archive.
-        videos: what :class:`streamloader.VideoStreams` takes: files, patterns, directories, addresses of stores.
-            Objects of stores are fetched to a temporary file (in TMPDIR) while they are cut.
-        settings: how they are cut; by default packets are copied, and chunks have 1000 frames.
-        name: of the video, if it is only one. By default videos are called like their files, without ending; where
-            files of one call share a name, ``#2``, ``#3``, ... are added.
-        metadata: what is kept with each video, plain JSON values; or a function of its address that returns that.
-        engine: ``"local"`` for processes of this machine, ``"ray"`` for tasks on a Ray cluster.
-        jobs: how much is done side by side: by default as much as this machine has cores, or the cluster CPUs. 0 does
-            everything in this process, one video after the other.
-        spread: how chunks are spread over the places: by their ``"weight"``, or by that times what is ``"free"``.
-        storage_options: of the stores of videos and places, see :func:`streamloader.stores.registry.options_for`. They
-            are never kept.
-        progress: True shows on stderr how far it is; or somebody who is told.
-        ray_address: of the cluster; by default the one that this process, or this machine, is part of.
-        on_error: ``"report"`` returns the report although videos failed.
-        only: numbers of the places that take new chunks; None for all.
+        catalog: Catalog of the archive.
+        videos: Files, patterns, directories or addresses of stores, as :class:`streamloader.VideoStreams` accepts them.
+            Objects of stores are copied to a temporary file (in TMPDIR) while they are cut.
+        settings: Settings of the cut. By default packets are copied, and chunks have about 1000 frames.
+        name: Name of a single video. By default a video has the name of its file without the suffix. If several files
+            of a call share a name, ``#2``, ``#3``, ... are appended.
+        metadata: Metadata to store with each video, plain JSON values; or a function that returns them for an address.
+        executor: ``"local"`` for processes of this machine, ``"ray"`` for tasks on a Ray cluster.
+        jobs: Number of concurrent jobs. Defaults to the number of cores of this machine, or of CPUs of the cluster. 0
+            processes one video after the other in this process.
+        spread: Distribution of the chunks over the places: by ``"weight"``, or by weight times ``"free"`` space.
+        storage_options: Options of the stores of videos and places, see
+            :func:`streamloader.stores.registry.select_options`. They are never stored.
+        progress: True to show the progress on stderr, or a function that receives it. Defaults to neither.
+        ray_address: Address of the cluster. Defaults to the cluster of this process or machine.
+        on_error: ``"raise"`` to raise an error if a video failed, ``"report"`` to return the report anyway.
+        places: Numbers of the places that get new chunks. Defaults to all places.
 
     Returns:
-        What was added, recognised, and what failed.
+        The report with the added, existing and failed videos.
 
     Raises:
-        ConfigError: arguments that cannot work.
-        StreamNotFound: there is no such video; nothing was done.
-        IngestFailed: some of several videos failed; the report is in its ``details``. For a single video, its own error
-            is raised: UnreadableStream, CorruptStream, NameTaken, WorkerDied, a StoreError, ...
-        CatalogError: the catalog cannot be used.
-        MissingExtra: ``engine="ray"`` without Ray.
+        ConfigError: If the arguments are invalid.
+        StreamNotFound: If a video does not exist. Nothing is added then.
+        IngestFailed: If one of several videos failed. Its ``details`` contain the report. For a single video, its own
+            error is raised: UnreadableStream, CorruptStream, NameConflict, WorkerDied, a StoreError, ...
+        CatalogError: If the catalog cannot be used.
+        MissingDependency: If `executor` is ``"ray"`` and Ray is not installed.
     """
     from streamloader.media.chunks.settings import CutSettings
 
     settings = settings if settings is not None else CutSettings()
-    _check(name, engine, spread, jobs, on_error)
-    header = catalog.call(catalog.it.header())
-    found = _expanded(videos, storage_options)
-    if name is not None and len(found) > 1:
-        raise ConfigError(f"name={name!r} is for a single video, and these are {len(found)}")
-    names = [name] if name is not None else unique_keys([default_name(file.address) for file in found])
-    free = _Targets(header, storage_options, spread, only)
-    free()  # so that what cannot work is known at once
-    tasks = [_task(file, its_name, metadata) for file, its_name in zip(found, names, strict=True)]
-    began = time.monotonic()
-    there = _added_before(catalog, found, tasks, settings)
-    at_once, threads, running = _engine(engine, jobs, len(found) - len(there), ray_address)
-    units = _units(found, storage_options, settings, threads)
+    _check_arguments(name, executor, spread, jobs, on_error)
+    header = catalog.call(catalog.resource.get_header())
+    files = _expand_videos(videos, storage_options)
+    if name is not None and len(files) > 1:
+        raise ConfigError(f"name={name!r} is for a single video, but the addresses stand for {len(files)}")
+    names = [name] if name is not None else make_unique_keys([get_default_name(file.address) for file in files])
+    get_targets = _CachedTargets(header, storage_options, spread, places)
+    get_targets()  # to report invalid places before any work
+    tasks = [_create_task(file, task_name, metadata) for file, task_name in zip(files, names, strict=True)]
+    started = time.monotonic()
+    unchanged = _find_unchanged(catalog, files, tasks, settings)
+    workers, threads, create_executor = _select_executor(executor, jobs, len(files) - len(unchanged), ray_address)
+    units = _create_units(files, storage_options, settings, threads)
     with contextlib.ExitStack() as stack:
-        doing = running(at_once)
-        stack.callback(doing.close)
-        show = stack.enter_context(shown(progress))
-        driver = Driver(catalog, doing, list(zip(tasks, units, strict=True)), free, show)
-        for order, video in there.items():
-            driver.recognise(order, video)
+        unit_executor = create_executor(workers)
+        stack.callback(unit_executor.close)
+        show = stack.enter_context(open_progress_display(progress))
+        driver = IngestDriver(catalog, unit_executor, list(zip(tasks, units, strict=True)), get_targets, show)
+        for order, video in unchanged.items():
+            driver.mark_existing(order, video)
         driver.run()
-        report = driver.report(time.monotonic() - began)
+        report = driver.build_report(time.monotonic() - started)
     if report.failed and on_error == "raise":
-        if len(found) == 1:
+        if len(files) == 1:
             raise report.failed[0].error
-        raise _failed(report, len(found))
+        raise _build_error(report, len(files))
     return report
 
 
-def _check(name: str | None, engine: str, spread: str, jobs: int | None, on_error: str) -> None:
+def _check_arguments(name: str | None, executor: str, spread: str, jobs: int | None, on_error: str) -> None:
     if name is not None and (not isinstance(name, str) or not name):
-        raise ConfigError(f"the name of a video is a text, got {name!r}")
-    if engine not in ("local", "ray"):
-        raise ConfigError(f"engine must be 'local' or 'ray', got {engine!r}")
+        raise ConfigError(f"the name of a video must be a non-empty text, got {name!r}")
+    if executor not in ("local", "ray"):
+        raise ConfigError(f"executor must be 'local' or 'ray', got {executor!r}")
     if spread not in SPREADS:
         raise ConfigError(f"spread must be one of {', '.join(map(repr, SPREADS))}, got {spread!r}")
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 0):
@@ -134,137 +135,140 @@ def _check(name: str | None, engine: str, spread: str, jobs: int | None, on_erro
         raise ConfigError(f"on_error must be 'raise' or 'report', got {on_error!r}")
 
 
-def _expanded(videos: Addresses, storage_options: Mapping[str, Any] | None) -> list[Found]:
+def _expand_videos(videos: Addresses, storage_options: Mapping[str, Any] | None) -> list[SourceFile]:
     from streamloader.streams.video import is_video
 
-    found: list[Found] = []
-    addresses = ((address, options_for(address, storage_options)) for address in as_addresses(videos))
+    files: list[SourceFile] = []
+    addresses = ((address, select_options(address, storage_options)) for address in as_addresses(videos))
     for options, group in itertools.groupby(addresses, lambda pair: pair[1]):
-        found += expand([address for address, _ in group], is_video, options)
-    return found
+        files += expand_addresses([address for address, _ in group], is_video, options)
+    return files
 
 
-def _task(file: Found, name: str, metadata: Metadata) -> Task:
-    source = without_secrets(file.address)
-    kept = plain_metadata(metadata(source) if callable(metadata) else metadata)
+def _create_task(file: SourceFile, name: str, metadata: Metadata) -> IngestTask:
+    source = remove_secrets(file.address)
+    video_metadata = normalize_metadata(metadata(source) if callable(metadata) else metadata)
     size = file.info.size if file.info is not None else None
     if size is None and is_local(file.address):
-        with contextlib.suppress(OSError):  # the error comes when it is read
+        with contextlib.suppress(OSError):  # the error is reported when the file is read
             size = os.stat(local_path(file.address)).st_size
-    return Task(name, source, kept, size)
+    return IngestTask(name, source, video_metadata, size)
 
 
-def _units(
-    found: Sequence[Found], storage_options: Mapping[str, Any] | None, settings: CutSettings, threads: int
-) -> list[Unit]:
-    from streamloader.archive.ingest.unit import Unit
+def _create_units(
+    files: Sequence[SourceFile], storage_options: Mapping[str, Any] | None, settings: CutSettings, threads: int
+) -> list[WorkUnit]:
+    from streamloader.archive.ingest.unit import WorkUnit
 
     return [
-        Unit(
+        WorkUnit(
             number,
-            _absolute(file.address),
+            _make_absolute(file.address),
             file.info,
-            options_for(file.address, storage_options),
+            select_options(file.address, storage_options),
             settings,
             (),
             threads,
         )
-        for number, file in enumerate(found)
+        for number, file in enumerate(files)
     ]
 
 
-def _absolute(address: str) -> str:
+def _make_absolute(address: str) -> str:
     return os.path.abspath(local_path(address)) if is_local(address) else address
 
 
-def _added_before(
-    catalog: Shared[Catalog], found: Sequence[Found], tasks: Sequence[Task], settings: CutSettings
+def _find_unchanged(
+    catalog: SharedResource[Catalog], files: Sequence[SourceFile], tasks: Sequence[IngestTask], settings: CutSettings
 ) -> dict[int, VideoRow]:
-    """Return the videos, by place in the list, whose sources were added before and are still the same."""
+    """Return the existing videos whose sources have the same address and version, by position in the request."""
     versions: dict[str, list[tuple[int, str]]] = {}
-    for order, (file, task) in enumerate(zip(found, tasks, strict=True)):
-        version = _version(file)
+    for order, (file, task) in enumerate(zip(files, tasks, strict=True)):
+        version = _get_version(file)
         if version is not None:
             versions.setdefault(task.source, []).append((order, version))
-    told = settings.to_json()
-    there: dict[int, VideoRow] = {}
+    settings_json = settings.to_json()
+    unchanged: dict[int, VideoRow] = {}
 
-    async def look() -> None:
-        async with contextlib.aclosing(catalog.it.find()) as rows:
+    async def compare_rows() -> None:
+        async with contextlib.aclosing(catalog.resource.find_videos()) as rows:
             async for row in rows:
                 for order, version in versions.get(row.source, ()):
-                    kept = row.origin
-                    if kept.get("version") == version and row.content == content_of(kept.get("digest", ""), told):
-                        there[order] = row
+                    origin = row.origin
+                    content = compute_content(origin.get("digest", ""), settings_json)
+                    if origin.get("version") == version and row.content == content:
+                        unchanged[order] = row
 
     if versions:
-        catalog.call(look())
-    return there
+        catalog.call(compare_rows())
+    return unchanged
 
 
-def _version(file: Found) -> str | None:
+def _get_version(file: SourceFile) -> str | None:
     if file.info is not None:
         return file.info.version
     try:
-        return local_version(os.stat(local_path(file.address)))
+        return get_local_version(os.stat(local_path(file.address)))
     except OSError:
         return None
 
 
-class _Targets:
-    """Where chunks can go, with what is free there not long ago."""
+class _CachedTargets:
+    """Returns the targets for new chunks. Free space is read again when it is older than a minute."""
 
     def __init__(
         self,
-        header: Header,
+        header: CatalogHeader,
         storage_options: Mapping[str, Any] | None,
         spread: Spread,
-        only: Collection[int] | None,
+        places: Collection[int] | None,
     ) -> None:
-        self._ask = partial(targets, header.places, storage_options, spread, only)
-        self._fixed = spread == "weight"
-        self._known: Sequence[Target] = ()
-        self._asked = 0.0
+        self._resolve = partial(resolve_targets, header.places, storage_options, spread, places)
+        self._constant = spread == "weight"
+        self._targets: Sequence[PlacementTarget] = ()
+        self._resolved_at = 0.0
 
-    def __call__(self) -> Sequence[Target]:
+    def __call__(self) -> Sequence[PlacementTarget]:
         now = time.monotonic()
-        if not self._known or (not self._fixed and now > self._asked + _FRESH):
-            self._known, self._asked = self._ask(), now
-        return self._known
+        if not self._targets or (not self._constant and now > self._resolved_at + _FREE_SPACE_TTL_S):
+            self._targets, self._resolved_at = self._resolve(), now
+        return self._targets
 
 
-def _engine(
-    engine: str, jobs: int | None, videos: int, ray_address: str | None
-) -> tuple[int, int, Callable[[int], Engine]]:
-    """Return how many units are done at once, the threads of each, and what makes the engine."""
-    if engine == "ray":
-        from streamloader.archive.ingest.executors.ray_executor import RayTasks, connected
+def _select_executor(
+    executor: str, jobs: int | None, videos: int, ray_address: str | None
+) -> tuple[int, int, Callable[[int], Executor]]:
+    """Return the number of concurrent units, the threads of each unit, and a function that creates the executor."""
+    if executor == "ray":
+        from streamloader.archive.ingest.executors.ray_executor import RayExecutor, connect_cluster
 
-        cluster = connected(ray_address)
-        at_once, threads = _shared_out(cluster.cpus if jobs is None else max(1, jobs), videos)
-        return at_once, threads, lambda units: RayTasks(cluster, units, threads)
+        cluster = connect_cluster(ray_address)
+        workers, threads = _divide_jobs(cluster.cpus if jobs is None else max(1, jobs), videos)
+        return workers, threads, lambda max_units: RayExecutor(cluster, max_units, threads)
     if jobs == 0:
-        return 1, 1, Threads
-    from streamloader.archive.ingest.executors.processes import Processes
+        return 1, 1, ThreadExecutor
+    from streamloader.archive.ingest.executors.processes import ProcessExecutor
 
-    return (*_shared_out(_cores() if jobs is None else jobs, videos), Processes)
-
-
-def _shared_out(jobs: int, videos: int) -> tuple[int, int]:
-    at_once = max(1, min(jobs, videos))
-    return at_once, max(1, min(_THREADS, jobs // at_once))
+    return (*_divide_jobs(_count_cores() if jobs is None else jobs, videos), ProcessExecutor)
 
 
-def _cores() -> int:
+def _divide_jobs(jobs: int, videos: int) -> tuple[int, int]:
+    """Return the number of concurrent units and the threads of each unit."""
+    units = max(1, min(jobs, videos))
+    return units, max(1, min(_MAX_THREADS_PER_UNIT, jobs // units))
+
+
+def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _failed(report: IngestReport, videos: int) -> IngestFailed:
-    lines = "".join(f"\n  {one.source}: {one.error.message}" for one in report.failed[:10])
-    more = f"\n  and {len(report.failed) - 10} more" if len(report.failed) > 10 else ""  # noqa: PLR2004
-    done = f"{len(report.added)} were added, {len(report.recognised)} were there already"
+def _build_error(report: IngestReport, videos: int) -> IngestFailed:
+    lines = "".join(f"\n  {video.source}: {video.error.message}" for video in report.failed[:_MAX_LISTED_FAILURES])
+    unlisted = len(report.failed) - _MAX_LISTED_FAILURES
+    more = f"\n  and {unlisted} more" if unlisted > 0 else ""
+    done = f"{len(report.added)} were added, {len(report.existing)} existed already"
     return IngestFailed(
         f"{len(report.failed)} of {videos} videos could not be added ({done}):{lines}{more}\n"
-        "The same call again goes on where they failed",
+        "The same call again resumes the work",
         report=report,
     )

@@ -1,262 +1,272 @@
-"""Checking an archive: whether its catalog and its stores hold what they should, and nothing else; and mending it."""
+"""Check that the catalog and the stores of an archive agree, and repair what disagrees."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final
 
-from streamloader.archive.catalog.base import Catalog, ChunkRow, Job, VideoRow
-from streamloader.archive.ingest.inventory import Shelf
-from streamloader.archive.ingest.naming import content_of_path
-from streamloader.archive.ingest.rebuild import Broken, remake
+from streamloader.archive.catalog.base import Catalog, ChunkRow, IngestJob, VideoRow
+from streamloader.archive.ingest.inventory import PlaceInventory
+from streamloader.archive.ingest.naming import extract_content
+from streamloader.archive.ingest.rebuild import BrokenChunk, rebuild_chunks
 from streamloader.archive.ingest.report import CheckReport, Problem
-from streamloader.archive.ingest.temp_dir import sweep
+from streamloader.archive.ingest.temp_dir import remove_stale_dirs
 from streamloader.errors import NotSupported, StoreError, StreamloaderError
-from streamloader.stores.io_thread import Shared
-from streamloader.stores.registry import options_for
+from streamloader.stores.io_thread import SharedResource
+from streamloader.stores.registry import select_options
 
-__all__ = ["STALE", "check_archive"]
+__all__ = ["STALE_AFTER_S", "check_archive"]
 
-STALE: Final = 600.0  # seconds without a sign of life after which nobody works on a job any more
-_AT_ONCE: Final = 8  # chunks that are read side by side
-_VIDEOS: Final = 200  # whose chunks are looked at in one go
+STALE_AFTER_S: Final = 600.0  # without a heartbeat, a job counts as abandoned after this time
+_MAX_CONCURRENT_CHUNKS: Final = 8
+_BATCH_VIDEOS: Final = 200
+_BATCH_PATHS: Final = 10_000
 
 
 def check_archive(
-    catalog: Shared[Catalog],
+    catalog: SharedResource[Catalog],
     *,
     repair: bool = False,
     deep: bool = False,
     storage_options: Mapping[str, Any] | None = None,
-    stale: float = STALE,
+    stale_after: float = STALE_AFTER_S,
 ) -> CheckReport:
-    """Check the catalog, that each chunk is in its place with the right size, and that there is nothing else.
+    """Check the catalog, the presence and size of each chunk, and that there are no other files.
 
-    Others may read from the archive and add to it meanwhile: what they are working on is left alone.
+    Other processes may read from the archive and add to it at the same time. Their unfinished work is left alone.
 
     Args:
-        catalog: of the archive.
-        repair: delete files that no video has, forget jobs that nobody goes on with (and delete their files), and make
-            broken chunks again where their source can still be had and is the same. Nothing that is part of a video is
-            ever deleted.
-        deep: read all chunks, and compare their digests.
-        storage_options: of places and sources, see :func:`streamloader.stores.registry.options_for`.
-        stale: seconds without a sign of life after which a job, or an unfinished file, counts as left.
+        catalog: Catalog of the archive.
+        repair: Whether to delete files that belong to no video, to delete stale jobs with their files, and to rebuild
+            broken chunks whose source is available and unchanged. No part of a video is ever deleted. Defaults to
+            False.
+        deep: Whether to read all chunks and compare their digests. Defaults to False.
+        storage_options: Options of the stores of places and sources, see
+            :func:`streamloader.stores.registry.select_options`.
+        stale_after: Time in seconds without a sign of life after which a job or a partial file counts as abandoned.
 
     Raises:
-        CatalogError: the catalog cannot be used.
+        CatalogError: If the catalog cannot be used.
     """
-    return _Check(catalog, repair, deep, storage_options, stale).run()
+    return _ArchiveCheck(catalog, repair, deep, storage_options, stale_after).run()
 
 
-class _Check:
-    """One check."""
+class _ArchiveCheck:
+    """One check of an archive, see :func:`check_archive`."""
 
     def __init__(
         self,
-        catalog: Shared[Catalog],
+        catalog: SharedResource[Catalog],
         repair: bool,
         deep: bool,
         storage_options: Mapping[str, Any] | None,
-        stale: float,
+        stale_after: float,
     ) -> None:
         self._catalog = catalog
         self._repair = repair
         self._deep = deep
-        self._options = storage_options
-        self._stale = stale
+        self._storage_options = storage_options
+        self._stale_after = stale_after
         self._problems: list[Problem] = []
-        self._shelves: dict[int, Shelf] = {}
+        self._inventories: dict[int, PlaceInventory] = {}
         self._videos = self._chunks = self._bytes = 0
 
     def run(self) -> CheckReport:
-        began = time.monotonic()
-        sweep()
-        header = self._catalog.call(self._catalog.it.header())
+        started = time.monotonic()
+        remove_stale_dirs()
+        catalog = self._catalog.resource
+        header = self._catalog.call(catalog.get_header())
         try:
             for place in header.places:
-                # Files first, and then what the catalog says: so a file without a row has none, and is not just new.
-                self._shelves[place.number] = self._look_at(Shelf(place, options_for(place.url, self._options)))
-            self._problems += [Problem("catalog", line) for line in self._catalog.call(self._catalog.it.problems())]
-            live = self._look_at_jobs()
-            broken = self._look_at_videos()
-            self._look_for_orphans(live)
-            self._look_for_leftovers()
-            self._mend(broken)
+                # The files before the catalog's rows: a file without a row is then an orphan, and not just newer.
+                options = select_options(place.url, self._storage_options)
+                self._inventories[place.number] = inventory = PlaceInventory(place, options)
+                self._scan(inventory)
+            self._problems += [Problem("catalog", line) for line in self._catalog.call(catalog.find_problems())]
+            live_contents = self._check_jobs()
+            broken = self._check_videos()
+            self._check_orphans(live_contents)
+            self._check_unfinished_files()
+            self._report_broken_chunks(broken)
         finally:
-            for shelf in self._shelves.values():
-                shelf.close()
-        seconds = time.monotonic() - began
+            for inventory in self._inventories.values():
+                inventory.close()
+        seconds = time.monotonic() - started
         return CheckReport(tuple(self._problems), self._videos, self._chunks, self._bytes, seconds)
 
-    def _look_at(self, shelf: Shelf) -> Shelf:
+    def _scan(self, inventory: PlaceInventory) -> None:
         try:
-            shelf.look()
+            inventory.scan()
         except NotSupported:
-            pass  # no listings: its chunks are asked for one by one, and what else is there nobody can tell
+            pass  # the store has no listings: chunks are looked up one by one, and orphans cannot be found
         except StreamloaderError as error:
-            shelf.reachable = False
-            text = f"place {shelf.place.number} ({shelf.url}) cannot be looked at: {error.message}"
-            self._problems.append(Problem("unreachable", text, address=shelf.url))
-        return shelf
+            inventory.reachable = False
+            text = f"place {inventory.place.number} ({inventory.url}) cannot be scanned: {error.message}"
+            self._problems.append(Problem("unreachable", text, address=inventory.url))
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
-    def _look_at_jobs(self) -> set[str]:
-        """Return the contents that somebody works on."""
-        live = set()
-        for job in self._catalog.call(self._catalog.it.jobs()):
-            idle = time.time() - job.beat
-            rows = self._catalog.call(self._catalog.it.staged(job.content))
-            if idle < self._stale:
-                live.add(job.content)
+    def _check_jobs(self) -> set[str]:
+        """Report stale jobs. Return the contents of the jobs whose files must be kept."""
+        catalog = self._catalog.resource
+        live_contents = set()
+        for job in self._catalog.call(catalog.list_jobs()):
+            idle_s = time.time() - job.heartbeat
+            rows = self._catalog.call(catalog.get_staged_chunks(job.content))
+            if idle_s < self._stale_after:
+                live_contents.add(job.content)
                 continue
             size = sum(row.bytes for row in rows)
             text = (
-                f"{job.name} ({job.source}) was begun and not finished: {len(rows)} chunks with {size:,} bytes, nobody "
-                f"has worked on it for {idle / 60:.0f} minutes. Add it again to go on"
+                f"the job of {job.name} ({job.source}) was started and not finished: it has {len(rows)} chunks with "
+                f"{size:,} bytes, and no process has worked on it for {idle_s / 60:.0f} minutes. Add the video again "
+                "to resume"
             )
-            if self._repair and self._is_left(job):
-                self._catalog.call(self._catalog.it.abandon(job.content))
-                self._problems.append(Problem("job", f"{text}: forgotten", mended=True))
+            if self._repair and self._is_still_stale(job):
+                self._catalog.call(catalog.abandon_job(job.content))
+                self._problems.append(Problem("job", f"{text}: deleted", repaired=True))
             else:
-                live.add(job.content)  # its files have an owner
+                live_contents.add(job.content)  # its files belong to it
                 self._problems.append(Problem("job", text))
-        return live
+        return live_contents
 
-    def _is_left(self, job: Job) -> bool:
-        """Whether nobody has taken up a job since it was looked at."""
-        jobs = self._catalog.call(self._catalog.it.jobs())
-        return any(now.content == job.content and now.beat == job.beat for now in jobs)
+    def _is_still_stale(self, job: IngestJob) -> bool:
+        """Return whether no process has resumed a job since it was read."""
+        jobs = self._catalog.call(self._catalog.resource.list_jobs())
+        return any(current.content == job.content and current.heartbeat == job.heartbeat for current in jobs)
 
     # --- chunks ------------------------------------------------------------------------------------------------------
 
-    def _look_at_videos(self) -> list[Broken]:
-        broken: list[Broken] = []
-        snapshot = self._catalog.call(self._catalog.it.snapshot())
-        with ThreadPoolExecutor(_AT_ONCE, "streamloader-check") as pool:
-            for start in range(0, snapshot.videos, _VIDEOS):
-                stop = min(start + _VIDEOS, snapshot.videos)
-                for video, rows in self._catalog.call(_with_chunks(self._catalog.it, start, stop)):
+    def _check_videos(self) -> list[BrokenChunk]:
+        broken: list[BrokenChunk] = []
+        catalog = self._catalog.resource
+        snapshot = self._catalog.call(catalog.get_snapshot())
+        with ThreadPoolExecutor(_MAX_CONCURRENT_CHUNKS, "streamloader-check") as pool:
+            for start in range(0, snapshot.videos, _BATCH_VIDEOS):
+                stop = min(start + _BATCH_VIDEOS, snapshot.videos)
+                for video, rows in self._catalog.call(_read_videos_with_chunks(catalog, start, stop)):
                     self._videos += 1
                     self._chunks += len(rows)
                     self._bytes += sum(row.bytes for row in rows)
-                    for row, problem in zip(rows, pool.map(self._state_of, rows), strict=True):
+                    for row, problem in zip(rows, pool.map(self._check_chunk, rows), strict=True):
                         if problem is not None:
-                            broken.append(Broken(video, row, replace(problem, video=video.name)))
+                            broken.append(BrokenChunk(video, row, replace(problem, video=video.name)))
         return broken
 
-    def _state_of(self, row: ChunkRow) -> Problem | None:
-        shelf = self._shelves.get(row.place)
-        if shelf is None:
+    def _check_chunk(self, row: ChunkRow) -> Problem | None:
+        inventory = self._inventories.get(row.place)
+        if inventory is None:
             text = f"chunk {row.number} of {row.content} is in place {row.place}, which the archive does not have"
             return Problem("missing", text)
-        if not shelf.reachable:
-            return None  # was told already
-        address = shelf.address(row.path)
+        if not inventory.reachable:
+            return None  # reported already
+        address = inventory.address(row.path)
         try:
-            found = self._compare(shelf, row)
+            difference = self._compare_file(inventory, row)
         except StoreError as error:
-            found = "unreachable", f"cannot be read ({error.message})"
-        if found is None:
+            difference = "unreachable", f"cannot be read ({error.message})"
+        if difference is None:
             return None
-        kind, what = found
-        return Problem(kind, f"chunk {row.number} {what}: {address}", address=address)
+        kind, description = difference
+        return Problem(kind, f"chunk {row.number} {description}: {address}", address=address)
 
-    def _compare(self, shelf: Shelf, row: ChunkRow) -> tuple[str, str] | None:
-        """Say what is wrong with the file of a chunk."""
-        size = shelf.size_of(row.path)
+    def _compare_file(self, inventory: PlaceInventory, row: ChunkRow) -> tuple[str, str] | None:
+        """Compare the file of a chunk with its row. Return kind and description of a difference, or None."""
+        size = inventory.get_size(row.path)
         if size is None:
             return "missing", "is missing"
         if size != row.bytes:
             return "size", f"has {size:,} bytes instead of {row.bytes:,}"
-        if self._deep and shelf.digest_of(row.path) != row.digest:
+        if self._deep and inventory.compute_digest(row.path) != row.digest:
             return "digest", "is damaged"
         return None
 
-    def _mend(self, broken: list[Broken]) -> None:
-        """Make broken chunks again, or say that they are broken."""
+    def _report_broken_chunks(self, broken: list[BrokenChunk]) -> None:
+        """Rebuild broken chunks if requested, and report them."""
         if self._repair:
-            broken = remake(broken, self._shelves, self._options)
-        for one in broken:
-            problem = one.problem
-            text = f"{one.video.name}: {problem.text}" + (f". {one.outcome}" if one.outcome else "")
-            self._problems.append(replace(problem, text=text, mended=one.mended))
+            broken = rebuild_chunks(broken, self._inventories, self._storage_options)
+        for chunk in broken:
+            problem = chunk.problem
+            text = f"{chunk.video.name}: {problem.text}" + (f". {chunk.outcome}" if chunk.outcome else "")
+            self._problems.append(replace(problem, text=text, repaired=chunk.repaired))
 
     # --- files -------------------------------------------------------------------------------------------------------
 
-    def _look_for_orphans(self, live: set[str]) -> None:
+    def _check_orphans(self, live_contents: set[str]) -> None:
         if any(problem.kind == "catalog" for problem in self._problems) and self._repair:
-            return  # what such a catalog does not know may be what it lost: nothing is deleted by its word
-        for shelf in self._shelves.values():
-            if not shelf.reachable or not shelf.listed:
+            return  # a damaged catalog may have lost rows, so files without rows are not deleted
+        for inventory in self._inventories.values():
+            if not inventory.reachable or not inventory.listed:
                 continue
-            known = self._known_paths(shelf)
-            orphans = [info for info in shelf.others(known) if content_of_path(info.path) not in live]
-            mended = self._still_orphans(shelf, [info.path for info in orphans]) if self._repair else set()
+            unknown_files = inventory.find_unknown_files(self._read_chunk_paths(inventory))
+            orphans = [info for info in unknown_files if extract_content(info.path) not in live_contents]
+            deletable = self._recheck_orphans(inventory, [info.path for info in orphans]) if self._repair else set()
             for info in orphans:
-                text = f"no video has this file of {info.size or 0:,} bytes: {shelf.address(info.path)}"
-                if info.path in mended:
-                    self._delete("orphan", shelf, info.path, text)
+                text = f"a file of {info.size or 0:,} bytes belongs to no video: {inventory.address(info.path)}"
+                if info.path in deletable:
+                    self._delete_file("orphan", inventory, info.path, text)
                 else:
-                    self._problems.append(Problem("orphan", text, address=shelf.address(info.path)))
+                    self._problems.append(Problem("orphan", text, address=inventory.address(info.path)))
 
-    def _known_paths(self, shelf: Shelf) -> Iterable[str]:
-        paths = self._catalog.it.paths(shelf.place.number)
+    def _read_chunk_paths(self, inventory: PlaceInventory) -> Iterable[str]:
+        paths = self._catalog.resource.list_chunk_paths(inventory.place.number)
         try:
-            while page := self._catalog.call(_page(paths)):
-                yield from page
+            while batch := self._catalog.call(_take_paths(paths)):
+                yield from batch
         finally:
             self._catalog.call(paths.aclose())
 
-    def _still_orphans(self, shelf: Shelf, paths: list[str]) -> set[str]:
-        """Ask the catalog once more, right before files are deleted."""
-        live = {job.content for job in self._catalog.call(self._catalog.it.jobs())}
-        kept: set[str] = set()
-        for content in {content_of_path(path) for path in paths}:
-            video = None if content is None else self._catalog.call(self._catalog.it.containing(content))
+    def _recheck_orphans(self, inventory: PlaceInventory, paths: list[str]) -> set[str]:
+        """Return the paths that are still orphans, from the catalog's current state, right before their deletion."""
+        catalog = self._catalog.resource
+        live_contents = {job.content for job in self._catalog.call(catalog.list_jobs())}
+        used: set[str] = set()
+        for content in {extract_content(path) for path in paths}:
+            video = None if content is None else self._catalog.call(catalog.get_video_by_content(content))
             if video is not None:
-                rows = self._catalog.call(self._catalog.it.chunks(video.content, 0, video.chunks))
-                kept |= {row.path for row in rows if row.place == shelf.place.number}
-        return {path for path in paths if path not in kept and content_of_path(path) not in live}
+                rows = self._catalog.call(catalog.get_chunks(video.content, 0, video.chunks))
+                used |= {row.path for row in rows if row.place == inventory.place.number}
+        return {path for path in paths if path not in used and extract_content(path) not in live_contents}
 
-    def _look_for_leftovers(self) -> None:
-        for shelf in self._shelves.values():
-            if not shelf.reachable:
+    def _check_unfinished_files(self) -> None:
+        for inventory in self._inventories.values():
+            if not inventory.reachable:
                 continue
-            for info in shelf.leftovers():
-                if info.modified is None or time.time() - info.modified < self._stale:
+            for info in inventory.list_unfinished():
+                if info.modified is None or time.time() - info.modified < self._stale_after:
                     continue
-                text = f"a writer that was killed left {info.size or 0:,} bytes: {shelf.address(info.path)}"
+                text = (
+                    f"a killed writer left a partial file of {info.size or 0:,} bytes: {inventory.address(info.path)}"
+                )
                 if self._repair:
-                    self._delete("unfinished", shelf, info.path, text)
+                    self._delete_file("unfinished", inventory, info.path, text)
                 else:
-                    self._problems.append(Problem("unfinished", text, address=shelf.address(info.path)))
+                    self._problems.append(Problem("unfinished", text, address=inventory.address(info.path)))
 
-    def _delete(self, kind: str, shelf: Shelf, path: str, text: str) -> None:
-        address = shelf.address(path)
+    def _delete_file(self, kind: str, inventory: PlaceInventory, path: str, text: str) -> None:
+        address = inventory.address(path)
         try:
-            shelf.delete(path)
+            inventory.delete(path)
         except StoreError as error:
             self._problems.append(Problem(kind, f"{text}. It cannot be deleted: {error.message}", address=address))
         else:
-            self._problems.append(Problem(kind, f"{text}: deleted", mended=True, address=address))
+            self._problems.append(Problem(kind, f"{text}: deleted", repaired=True, address=address))
 
 
-async def _with_chunks(catalog: Catalog, start: int, stop: int) -> list[tuple[VideoRow, list[ChunkRow]]]:
+async def _read_videos_with_chunks(catalog: Catalog, start: int, stop: int) -> list[tuple[VideoRow, list[ChunkRow]]]:
     return [
-        (video, await catalog.chunks(video.content, 0, video.chunks))
-        async for video in catalog.find(start=start, stop=stop)
+        (video, await catalog.get_chunks(video.content, 0, video.chunks))
+        async for video in catalog.find_videos(start=start, stop=stop)
     ]
 
 
-async def _page(paths: Any) -> list[str]:
-    page: list[str] = []
+async def _take_paths(paths: AsyncGenerator[tuple[str, str], None]) -> list[str]:
+    batch: list[str] = []
     async for _, path in paths:
-        page.append(path)
-        if len(page) == 10_000:  # noqa: PLR2004
+        batch.append(path)
+        if len(batch) == _BATCH_PATHS:
             break
-    return page
+    return batch

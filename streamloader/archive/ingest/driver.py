@@ -1,8 +1,8 @@
-"""Leads units of work to their end: the only one who writes to the catalog.
+"""The driver of an ingest: it runs the work units on an executor, and is the only writer of the catalog.
 
-Videos are worked on side by side, and become part of the archive in the order in which they were named, so that the
-numbers of frames do not depend on who was faster. Each chunk is kept in the catalog as soon as it is in its place;
-whatever dies in between, another run goes on from there.
+Videos are processed concurrently, but committed in the requested order, so frame numbers do not depend on which video
+is finished first. Each chunk is staged in the catalog as soon as it is in its place. If the ingest is killed, the next
+run resumes from there.
 """
 
 from __future__ import annotations
@@ -15,372 +15,390 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Final
 
-from streamloader.archive.catalog.base import Catalog, Job, StagedChunk, VideoRow
-from streamloader.archive.ingest.executors.base import LAST, Engine, Event
-from streamloader.archive.ingest.naming import content_of, origin
-from streamloader.archive.ingest.placement import Target
-from streamloader.archive.ingest.progress import Standing
-from streamloader.archive.ingest.report import Failed, IngestReport, Note, Recognised
-from streamloader.archive.ingest.task import Task, Work, active_of, bytes_done, size_of, turn_of
-from streamloader.archive.ingest.unit import Unit, from_json
-from streamloader.errors import CatalogError, NameTaken, StreamloaderError, WorkerDied, from_wire
-from streamloader.stores.io_thread import Shared, shared_store
+from streamloader.archive.catalog.base import Catalog, IngestJob, StagedChunk, VideoRow
+from streamloader.archive.ingest.executors.base import FINAL_KINDS, Executor, UnitEvent
+from streamloader.archive.ingest.naming import build_origin, compute_content
+from streamloader.archive.ingest.placement import PlacementTarget
+from streamloader.archive.ingest.progress import ProgressSnapshot
+from streamloader.archive.ingest.report import ExistingVideo, FailedVideo, IngestReport, Note
+from streamloader.archive.ingest.task import (
+    IngestTask,
+    TaskState,
+    describe_activity,
+    estimate_bytes_done,
+    get_source_size,
+    parse_orientation,
+)
+from streamloader.archive.ingest.unit import WorkUnit, chunk_from_json
+from streamloader.errors import CatalogError, NameConflict, StreamloaderError, WorkerDied, from_wire
+from streamloader.stores.io_thread import SharedResource, open_shared_store
 
-__all__ = ["BEAT", "Driver"]
+__all__ = ["HEARTBEAT_INTERVAL_S", "IngestDriver"]
 
-BEAT: Final = 20.0  # seconds between two signs of life of a job
-_LOOK: Final = 0.25  # seconds between two looks at what is not told by events
-_STALLED: Final = 600.0  # seconds without a word from a unit
-_SLOWEST: Final = 5e6  # bytes a second that the slowest disk is read with: looking at a whole source is one long step
-_DEATHS: Final = 2  # of workers without a new chunk in between, after which a video is given up
+HEARTBEAT_INTERVAL_S: Final = 20.0
+_POLL_INTERVAL_S: Final = 0.25
+_STALL_TIMEOUT_S: Final = 600.0  # without a message from a unit
+_MIN_READ_BYTES_PER_S: Final = 5e6  # extends the stall timeout: scanning a whole source is a single long step
+_MAX_CRASHES: Final = 2  # of a unit's workers, without a new chunk in between
+_MAX_DISPLAY_LOAD: Final = 1 / 20  # fraction of the time that the progress display may take
+_MAX_LISTED_CHUNKS: Final = 5
 _log: Final = logging.getLogger("streamloader")
 
 
-class Driver:
+class IngestDriver:
     """Adds videos to a catalog.
 
     Args:
-        catalog: of the archive.
-        engine: does the units; it is not closed here.
-        work: tasks with their units, in order; the number of each unit is its place in there.
-        targets: called before each unit is begun, says where chunks can go.
-        show: is told from time to time how far all is.
+        catalog: Catalog of the archive.
+        executor: Executor of the units. The caller closes it.
+        work: Tasks with their units, in order. The number of a unit is its position.
+        get_targets: Function that returns the targets for new chunks, called before each unit starts.
+        show: Function that receives the progress.
     """
 
     def __init__(
         self,
-        catalog: Shared[Catalog],
-        engine: Engine,
-        work: Sequence[tuple[Task, Unit]],
-        targets: Callable[[], Sequence[Target]],
-        show: Callable[[Standing], None],
+        catalog: SharedResource[Catalog],
+        executor: Executor,
+        work: Sequence[tuple[IngestTask, WorkUnit]],
+        get_targets: Callable[[], Sequence[PlacementTarget]],
+        show: Callable[[ProgressSnapshot], None],
     ) -> None:
         self._catalog = catalog
-        self._engine = engine
-        self._works = [Work(task, unit, order) for order, (task, unit) in enumerate(work)]
-        self._targets = targets
+        self._executor = executor
+        self._states = [TaskState(task, unit, order) for order, (task, unit) in enumerate(work)]
+        self._get_targets = get_targets
         self._show = show
-        self._by_order = list(self._works)
-        self._committed = 0  # works in that order that are settled
-        self._left = len(self._works)  # works that are not settled
-        self._queue = deque(self._works)
-        self._leaders: dict[str, Work] = {}  # by content
-        self._parked: dict[str, list[Work]] = {}  # by content
-        self._arrived: dict[str, list[StagedChunk]] = {}  # by content: to be staged
-        self._began = self._beaten = self._looked = time.monotonic()
-        self._shown = 0.0
+        self._by_order = list(self._states)
+        self._finished_prefix = 0  # number of tasks at the start of _by_order that are all finished
+        self._unfinished = len(self._states)
+        self._queue = deque(self._states)
+        self._leaders: dict[str, TaskState] = {}  # the task that processes a content
+        self._parked: dict[str, list[TaskState]] = {}  # other tasks with the same content
+        self._unstaged: dict[str, list[StagedChunk]] = {}  # finished chunks by content
+        self._started_at = self._last_heartbeat_at = self._last_stall_check_at = time.monotonic()
+        self._next_display_at = 0.0
 
-    def recognise(self, order: int, video: VideoRow) -> None:
-        """Say that a video is known to be in the archive, so that nobody needs to look at it."""
-        work = self._works[order]
-        self._settle(work, Recognised(work.task.source, video))
+    def mark_existing(self, order: int, video: VideoRow) -> None:
+        """Finish the task at position `order` before the run, because the archive has its video already."""
+        state = self._states[order]
+        self._finish(state, ExistingVideo(state.task.source, video))
 
     def run(self) -> None:
-        """Do all the work.
+        """Process all tasks.
 
         Raises:
-            CatalogError: the catalog cannot be used any more. What was staged is kept.
+            CatalogError: If the catalog can no longer be used. Staged chunks are kept.
         """
-        while self._left:
-            while self._queue and self._engine.room() > 0:
-                work = self._queue.popleft()
-                if work.stage == "waiting":
-                    self._start(work)
-            for event in self._engine.events(_LOOK):
-                self._take(event)
-            self._stage_arrived()
+        while self._unfinished:
+            while self._queue and self._executor.count_free_slots() > 0:
+                state = self._queue.popleft()
+                if state.stage == "waiting":
+                    self._start(state)
+            for event in self._executor.wait_for_events(_POLL_INTERVAL_S):
+                self._handle_event(event)
+            self._stage_chunks()
             self._commit_in_order()
-            self._beat()
-            self._look_for_stalls()
-            self._show_standing()
-        self._show(self.standing())
+            self._send_heartbeats()
+            self._kill_stalled_units()
+            self._update_display()
+        self._show(self.take_snapshot())
 
-    def _show_standing(self) -> None:
+    def _update_display(self) -> None:
         now = time.monotonic()
-        if now >= self._shown:
-            self._show(self.standing())
-            took = time.monotonic() - now
-            self._shown = now + max(_LOOK, 20 * took)  # of very many videos it takes a while
+        if now >= self._next_display_at:
+            self._show(self.take_snapshot())
+            display_seconds = time.monotonic() - now
+            self._next_display_at = now + max(_POLL_INTERVAL_S, display_seconds / _MAX_DISPLAY_LOAD)
 
-    # --- what is told ------------------------------------------------------------------------------------------------
+    # --- reports -----------------------------------------------------------------------------------------------------
 
-    def standing(self) -> Standing:
-        """Return how far all is."""
-        settled = [work for work in self._works if work.stage == "settled"]
-        sized = [work for work in self._works if not isinstance(work.outcome, Recognised)]
-        unknown = any(size_of(work) is None for work in sized)
-        return Standing(
-            videos=len(self._works),
-            settled=len(settled),
-            failed=sum(isinstance(work.outcome, Failed) for work in settled),
-            recognised=sum(isinstance(work.outcome, Recognised) for work in settled),
-            bytes_total=None if unknown else sum(size_of(work) or 0 for work in sized),
-            bytes_done=sum(bytes_done(work) for work in sized),
-            frames=sum(work.made for work in self._works),
-            bytes_out=sum(row.bytes for work in self._works for row in work.staged.values()),
-            seconds=time.monotonic() - self._began,
-            active=tuple(active_of(work) for work in self._works if work.stage in ("working", "made")),
+    def take_snapshot(self) -> ProgressSnapshot:
+        """Return the current progress."""
+        finished = [state for state in self._states if state.stage == "finished"]
+        to_process = [state for state in self._states if not isinstance(state.outcome, ExistingVideo)]
+        unknown = any(get_source_size(state) is None for state in to_process)
+        return ProgressSnapshot(
+            videos=len(self._states),
+            finished=len(finished),
+            failed=sum(isinstance(state.outcome, FailedVideo) for state in finished),
+            existing=sum(isinstance(state.outcome, ExistingVideo) for state in finished),
+            bytes_total=None if unknown else sum(get_source_size(state) or 0 for state in to_process),
+            bytes_done=sum(estimate_bytes_done(state) for state in to_process),
+            frames=sum(state.frames_made for state in self._states),
+            bytes_out=sum(row.bytes for state in self._states for row in state.staged.values()),
+            seconds=time.monotonic() - self._started_at,
+            active=tuple(describe_activity(state) for state in self._states if state.stage in ("running", "ready")),
         )
 
-    def report(self, seconds: float) -> IngestReport:
-        """Return what it came to; in the middle, as far as it is. `seconds` it took."""
-        outcomes = [work.outcome for work in self._by_order]
+    def build_report(self, seconds: float) -> IngestReport:
+        """Return the report of a run that took `seconds`. During a run, it contains the finished videos."""
+        outcomes = [state.outcome for state in self._by_order]
         added = tuple(outcome for outcome in outcomes if isinstance(outcome, VideoRow))
         return IngestReport(
             added=added,
-            recognised=tuple(outcome for outcome in outcomes if isinstance(outcome, Recognised)),
-            failed=tuple(outcome for outcome in outcomes if isinstance(outcome, Failed)),
+            existing=tuple(outcome for outcome in outcomes if isinstance(outcome, ExistingVideo)),
+            failed=tuple(outcome for outcome in outcomes if isinstance(outcome, FailedVideo)),
             notes=tuple(
-                Note(work.outcome.name, row.number, row.first, row.frames, row.note)
-                for work in self._by_order
-                if isinstance(work.outcome, VideoRow)
-                for row in sorted(work.staged.values(), key=lambda row: row.number)
+                Note(state.outcome.name, row.number, row.first_frame, row.frames, row.note)
+                for state in self._by_order
+                if isinstance(state.outcome, VideoRow)
+                for row in sorted(state.staged.values(), key=lambda row: row.number)
                 if row.note
             ),
             bytes_in=sum(video.bytes_in for video in added),
             bytes_out=sum(video.bytes_out for video in added),
             frames=sum(video.frames for video in added),
-            made=sum(work.made for work in self._works),
+            frames_made=sum(state.frames_made for state in self._states),
             seconds=seconds,
         )
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    def _start(self, work: Work) -> None:
-        work.stage, work.doing, work.heard = "working", "starting", time.monotonic()
+    def _start(self, state: TaskState) -> None:
+        state.stage, state.activity, state.last_message_at = "running", "starting", time.monotonic()
         try:
-            self._engine.start(replace(work.unit, targets=tuple(self._targets())))
+            self._executor.start_unit(replace(state.unit, targets=tuple(self._get_targets())))
         except StreamloaderError as error:
-            self._fail(work, error, keep=True)
+            self._fail(state, error, keep_chunks=True)
 
-    def _take(self, event: Event) -> None:
-        work = self._works[event.unit]
+    def _handle_event(self, event: UnitEvent) -> None:
+        state = self._states[event.unit_number]
         message = event.message
-        work.heard = time.monotonic()
-        if work.stage != "working":
-            return  # its work was given up in the meantime
+        state.last_message_at = time.monotonic()
+        if state.stage != "running":
+            return  # the task was finished by another event
         if event.kind == "found":
-            self._engine.answer(event.unit, self._found(work, message))
+            self._executor.send_answer(event.unit_number, self._handle_source(state, message))
         elif event.kind == "tick":
-            work.doing = message["stage"]
-            work.done = max(work.done, message["done"])
+            state.activity = message["stage"]
+            state.source_bytes_done = max(state.source_bytes_done, message["done"])
         elif event.kind == "planned":
-            work.facts, work.chunks, work.doing = message["facts"], message["chunks"], "cutting"
+            state.video_facts, state.chunks, state.activity = message["facts"], message["chunks"], "cutting"
         elif event.kind == "kept":
-            self._keep(work, set(message["numbers"]))
+            self._keep_chunks(state, set(message["numbers"]))
         elif event.kind == "chunk":
-            self._arrive(work, from_json(message))
-        if event.kind in LAST:
-            self._last(work, event)
+            self._add_chunk(state, chunk_from_json(message))
+        if event.kind in FINAL_KINDS:
+            self._handle_final_event(state, event)
 
-    def _last(self, work: Work, event: Event) -> None:
+    def _handle_final_event(self, state: TaskState, event: UnitEvent) -> None:
         if event.kind == "failed":
             error = from_wire(dict(event.message["error"]))
-            self._fail(work, error, keep=not event.message["worthless"])
+            self._fail(state, error, keep_chunks=not event.message["worthless"])
         elif event.kind == "died":
-            self._died(work, event.message)
+            self._handle_crash(state, event.message)
         elif event.kind == "done":
-            work.stage, work.doing = "made", "done"
-        elif work.stage == "working":
-            self._fail(work, StreamloaderError("the work on it was broken off", stream=work.task.source), keep=True)
+            state.stage, state.activity = "ready", "done"
+        elif state.stage == "running":
+            error = StreamloaderError("the work on this video was cancelled", stream=state.task.source)
+            self._fail(state, error, keep_chunks=True)
 
-    def _found(self, work: Work, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Say what is to be done with a source whose digest is known now."""
-        settings = work.unit.settings.to_json()
-        work.found, work.content = found, content_of(found["digest"], settings)
-        leader = self._leaders.get(work.content)
-        if leader is not None and leader is not work:
-            if work.order < leader.order:  # who was named first gives the name
-                work.task, leader.task = leader.task, work.task
-                work.order, leader.order = leader.order, work.order
-                self._by_order[work.order], self._by_order[leader.order] = work, leader
-            work.stage = "parked"
-            self._parked.setdefault(work.content, []).append(work)
+    def _handle_source(self, state: TaskState, source_info: Mapping[str, Any]) -> dict[str, Any]:
+        """Called when the digest of a source is known. Returns the answer for the unit."""
+        settings = state.unit.settings.to_json()
+        state.source_info, state.content = source_info, compute_content(source_info["digest"], settings)
+        leader = self._leaders.get(state.content)
+        if leader is not None and leader is not state:
+            if state.order < leader.order:  # the first task in the request determines name and position
+                state.task, leader.task = leader.task, state.task
+                state.order, leader.order = leader.order, state.order
+                self._by_order[state.order], self._by_order[leader.order] = state, leader
+            state.stage = "parked"
+            self._parked.setdefault(state.content, []).append(state)
             return {"go": False}
-        now = time.time()
+        catalog = self._catalog.resource
         try:
-            there = self._catalog.call(
-                self._catalog.it.begin(Job(work.content, work.task.name, work.task.source, now, now))
-            )
-            staged = [] if there else self._catalog.call(self._catalog.it.staged(work.content))
-        except NameTaken as error:
-            self._fail(work, error, keep=True)
+            existing = self._catalog.call(catalog.begin_job(self._create_job(state)))
+            staged = [] if existing else self._catalog.call(catalog.get_staged_chunks(state.content))
+        except NameConflict as error:
+            self._fail(state, error, keep_chunks=True)
             return {"go": False}
-        if there is not None:
-            self._settle(work, Recognised(work.task.source, there))
+        if existing is not None:
+            self._finish(state, ExistingVideo(state.task.source, existing))
             return {"go": False}
-        self._leaders[work.content] = work
-        work.staged = {row.number: row for row in staged}
-        names = ("number", "first", "frames", "place", "path", "bytes")
+        self._leaders[state.content] = state
+        state.staged = {row.number: row for row in staged}
+        names = ("number", "first_frame", "frames", "place", "path", "bytes")
         return {
             "go": True,
-            "content": work.content,
+            "content": state.content,
             "staged": [{name: getattr(row, name) for name in names} for row in staged],
         }
 
-    def _keep(self, work: Work, numbers: set[int]) -> None:
-        """Go on with these of the staged chunks; with none if the plan was another one then."""
-        if work.staged and not numbers:
-            now = time.time()
-            job = Job(work.content, work.task.name, work.task.source, now, now)
-            self._catalog.call(self._catalog.it.abandon(work.content))
-            self._catalog.call(self._catalog.it.begin(job))
-        work.staged = {number: row for number, row in work.staged.items() if number in numbers}
-        work.frames = sum(row.frames for row in work.staged.values())
+    @staticmethod
+    def _create_job(state: TaskState) -> IngestJob:
+        now = time.time()
+        return IngestJob(state.content, state.task.name, state.task.source, now, now)
 
-    def _arrive(self, work: Work, chunk: StagedChunk) -> None:
-        self._arrived.setdefault(work.content, []).append(chunk)
-        work.staged[chunk.row.number] = chunk.row
-        work.frames += chunk.row.frames
-        work.made += chunk.row.frames
-        work.deaths = 0
+    def _keep_chunks(self, state: TaskState, numbers: set[int]) -> None:
+        """Continue with these of the staged chunks. If there are none, the plan has changed, and the job restarts."""
+        if state.staged and not numbers:
+            job = self._create_job(state)
+            self._catalog.call(self._catalog.resource.abandon_job(state.content))
+            self._catalog.call(self._catalog.resource.begin_job(job))
+        state.staged = {number: row for number, row in state.staged.items() if number in numbers}
+        state.frames = sum(row.frames for row in state.staged.values())
 
-    def _died(self, work: Work, message: Mapping[str, Any]) -> None:
-        work.deaths += 1
-        if work.deaths < _DEATHS:
-            _log.warning("the worker of %s died (%s): its work is taken up again", work.task.source, message["why"])
-            self._stage_arrived()
-            self._again(work)
+    def _add_chunk(self, state: TaskState, chunk: StagedChunk) -> None:
+        self._unstaged.setdefault(state.content, []).append(chunk)
+        state.staged[chunk.row.number] = chunk.row
+        state.frames += chunk.row.frames
+        state.frames_made += chunk.row.frames
+        state.crashes = 0
+
+    def _handle_crash(self, state: TaskState, message: Mapping[str, Any]) -> None:
+        state.crashes += 1
+        if state.crashes < _MAX_CRASHES:
+            _log.warning("the worker of %s died (%s): another worker resumes", state.task.source, message["why"])
+            self._stage_chunks()
+            self._requeue(state)
             return
         error = WorkerDied(
-            f"{work.task.source} was given up: two workers died of it one after the other (the last one: "
-            f"{message['why']}). Is it too large for this machine's memory (use fewer jobs), or is it damaged?",
-            stream=work.task.source,
+            f"{state.task.source} failed: two of its workers died one after the other (the last one: "
+            f"{message['why']}). If it is too large for this machine's memory, use fewer jobs; otherwise it may be "
+            "damaged",
+            stream=state.task.source,
             **message["details"],
         )
-        self._fail(work, error, keep=True)
+        self._fail(state, error, keep_chunks=True)
 
-    def _again(self, work: Work) -> None:
-        """Put a task back to those that wait, before all others."""
-        if self._leaders.get(work.content) is work:
-            del self._leaders[work.content]
-        work.stage, work.doing, work.done, work.frames, work.staged = "waiting", "", 0, 0, {}
-        self._queue.appendleft(work)
+    def _requeue(self, state: TaskState) -> None:
+        """Put a task back at the front of the queue."""
+        if self._leaders.get(state.content) is state:
+            del self._leaders[state.content]
+        state.stage, state.activity, state.source_bytes_done = "waiting", "", 0
+        state.frames, state.staged = 0, {}
+        self._queue.appendleft(state)
 
     # --- the catalog -------------------------------------------------------------------------------------------------
 
-    def _stage_arrived(self) -> None:
-        arrived, self._arrived = self._arrived, {}
-        for content, chunks in arrived.items():
+    def _stage_chunks(self) -> None:
+        unstaged, self._unstaged = self._unstaged, {}
+        for content, chunks in unstaged.items():
             try:
-                self._catalog.call(self._catalog.it.stage(chunks))
+                self._catalog.call(self._catalog.resource.stage_chunks(chunks))
             except CatalogError as error:
-                jobs = self._catalog.call(self._catalog.it.jobs())  # raises if the catalog is out of reach
-                self._lost(self._leaders[content], error, known=any(job.content == content for job in jobs))
+                self._handle_lost_job(self._leaders[content], error)
 
-    def _lost(self, work: Work, error: CatalogError, *, known: bool) -> None:
-        """Go on after a job could not be worked on: perhaps because somebody else has done it."""
-        there = self._catalog.call(self._catalog.it.containing(work.content))
-        if there is not None:
-            self._settle(work, Recognised(work.task.source, there))
+    def _handle_lost_job(self, state: TaskState, error: CatalogError) -> None:
+        """Called when the catalog refuses a write for a job. Another process may have committed the same content.
+
+        Raises:
+            CatalogError: If the catalog cannot be reached.
+        """
+        catalog = self._catalog.resource
+        job_exists = any(job.content == state.content for job in self._catalog.call(catalog.list_jobs()))
+        existing = self._catalog.call(catalog.get_video_by_content(state.content))
+        if existing is not None:
+            self._finish(state, ExistingVideo(state.task.source, existing))
         else:
-            self._fail(work, error, keep=known)
+            self._fail(state, error, keep_chunks=job_exists)
 
     def _commit_in_order(self) -> None:
         by_order = self._by_order
-        while self._committed < len(by_order) and by_order[self._committed].stage == "settled":
-            self._committed += 1
-        at = self._committed
-        while at < len(by_order) and by_order[at].stage in ("made", "settled", "parked"):
-            if by_order[at].stage == "made":
-                self._commit(by_order[at])
-            at += 1
+        while self._finished_prefix < len(by_order) and by_order[self._finished_prefix].stage == "finished":
+            self._finished_prefix += 1
+        position = self._finished_prefix
+        while position < len(by_order) and by_order[position].stage in ("ready", "finished", "parked"):
+            if by_order[position].stage == "ready":
+                self._commit(by_order[position])
+            position += 1
 
-    def _commit(self, work: Work) -> None:
-        assert work.facts is not None
-        missing = sorted(set(range(work.chunks)) - set(work.staged))
+    def _commit(self, state: TaskState) -> None:
+        assert state.video_facts is not None
+        missing = sorted(set(range(state.chunks)) - set(state.staged))
         if missing:
-            self._fail(
-                work,
-                StreamloaderError(f"chunks {missing[:5]} of {work.task.source} were not made", stream=work.task.source),
-                keep=True,
+            error = StreamloaderError(
+                f"chunks {missing[:_MAX_LISTED_CHUNKS]} of {state.task.source} were not made", stream=state.task.source
             )
+            self._fail(state, error, keep_chunks=True)
             return
-        facts, settings, found = work.facts, work.unit.settings, work.found
+        facts, settings, source_info = state.video_facts, state.unit.settings, state.source_info
         row = VideoRow(
-            content=work.content,
-            name=work.task.name,
+            content=state.content,
+            name=state.task.name,
             frames=facts["frames"],
-            chunks=work.chunks,
+            chunks=state.chunks,
             height=facts["height"],
             width=facts["width"],
-            turn=turn_of(facts["turn"]),
+            orientation=parse_orientation(facts["turn"]),
             time_base=Fraction(*facts["time_base"]),
             first_pts=facts["first_pts"],
             end=facts["end"],
             mode=settings.mode,
             chunk_frames=settings.chunk_frames,
-            source=work.task.source,
-            bytes_in=found["size"],
-            bytes_out=sum(chunk.bytes for chunk in work.staged.values()),
-            metadata=work.task.metadata,
-            origin=origin(found["digest"], found["version"], found["size"], settings.to_json()),
+            source=state.task.source,
+            bytes_in=source_info["size"],
+            bytes_out=sum(chunk.bytes for chunk in state.staged.values()),
+            metadata=state.task.metadata,
+            origin=build_origin(source_info["digest"], source_info["version"], source_info["size"], settings.to_json()),
             added=time.time(),
         )
         try:
-            committed = self._catalog.call(self._catalog.it.commit(row))
-        except NameTaken as error:
-            self._fail(work, error, keep=True)
+            committed = self._catalog.call(self._catalog.resource.commit_video(row))
+        except NameConflict as error:
+            self._fail(state, error, keep_chunks=True)
         except CatalogError as error:
-            jobs = self._catalog.call(self._catalog.it.jobs())
-            self._lost(work, error, known=any(job.content == work.content for job in jobs))
+            self._handle_lost_job(state, error)
         else:
-            ours = (committed.name, committed.source, committed.added) == (row.name, row.source, row.added)
-            self._settle(work, committed if ours else Recognised(work.task.source, committed))
+            is_new = (committed.name, committed.source, committed.added) == (row.name, row.source, row.added)
+            self._finish(state, committed if is_new else ExistingVideo(state.task.source, committed))
 
-    def _beat(self) -> None:
-        if time.monotonic() < self._beaten + BEAT:
+    def _send_heartbeats(self) -> None:
+        if time.monotonic() < self._last_heartbeat_at + HEARTBEAT_INTERVAL_S:
             return
-        self._beaten = time.monotonic()
+        self._last_heartbeat_at = time.monotonic()
         for content in self._leaders:
-            self._catalog.call(self._catalog.it.beat(content, time.time()))
+            self._catalog.call(self._catalog.resource.record_heartbeat(content, time.time()))
 
-    def _look_for_stalls(self) -> None:
+    def _kill_stalled_units(self) -> None:
         now = time.monotonic()
-        if now < self._looked + 10 * _LOOK:
+        if now < self._last_stall_check_at + 10 * _POLL_INTERVAL_S:
             return
-        self._looked = now
-        for work in self._works:
-            patience = _STALLED + (size_of(work) or 0) / _SLOWEST
-            if work.stage == "working" and now > work.heard + patience:
-                work.heard = now
-                self._engine.kill(work.unit.number, f"nothing was heard of it for {patience:.0f} s")
+        self._last_stall_check_at = now
+        for state in self._states:
+            time_limit_s = _STALL_TIMEOUT_S + (get_source_size(state) or 0) / _MIN_READ_BYTES_PER_S
+            if state.stage == "running" and now > state.last_message_at + time_limit_s:
+                state.last_message_at = now
+                self._executor.kill_unit(state.unit.number, f"it sent no message for {time_limit_s:.0f} s")
 
     # --- the end of a task -------------------------------------------------------------------------------------------
 
-    def _fail(self, work: Work, error: StreamloaderError, *, keep: bool) -> None:
-        began = self._leaders.get(work.content) is work
-        if began and not keep:
-            self._abandon(work.content)
-        error.stream = error.stream or work.task.source
-        self._settle(work, Failed(work.task.source, error, resumable=began and keep and bool(work.staged)))
+    def _fail(self, state: TaskState, error: StreamloaderError, *, keep_chunks: bool) -> None:
+        has_job = self._leaders.get(state.content) is state
+        if has_job and not keep_chunks:
+            self._abandon(state.content)
+        error.stream = error.stream or state.task.source
+        resumable = has_job and keep_chunks and bool(state.staged)
+        self._finish(state, FailedVideo(state.task.source, error, resumable=resumable))
 
-    def _settle(self, work: Work, outcome: VideoRow | Recognised | Failed) -> None:
-        work.stage, work.outcome = "settled", outcome
-        self._left -= 1
-        if self._leaders.get(work.content) is not work:
+    def _finish(self, state: TaskState, outcome: VideoRow | ExistingVideo | FailedVideo) -> None:
+        state.stage, state.outcome = "finished", outcome
+        self._unfinished -= 1
+        if self._leaders.get(state.content) is not state:
             return
-        del self._leaders[work.content]
-        self._arrived.pop(work.content, None)
-        for twin in self._parked.pop(work.content, []):
-            if isinstance(outcome, Failed):
-                self._again(twin)  # its source may be had where the other's was not
+        del self._leaders[state.content]
+        self._unstaged.pop(state.content, None)
+        for parked in self._parked.pop(state.content, []):
+            if isinstance(outcome, FailedVideo):
+                self._requeue(parked)  # its own source may be readable
             else:
-                video = outcome.video if isinstance(outcome, Recognised) else outcome
-                self._settle(twin, Recognised(twin.task.source, video))
+                video = outcome.video if isinstance(outcome, ExistingVideo) else outcome
+                self._finish(parked, ExistingVideo(parked.task.source, video))
 
     def _abandon(self, content: str) -> None:
-        """Forget a job, and remove the files of its chunks."""
-        self._stage_arrived()
-        rows = self._catalog.call(self._catalog.it.staged(content))
-        self._catalog.call(self._catalog.it.abandon(content))
-        targets = {target.number: target for target in self._targets()}
+        """Delete a job and the files of its chunks."""
+        self._stage_chunks()
+        rows = self._catalog.call(self._catalog.resource.get_staged_chunks(content))
+        self._catalog.call(self._catalog.resource.abandon_job(content))
+        targets = {target.number: target for target in self._get_targets()}
         for row in rows:
             if row.place in targets:
                 target = targets[row.place]
                 try:
-                    store, root = shared_store(target.url, target.options)
+                    store, root = open_shared_store(target.url, target.options)
                     with store:
                         store.delete(f"{root.rstrip('/')}/{row.path}" if root else row.path)
                 except StreamloaderError as error:
-                    _log.warning("%s is left in %s: %s", row.path, target.url, error)
+                    _log.warning("%s remains in %s: %s", row.path, target.url, error)

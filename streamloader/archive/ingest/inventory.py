@@ -1,4 +1,4 @@
-"""What is in a place, as a check sees it: many millions of files are known by a hash and a size each."""
+"""The inventory of a place: a hash and a size for each of possibly many millions of files."""
 
 from __future__ import annotations
 
@@ -6,66 +6,72 @@ import asyncio
 import contextlib
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from streamloader.archive.catalog.base import Place
-from streamloader.archive.ingest.naming import ROOT
-from streamloader.archive.ingest.sources import gathered
+from streamloader.archive.ingest.naming import CHUNKS_FOLDER
+from streamloader.archive.ingest.sources import read_batches
 from streamloader.errors import NotFound
 from streamloader.stores.base import Data, Store
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.values import Array, ObjectInfo
 
-__all__ = ["Shelf"]
+__all__ = ["PlaceInventory"]
 
 
-class Shelf:
-    """A place that is looked at. Paths are relative to it.
+class PlaceInventory:
+    """The files of one place. All paths are relative to the place.
+
+    Args:
+        place: Place to scan.
+        options: Options of the place's store.
 
     Attributes:
-        place: which one.
-        url: of it, without secrets.
-        reachable: whether it can be looked at; set by the caller.
-        listed: whether :meth:`look` has seen what is there.
+        place: Scanned place.
+        url: Address of the place, without secrets.
+        reachable: Whether the place can be scanned. The caller sets it.
+        listed: Whether :meth:`scan` has listed the files.
     """
 
     def __init__(self, place: Place, options: Mapping[str, Any]) -> None:
         self.place = place
         self.reachable = True
         self.listed = False
-        self._store, root = shared_store(place.url, options)
+        self._store, root = open_shared_store(place.url, options)
         self._root = f"{root.rstrip('/')}/" if root else ""
         self.url = self._store.store.address(root) if root else self._store.store.url
-        self._names: Array = np.empty(0, np.uint64)
-        self._sizes: Array = np.empty(0, np.int64)
+        self._path_hashes: Array = np.empty(0, np.uint64)  # ascending
+        self._sizes: Array = np.empty(0, np.int64)  # -1 if unknown
 
-    def look(self) -> None:
-        """See which files are there.
+    def scan(self) -> None:
+        """List the files of the place.
 
         Raises:
-            NotSupported: the store has no listings.
-            StoreError: it cannot be looked at.
+            NotSupported: If the store cannot list files.
+            StoreError: If the listing fails.
         """
-        names, sizes = array("Q"), array("q")
-        for info in self._list():
-            names.append(_name(info.path))
+        hashes, sizes = array("Q"), array("q")
+        for info in self._list_files():
+            hashes.append(_hash_path(info.path))
             sizes.append(-1 if info.size is None else info.size)
-        found, known = np.frombuffer(names, np.uint64) if names else self._names, self._sizes
-        order = np.argsort(found, kind="stable")
-        self._names = found[order]
-        self._sizes = np.frombuffer(sizes, np.int64)[order] if sizes else known
+        if hashes:
+            all_hashes = np.frombuffer(hashes, np.uint64)
+            order = np.argsort(all_hashes, kind="stable")
+            self._path_hashes = all_hashes[order]
+            self._sizes = np.frombuffer(sizes, np.int64)[order]
         self.listed = True
 
-    def size_of(self, path: str) -> int | None:
-        """Return the size of a file; None if it is not there."""
+    def get_size(self, path: str) -> int | None:
+        """Return the size of a file in bytes. Return None if there is no such file."""
         if self.listed:
-            at = int(np.searchsorted(self._names, np.uint64(_name(path))))
-            if at < len(self._names) and self._names[at] == np.uint64(_name(path)):
-                if self._sizes[at] >= 0:
-                    return int(self._sizes[at])
+            path_hash = np.uint64(_hash_path(path))
+            position = int(np.searchsorted(self._path_hashes, path_hash))
+            if position < len(self._path_hashes) and self._path_hashes[position] == path_hash:
+                if self._sizes[position] >= 0:
+                    return int(self._sizes[position])
             else:
                 return None
         try:
@@ -73,25 +79,25 @@ class Shelf:
         except NotFound:
             return None
 
-    def digest_of(self, path: str) -> str:
+    def compute_digest(self, path: str) -> str:
         """Read a file, and return its digest."""
-        return self._store.call(_digest(self._store.store, self._root + path))
+        return self._store.call(_compute_digest(self._store.store, self._root + path))
 
-    def others(self, known: Iterable[str]) -> list[ObjectInfo]:
-        """Return the files that were there and are not among the known ones."""
-        mine = np.zeros(len(self._names), bool)
-        for path in known:
-            name = np.uint64(_name(path))
-            at = int(np.searchsorted(self._names, name))
-            if at < len(self._names) and self._names[at] == name:
-                mine[at] = True
-        unknown = set(self._names[~mine].tolist())
-        return [info for info in self._list() if _name(info.path) in unknown] if unknown else []
+    def find_unknown_files(self, known_paths: Iterable[str]) -> list[ObjectInfo]:
+        """Return the files of the last scan that are not among `known_paths`."""
+        known = np.zeros(len(self._path_hashes), bool)
+        for path in known_paths:
+            path_hash = np.uint64(_hash_path(path))
+            position = int(np.searchsorted(self._path_hashes, path_hash))
+            if position < len(self._path_hashes) and self._path_hashes[position] == path_hash:
+                known[position] = True
+        unknown = set(self._path_hashes[~known].tolist())
+        return [info for info in self._list_files() if _hash_path(info.path) in unknown] if unknown else []
 
-    def leftovers(self) -> Iterator[ObjectInfo]:
-        """Yield what writers have not finished."""
-        found = self._store.store.leftovers(self._root + ROOT)
-        yield from (self._relative(info) for info in self._store.call(_all(found)))
+    def list_unfinished(self) -> Iterator[ObjectInfo]:
+        """Yield the partial files of running or killed writers."""
+        unfinished = self._store.store.list_unfinished(self._root + CHUNKS_FOLDER)
+        yield from (self._make_relative(info) for info in self._store.call(_collect(unfinished)))
 
     def write(self, path: str, data: Data) -> None:
         """Write a file."""
@@ -106,34 +112,34 @@ class Shelf:
         return self._store.store.address(self._root + path)
 
     def close(self) -> None:
-        """Give the store back."""
+        """Release the store."""
         self._store.close()
 
-    def _list(self) -> Iterator[ObjectInfo]:
-        with contextlib.closing(self._store.list(self._root + ROOT)) as found:  # type: ignore[type-var]
-            for info in found:
-                yield self._relative(info)
+    def _list_files(self) -> Iterator[ObjectInfo]:
+        with contextlib.closing(self._store.list(self._root + CHUNKS_FOLDER)) as infos:  # type: ignore[type-var]
+            for info in infos:
+                yield self._make_relative(info)
 
-    def _relative(self, info: ObjectInfo) -> ObjectInfo:
+    def _make_relative(self, info: ObjectInfo) -> ObjectInfo:
         return ObjectInfo(info.path[len(self._root) :], info.size, info.version, info.modified)
 
 
-def _name(path: str) -> int:
+def _hash_path(path: str) -> int:
     return int.from_bytes(hashlib.blake2b(path.encode(errors="surrogateescape"), digest_size=8).digest())
 
 
-async def _all(found: Any) -> list[ObjectInfo]:
-    return [info async for info in found]
+async def _collect(infos: AsyncIterable[ObjectInfo]) -> list[ObjectInfo]:
+    return [info async for info in infos]
 
 
-async def _digest(store: Store, path: str) -> str:
+async def _compute_digest(store: Store, path: str) -> str:
     hasher = hashlib.sha256()
 
-    def take(pieces: list[bytes]) -> None:
-        for piece in pieces:
+    def update(batch: list[bytes]) -> None:
+        for piece in batch:
             hasher.update(piece)
 
-    async with contextlib.aclosing(gathered(store, path, None, lambda info, start: None)) as found:
-        async for pieces in found:
-            await asyncio.to_thread(take, pieces)
+    async with contextlib.aclosing(read_batches(store, path, None, lambda info, start: None)) as batches:
+        async for batch in batches:
+            await asyncio.to_thread(update, batch)
     return f"sha256:{hasher.hexdigest()}"

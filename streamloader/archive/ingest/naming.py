@@ -1,7 +1,7 @@
-"""What videos, chunks and sources are called: so that the same content gets the same names, whoever adds it, and when.
+"""Names of contents, chunks, videos and sources. Equal content gets equal names, in every process and at any time.
 
-`VideoRow.origin` holds what :func:`origin` returns: ``digest``, ``version`` and ``bytes`` of the source, ``settings``
-of the cut (as ``CutSettings.to_json`` gives them) and ``format``.
+`VideoRow.origin` holds the result of :func:`build_origin`: ``digest``, ``version`` and ``bytes`` of the source,
+``settings`` of the cut (from ``CutSettings.to_json``) and ``format``.
 """
 
 from __future__ import annotations
@@ -21,108 +21,118 @@ from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of
 
 __all__ = [
-    "FORMAT",
-    "ROOT",
-    "chunk_path",
-    "content_of",
-    "content_of_path",
-    "default_name",
-    "origin",
-    "password_of",
-    "plain_metadata",
-    "without_secrets",
+    "CHUNKS_FOLDER",
+    "CHUNK_FORMAT_VERSION",
+    "build_chunk_path",
+    "build_origin",
+    "compute_content",
+    "extract_content",
+    "get_default_name",
+    "get_password",
+    "normalize_metadata",
+    "remove_secrets",
 ]
 
-FORMAT: Final = 1  # of chunks: it changes when the same source and settings give other chunks
-ROOT: Final = "chunks"  # the folder of a place that holds all chunks, and nothing else
+CHUNK_FORMAT_VERSION: Final = 1  # raised when equal sources and settings give different chunks
+CHUNKS_FOLDER: Final = "chunks"  # the folder of a place that holds its chunks, and nothing else
 _CHUNK_PATH: Final = re.compile(r"chunks/([0-9a-f]{2})/(\1[0-9a-f]{62})/[^/]+")
-_NO_CONTENT: Final = ("verify",)  # settings that change no chunk
+_SETTINGS_WITHOUT_EFFECT: Final = ("verify",)  # settings that do not change the chunks
 
 
-def content_of(digest: str, settings: Mapping[str, Any]) -> str:
-    """Return the name of what a source holds, cut so: 64 hexadecimal digits.
+def compute_content(digest: str, settings: Mapping[str, Any]) -> str:
+    """Return the content identifier of a source and cut settings, 64 hexadecimal digits.
 
-    It is the SHA-256 of the compact JSON, with sorted keys, of ``{"digest": digest, "format": FORMAT, "settings":
-    settings}``, where ``verify`` is left out of the settings.
+    It is the SHA-256 of the compact JSON with sorted keys of ``{"digest": digest, "format": CHUNK_FORMAT_VERSION,
+    "settings": settings}``, where the settings omit ``verify``.
 
     Args:
-        digest: ``"sha256:..."`` of the source.
-        settings: as ``CutSettings.to_json`` gives them.
+        digest: Digest of the source, ``"sha256:..."``.
+        settings: Result of ``CutSettings.to_json``.
     """
-    chosen = {name: value for name, value in settings.items() if name not in _NO_CONTENT}
-    told = {"digest": digest, "format": FORMAT, "settings": chosen}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    effective = {name: value for name, value in settings.items() if name not in _SETTINGS_WITHOUT_EFFECT}
+    document = {"digest": digest, "format": CHUNK_FORMAT_VERSION, "settings": effective}
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def origin(digest: str, version: str | None, size: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a source, see the module."""
-    return {"digest": digest, "version": version, "bytes": size, "settings": dict(settings), "format": FORMAT}
+def build_origin(digest: str, version: str | None, size: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of `VideoRow.origin`.
+
+    Args:
+        digest: Digest of the source, ``"sha256:..."``.
+        version: Version of the source in its store. None if the store has no versions.
+        size: Size of the source in bytes.
+        settings: Result of ``CutSettings.to_json``.
+    """
+    return {
+        "digest": digest, "version": version, "bytes": size, "settings": dict(settings), "format": CHUNK_FORMAT_VERSION,
+    }  # fmt: skip
 
 
-def chunk_path(content: str, number: int, digest: str, suffix: str) -> str:
+def build_chunk_path(content: str, number: int, digest: str, suffix: str) -> str:
     """Return the path of a chunk in its place.
 
     Args:
-        content: of its video.
-        number: within it.
-        digest: ``"sha256:..."`` of the file.
-        suffix: of the file's name, with or without the dot.
+        content: Content identifier of the video.
+        number: Number of the chunk in the video.
+        digest: Digest of the chunk's file, ``"sha256:..."``.
+        suffix: Suffix of the file name, with or without the dot.
     """
-    return f"{ROOT}/{content[:2]}/{content}/{number:06d}-{digest.removeprefix('sha256:')[:16]}.{suffix.lstrip('.')}"
+    short_digest = digest.removeprefix("sha256:")[:16]
+    return f"{CHUNKS_FOLDER}/{content[:2]}/{content}/{number:06d}-{short_digest}.{suffix.lstrip('.')}"
 
 
-def content_of_path(path: str) -> str | None:
-    """Return the content that the chunk at a path belongs to; None if no chunk has such a path."""
-    found = _CHUNK_PATH.fullmatch(path)
-    return found[2] if found else None
+def extract_content(path: str) -> str | None:
+    """Return the content identifier in the path of a chunk. Return None for other paths."""
+    match = _CHUNK_PATH.fullmatch(path)
+    return match[2] if match else None
 
 
-def default_name(address: str) -> str:
-    """Return the name that a video gets if the user gives none: that of its file, without ending."""
+def get_default_name(address: str) -> str:
+    """Return the default name of a video: the name of its file without the suffix."""
     scheme = scheme_of(address)
     if scheme in ("", "file"):
         name = os.path.basename(local_path(address))
     else:
-        rest = address.partition("://")[2]
+        path = address.partition("://")[2]
         if scheme in ("http", "https"):
-            rest = unquote(re.split(r"[?#]", rest, maxsplit=1)[0])
-        name = posixpath.basename(rest.rstrip("/"))
+            path = unquote(re.split(r"[?#]", path, maxsplit=1)[0])
+        name = posixpath.basename(path.rstrip("/"))
     return posixpath.splitext(name)[0] or name or "video"
 
 
-def without_secrets(address: str) -> str:
-    """Return an address as it may be kept: no password, no signature; but the user's name where it is needed.
+def remove_secrets(address: str) -> str:
+    """Return an address without password and signature, as the catalog stores it. A required user name is kept.
 
-    Local files get their absolute path.
+    The path of a local file becomes absolute.
     """
     if scheme_of(address) in ("", "file"):
         return os.path.abspath(local_path(address))
     user = urlsplit(address).username if "@" in address else None
-    told = redact(address)
+    redacted = redact(address)
     if user is None or scheme_of(address) in ("http", "https"):
-        return told.replace("://***@", "://", 1)
-    return told.replace("://***@", f"://{user}@", 1)
+        return redacted.replace("://***@", "://", 1)
+    return redacted.replace("://***@", f"://{user}@", 1)
 
 
-def password_of(address: str) -> str | None:
-    """Return the password in an address, if there is one."""
+def get_password(address: str) -> str | None:
+    """Return the password in an address, or None."""
     return urlsplit(address).password if "@" in address else None
 
 
-def plain_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a copy of what a user says of a video, once it is known to be plain JSON.
+def normalize_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a copy of a user's metadata. None becomes an empty mapping.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: If the metadata are not plain JSON values.
     """
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping):
-        raise ConfigError(f"metadata is a mapping of names to plain JSON values, got {type(metadata).__name__}")
+        raise ConfigError(f"metadata must be a mapping of names to plain JSON values, got {type(metadata).__name__}")
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"metadata must be plain JSON values: {error}") from error
     if plain != dict(metadata):
-        raise ConfigError("metadata must be plain JSON values: names are texts, sequences are lists")
+        raise ConfigError("metadata must be plain JSON values: use texts as names, and lists for sequences")
     return plain

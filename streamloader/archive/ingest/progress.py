@@ -1,4 +1,4 @@
-"""Showing how far the adding of videos is: bars on a terminal, lines elsewhere."""
+"""Progress display of an ingest: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,60 +10,67 @@ from typing import IO, Any, Final, Protocol, Self, TypeAlias
 
 from streamloader.errors import ConfigError
 
-__all__ = ["Active", "Progress", "Standing", "duration", "shown", "size"]
+__all__ = [
+    "ActiveVideo",
+    "ProgressCallback",
+    "ProgressSnapshot",
+    "format_duration",
+    "format_size",
+    "open_progress_display",
+]
 
-_FIRST_LINE: Final = 2.0  # seconds after which a first line is written where there is no terminal
-_LINES: Final = 10.0  # seconds between two lines
-_ROWS: Final = 8  # videos that are shown one by one
+_FIRST_LINE_AFTER_S: Final = 2.0
+_LINE_INTERVAL_S: Final = 10.0
+_MAX_VIDEO_BARS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Active:
-    """A video that is worked on.
+class ActiveVideo:
+    """A video in progress.
 
     Attributes:
-        name: of it.
-        doing: ``"fetching"``, ``"reading"``, ``"cutting"``, ...
-        part: how much of it is done, from 0 to 1; None where that is not known.
+        name: Name of the video.
+        activity: Current step: ``"fetching"``, ``"reading"``, ``"cutting"``, ...
+        fraction: Finished fraction of the work, from 0 to 1. None if it is unknown.
     """
 
     name: str
-    doing: str
-    part: float | None
+    activity: str
+    fraction: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How far all videos are.
+class ProgressSnapshot:
+    """Progress of all videos at one moment.
 
     Attributes:
-        videos: how many there are to do.
-        settled: of them are added, recognised or failed.
-        failed: of them.
-        recognised: of them.
-        bytes_total: of all sources that have to be worked on; None where one does not tell its size.
-        bytes_done: of them, as far as the work is done.
-        frames: that were made.
-        bytes_out: of chunks that are there.
-        seconds: since it was begun.
-        active: the videos that are worked on.
+        videos: Number of requested videos.
+        finished: Number of videos that were added, existed already, or failed.
+        failed: Number of videos that failed.
+        existing: Number of videos that the archive had already.
+        bytes_total: Size of all sources to process in bytes. None if a size is unknown.
+        bytes_done: Processed part of `bytes_total`, in bytes.
+        frames: Number of frames that this run made.
+        bytes_out: Size of the finished chunks in bytes.
+        seconds: Time since the start in seconds.
+        active: Videos in progress.
     """
 
     videos: int
-    settled: int
+    finished: int
     failed: int
-    recognised: int
+    existing: int
     bytes_total: int | None
     bytes_done: float
     frames: int
     bytes_out: int
     seconds: float
-    active: tuple[Active, ...]
+    active: tuple[ActiveVideo, ...]
 
     @property
-    def part(self) -> float | None:
-        """How much of all is done, from 0 to 1; None where that is not known."""
-        if self.settled == self.videos:
+    def fraction(self) -> float | None:
+        """Finished fraction of all work, from 0 to 1. None if it is unknown."""
+        if self.finished == self.videos:
             return 1.0
         if not self.bytes_total:
             return None
@@ -71,49 +78,54 @@ class Standing:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long it will take if it goes on like this; None before that can be told."""
-        part = self.part
-        if part is None or part < 0.01 or self.seconds < 1.0 or not self.frames:  # noqa: PLR2004
-            return None  # reading the sources is quick, and says little of the rest
-        return self.seconds * (1 - part) / part
+        """Estimated remaining time in seconds. None as long as there is no estimate."""
+        fraction = self.fraction
+        if fraction is None or fraction < 0.01 or self.seconds < 1.0 or not self.frames:  # noqa: PLR2004
+            return None  # reading the sources is fast, so its speed does not predict the rest
+        return self.seconds * (1 - fraction) / fraction
 
 
-Show: TypeAlias = Callable[[Standing], None]
+ShowProgress: TypeAlias = Callable[[ProgressSnapshot], None]
 
 
-class Progress(Protocol):
-    """Somebody who is told how far it is."""
+class ProgressCallback(Protocol):
+    """A function that receives the progress."""
 
-    def __call__(self, standing: Standing, /) -> None:
-        """Called a few times a second, in the thread of the caller of ``add_videos``."""
+    def __call__(self, snapshot: ProgressSnapshot, /) -> None:
+        """Called a few times per second, in the thread that called ``add_videos``."""
 
 
 @contextlib.contextmanager
-def shown(progress: Progress | bool | None, stream: IO[str] | None = None) -> Iterator[Show]:
-    """Give the function that is to be told.
+def open_progress_display(
+    progress: ProgressCallback | bool | None, stream: IO[str] | None = None
+) -> Iterator[ShowProgress]:
+    """Yield the function that shows snapshots.
 
     Args:
-        progress: True for bars, or lines, on `stream`; a function of the user's; None and False for nothing.
-        stream: stderr by default.
+        progress: True for bars or lines on `stream`, a function of the user, or None or False to show nothing.
+        stream: Text stream for bars or lines. Defaults to stderr.
+
+    Raises:
+        ConfigError: If `progress` is none of these.
     """
     if progress is None or progress is False:
-        yield lambda standing: None
+        yield lambda snapshot: None
     elif progress is not True:
         if not callable(progress):
             raise ConfigError(f"progress must be True, False, None or a function, got {progress!r}")
         yield progress
     else:
         stream = stream or sys.stderr
-        bars = _bars(stream) if stream.isatty() else None
+        bars = _create_bars(stream) if stream.isatty() else None
         if bars is None:
-            yield _Lines(stream)
+            yield _ProgressLines(stream)
         else:
             with bars:
                 yield bars
 
 
-def size(count: float) -> str:
-    """Return a number of bytes as people read it: ``"12.3 MB"``."""
+def format_size(count: float) -> str:
+    """Return a number of bytes as text for users: ``"12.3 MB"``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5:  # noqa: PLR2004
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"  # noqa: PLR2004
@@ -121,8 +133,8 @@ def size(count: float) -> str:
     return f"{count:.1f} PB"
 
 
-def duration(seconds: float) -> str:
-    """Return a time as people read it: ``"45 s"``, ``"2:05 min"``, ``"3:20 h"``, ``"4.5 days"``."""
+def format_duration(seconds: float) -> str:
+    """Return a duration as text for users: ``"45 s"``, ``"2:05 min"``, ``"3:20 h"``, ``"4.5 days"``."""
     whole = round(seconds)
     if whole < 60:  # noqa: PLR2004
         return f"{whole} s"
@@ -133,47 +145,47 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-def _rates(standing: Standing) -> str:
-    if standing.seconds <= 0 or not standing.bytes_done:
+def _format_rates(snapshot: ProgressSnapshot) -> str:
+    if snapshot.seconds <= 0 or not snapshot.bytes_done:
         return ""
-    bytes_rate = f"{size(standing.bytes_done / standing.seconds)}/s"
-    return f"{standing.frames / standing.seconds:,.0f} frames/s, {bytes_rate}" if standing.frames else bytes_rate
+    byte_rate = f"{format_size(snapshot.bytes_done / snapshot.seconds)}/s"
+    return f"{snapshot.frames / snapshot.seconds:,.0f} frames/s, {byte_rate}" if snapshot.frames else byte_rate
 
 
-class _Lines:
-    """A line now and then."""
+class _ProgressLines:
+    """Prints a line at intervals."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
-        self._next = _FIRST_LINE
+        self._next_line_at_s = _FIRST_LINE_AFTER_S
 
-    def __call__(self, standing: Standing) -> None:
-        ended = standing.settled == standing.videos
-        if standing.seconds < self._next and not (ended and self._next > _FIRST_LINE):
+    def __call__(self, snapshot: ProgressSnapshot) -> None:
+        ended = snapshot.finished == snapshot.videos
+        if snapshot.seconds < self._next_line_at_s and not (ended and self._next_line_at_s > _FIRST_LINE_AFTER_S):
             return
-        self._next = standing.seconds + _LINES
-        parts = [f"{standing.settled} of {standing.videos} videos"]
-        if standing.failed:
-            parts.append(f"{standing.failed} failed")
-        if standing.part is not None:
-            parts.append(f"{standing.part:.1%}")
-        if rates := _rates(standing):
+        self._next_line_at_s = snapshot.seconds + _LINE_INTERVAL_S
+        parts = [f"{snapshot.finished} of {snapshot.videos} videos"]
+        if snapshot.failed:
+            parts.append(f"{snapshot.failed} failed")
+        if snapshot.fraction is not None:
+            parts.append(f"{snapshot.fraction:.1%}")
+        if rates := _format_rates(snapshot):
             parts.append(rates)
-        if standing.seconds_left is not None and not ended:
-            parts.append(f"{duration(standing.seconds_left)} left")
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            print(f"{duration(standing.seconds):>8}  {', '.join(parts)}", file=self._stream, flush=True)
+        if snapshot.seconds_left is not None and not ended:
+            parts.append(f"{format_duration(snapshot.seconds_left)} left")
+        with contextlib.suppress(OSError, ValueError):  # the reader of the stream is gone
+            print(f"{format_duration(snapshot.seconds):>8}  {', '.join(parts)}", file=self._stream, flush=True)
 
 
-def _bars(stream: IO[str]) -> _Bars | None:
+def _create_bars(stream: IO[str]) -> _ProgressBars | None:
     try:
-        return _Bars(stream)
+        return _ProgressBars(stream)
     except ImportError:
         return None
 
 
-class _Bars:
-    """A bar for all, and one for each of the videos that are worked on."""
+class _ProgressBars:
+    """Draws one bar for all videos, and one for each video in progress."""
 
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
@@ -182,14 +194,14 @@ class _Bars:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[part]:>6}", markup=False),
+            TextColumn("{task.fields[percent]:>6}", markup=False),
             TextColumn("{task.fields[text]}", markup=False),
             console=Console(file=stream),
             auto_refresh=False,
             transient=True,
         )
-        self._all = self._bars.add_task("videos", total=None, part="", text="")
-        self._rows: dict[int, TaskID] = {}
+        self._total_bar = self._bars.add_task("videos", total=None, percent="", text="")
+        self._video_bars: dict[int, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -198,35 +210,34 @@ class _Bars:
     def __exit__(self, *exc: object) -> None:
         self._bars.stop()
 
-    def __call__(self, standing: Standing) -> None:
-        text = [_rates(standing)]
-        if standing.seconds_left is not None:
-            text.append(f"{duration(standing.seconds_left)} left")
-        if standing.failed:
-            text.append(f"{standing.failed} failed")
-        self._draw(
-            self._all, f"{standing.settled} of {standing.videos} videos", standing.part, ", ".join(filter(None, text))
-        )
-        active = standing.active[:_ROWS]
-        while len(self._rows) < len(active):
-            self._rows[len(self._rows)] = self._bars.add_task("", total=None, part="", text="")
-        for row, task in self._rows.items():
-            self._bars.update(task, visible=row < len(active))
+    def __call__(self, snapshot: ProgressSnapshot) -> None:
+        texts = [_format_rates(snapshot)]
+        if snapshot.seconds_left is not None:
+            texts.append(f"{format_duration(snapshot.seconds_left)} left")
+        if snapshot.failed:
+            texts.append(f"{snapshot.failed} failed")
+        label = f"{snapshot.finished} of {snapshot.videos} videos"
+        self._update_bar(self._total_bar, label, snapshot.fraction, ", ".join(filter(None, texts)))
+        active = snapshot.active[:_MAX_VIDEO_BARS]
+        while len(self._video_bars) < len(active):
+            self._video_bars[len(self._video_bars)] = self._bars.add_task("", total=None, percent="", text="")
+        for row, bar in self._video_bars.items():
+            self._bars.update(bar, visible=row < len(active))
             if row < len(active):
-                self._draw(task, *_row(active[row]))
+                video = active[row]
+                self._update_bar(bar, f"  {_shorten_name(video.name)}", video.fraction, video.activity)
         self._bars.refresh()
 
-    def _draw(self, task: Any, name: str, part: float | None, text: str) -> None:
+    def _update_bar(self, bar: Any, label: str, fraction: float | None, text: str) -> None:
         self._bars.update(
-            task,
-            description=name,
-            total=None if part is None else 1.0,
-            completed=part or 0.0,
-            part="" if part is None else f"{part:.1%}",
+            bar,
+            description=label,
+            total=None if fraction is None else 1.0,
+            completed=fraction or 0.0,
+            percent="" if fraction is None else f"{fraction:.1%}",
             text=text,
         )
 
 
-def _row(active: Active) -> tuple[str, float | None, str]:
-    name = active.name if len(active.name) <= 28 else f"{active.name[:13]}…{active.name[-14:]}"  # noqa: PLR2004
-    return f"  {name}", active.part, active.doing
+def _shorten_name(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}"  # noqa: PLR2004

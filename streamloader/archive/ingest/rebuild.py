@@ -1,4 +1,4 @@
-"""Making broken chunks again, from the sources they came from."""
+"""Rebuild broken chunks from their sources."""
 
 from __future__ import annotations
 
@@ -8,96 +8,102 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from streamloader.archive.catalog.base import ChunkRow, VideoRow
-from streamloader.archive.ingest.inventory import Shelf
-from streamloader.archive.ingest.naming import content_of
+from streamloader.archive.ingest.inventory import PlaceInventory
+from streamloader.archive.ingest.naming import compute_content
 from streamloader.archive.ingest.report import Problem
-from streamloader.archive.ingest.sources import opened
-from streamloader.archive.ingest.temp_dir import Scratch
+from streamloader.archive.ingest.sources import open_source
+from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.errors import StreamloaderError
-from streamloader.stores.registry import options_for
+from streamloader.stores.registry import select_options
 
-__all__ = ["Broken", "remake"]
+__all__ = ["BrokenChunk", "rebuild_chunks"]
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """A chunk that is not there, or not what it was.
+class BrokenChunk:
+    """A chunk that is missing or was changed.
 
     Attributes:
-        video: it belongs to.
-        row: of the chunk.
-        problem: what is wrong.
-        mended: whether it is whole again.
-        outcome: what became of it, for people.
+        video: Row of its video.
+        row: Row of the chunk.
+        problem: Problem with the chunk.
+        repaired: Whether the chunk was rebuilt.
+        outcome: Result of the attempt to rebuild it, as a sentence for users. Empty if there was no attempt.
     """
 
     video: VideoRow
     row: ChunkRow
     problem: Problem
-    mended: bool = False
+    repaired: bool = False
     outcome: str = ""
 
 
-def remake(
-    broken: Sequence[Broken], shelves: Mapping[int, Shelf], storage_options: Mapping[str, Any] | None
-) -> list[Broken]:
-    """Make chunks again, each where it was, and say what became of each.
+def rebuild_chunks(
+    broken: Sequence[BrokenChunk],
+    inventories: Mapping[int, PlaceInventory],
+    storage_options: Mapping[str, Any] | None,
+) -> list[BrokenChunk]:
+    """Rebuild chunks, each in its place, and return them with their outcomes.
 
-    A chunk is only put there if it has the digest that it had: so a video never gets other frames than it had.
+    A chunk is only written if it has the digest of the catalog, so the frames of a video never change.
+
+    Args:
+        broken: Chunks to rebuild.
+        inventories: Inventories of all places, by number of the place.
+        storage_options: Options of the stores of the sources.
     """
-    outcomes: list[Broken] = []
-    for content in dict.fromkeys(one.row.content for one in broken):
-        mine = [one for one in broken if one.row.content == content]
-        done: list[Broken] = []
+    outcomes: list[BrokenChunk] = []
+    for content in dict.fromkeys(chunk.row.content for chunk in broken):
+        of_video = [chunk for chunk in broken if chunk.row.content == content]
+        video_outcomes: list[BrokenChunk] = []
         try:
-            _remake(mine, shelves, storage_options, done)
+            _rebuild_video(of_video, inventories, storage_options, video_outcomes)
         except StreamloaderError as error:
-            told = f"It cannot be made again: {error.message}"
-            done += [replace(one, outcome=told) for one in mine[len(done) :]]
-        outcomes += done
+            message = f"It cannot be rebuilt: {error.message}"
+            video_outcomes += [replace(chunk, outcome=message) for chunk in of_video[len(video_outcomes) :]]
+        outcomes += video_outcomes
     return outcomes
 
 
-def _remake(
-    broken: Sequence[Broken],
-    shelves: Mapping[int, Shelf],
+def _rebuild_video(
+    broken: Sequence[BrokenChunk],
+    inventories: Mapping[int, PlaceInventory],
     storage_options: Mapping[str, Any] | None,
-    outcomes: list[Broken],
+    outcomes: list[BrokenChunk],
 ) -> None:
-    """Make chunks of one video again; what becomes of each is added to `outcomes`, in order."""
-    from streamloader.media.chunks.build import make_chunk, plan_cuts
+    """Rebuild chunks of one video, and append each outcome to `outcomes`, in order."""
+    from streamloader.media.chunks.build import build_chunk, plan_cuts
     from streamloader.media.chunks.settings import CutSettings
 
     video = broken[0].video
-    known = video.origin
-    if not known.get("digest") or not known.get("settings"):
-        outcomes += [replace(one, outcome="The catalog does not say how it was made") for one in broken]
+    origin = video.origin
+    if not origin.get("digest") or not origin.get("settings"):
+        outcomes += [replace(chunk, outcome="The catalog does not store how it was made") for chunk in broken]
         return
-    settings = CutSettings.from_json(known["settings"])
+    settings = CutSettings.from_json(origin["settings"])
+    options = select_options(video.source, storage_options)
     with (
-        Scratch() as scratch,
-        opened(
-            video.source, None, options_for(video.source, storage_options), scratch.folder, lambda stage, done: None
-        ) as source,
+        TempDir() as temp_dir,
+        open_source(video.source, None, options, temp_dir.folder, lambda step, count: None) as source,
     ):
-        if source.digest != known["digest"] or content_of(source.digest, known["settings"]) != video.content:
-            told = f"Its source {video.source} is not what it was: keep the file and its name as they are"
-            outcomes += [replace(one, outcome=told) for one in broken]
+        if source.digest != origin["digest"] or compute_content(source.digest, origin["settings"]) != video.content:
+            message = f"Its source {video.source} was changed: restore the original file under this name"
+            outcomes += [replace(chunk, outcome=message) for chunk in broken]
             return
         plan = plan_cuts(source.path, settings)
-        for one in broken:
-            if one.row.number >= len(plan.cuts) or one.row.place not in shelves:
-                outcomes.append(replace(one, outcome="It cannot be made again: the source is cut in another way now"))
+        for chunk in broken:
+            if chunk.row.number >= len(plan.cuts) or chunk.row.place not in inventories:
+                outcomes.append(replace(chunk, outcome="It cannot be rebuilt: its source is cut differently now"))
                 continue
-            made = make_chunk(source.path, plan, settings, one.row.number, scratch.folder, lambda: False)
+            built = build_chunk(source.path, plan, settings, chunk.row.number, temp_dir.folder, lambda: False)
             try:
-                source.check()
-                if made.digest != one.row.digest:
-                    told = "It cannot be made again: this version of FFmpeg makes other bytes of the same source"
-                    outcomes.append(replace(one, outcome=told))
+                source.check_unchanged()
+                if built.digest != chunk.row.digest:
+                    message = "It cannot be rebuilt: this version of FFmpeg makes other bytes of the same source"
+                    outcomes.append(replace(chunk, outcome=message))
                     continue
-                with open(made.file, "rb") as file:
-                    shelves[one.row.place].write(one.row.path, file.read())
+                with open(built.file, "rb") as file:
+                    inventories[chunk.row.place].write(chunk.row.path, file.read())
             finally:
-                os.unlink(made.file)
-            outcomes.append(replace(one, mended=True, outcome="It was made again"))
+                os.unlink(built.file)
+            outcomes.append(replace(chunk, repaired=True, outcome="It was rebuilt"))

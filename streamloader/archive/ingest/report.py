@@ -1,4 +1,4 @@
-"""Reports of adding videos and of checking an archive."""
+"""Reports of adding videos to an archive, and of checking an archive."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from streamloader.archive.catalog.base import VideoRow
 from streamloader.errors import StreamloaderError
 
-__all__ = ["CheckReport", "Failed", "IngestReport", "Note", "Problem", "Recognised"]
+__all__ = ["CheckReport", "ExistingVideo", "FailedVideo", "IngestReport", "Note", "Problem"]
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
-    """A video that was in the archive already.
+class ExistingVideo:
+    """A video that the archive has already.
 
     Attributes:
-        source: that was to be added, without secrets.
-        video: what the archive has.
+        source: Address of the requested source, without secrets.
+        video: Row of the existing video.
     """
 
     source: str
@@ -26,13 +26,13 @@ class Recognised:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedVideo:
     """A video that could not be added.
 
     Attributes:
-        source: of it, without secrets.
-        error: why.
-        resumable: whether what was done of it is kept for the next attempt.
+        source: Address of the source, without secrets.
+        error: Error that stopped the work.
+        resumable: Whether finished chunks are kept for the next attempt.
     """
 
     source: str
@@ -42,73 +42,73 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A chunk that was encoded anew although it should have been copied.
+    """A chunk that was re-encoded although its packets should have been copied.
 
     Attributes:
-        video: name of the video.
-        chunk: number within the video.
-        first: number of its first frame within the video.
-        frames: how many.
-        note: why.
+        video: Name of the video.
+        chunk: Number of the chunk in the video.
+        first_frame: Number of its first frame in the video.
+        frames: Number of frames.
+        note: Reason for the encoding.
     """
 
     video: str
     chunk: int
-    first: int
+    first_frame: int
     frames: int
     note: str
 
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What adding videos came to.
+    """Result of adding videos.
 
     Attributes:
-        added: the new videos, in the order in which they were named, which is that of their numbers.
-        recognised: those that were there already: same content, cut the same way.
-        failed: those that could not be added.
-        notes: chunks that were encoded anew although they should have been copied.
-        bytes_in: of the sources of the added videos.
-        bytes_out: of their chunks.
-        frames: of the added videos.
-        made: frames of chunks that this run made; others were left from an earlier one.
-        seconds: that it took.
+        added: New videos in the requested order, which is also the order of their numbers.
+        existing: Videos that the archive had already: equal content, cut with equal settings.
+        failed: Videos that could not be added.
+        notes: Chunks that were re-encoded although they should have been copied.
+        bytes_in: Size of the sources of the added videos in bytes.
+        bytes_out: Size of their chunks in bytes.
+        frames: Number of frames of the added videos.
+        frames_made: Number of frames in the chunks that this run made. Other chunks come from an earlier run.
+        seconds: Duration of the run in seconds.
     """
 
     added: tuple[VideoRow, ...] = ()
-    recognised: tuple[Recognised, ...] = ()
-    failed: tuple[Failed, ...] = ()
+    existing: tuple[ExistingVideo, ...] = ()
+    failed: tuple[FailedVideo, ...] = ()
     notes: tuple[Note, ...] = field(default=(), repr=False)
     bytes_in: int = 0
     bytes_out: int = 0
     frames: int = 0
-    made: int = 0
+    frames_made: int = 0
     seconds: float = 0.0
 
     @property
     def frames_per_second(self) -> float:
-        """Frames that were made in a second."""
-        return self.made / self.seconds if self.seconds > 0 else 0.0
+        """Number of frames made per second."""
+        return self.frames_made / self.seconds if self.seconds > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the report as plain JSON values."""
         return {
-            "added": [_video(video) for video in self.added],
-            "recognised": [{"source": one.source, "name": one.video.name} for one in self.recognised],
+            "added": [_video_to_json(video) for video in self.added],
+            "existing": [{"source": existing.source, "name": existing.video.name} for existing in self.existing],
             "failed": [
                 {
-                    "source": one.source,
-                    "error": type(one.error).__name__,
-                    "message": one.error.message,
-                    "resumable": one.resumable,
+                    "source": failed.source,
+                    "error": type(failed.error).__name__,
+                    "message": failed.error.message,
+                    "resumable": failed.resumable,
                 }
-                for one in self.failed
+                for failed in self.failed
             ],
             "notes": [
                 {
                     "video": note.video,
                     "chunk": note.chunk,
-                    "first": note.first,
+                    "first": note.first_frame,
                     "frames": note.frames,
                     "note": note.note,
                 }
@@ -117,7 +117,7 @@ class IngestReport:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "frames": self.frames,
-            "frames_made": self.made,
+            "frames_made": self.frames_made,
             "seconds": round(self.seconds, 3),
             "frames_per_second": round(self.frames_per_second, 3),
         }
@@ -125,35 +125,36 @@ class IngestReport:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it should be.
+    """An inconsistency of an archive.
 
     Attributes:
-        kind: ``"catalog"``: the catalog contradicts itself; ``"unreachable"``: a place cannot be looked at;
-            ``"missing"``, ``"size"``, ``"digest"``: a chunk is not there, or not what it was; ``"orphan"``: a file that
-            no video has; ``"unfinished"``: what a killed writer left; ``"job"``: a video that nobody goes on with.
-        text: a line for people, which names it.
-        mended: whether it is mended now.
-        video: name of the video that lacks frames because of it; None if none does.
-        address: of the file, or of the place.
+        kind: ``"catalog"`` (the catalog contradicts itself), ``"unreachable"`` (a place cannot be scanned),
+            ``"missing"``, ``"size"`` or ``"digest"`` (a chunk is missing or was changed), ``"orphan"`` (a file that
+            belongs to no video), ``"unfinished"`` (a partial file of a killed writer) or ``"job"`` (a job without a
+            running process).
+        text: Message for users, which names the file, place or video.
+        repaired: Whether the problem was repaired.
+        video: Name of the video that lacks frames because of the problem. None if no video does.
+        address: Address of the file or place. None if the problem concerns neither.
     """
 
     kind: str
     text: str
-    mended: bool = False
+    repaired: bool = False
     video: str | None = None
     address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What a check came to.
+    """Result of checking an archive.
 
     Attributes:
-        problems: that were found.
-        videos: that were looked at.
-        chunks: the same.
-        bytes: of these chunks.
-        seconds: that it took.
+        problems: Problems that were found, repaired ones included.
+        videos: Number of checked videos.
+        chunks: Number of checked chunks.
+        bytes: Size of the checked chunks in bytes.
+        seconds: Duration of the check in seconds.
     """
 
     problems: tuple[Problem, ...]
@@ -164,12 +165,12 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong, now."""
-        return all(problem.mended for problem in self.problems)
+        """Whether no problem remains."""
+        return all(problem.repaired for problem in self.problems)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        names = ("kind", "text", "mended", "video", "address")
+        """Return the report as plain JSON values."""
+        names = ("kind", "text", "repaired", "video", "address")
         return {
             "ok": self.ok,
             "problems": [{name: getattr(problem, name) for name in names} for problem in self.problems],
@@ -180,7 +181,7 @@ class CheckReport:
         }
 
 
-def _video(video: VideoRow) -> Mapping[str, Any]:
+def _video_to_json(video: VideoRow) -> Mapping[str, Any]:
     return {
         "name": video.name,
         "number": video.number,

@@ -1,4 +1,4 @@
-"""The bytes of a video that is added: as a local file whose digest is known, and that nobody changes meanwhile."""
+"""Sources of an ingest: each video becomes available as a local file with a known digest."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ import re
 import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import anyio.to_thread
 
-from streamloader.archive.ingest.naming import without_secrets
+from streamloader.archive.ingest.naming import remove_secrets
 from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamNotFound
 from streamloader.stores.base import Store
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of
 from streamloader.values import ObjectInfo
 
-__all__ = ["Source", "gathered", "is_local", "local_version", "opened"]
+__all__ = ["LocalSource", "ReportProgress", "get_local_version", "is_local", "open_source", "read_batches"]
 
-_PIECE: Final = 4 << 20  # bytes that are hashed and written in one go
+_BATCH_BYTES: Final = 4 << 20  # hashed and written by one call of a thread
 _SUFFIX: Final = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
-Tick = Callable[[str, int], None]
+# Called with the current step ("fetching" or "reading") and the number of bytes that are processed so far.
+ReportProgress: TypeAlias = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class LocalSource:
     """A video as a local file.
 
     Attributes:
-        path: of the file.
-        address: where it comes from, without secrets.
-        digest: ``"sha256:..."`` of its bytes.
-        size: of the file, in bytes.
-        version: that its store, or file system, has given it; None if it has none.
-        in_place: whether it is the user's own file, which may change at any time.
+        path: Path of the file.
+        address: Address of the source, without secrets.
+        digest: Digest of the file, ``"sha256:..."``.
+        size: Size of the file in bytes.
+        version: Version of the source in its store or file system. None if it has none.
+        in_place: Whether `path` is the user's own file, which may change at any time.
     """
 
     path: str
@@ -51,156 +52,164 @@ class Source:
     version: str | None
     in_place: bool
 
-    def check(self) -> None:
-        """See whether the file is still the one that was hashed.
+    def check_unchanged(self) -> None:
+        """Check that the file is still the one that was hashed.
 
         Raises:
-            ObjectChanged: it is not.
+            ObjectChanged: If the file was changed.
         """
         if not self.in_place:
             return
         try:
-            now = local_version(os.stat(self.path))
+            version = get_local_version(os.stat(self.path))
         except OSError:
-            now = "none"
-        if now != self.version:
+            version = "none"
+        if version != self.version:
             raise ObjectChanged(
-                f"{self.address} was changed while it was added: nothing of it was kept. Leave it alone, and add it "
-                "again",
+                f"{self.address} was changed while it was added, so nothing of it was kept: add it again, and do not "
+                "change it during that time",
                 address=self.address,
             )
 
 
 def is_local(address: str) -> bool:
-    """Whether an address is that of a file of this machine."""
+    """Return whether an address is that of a local file."""
     return scheme_of(address) in ("", "file")
 
 
-def local_version(status: os.stat_result) -> str:
-    """Return what changes when a local file does: size, time and inode, as local stores have it."""
+def get_local_version(status: os.stat_result) -> str:
+    """Return the version of a local file: size, modification time and inode, in the format of local stores."""
     return f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
 
 
 @contextlib.contextmanager
-def opened(
-    address: str, info: ObjectInfo | None, options: Mapping[str, Any], folder: str, tick: Tick
-) -> Iterator[Source]:
-    """Give a video as a local file: itself, or a copy in `folder` that is removed afterwards.
+def open_source(
+    address: str, info: ObjectInfo | None, options: Mapping[str, Any], folder: str, report: ReportProgress
+) -> Iterator[LocalSource]:
+    """Yield a video as a local file: the file itself, or a copy in `folder` that is removed afterwards.
 
     Args:
-        address: of the video.
-        info: what its store said of it, if that is known.
-        options: of its store.
-        folder: for a copy.
-        tick: is told, again and again, what is going on ("fetching" or "reading") and how many bytes that was so far.
+        address: Address of the video.
+        info: Information from its store. None if it is not known.
+        options: Options of its store.
+        folder: Folder for a copy.
+        report: Function that receives the progress.
 
     Raises:
-        StreamNotFound: there is no such file.
-        ObjectChanged: it was changed while it was read.
-        StoreError: it cannot be had, or there is no room for a copy.
+        StreamNotFound: If there is no such file.
+        ObjectChanged: If the file was changed while it was read.
+        StoreError: If the file cannot be read, or there is not enough space for a copy.
     """
     if is_local(address):
-        yield _in_place(os.path.abspath(local_path(address)), tick)
+        yield _hash_local_file(os.path.abspath(local_path(address)), report)
         return
-    target = os.path.join(folder, f"source{_suffix(address)}")
+    copy_path = os.path.join(folder, f"source{_get_suffix(address)}")
     try:
-        store, path = shared_store(address, options)
+        store, path = open_shared_store(address, options)
         with store:
-            _require_room(folder, without_secrets(address), info.size if info else None)
-            told, digest, size = store.call(_fetch(store.store, path, target, info, tick))
-        yield Source(target, without_secrets(address), digest, size, told.version, in_place=False)
+            _require_space(folder, remove_secrets(address), info.size if info else None)
+            fetched, digest, size = store.call(_fetch(store.store, path, copy_path, info, report))
+        yield LocalSource(copy_path, remove_secrets(address), digest, size, fetched.version, in_place=False)
     except NotFound as error:
         raise StreamNotFound(error.message, address=error.address) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(target)
+            os.unlink(copy_path)
 
 
-def _in_place(path: str, tick: Tick) -> Source:
+def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
     hasher = hashlib.sha256()
     size = 0
     try:
         with open(path, "rb", buffering=0) as file:
-            before = os.fstat(file.fileno())
-            buffer = bytearray(_PIECE)
+            status = os.fstat(file.fileno())
+            buffer = bytearray(_BATCH_BYTES)
             while count := file.readinto(buffer):
                 hasher.update(memoryview(buffer)[:count])
                 size += count
-                tick("reading", size)
+                report("reading", size)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StreamNotFound(f"{path} does not exist", address=path) from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}", address=path, errno=error.errno) from error
-    source = Source(path, path, f"sha256:{hasher.hexdigest()}", size, local_version(before), in_place=True)
-    source.check()
+    source = LocalSource(path, path, f"sha256:{hasher.hexdigest()}", size, get_local_version(status), in_place=True)
+    source.check_unchanged()
     return source
 
 
 async def _fetch(
-    store: Store, path: str, target: str, info: ObjectInfo | None, tick: Tick
+    store: Store, path: str, copy_path: str, info: ObjectInfo | None, report: ReportProgress
 ) -> tuple[ObjectInfo, str, int]:
+    """Copy an object to a local file. Return its information, its digest and its size in bytes."""
     hasher = hashlib.sha256()
     size = 0
-    told = info or ObjectInfo(path)
+    fetched = info or ObjectInfo(path)
 
-    def begin(found: ObjectInfo, _: int) -> None:
-        nonlocal told
-        told = replace(found, version=found.version or told.version)
+    def take_info(response_info: ObjectInfo, _: int) -> None:
+        nonlocal fetched
+        fetched = replace(response_info, version=response_info.version or fetched.version)
 
-    def keep(pieces: list[bytes]) -> None:
-        for piece in pieces:
+    def save(batch: list[bytes]) -> None:
+        for piece in batch:
             hasher.update(piece)
             file.write(piece)
 
     try:
-        with open(target, "wb") as file:  # noqa: ASYNC230 - a new local file
-            async with contextlib.aclosing(gathered(store, path, told.version, begin)) as found:
-                async for pieces in found:
-                    await anyio.to_thread.run_sync(keep, pieces)
-                    size += sum(map(len, pieces))
-                    tick("fetching", size)
+        with open(copy_path, "wb") as file:  # noqa: ASYNC230 - a new local file
+            async with contextlib.aclosing(read_batches(store, path, fetched.version, take_info)) as batches:
+                async for batch in batches:
+                    await anyio.to_thread.run_sync(save, batch)
+                    size += sum(map(len, batch))
+                    report("fetching", size)
     except StoreError:
         raise
     except OSError as error:
         raise StoreError(
-            f"cannot keep a copy of {store.address(path)} in {os.path.dirname(target)} while it is cut: "
-            f"{error.strerror}. TMPDIR names another folder for such copies",
+            f"cannot write a copy of {store.address(path)} to {os.path.dirname(copy_path)}: {error.strerror}. Set "
+            "TMPDIR to another folder for such copies",
             address=store.address(path),
             errno=error.errno,
         ) from error
-    return told, f"sha256:{hasher.hexdigest()}", size
+    return fetched, f"sha256:{hasher.hexdigest()}", size
 
 
-async def gathered(
-    store: Store, path: str, version: str | None, begin: Callable[[ObjectInfo, int], None]
+async def read_batches(
+    store: Store, path: str, version: str | None, on_start: Callable[[ObjectInfo, int], None]
 ) -> AsyncGenerator[list[bytes], None]:
-    """Yield the object in lists of pieces that are worth a visit to a thread."""
-    pieces: list[bytes] = []
-    gathered = 0
-    async with contextlib.aclosing(store.stream(path, version=version, on_begin=begin)) as chunks:
-        async for chunk in chunks:
-            pieces.append(chunk)
-            gathered += len(chunk)
-            if gathered >= _PIECE:
-                yield pieces
-                pieces, gathered = [], 0
-    if pieces:
-        yield pieces
+    """Yield the bytes of an object in lists of pieces that are large enough for one call of a thread.
+
+    Args:
+        store: Store of the object.
+        path: Path of the object in the store.
+        version: Expected version. None to accept any version.
+        on_start: Function that receives the object's information and the first offset when the response starts.
+    """
+    batch: list[bytes] = []
+    batch_bytes = 0
+    async with contextlib.aclosing(store.stream(path, version=version, on_start=on_start)) as pieces:
+        async for piece in pieces:
+            batch.append(piece)
+            batch_bytes += len(piece)
+            if batch_bytes >= _BATCH_BYTES:
+                yield batch
+                batch, batch_bytes = [], 0
+    if batch:
+        yield batch
 
 
-def _require_room(folder: str, address: str, size: int | None) -> None:
+def _require_space(folder: str, address: str, size: int | None) -> None:
     free = shutil.disk_usage(folder).free
     if size is not None and free < size:
         raise StoreError(
-            f"{address} has {size:,} bytes, of which a copy is needed while it is cut, and {folder} has only {free:,} "
-            "free: set TMPDIR to a folder with more room",
+            f"{address} has {size:,} bytes and has to be copied while it is cut, but {folder} has only {free:,} bytes "
+            "free: set TMPDIR to a folder with more space",
             address=address,
             errno=errno.ENOSPC,
         )
 
 
-def _suffix(address: str) -> str:
-    """Return the ending of the file's name, which FFmpeg goes by for some formats; nothing else of the name."""
+def _get_suffix(address: str) -> str:
+    """Return the suffix of the file name, which FFmpeg needs to recognize some formats."""
     path = re.split(r"[?#]", address.partition("://")[2], maxsplit=1)[0]
     suffix = posixpath.splitext(path)[1]
     return suffix if _SUFFIX.fullmatch(suffix) else ""

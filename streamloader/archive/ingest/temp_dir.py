@@ -1,9 +1,8 @@
-"""Temporary folders that do not outlive those who use them for long, however they die.
+"""Temporary folders that are removed soon after all of their users have exited, even if the users were killed.
 
-All processes that use a folder hold a lock (flock) and the writing end of a pipe. A shell in a session of its own reads
-from the pipe, and removes the folder when they are all gone: at once, also where all were killed. If it was killed as
-well (the machine lost its power, a job's control group was killed), the next one who makes such a folder removes those
-that nobody has locked.
+All processes that use a folder hold a shared lock (flock) on it and the write end of a pipe. A shell in a session of
+its own reads from the pipe, and removes the folder as soon as all users are gone. If the shell was killed as well (by a
+power failure, or with a job's control group), the next process that creates such a folder removes the unlocked ones.
 """
 
 from __future__ import annotations
@@ -17,52 +16,52 @@ import tempfile
 import time
 from typing import Final, Self
 
-__all__ = ["PREFIX", "Scratch", "sweep"]
+__all__ = ["PREFIX", "TempDir", "remove_stale_dirs"]
 
 PREFIX: Final = "streamloader-ingest-"
-_LEAVE_WITHIN: Final = 60.0  # seconds for a shell to remove what is left
-_YOUNG: Final = 30.0  # seconds in which a folder that nobody has locked may just be about to be
+_REMOVER_TIMEOUT_S: Final = 60.0
+_MIN_AGE_S: Final = 30.0  # a younger unlocked folder may be about to be locked
 
 
-class Scratch:
-    """A temporary folder of this process, and of those that inherit `fds`.
+class TempDir:
+    """A temporary folder of this process, and of child processes that inherit `fds`.
 
     Attributes:
-        folder: its path.
-        fds: the descriptors that say that it is in use.
+        folder: Path of the folder.
+        fds: File descriptors that mark the folder as in use.
     """
 
     def __init__(self) -> None:
-        sweep()
+        remove_stale_dirs()
         self.folder = tempfile.mkdtemp(prefix=PREFIX)
-        lock = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        reading, writing = os.pipe()
-        self.fds: tuple[int, ...] = (lock, writing)
+        lock_fd = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(lock_fd, fcntl.LOCK_SH)
+        read_fd, write_fd = os.pipe()
+        self.fds: tuple[int, ...] = (lock_fd, write_fd)
         try:
             self._remover = subprocess.Popen(
                 ["/bin/sh", "-c", 'read -r _; cd / && rm -rf -- "$0"', self.folder],
-                stdin=reading,
+                stdin=read_fd,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
         except BaseException:
-            os.close(writing)
+            os.close(write_fd)
             os.rmdir(self.folder)
-            os.close(lock)
+            os.close(lock_fd)
             raise
         finally:
-            os.close(reading)
+            os.close(read_fd)
 
     def close(self) -> None:
-        """Remove it with all that is in it. Safe to call twice."""
+        """Remove the folder with its contents. Safe to call twice."""
         if self.fds:
             shutil.rmtree(self.folder, ignore_errors=True)
             for fd in self.fds:
                 os.close(fd)
             self.fds = ()
-            self._remover.wait(_LEAVE_WITHIN)
+            self._remover.wait(_REMOVER_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         return self
@@ -71,22 +70,22 @@ class Scratch:
         self.close()
 
 
-def sweep() -> None:
-    """Remove the folders whose users were all killed."""
+def remove_stale_dirs() -> None:
+    """Remove the folders whose users are all gone."""
     root = tempfile.gettempdir()
     with contextlib.suppress(OSError):
         for name in os.listdir(root):
             if name.startswith(PREFIX):
-                _remove_if_left(os.path.join(root, name))
+                _remove_if_unused(os.path.join(root, name))
 
 
-def _remove_if_left(folder: str) -> None:
-    with contextlib.suppress(OSError):  # it is gone, somebody else's, or in use
+def _remove_if_unused(folder: str) -> None:
+    with contextlib.suppress(OSError):  # the folder is gone, in use, or belongs to another user
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             status = os.fstat(fd)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if status.st_uid == os.getuid() and time.time() - status.st_ctime > _YOUNG:
+            if status.st_uid == os.getuid() and time.time() - status.st_ctime > _MIN_AGE_S:
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(fd)

@@ -1,1 +1,1 @@
-"""Reading the frames of an archive: lookup, ranged reads, decoding and caches."""
+"""Read the frames of an archive: lookup, ranged reads, decoding and caches."""

@@ -1,4 +1,4 @@
-"""From numbers of frames to decoded frames: what is known, what is decoded, and what is fetched ahead."""
+"""Read batches of frames: plan the work, use cached frames, decode the others, and request bytes ahead."""
 
 from __future__ import annotations
 
@@ -12,65 +12,86 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
-from streamloader.archive.reader.chunk_bytes import ChunkStores
-from streamloader.archive.reader.decoders import Decoders, Playing, left_to_send
-from streamloader.archive.reader.packets import AHEAD, RunBytes
-from streamloader.archive.reader.plan import Run, cut_run, plan_runs
+from streamloader.archive.reader.chunk_bytes import ChunkReader
+from streamloader.archive.reader.decoders import DecoderPool, OpenDecoder, packets_to_send
+from streamloader.archive.reader.packets import READ_AHEAD_BYTES, PacketReader
+from streamloader.archive.reader.plan import DecodeSpan, plan_spans, split_span
 from streamloader.common.lru import RecentKeys
 from streamloader.media.video.reader import frame_bytes
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import ChunkRow, VideoRow
     from streamloader.archive.reader.cache import FrameCache
-    from streamloader.archive.reader.lookup import Chunk, Lookup
+    from streamloader.archive.reader.lookup import Chunk, ChunkLookup
     from streamloader.archive.reader.stats import ReadCounts
     from streamloader.media.video.reader import VideoFrame
     from streamloader.values import Array
 
-__all__ = ["Reading", "Take"]
+__all__ = ["FrameBatchReader", "FrameConsumer"]
 
-Take: TypeAlias = "Callable[[int, VideoRow, VideoFrame], None]"
-_Group: TypeAlias = "tuple[tuple[str, int], int]"  # a chunk, and the key in it from which frames are decoded
+FrameConsumer: TypeAlias = "Callable[[int, VideoRow, VideoFrame], None]"
+_GroupKey: TypeAlias = "tuple[tuple[str, int], int]"  # a chunk, and the key packet from which its frames are decoded
 
-_WINDOW: Final = 8  # chunks whose indexes are held at once
-_BATCH_AHEAD: Final = 64 << 20  # bytes that are under way for one batch
-_FEW: Final = 8 << 20  # pixels of the frames of a run that are kept in any case; more only if asked for again
-_MANY: Final = 1024  # frames of a run that are certainly not kept all
-_BACK: Final = 64  # frames before a wanted one that are kept where access goes backwards
-_AHEAD_PACKETS: Final = 64  # that are fetched behind a sequential read, at least
-_LONGER: Final = 3  # times
-_PART: Final = 12  # packets that it is worth to have a thread for
-_PATIENCE: Final = 120.0  # seconds to wait for another thread that decodes the same; then it is decoded here
+_CHUNKS_PER_LOOKUP: Final = 8  # chunks whose indexes are held at the same time
+_FRAMES_PER_LOOKUP: Final = 64  # frames located first; four times as many in each further attempt
+_MIN_JOBS_AHEAD: Final = 2  # the job being decoded, and the next one
+_BATCH_READ_AHEAD_BYTES: Final = 64 << 20
+_ALWAYS_CACHED_PIXELS: Final = 8 << 20  # a span of no more pixels is cached the first time already
+_MAX_CACHE_LOOKUP_FRAMES: Final = 1024  # a longer span is not expected to be cached as a whole
+_BACKWARD_FRAMES: Final = 64  # frames before the requested ones that are cached if access goes backwards
+_MIN_PREFETCH_PACKETS: Final = 64
+_MAX_LENGTH_RATIO: Final = 3
+_MIN_PACKETS_PER_THREAD: Final = 12
+_CLAIM_TIMEOUT_S: Final = 120.0  # how long to wait for another thread that decodes the same group
 
 
 @dataclass(slots=True)
-class _Job:
-    """One run, where its frames go, and the bytes that it takes."""
+class _SpanJob:
+    """One span to decode.
+
+    Attributes:
+        chunk: Chunk to decode.
+        span: Span of the chunk.
+        position: Position of the span's first frame in the request.
+        packets: Reader of its packets, once their bytes are requested.
+        opened: Decoder that continues to the span, if there is one.
+        keep_open: Whether the decoder is kept at its position afterwards.
+    """
 
     chunk: Chunk
-    run: Run
-    place: int  # of its first frame in what was asked for
-    data: RunBytes | None = None
-    playing: Playing | None = None
-    stay: bool = False
+    span: DecodeSpan
+    position: int
+    packets: PacketReader | None = None
+    opened: OpenDecoder | None = None
+    keep_open: bool = False
 
 
-class _Claim:
-    """Says that a thread decodes a group of pictures, and which further frames of it others wait for."""
+class _GroupClaim:
+    """Records that a thread decodes a group of pictures, and which frames of it other threads wait for."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
         self.wanted: set[int] = set()
 
 
-class Reading:
-    """Reads frames of one archive in one process. All methods can be called from several threads."""
+class FrameBatchReader:
+    """Reads frames of one archive in one process. All methods are thread-safe.
+
+    Args:
+        lookup: Lookup of chunks in the catalog.
+        chunks: Reader of the bytes of chunks.
+        decoders: Pool of decoders.
+        cache: Cache of decoded frames.
+        counts: Counters to update.
+        threads: Maximum number of threads of one call.
+        prefetch: Whether to fetch the bytes after a sequential read.
+    """
 
     def __init__(
         self,
-        lookup: Lookup,
-        stores: ChunkStores,
-        decoders: Decoders,
+        lookup: ChunkLookup,
+        chunks: ChunkReader,
+        decoders: DecoderPool,
         cache: FrameCache,
         counts: ReadCounts,
         threads: int,
@@ -78,300 +99,308 @@ class Reading:
         prefetch: bool,
     ) -> None:
         self._lookup = lookup
-        self._stores = stores
+        self._chunks = chunks
         self._decoders = decoders
         self._cache = cache
         self._counts = counts
         self._threads = threads
         self._prefetch = prefetch
-        self._ends: RecentKeys[int] = RecentKeys(16)  # numbers of the frames that would go on with what was read lately
-        self._seen: RecentKeys[tuple[tuple[str, int], int, int]] = RecentKeys(256)  # runs that were decoded lately
-        self._begun: RecentKeys[tuple[tuple[str, int], int]] = RecentKeys(
-            64
-        )  # keys that were, with the first wanted frame
-        self._claims: dict[_Group, _Claim] = {}
+        self._next_frames: RecentKeys[int] = RecentKeys(16)  # the frames with which recent reads would continue
+        self._recent_spans: RecentKeys[tuple[tuple[str, int], int, int]] = RecentKeys(256)
+        self._recent_groups: RecentKeys[_GroupKey] = RecentKeys(64)  # with the first requested frame
+        self._claims: dict[_GroupKey, _GroupClaim] = {}
         self._lock = threading.Lock()
 
-    # --- one after the other -----------------------------------------------------------------------------------------
+    # --- frame by frame ----------------------------------------------------------------------------------------------
 
-    def stream(self, numbers: Array) -> Iterator[VideoFrame]:
+    def iter_frames(self, numbers: Array) -> Iterator[VideoFrame]:
         """Yield frames of the archive in the order of `numbers`, lazily."""
         with self._lock:
             self._counts.frames += len(numbers)
         bounds = np.flatnonzero(np.diff(numbers, prepend=np.iinfo(np.int64).max) <= 0)
-        for start, stop in zip(bounds.tolist(), [*bounds[1:].tolist(), len(numbers)], strict=True):
-            yield from self._ascending(numbers[start:stop])
+        for start, end in zip(bounds.tolist(), [*bounds[1:].tolist(), len(numbers)], strict=True):
+            yield from self._iter_ascending(numbers[start:end])
 
-    def _ascending(self, numbers: Array) -> Iterator[VideoFrame]:
-        waiting: deque[_Job] = deque()
-        jobs = self._jobs(numbers, last_stays=True)
+    def _iter_ascending(self, numbers: Array) -> Iterator[VideoFrame]:
+        waiting: deque[_SpanJob] = deque()
+        jobs = self._plan_jobs(numbers, keep_last_open=True)
         while True:
-            room = AHEAD
+            budget = READ_AHEAD_BYTES
             for job in waiting:
-                room = self._ask(job, room)
-            while len(waiting) < 2 or room > 0:  # noqa: PLR2004 - the one that is played, and the next
-                job_or_none = next(jobs, None)
-                if job_or_none is None:
+                budget = self._request_bytes(job, budget)
+            while len(waiting) < _MIN_JOBS_AHEAD or budget > 0:
+                next_job = next(jobs, None)
+                if next_job is None:
                     break
-                waiting.append(job_or_none)
-                room = self._ask(job_or_none, room)
+                waiting.append(next_job)
+                budget = self._request_bytes(next_job, budget)
             if not waiting:
                 break
-            yield from self._one(waiting.popleft())
-        self._ended(numbers)
+            yield from self._iter_job(waiting.popleft())
+        self._record_end(numbers)
 
-    def _one(self, job: _Job) -> Iterator[VideoFrame]:
-        wanted = job.run.frames.tolist()
-        known = self._kept(job.chunk, wanted) if len(wanted) <= _MANY else {}
-        if len(known) == len(wanted):
-            self._count_hits(len(known), 0)
-            yield from (known[number] for number in wanted)
+    def _iter_job(self, job: _SpanJob) -> Iterator[VideoFrame]:
+        wanted = job.span.frames.tolist()
+        cached = self._cached_frames(job.chunk, wanted) if len(wanted) <= _MAX_CACHE_LOOKUP_FRAMES else {}
+        if len(cached) == len(wanted):
+            self._count_hits(len(cached), 0)
+            yield from (cached[number] for number in wanted)
             return
         self._count_hits(0, len(wanted))
-        keep = self._worth_keeping(job.chunk, job.run)
-        frames = self._decoders.play(job.chunk, job.run, job.data, self._standing(job), stay=job.stay)
+        cache_frames = self._should_cache(job.chunk, job.span)
+        opened = self._take_resumable(job)
+        frames = self._decoders.decode(job.chunk, job.span, job.packets, opened, keep_open=job.keep_open)
         with contextlib.closing(frames):
             for number, frame in frames:
-                if keep:
-                    self._keep(job.chunk, number, frame)
+                if cache_frames:
+                    self._cache_frame(job.chunk, number, frame)
                 yield frame
 
-    def _standing(self, job: _Job) -> Playing | None:
-        if job.playing is None and job.data is None:
-            return self._decoders.standing(job.chunk, job.run)
-        return job.playing
+    def _take_resumable(self, job: _SpanJob) -> OpenDecoder | None:
+        if job.opened is None and job.packets is None:
+            return self._decoders.take_resumable(job.chunk, job.span)
+        return job.opened
 
-    # --- all at once -------------------------------------------------------------------------------------------------
+    # --- in batches --------------------------------------------------------------------------------------------------
 
-    def each(self, numbers: Array, take: Take) -> None:
-        """Call `take` for each of these frames, ascending and each once, from up to `threads` threads."""
+    def for_each(self, numbers: Array, consume: FrameConsumer) -> None:
+        """Call `consume` for each frame, from up to `threads` threads and in any order.
+
+        Args:
+            numbers: Numbers of frames of the archive, int64 (N,), ascending and without duplicates.
+            consume: Function called with the position in `numbers`, the video and the frame.
+        """
         if not len(numbers):
             return
         with self._lock:
             self._counts.frames += len(numbers)
-        sequential = self._goes_on(numbers)
-        jobs = self._asked(self._jobs(numbers, last_stays=sequential))
-        first = list(_first(jobs, 3))
+        sequential = self._is_sequential(numbers)
+        jobs = self._request_ahead(self._plan_jobs(numbers, keep_last_open=sequential))
+        first = list(itertools.islice(jobs, 3))
         if self._threads > 1 and len(first) == 1 and not sequential:
-            first = self._cut(first[0])
-        if self._threads == 1 or len(first) < 2 or _lopsided(first):  # noqa: PLR2004
+            first = self._split_job(first[0])
+        if self._threads == 1 or len(first) <= 1 or _is_unbalanced(first):
             for job in itertools.chain(first, jobs):
-                self._do(job, take, alone=True)
+                self._run_job(job, consume, use_threads=True)
         else:
             all_jobs = itertools.chain(first, jobs)
-            _run_in_threads(all_jobs, lambda job: self._do(job, take, alone=False), self._threads)
-        self._ended(numbers)
+            _run_in_threads(all_jobs, lambda job: self._run_job(job, consume, use_threads=False), self._threads)
+        self._record_end(numbers)
         if sequential and self._prefetch:
-            self._fetch_next(int(numbers[-1]), len(numbers))
+            self._prefetch_after(int(numbers[-1]), len(numbers))
 
-    def _cut(self, job: _Job) -> list[_Job]:
-        """Return one long run as several that are decoded side by side, where it has keys within."""
-        parts = cut_run(job.chunk.index, job.run, min(self._threads, len(job.run) // _PART))
-        cut = []
-        place = job.place
-        for run in parts:
-            cut.append(_Job(job.chunk, run, place))
-            place += len(run.frames)
-        if len(cut) > 1:
-            for part in cut:
-                self._ask(part, _BATCH_AHEAD)
-        return cut if len(cut) > 1 else [job]
+    def _split_job(self, job: _SpanJob) -> list[_SpanJob]:
+        """Split a long span that has several keys into jobs that can run in parallel."""
+        spans = split_span(job.chunk.index, job.span, min(self._threads, len(job.span) // _MIN_PACKETS_PER_THREAD))
+        parts = []
+        position = job.position
+        for span in spans:
+            parts.append(_SpanJob(job.chunk, span, position))
+            position += len(span.frames)
+        if len(parts) > 1:
+            for part in parts:
+                self._request_bytes(part, _BATCH_READ_AHEAD_BYTES)
+        return parts if len(parts) > 1 else [job]
 
-    def _asked(self, jobs: Iterator[_Job]) -> Generator[_Job, None, None]:
-        """Pass jobs on, after the bytes of those that follow were asked for."""
-        waiting: deque[_Job] = deque()
-        room = _BATCH_AHEAD
-        more = True
-        while more or waiting:
-            while more and (room > 0 or len(waiting) < 2):  # noqa: PLR2004
+    def _request_ahead(self, jobs: Iterator[_SpanJob]) -> Generator[_SpanJob, None, None]:
+        """Yield the jobs. The bytes of those that follow are requested before."""
+        waiting: deque[_SpanJob] = deque()
+        budget = _BATCH_READ_AHEAD_BYTES
+        exhausted = False
+        while waiting or not exhausted:
+            while not exhausted and (budget > 0 or len(waiting) < _MIN_JOBS_AHEAD):
                 job = next(jobs, None)
                 if job is None:
-                    more = False
+                    exhausted = True
                 else:
                     waiting.append(job)
-                    room = self._ask(job, room)
+                    budget = self._request_bytes(job, budget)
             if waiting:
                 job = waiting.popleft()
-                room += job.data.size if job.data is not None else 0
+                budget += job.packets.size if job.packets is not None else 0
                 yield job
 
-    def _do(self, job: _Job, take: Take, *, alone: bool) -> None:
-        """Decode one run, or take its frames from where another thread has just put them."""
-        chunk, place = job.chunk, job.place
-        places = {number: place + n for n, number in enumerate(job.run.frames.tolist())}
-        group = chunk.key, job.run.key
-        while places:
-            claim, is_mine = self._claim(group, places)
+    def _run_job(self, job: _SpanJob, consume: FrameConsumer, *, use_threads: bool) -> None:
+        """Decode one span, or use the frames that another thread has just decoded."""
+        chunk = job.chunk
+        positions = {number: job.position + n for n, number in enumerate(job.span.frames.tolist())}
+        group = chunk.key, job.span.key_packet
+        while positions:
+            claim, is_mine = self._claim_group(group, positions)
             if not is_mine:
-                claim.done.wait(_PATIENCE)
-                self._unclaim(group, claim)  # where it takes too long, nobody waits for it any more
+                claim.done.wait(_CLAIM_TIMEOUT_S)
+                self._release_group(group, claim)  # after a timeout, this thread decodes the group itself
             try:
-                known = self._kept(chunk, places)
-                self._count_hits(len(known), 0)
-                for number, frame in known.items():
-                    take(places.pop(number), chunk.video, frame)
-                if places and is_mine:
-                    self._decode(job, places, take, claim, alone=alone)
+                cached = self._cached_frames(chunk, positions)
+                self._count_hits(len(cached), 0)
+                for number, frame in cached.items():
+                    consume(positions.pop(number), chunk.video, frame)
+                if positions and is_mine:
+                    self._decode_job(job, positions, consume, claim, use_threads=use_threads)
                     return
             finally:
                 if is_mine:
-                    self._unclaim(group, claim)
+                    self._release_group(group, claim)
                     claim.done.set()
 
-    def _claim(self, group: _Group, frames: Iterable[int]) -> tuple[_Claim, bool]:
-        """Return the claim to a group of pictures, and whether it is this thread's own."""
+    def _claim_group(self, group: _GroupKey, frames: Iterable[int]) -> tuple[_GroupClaim, bool]:
+        """Return the claim on a group of pictures, and whether it belongs to the calling thread."""
         with self._lock:
             claim = self._claims.get(group)
             if claim is not None:
                 claim.wanted.update(frames)
                 return claim, False
-            claim = self._claims[group] = _Claim()
+            claim = self._claims[group] = _GroupClaim()
             return claim, True
 
-    def _unclaim(self, group: _Group, claim: _Claim) -> None:
+    def _release_group(self, group: _GroupKey, claim: _GroupClaim) -> None:
         with self._lock:
             if self._claims.get(group) is claim:
                 del self._claims[group]
 
-    def _decode(self, job: _Job, places: dict[int, int], take: Take, claim: _Claim, *, alone: bool) -> None:
-        chunk, run = job.chunk, job.run
-        if len(places) < len(run.frames):
-            left = np.fromiter(places, np.int64)
-            for part in plan_runs(chunk.index, left):
-                self._decode_run(_Job(chunk, part, 0, None, None, job.stay), places, take, claim, alone=alone)
+    def _decode_job(
+        self, job: _SpanJob, positions: dict[int, int], consume: FrameConsumer, claim: _GroupClaim, *, use_threads: bool
+    ) -> None:
+        """Decode the frames of a job that are in `positions`: all, or those that were not cached."""
+        chunk = job.chunk
+        if len(positions) == len(job.span.frames):
+            self._decode_span(job, positions, consume, claim, use_threads=use_threads)
             return
-        self._decode_run(job, places, take, claim, alone=alone)
+        remaining = np.fromiter(positions, np.int64)
+        for span in plan_spans(chunk.index, remaining):
+            part = _SpanJob(chunk, span, 0, None, None, job.keep_open)
+            self._decode_span(part, positions, consume, claim, use_threads=use_threads)
 
-    def _decode_run(self, job: _Job, places: dict[int, int], take: Take, claim: _Claim, *, alone: bool) -> None:
-        chunk, run = job.chunk, job.run
-        self._count_hits(0, len(run.frames))
-        keep = self._worth_keeping(chunk, run)
-        first = int(run.frames[0])
-        before = self._begun.replace((chunk.key, run.key), first) if job.playing is None and not job.stay else None
-        backwards = before is not None and first < before <= first + _BACK
-        frame_of: dict[int, int] | None = None
+    def _decode_span(
+        self, job: _SpanJob, positions: dict[int, int], consume: FrameConsumer, claim: _GroupClaim, *, use_threads: bool
+    ) -> None:
+        chunk, span = job.chunk, job.span
+        self._count_hits(0, len(span.frames))
+        cache_frames = self._should_cache(chunk, span)
+        first = int(span.frames[0])
+        previous: int | None = None
+        if job.opened is None and not job.keep_open:
+            previous = self._recent_groups.replace((chunk.key, span.key_packet), first)
+        backwards = previous is not None and first < previous <= first + _BACKWARD_FRAMES
+        frame_of: dict[int, int] | None = None  # by packet
 
-        def other(packet: int, frame: VideoFrame) -> None:
+        def cache_other_frame(packet: int, frame: VideoFrame) -> None:
             nonlocal frame_of
             if not backwards and not claim.wanted:
                 return
             if frame_of is None:
-                frame_of = {packet: number for number, packet in enumerate(chunk.index.shown.tolist())}
+                frame_of = {packet: number for number, packet in enumerate(chunk.index.frame_packet.tolist())}
             number = frame_of.get(packet, -1)
-            if not self._comes_out_right(chunk, run, number):
+            if not _is_complete(chunk, span, number):
                 return
-            if number in claim.wanted or (backwards and first - _BACK <= number < first):
-                self._keep(chunk, number, frame)
+            if number in claim.wanted or (backwards and first - _BACKWARD_FRAMES <= number < first):
+                self._cache_frame(chunk, number, frame)
 
-        frames = self._decoders.play(
+        frames = self._decoders.decode(
             chunk,
-            run,
-            None if backwards else job.data,
-            None if backwards else self._standing(job),
-            alone=alone,
-            stay=job.stay,
-            complete=backwards,
-            other=other,
+            span,
+            None if backwards else job.packets,
+            None if backwards else self._take_resumable(job),
+            use_threads=use_threads,
+            keep_open=job.keep_open,
+            all_packets=backwards,
+            on_other_frame=cache_other_frame,
         )
         for number, frame in frames:
-            take(places[number], chunk.video, frame)
-            if keep or number in claim.wanted:
-                self._keep(chunk, number, frame)
+            consume(positions[number], chunk.video, frame)
+            if cache_frames or number in claim.wanted:
+                self._cache_frame(chunk, number, frame)
 
-    def _comes_out_right(self, chunk: Chunk, run: Run, number: int) -> bool:
-        """Say whether a frame that came out of a run, which may have begun in an open group, is whole."""
-        return number >= int(chunk.index.first[np.searchsorted(chunk.index.keys, run.key)])
+    def _should_cache(self, chunk: Chunk, span: DecodeSpan) -> bool:
+        """Return whether the frames of a span are likely to be requested again.
 
-    def _worth_keeping(self, chunk: Chunk, run: Run) -> bool:
-        """Say whether the frames of a run are likely to be asked for again.
-
-        To keep a frame costs as much as to decode it: the decoder has to write the next one to fresh memory.
+        Caching a frame costs as much as decoding it, because the decoder has to write the next one to fresh memory.
         """
-        again = self._seen.add((chunk.key, int(run.frames[0]), int(run.frames[-1])))
-        pixels = len(run.frames) * chunk.coding.width * chunk.coding.height
-        return again or len(run.frames) == 1 or pixels <= _FEW
+        repeated = self._recent_spans.add((chunk.key, int(span.frames[0]), int(span.frames[-1])))
+        pixels = len(span.frames) * chunk.coding.width * chunk.coding.height
+        return repeated or len(span.frames) == 1 or pixels <= _ALWAYS_CACHED_PIXELS
 
-    # --- what there is to do -----------------------------------------------------------------------------------------
+    # --- planning and reading ahead ----------------------------------------------------------------------------------
 
-    def _jobs(self, numbers: Array, *, last_stays: bool) -> Iterator[_Job]:
-        """Yield the runs that give `numbers`, looking chunks up as they are needed."""
-        place = 0
+    def _plan_jobs(self, numbers: Array, *, keep_last_open: bool) -> Iterator[_SpanJob]:
+        """Yield the jobs that give `numbers`. Chunks are looked up when they are needed."""
+        position = 0
         wanted = numbers.tolist()
-        while place < len(wanted):
-            rows = self._rows(wanted, place)
-            chunks = self._lookup.chunks([(video, row) for video, row, _ in rows])
-            for chunk, (_, _, held) in zip(chunks, rows, strict=True):
-                frames = np.asarray(held, np.int64) - (chunk.video.start + chunk.row.first)
-                ends = place + len(held) == len(wanted)
-                runs = plan_runs(chunk.index, frames)
-                for number, run in enumerate(runs):
-                    stay = last_stays and ends and number == len(runs) - 1
-                    yield _Job(chunk, run, place, stay=stay)
-                    place += len(run.frames)
+        while position < len(wanted):
+            located = self._locate_some(wanted, position)
+            chunks = self._lookup.load_chunks([(video, row) for video, row, _ in located])
+            for chunk, (_, _, contained) in zip(chunks, located, strict=True):
+                frames = np.asarray(contained, np.int64) - (chunk.video.start + chunk.row.first_frame)
+                is_last_chunk = position + len(contained) == len(wanted)
+                spans = plan_spans(chunk.index, frames)
+                for number, span in enumerate(spans):
+                    keep_open = keep_last_open and is_last_chunk and number == len(spans) - 1
+                    yield _SpanJob(chunk, span, position, keep_open=keep_open)
+                    position += len(span.frames)
 
-    def _rows(self, wanted: list[int], place: int) -> list[tuple[VideoRow, ChunkRow, list[int]]]:
-        """Return the next few chunks that hold wanted frames, from the one in `place` on, with these."""
-        found: list[tuple[VideoRow, ChunkRow, list[int]]] = []
-        count = 64
-        part = wanted[place : place + count]
-        rows = self._lookup.rows(part)
-        while len(rows) <= _WINDOW and place + len(part) < len(wanted):
+    def _locate_some(self, wanted: list[int], position: int) -> list[tuple[VideoRow, ChunkRow, list[int]]]:
+        """Return the next few chunks that contain frames of `wanted` from `position` on, each with these frames."""
+        count = _FRAMES_PER_LOOKUP
+        part = wanted[position : position + count]
+        rows = self._lookup.locate(part)
+        while len(rows) <= _CHUNKS_PER_LOOKUP and position + len(part) < len(wanted):
             count *= 4
-            part = wanted[place : place + count]
-            rows = self._lookup.rows(part)
-        found = list(rows.values())
-        if len(found) > 1 and place + len(part) < len(wanted):
-            found.pop()  # there may be more of the last one
-        return found[:_WINDOW] if len(found) > _WINDOW else found
+            part = wanted[position : position + count]
+            rows = self._lookup.locate(part)
+        located = list(rows.values())
+        if len(located) > 1 and position + len(part) < len(wanted):
+            located.pop()  # more frames of the last chunk may follow in `wanted`
+        return located[:_CHUNKS_PER_LOOKUP] if len(located) > _CHUNKS_PER_LOOKUP else located
 
-    def _ask(self, job: _Job, room: int) -> int:
-        """Begin to fetch what a job takes, up to `room` bytes; return how many are left."""
-        if self._stores.is_local(job.chunk.row.place):
-            return room - job.chunk.row.bytes
-        if job.data is None:
-            job.playing = self._decoders.standing(job.chunk, job.run)
-            packets = left_to_send(job.playing, job.run, later=job.stay, complete=False, index=job.chunk.index)
-            job.data = RunBytes(self._stores, job.chunk, packets)
-        return job.data.ask(room)
+    def _request_bytes(self, job: _SpanJob, budget: int) -> int:
+        """Request up to `budget` bytes of a job. Return the unused part of the budget."""
+        if self._chunks.is_local(job.chunk.row.place):
+            return budget - job.chunk.row.bytes
+        if job.packets is None:
+            index = job.chunk.index
+            job.opened = self._decoders.take_resumable(job.chunk, job.span)
+            packets = packets_to_send(job.opened, job.span, keep_open=job.keep_open, all_packets=False, index=index)
+            job.packets = PacketReader(self._chunks, job.chunk, packets)
+        return job.packets.request(budget)
 
-    def _fetch_next(self, number: int, count: int) -> None:
-        """Fetch ahead what comes after frame `number` of the archive, if it is in a store."""
+    def _prefetch_after(self, number: int, count: int) -> None:
+        """Request the bytes of about twice `count` frames after frame `number`, if they are in a store."""
         if number + 1 >= self._lookup.snapshot.frames:
             return
-        (video, row, held), *_ = self._lookup.rows([number + 1]).values()
-        if self._stores.is_local(row.place):
+        (video, row, contained), *_ = self._lookup.locate([number + 1]).values()
+        if self._chunks.is_local(row.place):
             return
-        chunk = self._lookup.chunks([(video, row)])[0]
+        chunk = self._lookup.load_chunks([(video, row)])[0]
         index = chunk.index
-        frame = held[0] - video.start - row.first
-        first = int(index.shown[frame])
-        packets = range(max(0, first - 2), min(len(index.offset), first + max(_AHEAD_PACKETS, 2 * count)))
-        data = RunBytes(self._stores, chunk, list(packets), ahead=True)
-        data.ask(AHEAD)
+        frame = contained[0] - video.start - row.first_frame
+        first = int(index.frame_packet[frame])
+        packets = range(max(0, first - 2), min(len(index.offset), first + max(_MIN_PREFETCH_PACKETS, 2 * count)))
+        reader = PacketReader(self._chunks, chunk, list(packets), prefetch=True)
+        reader.request(READ_AHEAD_BYTES)
 
-    def _goes_on(self, numbers: Array) -> bool:
-        """Say whether what is read goes on where another read has ended."""
-        return bool(len(numbers)) and self._ends.discard(int(numbers[0]))
+    def _is_sequential(self, numbers: Array) -> bool:
+        """Return whether a read continues where a recent read ended."""
+        return bool(len(numbers)) and self._next_frames.discard(int(numbers[0]))
 
-    def _ended(self, numbers: Array) -> None:
+    def _record_end(self, numbers: Array) -> None:
         last = int(numbers[-1])
         step = last - int(numbers[-2]) if len(numbers) > 1 else 1
-        self._ends.add(last + 1)
+        self._next_frames.add(last + 1)
         if step > 1:
-            self._ends.add(last + step)
+            self._next_frames.add(last + step)
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- caching -----------------------------------------------------------------------------------------------------
 
-    def _kept(self, chunk: Chunk, numbers: Iterable[int]) -> dict[int, VideoFrame]:
+    def _cached_frames(self, chunk: Chunk, numbers: Iterable[int]) -> dict[int, VideoFrame]:
         groups: dict[int, list[int]] = {}
         for number in numbers:
             groups.setdefault(chunk.index.key_for(number), []).append(number)
-        found: dict[int, VideoFrame] = {}
+        frames: dict[int, VideoFrame] = {}
         for group, members in groups.items():
-            found |= self._cache.get_frames(("frames", chunk.key, group), members)
-        return found
+            frames |= self._cache.get_frames(("frames", chunk.key, group), members)
+        return frames
 
-    def _keep(self, chunk: Chunk, number: int, frame: VideoFrame) -> None:
+    def _cache_frame(self, chunk: Chunk, number: int, frame: VideoFrame) -> None:
         self._cache.add_frame(("frames", chunk.key, chunk.index.key_for(number)), number, frame, frame_bytes(frame))
 
     def _count_hits(self, hits: int, misses: int) -> None:
@@ -380,21 +409,18 @@ class Reading:
             self._counts.frame_misses += misses
 
 
-def _lopsided(jobs: list[_Job]) -> bool:
-    """Say whether of two jobs one is so long that its decoder rather has all threads for itself."""
-    packets = [len(job.run) for job in jobs]
-    return len(jobs) == 2 and max(packets) > _LONGER * min(packets)  # noqa: PLR2004
+def _is_complete(chunk: Chunk, span: DecodeSpan, number: int) -> bool:
+    """Return whether a frame is decoded correctly from the key of a span, which may start an open group."""
+    return number >= int(chunk.index.key_frame[np.searchsorted(chunk.index.key_packet, span.key_packet)])
 
 
-def _first(jobs: Iterator[_Job], count: int) -> Iterator[_Job]:
-    for _ in range(count):
-        job = next(jobs, None)
-        if job is None:
-            return
-        yield job
+def _is_unbalanced(jobs: list[_SpanJob]) -> bool:
+    """Return whether one of two jobs is so long that its decoder should rather use all threads itself."""
+    packets = [len(job.span) for job in jobs]
+    return len(jobs) == 2 and max(packets) > _MAX_LENGTH_RATIO * min(packets)  # noqa: PLR2004
 
 
-def _run_in_threads(jobs: Iterator[_Job], run: Callable[[_Job], None], threads: int) -> None:
+def _run_in_threads(jobs: Iterator[_SpanJob], run: Callable[[_SpanJob], None], threads: int) -> None:
     """Run jobs in `threads` threads, the calling thread included. No thread is left when this returns.
 
     After the first error no further job is started, and the error of the earliest failed job is raised. The threads are

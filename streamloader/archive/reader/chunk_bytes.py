@@ -1,4 +1,4 @@
-"""The bytes of chunks: of local files directly, of stores through the I/O thread, side by side and ahead of need."""
+"""Read the bytes of chunks: of local files directly, of stores through the I/O thread, concurrently and ahead."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from streamloader.errors import (
     ClosedError,
     CorruptStream,
     NotFound,
-    RangeOutside,
+    RangeNotSatisfiable,
     StoreError,
     StreamloaderError,
 )
 from streamloader.redaction import redact
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import options_for, scheme_of
+from streamloader.stores.registry import scheme_of, select_options
 from streamloader.values import ByteRange
 
 if TYPE_CHECKING:
@@ -35,29 +35,34 @@ if TYPE_CHECKING:
     from streamloader.stores.io_thread import SharedStore
     from streamloader.values import ObjectInfo
 
-__all__ = ["Block", "ChunkStores"]
+__all__ = ["ByteBlock", "ChunkReader"]
 
 
 @dataclass(slots=True)
-class Block:
-    """Bytes [start, end) of a chunk, there or on their way."""
+class ByteBlock:
+    """The bytes [start, end) of a chunk.
+
+    Attributes:
+        start: Offset of the first byte in the chunk.
+        end: Offset after the last byte.
+        data: The bytes, or None before they have arrived.
+        future: The request for the bytes, or None once they have arrived.
+    """
 
     start: int
     end: int
     data: bytes | None = None
-    coming: concurrent.futures.Future[bytes] | None = None
+    future: concurrent.futures.Future[bytes] | None = None
 
 
-class ChunkStores:
-    """The places of an archive, as bytes of chunks.
-
-    All methods can be called from several threads.
+class ChunkReader:
+    """Reads byte ranges of the chunks in the places of an archive. All methods are thread-safe.
 
     Args:
-        places: number of a place -> address of its folder.
-        options: of the stores, see :func:`streamloader.stores.registry.options_for`.
-        cache: where bytes from stores are kept under ``("bytes", chunk, start, end)``.
-        counts: what is counted.
+        places: Address of the folder of each place, by number of the place.
+        options: Options of the stores. See :func:`streamloader.stores.registry.select_options`.
+        cache: Cache for the blocks read from stores, under ``("bytes", chunk key, start, end)``.
+        counts: Counters to update.
     """
 
     def __init__(
@@ -70,133 +75,151 @@ class ChunkStores:
         self._lock = threading.Lock()
         self._closed = False
         self._stores: dict[int, tuple[SharedStore, str]] = {}
-        self._blocks: dict[tuple[str, int], list[Block]] = {}  # of each chunk: what the cache has, or what is coming
+        self._blocks: dict[tuple[str, int], list[ByteBlock]] = {}  # by chunk: cached blocks and pending requests
 
     def is_local(self, place: int) -> bool:
-        """Say whether chunks of a place are files of this machine."""
-        return scheme_of(self._address(place)) in ("", "file")
+        """Return whether the chunks of a place are local files."""
+        return scheme_of(self._place_address(place)) in ("", "file")
 
     def address(self, chunk: Chunk) -> str:
-        """Return the address of the file of a chunk, without secrets."""
-        return redact(self._join(chunk))
+        """Return the address of a chunk's file, without secrets."""
+        return redact(self._chunk_address(chunk))
 
     def read_local(self, chunk: Chunk, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Return spans of a local file, whose size is compared with the catalog."""
-        path = local_path(self._join(chunk))
+        """Return byte ranges of a chunk in a local file.
+
+        Raises:
+            CorruptStream: If the size of the file differs from the catalog.
+            StoreError: If the file cannot be read.
+        """
+        path = local_path(self._chunk_address(chunk))
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 self.check_size(chunk, os.fstat(descriptor).st_size)
-                pieces = [_pread(descriptor, start, end) for start, end in spans]
+                pieces = [_read_range(descriptor, start, end) for start, end in spans]
             finally:
                 os.close(descriptor)
         except StreamloaderError:
             raise
         except OSError as error:
-            raise self._translated(error, chunk, path) from error
+            raise self._translate_error(error, chunk, path) from error
         for (start, end), piece in zip(spans, pieces, strict=True):
             if len(piece) != end - start:
-                raise self.corrupt(chunk, f"breaks off at byte {start + len(piece)}")
+                raise self.corrupt_error(chunk, f"ends at byte {start + len(piece)}")
         self._count(requests=len(spans), misses=sum(map(len, pieces)))
         return pieces
 
-    def block(self, chunk: Chunk, start: int, end: int) -> Block | None:
-        """Return what holds bytes [start, end) of a chunk of a store, or is going to."""
+    def find_block(self, chunk: Chunk, start: int, end: int) -> ByteBlock | None:
+        """Return the block that contains the bytes [start, end) of a chunk in a store. Return None if there is none."""
         with self._lock:
             for block in self._blocks.get(chunk.key, ()):
                 if block.start <= start and end <= block.end:
                     return block
         return None
 
-    def blocks(self, chunk: Chunk) -> list[Block]:
-        """Return what there is of a chunk of a store, or is on its way."""
+    def list_blocks(self, chunk: Chunk) -> list[ByteBlock]:
+        """Return the cached and requested blocks of a chunk in a store."""
         with self._lock:
             return list(self._blocks.get(chunk.key, ()))
 
-    def ask(self, chunk: Chunk, start: int, end: int, *, ahead: bool = False) -> Block:
-        """Begin to fetch bytes [start, end) of a chunk of a store, if that was not begun before."""
-        block = self.block(chunk, start, end)
+    def request(self, chunk: Chunk, start: int, end: int, *, prefetch: bool = False) -> ByteBlock:
+        """Start to fetch the bytes [start, end) of a chunk in a store, unless a block contains them already.
+
+        Args:
+            chunk: Chunk to read.
+            start: Offset of the first byte.
+            end: Offset after the last byte.
+            prefetch: Whether the bytes are counted as prefetched. Defaults to False.
+        """
+        block = self.find_block(chunk, start, end)
         if block is not None:
             return block
-        store, folder = self._store(chunk.row.place)
-        block = Block(start, end)
+        store, folder = self._open_store(chunk.row.place)
+        block = ByteBlock(start, end)
         with self._lock:
             self._blocks.setdefault(chunk.key, []).append(block)
         path = f"{folder}/{chunk.row.path}" if folder else chunk.row.path
-        block.coming = store.submit(_fetch(store.store, path, start, end, chunk.row.bytes))
+        block.future = store.submit(_fetch_bytes(store.store, path, start, end, chunk.row.bytes))
         if not self._cache.put(("bytes", chunk.key, start, end), block, end - start):
-            self.dropped(("bytes", chunk.key, start, end))
-        self._count(requests=1, misses=end - start, prefetched=end - start if ahead else 0)
+            self.remove_dropped(("bytes", chunk.key, start, end))
+        self._count(requests=1, misses=end - start, prefetched=end - start if prefetch else 0)
         return block
 
-    def wait(self, chunk: Chunk, block: Block) -> bytes:
-        """Return the bytes of a block, once they are there.
+    def wait_for(self, chunk: Chunk, block: ByteBlock) -> bytes:
+        """Wait until the bytes of a block have arrived, and return them.
 
         Raises:
-            StoreError: they could not be had. The next one who wants them tries again.
-            CorruptStream: the chunk has another size than the catalog says.
+            StoreError: If the bytes cannot be read. A later request tries again.
+            CorruptStream: If the size of the chunk differs from the catalog.
         """
-        data, coming = block.data, block.coming
+        data, future = block.data, block.future
         if data is not None:
             return data
-        assert coming is not None
+        assert future is not None
         try:
-            data = coming.result()
-        except _OtherSize as error:
+            data = future.result()
+        except _SizeMismatch as error:
             self.forget(chunk, block)
-            raise self._other_size(chunk, error.size) from None
-        except RangeOutside as error:
+            raise self._size_error(chunk, error.size) from None
+        except RangeNotSatisfiable as error:
             self.forget(chunk, block)
-            raise self._other_size(chunk, error.details.get("size")) from error
+            raise self._size_error(chunk, error.details.get("size")) from error
         except concurrent.futures.CancelledError as error:
             self.forget(chunk, block)
-            raise ClosedError("the archive was closed while it was read", address=self.address(chunk)) from error
+            raise ClosedError("the archive was closed during a read", address=self.address(chunk)) from error
         except StoreError as error:
             self.forget(chunk, block)
             error.stream = chunk.video.name
             raise
         block.data = data
-        block.coming = None
+        block.future = None
         return data
 
-    def forget(self, chunk: Chunk, block: Block) -> None:
-        """Do not keep a block any longer."""
+    def forget(self, chunk: Chunk, block: ByteBlock) -> None:
+        """Remove a block from the cache."""
         self._cache.drop([("bytes", chunk.key, block.start, block.end)])
-        self.dropped(("bytes", chunk.key, block.start, block.end))
+        self.remove_dropped(("bytes", chunk.key, block.start, block.end))
 
-    def dropped(self, key: Any) -> None:
-        """Take note that the cache has dropped what it had under `key`."""
+    def remove_dropped(self, key: Any) -> None:
+        """Called with each key that the cache has dropped. The block under the key is removed."""
         if key[0] != "bytes":
             return
         _, chunk, start, end = key
         with self._lock:
-            left = [block for block in self._blocks.get(chunk, ()) if (block.start, block.end) != (start, end)]
-            if left:
-                self._blocks[chunk] = left
+            remaining = [block for block in self._blocks.get(chunk, ()) if (block.start, block.end) != (start, end)]
+            if remaining:
+                self._blocks[chunk] = remaining
             else:
                 self._blocks.pop(chunk, None)
 
-    def hit(self, count: int) -> None:
-        """Count bytes that were there already."""
+    def count_hit(self, count: int) -> None:
+        """Count bytes that were in the cache."""
         self._count(hits=count)
 
     def check_size(self, chunk: Chunk, size: int) -> None:
         """Compare the size of a chunk's file with the catalog.
 
         Raises:
-            CorruptStream: it is another.
+            CorruptStream: If the sizes differ.
         """
         if size != chunk.row.bytes:
-            raise self._other_size(chunk, size)
+            raise self._size_error(chunk, size)
 
-    def corrupt(self, chunk: Chunk, what: str, frame: int | None = None) -> CorruptStream:
-        """Return the error that says what is wrong with a chunk; `frame` counts within the chunk."""
+    def corrupt_error(self, chunk: Chunk, problem: str, frame: int | None = None) -> CorruptStream:
+        """Build the error for a damaged chunk.
+
+        Args:
+            chunk: Damaged chunk.
+            problem: Description of the damage, as a predicate of the chunk.
+            frame: Number of the affected frame within the chunk. Defaults to none.
+        """
         address = self.address(chunk)
-        offset = None if frame is None else chunk.row.first + frame
+        offset = None if frame is None else chunk.row.first_frame + frame
         where = "" if offset is None else f", at frame {offset}"
         return CorruptStream(
-            f"chunk {chunk.row.number} of video {chunk.video.name!r} ({address}) {what}{where}: it is damaged or was "
-            "replaced. archive.check(repair=True) finds and mends such chunks",
+            f"chunk {chunk.row.number} of video {chunk.video.name!r} ({address}) {problem}{where}: it is damaged or "
+            "was replaced. archive.check(repair=True) finds and repairs such chunks",
             stream=chunk.video.name,
             address=address,
             offset=offset,
@@ -204,37 +227,37 @@ class ChunkStores:
         )
 
     def close(self) -> None:
-        """Give the stores back, and stop what is under way."""
+        """Cancel pending requests and release the stores."""
         with self._lock:
             self._closed = True
             blocks = [block for blocks in self._blocks.values() for block in blocks]
             self._blocks.clear()
             stores, self._stores = self._stores, {}
         for block in blocks:
-            if block.coming is not None:
-                block.coming.cancel()
+            if block.future is not None:
+                block.future.cancel()
         for store, _ in stores.values():
             store.close()
 
-    def _address(self, place: int) -> str:
+    def _place_address(self, place: int) -> str:
         try:
             return self._places[place]
         except KeyError:
-            raise CatalogError(f"the catalog has chunks in place {place}, but says nothing of that place") from None
+            raise CatalogError(f"the catalog has chunks in place {place}, but no address of that place") from None
 
-    def _join(self, chunk: Chunk) -> str:
-        return f"{self._address(chunk.row.place).rstrip('/')}/{chunk.row.path}"
+    def _chunk_address(self, chunk: Chunk) -> str:
+        return f"{self._place_address(chunk.row.place).rstrip('/')}/{chunk.row.path}"
 
-    def _store(self, place: int) -> tuple[SharedStore, str]:
+    def _open_store(self, place: int) -> tuple[SharedStore, str]:
         with self._lock:
             if self._closed:
-                raise ClosedError("the archive was closed while it was read")
-            known = self._stores.get(place)
-            if known is None:
-                address = self._address(place)
-                store, folder = shared_store(address, options_for(address, self._options))
-                known = self._stores[place] = store, folder.rstrip("/")
-            return known
+                raise ClosedError("the archive was closed during a read")
+            opened = self._stores.get(place)
+            if opened is None:
+                address = self._place_address(place)
+                store, folder = open_shared_store(address, select_options(address, self._options))
+                opened = self._stores[place] = store, folder.rstrip("/")
+            return opened
 
     def _count(self, *, requests: int = 0, misses: int = 0, hits: int = 0, prefetched: int = 0) -> None:
         with self._lock:
@@ -243,47 +266,48 @@ class ChunkStores:
             self._counts.byte_hits += hits
             self._counts.prefetched += prefetched
 
-    def _other_size(self, chunk: Chunk, size: int | None) -> CorruptStream:
-        has = "fewer" if size is None else str(size)
-        return self.corrupt(chunk, f"has {has} bytes, but the catalog says {chunk.row.bytes}")
+    def _size_error(self, chunk: Chunk, size: int | None) -> CorruptStream:
+        actual = "fewer" if size is None else str(size)
+        return self.corrupt_error(chunk, f"has {actual} bytes, but the catalog says {chunk.row.bytes}")
 
-    def _translated(self, error: OSError, chunk: Chunk, path: str) -> StoreError:
+    def _translate_error(self, error: OSError, chunk: Chunk, path: str) -> StoreError:
         kind: type[StoreError] = StoreError
         if isinstance(error, FileNotFoundError):
             kind = NotFound
         elif isinstance(error, PermissionError):
             kind = AccessDenied
-        what = os.strerror(error.errno or errno.EIO)
+        reason = os.strerror(error.errno or errno.EIO)
         return kind(
-            f"chunk {chunk.row.number} of video {chunk.video.name!r} cannot be read: {path}: {what}. If chunks were "
-            "moved, open the archive with places={number: folder}",
+            f"chunk {chunk.row.number} of video {chunk.video.name!r} cannot be read: {path}: {reason}. If the chunks "
+            "were moved, open the archive with places={number: folder}",
             stream=chunk.video.name,
             address=path,
         )
 
 
-class _OtherSize(Exception):
-    """The object has another size than was expected."""
+class _SizeMismatch(Exception):
+    """An object whose size differs from the catalog."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self.size = size
 
 
-async def _fetch(store: Store, path: str, start: int, end: int, size: int) -> bytes:
-    """Read bytes [start, end) of an object of `size` bytes."""
+async def _fetch_bytes(store: Store, path: str, start: int, end: int, size: int) -> bytes:
+    """Read the bytes [start, end) of an object, which must have `size` bytes."""
 
-    def look(info: ObjectInfo, begin: int) -> None:
-        del begin
+    def check_object_size(info: ObjectInfo, offset: int) -> None:
+        del offset
         if info.size is not None and info.size != size:
-            raise _OtherSize(info.size)
+            raise _SizeMismatch(info.size)
 
-    async with contextlib.aclosing(store.stream(path, ByteRange(start, end), on_begin=look)) as pieces:
+    async with contextlib.aclosing(store.stream(path, ByteRange(start, end), on_start=check_object_size)) as pieces:
         parts = [piece async for piece in pieces]
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _pread(descriptor: int, start: int, end: int) -> bytes:
+def _read_range(descriptor: int, start: int, end: int) -> bytes:
+    """Return the bytes [start, end) of an open file, or fewer if the file ends before."""
     data = os.pread(descriptor, end - start, start)
     while data and len(data) < end - start:
         more = os.pread(descriptor, end - start - len(data), start + len(data))

@@ -1,7 +1,8 @@
-"""Decoders at work: from packets of a chunk to exactly the frames that are wanted of it.
+"""A pool of decoders that turn the packets of a chunk into exactly the requested frames.
 
-A frame is known by the packet it came from. A run that does not give all its frames is decoded again in slower ways, of
-which the last is how the chunk was checked when it was made; if that does not give them either, the chunk is damaged.
+A frame is identified by the packet it came from. If decoding a span does not give all its frames, the rest is decoded
+again in slower ways. The last way is the one that verified the chunk when it was built: if it fails too, the chunk is
+damaged.
 """
 
 from __future__ import annotations
@@ -15,329 +16,350 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
-from streamloader.archive.reader.packets import RunBytes
-from streamloader.archive.reader.plan import Run, packets_of
+from streamloader.archive.reader.packets import PacketReader
+from streamloader.archive.reader.plan import DecodeSpan, select_packets
 from streamloader.errors import CorruptStream
 from streamloader.media.chunks.packet_decoder import PacketDecoder
 
 if TYPE_CHECKING:
-    from streamloader.archive.reader.chunk_bytes import ChunkStores
+    from streamloader.archive.reader.chunk_bytes import ChunkReader
     from streamloader.archive.reader.lookup import Chunk
     from streamloader.archive.reader.stats import ReadCounts
     from streamloader.media.chunks.format import ChunkIndex
     from streamloader.media.video.reader import VideoFrame
     from streamloader.values import Array
 
-__all__ = ["Decoders", "Playing", "keep_forever", "left_to_send"]
+__all__ = ["DecoderPool", "OpenDecoder", "leak_object", "packets_to_send"]
 
-_IDLE: Final = 8  # decoders that are kept for later runs
-_STANDING: Final = 4  # decoders that stand where a run ended, so that the next may go on there
-_FOLLOWING: Final = 32  # frames behind a run whose packets are not left out where the decoder is to go on
-_THREADS_PAY: Final = 4  # packets from which on a decoder with threads of its own is faster
+_MAX_IDLE_DECODERS: Final = 8
+_MAX_RESUMABLE_DECODERS: Final = 4
+_LOOKAHEAD_FRAMES: Final = 32  # frames after a span whose packets are not skipped if the decoder is kept open
+_MIN_PACKETS_FOR_THREADS: Final = 4  # a decoder with several threads is faster only for this many packets or more
 
-Other: TypeAlias = "Callable[[int, VideoFrame], None]"
+OtherFrameCallback: TypeAlias = "Callable[[int, VideoFrame], None]"
 
 
-class Playing:
-    """A decoder, and where in a chunk it stands."""
+class OpenDecoder:
+    """A decoder and its position in a chunk.
+
+    Attributes:
+        chunk: Chunk that is decoded.
+        decoder: Decoder of its packets.
+        threads: Number of threads of the decoder.
+        next_packet: Number of the next packet. All packets before were sent or skipped.
+        decoded: Decoded frames that were not requested yet, by packet.
+        in_flight: Numbers of the packets that were sent and whose frames have not been decoded yet.
+    """
 
     def __init__(self, chunk: Chunk, decoder: PacketDecoder, threads: int) -> None:
         self.chunk = chunk
         self.decoder = decoder
         self.threads = threads
-        self.next = 0  # packet: all before it were handed over or left out
-        self.out: dict[int, VideoFrame] = {}  # by packet: came out, and nobody has asked for them yet
-        self.inside: set[int] = set()  # packets that were handed over, and whose frames did not come out
+        self.next_packet = 0
+        self.decoded: dict[int, VideoFrame] = {}
+        self.in_flight: set[int] = set()
 
-    def reaches(self, run: Run) -> bool:
-        """Say whether this decoder gives the frames of `run` by going on, and sooner than if it began at its key."""
-        if run.key > self.next:
+    def can_continue_to(self, span: DecodeSpan) -> bool:
+        """Return whether decoding on gives the frames of `span`, and sooner than starting at the span's key."""
+        if span.key_packet > self.next_packet:
             return False
-        shown = self.chunk.index.shown[run.frames].tolist()
-        return all(packet >= self.next or packet in self.out or packet in self.inside for packet in shown)
+        frame_packets = self.chunk.index.frame_packet[span.frames].tolist()
+        return all(
+            packet >= self.next_packet or packet in self.decoded or packet in self.in_flight for packet in frame_packets
+        )
 
 
-class _Delivery:
-    """Sorts what a decoder gives into what is wanted now, what may be wanted next, and the rest."""
+class _FrameSorter:
+    """Sorts decoded frames into requested frames, frames that may be requested next, and others."""
 
-    def __init__(self, playing: Playing, run: Run, stay: bool, other: Other | None) -> None:
-        self._playing = playing
-        self._frames: list[int] = run.frames.tolist()
-        self._shown: list[int] = playing.chunk.index.shown[run.frames].tolist()
-        self._wanted = set(self._shown)
-        self._stay = stay
-        self._other = other
-        self._at = 0  # wanted frames that were given
-        self._passed = self._shown[-1] in playing.out  # the last one came out
+    def __init__(
+        self, opened: OpenDecoder, span: DecodeSpan, keep_open: bool, on_other_frame: OtherFrameCallback | None
+    ) -> None:
+        self._opened = opened
+        self._frames: list[int] = span.frames.tolist()
+        self._frame_packets: list[int] = opened.chunk.index.frame_packet[span.frames].tolist()
+        self._wanted = set(self._frame_packets)
+        self._keep_open = keep_open
+        self._on_other_frame = on_other_frame
+        self._delivered = 0  # number of requested frames that were yielded
+        self._last_decoded = self._frame_packets[-1] in opened.decoded
 
     @property
     def done(self) -> bool:
-        """Whether all wanted frames were given."""
-        return self._at == len(self._frames)
+        """Whether all requested frames were yielded."""
+        return self._delivered == len(self._frames)
 
-    def ready(self) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield the wanted frames that are there, in order."""
-        out = self._playing.out
-        while self._at < len(self._frames) and self._shown[self._at] in out:
-            number, packet = self._frames[self._at], self._shown[self._at]
-            self._at += 1
-            yield number, out.pop(packet)
+    def pop_ready(self) -> Iterator[tuple[int, VideoFrame]]:
+        """Yield the requested frames that are decoded, in order."""
+        decoded = self._opened.decoded
+        while self._delivered < len(self._frames) and self._frame_packets[self._delivered] in decoded:
+            number, packet = self._frames[self._delivered], self._frame_packets[self._delivered]
+            self._delivered += 1
+            yield number, decoded.pop(packet)
 
-    def take(self, frames: list[tuple[int, VideoFrame]]) -> None:
-        """Sort frames that came out."""
-        playing = self._playing
+    def add(self, frames: list[tuple[int, VideoFrame]]) -> None:
+        """Sort newly decoded frames."""
+        opened = self._opened
         for packet, frame in frames:
-            playing.inside.discard(packet)
-            if packet in self._wanted or (self._stay and self._passed):
-                playing.out[packet] = frame
-                self._passed = self._passed or packet == self._shown[-1]
-            elif self._other is not None:
-                self._other(packet, frame)
+            opened.in_flight.discard(packet)
+            if packet in self._wanted or (self._keep_open and self._last_decoded):
+                opened.decoded[packet] = frame
+                self._last_decoded = self._last_decoded or packet == self._frame_packets[-1]
+            elif self._on_other_frame is not None:
+                self._on_other_frame(packet, frame)
 
 
-def left_to_send(playing: Playing | None, run: Run, *, later: bool, complete: bool, index: ChunkIndex) -> list[int]:
-    """Return the packets that are still to be decoded for a run.
+def packets_to_send(
+    opened: OpenDecoder | None, span: DecodeSpan, *, keep_open: bool, all_packets: bool, index: ChunkIndex
+) -> list[int]:
+    """Return the numbers of the packets that still have to be decoded for a span.
 
     Args:
-        playing: the decoder that goes on with it; None for one that begins.
-        run: what is wanted.
-        later: frames that follow on it may be wanted next: leave out no packet that shows one.
-        complete: leave out no packet at all.
-        index: of the chunk.
+        opened: Decoder that continues to the span, or None for a new one.
+        span: Span to decode.
+        keep_open: Whether the frames after the span may be requested next. The packets that show them are included.
+        all_packets: Whether to include all packets.
+        index: Index of the chunk.
     """
-    frames = run.frames
-    if later:
-        following = np.arange(int(frames[-1]) + 1, min(len(index), int(frames[-1]) + 1 + _FOLLOWING))
+    frames = span.frames
+    if keep_open:
+        following = np.arange(int(frames[-1]) + 1, min(len(index), int(frames[-1]) + 1 + _LOOKAHEAD_FRAMES))
         frames = np.concatenate([frames, following])
-    begin = run.key if playing is None else min(playing.next, run.stop)
-    return packets_of(index, Run(begin, run.stop, frames), all_of_them=complete)
+    start = span.key_packet if opened is None else min(opened.next_packet, span.end)
+    return select_packets(index, DecodeSpan(start, span.end, frames), all_packets=all_packets)
 
 
-class Decoders:
-    """The decoders of one reader. All methods can be called from several threads; what they return is for one.
+class DecoderPool:
+    """The decoders of one reader. All methods are thread-safe; a decoder is used by one thread at a time.
 
     Args:
-        stores: of the chunks.
-        counts: what is counted.
-        threads: that a decoder may have.
+        chunks: Reader of the bytes of chunks.
+        counts: Counters to update.
+        threads: Maximum number of threads of a decoder.
     """
 
-    def __init__(self, stores: ChunkStores, counts: ReadCounts, threads: int) -> None:
-        self._stores = stores
+    def __init__(self, chunks: ChunkReader, counts: ReadCounts, threads: int) -> None:
+        self._chunks = chunks
         self._counts = counts
         self._threads = threads
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._idle: list[tuple[str, int, PacketDecoder]] = []
-        self._standing: OrderedDict[tuple[str, int], list[Playing]] = OrderedDict()
+        self._idle: list[tuple[str, int, PacketDecoder]] = []  # with key of the coding and number of threads
+        self._resumable: OrderedDict[tuple[str, int], list[OpenDecoder]] = OrderedDict()  # by chunk
         self._closed = False
 
-    def standing(self, chunk: Chunk, run: Run) -> Playing | None:
-        """Return a decoder that stands where it can go on with `run`, for :meth:`play`; None if there is none."""
+    def take_resumable(self, chunk: Chunk, span: DecodeSpan) -> OpenDecoder | None:
+        """Return a decoder that can continue to `span`, for :meth:`decode`. Return None if there is none."""
         with self._lock:
-            group = self._standing.get(chunk.key, [])
-            for number, playing in enumerate(group):
-                if playing.reaches(run):
+            group = self._resumable.get(chunk.key, [])
+            for number, opened in enumerate(group):
+                if opened.can_continue_to(span):
                     del group[number]
                     if not group:
-                        del self._standing[chunk.key]
-                    self._counts.continued += 1
-                    return playing
+                        del self._resumable[chunk.key]
+                    self._counts.resumed += 1
+                    return opened
         return None
 
-    def play(
+    def decode(
         self,
         chunk: Chunk,
-        run: Run,
-        data: RunBytes | None = None,
-        playing: Playing | None = None,
+        span: DecodeSpan,
+        packets: PacketReader | None = None,
+        opened: OpenDecoder | None = None,
         *,
-        alone: bool = True,
-        stay: bool = False,
-        complete: bool = False,
-        other: Other | None = None,
+        use_threads: bool = True,
+        keep_open: bool = False,
+        all_packets: bool = False,
+        on_other_frame: OtherFrameCallback | None = None,
     ) -> Generator[tuple[int, VideoFrame], None, None]:
-        """Yield the frames of a run with their numbers within the chunk, in order.
+        """Yield the frames of a span with their numbers within the chunk, in order.
 
         Args:
-            chunk: that is decoded.
-            run: what is wanted of it.
-            data: the bytes of its packets, which may be on their way.
-            playing: from :meth:`standing`; without it, decoding begins at the key of the run.
-            alone: nothing else is decoded meanwhile, so this may take all threads.
-            stay: leave the decoder standing behind the last frame, so that a later run goes on there.
-            complete: leave out no packet.
-            other: is given the frames that came out and are not wanted, with the numbers of their packets.
+            chunk: Chunk to decode.
+            span: Span to decode.
+            packets: Reader of the packets, which may have requested their bytes already. Defaults to a new one.
+            opened: Decoder from :meth:`take_resumable`. Without it, decoding starts at the key of the span.
+            use_threads: Whether the decoder may use all threads of the pool. Defaults to True.
+            keep_open: Whether to keep the decoder at its position, so that a later span can continue there.
+            all_packets: Whether to decode disposable packets that show no requested frame too.
+            on_other_frame: Function called with the packet number and the frame for each decoded frame that was not
+                requested. Defaults to none.
 
         Raises:
-            CorruptStream: the chunk does not give them.
-            StoreError: bytes of it could not be had.
+            CorruptStream: If the chunk does not give the requested frames.
+            StoreError: If bytes of the chunk cannot be read.
         """
-        if playing is None:
-            playing = self._begin(chunk, run, alone)
-        given = 0
-        failed: CorruptStream | None = None
-        frames = self._go(playing, run, data, stay, complete, other)
+        if opened is None:
+            opened = self._open_decoder(chunk, span, use_threads)
+        delivered = 0
+        failure: CorruptStream | None = None
+        frames = self._decode_span(opened, span, packets, keep_open, all_packets, on_other_frame)
         try:
             for item in frames:
-                given += 1
+                delivered += 1
                 yield item
         except CorruptStream as error:
-            if error.details.get("chunk") is not None:  # its bytes are wrong: to decode them again is no use
+            if error.details.get("chunk") is not None:  # its bytes are wrong: decoding them again does not help
                 raise
-            failed = error
-        except GeneratorExit:  # the caller does not want the rest
+            failure = error
+        except GeneratorExit:  # the caller does not want the other frames
             frames.close()
-            self._give_back(playing, stay=True)
-            playing = None
+            self._return_decoder(opened, keep_open=True)
+            opened = None
             raise
         finally:
             frames.close()
-            if playing is not None and failed is None and given == len(run.frames):
-                self._give_back(playing, stay=stay)
-            elif playing is not None:
-                self._dispose(playing.decoder)
-        if given < len(run.frames):
-            yield from self._again(chunk, run.frames[given:], failed)
+            if opened is not None and failure is None and delivered == len(span.frames):
+                self._return_decoder(opened, keep_open=keep_open)
+            elif opened is not None:
+                self._dispose(opened.decoder)
+        if delivered < len(span.frames):
+            yield from self._decode_missing(chunk, span.frames[delivered:], failure)
 
     def close(self) -> None:
         """Free all decoders."""
         with self._lock:
             self._closed = True
             decoders = [decoder for _, _, decoder in self._idle]
-            decoders += [playing.decoder for group in self._standing.values() for playing in group]
+            decoders += [opened.decoder for group in self._resumable.values() for opened in group]
             self._idle.clear()
-            self._standing.clear()
+            self._resumable.clear()
         for decoder in decoders:
             decoder.close()
 
-    # --- one run -----------------------------------------------------------------------------------------------------
+    # --- one span ----------------------------------------------------------------------------------------------------
 
-    def _go(
+    def _decode_span(
         self,
-        playing: Playing,
-        run: Run,
-        data: RunBytes | None,
-        stay: bool,
-        complete: bool,
-        other: Other | None,
+        opened: OpenDecoder,
+        span: DecodeSpan,
+        reader: PacketReader | None,
+        keep_open: bool,
+        all_packets: bool,
+        on_other_frame: OtherFrameCallback | None,
     ) -> Generator[tuple[int, VideoFrame], None, None]:
-        """Yield the frames of a run that come out, in order."""
-        index, decoder = playing.chunk.index, playing.decoder
-        packets = left_to_send(playing, run, later=stay, complete=complete, index=index)
-        if data is None:
-            data = RunBytes(self._stores, playing.chunk, packets)
-        delivery = _Delivery(playing, run, stay, other)
+        """Yield the frames of a span that the decoder gives, in order. Frames may be missing at the end."""
+        index, decoder = opened.chunk.index, opened.decoder
+        packets = packets_to_send(opened, span, keep_open=keep_open, all_packets=all_packets, index=index)
+        if reader is None:
+            reader = PacketReader(self._chunks, opened.chunk, packets)
+        sorter = _FrameSorter(opened, span, keep_open, on_other_frame)
         sent = 0
         try:
-            yield from delivery.ready()
+            yield from sorter.pop_ready()
             for packet in packets:
-                playing.next = packet + 1
-                playing.inside.add(packet)
+                opened.next_packet = packet + 1
+                opened.in_flight.add(packet)
                 sent += 1
-                frames = decoder.send(packet, data.packet(packet))
+                frames = decoder.send(packet, reader.read_packet(packet))
                 if frames:
-                    delivery.take(frames)
-                    yield from delivery.ready()
-            playing.next = max(playing.next, run.stop)
-            while stay and not delivery.done and playing.next < len(index.offset):
-                packet = playing.next
-                playing.next += 1
-                playing.inside.add(packet)
+                    sorter.add(frames)
+                    yield from sorter.pop_ready()
+            opened.next_packet = max(opened.next_packet, span.end)
+            # Draining would end the decoder's position: send what follows until the last frame is decoded.
+            while keep_open and not sorter.done and opened.next_packet < len(index.offset):
+                packet = opened.next_packet
+                opened.next_packet += 1
+                opened.in_flight.add(packet)
                 sent += 1
-                delivery.take(decoder.send(packet, data.packet(packet)))
-                yield from delivery.ready()
-            if not delivery.done:
-                playing.next = len(index.offset)
-                delivery.take(decoder.drain())
-                playing.inside.clear()
-                yield from delivery.ready()
+                sorter.add(decoder.send(packet, reader.read_packet(packet)))
+                yield from sorter.pop_ready()
+            if not sorter.done:
+                opened.next_packet = len(index.offset)
+                sorter.add(decoder.drain())
+                opened.in_flight.clear()
+                yield from sorter.pop_ready()
         finally:
             with self._lock:
                 self._counts.packets += sent
 
-    def _again(self, chunk: Chunk, left: Array, failed: CorruptStream | None) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode a run once more, leaving nothing out: from its key, then from the beginning of the chunk."""
+    def _decode_missing(
+        self, chunk: Chunk, frames: Array, failure: CorruptStream | None
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode frames that were missing, without skipping a packet: from their key, then from the chunk's start."""
         index = chunk.index
-        key = int(index.keys[index.key_for(int(left[0]))])
-        for begin in dict.fromkeys((key, 0)):
+        key = int(index.key_packet[index.key_for(int(frames[0]))])
+        for start in dict.fromkeys((key, 0)):
             with self._lock:
-                self._counts.again += 1
-            decoder = PacketDecoder(chunk.coding, threads=1, name=self._name(chunk))
-            playing = Playing(chunk, decoder, 1)
-            playing.next = begin
-            stop = len(index.offset) if begin == 0 else int(index.shown[left].max()) + 1
+                self._counts.retried += 1
+            decoder = PacketDecoder(chunk.coding, threads=1, name=self._describe(chunk))
+            opened = OpenDecoder(chunk, decoder, 1)
+            opened.next_packet = start
+            end = len(index.offset) if start == 0 else int(index.frame_packet[frames].max()) + 1
             try:
-                for item in self._go(playing, Run(begin, stop, left), None, False, True, None):
-                    left = left[1:]
+                for item in self._decode_span(opened, DecodeSpan(start, end, frames), None, False, True, None):
+                    frames = frames[1:]
                     yield item
             except CorruptStream as error:
                 if error.details.get("chunk") is not None:
                     raise
-                failed = failed or error
+                failure = failure or error
             finally:
                 self._dispose(decoder)
-            if not len(left):
+            if not len(frames):
                 return
-        what = "does not show the frame that its index has there"
-        if failed is not None:
-            what = f"cannot be decoded ({failed.message})"
-        raise self._stores.corrupt(chunk, what, int(left[0])) from failed
+        problem = "does not contain the frame that its index lists"
+        if failure is not None:
+            problem = f"cannot be decoded ({failure.message})"
+        raise self._chunks.corrupt_error(chunk, problem, int(frames[0])) from failure
 
-    # --- which decoder -----------------------------------------------------------------------------------------------
+    # --- the pool ----------------------------------------------------------------------------------------------------
 
-    def _begin(self, chunk: Chunk, run: Run, alone: bool) -> Playing:
-        threads = self._threads if alone and len(run) >= _THREADS_PAY else 1
+    def _open_decoder(self, chunk: Chunk, span: DecodeSpan, use_threads: bool) -> OpenDecoder:
+        threads = self._threads if use_threads and len(span) >= _MIN_PACKETS_FOR_THREADS else 1
         with self._lock:
-            self._counts.runs += 1
-            place = next(
+            self._counts.spans += 1
+            position = next(
                 (n for n, (key, count, _) in enumerate(self._idle) if (key, count) == (chunk.coding.key, threads)), None
             )
-            decoder = None if place is None else self._idle.pop(place)[2]
+            decoder = None if position is None else self._idle.pop(position)[2]
         if decoder is None:
-            decoder = PacketDecoder(chunk.coding, threads=threads, name=self._name(chunk))
-        playing = Playing(chunk, decoder, threads)
-        playing.next = run.key
-        return playing
+            decoder = PacketDecoder(chunk.coding, threads=threads, name=self._describe(chunk))
+        opened = OpenDecoder(chunk, decoder, threads)
+        opened.next_packet = span.key_packet
+        return opened
 
-    def _give_back(self, playing: Playing, *, stay: bool) -> None:
-        stands = stay and (playing.next < len(playing.chunk.index.offset) or bool(playing.inside or playing.out))
+    def _return_decoder(self, opened: OpenDecoder, *, keep_open: bool) -> None:
+        resumable = keep_open and (
+            opened.next_packet < len(opened.chunk.index.offset) or bool(opened.in_flight or opened.decoded)
+        )
         if os.getpid() != self._pid:
-            keep_forever(playing)
+            leak_object(opened)
             return
-        if not stands:
-            playing.decoder.reset()
+        if not resumable:
+            opened.decoder.reset()
         dropped: list[PacketDecoder] = []
         with self._lock:
             if self._closed:
-                dropped.append(playing.decoder)
-            elif stands:
-                self._standing.setdefault(playing.chunk.key, []).append(playing)
-                self._standing.move_to_end(playing.chunk.key)
-                while sum(map(len, self._standing.values())) > _STANDING:
-                    key, group = next(iter(self._standing.items()))
-                    old = group.pop(0)
+                dropped.append(opened.decoder)
+            elif resumable:
+                self._resumable.setdefault(opened.chunk.key, []).append(opened)
+                self._resumable.move_to_end(opened.chunk.key)
+                while sum(map(len, self._resumable.values())) > _MAX_RESUMABLE_DECODERS:
+                    key, group = next(iter(self._resumable.items()))
+                    oldest = group.pop(0)
                     if not group:
-                        del self._standing[key]
-                    old.decoder.reset()
-                    self._idle.append((old.chunk.coding.key, old.threads, old.decoder))
+                        del self._resumable[key]
+                    oldest.decoder.reset()
+                    self._idle.append((oldest.chunk.coding.key, oldest.threads, oldest.decoder))
             else:
-                self._idle.append((playing.chunk.coding.key, playing.threads, playing.decoder))
-            while len(self._idle) > _IDLE:
+                self._idle.append((opened.chunk.coding.key, opened.threads, opened.decoder))
+            while len(self._idle) > _MAX_IDLE_DECODERS:
                 dropped.append(self._idle.pop(0)[2])
         for decoder in dropped:
             decoder.close()
 
     def _dispose(self, decoder: PacketDecoder) -> None:
         if os.getpid() != self._pid:
-            keep_forever(decoder)
+            leak_object(decoder)
         else:
             decoder.close()
 
-    def _name(self, chunk: Chunk) -> str:
-        return f"chunk {chunk.row.number} of video {chunk.video.name!r} ({self._stores.address(chunk)})"
+    def _describe(self, chunk: Chunk) -> str:
+        return f"chunk {chunk.row.number} of video {chunk.video.name!r} ({self._chunks.address(chunk)})"
 
 
-def keep_forever(thing: object) -> None:
-    """Never free something of the parent process: decoders would wait for threads that a fork does not copy."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+def leak_object(value: object) -> None:
+    """Never free an object of the parent process: a decoder would wait for threads that a fork does not copy."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))

@@ -1,6 +1,6 @@
-"""Frames of an archive by number, as the decoder gives them: exactly those, and only the work that they take.
+"""Random access to the decoded frames of an archive by number, without torch.
 
-No torch is needed here. The torch face is :mod:`streamloader.archive.archive`.
+:mod:`streamloader.archive.archive` returns these frames as tensors.
 """
 
 from __future__ import annotations
@@ -17,56 +17,56 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from streamloader.archive.location import catalog_url, placed, shared_by
-from streamloader.archive.reader.batch import Reading, Take
+from streamloader.archive.location import catalog_url, open_shared_catalog, resolve_places
+from streamloader.archive.reader.batch import FrameBatchReader, FrameConsumer
 from streamloader.archive.reader.cache import FrameCache
-from streamloader.archive.reader.chunk_bytes import ChunkStores
-from streamloader.archive.reader.decoders import Decoders, keep_forever
-from streamloader.archive.reader.lookup import Lookup
+from streamloader.archive.reader.chunk_bytes import ChunkReader
+from streamloader.archive.reader.decoders import DecoderPool, leak_object
+from streamloader.archive.reader.lookup import ChunkLookup
 from streamloader.archive.reader.stats import ReadCounts
-from streamloader.errors import ClosedError, ConfigError, FrameOutside, VideoNotFound
+from streamloader.errors import ClosedError, ConfigError, FrameIndexError, VideoNotFound
 from streamloader.redaction import redact
 
 if TYPE_CHECKING:
-    from streamloader.archive.catalog.base import Catalog, Header, Snapshot, VideoRow
+    from streamloader.archive.catalog.base import Catalog, CatalogHeader, Snapshot, VideoRow
     from streamloader.media.video.reader import VideoFrame
-    from streamloader.stores.io_thread import Shared
+    from streamloader.stores.io_thread import SharedResource
     from streamloader.values import Array
 
-__all__ = ["CACHE_BYTES", "CACHE_LIMIT", "ArchiveReader", "default_threads"]
+__all__ = ["DEFAULT_CACHE_LIMIT", "DEFAULT_MAX_CACHE_BYTES", "ArchiveReader", "default_threads"]
 
-CACHE_LIMIT: Final = 256  # groups of decoded frames, and spans of bytes
-CACHE_BYTES: Final = 256 << 20
-_THREADS: Final = 8  # more do not make one reader faster
+DEFAULT_CACHE_LIMIT: Final = 256
+DEFAULT_MAX_CACHE_BYTES: Final = 256 << 20
+_MAX_DEFAULT_THREADS: Final = 8  # more threads do not make one reader faster
 
 
 def default_threads() -> int:
-    """Return how many threads a reader takes where nobody says: one for each core, but one in a DataLoader's worker."""
+    """Return the default number of threads of a reader: one per core, or one in a worker of a DataLoader."""
     data = sys.modules.get("torch.utils.data")
     if data is not None and data.get_worker_info() is not None:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_THREADS, cores)
+    return min(_MAX_DEFAULT_THREADS, cores)
 
 
 class ArchiveReader:
     """Random access to the decoded frames of an archive.
 
-    One reader serves many threads. It can be pickled, and used after a fork: it then connects anew, and keeps the
-    numbering that it had.
+    All methods are thread-safe. A reader can be pickled, and used after a fork. It then reconnects and keeps its
+    numbering.
 
     Args:
-        address: url of the catalog, or the folder of a local archive.
-        places: number or url of a place -> the address by which this machine reaches it.
-        storage_options: of the stores of the places, see :func:`streamloader.stores.registry.options_for`.
-        catalog_options: of the catalog, such as ``client=``.
-        cache_limit: groups of decoded frames, and spans of bytes from stores, that are kept at most.
-        max_cache_bytes: of memory that these take at most.
-        prefetch: fetch what is next where access is sequential.
-        threads: that decode at the same time; None: one for each core, and one in workers of a DataLoader.
+        address: URL of the catalog, or folder of a local archive.
+        places: Addresses by which this machine reaches the places, by number or URL of the place.
+        storage_options: Options of the stores of the places. See :func:`streamloader.stores.registry.select_options`.
+        catalog_options: Options of the catalog, such as ``client=``.
+        cache_limit: Maximum number of cached groups of decoded frames and blocks of bytes.
+        max_cache_bytes: Maximum number of bytes of the cache.
+        prefetch: Whether to fetch the bytes after a sequential read. Defaults to True.
+        threads: Number of threads that decode. Defaults to one per core, or one in a worker of a DataLoader.
 
     Raises:
-        ConfigError: the arguments make no sense.
+        ConfigError: If an argument is invalid.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class ArchiveReader:
         places: Mapping[int | str, str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         catalog_options: Mapping[str, Any] | None = None,
-        cache_limit: int = CACHE_LIMIT,
-        max_cache_bytes: int = CACHE_BYTES,
+        cache_limit: int = DEFAULT_CACHE_LIMIT,
+        max_cache_bytes: int = DEFAULT_MAX_CACHE_BYTES,
         prefetch: bool = True,
         threads: int | None = None,
     ) -> None:
-        for name, value, least in (("cache_limit", cache_limit, 0), ("max_cache_bytes", max_cache_bytes, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        for name, value in (("cache_limit", cache_limit), ("max_cache_bytes", max_cache_bytes)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ConfigError(f"{name} must be a whole number of at least 0, got {value!r}")
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ConfigError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
         self._url = catalog_url(address)
@@ -95,46 +95,46 @@ class ArchiveReader:
         self._prefetch = bool(prefetch)
         self._threads = threads
         self._snapshot: Snapshot | None = None
-        self._begin()
+        self._init_process_state()
 
-    def _begin(self) -> None:
+    def _init_process_state(self) -> None:
         self._lock = threading.Lock()
-        self._live: _Live | None = None
+        self._session: _ReaderSession | None = None
         self._closed = False
         _readers.add(self)
 
     @property
     def url(self) -> str:
-        """The url of the catalog, without secrets."""
+        """The URL of the catalog, without secrets."""
         return redact(self._url)
 
     @property
     def storage_options(self) -> Mapping[str, Any] | None:
-        """Of the stores of the places."""
+        """The options of the stores of the places."""
         return self._storage_options
 
     @property
     def snapshot(self) -> Snapshot:
-        """How far the archive goes for this reader: what was in it when it was first asked, or refreshed."""
+        """The extent of the archive for this reader, as of the first access or the last :meth:`refresh`."""
         if self._snapshot is None:
-            return self._now().snapshot
+            return self._get_session().snapshot
         return self._snapshot
 
     @property
-    def header(self) -> Header:
-        """What is known of the archive as a whole."""
-        return self._now().header
+    def header(self) -> CatalogHeader:
+        """The header of the archive."""
+        return self._get_session().header
 
     @property
-    def catalog(self) -> Shared[Catalog]:
-        """The catalog, in the I/O thread."""
-        return self._now().catalog
+    def catalog(self) -> SharedResource[Catalog]:
+        """The catalog, on the I/O thread."""
+        return self._get_session().catalog
 
     def refresh(self) -> Snapshot:
-        """See what was added to the archive meanwhile. Numbers of frames do not change."""
-        live = self._now()
-        snapshot = live.catalog.call(live.catalog.it.snapshot())
-        live.lookup.snapshot = live.snapshot = self._snapshot = snapshot
+        """Include the videos that were added to the archive since. The numbers of frames do not change."""
+        session = self._get_session()
+        snapshot = session.catalog.call(session.catalog.resource.get_snapshot())
+        session.lookup.snapshot = session.snapshot = self._snapshot = snapshot
         return snapshot
 
     # --- videos ------------------------------------------------------------------------------------------------------
@@ -143,199 +143,209 @@ class ArchiveReader:
         """Return a video by its number.
 
         Raises:
-            VideoNotFound: there is none.
+            VideoNotFound: If the archive has no such video.
         """
-        live = self._now()
-        row = live.catalog.call(live.catalog.it.video(number)) if 0 <= number < self.snapshot.videos else None
+        catalog = self._get_session().catalog
+        row = catalog.call(catalog.resource.get_video(number)) if 0 <= number < self.snapshot.videos else None
         if row is None:
-            raise VideoNotFound(f"the archive has {self.snapshot.videos} videos, and none of number {number}")
+            raise VideoNotFound(f"the archive has {self.snapshot.videos} videos, and no video number {number}")
         return row
 
-    def named(self, name: str) -> VideoRow:
+    def video_by_name(self, name: str) -> VideoRow:
         """Return a video by its name.
 
         Raises:
-            VideoNotFound: there is none.
+            VideoNotFound: If the archive has no such video.
         """
-        live = self._now()
-        row = live.catalog.call(live.catalog.it.named(name))
+        catalog = self._get_session().catalog
+        row = catalog.call(catalog.resource.get_video_by_name(name))
         if row is None or not 0 <= row.number < self.snapshot.videos:
-            late = "" if row is None else ", which was added after it was opened: refresh() shows it"
-            raise VideoNotFound(f"the archive {self.url} has no video {name!r}{late}", stream=name)
+            hint = "" if row is None else ". It was added after the archive was opened: call refresh()"
+            raise VideoNotFound(f"the archive {self.url} has no video {name!r}{hint}", stream=name)
         return row
 
     def find(self, where: Mapping[str, Any] | None = None, start: int = 0, stop: int | None = None) -> list[VideoRow]:
-        """Return the videos whose metadata match, in order; see :mod:`streamloader.archive.catalog.query`."""
+        """Return the videos whose metadata match, in order.
+
+        Args:
+            where: Condition, see :mod:`streamloader.archive.catalog.query`. Defaults to all videos.
+            start: Number of the first video to consider. Defaults to 0.
+            stop: Number after the last video to consider. Defaults to the end.
+        """
         stop = self.snapshot.videos if stop is None else min(stop, self.snapshot.videos)
-        live = self._now()
+        catalog = self._get_session().catalog
 
         async def collect() -> list[VideoRow]:
-            async with contextlib.aclosing(live.catalog.it.find(where, start=start, stop=stop)) as found:
-                return [row async for row in found]
+            async with contextlib.aclosing(catalog.resource.find_videos(where, start=start, stop=stop)) as rows:
+                return [row async for row in rows]
 
-        return live.catalog.call(collect())
+        return catalog.call(collect())
 
     def count(self, where: Mapping[str, Any] | None = None) -> Snapshot:
-        """Return how many videos match, with the sums of their frames, chunks and times."""
-        live = self._now()
-        return live.catalog.call(live.catalog.it.count(where, stop=self.snapshot.videos))
+        """Return the number of matching videos, and the sums of their frames, chunks and durations."""
+        catalog = self._get_session().catalog
+        return catalog.call(catalog.resource.count_videos(where, stop=self.snapshot.videos))
 
     def frame_at(self, seconds: float, video: VideoRow | None = None) -> int:
         """Return the number (in the archive) of the frame that is shown at a time.
 
         Args:
-            seconds: since the beginning of the video, or of the archive, all videos played one after the other.
-            video: None: the whole archive.
+            seconds: Time in seconds after the start of the video, or of the archive if all its videos are shown one
+                after the other.
+            video: Video of the archive. Defaults to the whole archive.
 
         Raises:
-            FrameOutside: nothing is shown then.
+            FrameIndexError: If no frame is shown at that time.
         """
-        return self._now().lookup.frame_at(seconds, video)
+        return self._get_session().lookup.frame_at(seconds, video)
 
     # --- frames ------------------------------------------------------------------------------------------------------
 
     def decode(self, video: VideoRow, numbers: Sequence[int] | Array) -> Iterator[VideoFrame]:
-        """Yield frames of one video, in the order asked for, each when it is wanted.
+        """Yield frames of one video lazily, in the order of `numbers`.
 
-        Ascending numbers cost no more than decoding on; bytes of what comes next are fetched meanwhile.
+        With ascending numbers, decoding continues from one frame to the next, and bytes are fetched ahead.
 
         Args:
-            video: of this archive.
-            numbers: of frames within the video.
+            video: Video of this archive.
+            numbers: Numbers of frames within the video.
 
         Raises:
-            FrameOutside: the video has no such frame.
-            CorruptStream: a chunk does not hold what the catalog says; ``offset`` is the frame of the video.
-            StoreError: bytes of a chunk could not be had.
-            CatalogError: the catalog could not be read.
+            FrameIndexError: If the video has no such frame.
+            CorruptStream: If a chunk differs from its index in the catalog. ``offset`` is the frame of the video.
+            StoreError: If bytes of a chunk cannot be read.
+            CatalogError: If the catalog cannot be read.
         """
         wanted = np.asarray(numbers, np.int64)
         outside = (wanted < 0) | (wanted >= video.frames)
         if outside.any():
             number = int(wanted[outside][0])
-            raise FrameOutside(
-                f"video {video.name!r} has frames 0 to {video.frames - 1}, and none of number {number}",
+            raise FrameIndexError(
+                f"video {video.name!r} has frames 0 to {video.frames - 1}, and no frame number {number}",
                 stream=video.name,
                 offset=number,
             )
-        return self._now().reading.stream(wanted + video.start)
+        return self._get_session().batches.iter_frames(wanted + video.start)
 
-    def each(self, numbers: Array, take: Take) -> None:
-        """Call ``take(place, video, frame)`` for each frame, from several threads at once and in any order.
+    def for_each(self, numbers: Array, consume: FrameConsumer) -> None:
+        """Call ``consume(position, video, frame)`` for each frame, from several threads and in any order.
 
         Args:
-            numbers: int64, ascending, each once: of frames of the archive.
-            take: gets the frame's place in `numbers`, its video, and the frame.
+            numbers: Numbers of frames of the archive, int64 (N,), ascending and without duplicates.
+            consume: Function called with the frame's position in `numbers`, its video and the frame.
 
         Raises:
-            FrameOutside: see :meth:`decode`, for these and further errors.
+            FrameIndexError: If the archive has no such frame. See :meth:`decode` for further errors.
         """
         if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < self.snapshot.frames:
             number = int(numbers[0] if numbers[0] < 0 else numbers[-1])
-            raise FrameOutside(
-                f"the archive has {self.snapshot.frames} frames, and none of number {number}", offset=number
+            raise FrameIndexError(
+                f"the archive has {self.snapshot.frames} frames, and no frame number {number}", offset=number
             )
-        self._now().reading.each(numbers, take)
+        self._get_session().batches.for_each(numbers, consume)
 
-    def videos_of(self, numbers: Array) -> list[VideoRow]:
-        """Return the videos that hold these frames of the archive (ascending, not empty), in order."""
-        rows = self._now().lookup.rows(numbers.tolist())
+    def videos_containing(self, numbers: Array) -> list[VideoRow]:
+        """Return the videos that contain these frames of the archive (ascending, at least one), in order."""
+        rows = self._get_session().lookup.locate(numbers.tolist())
         return list({video.number: video for video, _, _ in rows.values()}.values())
 
-    # --- life --------------------------------------------------------------------------------------------------------
+    # --- statistics, copies, closing ---------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
-        """Return what reading took in this process so far: see :class:`ReadCounts`, and what the cache holds."""
-        live = self._live
-        if live is None or live.pid != os.getpid():
+        """Return the fields of :class:`ReadCounts` for this process, and ``cache_entries`` and ``cache_bytes``."""
+        session = self._session
+        if session is None or session.pid != os.getpid():
             return dataclasses.asdict(ReadCounts()) | {"cache_entries": 0, "cache_bytes": 0}
-        return dataclasses.asdict(live.counts) | {"cache_entries": len(live.cache), "cache_bytes": live.cache.bytes}
+        cache = session.cache
+        return dataclasses.asdict(session.counts) | {"cache_entries": len(cache), "cache_bytes": cache.bytes}
 
-    def another(self, threads: int | None = None) -> ArchiveReader:
-        """Return one more reader of the same archive, with the same numbering and nothing else in common.
+    def clone(self, threads: int | None = None) -> ArchiveReader:
+        """Return a new reader of the same archive with the same numbering. Connections and caches are not shared.
 
         Args:
-            threads: that decode at the same time in that one; None for as many as this one was told.
+            threads: Number of threads that decode. Defaults to this reader's setting.
         """
         reader = copy.copy(self)
         reader._threads = threads or self._threads  # noqa: SLF001
         return reader
 
     def close(self) -> None:
-        """Free decoders and memory, and give stores and catalog back. Safe to call twice; later use is an error."""
+        """Free decoders and caches, and release stores and catalog. Safe to call twice. Later reads are errors."""
         with self._lock:
             self._closed = True
-            live, self._live = self._live, None
-        if live is not None:
-            if live.pid == os.getpid():
-                live.close()
+            session, self._session = self._session, None
+        if session is not None:
+            if session.pid == os.getpid():
+                session.close()
             else:
-                keep_forever(live)
+                leak_object(session)
 
-    def _now(self) -> _Live:
-        live = self._live
-        if live is not None and live.pid == os.getpid():
-            return live
+    def _get_session(self) -> _ReaderSession:
+        session = self._session
+        if session is not None and session.pid == os.getpid():
+            return session
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the archive {self.url} was closed: open it again", address=self.url)
-            if self._live is None:
-                self._live = self._connect()
-            return self._live
+            if self._session is None:
+                self._session = self._connect()
+            return self._session
 
-    def _connect(self) -> _Live:
-        catalog = shared_by(self._url, self._catalog_options)
+    def _connect(self) -> _ReaderSession:
+        catalog = open_shared_catalog(self._url, self._catalog_options)
         try:
-            header = catalog.call(catalog.it.header())
+            header = catalog.call(catalog.resource.get_header())
             if self._snapshot is None:
-                self._snapshot = catalog.call(catalog.it.snapshot())
-            places = placed(header.places, self._places, self._url)
+                self._snapshot = catalog.call(catalog.resource.get_snapshot())
+            places = resolve_places(header.places, self._places, self._url)
         except BaseException:
             catalog.close()
             raise
-        cache = self._cache_limit, self._max_cache_bytes
+        cache_limits = self._cache_limit, self._max_cache_bytes
         threads = self._threads or default_threads()
-        return _Live(catalog, header, self._snapshot, places, self._storage_options, cache, threads, self._prefetch)
+        return _ReaderSession(
+            catalog, header, self._snapshot, places, self._storage_options, cache_limits, threads, self._prefetch
+        )
 
-    def leave_to_parent(self) -> None:
-        """After a fork, in the child: what is connected belongs to the parent, and is never freed here."""
-        if self._live is not None:
-            keep_forever(self._live)
-        self._live = None
+    def abandon_after_fork(self) -> None:
+        """Called in the child after a fork. The session belongs to the parent process and is never freed here."""
+        if self._session is not None:
+            leak_object(self._session)
+        self._session = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave all behind that belongs to this process; the copy has the same numbering."""
+        """Omit everything that belongs to this process. The copy has the same numbering."""
         if "client" in self._catalog_options:
             raise ConfigError(
                 f"the archive {self.url} was opened with client=, which belongs to this process: to use it in worker "
-                "processes, open it by the url of its catalog alone"
+                "processes, open it by the URL of its catalog alone"
             )
         _ = self.snapshot
         state = self.__dict__.copy()
-        for name in ("_lock", "_live", "_closed"):
+        for name in ("_lock", "_session", "_closed"):
             del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._begin()
+        self._init_process_state()
 
     def __repr__(self) -> str:
         return f"<ArchiveReader {self.url}>"
 
 
-class _Live:
-    """What a reader has in one process."""
+class _ReaderSession:
+    """The connections, caches and decoders of a reader in one process."""
 
     def __init__(
         self,
-        catalog: Shared[Catalog],
-        header: Header,
+        catalog: SharedResource[Catalog],
+        header: CatalogHeader,
         snapshot: Snapshot,
         places: Mapping[int, str],
         storage_options: Mapping[str, Any] | None,
-        cache: tuple[int, int],
+        cache_limits: tuple[int, int],
         threads: int,
         prefetch: bool,
     ) -> None:
@@ -344,22 +354,22 @@ class _Live:
         self.header = header
         self.snapshot = snapshot
         self.counts = ReadCounts()
-        self.cache = FrameCache(*cache, self._dropped)
-        self.stores = ChunkStores(places, storage_options, self.cache, self.counts)
-        self.lookup = Lookup(catalog, snapshot, self.counts)
-        self.decoders = Decoders(self.stores, self.counts, threads)
-        self.reading = Reading(
-            self.lookup, self.stores, self.decoders, self.cache, self.counts, threads, prefetch=prefetch
+        self.cache = FrameCache(*cache_limits, self._on_cache_drop)
+        self.chunks = ChunkReader(places, storage_options, self.cache, self.counts)
+        self.lookup = ChunkLookup(catalog, snapshot, self.counts)
+        self.decoders = DecoderPool(self.chunks, self.counts, threads)
+        self.batches = FrameBatchReader(
+            self.lookup, self.chunks, self.decoders, self.cache, self.counts, threads, prefetch=prefetch
         )
 
     def close(self) -> None:
-        self.stores.close()  # first: it ends what others wait for
+        self.chunks.close()  # first: this ends the requests that other threads wait for
         self.decoders.close()
         self.cache.clear()
         self.lookup.close()
 
-    def _dropped(self, key: Any) -> None:
-        self.stores.dropped(key)
+    def _on_cache_drop(self, key: Any) -> None:
+        self.chunks.remove_dropped(key)
 
 
 _readers: Final[weakref.WeakSet[ArchiveReader]] = weakref.WeakSet()
@@ -367,7 +377,7 @@ _readers: Final[weakref.WeakSet[ArchiveReader]] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for reader in list(_readers):
-        reader.leave_to_parent()
+        reader.abandon_after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-"""Counters of the work that reading an archive has taken."""
+"""Counters of the work done to read an archive."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class ReadCounts:
 
     Attributes:
         frames: Number of frames requested.
-        frame_hits: Number of requested frames that were already decoded.
+        frame_hits: Number of requested frames that were in the cache.
         frame_misses: Number of requested frames that had to be decoded.
         packets: Number of packets decoded.
-        runs: Number of decoding runs started at a key frame.
-        continued: Number of decoding runs that continued where an earlier run had ended.
-        again: Number of decoding runs that gave unexpected frames and were repeated in a slower way.
+        spans: Number of spans decoded from a key frame on.
+        resumed: Number of spans decoded by continuing with a decoder at its position.
+        retried: Number of repeated attempts to decode missing frames in a slower way.
         byte_hits: Number of bytes of chunks in stores that were in the cache.
         byte_misses: Number of bytes of chunks read from stores or local files.
         requests: Number of read requests for chunks.
@@ -30,9 +30,9 @@ class ReadCounts:
     frame_hits: int = 0
     frame_misses: int = 0
     packets: int = 0
-    runs: int = 0
-    continued: int = 0
-    again: int = 0
+    spans: int = 0
+    resumed: int = 0
+    retried: int = 0
     byte_hits: int = 0
     byte_misses: int = 0
     requests: int = 0

@@ -1,4 +1,4 @@
-"""When the frames of a video of an archive are shown: from the frame indexes of just those chunks that matter."""
+"""When the frames of an archived video are shown, from the frame indexes of only the chunks that are needed."""
 
 from __future__ import annotations
 
@@ -16,117 +16,130 @@ from streamloader.values import Array
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog, ChunkRow, VideoRow
-    from streamloader.stores.io_thread import Shared
+    from streamloader.stores.io_thread import SharedResource
 
-__all__ = ["VideoClock"]
+__all__ = ["FrameTimes"]
 
-_KEPT: Final = 64  # chunks whose times are remembered; 8 KB each for 1000 frames
-_PAGE: Final = 64  # chunks that are looked up in one go
+_MAX_CACHED_CHUNKS: Final = 64  # 8 KB each for 1000 frames
+_CHUNKS_PER_REQUEST: Final = 64
 
 
-class VideoClock:
-    """The times of the frames of one video; for one thread.
+class FrameTimes:
+    """The times of the frames of one video. For use by one thread.
 
     Args:
-        catalog: of the archive.
-        video: in it.
+        catalog: Catalog of the archive.
+        video: Video of the archive.
     """
 
-    def __init__(self, catalog: Shared[Catalog], video: VideoRow) -> None:
+    def __init__(self, catalog: SharedResource[Catalog], video: VideoRow) -> None:
         self._catalog = catalog
         self._video = video
         self._pts: OrderedDict[int, Array] = OrderedDict()  # by number of the first frame of the chunk
         self._rows: list[ChunkRow] | None = None
 
     def seconds(self, numbers: Array) -> Array:
-        """Return when frames (int64, ascending) are shown, in seconds after the first frame: float64.
+        """Return when frames are shown, in seconds after the first frame of the video: float64 (N,).
+
+        Args:
+            numbers: Numbers of frames within the video, int64 (N,), ascending.
 
         Raises:
-            CatalogError: the catalog does not say.
-            CorruptStream: what it says makes no sense; ``offset`` is the frame.
+            CatalogError: If the catalog does not contain their chunks.
+            CorruptStream: If the frame index of a chunk is damaged. ``offset`` is the frame.
         """
         pts = np.empty(len(numbers), np.int64)
-        at = 0
-        while at < len(numbers):
-            first, known = self._chunk_of(int(numbers[at]), int(numbers[-1]))
-            stop = int(np.searchsorted(numbers, first + len(known)))
-            pts[at:stop] = known[numbers[at:stop] - first]
-            at = stop
+        position = 0
+        while position < len(numbers):
+            first, ticks = self._ticks_around(int(numbers[position]), int(numbers[-1]))
+            end = int(np.searchsorted(numbers, first + len(ticks)))
+            pts[position:end] = ticks[numbers[position:end] - first]
+            position = end
         base = self._video.time_base
         return (pts - self._video.first_pts) * base.numerator / base.denominator
 
-    def shown_at(self, steps: Array, fps: Fraction) -> Array:
-        """Return the last frame that is shown not after each step (int64, ascending) of a rate: int64.
+    def frames_at_steps(self, steps: Array, fps: Fraction) -> Array:
+        """Return for each step of a frame rate the last frame shown at or before it: int64 (N,).
+
+        Args:
+            steps: Numbers of steps, int64 (N,), ascending. Step k is at k / `fps` seconds.
+            fps: Frame rate in steps per second.
 
         Raises:
-            CatalogError: see :meth:`seconds`.
-            CorruptStream: the same.
+            CatalogError: If the catalog does not contain all chunks of the video.
+            CorruptStream: If the frame index of a chunk is damaged. ``offset`` is the frame.
         """
         ticks = latest_ticks(steps, self._video.time_base, fps) + self._video.first_pts
-        rows = self._all_rows()
-        begins = np.array([row.first_pts for row in rows], np.int64)
-        places = np.searchsorted(begins, ticks, side="right") - 1
+        rows = self._load_all_rows()
+        chunk_starts = np.array([row.first_pts for row in rows], np.int64)
+        chunk_numbers = np.searchsorted(chunk_starts, ticks, side="right") - 1
         numbers = np.empty(len(steps), np.int64)
-        bounds = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(steps)]
-        for begin in range(0, len(bounds) - 1, _PAGE):
-            page = bounds[begin : begin + _PAGE + 1]
-            chosen = [rows[int(places[start])] for start in page[:-1]]
-            for row, known, start, stop in zip(chosen, self._learn(chosen), page, page[1:], strict=False):
-                numbers[start:stop] = row.first + np.searchsorted(known, ticks[start:stop], side="right") - 1
+        bounds = [0, *(np.flatnonzero(np.diff(chunk_numbers)) + 1).tolist(), len(steps)]
+        for first_bound in range(0, len(bounds) - 1, _CHUNKS_PER_REQUEST):
+            page = bounds[first_bound : first_bound + _CHUNKS_PER_REQUEST + 1]
+            chosen = [rows[int(chunk_numbers[start])] for start in page[:-1]]
+            for row, pts, start, end in zip(chosen, self._load_ticks(chosen), page, page[1:], strict=False):
+                numbers[start:end] = row.first_frame + np.searchsorted(pts, ticks[start:end], side="right") - 1
         return numbers
 
-    def _chunk_of(self, number: int, last: int) -> tuple[int, Array]:
-        """Return the first frame of the chunk that holds `number`, and the ticks of its frames."""
-        for first, known in self._pts.items():
-            if first <= number < first + len(known):
-                return first, known
+    def _ticks_around(self, number: int, last: int) -> tuple[int, Array]:
+        """Return the first frame of the chunk that contains frame `number`, and the ticks of the chunk's frames.
+
+        The chunks up to frame `last` are loaded in the same request.
+        """
+        for first, ticks in self._pts.items():
+            if first <= number < first + len(ticks):
+                return first, ticks
         start = self._video.start
         catalog = self._catalog
-        located = catalog.call(catalog.it.locate(start + number, start + last + 1))
-        rows = [row for each in located for row in each.chunks if row.content == self._video.content][:_PAGE]
-        if not rows or not rows[0].first <= number < rows[0].first + rows[0].frames:
+        located = catalog.call(catalog.resource.locate_frames(start + number, start + last + 1))
+        rows = [row for each in located for row in each.chunks if row.content == self._video.content]
+        rows = rows[:_CHUNKS_PER_REQUEST]
+        if not rows or not rows[0].first_frame <= number < rows[0].first_frame + rows[0].frames:
             raise CatalogError(
-                f"the catalog {catalog.it.url} does not say which chunk of video {self._video.name!r} holds frame "
-                f"{number}",
+                f"the catalog {catalog.resource.url} has no chunk of video {self._video.name!r} that contains "
+                f"frame {number}",
                 stream=self._video.name,
                 offset=number,
             )
-        return rows[0].first, self._learn(rows)[0]
+        return rows[0].first_frame, self._load_ticks(rows)[0]
 
-    def _all_rows(self) -> list[ChunkRow]:
+    def _load_all_rows(self) -> list[ChunkRow]:
         if self._rows is None:
             catalog = self._catalog
-            self._rows = catalog.call(catalog.it.chunks(self._video.content, 0, self._video.chunks))
+            self._rows = catalog.call(catalog.resource.get_chunks(self._video.content, 0, self._video.chunks))
             if [row.number for row in self._rows] != list(range(self._video.chunks)):
                 raise CatalogError(
-                    f"the catalog {catalog.it.url} has not all {self._video.chunks} chunks of video "
+                    f"the catalog {catalog.resource.url} does not have all {self._video.chunks} chunks of video "
                     f"{self._video.name!r}",
                     stream=self._video.name,
                 )
         return self._rows
 
-    def _learn(self, rows: Sequence[ChunkRow]) -> list[Array]:
-        """Return the ticks of the frames of each of these chunks, and remember them."""
-        missing = [row for row in rows if row.first not in self._pts]
-        known = {row.first: self._pts[row.first] for row in rows if row.first in self._pts}
+    def _load_ticks(self, rows: Sequence[ChunkRow]) -> list[Array]:
+        """Return the ticks of the frames of each of these chunks, and cache them."""
+        missing = [row for row in rows if row.first_frame not in self._pts]
+        ticks = {row.first_frame: self._pts[row.first_frame] for row in rows if row.first_frame in self._pts}
         if missing:
             catalog = self._catalog
-            encoded = catalog.call(catalog.it.indexes(self._video.content, [row.number for row in missing]))
-            known |= {row.first: self._ticks(row, data) for row, data in zip(missing, encoded, strict=True)}
+            encoded = catalog.call(catalog.resource.get_indexes(self._video.content, [row.number for row in missing]))
+            ticks |= {
+                row.first_frame: self._decode_ticks(row, data) for row, data in zip(missing, encoded, strict=True)
+            }
         for row in rows:
-            self._pts[row.first] = known[row.first]
-            self._pts.move_to_end(row.first)
-        while len(self._pts) > _KEPT:
+            self._pts[row.first_frame] = ticks[row.first_frame]
+            self._pts.move_to_end(row.first_frame)
+        while len(self._pts) > _MAX_CACHED_CHUNKS:
             self._pts.popitem(last=False)
-        return [known[row.first] for row in rows]
+        return [ticks[row.first_frame] for row in rows]
 
-    def _ticks(self, row: ChunkRow, data: bytes) -> Array:
+    def _decode_ticks(self, row: ChunkRow, data: bytes) -> Array:
         index = ChunkIndex.decode(data)
         if len(index) != row.frames:
             raise CorruptStream(
                 f"chunk {row.number} of video {self._video.name!r}: its frame index has {len(index)} frames, the "
                 f"catalog says {row.frames}",
                 stream=self._video.name,
-                offset=row.first,
+                offset=row.first_frame,
             )
         return index.pts

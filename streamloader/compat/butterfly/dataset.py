@@ -1,7 +1,7 @@
-"""The door of the reference system: its names and its use, over an archive.
+"""The compatibility layer for ButterflyTorch: its classes and methods, over an archive.
 
-What differs from it: a second video never overwrites the frames of a first, frames are RGB, host keys are checked,
-chunks are videos and no pickles, and what goes wrong is a typed error and not a line in a log.
+Differences from ButterflyTorch: a second video never overwrites the frames of a first, frames are RGB, host keys are
+checked, chunks are videos instead of pickles, and failures are typed errors instead of log lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from streamloader.archive.ingest import IngestReport
 from streamloader.compat.butterfly.settings import ButterflySettings
 from streamloader.compat.butterfly.storage import ChunkTracker, RemoteFileHandler, VideoProcessor
 from streamloader.errors import ConfigError
-from streamloader.media.video.selection import whole
+from streamloader.media.video.selection import as_int
 from streamloader.stores.addresses import Address
 from streamloader.streams.video import is_video
 
@@ -34,28 +34,28 @@ __all__ = [
     "VideoProcessor",
 ]
 
-_COLOURS: Final = 3
+_COLOR_CHANNELS: Final = 3
 
 
 class DistributedVideoDataset(Dataset[Any]):
     """All frames of the archive as one array: ``dataset[1000:2000]`` is uint8 (N, H, W, 3) in RGB.
 
     Args:
-        connection_string: see :class:`ChunkTracker`.
-        db_name: the same.
-        transform: is given frames as a NumPy array, uint8 (N, H, W, 3) for slices and lists, (H, W, 3) for a single
-            one. Arrays that it returns become tensors.
-        remote_handler: of the machine that chunks are on; by default that of the settings.
-        shape: (height, width) to which frames are scaled, where videos differ; None leaves them as they are.
-        settings: what to go by instead of ``.env`` and the environment.
+        connection_string: URL of the catalog, see :class:`ChunkTracker`.
+        db_name: Name of the database in MongoDB, see :class:`ChunkTracker`.
+        transform: Function of frames as a NumPy array: uint8 (N, H, W, 3) for slices and lists, (H, W, 3) for a single
+            frame. An array that it returns is converted to a tensor.
+        remote_handler: Handler of the machine with the chunks. Defaults to that of the settings.
+        shape: Size (height, width) to which frames are scaled. None keeps their size.
+        settings: Settings. Defaults to those of ``.env`` and the environment.
 
     Attributes:
-        archive: the archive, whose face has more: names, times, asynchronous reading, statistics.
+        archive: The archive, which also offers names, times, asynchronous reads and statistics.
 
     Raises:
-        CatalogNotFound: nothing was saved yet.
-        FrameOutside: from reading: there is no frame of this number (an IndexError); for more see
-            :class:`~streamloader.archive.archive.Archive`.
+        CatalogNotFound: If no video has been saved yet.
+        FrameIndexError: If there is no frame of this number (at a read). It is an IndexError. See
+            :class:`~streamloader.archive.archive.Archive` for further errors.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class DistributedVideoDataset(Dataset[Any]):
         shape: Sequence[int] | None = None,
         settings: ButterflySettings | None = None,
     ) -> None:
-        known = settings or ButterflySettings.load()
-        handler = remote_handler or RemoteFileHandler(settings=known)
-        limits = {"cache_limit": known.cache_limit, "max_cache_bytes": known.max_cache_bytes}
+        settings = settings or ButterflySettings.load()
+        handler = remote_handler or RemoteFileHandler(settings=settings)
+        limits = {"cache_limit": settings.cache_limit, "max_cache_bytes": settings.max_cache_bytes}
         self.transform = transform
         self.archive: Archive = open_archive(
-            ChunkTracker(connection_string, db_name, settings=known).url,
-            size=_size(shape),
+            ChunkTracker(connection_string, db_name, settings=settings).url,
+            size=_validate_shape(shape),
             storage_options=handler.storage_options,
             **{name: limit for name, limit in limits.items() if limit is not None},
         )
@@ -88,35 +88,35 @@ class DistributedVideoDataset(Dataset[Any]):
         frames = self.archive[idx]
         if self.transform is None or not isinstance(frames, torch.Tensor):
             return frames
-        return self._transformed(frames)
+        return self._apply_transform(frames)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
         """Return a batch of single frames, decoded together."""
         frames = self.archive[list(numbers)]
-        return list(frames) if self.transform is None else [self._transformed(frame) for frame in frames]
+        return list(frames) if self.transform is None else [self._apply_transform(frame) for frame in frames]
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield all frames, one after the other."""
+        """Yield all frames in order."""
         for frame in self.archive:
-            yield frame if self.transform is None else self._transformed(frame)
+            yield frame if self.transform is None else self._apply_transform(frame)
 
     def refresh(self) -> Self:
-        """See what was added meanwhile, at the end; return the data set itself."""
+        """Include the videos that were added since, at the end. Return the data set itself."""
         self.archive.refresh()
         return self
 
     def close(self) -> None:
-        """Give back what it holds. Safe to call twice."""
+        """Close the archive. Safe to call twice."""
         self.archive.close()
 
-    def _transformed(self, frames: torch.Tensor) -> Any:
+    def _apply_transform(self, frames: torch.Tensor) -> Any:
         assert self.transform is not None
-        done = self.transform(frames.numpy())
-        return torch.from_numpy(done) if isinstance(done, np.ndarray) else done
+        result = self.transform(frames.numpy())
+        return torch.from_numpy(result) if isinstance(result, np.ndarray) else result
 
 
 class ButterflyTorch:
-    """``torch`` with an archive of videos: any attribute of torch is one of this, and there are a few more.
+    """``torch`` with an archive of videos: all attributes of torch, and methods to save and load videos.
 
     Example::
 
@@ -126,12 +126,12 @@ class ButterflyTorch:
         normalised = my_torch.nn.functional.normalize(dataset[1000:2000])
 
     Args:
-        settings: what to go by instead of ``.env`` and the environment; see :class:`ButterflySettings`.
+        settings: Settings. Defaults to those of ``.env`` and the environment.
 
     Attributes:
-        torch: the module.
-        settings: see above.
-        remote_handler: of the machine that videos and chunks are on.
+        torch: The module ``torch``.
+        settings: The settings.
+        remote_handler: Handler of the machine with the videos and chunks.
     """
 
     def __init__(self, settings: ButterflySettings | None = None) -> None:
@@ -149,28 +149,28 @@ class ButterflyTorch:
         chunk_size: int | None = None,
         **options: Any,
     ) -> IngestReport:
-        """Cut videos into chunks and put them into storage. What was saved before is recognised and not saved again.
+        """Cut videos into chunks and save them. A video that was saved before is recognized and not saved again.
 
         Args:
-            video_paths: of the machine that ``REMOTE_HOST`` names, else of this one; or addresses.
-            storage_base_path: folder for the chunks, of the same machine; by default that of the settings.
-            connection_string: see :class:`ChunkTracker`.
-            db_name: the same.
-            chunk_size: frames of a chunk; by default that of the settings.
-            **options: of :func:`streamloader.archive.ingest.add_videos`, such as ``progress=True``.
+            video_paths: Paths on the machine ``REMOTE_HOST``, or on this machine if it is not set, or addresses.
+            storage_base_path: Folder for the chunks on the same machine. Defaults to that of the settings.
+            connection_string: URL of the catalog, see :class:`ChunkTracker`.
+            db_name: Name of the database in MongoDB, see :class:`ChunkTracker`.
+            chunk_size: Number of frames of a chunk. Defaults to that of the settings.
+            **options: Options of :func:`streamloader.archive.ingest.add_videos`, such as ``progress=True``.
 
         Raises:
-            StreamNotFound: there is no such video; nothing was done.
-            IngestFailed: some of several videos could not be saved; the others were.
-            StreamloaderError: see :meth:`VideoProcessor.process_video`.
+            StreamNotFound: If a video does not exist. Nothing is saved then.
+            IngestFailed: If some of several videos could not be saved. The others were.
+            StreamloaderError: If a video cannot be saved, as for :meth:`VideoProcessor.process_video`.
         """
-        known = self.settings
-        storage = storage_base_path or (known.remote_storage_path if known.remote_mode else known.storage_path)
+        settings = self.settings
+        storage = storage_base_path or (settings.remote_storage_path if settings.remote_mode else settings.storage_path)
         if storage is None:
-            raise ConfigError("say where chunks go: set REMOTE_STORAGE_PATH, or pass storage_base_path=")
+            raise ConfigError("no folder for chunks is configured: set REMOTE_STORAGE_PATH, or pass storage_base_path=")
         paths = [video_paths] if isinstance(video_paths, (str, os.PathLike)) else list(video_paths)
-        tracker = ChunkTracker(connection_string, db_name, settings=known)
-        processor = VideoProcessor(tracker, self.remote_handler, chunk_size or known.chunk_size)
+        tracker = ChunkTracker(connection_string, db_name, settings=settings)
+        processor = VideoProcessor(tracker, self.remote_handler, chunk_size or settings.chunk_size)
         return processor.process_videos(paths, storage, **options)
 
     def load_data(
@@ -180,10 +180,16 @@ class ButterflyTorch:
         transform_fn: Callable[[Any], Any] | None = None,
         db_name: str | None = None,
     ) -> DistributedVideoDataset:
-        """Return all frames that were saved so far; see :class:`DistributedVideoDataset`.
+        """Return a data set of all frames that have been saved.
+
+        Args:
+            connection_string: URL of the catalog, see :class:`ChunkTracker`.
+            shape: Size (height, width) to which frames are scaled. None keeps their size.
+            transform_fn: Function of frames, see :class:`DistributedVideoDataset`.
+            db_name: Name of the database in MongoDB, see :class:`ChunkTracker`.
 
         Raises:
-            CatalogNotFound: nothing was saved yet.
+            CatalogNotFound: If no video has been saved yet.
         """
         dataset = DistributedVideoDataset(
             connection_string, db_name, transform_fn, self.remote_handler, shape=shape, settings=self.settings
@@ -192,39 +198,50 @@ class ButterflyTorch:
         return dataset
 
     def list_remote_files(self, remote_path: Address | None = None) -> list[str]:
-        """Return the paths of the files in a folder, sorted; by default in ``REMOTE_VIDEOS_PATH`` (or ``VIDEOS_PATH``).
+        """Return the paths of the files in a folder, sorted.
+
+        Args:
+            remote_path: Path of the folder. Defaults to ``REMOTE_VIDEOS_PATH`` (or ``VIDEOS_PATH``).
 
         Raises:
-            ConfigError: no folder is named.
-            StoreError: it cannot be listed.
+            ConfigError: If no folder is configured.
+            StoreError: If the folder cannot be listed.
         """
-        known = self.settings
-        own = known.remote_videos_path if known.remote_mode else known.videos_path or known.remote_videos_path
-        folder = remote_path or own
+        settings = self.settings
+        default = settings.remote_videos_path
+        if not settings.remote_mode:
+            default = settings.videos_path or default
+        folder = remote_path or default
         if not folder:
-            raise ConfigError("say which folder is meant: set REMOTE_VIDEOS_PATH, or pass remote_path=")
-        text = os.fspath(folder)
-        return [posixpath.join(text, name) for name in self.remote_handler.list_directory(text)]
+            raise ConfigError("no folder of videos is configured: set REMOTE_VIDEOS_PATH, or pass remote_path=")
+        path = os.fspath(folder)
+        return [posixpath.join(path, name) for name in self.remote_handler.list_directory(path)]
 
     def get_remote_videos(self, remote_path: Address | None = None) -> list[str]:
-        """Return those of :meth:`list_remote_files` whose ending is one of a video."""
+        """Return the paths of the videos in a folder, recognized by their suffix. See :meth:`list_remote_files`."""
         return [path for path in self.list_remote_files(remote_path) if is_video(path)]
 
     def setup_remote_storage(self, remote_storage_path: Address | None = None) -> None:
-        """Make the folder for chunks (by default ``REMOTE_STORAGE_PATH``), and see that files can be written there.
+        """Create the folder for chunks, and check that files can be written there.
+
+        Args:
+            remote_storage_path: Path of the folder. Defaults to ``REMOTE_STORAGE_PATH`` (or ``STORAGE_PATH``).
 
         Raises:
-            ConfigError: no folder is named.
-            StoreError: they cannot.
+            ConfigError: If no folder is configured.
+            StoreError: If files cannot be written there.
         """
-        known = self.settings
-        folder = remote_storage_path or (known.remote_storage_path if known.remote_mode else known.storage_path)
+        settings = self.settings
+        default = settings.remote_storage_path if settings.remote_mode else settings.storage_path
+        folder = remote_storage_path or default
         if not folder:
-            raise ConfigError("say which folder is meant: set REMOTE_STORAGE_PATH, or pass remote_storage_path=")
+            raise ConfigError(
+                "no folder for chunks is configured: set REMOTE_STORAGE_PATH, or pass remote_storage_path="
+            )
         self.remote_handler.make_directory(folder)
 
     def close(self) -> None:
-        """Close the data sets that were loaded here. Safe to call twice."""
+        """Close the data sets returned by :meth:`load_data`. Safe to call twice."""
         for dataset in list(self._loaded):
             dataset.close()
 
@@ -235,19 +252,19 @@ class ButterflyTorch:
         self.close()
 
     def __getattr__(self, name: str) -> Any:
-        """Return what torch calls so."""
+        """Return the attribute of ``torch``."""
         return getattr(torch, name)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *dir(torch)})
 
 
-def _size(shape: Sequence[int] | None) -> tuple[int, int] | None:
+def _validate_shape(shape: Sequence[int] | None) -> tuple[int, int] | None:
     if shape is None:
         return None
     sides = tuple(shape)
-    if len(sides) == _COLOURS and sides[-1] == _COLOURS:
+    if len(sides) == _COLOR_CHANNELS and sides[-1] == _COLOR_CHANNELS:
         sides = sides[:2]
-    if len(sides) != 2 or any(whole(side) < 1 for side in sides):  # noqa: PLR2004
+    if len(sides) != 2 or any(as_int(side) < 1 for side in sides):  # noqa: PLR2004
         raise ConfigError(f"shape must be (height, width), got {shape!r}")
     return int(sides[0]), int(sides[1])

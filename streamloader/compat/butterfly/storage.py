@@ -1,4 +1,4 @@
-"""The parts of the reference system that store: files of another machine, the catalog, and what cuts videos."""
+"""The storage classes of ButterflyTorch: files of a remote machine, the catalog, and the cutting of videos."""
 
 from __future__ import annotations
 
@@ -10,39 +10,38 @@ from typing import Any
 from urllib.parse import quote
 
 from streamloader.archive.catalog.base import Catalog, VideoRow
-from streamloader.archive.catalog.registry import shared_catalog
+from streamloader.archive.catalog.registry import get_shared_catalog
 from streamloader.archive.create import ensure_places
-from streamloader.archive.ingest import IngestReport, add_videos, as_places
+from streamloader.archive.ingest import IngestReport, add_videos, parse_places
 from streamloader.archive.location import CATALOG_FILE
 from streamloader.compat.butterfly.settings import ButterflySettings, catalog_url
 from streamloader.errors import NotFound
 from streamloader.media.chunks.settings import CutSettings
 from streamloader.redaction import redact
 from streamloader.stores.addresses import Address
-from streamloader.stores.io_thread import Shared, SharedStore, shared_store
+from streamloader.stores.io_thread import SharedResource, SharedStore, open_shared_store
 from streamloader.stores.registry import scheme_of
 
 __all__ = ["ChunkTracker", "RemoteFileHandler", "VideoProcessor"]
 
 
 class RemoteFileHandler:
-    """Files of one other machine, over SSH, or of this one where no other is named.
+    """Access to the files of a remote machine over SSH, or of this machine if no host is configured.
 
-    A machine whose host key is not in ``known_hosts`` (see ``REMOTE_KNOWN_HOSTS``), or is another one there, is refused
-    before anything is sent to it. Who logs in, and how, is taken from ``~/.ssh/config`` and the agent, where it is not
-    given.
+    A machine whose host key is missing or different in ``known_hosts`` (see ``REMOTE_KNOWN_HOSTS``) is refused before
+    any data is sent to it. User, port and keys default to those of ``~/.ssh/config`` and the SSH agent.
 
     Args:
-        host: of the machine; this and what follows are taken from the settings where they are None.
-        port: of its SSH server.
-        username: who logs in.
-        password: of that user.
-        key_path: file of the private key.
-        settings: what to go by instead of ``.env`` and the environment.
+        host: Name of the machine. This and the following arguments default to the settings.
+        port: Port of its SSH server.
+        username: Name of the user who logs in.
+        password: Password of that user.
+        key_path: File of the private key.
+        settings: Settings. Defaults to those of ``.env`` and the environment.
 
     Attributes:
-        is_remote: whether files are those of another machine.
-        storage_options: with which its addresses are opened.
+        is_remote: Whether the files are on a remote machine.
+        storage_options: Options for stores at addresses of that machine.
     """
 
     def __init__(
@@ -55,25 +54,25 @@ class RemoteFileHandler:
         *,
         settings: ButterflySettings | None = None,
     ) -> None:
-        known = settings or ButterflySettings.load()
-        self.is_remote = host is not None or known.remote_mode
+        settings = settings or ButterflySettings.load()
+        self.is_remote = host is not None or settings.remote_mode
         self._root = ""
         self.storage_options: dict[str, Any] = {}
         if not self.is_remote:
             return
-        name = host or known.remote_host or ""
-        who, at = username or known.remote_user, port or known.remote_port
-        user = f"{quote(who, safe='')}@" if who else ""
-        self._root = f"ssh://{user}{f'[{name}]' if ':' in name else name}{f':{at}' if at else ''}"
+        name = host or settings.remote_host or ""
+        username, port = username or settings.remote_user, port or settings.remote_port
+        user = f"{quote(username, safe='')}@" if username else ""
+        self._root = f"ssh://{user}{f'[{name}]' if ':' in name else name}{f':{port}' if port else ''}"
         options = {
-            "password": password or known.remote_password,
-            "client_keys": _home(key_path or known.remote_key_path),
-            "known_hosts": _home(known.remote_known_hosts),
+            "password": password or settings.remote_password,
+            "client_keys": _expand_home(key_path or settings.remote_key_path),
+            "known_hosts": _expand_home(settings.remote_known_hosts),
         }
         self.storage_options = {self._root: {name: value for name, value in options.items() if value is not None}}
 
     def address(self, path: Address) -> str:
-        """Return the address of a path of that machine: relative ones begin in the home there. Addresses stay."""
+        """Return the address of a path on that machine, relative to the home folder. Addresses stay unchanged."""
         text = os.fspath(path)
         if scheme_of(text):
             return text
@@ -84,10 +83,10 @@ class RemoteFileHandler:
         return f"{self._root}/~/{text.removeprefix('~/').removeprefix('./')}"
 
     def file_exists(self, path: Address) -> bool:
-        """Say whether there is such a file.
+        """Return whether a file exists.
 
         Raises:
-            StoreError: that cannot be found out.
+            StoreError: If the machine cannot be reached or the file cannot be accessed.
         """
         try:
             self.get_file_info(path)
@@ -99,90 +98,90 @@ class RemoteFileHandler:
         """Return the content of a file.
 
         Raises:
-            NotFound: there is none (a FileNotFoundError).
-            StoreError: it cannot be read.
+            NotFound: If the file does not exist. It is a FileNotFoundError.
+            StoreError: If the file cannot be read.
         """
-        store, name = self._store(path)
+        store, name = self._open_store(path)
         with store:
             return store.read(name)
 
     def write_file(self, path: Address, data: bytes) -> bool:
-        """Write a file, whole or not at all, and return True; folders are made as needed.
+        """Write a file atomically, and return True. Missing folders are created.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: If the file cannot be written.
         """
-        store, name = self._store(path)
+        store, name = self._open_store(path)
         with store:
             store.write(name, data)
         return True
 
     def list_directory(self, path: Address) -> list[str]:
-        """Return the names of the files in a folder, sorted; none where there is no such folder.
+        """Return the names of the files in a folder, sorted. A folder that does not exist has none.
 
         Raises:
-            StoreError: it cannot be listed.
+            StoreError: If the folder cannot be listed.
         """
-        store, name = self._store(path)
+        store, name = self._open_store(path)
         folder = name.rstrip("/")
         with store:
-            found = [info.path for info in store.list(folder, recursive=False) if not info.is_directory]
-        return sorted(posixpath.basename(each) for each in found)
+            paths = [info.path for info in store.list(folder, recursive=False) if not info.is_directory]
+        return sorted(posixpath.basename(each) for each in paths)
 
     def get_file_info(self, path: Address) -> dict[str, Any]:
         """Return ``size`` (bytes) and ``mtime`` (seconds since 1970) of a file.
 
         Raises:
-            NotFound: there is none.
-            StoreError: that cannot be found out.
+            NotFound: If the file does not exist.
+            StoreError: If the file cannot be accessed.
         """
-        store, name = self._store(path)
+        store, name = self._open_store(path)
         with store:
             info = store.head(name)
         return {"size": info.size, "mtime": info.modified}
 
     def make_directory(self, path: Address) -> None:
-        """Make a folder, and see that files can be written there.
+        """Create a folder, and check that files can be written there.
 
         Raises:
-            StoreError: they cannot.
+            StoreError: If files cannot be written there.
         """
-        store, folder = self._store(path)
+        store, folder = self._open_store(path)
         name = posixpath.join(folder, f"probe-{secrets.token_hex(8)}")
         with store:
             store.write(name, b"")
             store.delete(name)
 
     def connect(self) -> None:
-        """Do nothing: it connects when it is needed, and again where a connection was lost."""
+        """Do nothing. Connections are opened when they are needed, and reopened when they are lost."""
 
     def disconnect(self) -> None:
-        """Do nothing: connections that nobody uses are closed after some seconds."""
+        """Do nothing. Unused connections are closed after some seconds."""
 
     ensure_connection = connect
 
-    def _store(self, path: Address) -> tuple[SharedStore, str]:
+    def _open_store(self, path: Address) -> tuple[SharedStore, str]:
         address = self.address(path)
         options = self.storage_options.get(self._root) if scheme_of(address) == "ssh" else None
         if options is not None and not f"{address}/".startswith(f"{self._root}/"):
-            options = None  # another machine does not get the password
-        return shared_store(address, options)
+            options = None  # never send the password to another machine
+        return open_shared_store(address, options)
 
     def __repr__(self) -> str:
         return f"<RemoteFileHandler {redact(self._root) if self.is_remote else 'of this machine'}>"
 
 
 class ChunkTracker:
-    """The catalog: which chunk holds which frames, and where it is.
+    """The catalog: which chunk contains which frames, and where it is stored.
 
     Args:
-        connection_string: url of a MongoDB server, or of any catalog; None for that of the settings, and with none
-            there, an SQLite file in ``STORAGE_PATH``.
-        db_name: of the database in MongoDB.
-        settings: what to go by instead of ``.env`` and the environment.
+        connection_string: URL of a MongoDB server, or of any catalog. Defaults to that of the settings, or to an SQLite
+            file in ``STORAGE_PATH``.
+        db_name: Name of the database in MongoDB. Defaults to that of the settings.
+        settings: Settings. Defaults to those of ``.env`` and the environment.
 
     Attributes:
-        url: of the catalog. It may hold a password: do not show it.
+        url: URL of the catalog. It may contain a password: do not show it.
     """
 
     def __init__(
@@ -192,45 +191,46 @@ class ChunkTracker:
         *,
         settings: ButterflySettings | None = None,
     ) -> None:
-        known = settings or ButterflySettings.load()
-        named = connection_string or known.mongodb_uri
-        beside = os.path.join(os.path.abspath(os.path.expanduser(known.storage_path)), CATALOG_FILE)
-        self.url = catalog_url(named, db_name or known.mongodb_db_name) if named else beside
+        settings = settings or ButterflySettings.load()
+        if uri := connection_string or settings.mongodb_uri:
+            self.url = catalog_url(uri, db_name or settings.mongodb_db_name)
+        else:
+            self.url = os.path.join(os.path.abspath(os.path.expanduser(settings.storage_path)), CATALOG_FILE)
 
     def get_chunks_for_frame_range(self, start_frame: int, end_frame: int) -> list[dict[str, Any]]:
-        """Return the chunks that hold frames from `start_frame` to `end_frame`, that one included, in order.
+        """Return the chunks that contain the frames from `start_frame` to `end_frame` (included), in order.
 
-        Each is a dict with ``movie_id``, ``title``, ``chunk_index``, ``start_frame`` and ``end_frame`` (the first and
-        the last one that it holds, numbered in the archive), and ``storage_path`` (its address).
+        Each chunk is a dict with ``movie_id``, ``title``, ``chunk_index``, ``start_frame`` and ``end_frame`` (numbers
+        of its first and last frame in the archive), and ``storage_path`` (its address).
 
         Raises:
-            CatalogError: the catalog cannot be read.
+            CatalogError: If the catalog cannot be read.
         """
         with self.catalog() as shared:
-            header, snapshot = shared.call(shared.it.header()), shared.call(shared.it.snapshot())
-            start, stop = max(0, start_frame), min(end_frame + 1, snapshot.frames)
-            located = shared.call(shared.it.locate(start, stop)) if start < stop else []
+            header, snapshot = shared.call(shared.resource.get_header()), shared.call(shared.resource.get_snapshot())
+            start, end = max(0, start_frame), min(end_frame + 1, snapshot.frames)
+            located = shared.call(shared.resource.locate_frames(start, end)) if start < end else []
         places = {place.number: place.url.rstrip("/") for place in header.places}
         return [
             {
                 "movie_id": each.video.content,
                 "title": each.video.name,
                 "chunk_index": row.number,
-                "start_frame": each.video.start + row.first,
-                "end_frame": each.video.start + row.first + row.frames - 1,
+                "start_frame": each.video.start + row.first_frame,
+                "end_frame": each.video.start + row.first_frame + row.frames - 1,
                 "storage_path": f"{places[row.place]}/{row.path}",
             }
             for each in located
             for row in each.chunks
         ]
 
-    def catalog(self) -> Shared[Catalog]:
-        """Return this process's catalog; give it back with ``close()``, or use it as a context."""
-        return shared_catalog(self.url)
+    def catalog(self) -> SharedResource[Catalog]:
+        """Return this process's catalog. Release it with ``close()``, or use it as a context manager."""
+        return get_shared_catalog(self.url)
 
-    def place_for(self, folder: str) -> int:
-        """Return the number of the place at an address; the catalog and the place are made if they are not there."""
-        url = as_places(folder)[0].url
+    def ensure_place(self, folder: str) -> int:
+        """Return the number of the place at an address. The catalog and the place are created if they do not exist."""
+        url = parse_places(folder)[0].url
         if not scheme_of(self.url):
             os.makedirs(os.path.dirname(self.url), exist_ok=True)
         with self.catalog() as catalog:
@@ -241,12 +241,12 @@ class ChunkTracker:
 
 
 class VideoProcessor:
-    """Cuts videos into chunks and puts them into storage.
+    """Cuts videos into chunks and stores the chunks.
 
     Args:
-        chunk_tracker: the catalog that they become part of.
-        remote_handler: of the machine that paths are of; by default that of the settings.
-        chunk_size: frames of a chunk.
+        chunk_tracker: Catalog to which the videos are added.
+        remote_handler: Handler of the machine with the videos and chunks. Defaults to that of the settings.
+        chunk_size: Number of frames of a chunk. Defaults to 1000.
     """
 
     def __init__(
@@ -257,37 +257,42 @@ class VideoProcessor:
         self.chunk_size = chunk_size
 
     def process_video(self, video_path: Address, storage_base_path: Address, movie_title: str | None = None) -> str:
-        """Add one video, named `movie_title` or like its file, and return its id.
+        """Add one video, and return its id.
+
+        Args:
+            video_path: Path or address of the video.
+            storage_base_path: Folder for the chunks.
+            movie_title: Name of the video. Defaults to the name of its file.
 
         Raises:
-            StreamNotFound: there is none.
-            UnreadableStream: it is no video.
-            NameTaken: there is another video of this name.
-            StoreError: it cannot be read, or its chunks cannot be written.
-            CatalogError: the catalog cannot be used.
+            StreamNotFound: If the video does not exist.
+            UnreadableStream: If the file is not a video.
+            NameConflict: If another video has this name.
+            StoreError: If the video cannot be read, or its chunks cannot be written.
+            CatalogError: If the catalog cannot be used.
         """
         report = self.process_videos([video_path], storage_base_path, name=movie_title)
-        rows: list[VideoRow] = [*report.added, *(each.video for each in report.recognised)]
+        rows: list[VideoRow] = [*report.added, *(each.video for each in report.existing)]
         return rows[0].content
 
     def process_videos(
         self, video_paths: Sequence[Address], storage_base_path: Address, **options: Any
     ) -> IngestReport:
-        """Add videos, side by side; see :func:`streamloader.archive.ingest.add_videos` for the options and errors."""
+        """Add videos in parallel. See :func:`streamloader.archive.ingest.add_videos` for the options and errors."""
         handler = self.remote_handler
         folder = handler.address(storage_base_path)
         settings = CutSettings(chunk_frames=self.chunk_size)
-        place = self.chunk_tracker.place_for(folder)
+        place = self.chunk_tracker.ensure_place(folder)
         with self.chunk_tracker.catalog() as catalog:
             return add_videos(
                 catalog,
                 [handler.address(path) for path in video_paths],
                 settings,
                 storage_options=handler.storage_options,
-                only=[place],
+                places=[place],
                 **options,
             )
 
 
-def _home(path: str | None) -> str | None:
+def _expand_home(path: str | None) -> str | None:
     return None if path is None else os.path.expanduser(path)

@@ -1,1 +1,1 @@
-"""Chunks of an archive: how a video is cut into them, and how their packets are decoded."""
+"""Chunks of an archive: cutting videos into them, their index, and decoding their packets."""

@@ -1,4 +1,4 @@
-"""Cutting videos into chunks: ordinary files whose every frame is known, checked before anybody relies on them."""
+"""Build chunks of videos: ordinary video files whose frames are all indexed and verified before they are stored."""
 
 from __future__ import annotations
 
@@ -14,39 +14,46 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import CorruptStream, UnreadableStream
-from streamloader.media.chunks.encode import Coder, chosen_coder, encode_chunk, lossless_coders, refusal, suffixes
+from streamloader.media.chunks.encode import (
+    EncoderSettings,
+    choose_encoder,
+    choose_suffixes,
+    encode_chunk,
+    encoder_error,
+    lossless_encoders,
+)
 from streamloader.media.chunks.format import ChunkIndex, Coding
-from streamloader.media.chunks.frame_hash import pixel_digest, rgb_digest
+from streamloader.media.chunks.frame_hash import frame_hash, rgb_hash
 from streamloader.media.chunks.plan import Cut, CutPlan, plan_cuts
-from streamloader.media.chunks.remux import Sound, Unfit, sound_between, write_copy
-from streamloader.media.chunks.scan import LOOK, Survey, check_cancelled
+from streamloader.media.chunks.remux import AudioPackets, ChunkRejected, collect_audio, copy_packets
+from streamloader.media.chunks.scan import RGB_SAMPLE_EVERY, SourceScan, raise_if_cancelled
 from streamloader.media.chunks.settings import CutSettings
-from streamloader.media.chunks.verify import Expected, check_chunk, read_back
-from streamloader.media.video.index_cache import cached_index
+from streamloader.media.chunks.verify import ExpectedFrames, read_stored_packets, verify_chunk
+from streamloader.media.video.index_cache import load_index
 from streamloader.media.video.reader import FrameReader
 from streamloader.values import Array
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-__all__ = ["Cut", "CutPlan", "CutSettings", "MadeChunk", "make_chunk", "plan_cuts"]
+__all__ = ["BuiltChunk", "Cut", "CutPlan", "CutSettings", "build_chunk", "plan_cuts"]
 
-_PIECE: Final = 1 << 20
-_GOP: Final = 12
+_READ_BLOCK_BYTES: Final = 1 << 20
+_DEFAULT_GOP_FRAMES: Final = 12
 
 
 @dataclass(frozen=True, eq=False)
-class MadeChunk:
-    """A chunk, ready to be stored.
+class BuiltChunk:
+    """A chunk file, ready to be stored.
 
     Attributes:
-        file: its path.
-        suffix: ``"mp4"`` or ``"mkv"``.
-        index: of its frames.
-        coding: of its packets.
-        note: why it was coded anew although packets were to be copied; else nothing.
-        bytes: of the file.
-        digest: ``"sha256:"`` and the SHA-256 of the file.
+        file: Path of the file.
+        suffix: Suffix of the file, ``"mp4"`` or ``"mkv"``.
+        index: Index of its frames.
+        coding: Coding of its packets.
+        note: Reason why the chunk was re-encoded although its packets were to be copied. Otherwise empty.
+        bytes: Size of the file in bytes.
+        digest: SHA-256 of the file, as ``"sha256:"`` and hexadecimal digits.
     """
 
     file: str
@@ -58,217 +65,241 @@ class MadeChunk:
     digest: str
 
 
-def make_chunk(
+def build_chunk(
     path: str, plan: CutPlan, settings: CutSettings, number: int, folder: str,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> MadeChunk:  # fmt: skip
-    """Make one chunk of a video, and check every frame of it. Several threads can make different ones.
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> BuiltChunk:  # fmt: skip
+    """Build one chunk of a video and verify every frame of it. Several threads can build different chunks.
 
-    Where packets were to be copied and the chunk does not show exactly the frames of the source, it is coded anew
-    without any loss, and `note` says why.
+    If packets are to be copied but the chunk does not show exactly the frames of the source, it is re-encoded without
+    loss, and `note` gives the reason.
 
     Args:
-        path: of the local file.
-        plan: what :func:`plan_cuts` made of it with the same settings.
-        settings: what the user chose.
-        number: of the chunk.
-        folder: in which the file is made; nothing is left there if that fails.
-        cancelled: is asked now and then.
+        path: Path of the local file.
+        plan: Plan from :func:`plan_cuts` for the same video and settings.
+        settings: Settings for the chunks.
+        number: Number of the chunk.
+        folder: Folder in which the file is created. Nothing remains there after an error.
+        is_cancelled: Function that returns whether to stop, called regularly. Defaults to never.
 
     Raises:
-        CorruptStream: the source is damaged, or was changed since it was planned.
-        UnreadableStream: no way was found to keep its frames as they are.
-        ConfigError: the encoder that was chosen does not take them.
-        ClosedError: the work was cancelled.
+        CorruptStream: If the source is damaged, or changed since it was planned.
+        UnreadableStream: If no encoder preserves its frames.
+        ConfigError: If the encoder that the user chose rejects its frames.
+        ClosedError: If the work was cancelled.
     """
-    return _Making(path, plan, settings, plan.cuts[number], folder, cancelled).make()
+    return _ChunkBuilder(path, plan, settings, plan.cuts[number], folder, is_cancelled).build()
 
 
-class _Sought:
-    """Digests of some frames of a source, which are sought in it when they are asked for."""
+class _SeekingHasher:
+    """Hashes frames of a source on demand, seeking to each of them. Frames count from the first frame of the chunk."""
 
-    def __init__(self, reader: FrameReader, first: int) -> None:
+    def __init__(self, reader: FrameReader, first_frame: int) -> None:
         self._reader = reader
-        self._first = first
-        self._digests: dict[int, bytes] = {}
-        self._looks: dict[int, bytes] = {}
+        self._first_frame = first_frame
+        self._frame_hashes: dict[int, bytes] = {}
+        self._rgb_hashes: dict[int, bytes] = {}
         self._reformatter = VideoReformatter()
 
-    def digest(self, at: int) -> bytes:
-        """Return that of the pixels of a frame; `at` counts from the first of the chunk."""
-        if at not in self._digests:
-            self._digests[at] = pixel_digest(self._reader.frame(self._first + at))
-        return self._digests[at]
+    def frame_hash(self, frame: int) -> bytes:
+        """Return the hash of a frame."""
+        if frame not in self._frame_hashes:
+            self._frame_hashes[frame] = frame_hash(self._reader.read_frame(self._first_frame + frame))
+        return self._frame_hashes[frame]
 
-    def look(self, at: int) -> bytes | None:
-        """Return that of its colours, for some frames."""
-        if at % LOOK == 0 and at not in self._looks:
-            self._looks[at] = rgb_digest(self._reader.frame(self._first + at), self._reformatter)
-        return self._looks.get(at)
+    def rgb_hash(self, frame: int) -> bytes | None:
+        """Return the RGB hash of a frame, or None for most frames."""
+        if frame % RGB_SAMPLE_EVERY == 0 and frame not in self._rgb_hashes:
+            picture = self._reader.read_frame(self._first_frame + frame)
+            self._rgb_hashes[frame] = rgb_hash(picture, self._reformatter)
+        return self._rgb_hashes.get(frame)
 
 
-class _Making:
-    """One chunk while it is made."""
+class _ChunkBuilder:
+    """Builds one chunk."""
 
     def __init__(
-        self, path: str, plan: CutPlan, settings: CutSettings, cut: Cut, folder: str, cancelled: Callable[[], bool]
+        self, path: str, plan: CutPlan, settings: CutSettings, cut: Cut, folder: str, is_cancelled: Callable[[], bool]
     ) -> None:
         self._path = path
         self._plan = plan
-        self._survey: Survey = plan.survey
+        self._scan: SourceScan = plan.scan
         self._settings = settings
         self._cut = cut
         self._folder = folder
-        self._cancelled = cancelled
+        self._is_cancelled = is_cancelled
         self._pts = plan.pts(cut)
 
-    def make(self) -> MadeChunk:
-        with self._sound() as sound:
+    def build(self) -> BuiltChunk:
+        with self._open_audio() as audio:
             if self._settings.mode == "encode":
-                return self._encoded(sound)
+                return self._encode_as_chosen(audio)
             note = ""
             if self._settings.mode == "copy":
                 try:
-                    return self._copied(sound)
-                except Unfit as reason:
-                    note = f"coded anew without loss: {reason}"
-            return self._lossless(sound, note)
+                    return self._copy(audio)
+                except ChunkRejected as reason:
+                    note = f"re-encoded without loss: {reason}"
+            return self._encode_lossless(audio, note)
 
     @contextlib.contextmanager
-    def _sound(self) -> Iterator[Sound | None]:
+    def _open_audio(self) -> Iterator[AudioPackets | None]:
         if not self._settings.audio:
             yield None
             return
-        first, stop = (int(at) * self._plan.time_base for at in (self._pts[0], self._pts[-1]))
-        # Where frames are timed by a rate, they begin at 0; sound does when the source's first frame is shown.
-        ahead = int(self._survey.pts[0]) * self._survey.time_base - self._plan.first_pts * self._plan.time_base
-        with sound_between(
+        start, end = (int(pts) * self._plan.time_base for pts in (self._pts[0], self._pts[-1]))
+        # Resampled frames start at time 0; audio times are those of the source.
+        shift = int(self._scan.pts[0]) * self._scan.time_base - self._plan.first_pts * self._plan.time_base
+        with collect_audio(
             self._path,
-            first + ahead if self._cut.first else None,
-            stop + ahead if self._cut.stop < self._plan.frames else None,
-            first + ahead,
-        ) as sound:
-            yield sound
+            start + shift if self._cut.start else None,
+            end + shift if self._cut.end < self._plan.frames else None,
+            start + shift,
+        ) as audio:
+            yield audio
 
     # --- copying -----------------------------------------------------------------------------------------------------
 
-    def _copied(self, sound: Sound | None) -> MadeChunk:
-        if self._survey.note:
-            raise Unfit(self._survey.note)
-        shown = self._survey.packet[self._cut.first : self._cut.stop]
-        stop = int(shown.max()) + 1
-        reason = Unfit(f"no key frame at frame {self._cut.first} of the source, nor shortly before it")
-        for start in self._starts(int(shown.min())):
-            for suffix in suffixes(self._survey.codec, sound):
+    def _copy(self, audio: AudioPackets | None) -> BuiltChunk:
+        if self._scan.note:
+            raise ChunkRejected(self._scan.note)
+        frame_packet = self._scan.frame_packet[self._cut.start : self._cut.end]
+        end = int(frame_packet.max()) + 1
+        reason = ChunkRejected(f"no key frame at frame {self._cut.start} of the source, nor shortly before it")
+        for start in self._start_packets(int(frame_packet.min())):
+            for suffix in choose_suffixes(self._scan.codec, audio):
                 try:
-                    return self._copy(start, stop, shown - start, suffix, sound)
-                except Unfit as refused:
-                    reason = refused
+                    return self._copy_span(start, end, frame_packet - start, suffix, audio)
+                except ChunkRejected as error:
+                    reason = error
         raise reason
 
-    def _starts(self, earliest: int) -> list[int]:
-        """Return the packets at which the chunk may begin: at most two, the best first."""
-        keys = self._survey.keys[:, 0]
+    def _start_packets(self, earliest: int) -> list[int]:
+        """Return at most two packets at which the chunk may start, the preferred one first."""
+        keys = self._scan.keys[:, 0]
         before = keys[keys <= earliest][::-1][:2].tolist()
-        if self._cut.first == 0:
+        if self._cut.start == 0:
             return list(dict.fromkeys([*before[:1], 0]))
-        # What comes before the first frame has to be decoded to get there: not more than the chunk itself.
-        most = self._cut.stop - self._cut.first
-        return [key for key in before if earliest - key <= max(most, 1)]
+        # Frames before the first one must be decoded by every reader: at most as many as the chunk has.
+        max_extra = self._cut.end - self._cut.start
+        return [key for key in before if earliest - key <= max(max_extra, 1)]
 
-    def _copy(self, start: int, stop: int, shown: Array, suffix: str, sound: Sound | None) -> MadeChunk:
-        survey, frames = self._survey, (self._cut.first, self._cut.stop)
-        with self._new_file(suffix) as file:
-            write_copy(self._path, survey, (start, stop), frames, file, self._plan.turn, sound, self._cancelled)
-            if survey.digests:
-                digest, look = (lambda at: survey.digest(frames[0] + at)), (lambda at: survey.look(frames[0] + at))
-                return self._checked(file, suffix, Expected(len(shown), shown, digest, look), "", stop - start)
-            hard = survey.keys[survey.keys[:, 5] == 1, 0] - start
-            with contextlib.closing(FrameReader(self._path, cached_index(self._path))) as reader:
-                sought = _Sought(reader, frames[0])
-                expected = Expected(len(shown), shown, sought.digest, sought.look, hard)
-                return self._checked(file, suffix, expected, "", stop - start)
+    def _copy_span(
+        self, start: int, end: int, frame_packet: Array, suffix: str, audio: AudioPackets | None
+    ) -> BuiltChunk:
+        """Build the chunk from the packets [start, end) of the source."""
+        scan, frames, count = self._scan, (self._cut.start, self._cut.end), len(frame_packet)
+        with self._create_file(suffix) as file:
+            copy_packets(
+                self._path, scan, (start, end), frames, file, self._plan.orientation, audio, self._is_cancelled
+            )
+            if scan.frame_hashes:
+                expected = ExpectedFrames(
+                    count,
+                    frame_packet,
+                    lambda frame: scan.frame_hash(frames[0] + frame),
+                    lambda frame: scan.rgb_hash(frames[0] + frame),
+                )
+                return self._verify(file, suffix, expected, "", end - start)
+            clean_keys = scan.keys[scan.keys[:, 5] == 1, 0] - start
+            with contextlib.closing(FrameReader(self._path, load_index(self._path))) as reader:
+                hasher = _SeekingHasher(reader, frames[0])
+                expected = ExpectedFrames(count, frame_packet, hasher.frame_hash, hasher.rgb_hash, clean_keys)
+                return self._verify(file, suffix, expected, "", end - start)
 
-    # --- coding anew -------------------------------------------------------------------------------------------------
+    # --- encoding ----------------------------------------------------------------------------------------------------
 
-    def _lossless(self, sound: Sound | None, note: str) -> MadeChunk:
-        reason = Unfit("no encoder keeps this pixel format as it is")
-        pix_fmt = self._first_frame()[0]
-        for coder in lossless_coders(pix_fmt, self._settings.gop or _GOP):
-            for suffix in suffixes(coder.codec, sound):  # Matroska keeps some colour tags that MP4 does not
+    def _encode_lossless(self, audio: AudioPackets | None, note: str) -> BuiltChunk:
+        reason = ChunkRejected("no encoder preserves this pixel format")
+        pix_fmt = self._probe_first_frame()[0]
+        for encoder in lossless_encoders(pix_fmt, self._settings.gop or _DEFAULT_GOP_FRAMES):
+            for suffix in choose_suffixes(encoder.codec, audio):  # Matroska keeps some colour tags that MP4 does not
                 try:
-                    return self._encode(coder, suffix, sound, note, exact=True)
-                except Unfit as refused:
-                    reason = refused
+                    return self._encode(encoder, suffix, audio, note, exact=True)
+                except ChunkRejected as error:
+                    reason = error
         raise UnreadableStream(
-            f"{self._path}: frames {self._cut.first} to {self._cut.stop - 1} ({pix_fmt}) can neither be copied nor "
-            f"coded without loss: {reason}",
+            f"{self._path}: frames {self._cut.start} to {self._cut.end - 1} ({pix_fmt}) can neither be copied nor "
+            f"encoded without loss: {reason}",
             stream=self._path,
             address=self._path,
-            offset=self._cut.first,
+            offset=self._cut.start,
         )
 
-    def _encoded(self, sound: Sound | None) -> MadeChunk:
-        pix_fmt, stored = self._first_frame()
-        coder = chosen_coder(self._settings, pix_fmt, stored, self._plan.turn)
-        if coder.height is None:
-            coder = Coder(coder.codec, coder.pix_fmt, coder.gop, coder.options, *stored)
+    def _encode_as_chosen(self, audio: AudioPackets | None) -> BuiltChunk:
+        pix_fmt, stored_size = self._probe_first_frame()
+        encoder = choose_encoder(self._settings, pix_fmt, stored_size, self._plan.orientation)
+        if encoder.height is None:
+            encoder = EncoderSettings(encoder.codec, encoder.pix_fmt, encoder.gop, encoder.options, *stored_size)
         try:
-            return self._encode(coder, suffixes(coder.codec, sound)[0], sound, "", exact=False)
-        except Unfit as reason:
-            raise refusal(self._settings, reason, self._path) from reason
+            suffix = choose_suffixes(encoder.codec, audio)[0]
+            return self._encode(encoder, suffix, audio, "", exact=False)
+        except ChunkRejected as reason:
+            raise encoder_error(self._settings, reason, self._path) from reason
 
-    def _first_frame(self) -> tuple[str, tuple[int, int]]:
-        """Return pixel format of the chunk's first frame, and the size of the video's as it is stored."""
-        index = cached_index(self._path)
+    def _probe_first_frame(self) -> tuple[str, tuple[int, int]]:
+        """Return the pixel format of the chunk's first frame, and the stored (height, width) of the video."""
+        index = load_index(self._path)
         with contextlib.closing(FrameReader(self._path, index)) as reader:
-            frame = reader.frame(int(self._plan.source_frames(self._cut)[0]))
+            frame = reader.read_frame(int(self._plan.source_frames(self._cut)[0]))
             return frame.format.name, (index.height, index.width)
 
-    def _encode(self, coder: Coder, suffix: str, sound: Sound | None, note: str, *, exact: bool) -> MadeChunk:
-        count = self._cut.stop - self._cut.first
-        digests: list[bytes] = []
-        looks: dict[int, bytes] = {}
+    def _encode(
+        self, encoder: EncoderSettings, suffix: str, audio: AudioPackets | None, note: str, *, exact: bool
+    ) -> BuiltChunk:
+        """Build the chunk with an encoder. If `exact`, every pixel must equal the source."""
+        count = self._cut.end - self._cut.start
+        frame_hashes: list[bytes] = []
+        rgb_hashes: dict[int, bytes] = {}
 
-        def digest(at: int) -> bytes | None:
-            return digests[at] if exact else None
+        def expected_hash(frame: int) -> bytes | None:
+            return frame_hashes[frame] if exact else None
 
-        with self._new_file(suffix) as file:
-            frames = self._frames(digests if exact else None, looks if exact else None)
+        with self._create_file(suffix) as file:
+            frames = self._read_frames(frame_hashes if exact else None, rgb_hashes if exact else None)
             with contextlib.closing(frames):
-                encode_chunk(file, frames, coder, self._pts, self._plan.time_base, self._plan.turn, sound)
-            return self._checked(file, suffix, Expected(count, None, digest, looks.get), note, None)
+                encode_chunk(file, frames, encoder, self._pts, self._plan.time_base, self._plan.orientation, audio)
+            expected = ExpectedFrames(count, None, expected_hash, rgb_hashes.get)
+            return self._verify(file, suffix, expected, note, None)
 
-    def _frames(self, digests: list[bytes] | None, looks: dict[int, bytes] | None) -> Generator[VideoFrame, None, None]:
-        """Yield the chunk's frames of the source, compared with what a decode from the beginning gave."""
+    def _read_frames(
+        self, frame_hashes: list[bytes] | None, rgb_hashes: dict[int, bytes] | None
+    ) -> Generator[VideoFrame, None, None]:
+        """Yield the source frames of the chunk, and check that they equal those of the scan.
+
+        Args:
+            frame_hashes: List to which the hash of each frame is appended, or None.
+            rgb_hashes: Dictionary to which the RGB hashes of some frames are added, or None.
+        """
         numbers = self._plan.source_frames(self._cut).tolist()
-        index, reformatter = cached_index(self._path), VideoReformatter()
+        index, reformatter = load_index(self._path), VideoReformatter()
         with contextlib.closing(FrameReader(self._path, index)) as reader:
             last, digest = -1, b""
-            for at, number in enumerate(numbers):
-                check_cancelled(self._cancelled, self._path)
-                frame = reader.frame(number)
-                if digests is not None or number != last:
-                    digest = pixel_digest(frame)
-                    if self._survey.digest(number) not in (None, digest):
+            for step, number in enumerate(numbers):
+                raise_if_cancelled(self._is_cancelled, self._path)
+                frame = reader.read_frame(number)
+                if frame_hashes is not None or number != last:
+                    digest = frame_hash(frame)
+                    if self._scan.frame_hash(number) not in (None, digest):
                         raise CorruptStream(
-                            f"{self._path} shows another frame {number} than when it was decoded from the beginning: "
-                            "it was changed meanwhile, or is damaged",
+                            f"{self._path}: frame {number} differs from the one decoded when the video was scanned: "
+                            "the file changed since then, or is damaged",
                             stream=self._path,
                             address=self._path,
                             offset=number,
                         )
-                if digests is not None and looks is not None:
-                    digests.append(digest)
-                    if at % LOOK == 0:
-                        looks[at] = rgb_digest(frame, reformatter)
+                if frame_hashes is not None and rgb_hashes is not None:
+                    frame_hashes.append(digest)
+                    if step % RGB_SAMPLE_EVERY == 0:
+                        rgb_hashes[step] = rgb_hash(frame, reformatter)
                 last = number
                 yield frame
 
-    # --- both --------------------------------------------------------------------------------------------------------
+    # --- files -------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _new_file(self, suffix: str) -> Iterator[str]:
+    def _create_file(self, suffix: str) -> Iterator[str]:
+        """Provide the path of the chunk file, and delete the file after an error."""
         file = os.path.join(self._folder, f"{self._cut.number:06d}.{suffix}")
         try:
             yield file
@@ -276,14 +307,15 @@ class _Making:
             Path(file).unlink(missing_ok=True)
             raise
 
-    def _checked(self, file: str, suffix: str, expected: Expected, note: str, packets: int | None) -> MadeChunk:
-        stored = read_back(file)
+    def _verify(self, file: str, suffix: str, expected: ExpectedFrames, note: str, packets: int | None) -> BuiltChunk:
+        """Verify the chunk file. `packets` is the number of packets written to it, if known."""
+        stored = read_stored_packets(file)
         if packets is not None and len(stored) != packets:
-            raise Unfit(f"{packets} packets went into {suffix.upper()}, but {len(stored)} are found in it")
+            raise ChunkRejected(f"{packets} packets were written to {suffix.upper()}, but {len(stored)} are in it")
         pts = np.ascontiguousarray(self._pts[:-1])
-        index, coding = check_chunk(stored, expected, pts, int(self._pts[-1]), self._cancelled)
+        index, coding = verify_chunk(stored, expected, pts, int(self._pts[-1]), self._is_cancelled)
         digest = hashlib.sha256()
-        with open(file, "rb") as made:
-            while piece := made.read(_PIECE):
-                digest.update(piece)
-        return MadeChunk(file, suffix, index, coding, note, os.path.getsize(file), f"sha256:{digest.hexdigest()}")
+        with open(file, "rb") as chunk:
+            while block := chunk.read(_READ_BLOCK_BYTES):
+                digest.update(block)
+        return BuiltChunk(file, suffix, index, coding, note, os.path.getsize(file), f"sha256:{digest.hexdigest()}")

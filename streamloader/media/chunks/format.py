@@ -1,8 +1,8 @@
-"""What has to be known of a chunk to decode any frame of it: how its packets are coded, where they lie, what they show.
+"""Metadata for decoding any frame of a chunk: the coding of its packets, their byte ranges, and their frames.
 
-A chunk is an ordinary video file, but no demuxer is needed to read it: the index says where the bytes of each packet
-are. Packets are handed to the decoder numbered in storage order, and a decoder tells of each frame which packet it came
-from. So frames are known by packets, not by times, and a frame that is not the expected one is noticed.
+A chunk is an ordinary video file, but no demuxer is needed to read it: the index holds the byte range of each packet.
+Packets are passed to the decoder numbered in storage order, and the decoder returns with each frame the number of its
+packet. Frames are thus identified by packets, not by timestamps, and an unexpected frame is detected.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from streamloader.values import Array
 __all__ = ["ChunkIndex", "Coding"]
 
 _MAGIC: Final = b"SLX1"
-_HEAD: Final = struct.Struct("<4sIIIIq")  # magic, CRC-32 of all that follows, packets, keys, frames, end
-_MOST: Final = 1 << 26  # packets of a chunk: more is damage
-_OPTIONS: Final = frozenset({"strict"})  # of decoders that a catalog may choose
+_HEADER: Final = struct.Struct("<4sIIIIq")  # magic, CRC-32 of all that follows, packets, keys, frames, end
+_MAX_PACKETS: Final = 1 << 26  # a larger number means damage
+_ALLOWED_OPTIONS: Final = frozenset({"strict"})  # decoder options that a catalog may set
 
 
 @dataclass(frozen=True)
 class Coding:
-    """How the packets of chunks are coded: what a decoder has to be told before the first one.
+    """Parameters with which a decoder is opened for the packets of a chunk.
 
     Attributes:
         codec: FFmpeg's name of the codec (not of a decoder), such as ``"h264"``.
-        extradata: what the container keeps for the decoder (parameter sets), perhaps nothing.
-        width: of frames as they are stored.
-        height: of frames as they are stored.
-        pix_fmt: FFmpeg's name of the pixel format as the container has it; None where only the packets tell.
-        tag: the four characters by which the container calls the codec; some decoders go by them.
-        bits: per coded sample, where the container has it, else 0.
-        color_range: as in ITU-T H.273 (FFmpeg's numbers), as are the next three; what the packets say goes before.
-        colorspace: matrix coefficients.
-        color_primaries: see above.
-        color_trc: transfer characteristics.
-        options: further options of the decoder; only ``strict`` is allowed.
+        extradata: Codec parameters stored in the container (parameter sets). May be empty.
+        width: Width of a stored frame in pixels.
+        height: Height of a stored frame in pixels.
+        pix_fmt: FFmpeg's name of the pixel format in the container, or None if only the packets specify it.
+        tag: Four characters that the container uses for the codec. Some decoders depend on them.
+        bits: Bits per coded sample in the container, or 0 if it does not specify them.
+        color_range: Colour range as in ITU-T H.273 (FFmpeg's numbers). Values in the packets override all colour tags.
+        colorspace: Matrix coefficients, in the same form.
+        color_primaries: Colour primaries, in the same form.
+        color_trc: Transfer characteristics, in the same form.
+        options: Further options of the decoder. Only ``strict`` is allowed.
     """
 
     codec: str
@@ -65,154 +65,162 @@ class Coding:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        told: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        return told | {
+        document: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        return document | {
             "extradata": base64.b64encode(self.extradata).decode(),
             "options": [list(option) for option in self.options],
         }
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Coding:
-        """Rebuild it.
+    def from_json(cls, document: Mapping[str, Any]) -> Coding:
+        """Rebuild a coding from :meth:`to_json`.
 
         Raises:
-            CorruptStream: that is none.
+            CorruptStream: If `document` is not a valid coding.
         """
         try:
-            values = {item.name: told[item.name] for item in fields(cls)}
-            values["extradata"] = base64.b64decode(told["extradata"], validate=True)
-            values["options"] = tuple((str(name), str(value)) for name, value in told["options"])
+            values = {item.name: document[item.name] for item in fields(cls)}
+            values["extradata"] = base64.b64decode(document["extradata"], validate=True)
+            values["options"] = tuple((str(name), str(value)) for name, value in document["options"])
             for name in ("width", "height", "bits", "color_range", "colorspace", "color_primaries", "color_trc"):
-                values[name] = int(told[name])
-            if not isinstance(told["codec"], str) or not {name for name, _ in values["options"]} <= _OPTIONS:
-                raise ValueError(f"codec {told['codec']!r} with options {values['options']}")
+                values[name] = int(document[name])
+            if (
+                not isinstance(document["codec"], str)
+                or not {name for name, _ in values["options"]} <= _ALLOWED_OPTIONS
+            ):
+                raise ValueError(f"codec {document['codec']!r} with options {values['options']}")
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
-            raise CorruptStream(f"the catalog does not say how a chunk is coded: {error!r}") from error
+            raise CorruptStream(f"the catalog has no valid coding for a chunk: {error!r}") from error
         return cls(**values)
 
     @cached_property
     def key(self) -> str:
-        """A name that is the same for the same coding: 32 hexadecimal digits of the SHA-256 of its JSON."""
-        told = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(told.encode()).hexdigest()[:32]
+        """Identifier of this coding: the first 32 hexadecimal digits of the SHA-256 of its JSON."""
+        document = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(document.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class ChunkIndex:
-    """Where the packets of a chunk are, and which frames they show.
+    """Byte ranges of the packets of a chunk, and the frames that they contain.
 
-    Packets are numbered in storage order, which is decoding order; frames in the order in which they are shown, from
-    0 in each chunk. A chunk may hold packets that none of its frames comes from, because frames of it need them.
+    Packets are numbered in storage order, which is decoding order. Frames are numbered in the order of presentation,
+    from 0 in each chunk. A chunk may hold packets that contain none of its frames, because its frames refer to them.
 
     Attributes:
-        offset: int64 (packets,): of the first byte of each packet in the file.
-        size: int64 (packets,): its bytes.
-        spare: bool (packets,): no other packet needs it, so it can be left out where its own frame is not wanted.
-        keys: int64 (keys,): packets at which decoding can begin, ascending; the first is packet 0.
-        first: int64 (keys,): if decoding begins there, this frame and all later ones come out right; the first is 0.
-        shown: int64 (frames,): the packet that each frame comes from.
-        pts: int64 (frames,), strictly increasing: when it is shown in the source, in ticks of the video's time base.
-        end: tick at which the last frame ends.
-        crc: int64 (packets,): CRC-32 (as in zlib) of the bytes of each packet, so that a read of a few of them can be
-            checked; None where it is not known.
+        offset: Offset in the file of the first byte of each packet, int64 (packets,).
+        size: Size of each packet in bytes, int64 (packets,).
+        disposable: Whether each packet can be left out without changing any other frame, bool (packets,).
+        key_packet: Packets at which decoding can start, int64 (keys,), ascending from packet 0.
+        key_frame: First frame from which all frames decode correctly, for each start in `key_packet`, int64 (keys,),
+            ascending from frame 0.
+        frame_packet: Packet that contains each frame, int64 (frames,).
+        pts: Timestamp of each frame in the source, in units of the video's time base, int64 (frames,), strictly
+            increasing.
+        end: Timestamp at which the last frame ends.
+        crc: CRC-32 (as in zlib) of each packet, int64 (packets,), to verify partial reads. None if unknown.
     """
 
     offset: Array
     size: Array
-    spare: Array
-    keys: Array
-    first: Array
-    shown: Array
+    disposable: Array
+    key_packet: Array
+    key_frame: Array
+    frame_packet: Array
     pts: Array
     end: int
     crc: Array | None = None
 
     def __len__(self) -> int:
         """Return the number of frames."""
-        return len(self.shown)
+        return len(self.frame_packet)
 
     def encode(self) -> bytes:
-        """Return it as bytes: a header, then the columns, deflated (see docs/archive.md)."""
+        """Return the index as bytes: a header, then the columns, compressed (see docs/archive.md)."""
         gaps = self.offset - np.concatenate([[0], (self.offset + self.size)[:-1]]) if len(self.offset) else self.offset
-        columns = [gaps, self.size, self.spare, _steps(self.keys), _steps(self.first), _steps(self.shown)]
-        columns.append(_steps(_steps(self.pts)))
+        columns = [gaps, self.size, self.disposable]
+        columns += [_differences(column) for column in (self.key_packet, self.key_frame, self.frame_packet)]
+        columns.append(_differences(_differences(self.pts)))
         if self.crc is not None:
             columns.append(self.crc)
-        body = zlib.compress(b"".join(_planes(column) for column in columns), 6)
-        counts = len(self.offset), len(self.keys), len(self.shown)
-        rest = _HEAD.pack(b"", 0, *counts, self.end)[8:] + body
+        body = zlib.compress(b"".join(_byte_planes(column) for column in columns), 6)
+        counts = len(self.offset), len(self.key_packet), len(self.frame_packet)
+        rest = _HEADER.pack(b"", 0, *counts, self.end)[8:] + body
         return _MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
 
     @classmethod
     def decode(cls, data: bytes) -> ChunkIndex:
-        """Rebuild it from :meth:`encode`.
+        """Rebuild an index from :meth:`encode`.
 
         Raises:
-            CorruptStream: these are not the bytes of an index.
+            CorruptStream: If `data` is not a valid index.
         """
         try:
-            magic, checksum, packets, keys, frames, end = _HEAD.unpack_from(data)
+            magic, checksum, packets, keys, frames, end = _HEADER.unpack_from(data)
             if magic != _MAGIC:
-                raise ValueError(f"it begins with {magic!r}, not {_MAGIC!r}: is it of a newer version?")
+                raise ValueError(f"it starts with {magic!r} instead of {_MAGIC!r}: is it from a newer version?")
             if zlib.crc32(memoryview(data)[8:]) != checksum:
                 raise ValueError("its checksum is wrong")
-            if not (0 < keys <= packets <= _MOST and 0 < frames <= packets):
-                raise ValueError(f"{packets} packets, {keys} key frames, {frames} frames make no sense")
+            if not (0 < keys <= packets <= _MAX_PACKETS and 0 < frames <= packets):
+                raise ValueError(f"{packets} packets, {keys} key frames, {frames} frames are not possible")
             counts = [packets, packets, packets, keys, keys, frames, frames, packets]
             inflater = zlib.decompressobj()
-            body = inflater.decompress(data[_HEAD.size :], 8 * sum(counts) + 1)
+            body = inflater.decompress(data[_HEADER.size :], 8 * sum(counts) + 1)
             if len(body) == 8 * sum(counts[:-1]):
-                counts.pop()  # the index keeps no checksums
+                counts.pop()  # this index has no checksums of packets
             if len(body) != 8 * sum(counts) or not inflater.eof:
-                raise ValueError("its columns have another length")
+                raise ValueError("its columns have the wrong length")
         except (ValueError, struct.error, zlib.error) as error:
             raise CorruptStream(f"the frame index of a chunk is damaged: {error}") from error
-        gaps, size, spare, key, first, shown, pts, *crc = _columns(body, counts)
+        gaps, size, disposable, key_packet, key_frame, frame_packet, pts, *crc = _split_columns(body, counts)
         offset = np.cumsum(gaps + size) - size
         index = cls(
-            offset, size, spare.astype(bool), np.cumsum(key), np.cumsum(first), np.cumsum(shown),
-            np.cumsum(np.cumsum(pts)), end, *crc,
+            offset, size, disposable.astype(bool), np.cumsum(key_packet), np.cumsum(key_frame),
+            np.cumsum(frame_packet), np.cumsum(np.cumsum(pts)), end, *crc,
         )  # fmt: skip
         index._check()
         return index
 
     def key_for(self, frame: int) -> int:
-        """Return the number (in `keys`) of the last key from which `frame` comes out right."""
-        return int(np.searchsorted(self.first, frame, side="right")) - 1
+        """Return the number (in `key_packet`) of the last key from which `frame` decodes correctly."""
+        return int(np.searchsorted(self.key_frame, frame, side="right")) - 1
 
     def _check(self) -> None:
         packets = len(self.offset)
-        sane = (
+        valid = (
             bool((self.size > 0).all() and (self.offset >= 0).all())
-            and self.keys[0] == 0
-            and self.first[0] == 0
-            and bool((np.diff(self.keys) > 0).all() and (np.diff(self.first) > 0).all())
-            and int(self.keys[-1]) < packets
-            and int(self.first[-1]) < len(self.shown)
-            and int(self.shown.min()) >= 0
-            and int(self.shown.max()) < packets
-            and len(np.unique(self.shown)) == len(self.shown)
+            and self.key_packet[0] == 0
+            and self.key_frame[0] == 0
+            and bool((np.diff(self.key_packet) > 0).all() and (np.diff(self.key_frame) > 0).all())
+            and int(self.key_packet[-1]) < packets
+            and int(self.key_frame[-1]) < len(self.frame_packet)
+            and int(self.frame_packet.min()) >= 0
+            and int(self.frame_packet.max()) < packets
+            and len(np.unique(self.frame_packet)) == len(self.frame_packet)
             and bool((np.diff(self.pts) > 0).all())
             and self.end > int(self.pts[-1])
         )
-        if not sane:
+        if not valid:
             raise CorruptStream("the frame index of a chunk contradicts itself: it is damaged")
 
 
-def _steps(values: Array) -> Array:
+def _differences(values: Array) -> Array:
     return np.diff(values, prepend=0)
 
 
-def _planes(column: Array) -> bytes:
-    """Return a column as little-endian int64, all lowest bytes first, then all second ones: it deflates better."""
+def _byte_planes(column: Array) -> bytes:
+    """Return a column as little-endian int64, all lowest bytes first, then all second bytes, ...
+
+    This order compresses better.
+    """
     return np.ascontiguousarray(column.astype("<i8")).view(np.uint8).reshape(-1, 8).T.tobytes()
 
 
-def _columns(body: bytes, counts: list[int]) -> list[Array]:
+def _split_columns(body: bytes, counts: list[int]) -> list[Array]:
     columns = []
-    at = 0
+    offset = 0
     for count in counts:
-        planes = np.frombuffer(body, np.uint8, 8 * count, at).reshape(8, count)
+        planes = np.frombuffer(body, np.uint8, 8 * count, offset).reshape(8, count)
         columns.append(np.ascontiguousarray(planes.T).view("<i8").reshape(count).astype(np.int64))
-        at += 8 * count
+        offset += 8 * count
     return columns

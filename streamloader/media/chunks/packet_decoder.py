@@ -1,4 +1,4 @@
-"""Decoding packets that no demuxer hands over: bytes and a number in, frames with these numbers out."""
+"""Decode packets without a demuxer: numbered packets in, frames with the numbers of their packets out."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
 
-__all__ = ["PacketDecoder", "coding_of"]
+__all__ = ["PacketDecoder", "read_coding"]
 
-# Where a codec's own name is not that of the decoder that FFmpeg takes for it.
+# Decoders for codecs for which FFmpeg does not choose the decoder named like the codec, in order of preference.
 _DECODERS: Final = {"av1": ("libdav1d", "libaom-av1", "av1")}
 _COLORS: Final = ("color_range", "colorspace", "color_primaries", "color_trc")
 
 
-def coding_of(context: VideoCodecContext, *, options: tuple[tuple[str, str], ...] = ()) -> Coding:
-    """Return how the packets are coded that a demuxer has opened this context for."""
+def read_coding(context: VideoCodecContext, *, options: tuple[tuple[str, str], ...] = ()) -> Coding:
+    """Return the coding of the packets for which a demuxer has opened `context`."""
     colors = {name: int(getattr(context, name)) for name in _COLORS}
     return Coding(
         codec=str(context.codec.canonical_name),
@@ -42,25 +42,25 @@ def coding_of(context: VideoCodecContext, *, options: tuple[tuple[str, str], ...
 class PacketDecoder:
     """Decodes packets of one coding, in one thread at a time.
 
-    Each packet is given a number, and each frame comes back with that of the packet it was in. Frames come in the order
-    in which they are shown, some packets late; the decoder's threads make them later still. Nothing is left out that
-    FFmpeg shows, also not what is broken because a packet was not handed over: who leaves packets out has to know.
+    Each packet is given a number, and each frame is returned with the number of its packet. Frames are returned in the
+    order of presentation, some packets late, and later still with several threads. All frames that FFmpeg shows are
+    returned, including those that are broken because a packet was left out: the caller must discard them.
 
     Args:
-        coding: what the packets are.
-        threads: of FFmpeg, for this decoder.
-        name: what errors call the source of the packets.
+        coding: Coding of the packets.
+        threads: Number of FFmpeg's decoder threads. Defaults to 1.
+        name: Name of the source of the packets, for error messages. Defaults to "a chunk".
 
     Raises:
-        UnreadableStream: this build of FFmpeg has no decoder for the codec.
-        CorruptStream: the decoder does not take what `coding` says.
+        UnreadableStream: If this build of FFmpeg has no decoder for the codec.
+        CorruptStream: If the decoder rejects `coding`.
     """
 
     def __init__(self, coding: Coding, *, threads: int = 1, name: str = "") -> None:
         self._name = name or "a chunk"
         self._coding = coding
         self._context: VideoCodecContext | None = None
-        context = self._create()
+        context = self._create_context()
         try:
             if coding.extradata:
                 context.extradata = coding.extradata
@@ -79,32 +79,32 @@ class PacketDecoder:
                 context.options = dict(coding.options)
             context.open(strict=False)
         except (av.error.FFmpegError, ValueError, TypeError, OverflowError) as error:
-            raise self._broken(f"its decoder cannot be set up: {error}") from error
+            raise self._corrupt_error(f"its decoder cannot be configured: {error}") from error
         self._context = context
 
     def send(self, number: int, data: Any) -> list[tuple[int, VideoFrame]]:
-        """Hand over one packet, and return the frames that are ready, with the numbers of their packets.
+        """Decode one packet, and return the frames that are ready, with the numbers of their packets.
 
         Args:
-            number: by which its frame is called.
-            data: its bytes: anything that has a buffer, which may be used again afterwards.
+            number: Number of the packet.
+            data: Bytes of the packet: any buffer, which may be reused afterwards.
 
         Raises:
-            CorruptStream: it cannot be decoded; ``offset`` is its number.
-            ClosedError: the decoder was closed.
+            CorruptStream: If the packet cannot be decoded. ``offset`` is its number.
+            ClosedError: If the decoder is closed.
         """
-        # Made by FFmpeg, which pads it with zeros: decoders read beyond the end, and of some codecs that decides.
+        # FFmpeg allocates the packet, with zeros after it: decoders read past the end, and some depend on the zeros.
         packet: Packet[Any] = Packet(memoryview(data).nbytes)
         packet.update(data)
         packet.pts = packet.dts = number
         return self._decode(packet, number)
 
     def drain(self) -> list[tuple[int, VideoFrame]]:
-        """Return the frames that the decoder still holds; after that it is as if it were new.
+        """Return the frames that the decoder still holds, and reset it.
 
         Raises:
-            CorruptStream: they cannot be decoded.
-            ClosedError: the decoder was closed.
+            CorruptStream: If the frames cannot be decoded.
+            ClosedError: If the decoder is closed.
         """
         try:
             return self._decode(None, None)
@@ -112,7 +112,7 @@ class PacketDecoder:
             self.reset()
 
     def reset(self) -> None:
-        """Forget all packets that were handed over: the next one has to be a key frame's."""
+        """Discard all packets sent so far. The next packet must be a key frame."""
         if self._context is not None:
             self._context.flush_buffers()
 
@@ -120,7 +120,7 @@ class PacketDecoder:
         """Free the decoder. Safe to call twice."""
         self._context = None
 
-    def _create(self) -> VideoCodecContext:
+    def _create_context(self) -> VideoCodecContext:
         codec = self._coding.codec
         for decoder in _DECODERS.get(codec, (codec,)):
             try:
@@ -133,18 +133,18 @@ class PacketDecoder:
 
     def _decode(self, packet: Packet[Any] | None, number: int | None) -> list[tuple[int, VideoFrame]]:
         if self._context is None:
-            raise ClosedError(f"the decoder of {self._name} was closed")
+            raise ClosedError(f"the decoder of {self._name} is closed")
         try:
             frames = self._context.decode(packet)
         except (av.error.FFmpegError, EOFError) as error:
-            raise self._broken(getattr(error, "strerror", None) or str(error), number) from error
-        found = []
+            raise self._corrupt_error(getattr(error, "strerror", None) or str(error), number) from error
+        numbered = []
         for frame in frames:
             if frame.pts is None:
-                raise self._broken("a frame comes from no packet", number)
-            found.append((int(frame.pts), frame))
-        return found
+                raise self._corrupt_error("a frame belongs to no packet", number)
+            numbered.append((int(frame.pts), frame))
+        return numbered
 
-    def _broken(self, what: str, number: int | None = None) -> CorruptStream:
+    def _corrupt_error(self, problem: str, number: int | None = None) -> CorruptStream:
         where = "" if number is None else f" at packet {number}"
-        return CorruptStream(f"{self._name} is damaged{where}: {what}", stream=self._name, offset=number)
+        return CorruptStream(f"{self._name} is damaged{where}: {problem}", stream=self._name, offset=number)

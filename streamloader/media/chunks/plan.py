@@ -1,4 +1,4 @@
-"""Where to cut a video."""
+"""Plan where a video is cut into chunks."""
 
 from __future__ import annotations
 
@@ -12,67 +12,74 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from streamloader.errors import CorruptStream
-from streamloader.media.chunks.scan import Survey, survey_source
+from streamloader.media.chunks.scan import SourceScan, scan_source
 from streamloader.media.chunks.settings import CutSettings
-from streamloader.media.video.index_cache import cached_index
-from streamloader.media.video.orientation import Turn
+from streamloader.media.video.index_cache import load_index
+from streamloader.media.video.orientation import Orientation
 from streamloader.media.video.selection import latest_ticks, steps_at_rate
 from streamloader.values import Array
 
 __all__ = ["Cut", "CutPlan", "plan_cuts"]
 
-_FAR: Final = 4  # times chunk_frames, or so many frames if that is more: further away no key frame is looked for
-_FAR_FRAMES: Final = 1000
+# A chunk ends at a key frame within this many frames, or this multiple of chunk_frames if that is more.
+_MAX_KEY_DISTANCE_FRAMES: Final = 1000
+_MAX_KEY_DISTANCE_FACTOR: Final = 4
 
 
 class Cut(NamedTuple):
-    """One chunk: its number, and its frames [first, stop)."""
+    """One chunk of a video.
+
+    Attributes:
+        number: Number of the chunk.
+        start: First frame of the chunk.
+        end: Frame after its last frame.
+    """
 
     number: int
-    first: int
-    stop: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, eq=False)
 class CutPlan:
-    """How one video is to be cut.
+    """Plan for cutting one video into chunks.
 
     Attributes:
-        frames: of the video that the chunks make up.
-        height: of these as they are shown.
-        width: the same.
-        turn: how they have to be turned to be upright.
-        time_base: seconds of one tick.
-        first_pts: of the first frame.
-        end: tick at which the last frame ends.
-        cuts: the chunks, in order, without a gap.
-        survey: of the source.
+        frames: Number of frames in all chunks.
+        height: Height of an upright frame in pixels.
+        width: Width of an upright frame in pixels.
+        orientation: Rotation and mirroring that turn the stored frames upright.
+        time_base: Unit of timestamps in the chunks, in seconds.
+        first_pts: Timestamp of the first frame.
+        end: Timestamp at which the last frame ends.
+        cuts: Chunks, in order and without gaps.
+        scan: Scan of the source.
     """
 
     frames: int
     height: int
     width: int
-    turn: Turn
+    orientation: Orientation
     time_base: Fraction
     first_pts: int
     end: int
     cuts: tuple[Cut, ...]
-    survey: Survey
+    scan: SourceScan
 
     def source_frames(self, cut: Cut) -> Array:
-        """Return the number, in the source, of each frame of a chunk."""
-        steps = np.arange(cut.first, cut.stop, dtype=np.int64)
-        if self.time_base == self.survey.time_base and self.frames == len(self.survey):
+        """Return the frame number in the source of each frame of a chunk."""
+        steps = np.arange(cut.start, cut.end, dtype=np.int64)
+        if self.time_base == self.scan.time_base and self.frames == len(self.scan):
             return steps
-        latest = latest_ticks(steps, self.survey.time_base, 1 / self.time_base)
-        pts = self.survey.pts
+        latest = latest_ticks(steps, self.scan.time_base, 1 / self.time_base)
+        pts = self.scan.pts
         return np.searchsorted(pts, latest + int(pts[0]), side="right").astype(np.int64) - 1
 
     def pts(self, cut: Cut) -> Array:
-        """Return when each frame of a chunk is shown, and when the last one ends: int64 (frames + 1,)."""
-        if self.time_base == self.survey.time_base and self.frames == len(self.survey):
-            return np.append(self.survey.pts, self.survey.end)[cut.first : cut.stop + 1]
-        return np.arange(cut.first, cut.stop + 1, dtype=np.int64)
+        """Return the timestamp of each frame of a chunk, and the end of the last one, int64 (frames + 1,)."""
+        if self.time_base == self.scan.time_base and self.frames == len(self.scan):
+            return np.append(self.scan.pts, self.scan.end)[cut.start : cut.end + 1]
+        return np.arange(cut.start, cut.end + 1, dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -80,113 +87,115 @@ class CutPlan:
             "frames": self.frames,
             "height": self.height,
             "width": self.width,
-            "turn": list(self.turn),
+            "turn": list(self.orientation),
             "time_base": str(self.time_base),
             "first_pts": self.first_pts,
             "end": self.end,
             "cuts": [list(cut) for cut in self.cuts],
-            "survey": self.survey.to_json(),
+            "survey": self.scan.to_json(),
         }
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> CutPlan:
-        """Rebuild it.
+    def from_json(cls, document: Mapping[str, Any]) -> CutPlan:
+        """Rebuild a plan from :meth:`to_json`.
 
         Raises:
-            CorruptStream: that is none.
+            CorruptStream: If `document` is not a valid plan.
         """
         try:
             return cls(
-                **{name: int(told[name]) for name in ("frames", "height", "width", "first_pts", "end")},
-                turn=Turn(*(bool(value) for value in told["turn"])),
-                time_base=Fraction(told["time_base"]),
-                cuts=tuple(Cut(*(int(value) for value in cut)) for cut in told["cuts"]),
-                survey=Survey.from_json(told["survey"]),
+                **{name: int(document[name]) for name in ("frames", "height", "width", "first_pts", "end")},
+                orientation=Orientation(*(bool(value) for value in document["turn"])),
+                time_base=Fraction(document["time_base"]),
+                cuts=tuple(Cut(*(int(value) for value in cut)) for cut in document["cuts"]),
+                scan=SourceScan.from_json(document["survey"]),
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise CorruptStream(f"this does not tell how a video is to be cut: {error!r}") from error
+            raise CorruptStream(f"this is not a valid plan for cutting a video: {error!r}") from error
 
 
-def plan_cuts(path: str, settings: CutSettings, cancelled: Callable[[], bool] = lambda: False) -> CutPlan:
-    """Look at a video, and decide where it is cut. Reads and decodes all of it once.
+def plan_cuts(path: str, settings: CutSettings, is_cancelled: Callable[[], bool] = lambda: False) -> CutPlan:
+    """Scan a video and plan where it is cut. Reads all of it once, and decodes it if needed.
 
     Args:
-        path: of the local file.
-        settings: what the user chose.
-        cancelled: is asked now and then.
+        path: Path of the local file.
+        settings: Settings for the chunks.
+        is_cancelled: Function that returns whether to stop, called regularly. Defaults to never.
 
     Raises:
-        StreamNotFound: there is no such file.
-        UnreadableStream: it cannot be opened, holds no video, or no frame of it can be decoded.
-        CorruptStream: it breaks off, or is damaged.
-        ClosedError: the work was cancelled.
+        StreamNotFound: If the file does not exist.
+        UnreadableStream: If the file cannot be opened, contains no video, or none of its frames can be decoded.
+        CorruptStream: If the file is truncated or damaged.
+        ClosedError: If the work was cancelled.
     """
-    index = cached_index(path)
-    decode = settings.verify == "frames" or settings.mode == "lossless"  # which has to know where the size changes
-    survey = survey_source(path, index, decode=decode, cancelled=cancelled)
-    height, width = settings.size or index.shown_size
+    index = load_index(path)
+    decode = settings.verify == "frames" or settings.mode == "lossless"  # lossless chunks end where the size changes
+    scan = scan_source(path, index, decode=decode, is_cancelled=is_cancelled)
+    height, width = settings.size or index.upright_size
     frames, time_base, first_pts, end = len(index), index.time_base, int(index.pts[0]), index.end
     if settings.fps is not None:
         frames = steps_at_rate(index.end - first_pts, index.time_base, settings.fps)
         time_base, first_pts, end = 1 / settings.fps, 0, frames
-    return CutPlan(
-        frames, height, width, index.turn, time_base, first_pts, end, _cuts(settings, survey, frames), survey
-    )
+    cuts = _choose_cuts(settings, scan, frames)
+    return CutPlan(frames, height, width, index.orientation, time_base, first_pts, end, cuts, scan)
 
 
-def _cuts(settings: CutSettings, survey: Survey, frames: int) -> tuple[Cut, ...]:
-    wanted = settings.chunk_frames
+def _choose_cuts(settings: CutSettings, scan: SourceScan, frames: int) -> tuple[Cut, ...]:
+    chunk_frames = settings.chunk_frames
     if settings.mode != "copy":
-        borders = set(range(0, frames, wanted))
+        starts = set(range(0, frames, chunk_frames))
         if settings.mode == "lossless":
-            borders |= set(survey.shapes.tolist())
+            starts |= set(scan.shape_changes.tolist())
     else:
-        # An encoder, if one is needed, cannot change the size of frames.
-        ends = [0, *survey.shapes.tolist(), frames]
-        keys = _clean_keys(survey)
-        borders = set()
-        for start, stop in itertools.pairwise(ends):
-            borders |= set(_near_keys(start, stop, keys, wanted))
-    starts = sorted(borders)
-    return tuple(Cut(*cut) for cut in zip(range(len(starts)), starts, [*starts[1:], frames], strict=True))
+        # A chunk may have to be encoded, and encoders cannot change the frame size in the middle.
+        bounds = [0, *scan.shape_changes.tolist(), frames]
+        keys = _find_clean_keys(scan)
+        starts = set()
+        for start, end in itertools.pairwise(bounds):
+            starts |= set(_chunk_starts(start, end, keys, chunk_frames))
+    ordered = sorted(starts)
+    return tuple(Cut(*cut) for cut in zip(range(len(ordered)), ordered, [*ordered[1:], frames], strict=True))
 
 
-def _clean_keys(survey: Survey) -> list[int]:
-    """Return the frames that key frames show, and behind which none comes from an earlier packet."""
-    if not len(survey.packet):
+def _find_clean_keys(scan: SourceScan) -> list[int]:
+    """Return the frames that are key frames and after which no frame comes from an earlier packet."""
+    if not len(scan.frame_packet):
         return []
-    earliest = np.minimum.accumulate(survey.packet[::-1])[::-1]
-    return np.flatnonzero(np.isin(survey.packet, survey.keys[:, 0]) & (earliest == survey.packet)).tolist()
+    earliest_packet = np.minimum.accumulate(scan.frame_packet[::-1])[::-1]
+    is_key = np.isin(scan.frame_packet, scan.keys[:, 0])
+    return np.flatnonzero(is_key & (earliest_packet == scan.frame_packet)).tolist()
 
 
-def _near_keys(start: int, stop: int, keys: list[int], wanted: int) -> list[int]:
-    """Return where chunks of the frames [start, stop) begin: at the key frames nearest to `wanted` after another."""
-    far = max(_FAR * wanted, _FAR_FRAMES)
-    borders = [start]
+def _chunk_starts(start: int, end: int, keys: list[int], chunk_frames: int) -> list[int]:
+    """Return the first frame of each chunk of the frames [start, end): key frames nearest to the target length."""
+    max_distance = max(_MAX_KEY_DISTANCE_FACTOR * chunk_frames, _MAX_KEY_DISTANCE_FRAMES)
+    starts = [start]
     while True:
-        at, aim = borders[-1], borders[-1] + wanted
-        if at == start or _is_among(keys, at):
-            border = _next_border(at, stop, keys, wanted, far)
-        else:  # this chunk has to be coded anew: up to where packets can be copied again
-            later = bisect.bisect_right(keys, at)
-            border = min(aim, stop, *keys[later : later + 1])
-        if border >= stop:
-            return borders
-        borders.append(border)
+        current, target = starts[-1], starts[-1] + chunk_frames
+        if current == start or _contains(keys, current):
+            following = _next_chunk_start(current, end, keys, chunk_frames, max_distance)
+        else:  # this chunk must be re-encoded: it ends where packets can be copied again
+            later = bisect.bisect_right(keys, current)
+            following = min(target, end, *keys[later : later + 1])
+        if following >= end:
+            return starts
+        starts.append(following)
 
 
-def _next_border(at: int, stop: int, keys: list[int], wanted: int, far: int) -> int:
-    aim = at + wanted
-    later = bisect.bisect_left(keys, aim)
-    near = [key for key in keys[max(0, later - 1) : later + 1] if at < key < stop and key - at <= far]
-    # Past a key frame that is too near: a chunk of a few frames helps nobody.
-    near = [key for key in near if key >= at + (wanted + 1) // 2] or near[-1:]
-    if near:
-        border = min(near, key=lambda key: (abs(key - aim), key))
-        return stop if abs(stop - aim) <= abs(border - aim) else border
-    return stop if stop - at <= (far if keys else wanted) else aim
+def _next_chunk_start(current: int, end: int, keys: list[int], chunk_frames: int, max_distance: int) -> int:
+    target = current + chunk_frames
+    later = bisect.bisect_left(keys, target)
+    candidates = [
+        key for key in keys[max(0, later - 1) : later + 1] if current < key < end and key - current <= max_distance
+    ]
+    # Skip a key frame that is too close: chunks of a few frames are inefficient.
+    candidates = [key for key in candidates if key >= current + (chunk_frames + 1) // 2] or candidates[-1:]
+    if candidates:
+        nearest = min(candidates, key=lambda key: (abs(key - target), key))
+        return end if abs(end - target) <= abs(nearest - target) else nearest
+    return end if end - current <= (max_distance if keys else chunk_frames) else target
 
 
-def _is_among(keys: list[int], frame: int) -> bool:
-    at = bisect.bisect_left(keys, frame)
-    return at < len(keys) and keys[at] == frame
+def _contains(keys: list[int], frame: int) -> bool:
+    number = bisect.bisect_left(keys, frame)
+    return number < len(keys) and keys[number] == frame

@@ -1,4 +1,4 @@
-"""What has to be known of a source before it is cut: its packets, which of them its frames come from, and digests."""
+"""Scan a source video before it is cut: its packets, which packet contains each frame, and hashes of its frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import binascii
 import contextlib
 import zlib
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final
 
@@ -15,47 +15,52 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import ClosedError, CorruptStream
-from streamloader.media.chunks.frame_hash import DIGEST, pixel_digest, rgb_digest
+from streamloader.media.chunks.frame_hash import HASH_BYTES, frame_hash, rgb_hash
 from streamloader.media.video.index import VideoIndex
-from streamloader.media.video.packets import codec_of, hard_key, nal_length_size
-from streamloader.media.video.source import decoding, open_video
+from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
+from streamloader.media.video.source import open_video, translate_errors
 from streamloader.values import Array
 
-__all__ = ["LOOK", "NEVER", "Survey", "check_cancelled", "survey_source"]
+__all__ = ["NO_TIMESTAMP", "RGB_SAMPLE_EVERY", "SourceScan", "raise_if_cancelled", "scan_source"]
 
-LOOK: Final = 16  # of so many frames one is also looked at in RGB
-NEVER: Final = int(np.iinfo(np.int64).min)  # a time that is not known
-_KEY: Final = 6  # columns of Survey.keys
+RGB_SAMPLE_EVERY: Final = 16  # frames from one to the next that is also hashed in RGB
+NO_TIMESTAMP: Final = int(np.iinfo(np.int64).min)
+_KEY_COLUMNS: Final = 6  # of SourceScan.keys
+# The names of the arrays in the JSON form, in its order -> the attributes of SourceScan.
+_JSON_ARRAYS: Final = {
+    "pts": "pts", "packet": "frame_packet", "times": "packet_pts", "keys": "keys", "shapes": "shape_changes",
+}  # fmt: skip
+_JSON_BYTES: Final = {"digests": "frame_hashes", "looks": "rgb_hashes"}
 
 
 @dataclass(frozen=True, eq=False)
-class Survey:
-    """The frames and key frames of one source, numbered from 0, packets in the order in which they are stored.
+class SourceScan:
+    """Frames and key frames of a source. Frames are numbered from 0; so are packets, in storage order.
 
     Attributes:
-        pts: int64 (frames,), strictly increasing, in ticks of the time base.
-        time_base: seconds of a tick.
-        end: tick at which the last frame ends.
-        packet: int64 (frames,): the packet that each frame comes from; empty where that cannot be told.
-        times: int64 (packets,): pts of each packet, or the lowest int64 where it has none.
-        keys: int64 (keys, 6): of each key frame its packet, the pts and dts of that (or the lowest int64 where it has
-            none), its size, its CRC-32, and 1 if all that is shown after it can be decoded from it alone.
-        shapes: int64 (changes,): frames that differ from the one before in size or pixel format.
-        digests: bytes (frames x 8): of each frame's pixels, decoded from the beginning; empty if that was not done.
-        looks: bytes (x 8): of what every 16th frame looks like in RGB.
-        codec: FFmpeg's name of it.
-        note: why packets cannot be copied, if so.
+        pts: Timestamp of each frame in units of `time_base`, int64 (frames,), strictly increasing.
+        time_base: Duration of one unit of `pts`, in seconds.
+        end: Timestamp at which the last frame ends.
+        frame_packet: Packet that contains each frame, int64 (frames,). Empty if this is unknown.
+        packet_pts: Timestamp of each packet, or NO_TIMESTAMP, int64 (packets,).
+        keys: Key frames, int64 (keys, 6). The columns are: packet number, its pts and its dts (or NO_TIMESTAMP), its
+            size in bytes, its CRC-32, and 1 if all frames shown after it decode from it alone.
+        shape_changes: Frames whose size or pixel format differs from the frame before, int64 (changes,).
+        frame_hashes: Hashes of all frames, decoded from the start, 8 bytes each. Empty if the source was not decoded.
+        rgb_hashes: RGB hashes of every 16th frame, 8 bytes each. Empty if the source was not decoded.
+        codec: FFmpeg's name of the codec.
+        note: Reason why packets of the source cannot be copied. Empty if they can.
     """
 
     pts: Array
     time_base: Fraction
     end: int
-    packet: Array
-    times: Array
+    frame_packet: Array
+    packet_pts: Array
     keys: Array
-    shapes: Array
-    digests: bytes = b""
-    looks: bytes = b""
+    shape_changes: Array
+    frame_hashes: bytes = b""
+    rgb_hashes: bytes = b""
     codec: str = ""
     note: str = ""
 
@@ -63,166 +68,185 @@ class Survey:
         """Return the number of frames."""
         return len(self.pts)
 
-    def digest(self, frame: int) -> bytes | None:
-        """Return the digest of a frame; None if it is not known."""
-        return self.digests[DIGEST * frame : DIGEST * (frame + 1)] or None
+    def frame_hash(self, frame: int) -> bytes | None:
+        """Return the hash of a frame, or None if it is unknown."""
+        return self.frame_hashes[HASH_BYTES * frame : HASH_BYTES * (frame + 1)] or None
 
-    def look(self, frame: int) -> bytes | None:
-        """Return the digest of a frame in RGB; None if it is not known."""
-        return None if frame % LOOK else self.looks[DIGEST * (frame // LOOK) : DIGEST * (frame // LOOK + 1)] or None
+    def rgb_hash(self, frame: int) -> bytes | None:
+        """Return the RGB hash of a frame, or None if it is unknown."""
+        if frame % RGB_SAMPLE_EVERY:
+            return None
+        sample = frame // RGB_SAMPLE_EVERY
+        return self.rgb_hashes[HASH_BYTES * sample : HASH_BYTES * (sample + 1)] or None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        told: dict[str, Any] = {"time_base": str(self.time_base), "end": self.end, "codec": self.codec}
-        told["note"] = self.note
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, np.ndarray):
-                value = np.ascontiguousarray(value.astype("<i8").T).tobytes()
-            if isinstance(value, bytes):
-                told[item.name] = base64.b64encode(zlib.compress(value, 1)).decode()
-        return told
+        document: dict[str, Any] = {"time_base": str(self.time_base), "end": self.end, "codec": self.codec}
+        document["note"] = self.note
+        columns = {
+            name: np.ascontiguousarray(getattr(self, attribute).astype("<i8").T).tobytes()
+            for name, attribute in _JSON_ARRAYS.items()
+        }
+        columns |= {name: getattr(self, attribute) for name, attribute in _JSON_BYTES.items()}
+        for name, data in columns.items():
+            document[name] = base64.b64encode(zlib.compress(data, 1)).decode()
+        return document
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Survey:
-        """Rebuild it.
+    def from_json(cls, document: Mapping[str, Any]) -> SourceScan:
+        """Rebuild a scan from :meth:`to_json`.
 
         Raises:
-            CorruptStream: that is none.
+            CorruptStream: If `document` is not a valid scan.
         """
         try:
-            found: dict[str, Any] = {"end": int(told["end"]), "note": str(told["note"])}
-            found["codec"] = str(told["codec"])
-            found["time_base"] = Fraction(told["time_base"])
-            for item in fields(cls):
-                if item.name not in found:
-                    found[item.name] = zlib.decompress(base64.b64decode(told[item.name], validate=True))
-            for name in ("pts", "packet", "times", "keys", "shapes"):
-                found[name] = np.frombuffer(found[name], "<i8").astype(np.int64)
-            found["keys"] = np.ascontiguousarray(found["keys"].reshape(_KEY, -1).T)
+            values: dict[str, Any] = {"end": int(document["end"]), "note": str(document["note"])}
+            values["codec"] = str(document["codec"])
+            values["time_base"] = Fraction(document["time_base"])
+            for name, attribute in (_JSON_ARRAYS | _JSON_BYTES).items():
+                values[attribute] = zlib.decompress(base64.b64decode(document[name], validate=True))
+            for attribute in _JSON_ARRAYS.values():
+                values[attribute] = np.frombuffer(values[attribute], "<i8").astype(np.int64)
+            values["keys"] = np.ascontiguousarray(values["keys"].reshape(_KEY_COLUMNS, -1).T)
         except (KeyError, TypeError, ValueError, ZeroDivisionError, zlib.error, binascii.Error) as error:
-            raise CorruptStream(f"this does not tell how a video is to be cut: {error!r}") from error
-        return cls(**found)
+            raise CorruptStream(f"this is not a valid plan for cutting a video: {error!r}") from error
+        return cls(**values)
 
 
-def check_cancelled(cancelled: Callable[[], bool], path: str) -> None:
-    """Raise ClosedError if the work was cancelled."""
-    if cancelled():
+def raise_if_cancelled(is_cancelled: Callable[[], bool], path: str) -> None:
+    """Raise an error if the work was cancelled.
+
+    Raises:
+        ClosedError: If the work was cancelled.
+    """
+    if is_cancelled():
         raise ClosedError(f"cutting {path} was cancelled", stream=path, address=path)
 
 
-def survey_source(path: str, index: VideoIndex, *, decode: bool, cancelled: Callable[[], bool]) -> Survey:
-    """Read all packets of a source, and decode them once from the beginning unless that tells nothing new.
+def scan_source(path: str, index: VideoIndex, *, decode: bool, is_cancelled: Callable[[], bool]) -> SourceScan:
+    """Read all packets of a source. Decode it once from the start if requested, or if its packets are not sufficient.
 
     Args:
-        path: of the local file.
-        index: its index.
-        decode: take digests of all frames.
-        cancelled: is asked now and then.
+        path: Path of the local file.
+        index: Index of the video.
+        decode: Whether to hash all frames.
+        is_cancelled: Function that returns whether to stop. Called before each packet.
 
     Raises:
-        CorruptStream: it is damaged, or was changed since it was indexed.
-        ClosedError: the work was cancelled.
+        CorruptStream: If the source is damaged, or changed since it was indexed.
+        ClosedError: If the work was cancelled.
     """
-    survey = Survey(
-        pts=index.pts, time_base=index.time_base, end=index.end, packet=np.empty(0, np.int64),
-        times=np.empty(0, np.int64),         keys=np.empty((0, _KEY), np.int64), shapes=np.empty(0, np.int64),
+    scan = SourceScan(
+        pts=index.pts, time_base=index.time_base, end=index.end, frame_packet=np.empty(0, np.int64),
+        packet_pts=np.empty(0, np.int64), keys=np.empty((0, _KEY_COLUMNS), np.int64),
+        shape_changes=np.empty(0, np.int64),
     )  # fmt: skip
     if not decode and index.has_pts and index.seekable:
-        packets = _Packets()
-        with contextlib.closing(_demux(path, packets, cancelled)) as read:
-            for _ in read:
+        packets = _PacketLog()
+        with contextlib.closing(_demux_numbered(path, packets, is_cancelled)) as demuxed:
+            for _ in demuxed:
                 pass
-        numbers = packets.by_pts(index)
-        if numbers is not None:
-            return replace(survey, packet=numbers, times=packets.times(), keys=packets.table(), codec=packets.codec)
-    return _decoded(path, index, survey, cancelled)
+        frame_packet = packets.match_frames(index)
+        if frame_packet is not None:
+            return replace(
+                scan, frame_packet=frame_packet, packet_pts=packets.pts_array(), keys=packets.key_table(),
+                codec=packets.codec,
+            )  # fmt: skip
+    return _scan_by_decoding(path, index, scan, is_cancelled)
 
 
-class _Packets:
-    """What is kept of packets while they go by."""
+class _PacketLog:
+    """Timestamps and key frames of the packets demuxed so far.
+
+    Attributes:
+        pts: Timestamp of each packet, or None.
+        keys: Rows of SourceScan.keys.
+        codec: FFmpeg's name of the codec.
+        obstacle: Reason why the packets cannot be copied one by one. Empty if they can.
+    """
 
     def __init__(self) -> None:
         self.pts: list[int | None] = []
         self.keys: list[tuple[int, ...]] = []
         self.codec = ""
-        self.odd = ""  # why they cannot be copied one by one
+        self.obstacle = ""
 
-    def times(self) -> Array:
-        return np.array([NEVER if at is None else at for at in self.pts], np.int64)
+    def pts_array(self) -> Array:
+        return np.array([NO_TIMESTAMP if pts is None else pts for pts in self.pts], np.int64)
 
-    def table(self) -> Array:
-        return np.array(self.keys, np.int64).reshape(-1, _KEY)
+    def key_table(self) -> Array:
+        return np.array(self.keys, np.int64).reshape(-1, _KEY_COLUMNS)
 
-    def by_pts(self, index: VideoIndex) -> Array | None:
-        """Return the packet of each frame, if every packet has the pts of one; else None."""
-        if self.odd or None in self.pts or len(self.pts) != len(index):
+    def match_frames(self, index: VideoIndex) -> Array | None:
+        """Return the packet of each frame if every packet has the timestamp of one frame, otherwise None."""
+        if self.obstacle or None in self.pts or len(self.pts) != len(index):
             return None
-        times = np.array(self.pts, np.int64)
-        order = np.argsort(times, kind="stable").astype(np.int64)
-        return order if np.array_equal(times[order], index.pts) else None
+        pts = np.array(self.pts, np.int64)
+        order = np.argsort(pts, kind="stable").astype(np.int64)
+        return order if np.array_equal(pts[order], index.pts) else None
 
 
-def _demux(path: str, packets: _Packets, cancelled: Callable[[], bool]) -> Generator[Any, None, None]:
-    """Yield all packets, numbered by their pts, and at last an empty one that drains the decoder."""
+def _demux_numbered(path: str, packets: _PacketLog, is_cancelled: Callable[[], bool]) -> Generator[Any, None, None]:
+    """Yield all packets with their numbers as timestamps, then the empty packet that flushes the decoder."""
     container, stream = open_video(path)
-    with contextlib.closing(container), decoding(path):
-        codec = packets.codec = codec_of(stream)
+    with contextlib.closing(container), translate_errors(path):
+        codec = packets.codec = codec_name(stream)
         length_size = nal_length_size(codec, stream.codec_context.extradata)
         number = 0
         for packet in container.demux(stream):
-            check_cancelled(cancelled, path)
+            raise_if_cancelled(is_cancelled, path)
             if packet.size == 0:
                 if packet.pts is None and packet.dts is None:
                     yield packet
                     return
-                packets.odd = "packets of it are empty"
+                packets.obstacle = "some of its packets are empty"
                 continue
             packets.pts.append(packet.pts)
             if packet.is_keyframe:
                 data = memoryview(packet)
-                times = (NEVER if at is None else at for at in (packet.pts, packet.dts))
-                hard = hard_key(codec, data, length_size)
-                packets.keys.append((number, *times, packet.size, zlib.crc32(data), int(bool(hard))))
+                times = (NO_TIMESTAMP if value is None else value for value in (packet.pts, packet.dts))
+                is_clean = is_clean_key(codec, data, length_size)
+                packets.keys.append((number, *times, packet.size, zlib.crc32(data), int(bool(is_clean))))
             if packet.is_discard:
-                packets.odd = packets.odd or "packets of it are not shown"
+                packets.obstacle = packets.obstacle or "some of its packets are not shown"
             packet.pts = packet.dts = number
             number += 1
             yield packet
 
 
-def _decoded(path: str, index: VideoIndex, survey: Survey, cancelled: Callable[[], bool]) -> Survey:
-    packets, digests, looks = _Packets(), bytearray(), bytearray()
+def _scan_by_decoding(path: str, index: VideoIndex, scan: SourceScan, is_cancelled: Callable[[], bool]) -> SourceScan:
+    packets, frame_hashes, rgb_hashes = _PacketLog(), bytearray(), bytearray()
     numbers: list[int] = []
-    shapes: list[int] = []
+    shape_changes: list[int] = []
     reformatter, shape = VideoReformatter(), None
-    with contextlib.closing(_demux(path, packets, cancelled)) as read, decoding(path):
-        for packet in read:
+    with contextlib.closing(_demux_numbered(path, packets, is_cancelled)) as demuxed, translate_errors(path):
+        for packet in demuxed:
             for frame in packet.decode():
                 if shape is not None and shape != (frame.format.name, frame.width, frame.height):
-                    shapes.append(len(numbers))
+                    shape_changes.append(len(numbers))
                 shape = frame.format.name, frame.width, frame.height
-                if len(numbers) % LOOK == 0:
-                    looks += rgb_digest(frame, reformatter)
+                if len(numbers) % RGB_SAMPLE_EVERY == 0:
+                    rgb_hashes += rgb_hash(frame, reformatter)
                 numbers.append(-1 if frame.pts is None else frame.pts)
-                digests += pixel_digest(frame)
+                frame_hashes += frame_hash(frame)
     if len(numbers) != len(index):
         raise CorruptStream(
-            f"{path} shows {len(numbers)} frames, but its index has {len(index)}: it was changed while it was read",
+            f"{path} has {len(numbers)} frames, but its index has {len(index)}: it was changed while it was read",
             stream=path,
             address=path,
             offset=len(numbers),
         )
-    found = replace(
-        survey, times=packets.times(), keys=packets.table(), shapes=np.array(shapes, np.int64), digests=bytes(digests),
-        looks=bytes(looks), codec=packets.codec,
+    scan = replace(
+        scan, packet_pts=packets.pts_array(), keys=packets.key_table(),
+        shape_changes=np.array(shape_changes, np.int64), frame_hashes=bytes(frame_hashes),
+        rgb_hashes=bytes(rgb_hashes), codec=packets.codec,
     )  # fmt: skip
-    packet = np.array(numbers, np.int64)
-    if len(set(numbers)) < len(numbers) or packet.min() < 0 or packet.max() >= len(packets.pts):
-        return replace(found, note="its frames cannot be told apart by packets")
-    if packets.odd.endswith("empty"):
-        return replace(found, note=packets.odd)
-    known = [packets.pts[number] for number in numbers]
-    if index.has_pts and None not in known and not np.array_equal(np.array(known, np.int64), index.pts):
-        return replace(found, note="its frames have other times than their packets")
-    return replace(found, packet=packet)
+    frame_packet = np.array(numbers, np.int64)
+    if len(set(numbers)) < len(numbers) or frame_packet.min() < 0 or frame_packet.max() >= len(packets.pts):
+        return replace(scan, note="its frames do not each have a packet of their own")
+    if packets.obstacle.endswith("empty"):
+        return replace(scan, note=packets.obstacle)
+    packet_pts = [packets.pts[number] for number in numbers]
+    if index.has_pts and None not in packet_pts and not np.array_equal(np.array(packet_pts, np.int64), index.pts):
+        return replace(scan, note="its frames have other timestamps than their packets")
+    return replace(scan, frame_packet=frame_packet)

@@ -1,4 +1,4 @@
-"""Looking at a chunk that was written as its readers will: where its packets are, and what comes of decoding them."""
+"""Verify a new chunk as its readers will use it: read its packets back from the file, decode them, compare frames."""
 
 from __future__ import annotations
 
@@ -14,28 +14,38 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import CorruptStream
-from streamloader.media.chunks.disposable import spare_packets
+from streamloader.media.chunks.disposable import find_disposable_packets
 from streamloader.media.chunks.format import ChunkIndex, Coding
-from streamloader.media.chunks.frame_hash import pixel_digest, rgb_digest
-from streamloader.media.chunks.packet_decoder import PacketDecoder, coding_of
-from streamloader.media.chunks.remux import Unfit
-from streamloader.media.chunks.scan import check_cancelled
-from streamloader.media.video.packets import hard_key, nal_length_size
+from streamloader.media.chunks.frame_hash import frame_hash, rgb_hash
+from streamloader.media.chunks.packet_decoder import PacketDecoder, read_coding
+from streamloader.media.chunks.remux import ChunkRejected
+from streamloader.media.chunks.scan import raise_if_cancelled
+from streamloader.media.video.packets import is_clean_key, nal_length_size
 from streamloader.values import Array
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-__all__ = ["Expected", "Stored", "check_chunk", "read_back"]
+__all__ = ["ExpectedFrames", "StoredPackets", "read_stored_packets", "verify_chunk"]
 
-_OPTIONS: Final[tuple[tuple[tuple[str, str], ...], ...]] = ((), (("strict", "1"),))
-_HEADER: Final = 64  # bytes between where FFmpeg says a packet is, and its data
-_SAMPLED: Final = 5  # of so many spare packets, one is decoded while the others are left out
+_DECODER_OPTIONS: Final[tuple[tuple[tuple[str, str], ...], ...]] = ((), (("strict", "1"),))
+_MAX_PACKET_HEADER_BYTES: Final = 64  # between the position that FFmpeg reports for a packet, and its data
+_DISPOSABLE_SAMPLE_EVERY: Final = 5  # of this many disposable packets, one is decoded while the others are left out
 
 
 @dataclass(frozen=True)
-class Stored:
-    """The packets of a chunk as they lie in its file."""
+class StoredPackets:
+    """Packets of a chunk as they are stored in its file.
+
+    Attributes:
+        file: Path of the file.
+        coding: Coding of the packets.
+        offset: Offset in the file of the first byte of each packet, int64 (packets,).
+        size: Size of each packet in bytes, int64 (packets,).
+        crc: CRC-32 of each packet, int64 (packets,).
+        keys: Packets that are key frames, int64 (keys,).
+        disposable: Whether each packet is disposable according to its headers, bool (packets,).
+    """
 
     file: str
     coding: Coding
@@ -43,244 +53,268 @@ class Stored:
     size: Array
     crc: Array
     keys: Array
-    spare: Array
+    disposable: Array
 
     def __len__(self) -> int:
         """Return the number of packets."""
         return len(self.offset)
 
-    def reading(self, numbers: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Yield packets by their numbers."""
+    def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """Yield (number, bytes) of packets."""
         with open(self.file, "rb", buffering=0) as chunk:
             for number in numbers:
                 yield number, os.pread(chunk.fileno(), int(self.size[number]), int(self.offset[number]))
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a chunk has to show: digests of frame number i, where they are known.
+class ExpectedFrames:
+    """Frames that a chunk must contain.
 
     Attributes:
-        frames: how many.
-        shown: int64 (frames,): the packet that each comes from; None if that is to be found out.
-        digest: of the pixels.
-        look: of the same in RGB.
-        hard: packets that are known to be key frames from which everything later comes out; given if only the groups
-            of the first and the last of these are to be decoded.
+        count: Number of frames.
+        frame_packet: Packet that contains each frame, int64 (frames,), or None if it is to be determined.
+        frame_hash: Function that returns the hash of frame number i, or None if it is unknown.
+        rgb_hash: Function that returns the RGB hash of frame number i, or None if it is unknown.
+        clean_keys: Key frames from which all later frames decode correctly. If given, only the groups of pictures of
+            the first and the last one are decoded. Defaults to decoding everything.
     """
 
-    frames: int
-    shown: Array | None
-    digest: Callable[[int], bytes | None]
-    look: Callable[[int], bytes | None]
-    hard: Array | None = None
+    count: int
+    frame_packet: Array | None
+    frame_hash: Callable[[int], bytes | None]
+    rgb_hash: Callable[[int], bytes | None]
+    clean_keys: Array | None = None
 
 
-def read_back(file: str) -> Stored:
+def read_stored_packets(file: str) -> StoredPackets:
     """Find the packets of a chunk in its file.
 
     Raises:
-        Unfit: the container keeps them in pieces, or otherwise than it gives them back.
+        ChunkRejected: If the container does not store each packet in one piece, as FFmpeg returns it.
     """
-    # As they are stored: an edit list is for players.
+    # Edit lists are for players; all packets are needed here.
     options = {"ignore_editlist": "1"} if file.endswith(".mp4") else {}
     container = av.open("file:" + file, options=options)
     stream = container.streams.video[0]
     columns: tuple[list[int], ...] = [], [], [], []
     offset, size, crc, keys = columns
     with contextlib.closing(container), open(file, "rb", buffering=0) as chunk:
-        coding = coding_of(stream.codec_context)
+        coding = read_coding(stream.codec_context)
         for packet in container.demux(stream):
             if not packet.size:
                 continue
             data = bytes(packet)
-            at = packet.pos if packet.pos is not None else -1
-            inside = os.pread(chunk.fileno(), len(data) + _HEADER, at).find(data) if at >= 0 else -1
-            if inside < 0:
-                raise Unfit("its packets are not found in the file again")
+            position = packet.pos if packet.pos is not None else -1
+            header_bytes = -1
+            if position >= 0:
+                header_bytes = os.pread(chunk.fileno(), len(data) + _MAX_PACKET_HEADER_BYTES, position).find(data)
+            if header_bytes < 0:
+                raise ChunkRejected("its packets cannot be located in the file")
             if packet.has_sidedata("new_extradata") or packet.has_sidedata("palette"):
-                raise Unfit("its packets do not tell everything that it takes to decode them")
+                raise ChunkRejected("its packets do not contain everything needed to decode them")
             if packet.is_keyframe:
                 keys.append(len(offset))
-            offset.append(at + inside)
+            offset.append(position + header_bytes)
             size.append(len(data))
             crc.append(zlib.crc32(data))
     if not offset:
-        raise Unfit("no packet of it is found in the file again")
-    named = dict(
+        raise ChunkRejected("none of its packets can be located in the file")
+    arrays = dict(
         zip(("offset", "size", "crc", "keys"), (np.array(column, np.int64) for column in columns), strict=True)
     )
-    stored = Stored(file, coding, **named, spare=np.zeros(len(offset), bool))
-    packets = (data for _, data in stored.reading(range(len(offset))))
-    return replace(stored, spare=np.array(spare_packets(coding.codec, coding.extradata, packets), bool))
+    stored = StoredPackets(file, coding, **arrays, disposable=np.zeros(len(offset), bool))
+    packets = (data for _, data in stored.read(range(len(offset))))
+    disposable = find_disposable_packets(coding.codec, coding.extradata, packets)
+    return replace(stored, disposable=np.array(disposable, bool))
 
 
-def check_chunk(
-    stored: Stored, expected: Expected, pts: Array, end: int, cancelled: Callable[[], bool]
+def verify_chunk(
+    stored: StoredPackets, expected: ExpectedFrames, pts: Array, end: int, is_cancelled: Callable[[], bool]
 ) -> tuple[ChunkIndex, Coding]:
-    """Decode a chunk as its readers will: as a whole, and again from each key frame without what is spare.
+    """Decode a chunk as its readers will: completely, and from each key frame on without disposable packets.
 
     Args:
-        stored: what was read back.
-        expected: what it has to show.
-        pts: int64 (frames,), of the index.
-        end: of the index.
-        cancelled: is asked now and then.
+        stored: Packets in the file of the chunk.
+        expected: Frames that the chunk must contain.
+        pts: Timestamp of each frame for the index, int64 (frames,).
+        end: Timestamp at which the last frame ends, for the index.
+        is_cancelled: Function that returns whether to stop, called regularly.
 
     Returns:
-        The index: of key frames and spare packets it lists those that proved to be such. And the coding, with such
-        options that all frames come out.
+        The index of the chunk, with only those key frames and disposable packets that this check confirmed, and its
+        coding, with decoder options that make it return all frames.
 
     Raises:
-        Unfit: frames are missing, or are not what they should be.
+        ChunkRejected: If frames are missing, or differ from the expected ones.
     """
-    reason = Unfit("it cannot be decoded")
-    for options in _OPTIONS if stored.coding.codec == "h264" else _OPTIONS[:1]:
+    reason = ChunkRejected("it cannot be decoded")
+    for options in _DECODER_OPTIONS if stored.coding.codec == "h264" else _DECODER_OPTIONS[:1]:
         coding = replace(stored.coding, options=options)
         try:
-            found = _Checking(stored, coding, expected, cancelled)
-            found.whole()
-        except Unfit as refused:
-            reason = refused
+            verifier = _ChunkVerifier(stored, coding, expected, is_cancelled)
+            verifier.verify_frames()
+        except ChunkRejected as error:
+            reason = error
             continue
-        keys, first = found.keys()
+        key_packet, key_frame = verifier.find_keys()
         index = ChunkIndex(
-            stored.offset, stored.size, found.spare, keys, first, found.shown, pts, end, stored.crc
+            stored.offset, stored.size, verifier.disposable, key_packet, key_frame, verifier.frame_packet, pts, end,
+            stored.crc,
         )  # fmt: skip
         return ChunkIndex.decode(index.encode()), coding
     raise reason
 
 
-def _edges(shown: Array, hard: Array) -> list[tuple[int, int, int, int]]:
-    """Return the first group of pictures and the last: packets [start, stop) and frames [first, behind) of each."""
-    earliest = np.minimum.accumulate(shown[::-1])[::-1]
-    clean = [int(at) for at in np.flatnonzero(np.isin(shown, hard) & (earliest == shown)) if at > 0]
-    if len(clean) < 2:
+def _edge_groups(frame_packet: Array, clean_keys: Array) -> list[tuple[int, int, int, int]]:
+    """Return the first and the last group of pictures, as (first packet, end packet, first frame, end frame)."""
+    earliest_packet = np.minimum.accumulate(frame_packet[::-1])[::-1]
+    is_start = np.isin(frame_packet, clean_keys) & (earliest_packet == frame_packet)
+    starts = [int(frame) for frame in np.flatnonzero(is_start) if frame > 0]
+    if len(starts) < 2:
         return []
-    first, last = clean[0], clean[-1]
+    first, last = starts[0], starts[-1]
     return [
-        (0, int(shown[:first].max()) + 1, 0, first),
-        (int(shown[last]), int(shown[last:].max()) + 1, last, len(shown)),
+        (0, int(frame_packet[:first].max()) + 1, 0, first),
+        (int(frame_packet[last]), int(frame_packet[last:].max()) + 1, last, len(frame_packet)),
     ]
 
 
-class _Checking:
-    """Decodes one chunk in several ways, and compares."""
+class _ChunkVerifier:
+    """Decodes one chunk in several ways, and compares the frames.
 
-    def __init__(self, stored: Stored, coding: Coding, expected: Expected, cancelled: Callable[[], bool]) -> None:
+    Attributes:
+        frame_packet: Packet that contains each frame, int64 (frames,). Set by :meth:`verify_frames`.
+        disposable: Whether each packet is disposable, bool (packets,), as far as this was confirmed.
+    """
+
+    def __init__(
+        self, stored: StoredPackets, coding: Coding, expected: ExpectedFrames, is_cancelled: Callable[[], bool]
+    ) -> None:
         self._stored = stored
         self._coding = coding
         self._expected = expected
-        self._cancelled = cancelled
-        self._digests: dict[int, bytes] = {}  # of frames, by their number
-        self.shown = np.empty(0, np.int64)
-        self.spare = stored.spare.copy()
+        self._is_cancelled = is_cancelled
+        self._hashes: dict[int, bytes] = {}  # by frame number
+        self.frame_packet = np.empty(0, np.int64)
+        self.disposable = stored.disposable.copy()
 
-    def whole(self) -> None:
-        """Decode all that is to be compared, in one go, and see that each frame is there and right."""
-        found: dict[int, bytes] = {}
-        looks: dict[int, bytes] = {}
-        shown = self._expected.shown
-        numbers = {} if shown is None else {number: at for at, number in enumerate(shown.tolist())}
-        spans = [(0, len(self._stored), 0, self._expected.frames)]
-        if shown is not None and self._expected.hard is not None:
-            spans = _edges(shown, self._expected.hard) or spans
+    def verify_frames(self) -> None:
+        """Decode all frames that are to be compared, in one go, and check that each is present and correct.
+
+        Raises:
+            ChunkRejected: If a frame is missing or differs.
+        """
+        hashes: dict[int, bytes] = {}
+        rgb_hashes: dict[int, bytes] = {}
+        frame_packet = self._expected.frame_packet
+        frames = {} if frame_packet is None else {packet: frame for frame, packet in enumerate(frame_packet.tolist())}
+        groups = [(0, len(self._stored), 0, self._expected.count)]
+        if frame_packet is not None and self._expected.clean_keys is not None:
+            groups = _edge_groups(frame_packet, self._expected.clean_keys) or groups
         reformatter = VideoReformatter()
-        for start, stop, first, behind in spans:
-            for number, frame in self._play(range(start, stop)):
-                if shown is None and number not in numbers:
-                    numbers[number] = len(numbers)
-                at = numbers.get(number, -1)
-                if not first <= at < behind:
+        for packet_start, packet_end, frame_start, frame_end in groups:
+            for packet, picture in self._decode(range(packet_start, packet_end)):
+                if frame_packet is None and packet not in frames:
+                    frames[packet] = len(frames)
+                frame = frames.get(packet, -1)
+                if not frame_start <= frame < frame_end:
                     continue
-                if at in found:
-                    raise Unfit(f"two frames come from packet {number} of it")
-                found[at] = pixel_digest(frame)
-                if self._expected.look(at) is not None:
-                    looks[at] = rgb_digest(frame, reformatter)
-            if len(found) != behind - first:
-                raise Unfit(f"it shows {len(found)} of {behind - first} frames")
-            self._digests |= found
-            found = {}
-        self.shown = np.array(list(numbers), np.int64)
-        self._compare_all(looks)
-        self.spare &= np.isin(np.arange(len(self._stored)), self.shown)
+                if frame in hashes:
+                    raise ChunkRejected(f"its packet {packet} contains two frames")
+                hashes[frame] = frame_hash(picture)
+                if self._expected.rgb_hash(frame) is not None:
+                    rgb_hashes[frame] = rgb_hash(picture, reformatter)
+            if len(hashes) != frame_end - frame_start:
+                raise ChunkRejected(f"it shows {len(hashes)} of {frame_end - frame_start} frames")
+            self._hashes |= hashes
+            hashes = {}
+        self.frame_packet = np.array(list(frames), np.int64)
+        self._compare_with_expected(rgb_hashes)
+        self.disposable &= np.isin(np.arange(len(self._stored)), self.frame_packet)
 
-    def _compare_all(self, looks: dict[int, bytes]) -> None:
-        for at, digest in self._digests.items():
-            if self._expected.digest(at) not in (None, digest):
-                raise Unfit(f"its frame {at} does not come out as it was")
-        for at, look in looks.items():
-            if self._expected.look(at) != look:
-                raise Unfit(f"its frame {at} does not come out in the same colours")
+    def _compare_with_expected(self, rgb_hashes: dict[int, bytes]) -> None:
+        for frame, digest in self._hashes.items():
+            if self._expected.frame_hash(frame) not in (None, digest):
+                raise ChunkRejected(f"its frame {frame} differs from the source")
+        for frame, digest in rgb_hashes.items():
+            if self._expected.rgb_hash(frame) != digest:
+                raise ChunkRejected(f"its frame {frame} differs in colour from the source")
 
-    def keys(self) -> tuple[Array, Array]:
-        """Return the packets at which decoding can begin, and the frames from which each of them is enough."""
-        keys: list[int] = []
-        firsts: list[int] = []
-        behind = len(self.shown)
-        earliest = np.minimum.accumulate(self.shown[::-1])[::-1]
+    def find_keys(self) -> tuple[Array, Array]:
+        """Return the packets at which decoding can start, and the first frame that is correct from each of them on.
+
+        Raises:
+            ChunkRejected: If frames differ when disposable packets are left out.
+        """
+        key_packets: list[int] = []
+        key_frames: list[int] = []
+        end = len(self.frame_packet)
+        earliest_packet = np.minimum.accumulate(self.frame_packet[::-1])[::-1]
         for key in sorted({0, *self._stored.keys.tolist()}, reverse=True):
-            own = np.flatnonzero(self.shown == key)
-            if key and not len(own):
-                continue  # all that could begin here are frames that are shown before it
-            first = max(int(np.searchsorted(earliest, key)), int(own[0])) if key else 0
-            if first >= behind:
+            own_frame = np.flatnonzero(self.frame_packet == key)
+            if key and not len(own_frame):
+                continue  # all frames that could be decoded from here are shown before this key frame
+            first = max(int(np.searchsorted(earliest_packet, key)), int(own_frame[0])) if key else 0
+            if first >= end:
                 continue
-            known = any(at in self._digests for at in (first, behind - 1))
-            if not known and key not in (self._expected.hard if self._expected.hard is not None else ()):
+            is_hashed = any(frame in self._hashes for frame in (first, end - 1))
+            clean_keys = self._expected.clean_keys if self._expected.clean_keys is not None else ()
+            if not is_hashed and key not in clean_keys:
                 continue
-            right = self._right_from(key, first, behind) if known else first
-            if right < behind and (key > 0 or right == 0):
-                keys.append(key)
-                firsts.append(right)
-                behind = right
+            correct = self._first_correct_frame(key, first, end) if is_hashed else first
+            if correct < end and (key > 0 or correct == 0):
+                key_packets.append(key)
+                key_frames.append(correct)
+                end = correct
             elif key == 0:
-                raise Unfit("what is left out of it is needed")
-        return np.array(keys[::-1], np.int64), np.array(firsts[::-1], np.int64)
+                raise ChunkRejected("its frames depend on packets that seemed disposable")
+        return np.array(key_packets[::-1], np.int64), np.array(key_frames[::-1], np.int64)
 
-    def _right_from(self, key: int, first: int, behind: int) -> int:
-        """Decode from a key frame, and return the frame in [first, behind] from which all up to `behind` are right."""
-        stop = int(self.shown[first:behind].max()) + 1
-        window = np.arange(key, stop)
-        spare = window[self.spare[key:stop]]
-        wanted = set(self.shown[first:behind].tolist())
-        left_out = set(spare.tolist()) - set(spare[::_SAMPLED].tolist())
-        right = self._compare(key, stop, left_out, wanted, first, behind)
-        if left_out and (right > first or not self._is_hard(key)):
-            # What was left out may be wrong too: a picture between one that is wrong and one that is right.
-            fully = self._compare(key, stop, set(), wanted, first, behind)
-            if fully < right:
-                self.spare[key:stop] = False
-            right = fully
-        return right
+    def _first_correct_frame(self, key: int, first: int, end: int) -> int:
+        """Decode from a key frame on. Return the frame in [first, end] from which all frames up to `end` are correct.
 
-    def _is_hard(self, key: int) -> bool:
-        ((_, data),) = self._stored.reading([key])
+        Packets that prove not to be disposable are marked so.
+        """
+        packet_end = int(self.frame_packet[first:end].max()) + 1
+        packets = np.arange(key, packet_end)
+        disposable = packets[self.disposable[key:packet_end]]
+        wanted = set(self.frame_packet[first:end].tolist())
+        left_out = set(disposable.tolist()) - set(disposable[::_DISPOSABLE_SAMPLE_EVERY].tolist())
+        correct = self._compare(key, packet_end, left_out, wanted, first, end)
+        if left_out and (correct > first or not self._is_clean_key(key)):
+            # A frame that was left out may be wrong too, if it lies between a wrong frame and a correct one.
+            correct_with_all = self._compare(key, packet_end, set(), wanted, first, end)
+            if correct_with_all < correct:
+                self.disposable[key:packet_end] = False
+            correct = correct_with_all
+        return correct
+
+    def _is_clean_key(self, key: int) -> bool:
+        ((_, data),) = self._stored.read([key])
         codec, extradata = self._coding.codec, self._coding.extradata
-        return bool(hard_key(codec, memoryview(data), nal_length_size(codec, extradata)))
+        return bool(is_clean_key(codec, memoryview(data), nal_length_size(codec, extradata)))
 
-    def _compare(self, key: int, stop: int, left_out: set[int], wanted: set[int], first: int, behind: int) -> int:
-        numbers = (number for number in range(key, stop) if number not in left_out)
+    def _compare(self, key: int, packet_end: int, left_out: set[int], wanted: set[int], first: int, end: int) -> int:
+        packets = (packet for packet in range(key, packet_end) if packet not in left_out)
         try:
-            found = {number: pixel_digest(frame) for number, frame in self._play(numbers) if number in wanted}
-        except Unfit:
-            return behind
-        right = first
-        for at in range(first, behind):
-            number = int(self.shown[at])
-            if number not in left_out and at in self._digests and found.get(number) != self._digests[at]:
-                right = at + 1
-        return right
+            hashes = {packet: frame_hash(picture) for packet, picture in self._decode(packets) if packet in wanted}
+        except ChunkRejected:
+            return end
+        correct = first
+        for frame in range(first, end):
+            packet = int(self.frame_packet[frame])
+            if packet not in left_out and frame in self._hashes and hashes.get(packet) != self._hashes[frame]:
+                correct = frame + 1
+        return correct
 
-    def _play(self, numbers: Iterable[int]) -> Iterator[tuple[int, VideoFrame]]:
+    def _decode(self, packets: Iterable[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Decode packets with a new decoder."""
         decoder = PacketDecoder(self._coding, name=self._stored.file)
         with contextlib.closing(decoder):
             try:
-                for number, data in self._stored.reading(numbers):
-                    check_cancelled(self._cancelled, self._stored.file)
+                for number, data in self._stored.read(packets):
+                    raise_if_cancelled(self._is_cancelled, self._stored.file)
                     yield from decoder.send(number, data)
                 yield from decoder.drain()
             except CorruptStream as error:
-                raise Unfit(error.message) from error
+                raise ChunkRejected(error.message) from error

@@ -1,1 +1,1 @@
-"""Video files: opening, indexing, decoding and converting to pixels."""
+"""Video files: opening, indexing, decoding, and conversion to pixels."""

@@ -1,9 +1,9 @@
-"""From a decoded frame to the pixels of a batch: right colours, right size, the right way up, in place.
+"""Convert decoded frames into the pixels of a batch: with the right colours, size and orientation, in place.
 
-What a frame looks like is defined by PyAV's reformatter (bilinear, the matrix, range and chroma siting of the frame).
-Where PyAV's own libswscale can be made to write straight into the batch with exactly the same result, it does:
-each kind of conversion is tried on noise once in a process, and each stream again on its own frames, byte for byte
-and with guard bytes around the target. Otherwise the reformatter's frame is copied. The pixels are the same either way.
+PyAV's reformatter (bilinear, with the frame's own matrix, range and chroma siting) defines the result. If PyAV's own
+libswscale can write exactly the same pixels straight into the batch, it is used: each kind of conversion is tried once
+per process on noise, and each stream again on its own frames. Both compare every byte, and guard bytes around the
+output. Otherwise the frame is reformatted by PyAV and copied. The pixels are the same either way.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from streamloader.media.video.orientation import UPRIGHT, Turn
-from streamloader.media.video.swscale import Geometry, Scaler, scaler_available
+from streamloader.media.video.orientation import UPRIGHT, Orientation
+from streamloader.media.video.swscale import Scaler, ScalerConfig, is_scaler_available
 
 if TYPE_CHECKING:
     from streamloader.values import Array
 
-__all__ = ["Converter", "Target", "plane_shapes"]
+__all__ = ["Converter", "OutputArray", "plane_shapes"]
 
 Siting: TypeAlias = "tuple[int, int] | None"
 
-_ALIGNMENT: Final = 16  # rows of a batch that begin elsewhere are filled by copying
-_CACHE_LINE: Final = 64
-_BYTE: Final = 8
-_GUARD: Final = 4096
-_GUARD_BYTE: Final = 0xA5
-_PLANES_AS_STORED: Final = frozenset({"yuv420p", "yuvj420p"})
+_ALIGNMENT_BYTES: Final = 16  # rows at other addresses are written by copying
+_CACHE_LINE_BYTES: Final = 64
+_BITS_PER_BYTE: Final = 8
+_GUARD_BYTES: Final = 4096
+_GUARD_VALUE: Final = 0xA5
+_UNCONVERTED_FORMATS: Final = frozenset({"yuv420p", "yuvj420p"})  # their planes are copied for "yuv420p"
 
 
 def plane_shapes(pix_fmt: str, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
-    """Return the (H, W, C) of each array that a frame of this pixel format is delivered in."""
+    """Return the shape (H, W, C) of each output array of a frame in this pixel format."""
     if pix_fmt == "rgb24":
         return ((height, width, 3),)
     if pix_fmt == "gray":
@@ -46,214 +46,235 @@ def plane_shapes(pix_fmt: str, height: int, width: int) -> tuple[tuple[int, int,
     return ((height, width, 1), chroma, chroma)
 
 
-class Target(NamedTuple):
-    """One array (n, H, W, C) of uint8 that frames are written to, and where its first byte is."""
+class OutputArray(NamedTuple):
+    """An array to which frames are written, with its memory layout.
+
+    Attributes:
+        array: The array, uint8 (n, H, W, C).
+        address: Address of its first byte.
+        row_stride: Distance from one frame to the next in bytes.
+        direct: Whether libswscale can write into it: each frame is contiguous and aligned.
+    """
 
     array: Array
     address: int
-    step: int
+    row_stride: int
     direct: bool
 
     @classmethod
-    def of(cls, array: Array) -> Target:
-        """Look up what is needed to write into rows of `array` by address."""
+    def wrap(cls, array: Array) -> OutputArray:
+        """Determine the memory layout of `array`."""
         _, width, channels = array.shape[1:]
-        address, step = array.ctypes.data, array.strides[0]
+        address, stride = array.ctypes.data, array.strides[0]
         packed = array.strides[1:] == (width * channels, channels, 1) and array.flags.writeable and array.size > 0
-        return cls(array, address, step, bool(packed and address % _ALIGNMENT == 0 and step % _ALIGNMENT == 0))
+        aligned = packed and address % _ALIGNMENT_BYTES == 0 and stride % _ALIGNMENT_BYTES == 0
+        return cls(array, address, stride, bool(aligned))
 
 
 class Converter:
     """Converts the frames of one stream, in one thread at a time.
 
     Args:
-        pix_fmt: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``.
-        height: of what is delivered, after the turn.
-        width: of what is delivered, after the turn.
-        turn: how frames are turned before they are delivered.
-        allow_direct: False takes PyAV's way for every frame.
+        pix_fmt: Pixel format of the output: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``.
+        height: Height of the output in pixels, after `orientation` is applied.
+        width: Width of the output in pixels, after `orientation` is applied.
+        orientation: Rotation and mirroring to apply. Defaults to none.
+        allow_direct: Whether libswscale may write into the output. If False, PyAV converts every frame.
     """
 
     def __init__(
-        self, pix_fmt: str, height: int, width: int, turn: Turn = UPRIGHT, *, allow_direct: bool = True
+        self, pix_fmt: str, height: int, width: int, orientation: Orientation = UPRIGHT, *, allow_direct: bool = True
     ) -> None:
         self._pix_fmt = pix_fmt
-        self._turn = turn
-        self._height, self._width = turn.size(height, width)
+        self._orientation = orientation
+        self._height, self._width = orientation.apply_to_size(height, width)  # of the stored frame, once scaled
         self._reformatter = VideoReformatter()
-        self._allow_direct = allow_direct and scaler_available()
-        self._geometry: Geometry | None = None
-        self._direct: _DirectWay | None = None
-        self._upside: list[Target] | None = None
-        if turn != UPRIGHT:
+        self._allow_direct = allow_direct and is_scaler_available()
+        self._config: ScalerConfig | None = None
+        self._direct: _DirectConversion | None = None
+        self._scratch: list[OutputArray] | None = None  # holds a frame before `orientation` is applied
+        if orientation != UPRIGHT:
             shapes = plane_shapes(pix_fmt, self._height, self._width)
-            self._upside = [Target.of(_aligned(shape)) for shape in shapes]
+            self._scratch = [OutputArray.wrap(_allocate_aligned(shape)) for shape in shapes]
 
     @property
     def is_direct(self) -> bool:
-        """Whether frames like the last one are written straight to their place."""
+        """Whether libswscale writes frames like the last one straight into the output."""
         return self._direct is not None and self._direct.scaler is not None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of what is delivered as the first array."""
-        return (*self._turn.size(self._height, self._width), 3 if self._pix_fmt == "rgb24" else 1)
+        """Shape (H, W, C) of the first output array."""
+        return (*self._orientation.apply_to_size(self._height, self._width), 3 if self._pix_fmt == "rgb24" else 1)
 
-    def targets(self, arrays: Sequence[Array]) -> list[Target]:
-        """Prepare arrays (n, H, W, C), one for each plane of the pixel format, to be written into."""
-        return [Target.of(array) for array in arrays]
+    def wrap_outputs(self, arrays: Sequence[Array]) -> list[OutputArray]:
+        """Prepare output arrays (n, H, W, C), one for each plane of the pixel format."""
+        return [OutputArray.wrap(array) for array in arrays]
 
-    def into(self, frame: VideoFrame, targets: Sequence[Target], row: int) -> None:
-        """Write `frame` into row `row` of `targets`, one for each plane of the pixel format."""
-        if self._upside is None:
-            self._convert(frame, targets, row)
+    def convert_into(self, frame: VideoFrame, outputs: Sequence[OutputArray], row: int) -> None:
+        """Write `frame` into row `row` of `outputs`, one for each plane of the pixel format."""
+        if self._scratch is None:
+            self._convert(frame, outputs, row)
             return
-        self._convert(frame, self._upside, 0)
-        for target, image in zip(targets, self._upside, strict=True):
-            np.copyto(target.array[row], self._turn.view(image.array[0]))
+        self._convert(frame, self._scratch, 0)
+        for output, image in zip(outputs, self._scratch, strict=True):
+            np.copyto(output.array[row], self._orientation.apply_to_image(image.array[0]))
+
+    def convert_by_pyav(self, frame: VideoFrame) -> list[Array]:
+        """Return the planes (H, W, C) of `frame` as PyAV converts it. These views keep the converted frame alive."""
+        shapes = plane_shapes(self._pix_fmt, self._height, self._width)
+        converted = frame
+        if not (
+            self._pix_fmt == "yuv420p"
+            and frame.format.name in _UNCONVERTED_FORMATS
+            and (frame.width, frame.height) == (self._width, self._height)
+        ):
+            converted = self._reformatter.reformat(frame, self._width, self._height, self._pix_fmt, threads=1)
+        return [_plane_view(plane, *shape) for plane, shape in zip(converted.planes, shapes, strict=True)]
 
     def close(self) -> None:
-        """Free what libswscale holds."""
+        """Free the memory held by libswscale."""
         if self._direct is not None:
             self._direct.close()
         self._direct = None
-        self._geometry = None
+        self._config = None
 
-    def _convert(self, frame: VideoFrame, targets: Sequence[Target], row: int) -> None:
-        geometry = Geometry(
+    def _convert(self, frame: VideoFrame, outputs: Sequence[OutputArray], row: int) -> None:
+        config = ScalerConfig(
             frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range,
             self._pix_fmt, self._width, self._height,
         )  # fmt: skip
-        if geometry != self._geometry:
-            self._meet(geometry)
+        if config != self._config:
+            self._configure(config)
         direct = self._direct
-        if direct is not None and all(target.direct for target in targets) and not frame.interlaced_frame:
-            places = [
-                (target.address + row * target.step, target.array.shape[2] * target.array.shape[3])
-                for target in targets
+        if direct is not None and all(output.direct for output in outputs) and not frame.interlaced_frame:
+            destinations = [
+                (output.address + row * output.row_stride, output.array.shape[2] * output.array.shape[3])
+                for output in outputs
             ]
             if direct.scaler is None:
-                direct.consider(frame, places, self.reference)
-            if direct.scaler is not None and direct.scaler.run(frame.planes, places):
+                direct.compare(frame, destinations, self.convert_by_pyav)
+            if direct.scaler is not None and direct.scaler.run(frame.planes, destinations):
                 return
-        for target, plane in zip(targets, self.reference(frame), strict=True):
-            np.copyto(target.array[row], plane)
+        for output, plane in zip(outputs, self.convert_by_pyav(frame), strict=True):
+            np.copyto(output.array[row], plane)
 
-    def _meet(self, geometry: Geometry) -> None:
+    def _configure(self, config: ScalerConfig) -> None:
         self.close()
-        self._geometry = geometry
-        as_stored = geometry.target == "yuv420p" and geometry.source in _PLANES_AS_STORED
-        same_size = (geometry.width, geometry.height) == (geometry.out_width, geometry.out_height)
-        if self._allow_direct and not (as_stored and same_size):
-            self._direct = _DirectWay(geometry)
-
-    def reference(self, frame: VideoFrame) -> list[Array]:
-        """Return the planes (H, W, C) of `frame` as PyAV converts it: views that live as long as they are held."""
-        shapes = plane_shapes(self._pix_fmt, self._height, self._width)
-        done = frame
-        if not (
-            self._pix_fmt == "yuv420p"
-            and frame.format.name in _PLANES_AS_STORED
-            and (frame.width, frame.height) == (self._width, self._height)
-        ):
-            done = self._reformatter.reformat(frame, self._width, self._height, self._pix_fmt, threads=1)
-        return [_plane_view(plane, *shape) for plane, shape in zip(done.planes, shapes, strict=True)]
+        self._config = config
+        unconverted = config.target == "yuv420p" and config.source in _UNCONVERTED_FORMATS
+        same_size = (config.width, config.height) == (config.out_width, config.out_height)
+        if self._allow_direct and not (unconverted and same_size):
+            self._direct = _DirectConversion(config)
 
 
-class _DirectWay:
-    """Whether, and with which chroma siting, libswscale may write the frames of one stream to their place itself."""
+class _DirectConversion:
+    """Decides whether, and with which chroma siting, libswscale writes the frames of one stream into the output.
 
-    def __init__(self, geometry: Geometry) -> None:
+    Attributes:
+        scaler: Scaler to use. None while undecided, and if no scaler matches PyAV.
+        siting: Chroma siting of `scaler`.
+    """
+
+    def __init__(self, config: ScalerConfig) -> None:
         self.scaler: Scaler | None = None
         self.siting: Siting = None
-        self._geometry = geometry
-        self._left: dict[Siting, Scaler] | None = None
-        self._seen = 0
+        self._config = config
+        self._candidates: dict[Siting, Scaler] | None = None
+        self._frames_seen = 0
 
-    def consider(self, frame: VideoFrame, places: Sequence[tuple[int, int]], reference: Any) -> None:
-        """Compare what remains possible on `frame`; decide as soon as only one way is left that agrees."""
-        self._seen += 1
-        if self._seen & (self._seen - 1):
-            return  # flat frames tell nothing: look again at frames 1, 2, 4, 8, ...
-        offsets = tuple(address % _CACHE_LINE for address, _ in places)
-        if self._left is None:
-            self._left = {siting: Scaler(self._geometry, siting) for siting in _sitings(self._geometry, offsets)}
-        wanted = reference(frame) if self._left else []
-        for siting, scaler in list(self._left.items()):
-            if not _agrees(scaler, frame, wanted, offsets):
-                self._left.pop(siting).close()
-        if len(self._left) == 1:
-            self.siting, self.scaler = self._left.popitem()
+    def compare(self, frame: VideoFrame, destinations: Sequence[tuple[int, int]], convert_by_pyav: Any) -> None:
+        """Drop the candidates whose result for `frame` differs from PyAV's. Choose the last one that remains."""
+        self._frames_seen += 1
+        if self._frames_seen & (self._frames_seen - 1):
+            return  # flat frames do not distinguish candidates: compare frames 1, 2, 4, 8, ...
+        offsets = tuple(address % _CACHE_LINE_BYTES for address, _ in destinations)
+        if self._candidates is None:
+            sitings = _candidate_sitings(self._config, offsets)
+            self._candidates = {siting: Scaler(self._config, siting) for siting in sitings}
+        expected = convert_by_pyav(frame) if self._candidates else []
+        for siting, scaler in list(self._candidates.items()):
+            if not _matches(scaler, frame, expected, offsets):
+                self._candidates.pop(siting).close()
+        if len(self._candidates) == 1:
+            self.siting, self.scaler = self._candidates.popitem()
 
     def close(self) -> None:
-        """Free all contexts."""
-        for scaler in [*(self._left or {}).values(), *([self.scaler] if self.scaler else [])]:
+        """Free all scalers."""
+        for scaler in [*(self._candidates or {}).values(), *([self.scaler] if self.scaler else [])]:
             scaler.close()
 
 
 @lru_cache(maxsize=256)
-def _sitings(geometry: Geometry, offsets: tuple[int, ...]) -> tuple[Siting, ...]:
-    """Return the chroma sitings that a stream has to choose from; none if this conversion cannot be done directly.
+def _candidate_sitings(config: ScalerConfig, offsets: tuple[int, ...]) -> tuple[Siting, ...]:
+    """Return the chroma sitings that a stream may have; empty if libswscale cannot be used for this conversion.
 
-    Whether swscale can be trusted with the conversion at all is tried on noise, whose siting is unspecified.
+    Whether libswscale's result equals PyAV's is tried on noise with unspecified siting.
     """
-    format_ = VideoFormat(geometry.source, geometry.width, geometry.height)
-    if not format_.is_planar or format_.has_palette or format_.is_rgb or geometry.source.endswith("be"):
+    format_ = VideoFormat(config.source, config.width, config.height)
+    if not format_.is_planar or format_.has_palette or format_.is_rgb or config.source.endswith("be"):
         return ()
     try:
-        noise = _noise(geometry, format_)
-        plain = Converter(geometry.target, geometry.out_height, geometry.out_width, allow_direct=False)
-        wanted = plain.reference(noise)
-        scalers = {siting: Scaler(geometry, siting) for siting in _possible_sitings(format_)}
-    except ValueError:  # av's errors for a bad value, and a refusal by libswscale, are ValueErrors
+        noise = _make_noise_frame(config, format_)
+        converter = Converter(config.target, config.out_height, config.out_width, allow_direct=False)
+        expected = converter.convert_by_pyav(noise)
+        scalers = {siting: Scaler(config, siting) for siting in _possible_sitings(format_)}
+    except ValueError:  # PyAV's errors for invalid values are ValueErrors, and so is a refusal by libswscale
         return ()
-    agree = {siting: _agrees(scaler, noise, wanted, offsets) for siting, scaler in scalers.items()}
+    matches = {siting: _matches(scaler, noise, expected, offsets) for siting, scaler in scalers.items()}
     for scaler in scalers.values():
         scaler.close()
-    if not agree[None]:
+    if not matches[None]:
         return ()
-    return (None,) if all(agree.values()) else tuple(agree)
+    return (None,) if all(matches.values()) else tuple(matches)
 
 
 def _possible_sitings(format_: VideoFormat) -> list[Siting]:
-    # The positions of ITU-T H.273 chroma_sample_loc_type, in the units of the subsampling grid.
+    # The positions of ITU-T H.273 chroma_sample_loc_type, in units of the subsampling grid.
     across = 1024 // max(1, format_.chroma_width(1024)) - 1
     down = 1024 // max(1, format_.chroma_height(1024)) - 1
     grid = [(0, 128), (128, 128), (0, 0), (128, 0), (0, 256), (128, 256)]
     sitings: list[Siting] = [None]
-    # FFmpeg's default is the middle, so an explicit middle would be the same choice twice.
+    # FFmpeg's default is the centre, so an explicit centre would be the same candidate twice.
     sitings += dict.fromkeys(
         (x * across, y * down) for x, y in grid if (x * across, y * down) != (128 * across, 128 * down)
     )
     return sitings
 
 
-def _noise(geometry: Geometry, format_: VideoFormat) -> VideoFrame:
-    frame = VideoFrame(geometry.width, geometry.height, geometry.source)
-    frame.colorspace, frame.color_range = geometry.matrix, geometry.color_range
+def _make_noise_frame(config: ScalerConfig, format_: VideoFormat) -> VideoFrame:
+    frame = VideoFrame(config.width, config.height, config.source)
+    frame.colorspace, frame.color_range = config.matrix, config.color_range
     random = np.random.default_rng(1234)
     bits = max(component.bits for component in format_.components)
     for plane in frame.planes:
         values = random.integers(0, 256, plane.buffer_size, np.uint8)
-        if bits > _BYTE:
+        if bits > _BITS_PER_BYTE:
             values = (values.view("<u2") & ((1 << bits) - 1)).view(np.uint8)
         plane.update(values.tobytes())
     return frame
 
 
-def _agrees(scaler: Scaler, frame: VideoFrame, wanted: Sequence[Array], offsets: Sequence[int]) -> bool:
-    """Run `scaler` into guarded memory that is aligned as the batch is; compare the result and the guards."""
-    guarded, places = [], []
-    for plane, offset in zip(wanted, offsets, strict=True):
-        memory = np.full(plane.size + 2 * _GUARD + _CACHE_LINE, _GUARD_BYTE, np.uint8)
-        start = _GUARD + (offset - memory.ctypes.data - _GUARD) % _CACHE_LINE
+def _matches(scaler: Scaler, frame: VideoFrame, expected: Sequence[Array], offsets: Sequence[int]) -> bool:
+    """Return whether `scaler` writes exactly the `expected` planes, and nothing outside of them.
+
+    Args:
+        scaler: Scaler to run, into guarded memory.
+        frame: Frame to convert.
+        expected: Planes (H, W, C) that PyAV returns.
+        offsets: Address modulo the cache line of each output plane, reproduced here.
+    """
+    guarded, destinations = [], []
+    for plane, offset in zip(expected, offsets, strict=True):
+        memory = np.full(plane.size + 2 * _GUARD_BYTES + _CACHE_LINE_BYTES, _GUARD_VALUE, np.uint8)
+        start = _GUARD_BYTES + (offset - memory.ctypes.data - _GUARD_BYTES) % _CACHE_LINE_BYTES
         guarded.append((memory, start))
-        places.append((memory.ctypes.data + start, plane.shape[1] * plane.shape[2]))
-    if not scaler.run(frame.planes, places):
+        destinations.append((memory.ctypes.data + start, plane.shape[1] * plane.shape[2]))
+    if not scaler.run(frame.planes, destinations):
         return False
-    for plane, (memory, start) in zip(wanted, guarded, strict=True):
+    for plane, (memory, start) in zip(expected, guarded, strict=True):
         end = start + plane.size
-        if (memory[:start] != _GUARD_BYTE).any() or (memory[end:] != _GUARD_BYTE).any():
+        if (memory[:start] != _GUARD_VALUE).any() or (memory[end:] != _GUARD_VALUE).any():
             return False
         if not np.array_equal(memory[start:end].reshape(plane.shape), plane):
             return False
@@ -261,9 +282,9 @@ def _agrees(scaler: Scaler, frame: VideoFrame, wanted: Sequence[Array], offsets:
 
 
 def _plane_view(plane: Any, height: int, width: int, channels: int) -> Array:
-    """Return a plane's pixels as (H, W, C) without copying; the view keeps the frame alive."""
+    """Return the pixels of a plane as (H, W, C) without copying. The view keeps the frame alive."""
     line = plane.line_size
-    if line < 0:  # stored bottom-up: its address is that of the last row in memory
+    if line < 0:  # stored bottom-up: the address is that of the last row in memory
         memory = (ctypes.c_uint8 * (-line * height)).from_address(plane.buffer_ptr + line * (height - 1))
         rows = np.frombuffer(memory, np.uint8).reshape(height, -line)[::-1].copy()
     else:
@@ -271,8 +292,9 @@ def _plane_view(plane: Any, height: int, width: int, channels: int) -> Array:
     return rows[:, : width * channels].reshape(height, width, channels)
 
 
-def _aligned(shape: tuple[int, ...]) -> Array:
+def _allocate_aligned(shape: tuple[int, ...]) -> Array:
+    """Return zeros of shape (1, *shape) that start at a cache line."""
     size = int(np.prod(shape))
-    memory = np.zeros(size + _CACHE_LINE, np.uint8)
-    start = -memory.ctypes.data % _CACHE_LINE
+    memory = np.zeros(size + _CACHE_LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE_BYTES
     return memory[start : start + size].reshape(1, *shape)

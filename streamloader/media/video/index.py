@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamloader.media.video.orientation import UPRIGHT, Turn
+from streamloader.media.video.orientation import UPRIGHT, Orientation
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
-    from streamloader.media.video.remote import Spans
+    from streamloader.media.video.remote import ByteSpans
     from streamloader.values import Array
 
 __all__ = ["VideoIndex"]
@@ -18,23 +18,25 @@ __all__ = ["VideoIndex"]
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What is known of one version of one video file.
+    """Frames and key frames of one version of a video file.
 
     Attributes:
-        pts: int64 (frames,), strictly increasing: the pts of each shown frame, or made up where `has_pts` is False.
-        time_base: seconds of one tick of `pts`.
-        end: pts at which the last frame ends.
-        key_pts: int64, sorted: where decoding can begin.
-        key_seek: int64, for each of these: the time to ask the demuxer for.
-        key_hard: bool, for each of these: False if only frames some way behind it are sure to be right.
-        height: of a shown frame, as it is stored.
-        width: of a shown frame, as it is stored.
-        turn: how it has to be turned to be upright.
-        has_pts: the decoder gives each frame its pts.
-        seekable: frames can be found by their pts; otherwise they are counted from the start.
-        damaged: the file breaks off or is damaged, and this lists what can be decoded of it.
-        note: what is wrong with it, if it is damaged.
-        opening: of a video in a store: the spans of bytes that are read until the first frame is there.
+        pts: Timestamp of each frame in units of `time_base`, int64 (frames,), strictly increasing. Frame numbers if
+            `has_pts` is False.
+        time_base: Duration of one unit of `pts`, in seconds.
+        end: Timestamp at which the last frame ends.
+        key_pts: Timestamps of the key frames, int64 (keys,), ascending. Decoding can start at each of them.
+        key_seek: Timestamp to pass to the demuxer to reach each key frame, int64 (keys,).
+        key_clean: Whether each key frame suffices to decode all frames from it on, bool (keys,). False for a recovery
+            point, from which only the frames from the next key frame on are reliable.
+        height: Height of a stored frame in pixels, before `orientation` is applied.
+        width: Width of a stored frame in pixels, before `orientation` is applied.
+        orientation: Rotation and mirroring that turn the frames upright.
+        has_pts: Whether the decoder gives each frame its timestamp.
+        seekable: Whether frames can be located by timestamp. Otherwise they are counted from the start of the file.
+        damaged: Whether the file is truncated or damaged, so that only its decodable frames are indexed.
+        note: Description of the damage. Empty for an intact file.
+        initial_spans: Byte ranges that are read until the first frame is decoded. Empty for a local file.
     """
 
     pts: Array
@@ -42,21 +44,21 @@ class VideoIndex:
     end: int
     key_pts: Array
     key_seek: Array
-    key_hard: Array
+    key_clean: Array
     height: int
     width: int
-    turn: Turn = UPRIGHT
+    orientation: Orientation = UPRIGHT
     has_pts: bool = True
     seekable: bool = True
     damaged: bool = False
     note: str = ""
-    opening: Spans = ()
+    initial_spans: ByteSpans = ()
 
     def __len__(self) -> int:
         """Return the number of frames."""
         return len(self.pts)
 
     @property
-    def shown_size(self) -> tuple[int, int]:
-        """(height, width) after the turn."""
-        return self.turn.size(self.height, self.width)
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width) of the frames in pixels, after `orientation` is applied."""
+        return self.orientation.apply_to_size(self.height, self.width)

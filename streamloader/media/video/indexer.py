@@ -1,8 +1,8 @@
-"""The exact index of a video: which frames its decoder shows, in which order, with which times.
+"""Index a video: find which frames its decoder shows, in which order, and with which timestamps.
 
-A pass over the packets gives pts, key frames and time base. Where container and codec are known to show one frame for
-each packet, and a decode of the first frames and of the last group of pictures agrees, that is the index.
-Everything else (hidden frames, edit lists, packets without pts, field pictures, ...) is decoded as a whole and counted.
+One pass over the packets yields timestamps, key frames and time base. This is the index if container and codec are
+known to show one frame per packet, and decoding the first frames and the last group of pictures confirms it. All other
+videos (hidden frames, edit lists, packets without timestamps, field pictures, ...) are decoded as a whole.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 
 from streamloader.errors import CorruptStream, UnreadableStream
 from streamloader.media.video.index import VideoIndex
-from streamloader.media.video.orientation import UPRIGHT, Turn, turn_of_matrix
+from streamloader.media.video.orientation import UPRIGHT, Orientation
 from streamloader.media.video.packets import PacketTable, read_packets
-from streamloader.media.video.reader import FrameReader, play
-from streamloader.media.video.remote import ReadInterrupted, Spans, Video, VideoFile, open_bytes
-from streamloader.media.video.source import broken, decoding, open_video
-from streamloader.media.video.sparse import read_hollow
+from streamloader.media.video.reader import FrameReader, decode_frames
+from streamloader.media.video.remote import ByteSpans, ReadInterrupted, Video, VideoFile, open_video_file
+from streamloader.media.video.source import decode_error, open_video, translate_errors
+from streamloader.media.video.sparse import read_sparse
 from streamloader.media.video.structure import declared_size
-from streamloader.stores.readahead import UNIT
+from streamloader.stores.readahead import UNIT_BYTES
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -38,35 +38,36 @@ if TYPE_CHECKING:
 
 __all__ = ["index_video"]
 
-_HEAD: Final = 16  # frames decoded at the start to see that the decoder shows what the packets promise
-_WATCHED: Final = 32  # key frames of a decoded file that are sought again, to see that they are found
+_CHECKED_HEAD_FRAMES: Final = 16  # decoded to confirm that the decoder shows one frame per packet
+_MAX_CHECKED_KEYS: Final = 32  # key frames of a decoded file to which seeking is tried
 _log = logging.getLogger("streamloader")
 
 
 def index_video(video: Video, *, damaged: str = "raise") -> VideoIndex:
-    """Index a video. Takes a pass over the file, and sometimes a full decode of it.
+    """Index a video. This takes one pass over the file, and for some files a full decode.
 
-    Of an MP4 or MOV in a store only ``moov``, the first frames, the beginnings of key frames and the last group of
-    pictures are fetched where that gives the same index; of all others, everything.
+    Of an MP4 or MOV in a store, only ``moov``, the first frames, the beginnings of the key frames and the last group of
+    pictures are fetched if they yield the same index. All other files in a store are fetched completely.
 
     Args:
-        video: the path of a local file, or one in a store.
-        damaged: ``"keep"`` counts what can be decoded of a file that breaks off, instead of raising.
+        video: Path of a local file, or a video in a store.
+        damaged: ``"raise"``, or ``"keep"`` to index the decodable frames of a truncated or damaged file. Defaults to
+            ``"raise"``.
 
     Raises:
-        StreamNotFound: there is no such file.
-        UnreadableStream: it cannot be opened, holds no video, or no frame of it can be decoded.
-        CorruptStream: it breaks off, or packets of it cannot be read or decoded.
-        StoreError: bytes of it could not be had.
+        StreamNotFound: If the file does not exist.
+        UnreadableStream: If the file cannot be opened, contains no video, or none of its frames can be decoded.
+        CorruptStream: If the file is truncated, or some packets cannot be read or decoded.
+        StoreError: If the store fails to deliver bytes.
     """
-    file = None if isinstance(video, str) else open_bytes(video, _both_ends(video.info.size or 0))
+    file = None if isinstance(video, str) else open_video_file(video, _header_spans(video.info.size or 0))
     try:
-        return _index_sound(video, file)
+        return _index_intact(video, file)
     except CorruptStream as error:
         if damaged != "keep":
             raise
-        index = _index_decoded(video, None, file, tolerant=True)
-        _log.warning("%s is damaged; keeping the %d frames that decode: %s", video, len(index), error.message)
+        index = _index_by_decoding(video, None, file, tolerant=True)
+        _log.warning("%s is damaged; using the %d frames that can be decoded: %s", video, len(index), error.message)
         return replace(index, damaged=True, seekable=False, note=error.message)
     except ReadInterrupted as interrupted:
         raise interrupted.reason from None
@@ -75,15 +76,15 @@ def index_video(video: Video, *, damaged: str = "raise") -> VideoIndex:
             file.close()
 
 
-def _both_ends(size: int) -> Spans:
-    """Return where most containers say what is in them."""
-    return (0, 2 * UNIT), (max(0, size - UNIT) // UNIT * UNIT, size)
+def _header_spans(size: int) -> ByteSpans:
+    """Return the byte ranges at both ends of a file in which most containers store their header."""
+    return (0, 2 * UNIT_BYTES), (max(0, size - UNIT_BYTES) // UNIT_BYTES * UNIT_BYTES, size)
 
 
-def _index_sound(video: Video, file: VideoFile | None) -> VideoIndex:
+def _index_intact(video: Video, file: VideoFile | None) -> VideoIndex:
     if file is not None:
-        hollow = read_hollow(video, file)
-        index = None if hollow is None else _index_trusted(video, hollow, file)
+        sparse = read_sparse(video, file)
+        index = None if sparse is None else _index_from_packets(video, sparse, file)
         if index is not None:
             return index
     container, stream = open_video(video, file)
@@ -93,163 +94,165 @@ def _index_sound(video: Video, file: VideoFile | None) -> VideoIndex:
         try:
             read_packets(container, stream, video, table)
         except CorruptStream as error:
-            raise _cut_short(video, declared, table, str(error.__cause__)) from error
-    _check_whole(video, declared, table, file)
+            raise _truncated_error(video, declared, table, str(error.__cause__)) from error
+    _check_complete(video, declared, table, file)
     if table.exact:
-        index = _index_trusted(video, table, file)
+        index = _index_from_packets(video, table, file)
         if index is not None:
             return index
-    return _index_decoded(video, table, file, tolerant=False)
+    return _index_by_decoding(video, table, file, tolerant=False)
 
 
-def _check_whole(video: Video, declared_frames: int, table: PacketTable, file: VideoFile | None) -> None:
-    declared = declared_size(video if isinstance(video, str) else _required(file))
-    if declared is None or declared <= _size(video) or (declared_frames and table.count >= declared_frames):
+def _check_complete(video: Video, declared_frames: int, table: PacketTable, file: VideoFile | None) -> None:
+    declared = declared_size(video if isinstance(video, str) else _require_file(file))
+    if declared is None or declared <= _file_size(video) or (declared_frames and table.count >= declared_frames):
         return
-    raise _cut_short(video, declared_frames, table, f"its structure says {declared} bytes")
+    raise _truncated_error(video, declared_frames, table, f"its structure declares {declared} bytes")
 
 
-def _required(file: VideoFile | None) -> VideoFile:
+def _require_file(file: VideoFile | None) -> VideoFile:
     assert file is not None, "a video in a store is read through a VideoFile"
     return file
 
 
-def _size(video: Video) -> int:
+def _file_size(video: Video) -> int:
     return os.path.getsize(video) if isinstance(video, str) else video.info.size or 0
 
 
-def _cut_short(video: Video, declared: int, table: PacketTable, why: str) -> CorruptStream:
-    size, name = _size(video), str(video)
-    promised = f" of the {declared} that it declares" if declared else ""
+def _truncated_error(video: Video, declared_frames: int, table: PacketTable, cause: str) -> CorruptStream:
+    size, name = _file_size(video), str(video)
+    expected = f" of the {declared_frames} that it declares" if declared_frames else ""
     return CorruptStream(
-        f"{name} breaks off: {table.count} frames{promised} can be read, up to byte {table.end_position} of {size} "
-        f'({why}). Repair or remove it, or pass damaged="keep" to play what can be decoded',
+        f"{name} is truncated: {table.count} frames{expected} can be read, up to byte {table.end_offset} of {size} "
+        f'({cause}). Repair or remove it, or pass damaged="keep" to use the frames that can be decoded',
         stream=name,
         address=name,
         offset=table.count,
-        declared_frames=declared,
+        declared_frames=declared_frames,
         found_frames=table.count,
-        byte=table.end_position,
+        byte=table.end_offset,
         size=size,
     )
 
 
-def _index_trusted(video: Video, table: PacketTable, file: VideoFile | None) -> VideoIndex | None:
-    """Build the index from packets alone, if the decoder agrees at both ends; else None."""
+def _index_from_packets(video: Video, table: PacketTable, file: VideoFile | None) -> VideoIndex | None:
+    """Build the index from packets, or return None if decoding both ends of the video does not confirm it."""
     order = np.argsort(np.array(table.pts, np.int64), kind="stable")
     pts = np.array(table.pts, np.int64)[order]
     try:
-        opening = _noting(file)
+        stop_recording = _start_recording(file)
         container, stream = open_video(video, file)
-        with contextlib.closing(container), decoding(video):
-            first = next(play(container, stream), None)
+        with contextlib.closing(container), translate_errors(video):
+            first = next(decode_frames(container, stream), None)
             if first is None:
                 return None
             ends = np.array(table.ends, np.int64)[order]
-            index = _describe(first, stream, pts, _end_of(pts, int(ends[-1] - pts[-1])), table)
-        index = replace(index, opening=opening())
+            index = _build_index(first, stream, pts, _last_frame_end(pts, int(ends[-1] - pts[-1])), table)
+        index = replace(index, initial_spans=stop_recording())
         last_group = int(np.searchsorted(pts, index.key_pts[-1]))
         with contextlib.closing(FrameReader(video, index, file=file)) as reader:
-            for number in (*range(min(_HEAD, len(pts))), *range(last_group, len(pts))):
-                reader.frame(number)
-            reader.finish()
+            for number in (*range(min(_CHECKED_HEAD_FRAMES, len(pts))), *range(last_group, len(pts))):
+                reader.read_frame(number)
+            reader.check_end()
     except CorruptStream:
-        return None  # decoding everything tells what is really there
+        return None  # a full decode finds the actual frames
     return index
 
 
-def _noting(file: VideoFile | None) -> Callable[[], Spans]:
-    """Note what is read from here on; the function that is returned tells it."""
+def _start_recording(file: VideoFile | None) -> Callable[[], ByteSpans]:
+    """Start to record which bytes of a file are read; the returned function ends this and returns the byte ranges."""
     if file is None:
         return tuple
-    file.watch()
-    return file.watched
+    file.start_recording()
+    return file.stop_recording
 
 
-def _index_decoded(video: Video, table: PacketTable | None, file: VideoFile | None, *, tolerant: bool) -> VideoIndex:
-    """Decode the whole file, and take down what comes."""
+def _index_by_decoding(
+    video: Video, table: PacketTable | None, file: VideoFile | None, *, tolerant: bool
+) -> VideoIndex:
+    """Build the index by decoding the whole file."""
     table = table or PacketTable()
-    watched = _spread(sorted(set(table.key_pts)))
-    digests: dict[int, int] = {}
-    noted = _noting(file)
+    checked_pts = _spread_evenly(sorted(set(table.key_pts)))
+    checksums: dict[int, int] = {}
+    stop_recording = _start_recording(file)
     container, stream = open_video(video, file)
     pts: list[int | None] = []
-    opening: Spans = ()
+    initial_spans: ByteSpans = ()
     first, duration = None, 0
     with contextlib.closing(container):
         try:
-            for frame in play(container, stream, tolerant=tolerant):
+            for frame in decode_frames(container, stream, tolerant=tolerant):
                 if first is None:
-                    first, opening = frame, noted()
-                if frame.pts in watched or (pts and pts[-1] in watched):
-                    digests[len(pts)] = _digest(frame)
+                    first, initial_spans = frame, stop_recording()
+                if frame.pts in checked_pts or (pts and pts[-1] in checked_pts):
+                    checksums[len(pts)] = _luma_checksum(frame)
                 pts.append(frame.pts)
                 duration = frame.duration or 0
         except (av.error.FFmpegError, EOFError) as error:
-            raise broken(video, len(pts), error) from error
+            raise decode_error(video, len(pts), error) from error
         if first is None:
             raise UnreadableStream(
                 f"{video}: no frame of its video can be decoded", stream=str(video), address=str(video)
             )
-        times = np.array([-1 if at is None else at for at in pts], np.int64)
+        times = np.array([-1 if value is None else value for value in pts], np.int64)
         if None in pts or not (np.diff(times) > 0).all():
-            return replace(_counted(first, stream, len(pts)), opening=opening)
-        index = _describe(first, stream, times, _end_of(times, duration), table)
-    index = replace(index, opening=opening)
-    return index if _is_found_again(video, index, digests, file) else replace(index, seekable=False)
+            return replace(_index_without_pts(first, stream, len(pts)), initial_spans=initial_spans)
+        index = _build_index(first, stream, times, _last_frame_end(times, duration), table)
+    index = replace(index, initial_spans=initial_spans)
+    return index if _is_seekable(video, index, checksums, file) else replace(index, seekable=False)
 
 
-def _is_found_again(video: Video, index: VideoIndex, digests: dict[int, int], file: VideoFile | None = None) -> bool:
-    """Say whether seeking works, and what is found at the key frames that were watched looks the same again."""
+def _is_seekable(video: Video, index: VideoIndex, checksums: dict[int, int], file: VideoFile | None = None) -> bool:
+    """Return whether seeking finds frames, and each found frame has the checksum that it had before."""
     works = False
     with contextlib.closing(FrameReader(video, index, file=file)) as reader:
-        for number, digest in reversed(digests.items()):
+        for number, checksum in reversed(checksums.items()):
             found = reader.seek(number)
-            if found and _digest(reader.frame(number)) != digest:
+            if found and _luma_checksum(reader.read_frame(number)) != checksum:
                 return False
             works = works or found
     return works
 
 
-def _spread(values: list[int]) -> set[int]:
-    """Return at most _WATCHED of `values`, evenly spread, with the first and the last."""
-    if len(values) <= _WATCHED:
+def _spread_evenly(values: list[int]) -> set[int]:
+    """Return at most _MAX_CHECKED_KEYS of `values`, evenly spread, including the first and the last."""
+    if len(values) <= _MAX_CHECKED_KEYS:
         return set(values)
-    return {values[at * (len(values) - 1) // (_WATCHED - 1)] for at in range(_WATCHED)}
+    return {values[number * (len(values) - 1) // (_MAX_CHECKED_KEYS - 1)] for number in range(_MAX_CHECKED_KEYS)}
 
 
-def _digest(frame: VideoFrame) -> int:
+def _luma_checksum(frame: VideoFrame) -> int:
     plane = frame.reformat(format="gray", threads=1).planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)
     return zlib.crc32(rows[:, : plane.width].tobytes())
 
 
-def _counted(first: VideoFrame, stream: VideoStream, count: int) -> VideoIndex:
-    """Index frames whose pts are missing or go backwards: they are counted, and timed by the average rate."""
+def _index_without_pts(first: VideoFrame, stream: VideoStream, count: int) -> VideoIndex:
+    """Build the index of frames whose timestamps are missing or not increasing: numbered, at the average rate."""
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    index = _describe(first, stream, np.arange(count, dtype=np.int64), count, PacketTable())
+    index = _build_index(first, stream, np.arange(count, dtype=np.int64), count, PacketTable())
     return replace(index, time_base=1 / Fraction(rate), has_pts=False, seekable=False)
 
 
-def _describe(first: VideoFrame, stream: VideoStream, pts: Array, end: int, table: PacketTable) -> VideoIndex:
-    keys = table.keys()
+def _build_index(first: VideoFrame, stream: VideoStream, pts: Array, end: int, table: PacketTable) -> VideoIndex:
+    keys = table.sorted_keys()
     time_base = Fraction(stream.time_base or Fraction(1, 25))
-    return VideoIndex(pts, time_base, end, *keys, first.height, first.width, _turn_of(first))
+    return VideoIndex(pts, time_base, end, *keys, first.height, first.width, _read_orientation(first))
 
 
-def _turn_of(frame: VideoFrame) -> Turn:
+def _read_orientation(frame: VideoFrame) -> Orientation:
     side_data: Any = frame.side_data
     if "DISPLAYMATRIX" not in side_data:
         return UPRIGHT
     matrix = bytes(side_data["DISPLAYMATRIX"])
-    turn = turn_of_matrix(matrix)
-    if turn is None:
-        _log.info("a display matrix that is no multiple of 90 degrees is left to the user: %s", matrix.hex())
-    return turn or UPRIGHT
+    orientation = Orientation.from_display_matrix(matrix)
+    if orientation is None:
+        _log.info("ignoring a display matrix that is not a multiple of 90 degrees: %s", matrix.hex())
+    return orientation or UPRIGHT
 
 
-def _end_of(pts: Array, duration: int) -> int:
-    """Return when the last frame ends: by its own duration, else as long as the one before, else one tick."""
+def _last_frame_end(pts: Array, duration: int) -> int:
+    """Return when the last frame ends: by its own duration, else that of the frame before it, else one tick."""
     if duration <= 0:
         duration = int(pts[-1] - pts[-2]) if len(pts) > 1 else 1
     return int(pts[-1]) + max(1, duration)

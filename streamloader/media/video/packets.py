@@ -1,4 +1,4 @@
-"""What the packets of a video tell without decoding: which of them show a frame, and where decoding can begin."""
+"""Read the packets of a video without decoding: which of them show a frame, and where decoding can start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from streamloader.media.video.source import decoding
+from streamloader.media.video.source import translate_errors
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -16,152 +16,174 @@ if TYPE_CHECKING:
     from streamloader.media.video.remote import Video
     from streamloader.values import Array
 
-__all__ = ["PAYLOAD_MATTERS", "PacketTable", "codec_of", "hard_key", "nal_length_size", "read_packets"]
+__all__ = [
+    "PAYLOAD_DEPENDENT_CODECS",
+    "PacketTable",
+    "codec_name",
+    "is_clean_key",
+    "nal_length_size",
+    "read_packets",
+]
 
-# Containers that give every frame a packet and a time of its own, and codecs that show one frame for each packet
-# (VP8 and VP9 do once their hidden frames are left out). For all others only decoding tells.
+# Containers in which each frame has its own packet and timestamp, and codecs that show one frame per packet (VP8 and
+# VP9 do so once their hidden frames are left out). The frames of all others are only known after decoding.
 _EXACT_CONTAINERS: Final = frozenset({"mov", "mp4", "matroska", "webm"})
 _EXACT_CODECS: Final = frozenset(
     "h264 hevc av1 vp8 vp9 mjpeg prores dnxhd ffv1 png huffyuv ffvhuff utvideo jpeg2000 qtrle".split()  # noqa: SIM905
 )
-PAYLOAD_MATTERS: Final = frozenset({"vp8", "vp9"})  # where the bytes of every packet say whether it shows a frame
-_IDR_H264: Final = 5
-_SLICES_HEVC: Final = 32  # types below hold slices
-_IRAP_HEVC: Final = range(16, 22)  # BLA, IDR and CRA: what follows in output order needs nothing from before
+PAYLOAD_DEPENDENT_CODECS: Final = frozenset({"vp8", "vp9"})  # the payload of each packet says whether it shows a frame
+_H264_IDR: Final = 5  # nal_unit_type of an IDR slice; types 1 to 5 are slices
+_HEVC_SLICE_TYPES_END: Final = 32  # lower nal_unit_types are slices
+_HEVC_IRAP: Final = range(16, 22)  # BLA, IDR and CRA: frames that follow in output order need no earlier packet
 
 
 @dataclass
 class PacketTable:
-    """The packets of a file in storage order, reduced to what an index needs."""
+    """The packets of a file in storage order, reduced to what an index needs.
 
-    pts: list[int] = field(default_factory=list)  # of packets that show a frame
-    ends: list[int] = field(default_factory=list)  # pts + duration of the same
+    Attributes:
+        pts: Timestamps of the packets that show a frame.
+        ends: Timestamps at which the frames of `pts` end (pts + duration).
+        key_pts: Timestamps of the key frames.
+        key_seek: Timestamps to pass to the demuxer to reach the key frames.
+        key_clean: Whether each key frame suffices to decode all later frames. See :func:`is_clean_key`.
+        key_bytes: Byte range [start, end) of each key frame in the file. A negative start means unknown.
+        count: Number of packets.
+        end_offset: Offset in bytes of the end of the last packet, as far as the container reports it.
+        exact: Whether `pts` holds exactly the timestamps of the frames, as far as this is known without decoding.
+    """
+
+    pts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     key_pts: list[int] = field(default_factory=list)
-    key_seek: list[int] = field(default_factory=list)  # what to ask the demuxer for to get there
-    key_hard: list[bool] = field(default_factory=list)
-    key_bytes: list[tuple[int, int]] = field(default_factory=list)  # [start, end) in the file; start < 0 if unknown
-    count: int = 0  # all packets
-    end_position: int = 0  # byte behind the last packet, where the container says
-    exact: bool = True  # the pts are those of the shown frames, as far as packets can tell
+    key_seek: list[int] = field(default_factory=list)
+    key_clean: list[bool] = field(default_factory=list)
+    key_bytes: list[tuple[int, int]] = field(default_factory=list)
+    count: int = 0
+    end_offset: int = 0
+    exact: bool = True
 
-    def keys(self) -> tuple[Array, Array, Array]:
-        """Return of the key frames, sorted by pts: pts, seek times, and whether nothing before it is needed."""
+    def sorted_keys(self) -> tuple[Array, Array, Array]:
+        """Return key_pts, key_seek and key_clean of the key frames, sorted by timestamp."""
         order = np.argsort(np.array(self.key_pts, np.int64), kind="stable")
         pts, seek = np.array(self.key_pts, np.int64)[order], np.array(self.key_seek, np.int64)[order]
-        return pts, seek, np.array(self.key_hard, bool)[order]
+        return pts, seek, np.array(self.key_clean, bool)[order]
 
 
-def codec_of(stream: VideoStream) -> str:
-    """Return the name of the codec, whatever decodes it here."""
+def codec_name(stream: VideoStream) -> str:
+    """Return FFmpeg's name of the codec, whichever decoder is used for it."""
     name = str(stream.codec_context.name)
     return {"libdav1d": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}.get(name, name)
 
 
 def read_packets(
-    container: InputContainer, stream: VideoStream, video: Video, table: PacketTable, *, hollow: bool = False
+    container: InputContainer, stream: VideoStream, video: Video, table: PacketTable, *, payload_missing: bool = False
 ) -> None:
-    """Demux the whole file once, adding its packets to `table`.
+    """Demux the whole file once and add its packets to `table`.
 
     Args:
-        container: the open file.
-        stream: its video stream.
-        video: for errors.
-        table: what is added to.
-        hollow: the bytes of packets are not there: ``key_hard`` is left for the caller to fill in.
+        container: Open file.
+        stream: Video stream of the file.
+        video: Path of a local file, or a video in a store, for error messages.
+        table: Table to which the packets are added.
+        payload_missing: Whether the bytes of the packets read as zeros. The caller then sets ``key_clean``.
 
     Raises:
-        CorruptStream: the demuxer failed; `table` then has the packets up to there.
-        StoreError: bytes of it could not be had.
+        CorruptStream: If the demuxer fails. `table` then holds the packets before the error.
+        StoreError: If the store fails to deliver bytes.
     """
-    codec = codec_of(stream)
-    family = set(container.format.name.split(","))
-    table.exact = bool(family & _EXACT_CONTAINERS) and codec in _EXACT_CODECS
-    seeks_by_dts = bool(family & {"mpegts", "mpeg"})  # where a search for the pts ends behind the key frame
+    codec = codec_name(stream)
+    formats = set(container.format.name.split(","))
+    table.exact = bool(formats & _EXACT_CONTAINERS) and codec in _EXACT_CODECS
+    seeks_by_dts = bool(formats & {"mpegts", "mpeg"})  # in these, a seek to the pts lands after the key frame
     length_size = nal_length_size(codec, stream.codec_context.extradata)
-    with decoding(video):
+    with translate_errors(video):
         for packet in container.demux(stream):
             if packet.size == 0 and packet.pts is None and packet.dts is None:
                 continue  # the flush packet at the end
             table.count += 1
             if packet.pos is not None and packet.pos >= 0:
-                table.end_position = max(table.end_position, packet.pos + packet.size)
+                table.end_offset = max(table.end_offset, packet.pos + packet.size)
             if packet.is_corrupt or packet.is_discard or packet.pts is None:
                 table.exact = False
             if packet.is_keyframe and packet.pts is not None:
                 table.key_pts.append(packet.pts)
                 table.key_seek.append(packet.dts if seeks_by_dts and packet.dts is not None else packet.pts)
-                table.key_hard.append(not hollow and bool(hard_key(codec, memoryview(packet), length_size)))
-                at = -1 if packet.pos is None else packet.pos
-                table.key_bytes.append((at, at + packet.size))
+                table.key_clean.append(
+                    not payload_missing and bool(is_clean_key(codec, memoryview(packet), length_size))
+                )
+                start = -1 if packet.pos is None else packet.pos
+                table.key_bytes.append((start, start + packet.size))
             elif table.count == 1:
-                table.exact = False  # begins in the middle of something: the decoder drops what it cannot show
-            if table.exact and packet.pts is not None and _shows_a_frame(codec, packet):
+                table.exact = False  # starts in the middle of a group of pictures: the decoder drops these frames
+            if table.exact and packet.pts is not None and _shows_frame(codec, packet):
                 table.pts.append(packet.pts)
                 table.ends.append(packet.pts + (packet.duration or 0))
     table.exact = table.exact and len(set(table.pts)) == len(table.pts) > 0
 
 
-def _shows_a_frame(codec: str, packet: Any) -> bool:
+def _shows_frame(codec: str, packet: Any) -> bool:
     if codec == "vp8":  # RFC 6386, 9.1: bit 4 of the frame tag is show_frame
         return packet.size > 0 and bool(memoryview(packet)[0] & 0x10)
     if codec == "vp9":
-        return packet.size > 0 and _vp9_shows(memoryview(packet))
+        return packet.size > 0 and _vp9_shows_frame(memoryview(packet))
     return True
 
 
-def _vp9_shows(data: memoryview) -> bool:
-    """Read VP9's uncompressed header (bitstream specification, 6.2 and annex B) as far as show_frame."""
+def _vp9_shows_frame(data: memoryview) -> bool:
+    """Return show_frame of VP9's uncompressed header (bitstream specification, 6.2 and annex B)."""
     if data[-1] & 0xE0 == 0xC0:
         return True  # a superframe: its last frame is shown
     bits = data[0]
     profile = (bits >> 5 & 1) | (bits >> 3 & 2)
-    at = 2 if profile == 3 else 3
-    if bits >> at & 1:
+    show_existing_frame = 2 if profile == 3 else 3  # number of the bit
+    if bits >> show_existing_frame & 1:
         return True
-    return bool(bits >> (at - 2) & 1)  # behind show_existing_frame and frame_type
+    return bool(bits >> (show_existing_frame - 2) & 1)
 
 
-def hard_key(codec: str, data: memoryview, length_size: int) -> bool | None:
-    """Say whether all frames shown from a key frame on can be decoded from it alone.
+def is_clean_key(codec: str, data: memoryview, length_size: int) -> bool | None:
+    """Return whether all frames shown from a key frame on decode without any earlier packet.
 
     Args:
-        codec: of the stream.
-        data: of the packet, or its beginning.
-        length_size: see :func:`nal_length_size`.
+        codec: FFmpeg's name of the codec.
+        data: Bytes of the key frame's packet, or their beginning.
+        length_size: Size of the length fields in bytes, from :func:`nal_length_size`.
 
     Returns:
-        None if `data` does not reach the first slice, which tells.
+        None if `data` ends before the first slice, whose type is needed.
     """
     if codec not in ("h264", "hevc"):
         return True
-    for head in _nal_heads(data, length_size):
-        kind = head & 0x1F if codec == "h264" else head >> 1 & 0x3F
-        if codec == "h264" and 1 <= kind <= _IDR_H264:
-            return kind == _IDR_H264  # else a recovery point: an open group, or gradual refresh
-        if codec == "hevc" and kind < _SLICES_HEVC:
-            return kind in _IRAP_HEVC
+    for header in _nal_headers(data, length_size):
+        kind = header & 0x1F if codec == "h264" else header >> 1 & 0x3F
+        if codec == "h264" and 1 <= kind <= _H264_IDR:
+            return kind == _H264_IDR  # otherwise a recovery point: an open group of pictures, or gradual refresh
+        if codec == "hevc" and kind < _HEVC_SLICE_TYPES_END:
+            return kind in _HEVC_IRAP
     return None
 
 
 def nal_length_size(codec: str, extradata: bytes | None) -> int:
-    """Return the bytes of the length before each NAL unit, or 0 where start codes are used instead."""
+    """Return the size in bytes of the length before each NAL unit, or 0 if start codes are used instead."""
     if not extradata or extradata[0] != 1:
         return 0
-    at = {"h264": 4, "hevc": 21}.get(codec, len(extradata))
-    return (extradata[at] & 3) + 1 if at < len(extradata) else 0
+    offset = {"h264": 4, "hevc": 21}.get(codec, len(extradata))
+    return (extradata[offset] & 3) + 1 if offset < len(extradata) else 0
 
 
-def _nal_heads(data: memoryview, length_size: int) -> list[int]:
-    heads = []
+def _nal_headers(data: memoryview, length_size: int) -> list[int]:
+    """Return the first byte of each NAL unit."""
+    headers = []
     if length_size:
-        at = 0
-        while at + length_size < len(data):
-            heads.append(data[at + length_size])
-            at += length_size + int.from_bytes(data[at : at + length_size], "big")
-        return heads
+        offset = 0
+        while offset + length_size < len(data):
+            headers.append(data[offset + length_size])
+            offset += length_size + int.from_bytes(data[offset : offset + length_size], "big")
+        return headers
     raw = bytes(data)
-    at = raw.find(b"\0\0\1")
-    while 0 <= at < len(raw) - 3:
-        heads.append(raw[at + 3])
-        at = raw.find(b"\0\0\1", at + 3)
-    return heads
+    offset = raw.find(b"\0\0\1")
+    while 0 <= offset < len(raw) - 3:
+        headers.append(raw[offset + 3])
+        offset = raw.find(b"\0\0\1", offset + 3)
+    return headers

@@ -1,4 +1,4 @@
-"""Playing a video frame by frame, and finding any frame again: by its pts, never by time x rate."""
+"""Decode a video frame by frame, and seek to any frame by its timestamp, never by time x rate."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 
 from streamloader.errors import CorruptStream, StoreError
-from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_bytes
-from streamloader.media.video.source import broken, decoding, open_video
+from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
+from streamloader.media.video.source import decode_error, open_video, translate_errors
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from streamloader.media.video.index import VideoIndex
 
-__all__ = ["FrameReader", "VideoFrame", "frame_bytes", "play"]
+__all__ = ["FrameReader", "VideoFrame", "decode_frames", "frame_bytes"]
 
-_TRIES: Final = 8  # key frames to step back, twice as far each time, before decoding from the start
-_WORTH_A_SEEK: Final = 32  # frames to skip before jumping to a key frame is tried
+_MAX_SEEK_ATTEMPTS: Final = 8  # each attempt goes twice as many key frames back; then decoding starts at frame 0
+_MIN_SEEK_FRAMES: Final = 32  # shorter distances are decoded instead of seeking to a key frame
 
 
 def frame_bytes(frame: VideoFrame) -> int:
@@ -32,23 +32,24 @@ def frame_bytes(frame: VideoFrame) -> int:
     return sum(plane.buffer_size for plane in frame.planes)
 
 
-def play(
+def decode_frames(
     container: InputContainer,
     stream: VideoStream,
     *,
     tolerant: bool = False,
     from_key: int | None = None,
 ) -> Iterator[VideoFrame]:
-    """Yield the frames that the decoder shows, from where the demuxer stands.
+    """Yield the frames that the decoder shows, from the demuxer's position on.
 
     Args:
-        container: an open file.
-        stream: its video stream.
-        tolerant: leave out packets that cannot be decoded, and end where the demuxer fails.
-        from_key: skip packets up to the first key frame; if its pts is later than this, yield nothing.
+        container: Open file.
+        stream: Video stream of the file.
+        tolerant: Whether to skip packets that cannot be decoded, and to end where the demuxer fails.
+        from_key: Timestamp of a key frame. Packets before the first key frame are skipped; if that key frame is later
+            than this timestamp, no frames are yielded. Defaults to no skipping.
     """
     packets: Iterator[Packet[Any]] = container.demux(stream)
-    waiting = from_key is not None
+    skipping = from_key is not None
     while True:
         packet: Packet[Any] | None
         try:
@@ -57,16 +58,16 @@ def play(
             if not tolerant:
                 raise
             packets = iter(())
-            packet = Packet()  # an empty one: the decoder gives what it still holds
+            packet = Packet()  # an empty packet flushes the decoder
             packet.stream = stream
         if packet is None:
             return
-        if waiting:
+        if skipping:
             if not packet.is_keyframe:
                 continue
             if packet.pts is None or packet.pts > (from_key or 0):
                 return
-            waiting = False
+            skipping = False
         try:
             yield from cast("list[VideoFrame]", packet.decode())
         except EOFError:  # the decoder was flushed before
@@ -77,17 +78,17 @@ def play(
 
 
 class FrameReader:
-    """The frames of one video by number, in the order in which they are shown.
+    """Reads frames of one video by number, in the order of presentation.
 
-    Forwards is cheap; anything else goes back to a key frame. Every frame is compared with the index. After an error of
-    the store the same frame may be asked for again.
+    Reading forwards is cheap; any other frame is decoded from a key frame. Each frame is compared with the index. After
+    an error of the store, the same frame can be requested again.
 
     Args:
-        video: the path of a local file, or one in a store.
-        index: what :func:`streamloader.media.video.indexer.index_video` made of it.
-        name: what errors call the stream.
-        file: the bytes of a video in a store, open already; they stay open. Without them, the reader opens its own.
-        own: the same, but the reader closes them.
+        video: Path of a local file, or a video in a store.
+        index: Index of the video, from :func:`streamloader.media.video.indexer.index_video`.
+        name: Key of the stream for error messages. Defaults to the name of the video.
+        file: Open bytes of a video in a store, which stay open. By default, the reader opens its own.
+        owned_file: Open bytes of a video in a store, which the reader closes.
     """
 
     def __init__(
@@ -96,40 +97,42 @@ class FrameReader:
         index: VideoIndex,
         name: str | None = None,
         file: VideoFile | None = None,
-        own: VideoFile | None = None,
+        owned_file: VideoFile | None = None,
     ) -> None:
         self._video = video
         self._name = name or str(video)
         self._index = index
         self._pts = index.pts
         self._keys: list[int] = index.key_pts.tolist()
-        self._own = own if own is not None or file is not None else open_bytes(video, index.opening)
-        self._file = file or self._own
+        self._owned_file = (
+            owned_file if owned_file is not None or file is not None else open_video_file(video, index.initial_spans)
+        )
+        self._file = file or self._owned_file
         try:
             self._container, self._stream = open_video(video, self._file)
         except BaseException as error:
-            if self._own is not None:
-                self._own.close()
+            if self._owned_file is not None:
+                self._owned_file.close()
             if isinstance(error, StoreError):
                 error.stream = self._name
             raise
-        self._frames: Iterator[VideoFrame] = play(self._container, self._stream, tolerant=index.damaged)
-        self._lost = False  # an error of the store left the demuxer somewhere
-        self._next = 0  # number of the frame that the decoder gives next
+        self._frames: Iterator[VideoFrame] = decode_frames(self._container, self._stream, tolerant=index.damaged)
+        self._position_lost = False  # an error of the store left the demuxer at an unknown position
+        self._next = 0  # number of the frame that the decoder returns next
         self._current: VideoFrame | None = None  # frame number self._next - 1
 
-    def frame(self, number: int) -> VideoFrame:
-        """Return frame `number`, decoding or seeking as far as it takes.
+    def read_frame(self, number: int) -> VideoFrame:
+        """Return frame `number`, decoding and seeking as needed.
 
         Raises:
-            CorruptStream: the file does not hold what its index says; ``offset`` is the frame.
-            StoreError: bytes of it could not be had.
+            CorruptStream: If the file does not match its index. ``offset`` is the number of the frame.
+            StoreError: If the store fails to deliver bytes.
         """
         if number == self._next - 1 and self._current is not None:
             return self._current
-        if self._lost:
-            self._anew()
-        if number < self._next or (number - self._next >= _WORTH_A_SEEK and self._key_lies_between(number)):
+        if self._position_lost:
+            self._restart()
+        if number < self._next or (number - self._next >= _MIN_SEEK_FRAMES and self._is_key_between(number)):
             self.seek(number)
         while True:
             frame = self._decode_next()
@@ -137,32 +140,44 @@ class FrameReader:
                 self._current = frame
                 return frame
 
-    def finish(self) -> None:
-        """Check that there is nothing after the last frame, once that was read.
+    def check_end(self) -> None:
+        """Check that no frame follows the last frame of the index, if that one was just read.
 
         Raises:
-            CorruptStream: the decoder shows more frames than the index has.
+            CorruptStream: If the decoder shows more frames than the index has.
         """
         if self._next == len(self._pts) and self._advance() is not None:
-            raise self._differs(f"shows more than the {self._next} frames of its index")
+            raise self._mismatch(f"has more than the {self._next} frames of its index")
+
+    def seek(self, number: int) -> bool:
+        """Make frame `number` the next one. If it is not found, return False and make frame 0 the next one."""
+        self._current = None
+        self._position_lost = True  # until the seek succeeds
+        try:
+            found = self._seek(number)
+        except StoreError as error:
+            error.stream = self._name
+            raise
+        self._position_lost = False
+        return found
 
     def close(self) -> None:
         """Close the file and free the decoder. Safe to call twice."""
         self._current = None
         self._close_frames()
         self._container.close()
-        if self._own is not None:
-            self._own.close()
+        if self._owned_file is not None:
+            self._owned_file.close()
 
     def _decode_next(self) -> VideoFrame:
         frame = self._advance()
         number = self._next
         if frame is None:
-            raise self._differs(f"ends after {number} frames, but its index has {len(self._pts)}")
+            raise self._mismatch(f"ends after {number} frames, but its index has {len(self._pts)}")
         if number >= len(self._pts):
-            raise self._differs(f"shows more than the {number} frames of its index")
+            raise self._mismatch(f"has more than the {number} frames of its index")
         if self._index.has_pts and frame.pts != self._pts[number]:
-            raise self._differs(f"shows pts {frame.pts} as frame {number}, its index has {self._pts[number]} there")
+            raise self._mismatch(f"has pts {frame.pts} at frame {number}, but its index has {self._pts[number]}")
         self._next = number + 1
         self._current = None
         return frame
@@ -171,98 +186,86 @@ class FrameReader:
         try:
             return next(self._frames, None)
         except (av.error.FFmpegError, EOFError) as error:
-            raise self._placed(broken(self._video, self._next, error)) from error
+            raise self._with_stream(decode_error(self._video, self._next, error)) from error
         except StoreError as error:
-            self._lost = True
+            self._position_lost = True
             error.stream = self._name
             raise
         except ReadInterrupted as interrupted:
-            self._lost = True
+            self._position_lost = True
             raise interrupted.reason from None
 
-    def _differs(self, what: str) -> CorruptStream:
-        return self._placed(
+    def _mismatch(self, problem: str) -> CorruptStream:
+        return self._with_stream(
             CorruptStream(
-                f"{self._video} {what}: it is damaged, or it was changed while it was read. Repair or remove it, "
-                'or pass damaged="keep" to play what can be decoded',
+                f"{self._video} {problem}: the file is damaged, or changed while it was read. Repair or remove it, "
+                'or pass damaged="keep" to use the frames that can be decoded',
                 address=str(self._video),
                 offset=self._next,
             )
         )
 
-    def _placed(self, error: CorruptStream) -> CorruptStream:
+    def _with_stream(self, error: CorruptStream) -> CorruptStream:
         error.stream = self._name
         return error
 
-    def _key_lies_between(self, number: int) -> bool:
+    def _is_key_between(self, number: int) -> bool:
         if not self._index.seekable:
             return False
-        at = self._start_key(int(self._pts[number]))
-        return at >= 0 and self._keys[at] > int(self._pts[self._next])
+        key = self._start_key(int(self._pts[number]))
+        return key >= 0 and self._keys[key] > int(self._pts[self._next])
 
     def _start_key(self, pts: int) -> int:
-        """Return the key frame from which the frame with this pts can be decoded; -1 for the start of the file."""
-        at = bisect.bisect_right(self._keys, pts) - 1
-        if at >= 0 and not self._index.key_hard[at]:
-            at -= 1  # a recovery point: whatever it still leans on is over one key frame earlier
-        return at
-
-    def seek(self, number: int) -> bool:
-        """Make the decoder stand before frame `number`, or at the start of the file where it is not found: False."""
-        self._current = None
-        self._lost = True  # until it is found
-        try:
-            found = self._seek(number)
-        except StoreError as error:
-            error.stream = self._name
-            raise
-        self._lost = False
-        return found
+        """Return the number of the key frame from which the frame at `pts` decodes; -1 for the start of the file."""
+        key = bisect.bisect_right(self._keys, pts) - 1
+        if key >= 0 and not self._index.key_clean[key]:
+            key -= 1  # frames after a recovery point may depend on the key frame before it
+        return key
 
     def _seek(self, number: int) -> bool:
         if self._index.seekable:
             key, back = self._start_key(int(self._pts[number])), 1
-            for _ in range(_TRIES):
+            for _ in range(_MAX_SEEK_ATTEMPTS):
                 if key < 0:
                     break
-                if self._try_key(key, number):
+                if self._seek_from_key(key, number):
                     return True
                 key, back = key - back, back * 2
         self._rewind()
         return False
 
-    def _anew(self) -> None:
-        """Begin again after an error of the store: nobody knows where FFmpeg stands."""
+    def _restart(self) -> None:
+        """Return to frame 0 after an error of the store, which leaves FFmpeg at an unknown position."""
         self._current = None
         try:
             self._rewind()
         except StoreError as error:
             error.stream = self._name
             raise
-        self._lost = False
+        self._position_lost = False
 
-    def _try_key(self, at: int, number: int) -> bool:
-        """Play from key frame `at` up to frame `number`; False if that did not come out as the index has it."""
+    def _seek_from_key(self, key_number: int, number: int) -> bool:
+        """Decode from a key frame up to frame `number`. Return False if the frames do not match the index."""
         self._close_frames()
-        key = self._keys[at]
-        # Behind a recovery point the decoder shows broken frames or none, up to the next one at the latest.
-        safe = key if self._index.key_hard[at] else self._keys[at + 1]
-        expected = int(np.searchsorted(self._pts, safe))
+        key = self._keys[key_number]
+        # After a recovery point, frames may be broken or missing up to the next key frame.
+        reliable = key if self._index.key_clean[key_number] else self._keys[key_number + 1]
+        expected = int(np.searchsorted(self._pts, reliable))
         try:
-            with decoding(self._video, number):
-                self._container.seek(int(self._index.key_seek[at]), stream=self._stream, backward=True)
-                frames = play(self._container, self._stream, tolerant=self._index.damaged, from_key=key)
+            with translate_errors(self._video, number):
+                self._container.seek(int(self._index.key_seek[key_number]), stream=self._stream, backward=True)
+                frames = decode_frames(self._container, self._stream, tolerant=self._index.damaged, from_key=key)
                 for frame in frames:
-                    if frame.pts is None or frame.pts < safe:
-                        continue  # so are the leftovers of an open group, which are shown before its key frame
+                    if frame.pts is None or frame.pts < reliable:
+                        continue  # also skips frames of an open group that are shown before its key frame
                     if frame.pts != self._pts[expected]:
                         return False
                     if expected == number:
-                        self._frames = _with_first(frame, frames)
+                        self._frames = _prepend(frame, frames)
                         self._next = number
                         return True
                     expected += 1
-        except CorruptStream:  # a container that cannot seek there: try further back, then from the start
+        except CorruptStream:  # this container cannot seek there: try further back, then from the start
             return False
         return False
 
@@ -270,7 +273,7 @@ class FrameReader:
         self._close_frames()
         self._container.close()
         self._container, self._stream = open_video(self._video, self._file)
-        self._frames = play(self._container, self._stream, tolerant=self._index.damaged)
+        self._frames = decode_frames(self._container, self._stream, tolerant=self._index.damaged)
         self._next = 0
 
     def _close_frames(self) -> None:
@@ -280,7 +283,7 @@ class FrameReader:
         self._frames = iter(())
 
 
-def _with_first(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+def _prepend(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
     yield first
     del first
     yield from rest

@@ -1,4 +1,4 @@
-"""Videos that lie in a store: what names one, and the file through which FFmpeg reads it."""
+"""Videos in a store: their description, and the file object through which FFmpeg reads them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from streamloader.redaction import redact
-from streamloader.stores.readahead import FILE_BYTES, UNIT, RemoteFile
+from streamloader.stores.readahead import MAX_FILE_BYTES, UNIT_BYTES, RemoteFile
 from streamloader.values import ObjectInfo
 
-__all__ = ["RemoteVideo", "Spans", "Video", "VideoFile", "open_bytes"]
+__all__ = ["ByteSpans", "ReadInterrupted", "RemoteVideo", "Video", "VideoFile", "open_video_file"]
 
-Spans: TypeAlias = "tuple[tuple[int, int], ...]"
+ByteSpans: TypeAlias = "tuple[tuple[int, int], ...]"
 
-_ENDING: Final = re.compile(r"\.[A-Za-z0-9]{1,8}$")
+_EXTENSION: Final = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 _ZEROS: Final = bytes(1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteVideo:
-    """A video in a store, in one version. ``str()`` of it names it in messages: without secrets.
+    """One version of a video in a store. ``str()`` returns its address without secrets, for messages.
 
     Attributes:
-        address: of the object, secrets and all.
-        info: what its store said of it.
-        options: of the store.
+        address: Address of the object, including secrets.
+        info: Metadata of the object, as reported by its store.
+        options: Keyword arguments for opening the store. Defaults to none.
     """
 
     address: str = field(repr=False)
@@ -44,33 +44,34 @@ Video: TypeAlias = "str | RemoteVideo"  # a str is the path of a local file
 
 
 class VideoFile:
-    """What FFmpeg reads a remote video through.
+    """A file object through which FFmpeg reads a video in a store.
 
-    FFmpeg makes several errors of its own of one that its input raises, tries to go on, or takes it for the end. So the
-    first error is final until :meth:`renew`: PyAV raises it, as it is, when the call of FFmpeg returns.
+    After an error of its input, FFmpeg may report another error, continue, or take it for the end of the file. The
+    first error is therefore final until :meth:`restart`: every later read returns no bytes, and PyAV raises that first
+    error unchanged when FFmpeg's call returns. An error that is not an Exception, such as KeyboardInterrupt, cannot
+    pass through FFmpeg: :class:`ReadInterrupted` carries it.
 
     Attributes:
-        remote: the file.
-        name: all that FFmpeg gets to know of the address: its ending. Nothing is ever opened by this name.
-        interrupted: what is no Exception (a KeyboardInterrupt) cannot pass through FFmpeg: it is kept here, and a
-            :class:`ReadInterrupted` raised in its place.
-        pieces: (start, end, bytes), sorted: what these spans read as instead of being fetched; None for zeros.
+        remote: The object in the store.
+        name: File name with the extension of the address, which is all that FFmpeg learns about the address. FFmpeg
+            never opens this name.
+        overlays: Sorted (start, end, bytes) that replace these byte ranges of the object. None stands for zeros.
     """
 
     def __init__(self, remote: RemoteFile, name: str) -> None:
-        ending = _ENDING.search(name.partition("?")[0])  # without the query of an URL
+        extension = _EXTENSION.search(name.partition("?")[0])  # without the query of a URL
         self.remote = remote
-        self.name = f"video{ending[0]}" if ending else "video"
-        self.pieces: list[tuple[int, int, bytes | None]] = []
+        self.name = f"video{extension[0]}" if extension else "video"
+        self.overlays: list[tuple[int, int, bytes | None]] = []
         self._failed = False
-        self._touched: set[int] | None = None
+        self._read_units: set[int] | None = None
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
@@ -78,16 +79,16 @@ class VideoFile:
         return self.remote.tell()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go there."""
+        """Set the position in bytes and return it."""
         return self.remote.seek(offset, whence)
 
     def read(self, size: int) -> bytes:
-        """Return up to `size` bytes; nothing at the end, and after an error."""
+        """Return up to `size` bytes; no bytes at the end of the file and after an error."""
         if self._failed:
             return b""
         try:
-            if self.pieces:
-                return self._read_pieces(size)
+            if self.overlays:
+                return self._read_overlaid(size)
             data = self.remote.read(size)
         except Exception:
             self._failed = True
@@ -95,28 +96,28 @@ class VideoFile:
         except BaseException as error:
             self._failed = True
             raise ReadInterrupted(error) from error
-        if self._touched is not None and data:
+        if self._read_units is not None and data:
             end = self.remote.tell()
-            self._touched.update(range((end - len(data)) // UNIT, (end - 1) // UNIT + 1))
+            self._read_units.update(range((end - len(data)) // UNIT_BYTES, (end - 1) // UNIT_BYTES + 1))
         return data
 
-    def renew(self) -> None:
-        """Begin again, for a container that is opened anew, after whatever happened."""
+    def restart(self) -> None:
+        """Clear an earlier error and return to the start of the file, before a new container is opened."""
         self._failed = False
         self.remote.seek(0)
 
-    def watch(self) -> None:
-        """Begin to note what is read."""
-        self._touched = set()
+    def start_recording(self) -> None:
+        """Start to record which byte ranges are read."""
+        self._read_units = set()
 
-    def watched(self) -> Spans:
-        """Return which spans were read since :meth:`watch`, in whole units; none if that is much."""
-        units, self._touched = sorted(self._touched or ()), None
-        if len(units) * UNIT > FILE_BYTES // 2:
+    def stop_recording(self) -> ByteSpans:
+        """Return the byte ranges read since :meth:`start_recording`, in whole units; empty if they are too large."""
+        units, self._read_units = sorted(self._read_units or ()), None
+        if len(units) * UNIT_BYTES > MAX_FILE_BYTES // 2:
             return ()
         spans: list[tuple[int, int]] = []
         for unit in units:
-            start, end = unit * UNIT, min((unit + 1) * UNIT, self.remote.size)
+            start, end = unit * UNIT_BYTES, min((unit + 1) * UNIT_BYTES, self.remote.size)
             if spans and spans[-1][1] == start:
                 start = spans.pop()[0]
             spans.append((start, end))
@@ -126,36 +127,40 @@ class VideoFile:
         """Close the file."""
         self.remote.close()
 
-    def _read_pieces(self, size: int) -> bytes:
-        at = self.remote.tell()
-        number = bisect.bisect_right(self.pieces, at, key=operator.itemgetter(0))
+    def _read_overlaid(self, size: int) -> bytes:
+        position = self.remote.tell()
+        number = bisect.bisect_right(self.overlays, position, key=operator.itemgetter(0))
         if number:
-            start, end, data = self.pieces[number - 1]
-            if at < end:
-                count = min(size, end - at, len(_ZEROS))
+            start, end, data = self.overlays[number - 1]
+            if position < end:
+                count = min(size, end - position, len(_ZEROS))
                 self.remote.seek(count, os.SEEK_CUR)
-                return _ZEROS[:count] if data is None else data[at - start : at - start + count]
-        if number < len(self.pieces):
-            size = min(size, self.pieces[number][0] - at)
+                return _ZEROS[:count] if data is None else data[position - start : position - start + count]
+        if number < len(self.overlays):
+            size = min(size, self.overlays[number][0] - position)
         return self.remote.read(size)
 
 
 class ReadInterrupted(Exception):
-    """Carries an interruption of a read out of FFmpeg."""
+    """Carries an exception that interrupted a read, such as KeyboardInterrupt, through FFmpeg.
+
+    Attributes:
+        reason: The interrupting exception.
+    """
 
     def __init__(self, reason: BaseException) -> None:
         super().__init__(repr(reason))
         self.reason = reason
 
 
-def open_bytes(video: Video, opening: Iterable[tuple[int, int]] = ()) -> VideoFile | None:
-    """Open the bytes of a remote video; None for a local one, which FFmpeg reads by itself.
+def open_video_file(video: Video, initial_spans: Iterable[tuple[int, int]] = ()) -> VideoFile | None:
+    """Open the bytes of a video in a store. Return None for a local video, which FFmpeg reads directly.
 
     Args:
-        video: which one.
-        opening: spans of it that are going to be read first.
+        video: Path of a local file, or a video in a store.
+        initial_spans: Byte ranges that will be read first. They are requested at once.
     """
     if isinstance(video, str):
         return None
-    remote = RemoteFile(video.address, video.info, video.options, opening=opening)
+    remote = RemoteFile(video.address, video.info, video.options, initial_spans=initial_spans)
     return VideoFile(remote, video.info.path)

@@ -1,4 +1,4 @@
-"""Which frames of a file become the steps of a stream: rate, stride, length and start, in exact arithmetic."""
+"""Select the frames of a video that become steps: by rate, stride, length and start, in exact arithmetic."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     from streamloader.media.video.index import VideoIndex
     from streamloader.values import Array
 
-__all__ = ["Selection", "frames_at_rate", "latest_ticks", "steps_at_rate", "whole"]
+__all__ = ["Selection", "as_int", "frames_at_rate", "latest_ticks", "steps_at_rate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which frames of a file become steps."""
+    """Options that select which frames of a video become steps.
+
+    "Positions" below are the frames of the video, or the steps of `fps` if it is given.
+
+    Attributes:
+        max_frames: Maximum number of steps, or None for no limit.
+        random_start: Whether the first step is drawn at random.
+        stride: Number of positions from one step to the next.
+        fps: Rate in frames per second to which the video is resampled first, or None for no resampling.
+    """
 
     max_frames: int | None
     random_start: bool
@@ -28,53 +37,63 @@ class Selection:
     fps: Fraction | None
 
     @classmethod
-    def checked(cls, max_frames: int | None, random_start: bool, stride: int, fps: Any) -> Selection:
-        """Check what the user gave.
+    def from_options(cls, max_frames: int | None, random_start: bool, stride: int, fps: Any) -> Selection:
+        """Validate the user's options.
 
         Raises:
-            ConfigError: it cannot work; the message says what would.
+            ConfigError: If an option is invalid. The message names valid values.
         """
-        if max_frames is not None and whole(max_frames) < 1:
+        if max_frames is not None and as_int(max_frames) < 1:
             raise ConfigError(f"max_frames must be a whole number of at least 1, got {max_frames!r}")
-        if whole(stride) < 1:
+        if as_int(stride) < 1:
             raise ConfigError(f"stride must be a whole number of at least 1, got {stride!r}")
         if random_start and max_frames is None:
-            raise ConfigError("random_start=True needs max_frames=: how many steps each stream has")
-        return cls(max_frames, bool(random_start), int(stride), None if fps is None else _checked_fps(fps))
+            raise ConfigError("random_start=True needs max_frames=, the number of steps of each stream")
+        return cls(max_frames, bool(random_start), int(stride), None if fps is None else _parse_fps(fps))
 
-    def steps(self, index: VideoIndex) -> int:
-        """Return how many steps a stream of this file has: the same whatever its start."""
-        return self.steps_of(self._positions(index))
+    def count_video_steps(self, index: VideoIndex) -> int:
+        """Return the number of steps of a video, which does not depend on its start."""
+        return self.count_steps(self._count_positions(index))
 
-    def steps_of(self, positions: int) -> int:
-        """Return how many steps are taken of a stream that has so many: frames, or steps of the rate."""
+    def count_steps(self, positions: int) -> int:
+        """Return the number of steps selected from a number of positions."""
         steps = -(-positions // self.stride)
         return steps if self.max_frames is None else min(steps, self.max_frames)
 
-    def taken(self, positions: int, start_draw: float) -> range:
-        """Return which of so many frames, or steps of the rate, are taken; `start_draw` is in [0, 1)."""
-        span = (self.steps_of(positions) - 1) * self.stride + 1
+    def frame_range(self, positions: int, start_draw: float) -> range:
+        """Return the selected ones of a number of positions.
+
+        Args:
+            positions: Number of positions.
+            start_draw: Random number in [0, 1) that determines the start if `random_start` is set.
+        """
+        span = (self.count_steps(positions) - 1) * self.stride + 1
         start = int(start_draw * (positions - span + 1)) if self.random_start else 0
         return range(start, start + span, self.stride)
 
-    def choose(self, index: VideoIndex, start_draw: float) -> tuple[Array, Array]:
-        """Return frame numbers (int64) and times (float64, seconds) of all steps; `start_draw` is in [0, 1)."""
-        taken = self.taken(self._positions(index), start_draw)
-        positions = np.arange(taken.start, taken.stop, taken.step, dtype=np.int64)
+    def select_frames(self, index: VideoIndex, start_draw: float) -> tuple[Array, Array]:
+        """Return the frame number (int64) and the time in seconds (float64) of each step.
+
+        Args:
+            index: Index of the video.
+            start_draw: Random number in [0, 1) that determines the start if `random_start` is set.
+        """
+        selected = self.frame_range(self._count_positions(index), start_draw)
+        positions = np.arange(selected.start, selected.stop, selected.step, dtype=np.int64)
         if self.fps is not None:
             times = positions * self.fps.denominator / self.fps.numerator
             return frames_at_rate(index, self.fps)[positions], times
         ticks = index.pts[positions] - index.pts[0]
         return positions, ticks * index.time_base.numerator / index.time_base.denominator
 
-    def _positions(self, index: VideoIndex) -> int:
+    def _count_positions(self, index: VideoIndex) -> int:
         return len(index) if self.fps is None else len(frames_at_rate(index, self.fps))
 
 
 def frames_at_rate(index: VideoIndex, fps: Fraction) -> Array:
-    """Return the frame shown at each multiple of 1/fps from the first frame on, to the end of the last: int64.
+    """Return the frame shown at each multiple of 1/fps from the first frame to the end of the last one, int64.
 
-    Step k shows the last frame whose pts is not after t0 + k/fps, in exact arithmetic; there is always a step 0.
+    Step k shows the last frame whose pts is not after t0 + k/fps, in exact arithmetic. There is at least one step.
     """
     first = int(index.pts[0])
     count = steps_at_rate(index.end - first, index.time_base, fps)
@@ -83,25 +102,25 @@ def frames_at_rate(index: VideoIndex, fps: Fraction) -> Array:
 
 
 def steps_at_rate(ticks: int, time_base: Fraction, fps: Fraction) -> int:
-    """Return how many steps a video that lasts so many ticks has at a rate: at least one."""
+    """Return the number of steps at a rate, at least 1, of a video that lasts `ticks` units of `time_base` seconds."""
     return max(1, math.ceil(ticks * time_base * fps))
 
 
 def latest_ticks(steps: Array, time_base: Fraction, fps: Fraction) -> Array:
-    """Return for steps (int64) of a rate the last whole tick, after the first frame's, at which each has begun."""
-    tick = time_base * fps  # steps of one tick
-    numerator, denominator = tick.denominator, tick.numerator  # ticks of one step, as a fraction
+    """Return the last whole tick, counted from the first frame, that is not after the start of each step (int64)."""
+    steps_per_tick = time_base * fps
+    numerator, denominator = steps_per_tick.denominator, steps_per_tick.numerator  # ticks per step, as a fraction
     if len(steps) and int(steps[-1]) * numerator >= 1 << 62:
         return np.array([k * numerator // denominator for k in steps.tolist()], np.int64)
     return steps * numerator // denominator
 
 
-def whole(value: object) -> int:
-    """Return `value` if it is a whole number, else 0."""
+def as_int(value: object) -> int:
+    """Return `value` as an int, or 0 if it is not a whole number."""
     return int(value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else 0
 
 
-def _checked_fps(fps: Any) -> Fraction:
+def _parse_fps(fps: Any) -> Fraction:
     try:
         exact = Fraction(fps)
         if isinstance(fps, (float, np.floating)):

@@ -1,4 +1,4 @@
-"""Opening a video, and the one place where FFmpeg's errors become ours."""
+"""Open videos with FFmpeg, and translate FFmpeg's errors into errors of this package."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["BUFFER", "broken", "decoding", "file_version", "open_video"]
+__all__ = ["IO_BUFFER_BYTES", "decode_error", "file_version", "open_video", "translate_errors"]
 
-BUFFER: Final = 256 << 10  # bytes that FFmpeg asks for at a time, of a video in a store
-# Demuxers that read a list of other files or render text; a data set names its files itself.
-_NOT_VIDEOS: Final = frozenset({"hls", "dash", "concat", "concatf", "imf", "lavfi", "tty", "avisynth", "vapoursynth"})
-
-
-# These go by the name of the file and look for others like it; what is in a store has no name here.
-_BY_NAME: Final = frozenset({"image2"})
+IO_BUFFER_BYTES: Final = 256 << 10  # size of FFmpeg's reads of a video in a store
+# Demuxers that open further files listed in the input, or render text: a data set lists its files itself.
+_EXCLUDED_DEMUXERS: Final = frozenset(
+    {"hls", "dash", "concat", "concatf", "imf", "lavfi", "tty", "avisynth", "vapoursynth"}
+)
+# Demuxers that find further files by the name of the input: a video in a store has no file name.
+_NAME_BASED_DEMUXERS: Final = frozenset({"image2"})
 
 
 @lru_cache(maxsize=2)
-def _formats(*, by_name: bool) -> str:
-    return ",".join(sorted(av.formats_available - _NOT_VIDEOS - (frozenset() if by_name else _BY_NAME)))
+def _allowed_demuxers(*, local: bool) -> str:
+    excluded = _EXCLUDED_DEMUXERS | (frozenset() if local else _NAME_BASED_DEMUXERS)
+    return ",".join(sorted(av.formats_available - excluded))
 
 
 def file_version(path: str) -> tuple[int, int]:
-    """Return (size in bytes, modification time in ns) of the file.
+    """Return (size in bytes, modification time in ns) of a local file.
 
     Raises:
-        StreamNotFound: there is no such file.
-        UnreadableStream: it is no file, is empty, or may not be read.
+        StreamNotFound: If the file does not exist.
+        UnreadableStream: If the path is not a file, or the file is empty or cannot be read.
     """
     try:
         status = os.stat(path)
@@ -57,18 +58,18 @@ def file_version(path: str) -> tuple[int, int]:
 
 
 def open_video(video: Video, file: VideoFile | None = None) -> tuple[InputContainer, VideoStream]:
-    """Open a video, and its best video stream for decoding in the calling thread alone.
+    """Open a video and its best video stream, for decoding in the calling thread only.
 
     Args:
-        video: the path of a local file, or one in a store.
-        file: of a video in a store: its bytes, which stay open when the container is closed.
+        video: Path of a local file, or a video in a store.
+        file: Open bytes of a video in a store. They stay open when the container is closed.
 
     Raises:
-        StreamNotFound: there is no such file.
-        UnreadableStream: FFmpeg cannot open it, or it holds no video.
-        StoreError: its bytes could not be had.
+        StreamNotFound: If the file does not exist.
+        UnreadableStream: If FFmpeg cannot open the file, or it contains no video.
+        StoreError: If the store fails to deliver bytes.
     """
-    options = {"format_whitelist": _formats(by_name=isinstance(video, str))}
+    options = {"format_whitelist": _allowed_demuxers(local=isinstance(video, str))}
     try:
         if isinstance(video, str):
             file_version(video)
@@ -82,18 +83,18 @@ def open_video(video: Video, file: VideoFile | None = None) -> tuple[InputContai
     except ReadInterrupted as interrupted:
         raise interrupted.reason from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _unreadable(video, file, f"cannot be opened as a video: {_reason(error)}") from error
+        raise _unreadable_error(video, file, f"cannot be opened as a video: {_ffmpeg_message(error)}") from error
     try:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             kinds = sorted({str(s.type) for s in container.streams}) or ["nothing"]
-            raise _unreadable(video, file, f"holds no video (only: {', '.join(kinds)})")
+            raise _unreadable_error(video, file, f"contains no video (only: {', '.join(kinds)})")
         if stream.codec_context is None:
-            raise _unreadable(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its codec")
+            raise _unreadable_error(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its codec")
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
-        stream.codec_context.thread_count = 1  # lanes are the parallelism
+        stream.codec_context.thread_count = 1  # lanes already run in parallel
     except BaseException:
         container.close()
         raise
@@ -104,29 +105,36 @@ def _open_remote(file: VideoFile | None, options: dict[str, str]) -> InputContai
     assert file is not None, "a video in a store is read through a VideoFile"
     if file.remote.size == 0:
         raise ValueError("it is empty (0 bytes)")
-    file.renew()
-    # No protocol has this name: whatever the bytes say, FFmpeg opens no file and no address on their behalf.
+    file.restart()
+    # No protocol has this name: FFmpeg must not open a file or an address that the bytes refer to.
     options["protocol_whitelist"] = "none"
-    container: InputContainer = av.open(file, "r", options=options, metadata_errors="replace", buffer_size=BUFFER)
+    container: InputContainer = av.open(
+        file, "r", options=options, metadata_errors="replace", buffer_size=IO_BUFFER_BYTES
+    )
     return container
 
 
-def _unreadable(video: Video, file: VideoFile | None, what: str) -> UnreadableStream:
+def _unreadable_error(video: Video, file: VideoFile | None, problem: str) -> UnreadableStream:
     name = str(video)
     if isinstance(video, str):
         size, declared = os.path.getsize(video), declared_size(video)
     else:
         assert file is not None
         size, declared = file.remote.size, declared_size(file)
-    cut = declared is not None and declared > size
-    if cut:
-        what += f". It breaks off: its structure says {declared} bytes, but it ends at byte {size}"
-    return UnreadableStream(f"{name} {what}", stream=name, address=name, offset=size if cut else None)
+    truncated = declared is not None and declared > size
+    if truncated:
+        problem += f". The file is truncated: it declares {declared} bytes, but ends at byte {size}"
+    return UnreadableStream(f"{name} {problem}", stream=name, address=name, offset=size if truncated else None)
 
 
 @contextlib.contextmanager
-def decoding(video: Video, frame: int | None = None) -> Iterator[None]:
-    """Turn FFmpeg's errors of a running decoder into :class:`CorruptStream`; those of a store stay what they are."""
+def translate_errors(video: Video, frame: int | None = None) -> Iterator[None]:
+    """Translate errors of FFmpeg into :class:`CorruptStream`. Errors of a store pass unchanged.
+
+    Args:
+        video: Path of a local file, or a video in a store.
+        frame: Number of the frame being decoded, for the message. Defaults to none.
+    """
     try:
         yield
     except StreamloaderError as error:
@@ -135,23 +143,23 @@ def decoding(video: Video, frame: int | None = None) -> Iterator[None]:
     except ReadInterrupted as interrupted:
         raise interrupted.reason from None
     except (av.error.FFmpegError, EOFError) as error:
-        raise broken(video, frame, error) from error
+        raise decode_error(video, frame, error) from error
 
 
-def broken(video: Video, frame: int | None, error: BaseException) -> CorruptStream:
-    """Describe FFmpeg's `error` at frame number `frame` of the video."""
+def decode_error(video: Video, frame: int | None, error: BaseException) -> CorruptStream:
+    """Build the error to raise for FFmpeg's `error` at frame number `frame` of the video."""
     where = "" if frame is None else f" at frame {frame}"
     name = str(video)
     return CorruptStream(
-        f"{name} breaks off or is damaged{where}: {_reason(error)}. "
-        'Repair or remove the file, or pass damaged="keep" to play what can be decoded',
+        f"{name} is truncated or damaged{where}: {_ffmpeg_message(error)}. "
+        'Repair or remove the file, or pass damaged="keep" to use the frames that can be decoded',
         stream=name,
         address=name,
         offset=frame,
     )
 
 
-def _reason(error: BaseException) -> str:
+def _ffmpeg_message(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     log = getattr(error, "log", None)
     return f"{text} ({log[2].strip()})" if log else str(text)

@@ -1,11 +1,11 @@
-"""Reading the packets of an MP4 or MOV in a store without fetching what is in them.
+"""Read the packet table of an MP4 or MOV in a store without fetching most of the file.
 
-Sizes, times and sync samples are all in ``moov`` (ISO/IEC 14496-12, 8.6 and 8.7). So the demuxer is run over a file in
-which ``mdat`` reads as zeros, but for the beginnings of sync samples: these tell what kind of key frame each is.
-Whatever is not as it should be ends in None, and the file is read as a whole.
+Sizes, times and sync samples are stored in ``moov`` (ISO/IEC 14496-12, 8.6 and 8.7). The demuxer therefore runs over a
+file in which ``mdat`` reads as zeros, except for the beginnings of the sync samples, which are fetched to learn the
+type of each key frame. If anything is unexpected, the result is None and the caller reads the whole file.
 
-A key frame that only its bytes tell of, and ``moov`` does not, is not found in this way: seeking then begins further
-back. The frames that are shown are the same.
+Key frames that ``moov`` does not list are not found this way. Seeking then starts at an earlier key frame; the frames
+are the same.
 """
 
 from __future__ import annotations
@@ -15,116 +15,126 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from streamloader.errors import CorruptStream, UnreadableStream
 from streamloader.media.video.packets import (
-    PAYLOAD_MATTERS,
+    PAYLOAD_DEPENDENT_CODECS,
     PacketTable,
-    codec_of,
-    hard_key,
+    codec_name,
+    is_clean_key,
     nal_length_size,
     read_packets,
 )
-from streamloader.media.video.remote import Spans, Video, VideoFile
+from streamloader.media.video.remote import ByteSpans, Video, VideoFile
 from streamloader.media.video.source import open_video
-from streamloader.media.video.structure import payload
+from streamloader.media.video.structure import payload_spans
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
-__all__ = ["read_hollow"]
+__all__ = ["read_sparse"]
 
-_HEADS: Final = (2 << 10, 64 << 10)  # bytes of a sync sample; parameter sets and notes come before the first slice
-_NEAR: Final = 16 << 10  # spans with less between them are fetched as one
-_WORTH: Final = 4  # not if the spans add up to more than this part of the file
+_HEAD_SIZES_BYTES: Final = (2 << 10, 64 << 10)  # tried in turn: parameter sets and SEI may precede the first slice
+_MAX_GAP_BYTES: Final = 16 << 10  # spans with a smaller gap between them are fetched together
+_MAX_FETCHED_SHARE: Final = 1 / 4  # of the file; beyond that, reading the whole file is preferred
 
 
-def read_hollow(video: Video, file: VideoFile) -> PacketTable | None:
-    """Return what reading all packets of a video tells, if ``moov`` and a few spans of its bytes are enough for it.
+def read_sparse(video: Video, file: VideoFile) -> PacketTable | None:
+    """Return the packet table of a video if ``moov`` and a few spans of bytes suffice for it, otherwise None.
 
     Raises:
-        StoreError: bytes of it could not be had.
+        StoreError: If the store fails to deliver bytes.
     """
-    holes = payload(file)
-    if not holes:
+    payload = payload_spans(file)
+    if not payload:
         return None
     table = PacketTable()
     try:
         container, stream = open_video(video, file)
         with contextlib.closing(container):
-            codec = codec_of(stream)
-            if codec in PAYLOAD_MATTERS or "mov" not in container.format.name.split(","):
+            codec = codec_name(stream)
+            if codec in PAYLOAD_DEPENDENT_CODECS or "mov" not in container.format.name.split(","):
                 return None
-            heads = _heads(file, stream, codec)
+            heads = _fetch_sample_heads(file, stream, codec)
             if heads is None:
                 return None
-            file.pieces = _pieces(holes, heads)
-            read_packets(container, stream, video, table, hollow=True)
+            file.overlays = _build_overlays(payload, heads)
+            read_packets(container, stream, video, table, payload_missing=True)
             declared = stream.frames
     except (CorruptStream, UnreadableStream):
         return None
     finally:
-        file.pieces = []
+        file.overlays = []
     if not table.exact or table.count != declared or not set(table.key_bytes) <= set(heads):
         return None
-    table.key_hard = [heads[key].hard for key in table.key_bytes]
-    return table if table.key_hard else None
+    table.key_clean = [heads[key].is_clean for key in table.key_bytes]
+    return table if table.key_clean else None
 
 
-class _Head(NamedTuple):
-    """How a sync sample begins."""
+class _SampleHead(NamedTuple):
+    """The first bytes of a sync sample, up to its first slice.
+
+    Attributes:
+        data: The bytes.
+        is_clean: Whether the key frame suffices to decode all later frames.
+    """
 
     data: bytes
-    hard: bool
+    is_clean: bool
 
 
-def _heads(file: VideoFile, stream: VideoStream, codec: str) -> dict[tuple[int, int], _Head] | None:
-    """Fetch the beginnings of all sync samples [start, end); None where that is not worth it, or they do not tell."""
+def _fetch_sample_heads(file: VideoFile, stream: VideoStream, codec: str) -> dict[tuple[int, int], _SampleHead] | None:
+    """Fetch the beginning of each sync sample [start, end), or return None if too large or without a slice."""
     samples = sorted({(entry.pos, entry.pos + entry.size) for entry in stream.index_entries if entry.is_keyframe})
     length_size = nal_length_size(codec, stream.codec_context.extradata)
-    heads: dict[tuple[int, int], _Head] = {}
-    for most in _HEADS:
-        spans = {sample: (sample[0], min(sample[1], sample[0] + most)) for sample in samples if sample not in heads}
-        found = _fetch(file, sorted(set(spans.values())))
-        if found is None:
+    heads: dict[tuple[int, int], _SampleHead] = {}
+    for max_bytes in _HEAD_SIZES_BYTES:
+        spans = {
+            sample: (sample[0], min(sample[1], sample[0] + max_bytes)) for sample in samples if sample not in heads
+        }
+        fetched = _fetch_spans(file, sorted(set(spans.values())))
+        if fetched is None:
             return None
         for sample, span in spans.items():
-            hard = hard_key(codec, memoryview(found[span]), length_size)
-            if hard is not None:
-                heads[sample] = _Head(found[span], hard)
+            is_clean = is_clean_key(codec, memoryview(fetched[span]), length_size)
+            if is_clean is not None:
+                heads[sample] = _SampleHead(fetched[span], is_clean)
     return heads if len(heads) == len(samples) else None
 
 
-def _fetch(file: VideoFile, spans: list[tuple[int, int]]) -> dict[tuple[int, int], bytes] | None:
-    """Return the bytes of sorted spans; None where that is not worth it, or they lie outside of the file."""
+def _fetch_spans(file: VideoFile, spans: list[tuple[int, int]]) -> dict[tuple[int, int], bytes] | None:
+    """Return the bytes of sorted spans, or None if they are too large or lie outside of the file."""
     joined: list[tuple[int, int]] = []
     for start, end in spans:
-        if joined and start - joined[-1][1] < _NEAR:
+        if joined and start - joined[-1][1] < _MAX_GAP_BYTES:
             joined[-1] = joined[-1][0], max(end, joined[-1][1])
         else:
             joined.append((start, end))
     if not joined:
         return {}
     size = file.remote.size
-    if joined[0][0] < 0 or joined[-1][1] > size or sum(end - start for start, end in joined) > size / _WORTH:
+    fetched_bytes = sum(end - start for start, end in joined)
+    if joined[0][0] < 0 or joined[-1][1] > size or fetched_bytes > size * _MAX_FETCHED_SHARE:
         return None
-    found: dict[tuple[int, int], bytes] = {}
-    whole = iter(zip(joined, file.remote.read_spans(joined), strict=True))
-    (begin, behind), data = next(whole)
+    result: dict[tuple[int, int], bytes] = {}
+    blocks = iter(zip(joined, file.remote.read_spans(joined), strict=True))
+    (block_start, block_end), data = next(blocks)
     for start, end in spans:
-        while end > behind:
-            (begin, behind), data = next(whole)
-        found[start, end] = data[start - begin : end - begin]
-    return found
+        while end > block_end:
+            (block_start, block_end), data = next(blocks)
+        result[start, end] = data[start - block_start : end - block_start]
+    return result
 
 
-def _pieces(holes: Spans, heads: dict[tuple[int, int], _Head]) -> list[tuple[int, int, bytes | None]]:
-    """Return what the file reads as inside of its holes."""
-    pieces: list[tuple[int, int, bytes | None]] = []
-    known = sorted((start, start + len(head.data), head.data) for (start, _), head in heads.items())
-    for start, end in holes:
-        at = start
-        for begin, behind, data in known:
-            if at <= begin and behind <= end:
-                pieces += [(at, begin, None)] if begin > at else []
-                pieces.append((begin, behind, data))
-                at = behind
-        pieces += [(at, end, None)] if end > at else []
-    return pieces
+def _build_overlays(
+    payload: ByteSpans, heads: dict[tuple[int, int], _SampleHead]
+) -> list[tuple[int, int, bytes | None]]:
+    """Return overlays that show the fetched sample heads and zeros for the rest of the payload."""
+    overlays: list[tuple[int, int, bytes | None]] = []
+    fetched = sorted((start, start + len(head.data), head.data) for (start, _), head in heads.items())
+    for start, end in payload:
+        position = start
+        for head_start, head_end, data in fetched:
+            if position <= head_start and head_end <= end:
+                overlays += [(position, head_start, None)] if head_start > position else []
+                overlays.append((head_start, head_end, data))
+                position = head_end
+        overlays += [(position, end, None)] if end > position else []
+    return overlays

@@ -1,8 +1,8 @@
-"""The libswscale that PyAV itself has loaded, called so that it writes into memory that we choose.
+"""Call the libswscale that PyAV has loaded, so that it writes directly into given memory.
 
-PyAV converts only into frames of its own, which costs an allocation and a copy per frame. Here the same library
-(never another one: it is looked up among the files mapped into this process) is called through ctypes, which
-releases the GIL. Whether it is used is decided in :mod:`streamloader.media.video.convert`, by comparison with PyAV.
+PyAV converts only into its own frames, which costs an allocation and a copy per frame. This module calls the same
+library through ctypes, which releases the GIL. It never loads another one: the library is looked up among the files
+mapped into this process. :mod:`streamloader.media.video.convert` compares its results with PyAV's before it is used.
 """
 
 from __future__ import annotations
@@ -16,18 +16,29 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Geometry", "Scaler", "scaler_available"]
+__all__ = ["Scaler", "ScalerConfig", "is_scaler_available"]
 
-_BILINEAR: Final = 2  # SWS_BILINEAR: what PyAV's reformatter uses
-_ONE: Final = 1 << 16  # contrast and saturation are 16.16 fixed point
-_JPEG: Final = 2  # AVCOL_RANGE_JPEG
-_FIRST_VERSION: Final = 5  # libswscale major versions whose calls and option names were read for this file
+_SWS_BILINEAR: Final = 2  # the algorithm of PyAV's reformatter
+_FIXED_POINT_ONE: Final = 1 << 16  # contrast and saturation are 16.16 fixed point
+_AVCOL_RANGE_JPEG: Final = 2
+_MIN_SWSCALE_VERSION: Final = 5  # the functions and options used here were checked from this major version on
 _Pointers = c_void_p * 4
 _Strides = c_int * 4
 
 
-class Geometry(NamedTuple):
-    """What a conversion is made for. Two frames with equal geometry are converted by equal arithmetic."""
+class ScalerConfig(NamedTuple):
+    """Parameters of a conversion. Frames with equal parameters are converted with equal arithmetic.
+
+    Attributes:
+        source: FFmpeg's name of the pixel format of the input.
+        width: Width of the input in pixels.
+        height: Height of the input in pixels.
+        matrix: Colour matrix of the input, as FFmpeg's AVColorSpace.
+        color_range: Colour range of the input, as FFmpeg's AVColorRange.
+        target: FFmpeg's name of the pixel format of the output.
+        out_width: Width of the output in pixels.
+        out_height: Height of the output in pixels.
+    """
 
     source: str
     width: int
@@ -40,25 +51,26 @@ class Geometry(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _libraries() -> tuple[Any, Any] | None:
-    found: dict[str, set[str]] = {"swscale": set(), "avutil": set()}
+def _load_libraries() -> tuple[Any, Any] | None:
+    """Return the libswscale and libavutil of PyAV, or None if they cannot be identified or are too old."""
+    paths: dict[str, set[str]] = {"swscale": set(), "avutil": set()}
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:  # no Linux: PyAV's own way is used
+    except OSError:  # not Linux
         return None
     for match in re.finditer(r"(/[^\n]*?/lib(swscale|avutil)[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE):
-        found[match[2]].add(match[1])
-    if any(len(paths) != 1 for paths in found.values()):
-        return None  # none, or two FFmpegs in one process: which one PyAV calls cannot be told
+        paths[match[2]].add(match[1])
+    if any(len(candidates) != 1 for candidates in paths.values()):
+        return None  # not loaded, or two copies of FFmpeg in this process: it is unknown which one PyAV calls
     try:
-        sws, util = (ctypes.CDLL(found[name].pop()) for name in ("swscale", "avutil"))
-        _declare(sws, util)
+        sws, util = (ctypes.CDLL(paths[name].pop()) for name in ("swscale", "avutil"))
+        _declare_functions(sws, util)
     except (OSError, AttributeError):
         return None
-    return (sws, util) if sws.swscale_version() >> 16 >= _FIRST_VERSION else None
+    return (sws, util) if sws.swscale_version() >> 16 >= _MIN_SWSCALE_VERSION else None
 
 
-def _declare(sws: Any, util: Any) -> None:
+def _declare_functions(sws: Any, util: Any) -> None:
     sws.swscale_version.restype = ctypes.c_uint
     sws.sws_alloc_context.restype = c_void_p
     sws.sws_init_context.argtypes = [c_void_p, c_void_p, c_void_p]
@@ -80,59 +92,67 @@ def _declare(sws: Any, util: Any) -> None:
     util.av_opt_set_int.argtypes = [c_void_p, c_char_p, c_int64, c_int]
 
 
-def scaler_available() -> bool:
-    """Say whether PyAV's libswscale can be called directly in this process."""
-    return sys.platform == "linux" and _libraries() is not None
+def is_scaler_available() -> bool:
+    """Return whether PyAV's libswscale can be called directly in this process."""
+    return sys.platform == "linux" and _load_libraries() is not None
 
 
 class Scaler:
-    """One conversion, set up once and then run for every frame, on one thread at a time.
+    """One conversion, configured once and then run for every frame, in one thread at a time.
 
     Args:
-        geometry: formats, sizes, matrix and range.
-        siting: (horizontal, vertical) position of the chroma samples in 1/256 of a luma sample; None: FFmpeg's default.
+        config: Formats, sizes, matrix and range of the conversion.
+        siting: (horizontal, vertical) position of the chroma samples in 1/256 of a luma sample. Defaults to FFmpeg's
+            default.
 
     Raises:
-        ValueError: the library is not at hand or refuses this conversion.
+        ValueError: If the library is not available or does not support this conversion.
     """
 
-    def __init__(self, geometry: Geometry, siting: tuple[int, int] | None = None) -> None:
+    def __init__(self, config: ScalerConfig, siting: tuple[int, int] | None = None) -> None:
         self._context: int | None = None
-        libraries = _libraries()
+        libraries = _load_libraries()
         if libraries is None:
             raise ValueError("PyAV's libswscale is not reachable")
         self._sws, util = libraries
-        self._height = geometry.height
+        self._height = config.height
         self._run = self._sws.sws_scale
         self._context = self._sws.sws_alloc_context()
         options = {
-            "srcw": geometry.width,
-            "srch": geometry.height,
-            "src_format": util.av_get_pix_fmt(geometry.source.encode()),
-            "dstw": geometry.out_width,
-            "dsth": geometry.out_height,
-            "dst_format": util.av_get_pix_fmt(geometry.target.encode()),
-            "sws_flags": _BILINEAR,
+            "srcw": config.width,
+            "srch": config.height,
+            "src_format": util.av_get_pix_fmt(config.source.encode()),
+            "dstw": config.out_width,
+            "dsth": config.out_height,
+            "dst_format": util.av_get_pix_fmt(config.target.encode()),
+            "sws_flags": _SWS_BILINEAR,
         }
         if siting is not None:
             options["src_h_chr_pos"], options["src_v_chr_pos"] = siting
         for name, value in options.items():
             if not self._context or util.av_opt_set_int(self._context, name.encode(), value, 0) < 0:
-                raise ValueError(f"libswscale does not take {name}={value}")
+                raise ValueError(f"libswscale rejects {name}={value}")
         if self._sws.sws_init_context(self._context, None, None) < 0:
-            raise ValueError(f"libswscale cannot convert {geometry}")
-        full = int(geometry.color_range == _JPEG or geometry.source.startswith(("yuvj", "gray")))
-        # Planes that stay planes keep their range; RGB and gray are always full range.
-        full_out = full if geometry.target.startswith("yuv") else 1
-        table = self._sws.sws_getCoefficients(geometry.matrix)
-        self._sws.sws_setColorspaceDetails(self._context, table, full, table, full_out, 0, _ONE, _ONE)
+            raise ValueError(f"libswscale cannot convert {config}")
+        full_range = int(config.color_range == _AVCOL_RANGE_JPEG or config.source.startswith(("yuvj", "gray")))
+        # YUV output keeps the range of the input; RGB and gray are always full range.
+        full_range_out = full_range if config.target.startswith("yuv") else 1
+        table = self._sws.sws_getCoefficients(config.matrix)
+        self._sws.sws_setColorspaceDetails(
+            self._context, table, full_range, table, full_range_out, 0, _FIXED_POINT_ONE, _FIXED_POINT_ONE
+        )
 
-    def run(self, planes: Sequence[Any], targets: Sequence[tuple[int, int]]) -> bool:
-        """Convert `planes` of a frame into `targets`, (address, bytes per row) of each plane; False if refused."""
+    def run(self, planes: Sequence[Any], destinations: Sequence[tuple[int, int]]) -> bool:
+        """Convert a frame. Return False if libswscale fails.
+
+        Args:
+            planes: Planes of the frame.
+            destinations: (address, bytes per row) of each plane of the output.
+        """
         source = _Pointers(*[plane.buffer_ptr for plane in planes])
         strides = _Strides(*[plane.line_size for plane in planes])
-        out = _Pointers(*[address for address, _ in targets])
-        out_strides = _Strides(*[stride for _, stride in targets])
+        out = _Pointers(*[address for address, _ in destinations])
+        out_strides = _Strides(*[stride for _, stride in destinations])
         return bool(self._run(self._context, source, strides, 0, self._height, out, out_strides) > 0)
 
     def close(self) -> None:
@@ -142,5 +162,5 @@ class Scaler:
             self._sws.sws_freeContext(context)
 
     def __del__(self) -> None:
-        """Free the context of a scaler that was dropped without :meth:`close`."""
+        """Free the context of a scaler that was not closed."""
         self.close()

@@ -1,1 +1,1 @@
-"""Objects behind HTTP and HTTPS."""
+"""HTTP and HTTPS stores."""

@@ -1,19 +1,20 @@
-"""Which addresses a server may send us to.
+"""Restrict redirects to addresses that the redirecting server could reach itself.
 
-A program on the inside of a network reaches what the outside does not: other machines there, services of this machine,
-the metadata service of a cloud. A server must not be able to make it read from those by a redirect, nor may a name do
-so that somebody else wrote into a manifest. Hence each redirect leads at most as near as the servers before it are:
+A program inside a network reaches addresses that the outside does not: other machines there, services of this machine,
+the metadata service of a cloud. A server must not be able to make the program read from those addresses by a redirect,
+and neither must a host name that another party wrote into a manifest. A redirect may therefore lead at most to the
+scope of the servers before it:
 
-========================  =======================================
-a server that is          may send us to
-========================  =======================================
-public                    public addresses
-in a private network      public and private addresses
-on this machine           public, private and loopback addresses
-========================  =======================================
+==========================  =======================================
+server                      addresses that it may redirect to
+==========================  =======================================
+at a public address         public
+in a private network        public and private
+on this machine             public, private and loopback
+==========================  =======================================
 
-and none leads to link-local (where metadata services are), multicast, unspecified or reserved addresses. What counts is
-the address that the connection is made to, so a name whose address changes from one look-up to the next gains nothing.
+No redirect may lead to link-local (where metadata services are), multicast, unspecified or reserved addresses. The
+check applies to the address of the connection, so a name whose address changes between two look-ups cannot bypass it.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from typing import Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
+from typing_extensions import override
 
-__all__ = ["Guard", "Reach", "TooNear", "may_send_to", "reach_of"]
+__all__ = ["AddressScope", "ForbiddenAddress", "ScopedResolver", "allowed_redirect_scope", "classify_address"]
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
 _THIS_NETWORK: Final = ipaddress.ip_network("0.0.0.0/8")  # RFC 1122: "this host", which is loopback in practice
 
 
-class Reach(enum.IntEnum):
-    """How near an address is, from far to near."""
+class AddressScope(enum.IntEnum):
+    """Scope of an address. A larger value is closer to this machine."""
 
     PUBLIC = 0
     PRIVATE = 1
@@ -41,75 +43,78 @@ class Reach(enum.IntEnum):
     SPECIAL = 3  # link-local, multicast, unspecified, reserved
 
 
-class TooNear(OSError):
-    """A name leads to an address that is nearer than allowed."""
+class ForbiddenAddress(OSError):
+    """A host name resolves to an address outside the allowed scope."""
 
 
-def reach_of(address: str) -> Reach:
-    """Return how near a numeric IPv4 or IPv6 address is. IPv4 addresses in IPv6 ones count as what they stand for."""
+def classify_address(address: str) -> AddressScope:
+    """Return the scope of a numeric IPv4 or IPv6 address. An embedded IPv4 address decides for an IPv6 one."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
-        if inner is not None:
-            return reach_of(str(inner))
+            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        if embedded is not None:
+            return classify_address(str(embedded))
         if ip.is_site_local:
-            return Reach.PRIVATE
+            return AddressScope.PRIVATE
     elif ip in _THIS_NETWORK:
-        return Reach.SPECIAL
+        return AddressScope.SPECIAL
     if ip.is_loopback:
-        return Reach.LOOPBACK
+        return AddressScope.LOOPBACK
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_reserved:
-        return Reach.SPECIAL
-    return Reach.PUBLIC if ip.is_global else Reach.PRIVATE
+        return AddressScope.SPECIAL
+    return AddressScope.PUBLIC if ip.is_global else AddressScope.PRIVATE
 
 
-def may_send_to(sender: Reach) -> Reach:
-    """Return the nearest addresses that a server may redirect to."""
-    return Reach.PRIVATE if sender is Reach.SPECIAL else sender
+def allowed_redirect_scope(sender: AddressScope) -> AddressScope:
+    """Return the largest scope that a server in the scope `sender` may redirect to."""
+    return AddressScope.PRIVATE if sender is AddressScope.SPECIAL else sender
 
 
-class Guard(AbstractResolver):
-    """Resolves names for connections that may go to `allowed` and farther.
+class ScopedResolver(AbstractResolver):
+    """Resolve host names, and refuse addresses outside the allowed scope.
 
     Args:
-        allowed: the nearest.
-        known: is filled in: name -> the farthest address it ever had.
+        allowed: Largest scope allowed. All smaller ones are allowed, too.
+        seen_scopes: Dictionary that the resolver fills: host name -> smallest scope that the name has resolved to.
     """
 
-    def __init__(self, allowed: Reach, known: dict[str, Reach]) -> None:
+    def __init__(self, allowed: AddressScope, seen_scopes: dict[str, AddressScope]) -> None:
         self._allowed = allowed
-        self._known = known
-        self._names = ThreadedResolver()
+        self._seen_scopes = seen_scopes
+        self._resolver = ThreadedResolver()
 
+    @override
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the addresses of a name.
+        """Return the addresses of a host name.
 
         Raises:
-            TooNear: one of them is nearer than allowed.
-            OSError: there is no such name.
+            ForbiddenAddress: If one of the addresses is outside the allowed scope.
+            OSError: If the name does not exist.
         """
-        found = await self._names.resolve(host, port, family)
-        for each in found:
-            self.check(each["host"], host)
-        return found
+        results = await self._resolver.resolve(host, port, family)
+        for result in results:
+            self.check(result["host"], host)
+        return results
 
     def check(self, address: str, host: str) -> None:
-        """Check one numeric address, and remember how near `host` is.
+        """Check one numeric address, and record the scope of `host`.
 
         Raises:
-            TooNear: it is nearer than allowed, or no address.
+            ForbiddenAddress: If the address is outside the allowed scope, or is malformed.
         """
         try:
-            reach = reach_of(address)
-        except ValueError:  # 127.1, 2130706433: what the system makes of it is not for us to guess
-            raise TooNear(f"{host} is a number, but no address in its usual form") from None
-        self._known[host] = min(reach, self._known.get(host, reach))
-        if reach > self._allowed:
-            raise TooNear(f"{host} is {address}, a {reach.name.lower().replace('special', 'link-local')} address")
+            scope = classify_address(address)
+        except ValueError:  # forms such as 127.1 or 2130706433, which each system interprets in its own way
+            raise ForbiddenAddress(f"{host} is numeric, but not an address in its usual form") from None
+        self._seen_scopes[host] = min(scope, self._seen_scopes.get(host, scope))
+        if scope > self._allowed:
+            name = scope.name.lower().replace("special", "link-local")
+            raise ForbiddenAddress(f"{host} is {address}, a {name} address")
 
+    @override
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: the resolver keeps no connections."""

@@ -1,4 +1,4 @@
-"""Requests over HTTP as stores need them: pooled, redirects followed with care, errors translated."""
+"""Send HTTP requests for stores: pooled connections, restricted redirects, translated errors."""
 
 from __future__ import annotations
 
@@ -18,170 +18,192 @@ from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     ClosedError,
     ConfigError,
-    Interrupted,
     LimitExceeded,
-    ProtocolFault,
+    ProtocolError,
     StoreError,
     StoreTimeout,
+    TransferInterrupted,
     Unreachable,
     UntrustedHost,
 )
-from streamloader.stores.http.address_scope import Guard, Reach, TooNear, may_send_to
-from streamloader.stores.http.responses import Where, fault
+from streamloader.stores.http.address_scope import (
+    AddressScope,
+    ForbiddenAddress,
+    ScopedResolver,
+    allowed_redirect_scope,
+)
+from streamloader.stores.http.responses import ErrorContext, make_protocol_error
 
-__all__ = ["HttpClient", "Target", "legal", "translated"]
+__all__ = ["HttpClient", "HttpServerConfig", "quote_url_path", "translate_errors"]
 
-_REDIRECTS: Final = (301, 302, 303, 307, 308)
-_DRAINED: Final = 64 << 10  # bytes of a body that nobody wants: to read them is cheaper than another connection
-_BUFFER: Final = 256 << 10  # bytes of an answer that may wait here
-_HEADER: Final = 64 << 10  # bytes of one header line: signed addresses in Location are long
-_DNS_SECONDS: Final = 10
-_IDLE_SECONDS: Final = 15.0  # that an unused connection is kept
+_REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
+_MAX_DRAINED_BYTES: Final = 64 << 10  # reading a short unwanted body is cheaper than another connection
+_READ_BUFFER_BYTES: Final = 256 << 10
+_MAX_HEADER_BYTES: Final = 64 << 10  # of one line: signed addresses in Location are long
+_DNS_CACHE_S: Final = 10
+_KEEPALIVE_S: Final = 15.0
 
-# RFC 3986. "%" is kept where it begins an escape, see `legal`.
-_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)(.*)", re.DOTALL)
-_PATH: Final = "%/:@!$&'()*+,;=-._~"
-_QUERY: Final = _PATH + "?"
+# RFC 3986. A "%" that begins an escape is kept, see `quote_url_path`.
+_LONE_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_ABSOLUTE_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)(.*)", re.DOTALL)
+_SAFE_IN_PATH: Final = "%/:@!$&'()*+,;=-._~"
+_SAFE_IN_QUERY: Final = _SAFE_IN_PATH + "?"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A server, and how it is spoken to.
+class HttpServerConfig:
+    """A server, and the settings of its connections.
 
     Attributes:
-        root: its address in normal form, without a path or user.
-        headers: for it alone.
-        reach: how near it may be.
-        ca_file: certificates of those who are trusted instead of the system's.
+        root: Address of the server in normal form, without path and user.
+        headers: Headers that only this server may receive.
+        scope: Largest scope of addresses that the server's name may resolve to.
+        ca_file: PEM file of the trusted certificate authorities. None for those of the system.
     """
 
     root: str
     headers: Mapping[str, str] = field(repr=False)
-    reach: Reach
+    scope: AddressScope
     ca_file: str | None
 
 
 class HttpClient:
-    """Sends requests to one server, and to those that it redirects to. It lives in one event loop.
+    """Sends requests to one server, and to those that it redirects to. It belongs to one event loop.
 
-    It closes with the loop, should nobody do so before.
+    It is closed at the latest when the event loop ends.
+
+    Args:
+        server: Server to send requests to.
+        timeouts: Deadlines of requests.
+        limits: Limits of connections and redirects.
 
     Raises:
-        ConfigError: `ca_file` of the target has no certificates.
+        ConfigError: If the file of certificate authorities cannot be read.
     """
 
-    def __init__(self, target: Target, timeouts: Timeouts, limits: Limits) -> None:
+    def __init__(self, server: HttpServerConfig, timeouts: Timeouts, limits: Limits) -> None:
         self.pid = os.getpid()
-        self._target = target
-        self._origin = URL(target.root)
+        self._server = server
+        self._origin = URL(server.root)
         self._timeouts = timeouts
         self._limits = limits
-        self._known: dict[str, Reach] = {}
-        self._trust: ssl.SSLContext | bool = True if target.ca_file is None else _trust(target.ca_file)
-        # By what they may reach: a connection of one is never used where less is allowed.
-        self._sessions: dict[Reach, tuple[aiohttp.ClientSession, Guard]] = {}
-        self._keeper = self._until_the_end()
+        self._seen_scopes: dict[str, AddressScope] = {}
+        self._ssl: ssl.SSLContext | bool = True if server.ca_file is None else _load_authorities(server.ca_file)
+        # By allowed scope, so that a connection of one scope is never used where only a smaller one is allowed.
+        self._sessions: dict[AddressScope, tuple[aiohttp.ClientSession, ScopedResolver]] = {}
+        self._closer = self._close_with_loop()
         self._closed = False
 
     async def open(self) -> None:
-        """Have it closed with the event loop; nothing is connected yet."""
-        await anext(self._keeper)
+        """Register the client with the event loop, which closes it at its end. No connection is opened yet."""
+        await anext(self._closer)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._keeper.aclose()
+        await self._closer.aclose()
 
     @contextlib.asynccontextmanager
-    async def ask(
-        self, method: str, path: str, headers: Mapping[str, str], where: Where
+    async def request(
+        self, method: str, path: str, headers: Mapping[str, str], context: ErrorContext
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request, follow redirects, and yield the answer, whatever its status.
+        """Send a request, follow redirects, and yield the response with any status.
 
         Raises:
-            StoreError: there is no answer.
+            StoreError: If there is no response.
         """
-        response = await self._follow(method, self._target.root + "/" + legal(path), headers, where)
+        url = self._server.root + "/" + quote_url_path(path)
+        response = await self._follow_redirects(method, url, headers, context)
         try:
             yield response
         finally:
-            response.close()  # a connection whose answer was taken to its end is back in the pool already
+            response.close()  # the connection of an exhausted response is back in the pool already
 
     async def drain(self, response: aiohttp.ClientResponse) -> None:
-        """Take a body that nobody wants, so that its connection can be used again; not if it is long."""
-        if response.content_length is None or response.content_length > _DRAINED:
+        """Read an unwanted body so that its connection can be reused. Close the connection if the body is long."""
+        if response.content_length is None or response.content_length > _MAX_DRAINED_BYTES:
             response.close()
             return
         with contextlib.suppress(aiohttp.ClientError, OSError):
             await response.read()
 
-    async def _follow(self, method: str, url: str, headers: Mapping[str, str], where: Where) -> aiohttp.ClientResponse:
-        at = URL(url, encoded=True)
-        allowed, ours, seen = self._target.reach, True, {at}
+    async def _follow_redirects(
+        self, method: str, url: str, headers: Mapping[str, str], context: ErrorContext
+    ) -> aiohttp.ClientResponse:
+        current = URL(url, encoded=True)
+        scope, trusted, visited = self._server.scope, True, {current}
         while True:
-            response = await self._send(method, at, headers, allowed, where, ours=ours)
-            if response.status not in _REDIRECTS or "Location" not in response.headers:
+            response = await self._send(method, current, headers, scope, context, trusted=trusted)
+            if response.status not in _REDIRECT_STATUSES or "Location" not in response.headers:
                 return response
             try:
                 await self.drain(response)
-                to = _redirected(at, response.headers["Location"], where)
+                target = _resolve_redirect(current, response.headers["Location"], context)
             finally:
                 response.close()
-            if to in seen:
-                raise fault(where, f"{to.origin()} redirects in a circle")
-            if len(seen) > self._limits.redirects:
+            if target in visited:
+                raise make_protocol_error(context, f"{target.origin()} redirects in a circle")
+            if len(visited) > self._limits.redirects:
                 raise LimitExceeded(
-                    f"{where.address}: redirected more than {self._limits.redirects} times; Limits(redirects=...)",
-                    address=where.address,
-                    offset=where.offset,
+                    f"{context.address}: redirected more than {self._limits.redirects} times: raise "
+                    "Limits(redirects=...)",
+                    address=context.address,
+                    offset=context.offset,
                 )
-            seen.add(to)
-            if to.origin() != self._origin:
-                ours = False  # from here on, and for good: credentials are for those addresses that the user wrote
-            if not ours:
-                allowed = min(allowed, may_send_to(self._known.get(at.raw_host or "", Reach.PUBLIC)))
-            at = to
+            visited.add(target)
+            if target.origin() != self._origin:
+                trusted = False  # for all later redirects, too: only the server that the user named gets credentials
+            if not trusted:
+                sender = self._seen_scopes.get(current.raw_host or "", AddressScope.PUBLIC)
+                scope = min(scope, allowed_redirect_scope(sender))
+            current = target
 
     async def _send(
-        self, method: str, url: URL, headers: Mapping[str, str], allowed: Reach, where: Where, *, ours: bool
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        scope: AddressScope,
+        context: ErrorContext,
+        *,
+        trusted: bool,
     ) -> aiohttp.ClientResponse:
-        session, guard = self._session(allowed, where)
-        sent = {"Accept": "*/*", "User-Agent": "streamloader", **(self._target.headers if ours else {})}
+        session, resolver = self._get_session(scope, context)
+        sent = {"Accept": "*/*", "User-Agent": "streamloader", **(self._server.headers if trusted else {})}
         sent.update(headers)
         sent["Accept-Encoding"] = "identity"
-        with translated(where, str(url.origin()), self._timeouts):
+        with translate_errors(context, str(url.origin()), self._timeouts):
             if url.raw_host is not None and _is_numeric(url.raw_host):
-                guard.check(url.raw_host, url.raw_host)  # only names are looked up
+                resolver.check(url.raw_host, url.raw_host)  # aiohttp resolves names only
             return await session.request(method, url, headers=sent, allow_redirects=False)
 
-    def _session(self, allowed: Reach, where: Where) -> tuple[aiohttp.ClientSession, Guard]:
+    def _get_session(self, scope: AddressScope, context: ErrorContext) -> tuple[aiohttp.ClientSession, ScopedResolver]:
         if self._closed:
-            raise ClosedError(f"the store of {where.address} was closed", address=where.address)
-        if allowed not in self._sessions:
-            guard = Guard(allowed, self._known)
+            raise ClosedError(f"the store of {context.address} was closed", address=context.address)
+        if scope not in self._sessions:
+            resolver = ScopedResolver(scope, self._seen_scopes)
             session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=0,
                     limit_per_host=self._limits.connections,
-                    keepalive_timeout=_IDLE_SECONDS,
-                    ttl_dns_cache=_DNS_SECONDS,
-                    resolver=guard,
-                    ssl=self._trust,
+                    keepalive_timeout=_KEEPALIVE_S,
+                    ttl_dns_cache=_DNS_CACHE_S,
+                    resolver=resolver,
+                    ssl=self._ssl,
                 ),
-                # Every other wait is limited by the store.
+                # The store limits every other wait.
                 timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect or None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
-                read_bufsize=_BUFFER,
-                max_line_size=_HEADER,
-                max_field_size=_HEADER,
+                read_bufsize=_READ_BUFFER_BYTES,
+                max_line_size=_MAX_HEADER_BYTES,
+                max_field_size=_MAX_HEADER_BYTES,
             )
-            self._sessions[allowed] = session, guard
-        return self._sessions[allowed]
+            self._sessions[scope] = session, resolver
+        return self._sessions[scope]
 
-    async def _until_the_end(self) -> AsyncGenerator[None, None]:
-        """Close the sessions when this is closed: by us, or by an event loop that ends."""
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
+        """Close the sessions when this generator is closed: by :meth:`aclose`, or by an ending event loop."""
         try:
             yield
         finally:
@@ -192,94 +214,101 @@ class HttpClient:
                 await session.close()
 
 
-def legal(path: str) -> str:
-    """Return a path and query with everything encoded that may not stand in a URL; escapes stay as they are."""
+def quote_url_path(path: str) -> str:
+    """Percent-encode the characters of a path and query that a URL must not contain. Existing escapes are kept."""
     path, mark, query = path.partition("?")
-    return _escaped(path, _PATH) + mark + _escaped(query, _QUERY)
+    return _quote(path, _SAFE_IN_PATH) + mark + _quote(query, _SAFE_IN_QUERY)
 
 
-def _escaped(text: str, safe: str) -> str:
-    return quote(_ESCAPE.sub("%25", text), safe=safe)
+def _quote(text: str, safe: str) -> str:
+    return quote(_LONE_PERCENT.sub("%25", text), safe=safe)
 
 
-def _redirected(at: URL, location: str, where: Where) -> URL:
-    """Return where a redirect leads.
+def _resolve_redirect(current: URL, location: str, context: ErrorContext) -> URL:
+    """Return the target of a redirect.
 
     Raises:
-        ProtocolFault: to nowhere, or from https to something less safe.
+        ProtocolError: If the target is malformed, or if it is HTTP and the current address is HTTPS.
     """
-    # As bytes that came: aiohttp keeps what is not UTF-8 as surrogates.
+    # aiohttp keeps bytes that are not UTF-8 as surrogates.
     text = location.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip().partition("#")[0]
-    found = _ABSOLUTE.fullmatch(text)
+    absolute = _ABSOLUTE_URL.fullmatch(text)
     try:
-        if found is None:
-            to = at.join(URL(legal(text), encoded=True)).with_user(None)
+        if absolute is None:
+            target = current.join(URL(quote_url_path(text), encoded=True)).with_user(None)
         else:
-            to = URL(f"{URL(found[1]).origin()}/{legal(found[2].removeprefix('/'))}", encoded=True)
-        known = to.scheme in ("http", "https") and bool(to.host) and bool(to.port)
+            origin = URL(absolute[1]).origin()
+            target = URL(f"{origin}/{quote_url_path(absolute[2].removeprefix('/'))}", encoded=True)
+        valid = target.scheme in ("http", "https") and bool(target.host) and bool(target.port)
     except ValueError:
-        raise fault(where, f"{at.origin()} redirects to what is no address") from None
-    if not known:
-        raise fault(where, f"{at.origin()} redirects to what is no HTTP address")
-    if at.scheme == "https" and to.scheme != "https":
-        raise fault(where, f"{at.origin()} redirects to {to.origin()}, where nothing is encrypted: not followed")
-    return to
+        raise make_protocol_error(context, f"{current.origin()} redirects to a malformed address") from None
+    if not valid:
+        raise make_protocol_error(context, f"{current.origin()} redirects to an address that is not HTTP")
+    if current.scheme == "https" and target.scheme != "https":
+        raise make_protocol_error(
+            context, f"{current.origin()} redirects to {target.origin()}, which is not encrypted: not followed"
+        )
+    return target
 
 
 @contextlib.contextmanager
-def translated(where: Where, origin: str, timeouts: Timeouts, *, begun: bool = False) -> Iterator[None]:
-    """Turn aiohttp's errors into ours. Those that show whole addresses, with what is secret in them, are not chained.
+def translate_errors(
+    context: ErrorContext, origin: str, timeouts: Timeouts, *, started: bool = False
+) -> Iterator[None]:
+    """Translate aiohttp's errors. Errors that show full addresses, which may contain secrets, are not chained.
 
     Args:
-        where: for the error.
-        origin: of the server that is spoken to, for the message.
-        timeouts: for the message.
-        begun: whether the answer has begun to come.
+        context: Address and offset for the message.
+        origin: Origin of the server that the request was sent to, for the message.
+        timeouts: Deadlines, for the message.
+        started: Whether the response has started to arrive. Defaults to False.
     """
 
-    def failed(kind: type[StoreError], what: str) -> StoreError:
-        server = "" if origin in where.address else f" ({origin})"
-        return kind(f"{where.address}{server}: {what}", address=where.address, offset=where.offset)
+    def make_error(kind: type[StoreError], detail: str) -> StoreError:
+        server = "" if origin in context.address else f" ({origin})"
+        return kind(f"{context.address}{server}: {detail}", address=context.address, offset=context.offset)
 
     try:
         yield
     except aiohttp.ClientSSLError as error:
-        raise failed(
+        raise make_error(
             UntrustedHost,
-            f"its certificate or TLS does not hold: {_reason(error)}. For a certificate authority of your own give "
-            "ca_file=",
+            f"its certificate or TLS connection is not valid: {_describe(error)}. For your own certificate authority "
+            "pass ca_file=",
         ) from error
-    except (aiohttp.ClientConnectorDNSError, TooNear) as error:
+    except (aiohttp.ClientConnectorDNSError, ForbiddenAddress) as error:
         cause = getattr(error, "os_error", error)
-        if isinstance(cause, TooNear):
-            raise failed(
-                UntrustedHost, f"{cause}, to which it may not send us; if that is meant, name that address instead"
+        if isinstance(cause, ForbiddenAddress):
+            raise make_error(
+                UntrustedHost,
+                f"{cause}, which a redirect must not reach; if it is intended, name that address itself",
             ) from None
-        raise failed(Unreachable, f"its name does not resolve: {_reason(error)}") from error
+        raise make_error(Unreachable, f"its name does not resolve: {_describe(error)}") from error
     except aiohttp.ServerTimeoutError as error:
         raise StoreTimeout(
-            f"waited {timeouts.connect:.1f} s for {where.address} (connecting): no answer",
-            address=where.address,
-            offset=where.offset,
+            f"waited {timeouts.connect:.1f} s for {context.address} (connecting): no response",
+            address=context.address,
+            offset=context.offset,
             waited=timeouts.connect,
             stage="connecting",
         ) from error
     except aiohttp.InvalidURL:
-        raise failed(ProtocolFault, f"{origin} is no address of a server") from None
+        raise make_error(ProtocolError, f"{origin} is not the address of a server") from None
     except aiohttp.ClientResponseError as error:
-        raise failed(ProtocolFault, f"what it sent is no HTTP: {error.message[:200]}") from None
+        raise make_error(ProtocolError, f"the response is not valid HTTP: {error.message[:200]}") from None
     except (aiohttp.ClientError, OSError, RuntimeError) as error:
-        # aiohttp has no error of its own for waiting on a connection that was closed from this side.
-        lost = begun and str(error) == "Connection closed."
-        if isinstance(error, StoreError) or (isinstance(error, RuntimeError) and not lost):
+        # aiohttp raises RuntimeError for a wait on a connection that was closed from this side.
+        closed = started and str(error) == "Connection closed."
+        if isinstance(error, StoreError) or (isinstance(error, RuntimeError) and not closed):
             raise
-        if begun:
-            what = f"broke off at byte {where.offset}: {_reason(error)}"
-            raise failed(Interrupted, what) from None
-        raise failed(Unreachable, f"no connection, or it hung up: {_reason(error)}") from error
+        if started:
+            raise make_error(
+                TransferInterrupted, f"the transfer broke off at byte {context.offset}: {_describe(error)}"
+            ) from None
+        raise make_error(Unreachable, f"no connection, or it was closed by the server: {_describe(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     inner = getattr(error, "os_error", error)
     reason = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
     return reason[:200]
@@ -289,8 +318,8 @@ def _is_numeric(host: str) -> bool:
     return ":" in host or host.replace(".", "").isdigit()
 
 
-def _trust(ca_file: str) -> ssl.SSLContext:
+def _load_authorities(ca_file: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"ca_file={ca_file!r} has no certificates that can be read: {error}") from error
+        raise ConfigError(f"ca_file={ca_file!r} contains no readable certificates: {error}") from error

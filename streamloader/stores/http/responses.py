@@ -1,4 +1,4 @@
-"""What an HTTP answer says: sizes, ranges, versions, times, refusals (RFC 9110)."""
+"""Interpret HTTP responses: sizes, ranges, versions, dates and error statuses (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -13,83 +13,97 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from streamloader.errors import AccessDenied, NotFound, ObjectChanged, ProtocolFault, ServerBusy, StoreError
+from streamloader.errors import AccessDenied, NotFound, ObjectChanged, ProtocolError, ServerBusy, StoreError
 from streamloader.values import ObjectInfo
 
 __all__ = [
-    "NO_HEAD",
-    "Where",
-    "content_range",
-    "fault",
-    "length_of",
-    "object_info",
-    "range_of",
-    "refusal",
-    "require_plain",
-    "retry_after",
-    "strong",
-    "unsatisfied_size",
+    "HEAD_UNSUPPORTED_STATUSES",
+    "ErrorContext",
+    "body_length",
+    "is_strong_etag",
+    "make_protocol_error",
+    "make_status_error",
+    "parse_content_range",
+    "parse_object_info",
+    "parse_retry_after",
+    "parse_unsatisfied_size",
+    "read_content_range",
+    "require_unencoded",
 ]
 
-NO_HEAD: Final = (400, 403, 405, 501)  # so HEAD is answered where only GET is known, or an address was signed for it
-_BUSY: Final = (408, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
+# Statuses of HEAD requests where only GET is supported, or where the address was signed for GET.
+HEAD_UNSUPPORTED_STATUSES: Final = (400, 403, 405, 501)
+_BUSY_STATUSES: Final = (408, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
 
-_DIGITS: Final = 18  # of a size: below 2**63
-_RANGE: Final = re.compile(rf"bytes (\d{{1,{_DIGITS}}})-(\d{{1,{_DIGITS}}})/(\d{{1,{_DIGITS}}}|\*)", re.ASCII)
-_UNSATISFIED: Final = re.compile(rf"bytes \*/(\d{{1,{_DIGITS}}})", re.ASCII)
+_MAX_DIGITS: Final = 18  # of a size, so that it is below 2**63
+_CONTENT_RANGE: Final = re.compile(
+    rf"bytes (\d{{1,{_MAX_DIGITS}}})-(\d{{1,{_MAX_DIGITS}}})/(\d{{1,{_MAX_DIGITS}}}|\*)", re.ASCII
+)
+_UNSATISFIED_RANGE: Final = re.compile(rf"bytes \*/(\d{{1,{_MAX_DIGITS}}})", re.ASCII)
 _SECONDS: Final = re.compile(r"\d{1,9}", re.ASCII)
-_STRONG: Final = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
-_DATED: Final = re.compile(r"(.+ GMT)(?:; (\d+) bytes)?", re.ASCII)
+_STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+_DATE_VERSION: Final = re.compile(r"(.+ GMT)(?:; (\d+) bytes)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """What an error has to name."""
+class ErrorContext:
+    """Address and offset for error messages.
+
+    Attributes:
+        address: Address of the object, without secrets.
+        offset: Offset of the next byte. Defaults to None if no bytes are being read.
+    """
 
     address: str
     offset: int | None = None
 
 
-def content_range(text: str) -> tuple[int, int, int | None] | None:
-    """Return (start, end, size of the object or None) of a Content-Range, half-open; None if it makes no sense."""
-    found = _RANGE.fullmatch(text.strip())
-    if found is None:
+def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
+    """Parse a Content-Range header.
+
+    Returns:
+        A tuple (start, end, size of the object or None), half-open; or None if the header is malformed.
+    """
+    match = _CONTENT_RANGE.fullmatch(text.strip())
+    if match is None:
         return None
-    start, last, size = int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3])
+    start, last, size = int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3])
     if last < start or (size is not None and last >= size):
         return None
     return start, last + 1, size
 
 
-def unsatisfied_size(text: str) -> int | None:
-    """Return the size of the object that the Content-Range of a 416 tells."""
-    found = _UNSATISFIED.fullmatch(text.strip())
-    return None if found is None else int(found[1])
+def parse_unsatisfied_size(text: str) -> int | None:
+    """Return the size of the object from the Content-Range header of a 416 response, or None."""
+    match = _UNSATISFIED_RANGE.fullmatch(text.strip())
+    return None if match is None else int(match[1])
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds a server wants to be left alone: a number or a date in Retry-After."""
-    said = headers.get("Retry-After", "").strip()
-    if _SECONDS.fullmatch(said):
-        return float(said)
-    until = _seconds(said)
+def parse_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the delay of a Retry-After header (a number or a date) in seconds, or None."""
+    text = headers.get("Retry-After", "").strip()
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    until = _parse_date(text)
     if until is None:
         return None
-    now = _seconds(headers.get("Date", ""))  # by the same clock, should ours differ
+    now = _parse_date(headers.get("Date", ""))  # the server's clock, because ours may differ from it
     return max(0.0, until - (time.time() if now is None else now))
 
 
-def object_info(path: str, headers: Mapping[str, str], size: int | None, asked: str | None = None) -> ObjectInfo:
-    """Return what an answer tells of its object.
+def parse_object_info(
+    path: str, headers: Mapping[str, str], size: int | None, expected_version: str | None = None
+) -> ObjectInfo:
+    """Return the metadata of an object from the headers of a response.
 
     The version is the ETag, or else Last-Modified together with the size.
 
     Args:
-        path: of the object.
-        headers: of the answer.
-        size: of the whole object, None where the answer does not tell.
-        asked: the version that is expected. If nothing in the answer contradicts it, it is the version, and its size
-            is the object's.
+        path: Path of the object.
+        headers: Headers of the response.
+        size: Size of the whole object in bytes. None if the response does not report it.
+        expected_version: Version that the caller expects. If the headers do not contradict it, it becomes the version,
+            and its size becomes the size of the object. Defaults to None.
     """
     etag, date = headers.get("ETag", "").strip(), headers.get("Last-Modified", "").strip()
     version: str | None = None
@@ -97,87 +111,92 @@ def object_info(path: str, headers: Mapping[str, str], size: int | None, asked: 
         version = etag
     elif date:
         version = date if size is None else f"{date}; {size} bytes"
-        was = _DATED.fullmatch(asked or "")
-        if was is not None and was[1] == date and (size is None or was[2] is None):
-            version, size = asked, size if was[2] is None else int(was[2])
-    return ObjectInfo(path, size, version, _seconds(date))
+        expected = _DATE_VERSION.fullmatch(expected_version or "")
+        if expected is not None and expected[1] == date and (size is None or expected[2] is None):
+            version, size = expected_version, size if expected[2] is None else int(expected[2])
+    return ObjectInfo(path, size, version, _parse_date(date))
 
 
-def strong(version: str | None) -> bool:
-    """Whether a version is an ETag that may stand in If-Match: the same only for the same bytes."""
-    return version is not None and _STRONG.fullmatch(version) is not None
+def is_strong_etag(version: str | None) -> bool:
+    """Return whether a version is a strong ETag, which may be sent in If-Match: it is equal only for equal bytes."""
+    return version is not None and _STRONG_ETAG.fullmatch(version) is not None
 
 
-def range_of(answer: aiohttp.ClientResponse, where: Where) -> tuple[int, int, int | None]:
-    """Return (start, end, size of the object or None) of what a 206 brings.
-
-    Raises:
-        ProtocolFault: it does not say, or brings several ranges.
-    """
-    require_plain(answer, where)
-    if answer.content_type.lower() == "multipart/byteranges":
-        raise fault(where, "it was asked for one range, and sends several")
-    said = answer.headers.getall("Content-Range", [])
-    found = content_range(said[0]) if len(said) == 1 else None
-    if found is None:
-        raise fault(where, f"the server sends a part, but not which one (Content-Range: {', '.join(said)[:100]})")
-    return found
-
-
-def require_plain(answer: aiohttp.ClientResponse, where: Where) -> None:
-    """Refuse what would have to be unpacked: it was not asked for, and may unpack to anything.
+def read_content_range(response: aiohttp.ClientResponse, context: ErrorContext) -> tuple[int, int, int | None]:
+    """Return the range that a 206 response contains, as (start, end, size of the object or None).
 
     Raises:
-        ProtocolFault: it is encoded.
+        ProtocolError: If the range is missing or malformed, or if the response contains several ranges.
     """
-    encoding = answer.headers.get("Content-Encoding", "").strip().lower()
-    transfer = answer.headers.get("Transfer-Encoding", "").strip().lower()
+    require_unencoded(response, context)
+    if response.content_type.lower() == "multipart/byteranges":
+        raise make_protocol_error(context, "the server sent several ranges, but one was requested")
+    values = response.headers.getall("Content-Range", [])
+    content_range = parse_content_range(values[0]) if len(values) == 1 else None
+    if content_range is None:
+        raise make_protocol_error(
+            context,
+            f"the server sent a part of the object with an invalid Content-Range: {', '.join(values)[:100]!r}",
+        )
+    return content_range
+
+
+def require_unencoded(response: aiohttp.ClientResponse, context: ErrorContext) -> None:
+    """Refuse an encoded response: no encoding was requested, and decoding could expand it to any size.
+
+    Raises:
+        ProtocolError: If the response is encoded.
+    """
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    transfer = response.headers.get("Transfer-Encoding", "").strip().lower()
     if encoding not in ("", "identity") or transfer not in ("", "chunked"):
-        raise fault(where, f"the server encodes what it sends ({encoding or transfer}), and was asked not to")
+        raise make_protocol_error(
+            context, f"the server encoded the response ({encoding or transfer}), although none was requested"
+        )
 
 
-def fault(where: Where, what: str) -> ProtocolFault:
-    """Return the error for a server that makes no sense."""
-    return ProtocolFault(f"{where.address}: {what}", address=where.address, offset=where.offset)
+def make_protocol_error(context: ErrorContext, detail: str) -> ProtocolError:
+    """Build the error for a response that violates the protocol. `detail` is appended to the message."""
+    return ProtocolError(f"{context.address}: {detail}", address=context.address, offset=context.offset)
 
 
-def refusal(answer: aiohttp.ClientResponse, where: Where, *, pinned: bool = False) -> StoreError:
-    """Return the error for an answer that brings nothing.
+def make_status_error(response: aiohttp.ClientResponse, context: ErrorContext, *, pinned: bool = False) -> StoreError:
+    """Build the error for a response with an error status.
 
     Args:
-        answer: with a status that is neither a success nor a redirect.
-        where: for the error.
-        pinned: whether a certain version was asked for.
+        response: Response whose status is neither a success nor a redirect.
+        context: Address and offset for the message.
+        pinned: Whether the request named a version. Defaults to False.
     """
-    status = answer.status
-    kind: type[StoreError] = ProtocolFault
-    what, wait = "which makes no sense here", None
+    status = response.status
+    kind: type[StoreError] = ProtocolError
+    detail, delay = "which is unexpected for this request", None
     if status in (401, 403, 407):
-        kind, what = AccessDenied, "check the credentials, and whether they are for this object"
-        if answer.url.origin() != URL(where.address.partition("?")[0]).origin():
-            what += f"; {answer.url.origin()}, to which it redirects, is given none"
+        kind, detail = AccessDenied, "check the credentials, and whether they are for this object"
+        if response.url.origin() != URL(context.address.partition("?")[0]).origin():
+            detail += f"; {response.url.origin()}, the target of a redirect, does not receive them"
     elif status in (404, 410):
-        kind, what = NotFound, "there is no such object"
-    elif status in _BUSY:
-        kind, what, wait = ServerBusy, "it is busy or failing", retry_after(answer.headers)
-        if wait is not None:
-            what += f", and wants to be asked again in {wait:.0f} s"
+        kind, detail = NotFound, "the object does not exist"
+    elif status in _BUSY_STATUSES:
+        kind, detail, delay = ServerBusy, "it is busy or failing", parse_retry_after(response.headers)
+        if delay is not None:
+            detail += f", and requests a retry after {delay:.0f} s"
     elif status == HTTPStatus.PRECONDITION_FAILED and pinned:
-        kind, what = ObjectChanged, "it is not the version that was asked for. Build the loader anew"
-    message = f"{where.address}: the server answers with status {status}: {what}"
-    error = kind(message, address=where.address, offset=where.offset, status=status)
+        kind, detail = ObjectChanged, "the object has another version than the requested one. Create the loader again"
+    message = f"{context.address}: the server responded with status {status}: {detail}"
+    error = kind(message, address=context.address, offset=context.offset, status=status)
     if kind is ServerBusy:
-        error.details["retry_after"] = wait
+        error.details["retry_after"] = delay
     return error
 
 
-def length_of(answer: aiohttp.ClientResponse) -> int | None:
-    """Return how many bytes an answer says that it has."""
-    return None if "Transfer-Encoding" in answer.headers else answer.content_length
+def body_length(response: aiohttp.ClientResponse) -> int | None:
+    """Return the announced number of bytes of a response, or None."""
+    return None if "Transfer-Encoding" in response.headers else response.content_length
 
 
-def _seconds(date: str) -> float | None:
-    """Return the seconds since 1970 of a date in any of HTTP's forms."""
+def _parse_date(date: str) -> float | None:
+    """Return the seconds since 1970 of a date in any of HTTP's formats, or None."""
     if not date:
         return None
     try:

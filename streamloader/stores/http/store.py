@@ -1,4 +1,4 @@
-"""Objects behind HTTP and HTTPS."""
+"""Provide objects on HTTP and HTTPS servers as a read-only store."""
 
 from __future__ import annotations
 
@@ -12,34 +12,41 @@ from typing import ClassVar, Final
 from urllib.parse import unquote
 
 import aiohttp
+from typing_extensions import override
 
 from streamloader.config import Limits, Timeouts
-from streamloader.errors import ConfigError, RangeOutside
+from streamloader.errors import ConfigError, RangeNotSatisfiable
 from streamloader.stores.base import Body, Store
-from streamloader.stores.http.address_scope import Reach
-from streamloader.stores.http.auth import Access, access, has_login, login_from_netrc, server_of
-from streamloader.stores.http.client import HttpClient, Target, translated
+from streamloader.stores.http.address_scope import AddressScope
+from streamloader.stores.http.auth import (
+    Credentials,
+    has_authorization,
+    make_credentials,
+    parse_server_url,
+    read_netrc_login,
+)
+from streamloader.stores.http.client import HttpClient, HttpServerConfig, translate_errors
 from streamloader.stores.http.responses import (
-    NO_HEAD,
-    Where,
-    fault,
-    length_of,
-    object_info,
-    range_of,
-    refusal,
-    require_plain,
-    strong,
-    unsatisfied_size,
+    HEAD_UNSUPPORTED_STATUSES,
+    ErrorContext,
+    body_length,
+    is_strong_etag,
+    make_protocol_error,
+    make_status_error,
+    parse_object_info,
+    parse_unsatisfied_size,
+    read_content_range,
+    require_unencoded,
 )
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["HttpStore"]
 
-_REACH: Final = {
-    "any": Reach.SPECIAL,
-    "loopback": Reach.LOOPBACK,
-    "private": Reach.PRIVATE,
-    "public": Reach.PUBLIC,
+_SCOPES: Final = {
+    "any": AddressScope.SPECIAL,
+    "loopback": AddressScope.LOOPBACK,
+    "private": AddressScope.PRIVATE,
+    "public": AddressScope.PUBLIC,
 }
 _log: Final = logging.getLogger("streamloader")
 
@@ -47,41 +54,42 @@ _log: Final = logging.getLogger("streamloader")
 class HttpStore(Store):
     """``http://host/...`` and ``https://host/...``: read-only, without listings.
 
-    Paths are in the syntax of URLs: ``%20`` is a space, ``?`` begins a query, which is sent along. What may not stand
-    in a URL (spaces, letters beyond ASCII, a lone ``%``) is encoded; ``#`` has to be written ``%23``.
+    Paths follow the syntax of URLs: ``%20`` is a space, ``?`` begins a query, which is sent to the server. Characters
+    that a URL must not contain (spaces, letters beyond ASCII, a lone ``%``) are encoded; write ``%23`` for ``#``.
 
-    Ranges are asked for and checked: a server has to send exactly these bytes. One that sends the whole object instead
-    is taken at its word, and the log says once that it serves no ranges: reading a part then costs all that is before
-    it. Objects are never compressed on the way (an answer that is, is refused). Versions are ETags, or else
-    Last-Modified together with the size; a strong ETag is sent along as If-Match.
+    Range responses are checked: the server must send exactly the requested bytes. If a server sends the whole object
+    instead, the requested part is cut out of it, and a warning is logged once: reading a part then transfers all bytes
+    before it. Compression is never requested, and a compressed response is refused. Versions are ETags, or else
+    Last-Modified together with the size; a strong ETag is sent as If-Match.
 
-    At most ``limits.redirects`` redirects are followed, never from https to http. Beyond the scheme, host and port that
-    the address names no headers, cookies or credentials are sent. Redirects lead into a private network or to this
-    machine only from servers that are there themselves (:mod:`streamloader.stores.http.address_scope`).
+    At most ``limits.redirects`` redirects are followed, never from https to http. Servers with another scheme, host or
+    port than the address receive no headers, cookies or credentials. Only a server in a private network or on this
+    machine may redirect to other addresses there (:mod:`streamloader.stores.http.address_scope`).
 
-    Credentials are those of the address (``https://user:password@host``), ``auth``, ``token`` or ``headers``, or else
-    what the file named by ``$NETRC``, or ``~/.netrc``, has for the host (entries for a ``machine``; not ``default``).
-    Cookies are neither kept nor sent. Proxies, in the environment or not, are not used.
+    Credentials come from the address (``https://user:password@host``), from ``auth``, ``token`` or ``headers``, or from
+    the entry of the host in the file named by ``$NETRC``, or in ``~/.netrc`` (entries for a ``machine``; not
+    ``default``). Cookies are neither kept nor sent. Proxies, including those of the environment, are not used.
 
     Args:
-        url: scheme, host and port.
-        timeouts: see :class:`Store`.
-        limits: see :class:`Store`. Each request takes a connection, so not more of them are under way than
-            ``limits.connections``.
-        headers: sent with every request to this server.
-        auth: user and password, for Basic authentication.
-        token: for Bearer authentication.
-        ca_file: PEM file of the certificate authorities that are trusted instead of the system's.
-        reach: how near the server may be: "any", "loopback", "private" or "public". "public" is for addresses that
-            somebody else wrote, as in a manifest from the network: they cannot lead to machines on the inside.
+        url: Scheme, host and port.
+        timeouts: Deadlines of requests, see :class:`Store`.
+        limits: Limits of requests, see :class:`Store`. Each request takes a connection, so at most
+            ``limits.connections`` requests run at the same time.
+        headers: Headers of every request to this server. Defaults to none.
+        auth: User and password for Basic authentication. Defaults to None.
+        token: Token for Bearer authentication. Defaults to None.
+        ca_file: PEM file of the trusted certificate authorities. Defaults to those of the system.
+        scope: Scope of addresses that the server may have: "any" (the default), "loopback", "private" or "public". Use
+            "public" for addresses that another party wrote, as in a manifest from the network: they then cannot lead
+            to machines inside your network.
 
     Raises:
-        ConfigError: that is no such address, or options that contradict each other.
+        ConfigError: If the URL or an option is malformed, or if options contradict each other.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("http", "https")
-    writes: ClassVar[bool] = False
-    lists: ClassVar[bool] = False
+    supports_writes: ClassVar[bool] = False
+    supports_listing: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -93,214 +101,251 @@ class HttpStore(Store):
         auth: tuple[str, str] | None = None,
         token: str | None = None,
         ca_file: str | os.PathLike[str] | None = None,
-        reach: str = "any",
+        scope: str = "any",
     ) -> None:
-        root, user = server_of(url)
+        root, user = parse_server_url(url)
         limits = limits or Limits()
         super().__init__(
             root, timeouts=timeouts, limits=replace(limits, requests=min(limits.requests, limits.connections))
         )
-        self._access: Access = access(headers or {}, user, auth, token)
+        self._credentials: Credentials = make_credentials(headers or {}, user, auth, token)
         self._ca_file = None if ca_file is None else os.fspath(ca_file)
-        if reach not in _REACH:
-            raise ConfigError(f"reach={reach!r}: it is one of {', '.join(map(repr, _REACH))}")
-        self._reach = _REACH[reach]
+        if scope not in _SCOPES:
+            raise ConfigError(f"scope={scope!r}: expected one of {', '.join(map(repr, _SCOPES))}")
+        self._scope = _SCOPES[scope]
         self._client: HttpClient | None = None
-        self._rangeless = False
+        self._warned_no_ranges = False
 
     @classmethod
+    @override
     def split(cls, address: str) -> tuple[str, str]:
-        """Split an address into scheme, host and port (with user and password, if there are), and path with query."""
+        """Split an address into scheme, host and port (with user and password, if any), and path with query."""
         scheme, _, rest = address.partition("://")
-        end = min((at for at in (rest.find("/"), rest.find("?"), rest.find("#")) if at >= 0), default=len(rest))
+        end = min((end for end in (rest.find("/"), rest.find("?"), rest.find("#")) if end >= 0), default=len(rest))
         return f"{scheme.lower()}://{rest[:end]}", rest[end:].removeprefix("/")
 
-    # --- what a store does -------------------------------------------------------------------------------------------
+    # --- the store interface -----------------------------------------------------------------------------------------
 
+    @override
     async def _head(self, path: str) -> ObjectInfo:
-        return await self._look(path, Where(self.address(path)), None)
+        return await self._request_info(path, ErrorContext(self.address(path)), None)
 
+    @override
     @contextlib.asynccontextmanager
     async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
-        where = Where(self.address(path), max(0, span.start) if span else 0)
-        headers = {"Range": _asked(span)} if span else {}
-        if version is not None and strong(version):
+        context = ErrorContext(self.address(path), max(0, span.start) if span else 0)
+        headers = {"Range": _format_range(span)} if span else {}
+        if version is not None and is_strong_etag(version):
             headers["If-Match"] = version
-        client = await self._connected()
-        async with client.ask("GET", path, headers, where) as answer:
-            if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and span is not None:
-                await client.drain(answer)
-                yield await self._outside(path, span, version, answer.headers, where)
-            elif answer.status == HTTPStatus.PARTIAL_CONTENT and span is not None:
-                yield self._part(path, span, version, answer, where)
-            elif answer.status == HTTPStatus.OK:
-                yield await self._whole(path, span, version, answer, where)
+        client = await self._connect()
+        async with client.request("GET", path, headers, context) as response:
+            if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and span is not None:
+                await client.drain(response)
+                yield await self._handle_unsatisfied_range(path, span, version, response.headers, context)
+            elif response.status == HTTPStatus.PARTIAL_CONTENT and span is not None:
+                yield self._make_part_body(path, span, version, response, context)
+            elif response.status == HTTPStatus.OK:
+                yield await self._make_whole_body(path, span, version, response, context)
             else:
-                await client.drain(answer)
-                raise refusal(answer, where, pinned="If-Match" in headers)
+                await client.drain(response)
+                raise make_status_error(response, context, pinned="If-Match" in headers)
 
+    @override
     async def _disconnect(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
 
-    def _forget(self) -> None:
+    @override
+    def _drop_connections(self) -> None:
         if self._client is not None and self._client.pid != os.getpid():
-            _inherited.append(self._client)  # to free it would close what the parent uses
+            _inherited.append(self._client)  # freeing it would close the parent's connections
         self._client = None
 
-    async def _connected(self) -> HttpClient:
+    async def _connect(self) -> HttpClient:
         if self._client is None:
-            headers = dict(self._access.headers)
-            login = self._access.login or (None if has_login(headers) else login_from_netrc(self.url))
+            headers = dict(self._credentials.headers)
+            login = self._credentials.login or (None if has_authorization(headers) else read_netrc_login(self.url))
             if login is not None:
                 headers["Authorization"] = login
-            client = HttpClient(Target(self.url, headers, self._reach, self._ca_file), self.timeouts, self.limits)
-            self._client = client  # before the next await: nobody else may make another
+            server = HttpServerConfig(self.url, headers, self._scope, self._ca_file)
+            client = HttpClient(server, self.timeouts, self.limits)
+            self._client = client  # before the next await, so that no other task creates another one
             await client.open()
         return self._client
 
-    def _check_path(self, path: str, *, empty: bool) -> None:
+    @override
+    def _check_path(self, path: str, *, allow_empty: bool) -> None:
         if isinstance(path, str) and "#" in path:
-            raise ConfigError(
-                f"{path!r}: what follows '#' is never sent to a server; write %23 if it is part of a name"
-            )
+            raise ConfigError(f"{path!r}: text after '#' is never sent to a server; write %23 if it is part of a name")
         name = path.partition("?")[0] or "-" if isinstance(path, str) and path else path
-        super()._check_path(name, empty=empty)
+        super()._check_path(name, allow_empty=allow_empty)
         if any(unquote(part) in (".", "..") for part in name.split("/")):
-            raise ConfigError(f"{path!r} is no path in a store: it has '.' or '..' in it, encoded")
+            raise ConfigError(f"{path!r} is not a path in a store: it contains an encoded '.' or '..'")
 
-    # --- looking -----------------------------------------------------------------------------------------------------
+    # --- metadata ----------------------------------------------------------------------------------------------------
 
-    async def _look(self, path: str, where: Where, asked: str | None) -> ObjectInfo:
-        client = await self._connected()
-        async with client.ask("HEAD", path, {}, where) as answer:
+    async def _request_info(self, path: str, context: ErrorContext, expected_version: str | None) -> ObjectInfo:
+        client = await self._connect()
+        async with client.request("HEAD", path, {}, context) as response:
             info = None
-            if answer.status == HTTPStatus.OK:
-                info = object_info(path, answer.headers, length_of(answer), asked)
-                # Some leave out the size here, or say 0 for what they make on the spot.
-                if info.size and "Content-Encoding" not in answer.headers:
+            if response.status == HTTPStatus.OK:
+                info = parse_object_info(path, response.headers, body_length(response), expected_version)
+                # Some servers omit the size here, or report 0 for generated content.
+                if info.size and "Content-Encoding" not in response.headers:
                     return info
-            elif answer.status not in NO_HEAD:
-                raise refusal(answer, where)
-        async with client.ask("GET", path, {"Range": "bytes=0-0"}, where) as answer:
-            if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                await client.drain(answer)
-                size = unsatisfied_size(answer.headers.get("Content-Range", ""))
+            elif response.status not in HEAD_UNSUPPORTED_STATUSES:
+                raise make_status_error(response, context)
+        async with client.request("GET", path, {"Range": "bytes=0-0"}, context) as response:
+            if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                await client.drain(response)
+                size = parse_unsatisfied_size(response.headers.get("Content-Range", ""))
                 if info is not None and info.version is not None:
                     return replace(info, size=size)
-            elif answer.status == HTTPStatus.PARTIAL_CONTENT:
-                size = range_of(answer, where)[2]
-            elif answer.status == HTTPStatus.OK:
-                require_plain(answer, where)
-                size = length_of(answer)
+            elif response.status == HTTPStatus.PARTIAL_CONTENT:
+                size = read_content_range(response, context)[2]
+            elif response.status == HTTPStatus.OK:
+                require_unencoded(response, context)
+                size = body_length(response)
             else:
-                await client.drain(answer)
-                raise refusal(answer, where)
-            return object_info(path, answer.headers, size, asked)
+                await client.drain(response)
+                raise make_status_error(response, context)
+            return parse_object_info(path, response.headers, size, expected_version)
 
-    async def _outside(
-        self, path: str, span: ByteRange, version: str | None, headers: Mapping[str, str], where: Where
+    async def _handle_unsatisfied_range(
+        self, path: str, span: ByteRange, version: str | None, headers: Mapping[str, str], context: ErrorContext
     ) -> Body:
-        """Judge a server that has no such bytes: it is right, or there are none to have."""
-        info = await self._look(path, where, version)
+        """Check a server's response that a range does not exist. Return an empty body if the range is empty."""
+        info = await self._request_info(path, context, version)
         if info.size is None:
-            info = replace(info, size=unsatisfied_size(headers.get("Content-Range", "")))
+            info = replace(info, size=parse_unsatisfied_size(headers.get("Content-Range", "")))
         if info.size is None:
-            raise RangeOutside(
-                f"{where.address} does not have bytes {span}", address=where.address, offset=where.offset, size=None
+            raise RangeNotSatisfiable(
+                f"{context.address} does not have bytes {span}",
+                address=context.address,
+                offset=context.offset,
+                size=None,
             )
-        self._check_version(info, version, where.offset or 0)
-        start, end = span.within(info.size, where.address)
+        self._check_version(info, version, context.offset or 0)
+        start, end = span.within(info.size, context.address)
         if start != end:
-            raise fault(where, f"it has {info.size} bytes, but the server says that there are none in {span}")
-        return Body(info, start, end, _none())
-
-    # --- what is sent ------------------------------------------------------------------------------------------------
-
-    def _part(
-        self, path: str, span: ByteRange, version: str | None, answer: aiohttp.ClientResponse, where: Where
-    ) -> Body:
-        """Check that a part is the one that was asked for; base compares it once more, with the size."""
-        start, end, size = range_of(answer, where)
-        length = length_of(answer)
-        if length not in (None, end - start):
-            raise fault(where, f"{length} bytes are announced for the range [{start}:{end}]")
-        info = object_info(path, answer.headers, size, version)
-        if info.size is None and span.end is None:
-            raise fault(where, f"the server does not tell where {span} ends, so it could break off unnoticed")
-        return Body(info, start, end, self._chunks(answer, where, start))
-
-    async def _whole(
-        self, path: str, span: ByteRange | None, version: str | None, answer: aiohttp.ClientResponse, where: Where
-    ) -> Body:
-        """Take the right part of an object that is sent as a whole."""
-        require_plain(answer, where)
-        info = object_info(path, answer.headers, length_of(answer), version)
-        start, end = (0, None) if span is None else (span.start, span.end)
-        if info.size is None and (start < 0 or (end is None and "Transfer-Encoding" not in answer.headers)):
-            info = await self._measured(info, where)
-        self._check_version(info, version, where.offset or 0)
-        if info.size is not None:
-            start, end = (span or ByteRange()).within(info.size, where.address)
-        if span is not None and (start, end) not in ((0, info.size), (0, None)) and not self._rangeless:
-            self._rangeless = True
-            _log.warning(
-                "%s serves no ranges (it sent all of %s when it was asked for a part): reading a part of an object "
-                "costs as much as all that is before it",
-                self.url,
-                where.address,
+            raise make_protocol_error(
+                context, f"the object has {info.size} bytes, but the server refused the range {span}"
             )
-        needed = max(start, end or 0) if info.size is None else 0
-        stop = None if end == info.size else end  # at the object's own end it is seen whether more comes
-        return Body(info, start, end, self._chunks(answer, where, 0, stop, needed), skip=start)
+        return Body(info, start, end, _yield_nothing())
 
-    async def _measured(self, info: ObjectInfo, where: Where) -> ObjectInfo:
-        """Find the size of an object that is sent without a length, and ends where the connection does."""
-        looked = await self._look(info.path, where, info.version)
-        size = looked.size if looked.version == info.version else None
+    # --- bodies ------------------------------------------------------------------------------------------------------
+
+    def _make_part_body(
+        self,
+        path: str,
+        span: ByteRange,
+        version: str | None,
+        response: aiohttp.ClientResponse,
+        context: ErrorContext,
+    ) -> Body:
+        """Check that a part is complete. The base class compares it with the request."""
+        start, end, size = read_content_range(response, context)
+        length = body_length(response)
+        if length not in (None, end - start):
+            raise make_protocol_error(context, f"the server announced {length} bytes for the range [{start}:{end}]")
+        info = parse_object_info(path, response.headers, size, version)
+        if info.size is None and span.end is None:
+            raise make_protocol_error(
+                context, f"the server does not report the end of {span}, so the transfer could break off unnoticed"
+            )
+        return Body(info, start, end, self._read_pieces(response, context, start))
+
+    async def _make_whole_body(
+        self,
+        path: str,
+        span: ByteRange | None,
+        version: str | None,
+        response: aiohttp.ClientResponse,
+        context: ErrorContext,
+    ) -> Body:
+        """Cut the requested part out of an object that the server sends as a whole."""
+        require_unencoded(response, context)
+        info = parse_object_info(path, response.headers, body_length(response), version)
+        start, end = (0, None) if span is None else (span.start, span.end)
+        if info.size is None and (start < 0 or (end is None and "Transfer-Encoding" not in response.headers)):
+            info = await self._add_size(info, context)
+        self._check_version(info, version, context.offset or 0)
+        if info.size is not None:
+            start, end = (span or ByteRange()).within(info.size, context.address)
+        if span is not None and (start, end) not in ((0, info.size), (0, None)) and not self._warned_no_ranges:
+            self._warned_no_ranges = True
+            _log.warning(
+                "%s does not support ranges (it sent all of %s when a part was requested): reading a part of an object "
+                "transfers all bytes before it",
+                self.url,
+                context.address,
+            )
+        min_size = max(start, end or 0) if info.size is None else 0
+        last = None if end == info.size else end  # read to the end of the object, to detect surplus bytes
+        return Body(info, start, end, self._read_pieces(response, context, 0, last, min_size), skip=start)
+
+    async def _add_size(self, info: ObjectInfo, context: ErrorContext) -> ObjectInfo:
+        """Query the size of an object that is sent without a length and ends when the connection is closed."""
+        current = await self._request_info(info.path, context, info.version)
+        size = current.size if current.version == info.version else None
         if size is None:
-            raise fault(
-                where, "the server tells no size, and ends what it sends by hanging up: it could break off unnoticed"
+            raise make_protocol_error(
+                context,
+                "the server reports no size, and closes the connection at the end: the transfer could break off "
+                "unnoticed",
             )
         return replace(info, size=size)
 
-    async def _chunks(
-        self, answer: aiohttp.ClientResponse, where: Where, at: int, stop: int | None = None, needed: int = 0
+    async def _read_pieces(
+        self,
+        response: aiohttp.ClientResponse,
+        context: ErrorContext,
+        offset: int,
+        end: int | None = None,
+        min_size: int = 0,
     ) -> AsyncGenerator[bytes, None]:
-        """Yield what comes, from byte `at` of the object: all, or up to `stop`.
+        """Yield the bytes of a response.
+
+        Args:
+            response: Response to read.
+            context: Address for error messages.
+            offset: Offset of the first byte of the response in the object.
+            end: Offset to stop at. Defaults to the end of the response.
+            min_size: Minimum size of the object, in bytes, if it is not known before the response ends. Defaults to 0.
 
         Raises:
-            RangeOutside: the object ends before byte `needed`.
+            RangeNotSatisfiable: If the object is smaller than `min_size`.
         """
-        origin = str(answer.url.origin())
-        while stop is None or at < stop:
-            with translated(replace(where, offset=at), origin, self.timeouts, begun=True):
-                chunk = await answer.content.readany()
-            if not chunk:
+        origin = str(response.url.origin())
+        while end is None or offset < end:
+            with translate_errors(replace(context, offset=offset), origin, self.timeouts, started=True):
+                piece = await response.content.readany()
+            if not piece:
                 break
-            if stop is not None:
-                chunk = chunk[: stop - at]
-            at += len(chunk)
-            yield chunk
-        if at < needed and "Transfer-Encoding" in answer.headers:  # with it, an end is an end and no break
-            raise RangeOutside(
-                f"asked for more than the {at} bytes of {where.address}",
-                address=where.address,
-                offset=where.offset,
-                size=at,
+            if end is not None:
+                piece = piece[: end - offset]
+            offset += len(piece)
+            yield piece
+        # With a transfer encoding the end is marked, so the transfer has not merely broken off.
+        if offset < min_size and "Transfer-Encoding" in response.headers:
+            raise RangeNotSatisfiable(
+                f"{context.address} has only {offset} bytes, fewer than requested",
+                address=context.address,
+                offset=context.offset,
+                size=offset,
             )
 
 
 _inherited: Final[list[HttpClient]] = []
 
 
-async def _none() -> AsyncGenerator[bytes, None]:
+async def _yield_nothing() -> AsyncGenerator[bytes, None]:
     return
-    yield  # which makes it a generator
+    yield  # makes this function a generator
 
 
-def _asked(span: ByteRange) -> str:
+def _format_range(span: ByteRange) -> str:
     if span.start < 0:
         return f"bytes={span.start}"
     return f"bytes={span.start}-{'' if span.end is None else span.end - 1}"

@@ -1,1 +1,1 @@
-"""Files on IPFS, every block verified against its CID."""
+"""Files on IPFS. Every block is verified against its CID."""

@@ -1,4 +1,4 @@
-"""CAR files of version 1, read as they come: https://ipld.io/specs/transport/car/carv1."""
+"""Read CAR files of version 1 as they arrive: https://ipld.io/specs/transport/car/carv1."""
 
 from __future__ import annotations
 
@@ -7,104 +7,105 @@ from typing import Final
 
 import libipld
 
-from streamloader.errors import Interrupted, LimitExceeded, ProtocolFault
+from streamloader.errors import LimitExceeded, ProtocolError, TransferInterrupted
 from streamloader.stores.ipfs.cid import Cid, read_varint
 
 __all__ = ["CarReader"]
 
-_HEADER: Final = 64 << 10  # bytes at most; one root makes 60
-_NAME: Final = 4 << 10  # bytes of a CID at most
-_LONGEST_VARINT: Final = 10  # bytes
+_MAX_HEADER_BYTES: Final = 64 << 10  # with a single root it has 60 bytes
+_MAX_CID_BYTES: Final = 4 << 10
+_MAX_VARINT_BYTES: Final = 10
 
 
 class CarReader:
-    """Reads the blocks of a CAR one after the other. It does not compare them with their CIDs.
+    """Read the blocks of a CAR one after the other. They are not compared with their CIDs.
 
-    Memory is that of one block, and of one chunk.
+    Memory is limited to one block and one received piece.
 
     Args:
-        chunks: the bytes.
-        most: bytes of one block.
-        where: the CAR comes from, for errors.
+        pieces: Bytes of the CAR, in pieces of any size.
+        max_block_bytes: Maximum size of a block.
+        origin: Sender of the CAR for messages.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], most: int, where: str) -> None:
-        self._chunks = chunks
-        self._most = most
-        self._where = where
+    def __init__(self, pieces: AsyncIterator[bytes], max_block_bytes: int, origin: str) -> None:
+        self._pieces = pieces
+        self._max_block_bytes = max_block_bytes
+        self._origin = origin
         self._buffer = bytearray()
-        self._begun = False
+        self._header_done = False
 
-    async def next(self) -> tuple[Cid, bytes] | None:
-        """Return the next block with its name, None at the end.
+    async def read_block(self) -> tuple[Cid, bytes] | None:
+        """Return the next block with its CID, or None at the end.
 
         Raises:
-            Interrupted: the CAR ends within a block.
-            LimitExceeded: a block is too large.
-            ProtocolFault: that is no CAR.
+            TransferInterrupted: If the CAR ends within a block.
+            LimitExceeded: If a block is too large.
+            ProtocolError: If the data is not a valid CAR.
         """
-        if not self._begun:
-            self._check_header(await self._section(_HEADER))
-            self._begun = True
-        section = await self._section(self._most + _NAME)
+        if not self._header_done:
+            self._check_header(await self._read_section(_MAX_HEADER_BYTES))
+            self._header_done = True
+        section = await self._read_section(self._max_block_bytes + _MAX_CID_BYTES)
         if section is None:
             return None
-        cid, at = Cid.read(section, 0)
-        block = section[at:]
-        if len(block) > self._most:
-            raise self._too_large()
+        cid, offset = Cid.read(section, 0)
+        block = section[offset:]
+        if len(block) > self._max_block_bytes:
+            raise self._block_too_large()
         return cid, block
 
     def _check_header(self, section: bytes | None) -> None:
         try:
             header = libipld.decode_dag_cbor(section or b"")
         except (ValueError, RecursionError) as error:
-            raise self.fault(f"something that is no CAR: {error}") from error
+            raise self.make_protocol_error(f"data that is not a CAR: {error}") from error
         if not isinstance(header, dict) or header.get("version") != 1:
-            raise self.fault("something that is no CAR of version 1")
+            raise self.make_protocol_error("data that is not a CAR of version 1")
 
-    async def _section(self, most: int) -> bytes | None:
-        """Return what comes next, with its length in front of it; None at the end."""
-        while (head := self._length()) is None:
-            if not await self._more():
-                if self._buffer or not self._begun:
-                    raise self.cut_off()
+    async def _read_section(self, max_bytes: int) -> bytes | None:
+        """Return the next section, which has its length in front, or None at the end."""
+        while (head := self._parse_length()) is None:
+            if not await self._receive():
+                if self._buffer or not self._header_done:
+                    raise self.make_truncated_error()
                 return None
-        length, at = head
-        if length > most:
-            if not self._begun:
-                raise self.fault("something that is no CAR")
-            raise self._too_large()
+        length, start = head
+        if length > max_bytes:
+            if not self._header_done:
+                raise self.make_protocol_error("data that is not a CAR")
+            raise self._block_too_large()
         if not length:
-            raise self.fault("a CAR with a section of no bytes")
-        while len(self._buffer) < at + length:
-            if not await self._more():
-                raise self.cut_off()
-        section = bytes(memoryview(self._buffer)[at : at + length])
-        del self._buffer[: at + length]
+            raise self.make_protocol_error("a CAR with an empty section")
+        while len(self._buffer) < start + length:
+            if not await self._receive():
+                raise self.make_truncated_error()
+        section = bytes(memoryview(self._buffer)[start : start + length])
+        del self._buffer[: start + length]
         return section
 
-    def _length(self) -> tuple[int, int] | None:
-        """Return the length that the buffer begins with, and where it ends; None if more is needed to know."""
+    def _parse_length(self) -> tuple[int, int] | None:
+        """Return the length at the start of the buffer and the offset behind it, or None if it is incomplete."""
         try:
             return read_varint(self._buffer, 0)
-        except ProtocolFault:
-            if len(self._buffer) >= _LONGEST_VARINT:
-                raise self.fault("something that is no CAR") from None
+        except ProtocolError:
+            if len(self._buffer) >= _MAX_VARINT_BYTES:
+                raise self.make_protocol_error("data that is not a CAR") from None
             return None
 
-    async def _more(self) -> bool:
-        chunk = await anext(self._chunks, None)
-        self._buffer += chunk or b""
-        return chunk is not None
+    async def _receive(self) -> bool:
+        """Append the next piece to the buffer. Return False at the end."""
+        piece = await anext(self._pieces, None)
+        self._buffer += piece or b""
+        return piece is not None
 
-    def cut_off(self) -> Interrupted:
+    def make_truncated_error(self) -> TransferInterrupted:
         """Return the error for a CAR that ends too early."""
-        return Interrupted(f"{self._where} sends a CAR that ends in the middle")
+        return TransferInterrupted(f"{self._origin} sent a truncated CAR")
 
-    def fault(self, what: str) -> ProtocolFault:
-        """Return the error for a CAR that is not as it should be."""
-        return ProtocolFault(f"{self._where} sends {what}")
+    def make_protocol_error(self, what: str) -> ProtocolError:
+        """Return the error for an invalid CAR. `what` describes what the server sent."""
+        return ProtocolError(f"{self._origin} sent {what}")
 
-    def _too_large(self) -> LimitExceeded:
-        return LimitExceeded(f"{self._where} sends a block of more than {self._most} bytes")
+    def _block_too_large(self) -> LimitExceeded:
+        return LimitExceeded(f"{self._origin} sent a block of more than {self._max_block_bytes} bytes")

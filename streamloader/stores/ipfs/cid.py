@@ -1,8 +1,8 @@
-"""Content identifiers: what a block is called, and whether bytes are that block.
+"""Content identifiers (CIDs): names of blocks that contain a hash of the block.
 
 Formats: https://github.com/multiformats/cid (versions 0 and 1), https://github.com/multiformats/multihash and the
-code numbers of https://github.com/multiformats/multicodec. Text forms (multibase) are libipld's business; the bytes
-are read here, because libipld takes no digest of more than 64 bytes, and blocks that lie in their own name have them.
+codes of https://github.com/multiformats/multicodec. libipld converts text forms (multibase). Binary forms are parsed
+here, because libipld accepts no digest of more than 64 bytes, and CIDs that contain their block have longer ones.
 """
 
 from __future__ import annotations
@@ -13,25 +13,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from streamloader.errors import MissingExtra, NotSupported, ProtocolFault
+from streamloader.errors import MissingDependency, NotSupported, ProtocolError
 
 try:
     import libipld
 except ImportError as error:  # pragma: no cover - the tests have it
-    raise MissingExtra("ipfs:// and ipns:// need libipld: pip install streamloader[ipfs]") from error
+    raise MissingDependency("ipfs:// and ipns:// need libipld: pip install streamloader[ipfs]") from error
 
-__all__ = ["DAG_PB", "HASHES", "IDENTITY", "LIBP2P_KEY", "RAW", "Cid", "digest_of", "read_varint", "varint"]
+__all__ = [
+    "DAG_PB",
+    "HASHES",
+    "IDENTITY",
+    "LIBP2P_KEY",
+    "RAW",
+    "Cid",
+    "compute_digest",
+    "encode_varint",
+    "read_varint",
+]
 
 RAW: Final = 0x55
 DAG_PB: Final = 0x70
 LIBP2P_KEY: Final = 0x72
 IDENTITY: Final = 0x00
 _SHA2_256: Final = 0x12
-_LONGEST_TEXT: Final = 4096  # characters; a block of 2 KiB in its own name has that many
-_CODECS: Final = {RAW: "raw", DAG_PB: "dag-pb", 0x71: "dag-cbor", 0x0129: "dag-json", LIBP2P_KEY: "libp2p-key"}
+_MAX_TEXT_CHARACTERS: Final = 4096  # enough for a CID that contains a block of 2 KiB
+_CODEC_NAMES: Final = {RAW: "raw", DAG_PB: "dag-pb", 0x71: "dag-cbor", 0x0129: "dag-json", LIBP2P_KEY: "libp2p-key"}
 
 
-# By their names in the table of multicodecs, with the bytes of a digest.
+# Name in the multicodec table -> (code, digest size in bytes).
 HASHES: Final = {
     "sha2-256": (_SHA2_256, 32),
     "sha2-512": (0x13, 64),
@@ -44,13 +54,13 @@ HASHES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Cid:
-    """The name of a block: how it is to be read, and the digest of its bytes.
+    """Identifier of a block: the codec to decode it with, and the digest of its bytes.
 
     Attributes:
-        version: 0 or 1. Version 0 is always dag-pb with sha2-256.
-        codec: multicodec of the block: ``RAW`` or ``DAG_PB`` for UnixFS.
-        hash_code: multicodec of the hash.
-        digest: of the block's bytes; for identity CIDs the bytes themselves.
+        version: Version of the CID, 0 or 1. Version 0 always means dag-pb and sha2-256.
+        codec: Multicodec of the block: ``RAW`` or ``DAG_PB`` for UnixFS.
+        hash_code: Multicodec of the hash function.
+        digest: Digest of the block's bytes. Identity CIDs contain the bytes themselves.
     """
 
     version: int
@@ -60,156 +70,161 @@ class Cid:
 
     @classmethod
     def parse(cls, text: str) -> Cid:
-        """Read the text form: base58 for version 0, any multibase that libipld knows for version 1.
+        """Parse the text form: base58 for version 0, any multibase that libipld supports for version 1.
 
         Raises:
-            ProtocolFault: that is no CID.
+            ProtocolError: If the text is not a CID.
         """
-        if not text.isascii() or not 2 <= len(text) <= _LONGEST_TEXT:
-            raise ProtocolFault(f"{text[:80]!r} is no CID")
+        if not text.isascii() or not 2 <= len(text) <= _MAX_TEXT_CHARACTERS:
+            raise ProtocolError(f"{text[:80]!r} is not a CID")
         try:
-            plain = text[0] == "Q"  # version 0 has no letter for its base
-            _, data = libipld.decode_multibase(f"z{text}" if plain else text)
+            is_version_0 = text[0] == "Q"  # version 0 has no multibase prefix
+            _, data = libipld.decode_multibase(f"z{text}" if is_version_0 else text)
         except ValueError as error:
-            raise ProtocolFault(f"{text[:80]!r} is no CID: {error}") from error
+            raise ProtocolError(f"{text[:80]!r} is not a CID: {error}") from error
         cid = cls.decode(bytes(data))
-        if plain != (cid.version == 0):
-            raise ProtocolFault(f"{text[:80]!r} is no CID: a wrong base for its version")
+        if is_version_0 != (cid.version == 0):
+            raise ProtocolError(f"{text[:80]!r} is not a CID: its base does not match its version")
         return cid
 
     @classmethod
     def decode(cls, data: bytes) -> Cid:
-        """Read the binary form, which has to end with `data`.
+        """Decode the binary form, which must be all of `data`.
 
         Raises:
-            ProtocolFault: that is no CID.
+            ProtocolError: If the data is not a CID.
         """
         cid, end = cls.read(data, 0)
         if end != len(data):
-            raise ProtocolFault(f"a CID with {len(data) - end} bytes too many")
+            raise ProtocolError(f"a CID with {len(data) - end} extra bytes")
         return cid
 
     @classmethod
-    def read(cls, data: bytes, at: int) -> tuple[Cid, int]:
-        """Read the binary form that begins at `at`, and return where it ends too.
+    def read(cls, data: bytes, offset: int) -> tuple[Cid, int]:
+        """Decode the binary form at `offset`. Return the CID and the offset behind it.
 
         Raises:
-            ProtocolFault: there is none.
+            ProtocolError: If there is no CID at `offset`.
         """
-        if data[at : at + 2] == b"\x12\x20":
-            digest = data[at + 2 : at + 34]
+        if data[offset : offset + 2] == b"\x12\x20":
+            digest = data[offset + 2 : offset + 34]
             if len(digest) != 32:
-                raise ProtocolFault("a CID that is cut off")
-            return cls(0, DAG_PB, _SHA2_256, digest), at + 34
-        version, at = read_varint(data, at)
+                raise ProtocolError("a truncated CID")
+            return cls(0, DAG_PB, _SHA2_256, digest), offset + 34
+        version, offset = read_varint(data, offset)
         if version != 1:
-            raise ProtocolFault(f"a CID of version {version}; there are 0 and 1")
-        codec, at = read_varint(data, at)
-        code, at = read_varint(data, at)
-        length, at = read_varint(data, at)
-        digest = data[at : at + length]
+            raise ProtocolError(f"a CID of version {version}, where only 0 and 1 exist")
+        codec, offset = read_varint(data, offset)
+        hash_code, offset = read_varint(data, offset)
+        length, offset = read_varint(data, offset)
+        digest = data[offset : offset + length]
         if len(digest) != length:
-            raise ProtocolFault("a CID that is cut off")
-        return cls(1, codec, code, digest), at + length
+            raise ProtocolError("a truncated CID")
+        return cls(1, codec, hash_code, digest), offset + length
 
     @property
     def codec_name(self) -> str:
-        """For messages."""
-        return _CODECS.get(self.codec, f"codec {self.codec:#x}")
+        """Name of the codec for messages."""
+        return _CODEC_NAMES.get(self.codec, f"codec {self.codec:#x}")
 
     @property
     def inline(self) -> bytes | None:
-        """The block itself, where it lies in its name."""
+        """The block itself if the CID contains it, otherwise None."""
         return self.digest if self.hash_code == IDENTITY else None
 
     def encode(self) -> bytes:
         """Return the binary form."""
-        hashed = varint(self.hash_code) + varint(len(self.digest)) + self.digest
-        return hashed if self.version == 0 else b"\x01" + varint(self.codec) + hashed
+        multihash = encode_varint(self.hash_code) + encode_varint(len(self.digest)) + self.digest
+        return multihash if self.version == 0 else b"\x01" + encode_varint(self.codec) + multihash
 
     def matches(self, block: bytes) -> bool:
-        """Whether `block` is the one that is called so.
+        """Return whether `block` is the block that this CID identifies.
 
         Raises:
-            NotSupported: it is named by a hash that is not known here, so that nobody can tell.
+            NotSupported: If the hash function is not supported.
         """
         if self.hash_code == IDENTITY:
             return block == self.digest
-        return digest_of(self.hash_code, len(self.digest), block) == self.digest
+        return compute_digest(self.hash_code, len(self.digest), block) == self.digest
 
     def require_known_hash(self) -> None:
-        """Refuse, before anything is fetched, what could not be checked.
+        """Check that blocks of this CID can be verified, before they are fetched.
 
         Raises:
-            NotSupported: see :meth:`matches`.
+            NotSupported: If the hash function is not supported.
         """
         if self.hash_code != IDENTITY:
-            _hasher(self.hash_code, len(self.digest))
+            _get_hasher(self.hash_code, len(self.digest))
 
     def __str__(self) -> str:
-        """Write version 0 in base58, version 1 in base32."""
+        """Return the text form: base58 for version 0, base32 for version 1."""
         if self.version == 0:
             return str(libipld.encode_multibase("z", self.encode()))[1:]
         return str(libipld.encode_multibase("b", self.encode()))
 
 
-def read_varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
-    """Read an unsigned varint of at most 64 bits in its shortest form, and return where it ends too.
+def read_varint(data: bytes | bytearray, offset: int) -> tuple[int, int]:
+    """Read an unsigned varint of at most 64 bits in its shortest form. Return its value and the offset behind it.
 
     Raises:
-        ProtocolFault: there is none.
+        ProtocolError: If there is no such varint at `offset`.
     """
     value = shift = 0
     while True:
-        if at >= len(data):
-            raise ProtocolFault("a number that is cut off")
-        byte = data[at]
-        at += 1
+        if offset >= len(data):
+            raise ProtocolError("a truncated number")
+        byte = data[offset]
+        offset += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             break
         shift += 7
         if shift > 63:
-            raise ProtocolFault("a number of more than 64 bits")
+            raise ProtocolError("a number of more than 64 bits")
     if value >> 64 or (shift and not byte):
-        raise ProtocolFault("a number that is not in its shortest form")
-    return value, at
+        raise ProtocolError("a number that is not in its shortest form")
+    return value, offset
 
 
-def varint(value: int) -> bytes:
+def encode_varint(value: int) -> bytes:
     """Return an unsigned varint in its shortest form."""
-    out = bytearray()
+    encoded = bytearray()
     while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    out.append(value)
-    return bytes(out)
+    encoded.append(value)
+    return bytes(encoded)
 
 
-def digest_of(code: int, size: int, block: bytes) -> bytes:
-    """Return the digest of a block by the hash with this multicodec.
+def compute_digest(code: int, size: int, block: bytes) -> bytes:
+    """Return the digest of a block.
+
+    Args:
+        code: Multicodec of the hash function.
+        size: Size of the digest in bytes.
+        block: Bytes to hash.
 
     Raises:
-        NotSupported: that hash is not known here, or not in this length.
+        NotSupported: If the hash function, or its digest size, is not supported.
     """
-    return _hasher(code, size)(block)
+    return _get_hasher(code, size)(block)
 
 
 @functools.cache
-def _hasher(code: int, size: int) -> Callable[[bytes], bytes]:
+def _get_hasher(code: int, size: int) -> Callable[[bytes], bytes]:
     if (code, size) == HASHES["blake2b-256"]:
         return lambda block: hashlib.blake2b(block, digest_size=32).digest()
     if (code, size) == HASHES["blake3"]:
         try:
             from blake3 import blake3
         except ImportError as error:  # pragma: no cover - the tests have it
-            raise MissingExtra("blocks named by blake3 need it: pip install streamloader[ipfs]") from error
+            raise MissingDependency("CIDs with blake3 need it: pip install streamloader[ipfs]") from error
         return lambda block: bytes(blake3(block).digest())
-    name = next((name for name, known in HASHES.items() if known == (code, size)), None)
+    name = next((name for name, code_and_size in HASHES.items() if code_and_size == (code, size)), None)
     if name is None:
         raise NotSupported(
-            f"a CID with hash {code:#x} of {size} bytes cannot be checked: known are {', '.join(HASHES)} and identity, "
-            "each in full length"
+            f"a CID with hash {code:#x} of {size} bytes cannot be verified: {', '.join(HASHES)} and identity are "
+            "supported, each with its full digest"
         )
     function = {
         "sha2-256": hashlib.sha256,

@@ -1,7 +1,8 @@
-"""IPNS: names that belong to a key, and records that say what is behind them.
+"""Verify IPNS records: signed statements of the path that a name stands for.
 
-A gateway's word for that is worth nothing, so it is asked for the record, which carries a signature of the key that the
-name is. Formats: https://specs.ipfs.tech/ipns/ipns-record and https://github.com/libp2p/specs (peer ids and keys).
+An IPNS name is a public key. A gateway's own answer for a name proves nothing, so the store requests the record,
+which is signed with that key. Formats: https://specs.ipfs.tech/ipns/ipns-record and https://github.com/libp2p/specs
+(peer ids and keys).
 """
 
 from __future__ import annotations
@@ -16,110 +17,116 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from streamloader.errors import NotSupported, ProtocolFault, WrongContent
+from streamloader.errors import IntegrityError, NotSupported, ProtocolError
 from streamloader.stores.ipfs.cid import LIBP2P_KEY, Cid
-from streamloader.stores.ipfs.unixfs import fields
+from streamloader.stores.ipfs.unixfs import read_fields
 
-__all__ = ["key_of", "split_path", "verified_target"]
+__all__ = ["parse_key", "split_path", "verify_record"]
 
-_SIGNED: Final = b"ipns-signature:"
+_SIGNATURE_PREFIX: Final = b"ipns-signature:"
 _RSA, _ED25519 = 0, 1
-_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_TIME_PATTERN: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 
 
-def key_of(name: str) -> Cid | None:
-    """Return the key that a name is, in any of the ways to write it; None for names of the DNS.
+def parse_key(name: str) -> Cid | None:
+    """Return the key of a name in any of its text forms, or None for a DNS name.
 
     Raises:
-        ProtocolFault: it looks like a key and is none.
+        ProtocolError: If the name has the form of a key but is not valid.
     """
     if "." in name:
         return None
     if name.startswith(("Qm", "1")):  # a bare multihash
-        cid = Cid.parse(name) if name.startswith("Qm") else Cid.decode(b"\x01\x72" + _base58(name))
+        cid = Cid.parse(name) if name.startswith("Qm") else Cid.decode(b"\x01\x72" + _decode_base58(name))
         return Cid(1, LIBP2P_KEY, cid.hash_code, cid.digest)
     try:
         cid = Cid.parse(name)
-    except ProtocolFault:
+    except ProtocolError:
         return None
     return cid if cid.codec == LIBP2P_KEY else Cid(1, LIBP2P_KEY, cid.hash_code, cid.digest)
 
 
 def split_path(path: str) -> tuple[str, str, list[str]]:
-    """Split what a name stands for into "ipfs" or "ipns", a CID or name, and the names behind it.
+    """Split the path that a name stands for into "ipfs" or "ipns", the CID or name, and the file names below it.
 
     Raises:
-        ProtocolFault: it is no such path.
+        ProtocolError: If it is not such a path.
     """
     parts = path.strip("/").split("/")
     if len(parts) < 2 or parts[0] not in ("ipfs", "ipns"):
-        raise ProtocolFault(f"a name that stands for {path[:200]!r}, which is no path of IPFS")
+        raise ProtocolError(f"a name that stands for {path[:200]!r}, which is not an IPFS path")
     return parts[0], parts[1], parts[2:]
 
 
-def verified_target(key: Cid, record: bytes, now: datetime | None = None) -> str:
-    """Return the path that a record gives to a key, if the key signed it and it is still good.
+def verify_record(key: Cid, record: bytes, now: datetime | None = None) -> str:
+    """Verify a record and return its path.
+
+    Args:
+        key: Key of the name.
+        record: Encoded record.
+        now: Time at which the record must be valid. Defaults to the current time.
 
     Raises:
-        WrongContent: it is not signed by this key, or says two things.
-        ProtocolFault: it is damaged.
-        NotSupported: the key is of a kind that is not known here.
+        IntegrityError: If the record is not signed with this key, or has expired.
+        ProtocolError: If the record is malformed.
+        NotSupported: If the key is of an unsupported type.
     """
-    signature = data = public = b""
-    for number, value in fields(record):
+    signature = data = public_key = b""
+    for number, value in read_fields(record):
         if number == 8 and isinstance(value, bytes):
             signature = value
         elif number == 9 and isinstance(value, bytes):
             data = value
         elif number == 7 and isinstance(value, bytes):
-            public = value
+            public_key = value
     if not signature or not data:
-        raise ProtocolFault("a record of a name without a signature of version 2")
-    _check_signature(key, public, signature, _SIGNED + data)
+        raise ProtocolError("an IPNS record without a signature of version 2")
+    _check_signature(key, public_key, signature, _SIGNATURE_PREFIX + data)
     try:
-        said = libipld.decode_dag_cbor(data)
-        value, until, kind = bytes(said["Value"]), bytes(said["Validity"]).decode(), said["ValidityType"]
-        target = value.decode()
+        document = libipld.decode_dag_cbor(data)
+        value, valid_until = bytes(document["Value"]), bytes(document["Validity"]).decode()
+        validity_type = document["ValidityType"]
+        path = value.decode()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ProtocolFault(f"a signed record of a name that makes no sense: {error}") from error
-    if kind != 0 or _time(until) <= (now or datetime.now(UTC)):
-        raise WrongContent(f"the record of name {key} was good until {until}: it takes a newer one")
-    return target
+        raise ProtocolError(f"a signed IPNS record that is malformed: {error}") from error
+    if validity_type != 0 or _parse_time(valid_until) <= (now or datetime.now(UTC)):
+        raise IntegrityError(f"the record of name {key} was valid until {valid_until}: a newer one is needed")
+    return path
 
 
-def _check_signature(key: Cid, public: bytes, signature: bytes, message: bytes) -> None:
-    encoded = key.inline if key.inline is not None else public
+def _check_signature(key: Cid, public_key: bytes, signature: bytes, message: bytes) -> None:
+    encoded = key.inline if key.inline is not None else public_key
     if not encoded or not key.matches(encoded):
-        raise WrongContent(f"a record that is not of name {key}: its key is another one")
-    kind, data = None, b""
-    for number, value in fields(encoded):
+        raise IntegrityError(f"a record that does not belong to name {key}: its key is a different one")
+    key_type, key_data = None, b""
+    for number, value in read_fields(encoded):
         if number == 1 and isinstance(value, int):
-            kind = value
+            key_type = value
         elif number == 2 and isinstance(value, bytes):
-            data = value
+            key_data = value
     try:
-        if kind == _ED25519:
-            ed25519.Ed25519PublicKey.from_public_bytes(data).verify(signature, message)
-        elif kind == _RSA and isinstance(loaded := load_der_public_key(data), rsa.RSAPublicKey):
+        if key_type == _ED25519:
+            ed25519.Ed25519PublicKey.from_public_bytes(key_data).verify(signature, message)
+        elif key_type == _RSA and isinstance(loaded := load_der_public_key(key_data), rsa.RSAPublicKey):
             loaded.verify(signature, message, padding.PKCS1v15(), SHA256())
         else:
-            raise NotSupported(f"name {key} is a key of kind {kind}: only Ed25519 and RSA can be checked")
+            raise NotSupported(f"name {key} is a key of type {key_type}: only Ed25519 and RSA are supported")
     except (InvalidSignature, ValueError) as error:
-        raise WrongContent(f"a record that is not signed by name {key}") from error
+        raise IntegrityError(f"a record that is not signed with the key of name {key}") from error
 
 
-def _time(text: str) -> datetime:
-    found = _TIME.fullmatch(text)
-    if found is None:
-        raise ProtocolFault(f"a record of a name that is good until {text[:60]!r}")
+def _parse_time(text: str) -> datetime:
+    match = _TIME_PATTERN.fullmatch(text)
+    if match is None:
+        raise ProtocolError(f"an IPNS record with the malformed expiration time {text[:60]!r}")
     try:
-        return datetime.fromisoformat(f"{found[1]}{'+00:00' if found[3] == 'Z' else found[3]}")
+        return datetime.fromisoformat(f"{match[1]}{'+00:00' if match[3] == 'Z' else match[3]}")
     except ValueError as error:
-        raise ProtocolFault(f"a record of a name that is good until {text[:60]!r}") from error
+        raise ProtocolError(f"an IPNS record with the malformed expiration time {text[:60]!r}") from error
 
 
-def _base58(text: str) -> bytes:
+def _decode_base58(text: str) -> bytes:
     try:
         return bytes(libipld.decode_multibase(f"z{text}")[1])
     except ValueError as error:
-        raise ProtocolFault(f"{text[:80]!r} is no name") from error
+        raise ProtocolError(f"{text[:80]!r} is not an IPNS name") from error

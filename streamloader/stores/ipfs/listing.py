@@ -1,4 +1,4 @@
-"""Listing directories, also sharded ones, with many nodes being fetched at the same time."""
+"""List directories, including sharded ones, with many nodes fetched at the same time."""
 
 from __future__ import annotations
 
@@ -6,92 +6,113 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from streamloader.common.gather import map_bounded
-from streamloader.errors import LimitExceeded, ProtocolFault
+from streamloader.errors import LimitExceeded, ProtocolError
 from streamloader.stores.ipfs.cid import RAW
-from streamloader.stores.ipfs.file_reader import GetNode, below
-from streamloader.stores.ipfs.unixfs import Kind, Link, Node, check_name, shard_path, shard_width
+from streamloader.stores.ipfs.file_reader import GetNode, check_child_shard
+from streamloader.stores.ipfs.unixfs import UnixFsKind, UnixFsLink, UnixFsNode, check_name, shard_path, shard_width
 from streamloader.values import ObjectInfo
 
-__all__ = ["Listing"]
+__all__ = ["IpfsListing"]
 
 
-class Listing:
+class IpfsListing:
     """One listing.
 
     Args:
-        get: the node of a CID.
-        ahead: how many nodes are fetched at the same time, for each level of directories.
-        depth: levels of directories at most.
-        most: nodes that are visited at most.
-        recursive: whether to go into directories.
+        get_node: Coroutine function that returns the node of a CID.
+        max_concurrent: Maximum number of nodes fetched at the same time for each level of directories.
+        max_depth: Maximum number of nested directories.
+        max_nodes: Maximum number of nodes fetched for the listing.
+        recursive: Whether subdirectories are listed too.
     """
 
-    def __init__(self, get: GetNode, *, ahead: int, depth: int, most: int, recursive: bool) -> None:
-        self._get = get
-        self._ahead = ahead
-        self._depth = depth
-        self._most = most
+    def __init__(
+        self, get_node: GetNode, *, max_concurrent: int, max_depth: int, max_nodes: int, recursive: bool
+    ) -> None:
+        self._get_node = get_node
+        self._max_concurrent = max_concurrent
+        self._max_depth = max_depth
+        self._max_nodes = max_nodes
         self._recursive = recursive
-        self._visited = 0
+        self._visited_nodes = 0
 
-    async def entries(self, node: Node, path: str, levels: int = 1) -> AsyncGenerator[ObjectInfo, None]:
-        """Yield what is in a directory whose path is `path`. Symbolic links are listed, without a size.
+    async def list_entries(self, node: UnixFsNode, path: str, depth: int = 1) -> AsyncGenerator[ObjectInfo, None]:
+        """Yield the entries of a directory. Symbolic links are listed without a size.
+
+        Args:
+            node: Node of the directory.
+            path: Path of the directory.
+            depth: Nesting level of the directory. Defaults to 1.
 
         Raises:
-            ProtocolFault: it is not sound.
-            LimitExceeded: it is too deep, or visits too many nodes.
-            StoreError: a block cannot be had.
+            ProtocolError: If the directory is malformed.
+            LimitExceeded: If the tree is too deep, or has too many nodes.
+            StoreError: If a block cannot be fetched.
         """
-        if levels > self._depth:
-            raise LimitExceeded(f"{path} lies deeper than {self._depth} directories: raise Limits(depth=...)")
-        async with contextlib.aclosing(map_bounded(self._looked_at, self._links(node), limit=self._ahead)) as found:
-            async for name, link, entry in found:
-                under = f"{path}/{check_name(name)}"
-                if entry is None:
-                    size = len(link.cid.digest) if link.cid.inline is not None else link.total
-                    yield ObjectInfo(under, size, str(link.cid))
-                elif not entry.is_directory:
-                    yield ObjectInfo(under, entry.size if entry.is_file else None, str(link.cid), entry.modified)
+        if depth > self._max_depth:
+            raise LimitExceeded(
+                f"{path} is nested more than {self._max_depth} directories deep: raise Limits(depth=...)"
+            )
+        resolved = map_bounded(self._resolve_entry, self._iterate_links(node), limit=self._max_concurrent)
+        async with contextlib.aclosing(resolved) as entries:
+            async for name, link, child in entries:
+                child_path = f"{path}/{check_name(name)}"
+                if child is None:
+                    size = len(link.cid.digest) if link.cid.inline is not None else link.total_bytes
+                    yield ObjectInfo(child_path, size, str(link.cid))
+                elif not child.is_directory:
+                    yield ObjectInfo(child_path, child.size if child.is_file else None, str(link.cid), child.modified)
                 elif not self._recursive:
-                    yield ObjectInfo(f"{under}/", version=str(link.cid))
+                    yield ObjectInfo(f"{child_path}/", version=str(link.cid))
                 else:
-                    async with contextlib.aclosing(self.entries(entry, under, levels + 1)) as deeper:
-                        async for info in deeper:
+                    async with contextlib.aclosing(self.list_entries(child, child_path, depth + 1)) as below:
+                        async for info in below:
                             yield info
 
-    async def _looked_at(self, entry: tuple[str, Link]) -> tuple[str, Link, Node | None]:
-        """Get the node of an entry, unless its link says all: a raw block is a file, of that size."""
+    async def _resolve_entry(self, entry: tuple[str, UnixFsLink]) -> tuple[str, UnixFsLink, UnixFsNode | None]:
+        """Fetch the node of an entry. The node is None for a raw block, whose link has the size of the file."""
         name, link = entry
-        if link.cid.codec == RAW and link.total is not None:
+        if link.cid.codec == RAW and link.total_bytes is not None:
             return name, link, None
-        return name, link, await self._visit(link)
+        return name, link, await self._fetch_node(link)
 
-    async def _visit(self, link: Link) -> Node:
-        self._visited += 1
-        if self._visited > self._most:
-            raise LimitExceeded(f"a listing that visits more than {self._most} nodes: raise Limits(listed=...)")
-        return await self._get(link.cid)
+    async def _fetch_node(self, link: UnixFsLink) -> UnixFsNode:
+        self._visited_nodes += 1
+        if self._visited_nodes > self._max_nodes:
+            raise LimitExceeded(f"a listing with more than {self._max_nodes} nodes: raise Limits(listed=...)")
+        return await self._get_node(link.cid)
 
-    async def _links(self, node: Node, above: str = "", levels: int = 1) -> AsyncGenerator[tuple[str, Link], None]:
-        """Yield name and link of all entries of a directory; `above` is the path to a shard through those over it."""
-        if node.kind is Kind.DIRECTORY:
+    async def _iterate_links(
+        self, node: UnixFsNode, parent_path: str = "", levels: int = 1
+    ) -> AsyncGenerator[tuple[str, UnixFsLink], None]:
+        """Yield the name and the link of each entry of a directory.
+
+        Args:
+            node: Node of the directory, or of one of its shards.
+            parent_path: Path of the shard from the root of the directory, see :func:`shard_path`.
+            levels: Number of shards from the root of the directory to this one.
+        """
+        if node.kind is UnixFsKind.DIRECTORY:
             for link in node.links:
                 yield link.name, link
             return
         width = shard_width(node.fanout)
 
-        async def shard(link: Link) -> tuple[Link, Node | None]:
-            return link, below(await self._visit(link), node.fanout) if len(link.name) == width else None
+        async def fetch_shard(link: UnixFsLink) -> tuple[UnixFsLink, UnixFsNode | None]:
+            if len(link.name) == width:
+                return link, check_child_shard(await self._fetch_node(link), node.fanout)
+            return link, None
 
-        async with contextlib.aclosing(map_bounded(shard, node.links, limit=self._ahead)) as found:
-            async for link, child in found:
-                place = above + link.name[:width]
+        children = map_bounded(fetch_shard, node.links, limit=self._max_concurrent)
+        async with contextlib.aclosing(children) as entries:
+            async for link, child in entries:
+                path = parent_path + link.name[:width]
                 if child is None:
                     name = link.name[width:]
-                    if shard_path(name, levels, node.fanout) != place:
-                        raise ProtocolFault(f"a directory has its entry {name[:80]!r} at a wrong place, {place}")
+                    if shard_path(name, levels, node.fanout) != path:
+                        raise ProtocolError(f"a directory has its entry {name[:80]!r} in the wrong shard, {path}")
                     yield name, link
                 else:
-                    async with contextlib.aclosing(self._links(child, place, levels + 1)) as deeper:
-                        async for entry in deeper:
+                    async with contextlib.aclosing(self._iterate_links(child, path, levels + 1)) as below:
+                        async for entry in below:
                             yield entry

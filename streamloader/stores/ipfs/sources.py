@@ -1,7 +1,7 @@
-"""Where blocks come from: the RPC API of a node, and trustless gateways.
+"""Sources of blocks: the RPC API of an IPFS node, and trustless gateways.
 
 Formats: https://docs.ipfs.tech/reference/kubo/rpc, https://specs.ipfs.tech/http-gateways/trustless-gateway and
-https://github.com/multiformats/multiaddr. What sources give is not checked here.
+https://github.com/multiformats/multiaddr. The blocks that sources send are not verified here.
 """
 
 from __future__ import annotations
@@ -18,42 +18,43 @@ from typing import Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
 import aiohttp
+from typing_extensions import override
 
 from streamloader.config import Timeouts
 from streamloader.errors import (
     ConfigError,
     NotFound,
     NotSupported,
-    ProtocolFault,
+    ProtocolError,
     ServerBusy,
     StoreError,
     StoreTimeout,
 )
 from streamloader.stores.ipfs.car import CarReader
 from streamloader.stores.ipfs.cid import Cid
-from streamloader.stores.ipfs.transport import Http
+from streamloader.stores.ipfs.transport import IpfsHttpClient
 
-__all__ = ["Gateway", "RpcNode", "Source", "default_gateways", "default_rpc", "http_url"]
+__all__ = ["BlockSource", "Gateway", "RpcNode", "get_default_gateways", "get_default_rpc", "parse_http_url"]
 
-_NAME_RECORD: Final = 10 << 10  # bytes of an IPNS record at most, by its specification
-_ANSWER: Final = 64 << 10  # bytes of an answer in JSON at most
-_NOT_THERE: Final = ("not found", "could not find", "not find", "no link named")
+_MAX_NAME_RECORD_BYTES: Final = 10 << 10  # by the specification of IPNS
+_MAX_JSON_BYTES: Final = 64 << 10
+_NOT_FOUND_PHRASES: Final = ("not found", "could not find", "not find", "no link named")
 
 
-def http_url(address: str) -> str:
-    """Return the http(s) URL of a URL or multiaddr, such as ``/ip4/127.0.0.1/tcp/5001`` or ``/dns4/host/https``.
+def parse_http_url(address: str) -> str:
+    """Return the URL of a server given as URL or as multiaddr, such as ``/ip4/127.0.0.1/tcp/5001``.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: If the address is neither an http(s) URL nor a multiaddr of an HTTP server.
     """
     if not address.startswith("/"):
         parts = urlsplit(address)
         try:
-            whole = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
+            valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
         except ValueError:
-            whole = False
-        if not whole or parts.query or parts.fragment:
-            raise ConfigError(f"{address!r} is no http(s) URL or multiaddr of a node or gateway")
+            valid = False
+        if not valid or parts.query or parts.fragment:
+            raise ConfigError(f"{address!r} is not an http(s) URL or multiaddr of a node or gateway")
         return address.rstrip("/")
     host, port, scheme = "", "", ""
     words = iter(address.strip("/").split("/"))
@@ -64,23 +65,23 @@ def http_url(address: str) -> str:
         elif word == "tcp" and host and not port:
             port = next(words, "")
         elif word in ("http", "https") and host:
-            scheme = scheme or word  # "tls" may stand before "http"
+            scheme = scheme or word  # keep "https" if "tls" came before "http"
         elif word == "tls" and host:
             scheme = "https"
         elif word == "p2p":
             next(words, "")
         else:
-            raise ConfigError(f"{address!r} is a multiaddr, but not of an HTTP server: what is {word!r}?")
+            raise ConfigError(f"{address!r} is a multiaddr, but not one of an HTTP server: unexpected {word!r}")
     if not host or not (port.isdigit() if port else scheme):
-        raise ConfigError(f"{address!r} is no multiaddr of an HTTP server, such as /ip4/127.0.0.1/tcp/5001")
+        raise ConfigError(f"{address!r} is not a multiaddr of an HTTP server, such as /ip4/127.0.0.1/tcp/5001")
     return f"{scheme or 'http'}://{host}{f':{port}' if port else ''}"
 
 
-def default_rpc() -> str | None:
-    """Return the address of the node that this machine's user has: $IPFS_API, or the file that it writes."""
-    named = os.environ.get("IPFS_API", "").strip()
-    if named:
-        return named
+def get_default_rpc() -> str | None:
+    """Return the address of the user's own node: $IPFS_API, or the content of the file that the node writes."""
+    address = os.environ.get("IPFS_API", "").strip()
+    if address:
+        return address
     folder = Path(os.environ.get("IPFS_PATH") or "~/.ipfs").expanduser()
     try:
         return (folder / "api").read_text().strip() or None
@@ -88,136 +89,164 @@ def default_rpc() -> str | None:
         return None
 
 
-def default_gateways() -> list[str]:
-    """Return the gateways that $IPFS_GATEWAY names, separated by commas or spaces."""
+def get_default_gateways() -> list[str]:
+    """Return the gateways in $IPFS_GATEWAY, which are separated by commas or spaces."""
     return os.environ.get("IPFS_GATEWAY", "").replace(",", " ").split()
 
 
-class Source(abc.ABC):
-    """Gives blocks by their CIDs.
+class BlockSource(abc.ABC):
+    """A server that sends blocks by CID, and resolves names.
+
+    Args:
+        client: HTTP client of the store.
+        address: URL or multiaddr of the server. It may contain user and password.
+        token: Bearer token. Defaults to none.
 
     Attributes:
-        where: it is, for messages.
+        origin: Scheme, host and port of the server, for messages.
     """
 
-    def __init__(self, http: Http, address: str, token: str | None = None) -> None:
-        parts = urlsplit(http_url(address))
-        user, at, host = parts.netloc.rpartition("@")
-        self.where = f"{parts.scheme}://{host}"
+    def __init__(self, client: IpfsHttpClient, address: str, token: str | None = None) -> None:
+        parts = urlsplit(parse_http_url(address))
+        user, has_user, host = parts.netloc.rpartition("@")
+        self.origin = f"{parts.scheme}://{host}"
         self._root = urlunsplit((parts.scheme, host, parts.path, "", ""))
-        self._http = http
+        self._client = client
         self._secrets: dict[str, str] = {}
-        if at:
-            known = base64.b64encode(unquote(user).encode()).decode()
-            self._secrets["Authorization"] = f"Basic {known}"
+        if has_user:
+            encoded = base64.b64encode(unquote(user).encode()).decode()
+            self._secrets["Authorization"] = f"Basic {encoded}"
         elif token:
             self._secrets["Authorization"] = f"Bearer {token}"
 
     @abc.abstractmethod
-    async def block(self, cid: Cid, most: int, timeouts: Timeouts) -> bytes:
-        """Return what is said to be a block of at most `most` bytes.
+    async def get_block(self, cid: Cid, max_bytes: int, timeouts: Timeouts) -> bytes:
+        """Return the bytes that the server sends for a block. They are not verified.
+
+        Args:
+            cid: CID of the block.
+            max_bytes: Maximum size of the block.
+            timeouts: Time limits of the request.
 
         Raises:
-            StoreError: there is none.
+            StoreError: If the server does not send the block.
         """
 
     @abc.abstractmethod
-    async def name(self, name: str, timeouts: Timeouts) -> str | bytes:
-        """Return what is said to be behind an IPNS name: a path (a node's own word), or a signed record."""
+    async def resolve_name(self, name: str, timeouts: Timeouts) -> str | bytes:
+        """Return the path that a name stands for as a node states it, or the signed IPNS record from a gateway.
+
+        Args:
+            name: IPNS or DNS name.
+            timeouts: Time limits of the request.
+
+        Raises:
+            StoreError: If the server does not resolve the name.
+        """
 
 
-class RpcNode(Source):
-    """The RPC API of a node. What it says of names is believed: it is the user's own."""
+class RpcNode(BlockSource):
+    """RPC API of an IPFS node. It belongs to the user, so the paths that it states for names are trusted."""
 
-    async def block(self, cid: Cid, most: int, timeouts: Timeouts) -> bytes:
-        """See :meth:`Source.block`. A node looks for blocks that it does not have for as long as it may."""
-        return await self._call("block/get", {"arg": str(cid)}, most, f"block {cid}", timeouts)
+    @override
+    async def get_block(self, cid: Cid, max_bytes: int, timeouts: Timeouts) -> bytes:
+        return await self._call("block/get", {"arg": str(cid)}, max_bytes, f"block {cid}", timeouts)
 
-    async def name(self, name: str, timeouts: Timeouts) -> str:
-        """See :meth:`Source.name`."""
-        answer = await self._call("name/resolve", {"arg": name}, _ANSWER, f"name {name}", timeouts)
-        return str(self._parsed(answer, "Path"))
+    @override
+    async def resolve_name(self, name: str, timeouts: Timeouts) -> str:
+        response = await self._call("name/resolve", {"arg": name}, _MAX_JSON_BYTES, f"name {name}", timeouts)
+        return str(self._parse_response(response, "Path"))
 
     async def add(self, data: bytes, timeouts: Timeouts) -> str:
-        """Add a file to the node, and return its CID as the node writes it."""
+        """Add a file to the node, and return its CID in the node's text form."""
         with aiohttp.MultipartWriter("form-data") as body:
             body.append(data, {"Content-Disposition": 'form-data; name="file"; filename="file"'})
         query = {"cid-version": "1", "raw-leaves": "true", "pin": "true"}
-        answer = await self._call("add", query, _ANSWER, "what was added", timeouts, body)
-        return str(self._parsed(answer, "Hash"))
+        response = await self._call("add", query, _MAX_JSON_BYTES, "the added file", timeouts, body)
+        return str(self._parse_response(response, "Hash"))
 
-    def _parsed(self, answer: bytes, key: str) -> object:
+    def _parse_response(self, response: bytes, key: str) -> object:
         try:
-            return json.loads(answer)[key]
+            return json.loads(response)[key]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise ProtocolFault(
-                f"{self.where} answers something that is no RPC API of IPFS", address=self.where
+            raise ProtocolError(
+                f"{self.origin} does not answer like the RPC API of an IPFS node", address=self.origin
             ) from None
 
     async def _call(
         self,
         method: str,
         query: Mapping[str, str],
-        most: int,
+        max_bytes: int,
         what: str,
         timeouts: Timeouts,
         body: aiohttp.MultipartWriter | None = None,
     ) -> bytes:
-        patience = f"{max(1, int(min(timeouts.response, 1e6) * 900))}ms"  # that it gives up before we do, and says so
-        url = f"{self._root}/api/v0/{method}?{urlencode({**query, 'timeout': patience})}"
+        # The node searches for a block until its own timeout. 0.9 of the deadline lets it report the failure in time.
+        node_timeout = f"{max(1, int(min(timeouts.response, 1e6) * 900))}ms"
+        url = f"{self._root}/api/v0/{method}?{urlencode({**query, 'timeout': node_timeout})}"
         try:
-            async with self._http.request("POST", url, timeouts, secrets=self._secrets, body=body) as answer:
-                return await answer.whole(most, what)
+            async with self._client.request("POST", url, timeouts, secrets=self._secrets, body=body) as response:
+                return await response.read_all(max_bytes, what)
         except ServerBusy as error:
             if error.details.get("status") != HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise
-            raise self._said(error, what, timeouts) from error
+            raise self._translate_error(error, what, timeouts) from error
 
-    def _said(self, error: ServerBusy, what: str, timeouts: Timeouts) -> StoreError:
-        """Return what a status of 500 means: nodes answer so whenever something is not as it should be."""
+    def _translate_error(self, error: ServerBusy, what: str, timeouts: Timeouts) -> StoreError:
+        """Return the error for a response with status 500, which nodes send for every kind of failure."""
         try:
             text = str(json.loads(error.details.get("text", ""))["Message"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return error
-        said = f"{self.where}: {text} ({what})"
+        message = f"{self.origin}: {text} ({what})"
         if "timed out" in text or "deadline exceeded" in text:
-            return StoreTimeout(said, address=self.where, waited=timeouts.response, stage="looking for a block")
-        if any(words in text.lower() for words in _NOT_THERE):
-            return NotFound(said, address=self.where)
-        return StoreError(said, address=self.where)
+            return StoreTimeout(message, address=self.origin, waited=timeouts.response, stage="looking for a block")
+        if any(phrase in text.lower() for phrase in _NOT_FOUND_PHRASES):
+            return NotFound(message, address=self.origin)
+        return StoreError(message, address=self.origin)
 
 
-class Gateway(Source):
-    """A gateway that gives blocks and CARs."""
+class Gateway(BlockSource):
+    """Trustless gateway, which sends blocks, CARs and IPNS records."""
 
-    async def block(self, cid: Cid, most: int, timeouts: Timeouts) -> bytes:
-        """See :meth:`Source.block`."""
+    @override
+    async def get_block(self, cid: Cid, max_bytes: int, timeouts: Timeouts) -> bytes:
         url = f"{self._root}/ipfs/{cid}?format=raw"
-        kind = {"Accept": "application/vnd.ipld.raw"}
-        async with self._http.request("GET", url, timeouts, kind, self._secrets) as answer:
-            return await answer.whole(most, f"block {cid}")
+        headers = {"Accept": "application/vnd.ipld.raw"}
+        async with self._client.request("GET", url, timeouts, headers, self._secrets) as response:
+            return await response.read_all(max_bytes, f"block {cid}")
 
     @contextlib.asynccontextmanager
-    async def car(self, cid: Cid, start: int, end: int, most: int, timeouts: Timeouts) -> AsyncIterator[CarReader]:
-        """Begin a CAR with the blocks of a file that bytes [start, end) take.
+    async def open_car(
+        self, cid: Cid, start: int, end: int, max_block_bytes: int, timeouts: Timeouts
+    ) -> AsyncIterator[CarReader]:
+        """Request a CAR with the blocks of bytes [start, end) of a file.
+
+        Args:
+            cid: CID of the file.
+            start: Offset of the first byte.
+            end: Offset behind the last byte.
+            max_block_bytes: Maximum size of a block.
+            timeouts: Time limits of the request.
 
         Raises:
-            StoreError: there is none.
+            StoreError: If the gateway does not send a CAR.
         """
         query = urlencode({"format": "car", "dag-scope": "entity", "entity-bytes": f"{start}:{end - 1}"})
         url = f"{self._root}/ipfs/{cid}?{query}"
-        kind = {"Accept": "application/vnd.ipld.car; version=1; order=dfs; dups=y"}
-        async with self._http.request("GET", url, timeouts, kind, self._secrets) as answer:
-            chunks = answer.chunks()
-            async with contextlib.aclosing(chunks):
-                yield CarReader(chunks, most, self.where)
+        headers = {"Accept": "application/vnd.ipld.car; version=1; order=dfs; dups=y"}
+        async with self._client.request("GET", url, timeouts, headers, self._secrets) as response:
+            pieces = response.pieces()
+            async with contextlib.aclosing(pieces):
+                yield CarReader(pieces, max_block_bytes, self.origin)
 
-    async def name(self, name: str, timeouts: Timeouts) -> bytes:
-        """See :meth:`Source.name`."""
+    @override
+    async def resolve_name(self, name: str, timeouts: Timeouts) -> bytes:
         url = f"{self._root}/ipns/{quote(name, safe='')}?format=ipns-record"
-        kind = {"Accept": "application/vnd.ipfs.ipns-record"}
+        headers = {"Accept": "application/vnd.ipfs.ipns-record"}
         try:
-            async with self._http.request("GET", url, timeouts, kind, self._secrets) as answer:
-                return await answer.whole(_NAME_RECORD, f"the record of {name}")
-        except ProtocolFault as error:
-            raise NotSupported(f"{error.message}; it gives no records of names", address=self.where) from error
+            async with self._client.request("GET", url, timeouts, headers, self._secrets) as response:
+                return await response.read_all(_MAX_NAME_RECORD_BYTES, f"the record of {name}")
+        except ProtocolError as error:
+            raise NotSupported(f"{error.message}; it does not provide IPNS records", address=self.origin) from error

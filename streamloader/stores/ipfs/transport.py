@@ -1,4 +1,4 @@
-"""Requests to IPFS nodes and gateways: in time, bounded, and with errors that are ours."""
+"""HTTP requests to IPFS nodes and gateways, with deadlines, size limits, and errors of this package."""
 
 from __future__ import annotations
 
@@ -18,90 +18,105 @@ from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
     ClosedError,
-    Interrupted,
     LimitExceeded,
     NotFound,
-    ProtocolFault,
+    ProtocolError,
     ServerBusy,
     StoreError,
+    TransferInterrupted,
     Unreachable,
     UntrustedHost,
 )
 from streamloader.redaction import redact
-from streamloader.stores.deadlines import Pace
+from streamloader.stores.deadlines import TransferDeadline
 
-__all__ = ["Answer", "Http"]
+__all__ = ["IpfsHttpClient", "IpfsResponse"]
 
-_CHUNK: Final = 256 << 10  # bytes
-_REDIRECTS: Final = (301, 302, 303, 307, 308)
-_REASON: Final = 400  # bytes of an error's text that are read
+_READ_BYTES: Final = 256 << 10
+_REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
+_MAX_ERROR_TEXT_BYTES: Final = 400
 
 
-class Answer:
-    """An answer that began well: status 200, no encoding.
+class IpfsResponse:
+    """A successful response: status 200, without a content encoding.
+
+    Args:
+        client: Client that made the request.
+        response: Response of aiohttp.
+        origin: Scheme, host and port of the server, for messages.
+        deadline: Deadlines of the transfer.
 
     Attributes:
-        where: who gave it, for messages.
-        headers: of it.
+        origin: Scheme, host and port of the server.
+        headers: Headers of the response.
     """
 
-    def __init__(self, http: Http, response: aiohttp.ClientResponse, where: str, pace: Pace) -> None:
-        self.where = where
-        self._http = http
+    def __init__(
+        self, client: IpfsHttpClient, response: aiohttp.ClientResponse, origin: str, deadline: TransferDeadline
+    ) -> None:
+        self.origin = origin
+        self._client = client
         self.headers: Mapping[str, str] = response.headers
         self._response = response
-        self._pace = pace
+        self._deadline = deadline
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it comes.
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it arrives.
 
         Raises:
-            Interrupted: it broke off.
-            StoreTimeout: it comes too slowly.
+            TransferInterrupted: If the connection is lost.
+            StoreTimeout: If the transfer is too slow.
         """
         while True:
-            with self._http.translated(self.where, begun=True):
-                async with self._pace.next("fetching"):
-                    chunk = await self._response.content.read(_CHUNK)
-            if not chunk:
+            with self._client.translate_errors(self.origin, in_transfer=True):
+                async with self._deadline.limit_next_bytes("fetching"):
+                    piece = await self._response.content.read(_READ_BYTES)
+            if not piece:
                 return
-            self._pace.got(len(chunk))
-            yield chunk
+            self._deadline.count_received(len(piece))
+            yield piece
 
-    async def whole(self, most: int, what: str) -> bytes:
+    async def read_all(self, max_bytes: int, what: str) -> bytes:
         """Return the body.
 
+        Args:
+            max_bytes: Maximum size of the body. No more than this is read.
+            what: Description of the body for messages.
+
         Raises:
-            LimitExceeded: it has more than `most` bytes; no more than that are read.
-            StoreError: see :meth:`chunks`.
+            LimitExceeded: If the body has more than `max_bytes` bytes.
+            StoreError: If the transfer fails; see :meth:`pieces`.
         """
-        if (announced := self._response.content_length) is not None and announced > most:
-            raise _too_large(self.where, what, most)
+        if (announced := self._response.content_length) is not None and announced > max_bytes:
+            raise _too_large(self.origin, what, max_bytes)
         parts: list[bytes] = []
         size = 0
-        async with contextlib.aclosing(self.chunks()) as chunks:
-            async for chunk in chunks:
-                size += len(chunk)
-                if size > most:
-                    raise _too_large(self.where, what, most)
-                parts.append(chunk)
+        async with contextlib.aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                size += len(piece)
+                if size > max_bytes:
+                    raise _too_large(self.origin, what, max_bytes)
+                parts.append(piece)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-class Http:
-    """The connections of one store in one process and event loop. They close with that loop at the latest.
+class IpfsHttpClient:
+    """HTTP connections of one store in one process and event loop. They are closed with the loop at the latest.
+
+    Args:
+        limits: Limits of the store. `connections` applies to each server.
 
     Attributes:
-        pid: of the process.
+        pid: Process that the client belongs to.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.pid = os.getpid()
         self._limits = limits
         self._session: aiohttp.ClientSession | None = None
-        self._keeper: AsyncGenerator[None, None] | None = None
+        self._session_closer: AsyncGenerator[None, None] | None = None
         self._closed = False
-        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._connection_slots: dict[str, asyncio.Semaphore] = {}
 
     @contextlib.asynccontextmanager
     async def request(
@@ -112,123 +127,127 @@ class Http:
         headers: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
         body: aiohttp.MultipartWriter | None = None,
-    ) -> AsyncIterator[Answer]:
-        """Make a request, wait for its answer to begin, and free its connection in the end.
+    ) -> AsyncIterator[IpfsResponse]:
+        """Send a request, wait for the response to start, and release the connection at the end.
 
         Args:
-            method: GET or POST.
-            url: whole, without user and password.
-            timeouts: of this request.
-            headers: of it.
-            secrets: further headers, which only the origin of `url` gets.
-            body: to be sent.
+            method: "GET" or "POST".
+            url: Complete URL without user and password.
+            timeouts: Time limits of this request.
+            headers: Headers of the request.
+            secrets: Further headers that are only sent to the origin of `url`.
+            body: Body of the request. Defaults to none.
 
         Raises:
-            StoreError: it did not begin well.
+            StoreError: If there is no successful response.
         """
-        where = _origin(url)
-        turn = self._turns.setdefault(where, asyncio.Semaphore(self._limits.connections))
-        pace = Pace(timeouts, where)
-        async with turn, contextlib.AsyncExitStack() as stack:
-            with self.translated(where, begun=False):
-                session = await self._connected()
+        origin = _get_origin(url)
+        slots = self._connection_slots.setdefault(origin, asyncio.Semaphore(self._limits.connections))
+        deadline = TransferDeadline(timeouts, origin)
+        async with slots, contextlib.AsyncExitStack() as stack:
+            with self.translate_errors(origin, in_transfer=False):
+                session = await self._get_session()
             for _ in range(self._limits.redirects + 1):
-                sent = {**(headers or {}), **(secrets or {})} if _origin(url) == where else headers
-                with self.translated(where, begun=False):
-                    async with pace.first("waiting for an answer"):
-                        response = await session.request(method, url, headers=sent, data=body, allow_redirects=False)
+                sent_headers = {**(headers or {}), **(secrets or {})} if _get_origin(url) == origin else headers
+                with self.translate_errors(origin, in_transfer=False):
+                    async with deadline.limit_response("waiting for an answer"):
+                        response = await session.request(
+                            method, url, headers=sent_headers, data=body, allow_redirects=False
+                        )
                 stack.callback(response.close)
-                if response.status not in _REDIRECTS:
+                if response.status not in _REDIRECT_STATUSES:
                     break
-                url = _target(url, response.headers.get("Location", ""), where)
+                url = _resolve_redirect(url, response.headers.get("Location", ""), origin)
                 response.release()
             else:
-                raise ProtocolFault(f"{where} redirects more than {self._limits.redirects} times", address=where)
+                raise ProtocolError(f"{origin} redirects more than {self._limits.redirects} times", address=origin)
             if response.status != HTTPStatus.OK:
-                raise await self._refusal(response, where, pace)
+                raise await self._read_error(response, origin, deadline)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                raise ProtocolFault(f"{where} sends an encoding that was not asked for", address=where)
-            answer = Answer(self, response, where, pace)
-            yield answer
-            response.release()  # for the next request, if all of it was read
+                raise ProtocolError(f"{origin} sent an encoding that was not requested", address=origin)
+            yield IpfsResponse(self, response, origin, deadline)
+            response.release()  # reuses the connection if the body was read completely
 
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True
-        keeper, self._keeper, self._session = self._keeper, None, None
-        if keeper is not None:
-            await keeper.aclose()
+        closer, self._session_closer, self._session = self._session_closer, None, None
+        if closer is not None:
+            await closer.aclose()
 
     @contextlib.contextmanager
-    def translated(self, where: str, *, begun: bool) -> Iterator[None]:
-        """Turn errors of aiohttp into ours.
+    def translate_errors(self, origin: str, *, in_transfer: bool) -> Iterator[None]:
+        """Translate errors of aiohttp to errors of this package.
 
         Args:
-            where: the request goes to.
-            begun: whether an answer has begun.
+            origin: Scheme, host and port of the server.
+            in_transfer: Whether the response has started. A lost connection is then an interruption.
         """
         try:
             yield
-        except RuntimeError as error:  # aiohttp's for what is used after it was closed
+        except RuntimeError as error:  # aiohttp raises it when a closed session is used
             if not self._closed:
                 raise
-            raise ClosedError(f"the store was closed while it waited for {where}", address=where) from error
+            raise ClosedError(f"the store was closed during a request to {origin}", address=origin) from error
         except StoreError:
             raise
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
-            raise UntrustedHost(f"{where}: TLS failed: {error}", address=where) from error
+            raise UntrustedHost(f"{origin}: TLS failed: {error}", address=origin) from error
         except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError) as error:
-            why = str(error) or type(error).__name__
-            if begun:
-                raise Interrupted(f"{where} broke off: {why}", address=where) from error
-            raise Unreachable(f"{where} cannot be reached: {why}", address=where) from error
+            reason = str(error) or type(error).__name__
+            if in_transfer:
+                raise TransferInterrupted(f"{origin} interrupted the transfer: {reason}", address=origin) from error
+            raise Unreachable(f"{origin} cannot be reached: {reason}", address=origin) from error
         except aiohttp.ClientError as error:
-            raise ProtocolFault(f"{where} does not speak HTTP as it should: {error}", address=where) from error
+            raise ProtocolError(f"{origin} violates the HTTP protocol: {error}", address=origin) from error
 
-    async def _refusal(self, response: aiohttp.ClientResponse, where: str, pace: Pace) -> StoreError:
-        """Return the error for a status that is not 200."""
-        reason = ""
-        with contextlib.suppress(StoreError), self.translated(where, begun=True):
-            async with pace.next("reading an error"):
-                reason = (await response.content.read(_REASON)).decode("utf-8", "replace")
+    async def _read_error(
+        self, response: aiohttp.ClientResponse, origin: str, deadline: TransferDeadline
+    ) -> StoreError:
+        """Return the error for a response whose status is not 200."""
+        text = ""
+        with contextlib.suppress(StoreError), self.translate_errors(origin, in_transfer=True):
+            async with deadline.limit_next_bytes("reading an error"):
+                text = (await response.content.read(_MAX_ERROR_TEXT_BYTES)).decode("utf-8", "replace")
         status = response.status
-        said = f"{where} answers {status}: {' '.join(redact(reason).split())[:200]}"
+        message = f"{origin} answers {status}: {' '.join(redact(text).split())[:200]}"
         if status in (404, 410):
-            return NotFound(said, address=where)
+            return NotFound(message, address=origin)
         if status in (401, 403, 407, 451):
-            return AccessDenied(said, address=where)
+            return AccessDenied(message, address=origin)
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            wait = _retry_after(response.headers.get("Retry-After", ""))
-            details: dict[str, Any] = {} if wait is None else {"retry_after": wait}
-            return ServerBusy(said, address=where, status=status, text=reason, **details)
-        return ProtocolFault(said, address=where)
+            retry_after = _parse_retry_after(response.headers.get("Retry-After", ""))
+            details: dict[str, Any] = {} if retry_after is None else {"retry_after": retry_after}
+            return ServerBusy(message, address=origin, status=status, text=text, **details)
+        return ProtocolError(message, address=origin)
 
-    async def _connected(self) -> aiohttp.ClientSession:
+    async def _get_session(self) -> aiohttp.ClientSession:
         if self._closed:
             raise RuntimeError("closed")
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # turns limit them
+                connector=aiohttp.TCPConnector(limit=0),  # limited by the connection slots
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Accept-Encoding": "identity", "User-Agent": "streamloader"},
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the pace limits each wait
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # limited by the TransferDeadline
                 auto_decompress=False,
-                read_bufsize=_CHUNK,
+                read_bufsize=_READ_BYTES,
             )
-            self._keeper = _kept_open(self._session)
-            await anext(self._keeper)
+            self._session_closer = _close_with_loop(self._session)
+            await anext(self._session_closer)
         return self._session
 
 
-async def _kept_open(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
-    """Close the session with this generator: event loops close all that are open before they end."""
+async def _close_with_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+    """Close the session when this generator is closed. An event loop closes all open generators before it ends."""
     try:
         yield
     finally:
         await session.close()
 
 
-def _retry_after(text: str) -> float | None:
+def _parse_retry_after(text: str) -> float | None:
+    """Return the seconds to wait, or None if the header is missing or invalid."""
     if text.strip().isdigit():
         return float(text)
     try:
@@ -237,25 +256,25 @@ def _retry_after(text: str) -> float | None:
         return None
 
 
-def _target(url: str, location: str, where: str) -> str:
-    """Return where a redirect leads: to the same host, or to one under it, as gateways with subdomains do."""
+def _resolve_redirect(url: str, location: str, origin: str) -> str:
+    """Return the target of a redirect. Only the same host and its subdomains are allowed; gateways use subdomains."""
     target = urljoin(url, location)
     old, new = urlsplit(url), urlsplit(target)
     host = old.hostname or ""
     same = new.hostname == host or (new.hostname or "").endswith(f".{host}")
     if not location or not same or new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
-        raise ProtocolFault(
-            f"{where} redirects to {_origin(target)}: gateways are followed to hosts under their own only. Give the "
-            "other one's address if you trust it",
-            address=where,
+        raise ProtocolError(
+            f"{origin} redirects to {_get_origin(target)}, but gateways may only redirect to their own subdomains. If "
+            "you trust the other gateway, pass its address",
+            address=origin,
         )
     return target
 
 
-def _origin(url: str) -> str:
+def _get_origin(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _too_large(where: str, what: str, most: int) -> LimitExceeded:
-    return LimitExceeded(f"{where} sends more than {most} bytes for {what}", address=where)
+def _too_large(origin: str, what: str, max_bytes: int) -> LimitExceeded:
+    return LimitExceeded(f"{origin} sent more than {max_bytes} bytes for {what}", address=origin)

@@ -1,1 +1,1 @@
-"""Objects in S3, Google Cloud Storage and Azure."""
+"""Objects in S3, Google Cloud Storage and Azure Blob Storage."""

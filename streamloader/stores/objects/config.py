@@ -1,4 +1,4 @@
-"""From the options of an object store to obstore's."""
+"""Configuration of an object store, and the obstore client made from it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from urllib.parse import urlsplit
 from streamloader.config import Timeouts
 from streamloader.errors import ConfigError
 from streamloader.stores.objects.aws_profiles import ProfileCredentials, read_profile
-from streamloader.stores.objects.fork_safety import library
+from streamloader.stores.objects.fork_safety import get_obstore
 
-__all__ = ["Access", "Credentials"]
+__all__ = ["CredentialSource", "ObjectStoreConfig"]
 
-_LONG: Final = timedelta(days=30)  # for obstore's own clock over whole transfers: the store's deadlines are finer
-_IDLE: Final = timedelta(seconds=30)
-_OF: Final[Mapping[str, frozenset[str]]] = {
+# obstore limits whole transfers only. The deadlines of the store are finer, so this limit is never reached.
+_TRANSFER_TIMEOUT: Final = timedelta(days=30)
+_CONNECTION_IDLE_TIMEOUT: Final = timedelta(seconds=30)
+_COMMON_OPTIONS: Final = frozenset({"endpoint_url", "anonymous", "credential_provider", "config", "client_options"})
+_SCHEME_OPTIONS: Final[Mapping[str, frozenset[str]]] = {
     "s3": frozenset({"region", "profile", "access_key_id", "secret_access_key", "session_token"}),
     "gs": frozenset({"token", "service_account"}),
     "az": frozenset({"account_name", "account_key", "sas_token", "token", "connection_string"}),
 }
-_ANY: Final = frozenset({"endpoint_url", "anonymous", "credential_provider", "config", "client_options"})
-_SECRET: Final = (
+_SECRET_OPTIONS: Final = (
     "secret_access_key",
     "session_token",
     "token",
@@ -33,12 +34,27 @@ _SECRET: Final = (
     "sas_token",
     "connection_string",
 )
-_PARTS: Final = {"AccountName": "account_name", "AccountKey": "account_key", "SharedAccessSignature": "sas_token"}
+# Parts of an Azure connection string, and the options that they stand for.
+_CONNECTION_STRING_OPTIONS: Final = {
+    "AccountName": "account_name",
+    "AccountKey": "account_key",
+    "SharedAccessSignature": "sas_token",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Access:
-    """How to get at a bucket; the fields are the options of :class:`streamloader.stores.objects.store.ObjectStore`."""
+class ObjectStoreConfig:
+    """Options of :class:`streamloader.stores.objects.store.ObjectStore`, checked for consistency.
+
+    Attributes:
+        scheme: "s3", "gs" or "az".
+        bucket: Name of the bucket or container.
+
+    All other attributes are the options of the same name.
+
+    Raises:
+        ConfigError: If options are missing, unknown, or exclude each other.
+    """
 
     scheme: str
     bucket: str
@@ -60,101 +76,105 @@ class Access:
     client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together."""
+        """Reject inconsistent options."""
         given = {item.name for item in fields(self) if getattr(self, item.name) not in (None, False)}
         given -= {"scheme", "bucket", *(name for name in ("config", "client_options") if not getattr(self, name))}
-        if alien := sorted(given - _ANY - _OF[self.scheme]):
-            raise ConfigError(f"{self.scheme}:// has no option {alien[0]}; it takes {', '.join(sorted(self._known()))}")
+        valid = _COMMON_OPTIONS | _SCHEME_OPTIONS[self.scheme]
+        if unknown := sorted(given - valid):
+            raise ConfigError(f"{self.scheme}:// has no option {unknown[0]}; it has {', '.join(sorted(valid))}")
         if self.endpoint_url is not None:
             _check_endpoint(self.endpoint_url)
         if bool(self.access_key_id) != bool(self.secret_access_key):
-            raise ConfigError("s3://: access_key_id and secret_access_key go together")
+            raise ConfigError("s3://: access_key_id and secret_access_key must be given together")
         if self.session_token and not self.access_key_id:
-            raise ConfigError("s3://: a session_token belongs to an access_key_id and a secret_access_key")
-        ways = [
+            raise ConfigError("s3://: session_token needs access_key_id and secret_access_key")
+        logins = [
             name
             for name in ("profile", "access_key_id", "token", "account_key", "sas_token", "credential_provider")
             if name in given
         ]
-        if len(ways) > 1 or (ways and self.anonymous):
-            raise ConfigError(f"{self.scheme}://: {', '.join(ways)}{' and anonymous' * self.anonymous}: choose one")
-
-    def _known(self) -> frozenset[str]:
-        return _ANY | _OF[self.scheme]
+        if len(logins) > 1 or (logins and self.anonymous):
+            options = ", ".join(logins) + " and anonymous" * self.anonymous
+            raise ConfigError(f"{self.scheme}://: {options} exclude each other: choose one")
 
     @property
-    def realm(self) -> str:
-        """Which of all servers and accounts with a bucket of this name it is."""
+    def identity(self) -> str:
+        """Server and account, which distinguish this bucket from others of the same name."""
         variables = {
             "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
             "gs": ("STORAGE_EMULATOR_HOST",),
             "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"),
         }[self.scheme]
-        found = [self.endpoint_url or "", self.account_name or "", self.profile or ""]
-        return " ".join([*found, *(os.environ.get(name, "") for name in variables)]).strip()
+        options = [self.endpoint_url or "", self.account_name or "", self.profile or ""]
+        return " ".join([*options, *(os.environ.get(name, "") for name in variables)]).strip()
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must not be told."""
-        return tuple(value for name in _SECRET if (value := getattr(self, name)))
+        """Option values that must not appear in messages."""
+        return tuple(value for name in _SECRET_OPTIONS if (value := getattr(self, name)))
 
-    def connect(self, timeouts: Timeouts) -> tuple[Any, Credentials | None]:
-        """Return obstore's store, which connects with its first request, and what gives it credentials.
+    def create_client(self, timeouts: Timeouts) -> tuple[Any, CredentialSource | None]:
+        """Create obstore's store object, which connects with its first request.
+
+        Returns:
+            The store object, and the source of its credentials, or None if obstore finds them by itself.
 
         Raises:
-            ConfigError: an option is no good, or a profile is not there.
+            ConfigError: If an option is invalid, or the profile does not exist.
         """
-        config, give = {"s3": self._s3, "gs": self._gs, "az": self._az}[self.scheme]()
+        configure = {"s3": self._configure_s3, "gs": self._configure_gs, "az": self._configure_az}[self.scheme]
+        config, provider = configure()
         if self.anonymous:
-            config["skip_signature"], give = True, None
-        elif give is not None:
-            config["skip_signature"] = False  # whatever the variables say
-        credentials = None if give is None else Credentials(give)
-        kind = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}[self.scheme]
+            config["skip_signature"], provider = True, None
+        elif provider is not None:
+            config["skip_signature"] = False  # overrides the environment variables
+        credentials = None if provider is None else CredentialSource(provider)
+        class_name = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}[self.scheme]
         endpoint = str(config.get("endpoint") or config.get("base_url") or "")
         client_options = {
             "allow_http": endpoint.startswith("http://") or bool(config.get("use_emulator")),
             "connect_timeout": timedelta(seconds=timeouts.connect),
-            "timeout": _LONG,
-            "pool_idle_timeout": _IDLE,
+            "timeout": _TRANSFER_TIMEOUT,
+            "pool_idle_timeout": _CONNECTION_IDLE_TIMEOUT,
             **self.client_options,
         }
         try:
-            store = getattr(library().store, kind)(
+            store = getattr(get_obstore().store, class_name)(
                 self.bucket,
                 config={**config, **self.config},
                 client_options=client_options,
-                # Tried again is what failed by the policy of this package, which knows all deadlines.
+                # The retry policy of this package retries instead, because it knows all deadlines.
                 retry_config={"max_retries": 0},
                 **({} if credentials is None else {"credential_provider": credentials}),
             )
-        except (library().exceptions.BaseError, ValueError, TypeError) as error:
-            known = str(error).partition("\n")[0] if not self.secrets else "see the documentation of ObjectStore"
-            raise ConfigError(f"{self.scheme}://{self.bucket} cannot be set up: {known}") from None
+        except (get_obstore().exceptions.BaseError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0] if not self.secrets else "see the documentation of ObjectStore"
+            raise ConfigError(f"{self.scheme}://{self.bucket} cannot be set up: {reason}") from None
         return store, credentials
 
-    def _s3(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
+    def _configure_s3(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
+        """Return obstore's configuration and the provider of credentials."""
         environment = os.environ
-        config: dict[str, Any] = {"disable_bulk_delete": True}  # one at a time, with an answer of its own
-        give = self.credential_provider
+        config: dict[str, Any] = {"disable_bulk_delete": True}  # so that each deletion has its own response
+        provider = self.credential_provider
         profile = None
-        by_variables = not self.profile and "AWS_ACCESS_KEY_ID" in environment
+        keys_in_environment = not self.profile and "AWS_ACCESS_KEY_ID" in environment
         if self.access_key_id:
-            give = _Static(
+            provider = _StaticCredentials(
                 access_key_id=self.access_key_id, secret_access_key=self.secret_access_key, token=self.session_token
             )
-        elif give is None and not self.anonymous:
+        elif provider is None and not self.anonymous:
             profile = read_profile(self.profile)
-            if by_variables:
-                give = _FromVariables()
-            elif not self.profile and _ambient(environment):
-                pass  # obstore asks there, and again before they run out
+            if keys_in_environment:
+                provider = _EnvironmentCredentials()
+            elif not self.profile and _has_machine_identity(environment):
+                pass  # obstore uses it and refreshes the credentials
             elif profile is not None and profile.web_identity is not None:
                 config.update(profile.web_identity)
             elif profile is not None and profile.has_credentials:
-                give = ProfileCredentials(profile.name)
+                provider = ProfileCredentials(profile.name)
             elif self.profile:
-                raise ConfigError(f"the AWS profile {self.profile!r} does not say how to get credentials")
+                raise ConfigError(f"the AWS profile {self.profile!r} names no way to get credentials")
         elif self.anonymous:
             profile = None
         endpoint = (
@@ -170,12 +190,13 @@ class Access:
             _check_endpoint(endpoint)
             config["endpoint"] = endpoint.rstrip("/")
             if "AWS_ENDPOINT_URL_S3" in environment:
-                config["aws_endpoint_url_s3"] = config["endpoint"]  # which would win
-        return config, give
+                config["aws_endpoint_url_s3"] = config["endpoint"]  # otherwise the variable takes precedence
+        return config, provider
 
-    def _gs(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
+    def _configure_gs(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
+        """Return obstore's configuration and the provider of credentials."""
         config: dict[str, Any] = {}
-        give = self.credential_provider
+        provider = self.credential_provider
         emulator = os.environ.get("STORAGE_EMULATOR_HOST")
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
@@ -183,80 +204,87 @@ class Access:
             _check_endpoint(endpoint)
             config["base_url"] = endpoint.rstrip("/")
         if self.token:
-            give = _Static(token=self.token)
+            provider = _StaticCredentials(token=self.token)
         elif self.service_account:
             config["service_account"] = os.path.expanduser(self.service_account)
-        elif give is None and emulator and not self.endpoint_url:
+        elif provider is None and emulator and not self.endpoint_url:
             config["skip_signature"] = True  # emulators have no accounts
-        return config, give
+        return config, provider
 
-    def _az(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
+    def _configure_az(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
+        """Return obstore's configuration and the provider of credentials."""
         environment = os.environ
         config: dict[str, Any] = {}
-        give = self.credential_provider
+        provider = self.credential_provider
         parts = {}
         connection = self.connection_string or environment.get("AZURE_STORAGE_CONNECTION_STRING")
-        own = self.account_key or self.sas_token or self.token or give or self.anonymous
-        if self.connection_string or (connection and not own):
+        has_login = self.account_key or self.sas_token or self.token or provider or self.anonymous
+        if self.connection_string or (connection and not has_login):
             parts = dict(part.partition("=")[::2] for part in (connection or "").split(";") if part)
-        options = {ours: parts.get(theirs) for theirs, ours in _PARTS.items()}
+        options = {option: parts.get(part) for part, option in _CONNECTION_STRING_OPTIONS.items()}
         name = self.account_name or options["account_name"] or environment.get("AZURE_STORAGE_ACCOUNT")
         if name := name or environment.get("AZURE_STORAGE_ACCOUNT_NAME"):
             config["account_name"] = name
         else:
-            raise ConfigError("az:// needs an account: account_name=, or the variable AZURE_STORAGE_ACCOUNT_NAME")
+            raise ConfigError("az:// needs an account: pass account_name=, or set AZURE_STORAGE_ACCOUNT_NAME")
         endpoint = self.endpoint_url or parts.get("BlobEndpoint") or environment.get("AZURE_STORAGE_ENDPOINT")
         if endpoint:
             _check_endpoint(endpoint)
             config["endpoint"] = endpoint.rstrip("/")
         key = self.account_key or options["account_key"]
-        if not own and not key and "AZURE_STORAGE_KEY" in environment:
+        if not has_login and not key and "AZURE_STORAGE_KEY" in environment:
             key = environment["AZURE_STORAGE_KEY"]
         if key:
-            give = _Static(access_key=key)
+            provider = _StaticCredentials(access_key=key)
         elif signature := self.sas_token or options["sas_token"]:
-            give = _Static(sas_token=signature.lstrip("?"))
+            provider = _StaticCredentials(sas_token=signature.lstrip("?"))
         elif self.token:
-            give = _Static(token=self.token)
-        return config, give
+            provider = _StaticCredentials(token=self.token)
+        return config, provider
 
 
-class Credentials:
-    """Gives obstore credentials whenever it needs new ones, and keeps what went wrong then.
+class CredentialSource:
+    """Call a credential provider for obstore, and record its secrets and its last error.
 
-    It is asked in an event loop, so that obstore's own threads run no Python code of others.
+    obstore awaits it in an event loop, so that the provider never runs on obstore's own threads.
+
+    Args:
+        provider: Function or coroutine function that returns credentials.
+
+    Attributes:
+        error: Exception of the last call, or None if it succeeded.
     """
 
-    def __init__(self, give: Callable[[], Any]) -> None:
-        self._give = give
+    def __init__(self, provider: Callable[[], Any]) -> None:
+        self._provider = provider
         self._secrets: set[str] = set()
-        self.problem: Exception | None = None
+        self.error: Exception | None = None
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What was given so far."""
+        """Secrets of all credentials returned so far."""
         return tuple(self._secrets)
 
     async def __call__(self) -> Any:
         """Return credentials."""
         try:
-            found = self._give()
-            if inspect.isawaitable(found):
-                found = await found
+            credentials = self._provider()
+            if inspect.isawaitable(credentials):
+                credentials = await credentials
         except Exception as error:
-            self.problem = error
+            self.error = error
             raise
-        self.problem = None
+        self.error = None
         self._secrets |= {
-            str(found[name])
+            str(credentials[name])
             for name in ("secret_access_key", "token", "access_key", "sas_token")
-            if isinstance(found.get(name), str)
+            if isinstance(credentials.get(name), str)
         }
-        return found
+        return credentials
 
 
-class _Static:
-    """Credentials that stay."""
+class _StaticCredentials:
+    """Provider of credentials that do not expire."""
 
     def __init__(self, **values: str | None) -> None:
         self._values = values
@@ -265,13 +293,13 @@ class _Static:
         return {**self._values, "expires_at": None}
 
 
-class _FromVariables:
-    """The credentials of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."""
+class _EnvironmentCredentials:
+    """Provider of the credentials in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."""
 
     def __call__(self) -> dict[str, Any]:
         secret = os.environ.get("AWS_SECRET_ACCESS_KEY")
         if not secret:
-            raise ConfigError("the variable AWS_ACCESS_KEY_ID is set, and AWS_SECRET_ACCESS_KEY is not")
+            raise ConfigError("AWS_ACCESS_KEY_ID is set, but AWS_SECRET_ACCESS_KEY is not")
         return {
             "access_key_id": os.environ["AWS_ACCESS_KEY_ID"],
             "secret_access_key": secret,
@@ -280,7 +308,8 @@ class _FromVariables:
         }
 
 
-def _ambient(environment: Mapping[str, str]) -> bool:
+def _has_machine_identity(environment: Mapping[str, str]) -> bool:
+    """Return whether the environment provides a web identity or the credentials of a container."""
     return any(
         name in environment
         for name in (
@@ -294,12 +323,12 @@ def _ambient(environment: Mapping[str, str]) -> bool:
 def _check_endpoint(endpoint: str) -> None:
     try:
         parts = urlsplit(endpoint)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
-        port = parts.port
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
+        port = parts.port  # raises if it is not a number
     except ValueError:
-        good, parts, port = False, None, None
+        valid, parts, port = False, None, None
     del port
-    if not good:
-        raise ConfigError(f"endpoint_url={endpoint!r} is no address such as https://host:port")
+    if not valid:
+        raise ConfigError(f"endpoint_url={endpoint!r} is not an address of the form https://host:port")
     if parts is not None and "@" in parts.netloc:
-        raise ConfigError("endpoint_url: no user and password there; give credentials as options")
+        raise ConfigError("endpoint_url= must not contain a user name or password; pass credentials as options")

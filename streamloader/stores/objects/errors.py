@@ -1,9 +1,9 @@
-"""From obstore's exceptions to ours.
+"""Translate obstore's exceptions to the errors of this package.
 
-Most of what goes wrong arrives as one exception, with a text in two parts: a sentence that quotes the server's answer
-as it came, and "Debug source:", a tree of the causes in which all foreign text is escaped. Kinds and statuses are
-taken from the second part alone, at the beginning of its lines, where no server can write. Nothing of the text is
-passed on but the server's error code and its message: it holds signed addresses and request headers.
+obstore reports most failures with one exception type, whose text has two parts: a sentence that quotes the server's
+response unchanged, and "Debug source:", a tree of causes in which all foreign text is escaped. Kinds and statuses are
+read only from line starts of the second part, where no server can write. Only the server's error code and message
+are passed on, because the rest of the text contains signed addresses and request headers.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from typing import Any, Final
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
-    Interrupted,
     NotFound,
     NotSupported,
     ObjectChanged,
-    ProtocolFault,
+    ProtocolError,
     ServerBusy,
     StoreError,
     StoreTimeout,
     StreamloaderError,
+    TransferInterrupted,
     Unreachable,
     UntrustedHost,
 )
-from streamloader.stores.objects.fork_safety import library
+from streamloader.stores.objects.fork_safety import get_obstore
 
-__all__ = ["OutsideObject", "foreign", "scrubbed", "translated"]
+__all__ = ["RangeOutsideObject", "obstore_errors", "remove_secrets", "translate_error"]
 
-_DEBUG: Final = "\n\nDebug source:\n"
+_DEBUG_HEADING: Final = "\n\nDebug source:\n"
 _STATUS: Final = re.compile(r"^\s+status: (\d{3}),$", re.MULTILINE)
 _KIND: Final = re.compile(r"^\s+kind: ([A-Z][A-Za-z]+),$", re.MULTILINE)
-_DELETED: Final = re.compile(r'^\s+code: "([A-Za-z0-9.]{1,64})",$', re.MULTILINE)
+_DELETE_ERROR_CODE: Final = re.compile(r'^\s+code: "([A-Za-z0-9.]{1,64})",$', re.MULTILINE)
 _CODE: Final = re.compile(r"<Code>([A-Za-z0-9._-]{1,64})</Code>")
 _MESSAGE: Final = re.compile(r"<Message>([^<]{1,300})</Message>")
-_ASKED: Final = re.compile(r"Error performing [A-Z]+ (\S+) in ")
-_METADATA: Final = re.compile(
+_REQUEST_URL: Final = re.compile(r"Error performing [A-Z]+ (\S+) in ")
+_METADATA_URL: Final = re.compile(
     r"https?://[^/]+/(?:latest/(?:api/token|meta-data/)|computeMetadata/v1/|metadata/identity/)"
 )
-_TLS: Final = re.compile(r"certificate|CertNotValid|UnknownIssuer|\bTls|tls handshake", re.IGNORECASE)
+_TLS_FAILURE: Final = re.compile(r"certificate|CertNotValid|UnknownIssuer|\bTls|tls handshake", re.IGNORECASE)
 
 _DENIED_CODES: Final = frozenset(
     {
@@ -73,134 +73,141 @@ _BUSY_CODES: Final = frozenset(
         "TooManyRequests",
     }
 )
-_NO_BUCKET: Final = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
+_NO_BUCKET_CODES: Final = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
 _REGION_CODES: Final = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "TemporaryRedirect"}
 )
 
 
-class OutsideObject(Exception):
-    """The server answered that it has none of the asked bytes (416)."""
+class RangeOutsideObject(Exception):
+    """The server answered that the object has none of the requested bytes (status 416)."""
 
 
-def foreign() -> tuple[type[BaseException], ...]:
-    """Return what obstore raises."""
-    return (library().exceptions.BaseError, OSError, ValueError, NotImplementedError)
+def obstore_errors() -> tuple[type[BaseException], ...]:
+    """Return the exception types that obstore raises."""
+    return (get_obstore().exceptions.BaseError, OSError, ValueError, NotImplementedError)
 
 
-def scrubbed(text: str, secrets: Iterable[str]) -> str:
-    """Return `text` without these secrets."""
+def remove_secrets(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` with each of the secrets replaced by asterisks."""
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
     return text
 
 
-def translated(  # noqa: PLR0911 - one for each meaning
+def translate_error(  # noqa: PLR0911 - one for each kind of error
     error: BaseException, address: str, secrets: Iterable[str], *, offset: int | None = None, body: bool = False
-) -> StreamloaderError | OutsideObject:
-    """Return the error of ours that says what `error` means.
+) -> StreamloaderError | RangeOutsideObject:
+    """Return the error of this package that corresponds to `error`.
 
     Args:
-        error: of obstore.
-        address: of the object.
-        secrets: never to be told, whatever the server says.
-        offset: of the byte that was waited for.
-        body: whether the answer had begun.
+        error: Exception of obstore.
+        address: Address of the object.
+        secrets: Strings that must not appear in the error, even if the server sends them.
+        offset: Offset of the next expected byte, or None.
+        body: Whether the body of the response was being received.
     """
     text = str(error)
-    said, found, debug = text.rpartition(_DEBUG)
-    if not found:
-        said, debug = text, ""
+    response, heading, debug = text.rpartition(_DEBUG_HEADING)
+    if not heading:
+        response, debug = text, ""
     status = int(match[1]) if (match := _STATUS.search(debug)) else None
-    code = _first(_DELETED, debug) or _first(_CODE, said) or ""
-    places: dict[str, Any] = {"address": address, "offset": offset}
-    kinds = library().exceptions
-    if isinstance(error, ValueError):  # it refuses the path before anything is sent
+    code = _first_group(_DELETE_ERROR_CODE, debug) or _first_group(_CODE, response) or ""
+    location: dict[str, Any] = {"address": address, "offset": offset}
+    exceptions = get_obstore().exceptions
+    if isinstance(error, ValueError):  # obstore rejects the path before it sends anything
         return ConfigError(
-            f"{address}: object stores take no names with control characters or empty parts ('//')", **places
+            f"{address}: object stores do not support names with control characters or empty parts ('//')", **location
         )
-    if _METADATA.match(_first(_ASKED, said) or ""):
+    if _METADATA_URL.match(_first_group(_REQUEST_URL, response) or ""):
         return AccessDenied(
-            f"no credentials for {address}: give them as options (profile=, access_key_id=, token=, ...) or variables, "
-            "or say anonymous=True; this machine has no metadata service that would know them",
-            **places,
+            f"no credentials for {address}: pass them as options (profile=, access_key_id=, token=, ...), set the "
+            "environment variables, or pass anonymous=True; this machine has no metadata service that provides them",
+            **location,
         )
     if status is not None or code:
-        return _of_answer(status, code, _words(code, _first(_MESSAGE, said), secrets), places)
-    if isinstance(error, kinds.PreconditionError | kinds.NotModifiedError):
-        return ObjectChanged(f"{address} is not the version that was asked for", **places)
+        details = _format_details(code, _first_group(_MESSAGE, response), secrets)
+        return _translate_response(status, code, details, location)
+    if isinstance(error, exceptions.PreconditionError | exceptions.NotModifiedError):
+        return ObjectChanged(f"{address} is not the requested version", **location)
     if isinstance(error, FileNotFoundError):
-        return NotFound(f"no such object: {address}", **places)
-    if isinstance(error, kinds.PermissionDeniedError | kinds.UnauthenticatedError):
-        return _denied(address, "", places)
-    if isinstance(error, kinds.NotSupportedError | NotImplementedError):
-        return NotSupported(f"{address}: its store cannot do that", **places)
-    return _of_transport(debug, _first(_KIND, debug) or "", body=body, places=places)
+        return NotFound(f"no such object: {address}", **location)
+    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        return _access_denied(address, "", location)
+    if isinstance(error, exceptions.NotSupportedError | NotImplementedError):
+        return NotSupported(f"{address}: the store does not support this operation", **location)
+    return _translate_transport_error(debug, _first_group(_KIND, debug) or "", body=body, location=location)
 
 
-def _of_answer(status: int | None, code: str, words: str, places: dict[str, Any]) -> StreamloaderError | OutsideObject:
-    """Translate what a server said."""
-    address = places["address"]
+def _translate_response(
+    status: int | None, code: str, details: str, location: dict[str, Any]
+) -> StreamloaderError | RangeOutsideObject:
+    """Return the error for an error response of the server."""
+    address = location["address"]
     if code in _DENIED_CODES:
-        return _denied(address, words, places)
+        return _access_denied(address, details, location)
     if code in _BUSY_CODES or status == 429 or (status is not None and status >= 500 and status != 501):  # noqa: PLR2004
-        return ServerBusy(f"{address}: the server is overloaded or failing{words}", status=status, **places)
+        return ServerBusy(f"{address}: the server is overloaded or failing{details}", status=status, **location)
     if code in _REGION_CODES or (status is not None and 300 <= status < 400 and status != 304):  # noqa: PLR2004
         return StoreError(
-            f"{address} is served elsewhere{words}: say which region= the bucket is in, or which endpoint_url=",
-            **places,
+            f"{address} is served elsewhere{details}: pass the bucket's region= or its endpoint_url=", **location
         )
-    by_status: dict[int | None, StreamloaderError | OutsideObject] = {
-        401: _denied(address, words, places),
-        403: _denied(address, words, places),
+    by_status: dict[int | None, StreamloaderError | RangeOutsideObject] = {
+        401: _access_denied(address, details, location),
+        403: _access_denied(address, details, location),
         404: NotFound(
-            f"no such bucket: {address}" if code in _NO_BUCKET else f"no such object: {address}", code=code, **places
+            f"no such bucket: {address}" if code in _NO_BUCKET_CODES else f"no such object: {address}",
+            code=code,
+            **location,
         ),
-        412: ObjectChanged(f"{address} is not the version that was asked for{words}", **places),
-        304: ObjectChanged(f"{address} is not the version that was asked for{words}", **places),
-        416: OutsideObject(),
-        501: NotSupported(f"{address}: the server cannot do that{words}", **places),
+        412: ObjectChanged(f"{address} is not the requested version{details}", **location),
+        304: ObjectChanged(f"{address} is not the requested version{details}", **location),
+        416: RangeOutsideObject(),
+        501: NotSupported(f"{address}: the server does not support this operation{details}", **location),
     }
-    return by_status.get(status) or StoreError(f"{address}: the server refused{words} (status {status})", **places)
-
-
-def _of_transport(  # noqa: PLR0911
-    debug: str, kind: str, *, body: bool, places: dict[str, Any]
-) -> StoreError:
-    """Translate what happened on the way."""
-    address, offset = places["address"], places["offset"]
-    if kind == "Timeout" or "TimedOut" in debug:
-        return StoreTimeout(f"waited too long for {address} (connecting)", stage="connecting", **places)
-    if kind == "Connect":
-        if _TLS.search(debug):
-            return UntrustedHost(f"{address}: the server's certificate does not hold", **places)
-        if "dns error" in debug:
-            return Unreachable(f"{address}: the server's name cannot be resolved", **places)
-        why = "refuses connections" if "ConnectionRefused" in debug else "cannot be reached"
-        return Unreachable(f"{address}: the server {why}; look at endpoint_url= and the network", **places)
-    if body:
-        return Interrupted(f"{address} broke off at byte {offset}", **places)
-    if kind in ("Request", "Interrupted") or "IncompleteMessage" in debug or "ConnectionReset" in debug:
-        return Unreachable(f"{address}: the server hung up before it answered", **places)
-    if kind == "Decode" or "kind: Body" in debug:
-        return Interrupted(f"{address}: the answer broke off", **places)
-    return ProtocolFault(f"{address}: the server's answer makes no sense: not the one to this request", **places)
-
-
-def _denied(address: str, words: str, places: dict[str, Any]) -> AccessDenied:
-    return AccessDenied(
-        f"{address}: access denied{words}; look at the credentials (options, variables, profile=) and their rights",
-        **places,
+    return by_status.get(status) or StoreError(
+        f"{address}: the server refused the request{details} (status {status})", **location
     )
 
 
-def _words(code: str, message: str | None, secrets: Iterable[str]) -> str:
-    """Return what the server said, to be put behind a sentence."""
-    message = " ".join(scrubbed(message or "", secrets).split())
+def _translate_transport_error(  # noqa: PLR0911
+    debug: str, kind: str, *, body: bool, location: dict[str, Any]
+) -> StoreError:
+    """Return the error for a failed connection or transfer."""
+    address, offset = location["address"], location["offset"]
+    if kind == "Timeout" or "TimedOut" in debug:
+        return StoreTimeout(f"waited too long for {address} (connecting)", stage="connecting", **location)
+    if kind == "Connect":
+        if _TLS_FAILURE.search(debug):
+            return UntrustedHost(f"{address}: the server's certificate is not valid", **location)
+        if "dns error" in debug:
+            return Unreachable(f"{address}: the server's name cannot be resolved", **location)
+        reason = "refuses connections" if "ConnectionRefused" in debug else "cannot be reached"
+        return Unreachable(f"{address}: the server {reason}; check endpoint_url= and the network", **location)
+    if body:
+        return TransferInterrupted(f"{address}: the transfer was interrupted at byte {offset}", **location)
+    if kind in ("Request", "Interrupted") or "IncompleteMessage" in debug or "ConnectionReset" in debug:
+        return Unreachable(f"{address}: the server closed the connection before it answered", **location)
+    if kind == "Decode" or "kind: Body" in debug:
+        return TransferInterrupted(f"{address}: the response was interrupted", **location)
+    return ProtocolError(f"{address}: the server's response does not match the request", **location)
+
+
+def _access_denied(address: str, details: str, location: dict[str, Any]) -> AccessDenied:
+    return AccessDenied(
+        f"{address}: access denied{details}; check the credentials (options, environment variables, profile=) and "
+        "their permissions",
+        **location,
+    )
+
+
+def _format_details(code: str, message: str | None, secrets: Iterable[str]) -> str:
+    """Return the server's error code and message in parentheses, to be appended to a sentence."""
+    message = " ".join(remove_secrets(message or "", secrets).split())
     return "".join([f" ({code}" if code else " (", f": {message})" if message else ")"]) if code or message else ""
 
 
-def _first(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.search(text)
-    return found[1] if found else None
+def _first_group(pattern: re.Pattern[str], text: str) -> str | None:
+    match = pattern.search(text)
+    return match[1] if match else None

@@ -1,7 +1,8 @@
-"""Obstore, in the process where it is used.
+"""Load obstore so that it works in every process, including forked children.
 
-Its requests run on threads of its own, which a forked child does not have: there, every request would wait for ever.
-No library can start them anew, as they are made once for each loaded library. So a child loads its own copy.
+obstore runs requests on its own threads, which do not exist in a forked child. Requests would hang there, and the
+threads cannot be restarted, because they are created once per loaded library. A forked child therefore loads its own
+copy of the library.
 """
 
 from __future__ import annotations
@@ -19,121 +20,131 @@ from importlib.util import spec_from_file_location
 from types import ModuleType
 from typing import Any, Final
 
-from streamloader.errors import MissingExtra, StoreError
+from streamloader.errors import MissingDependency, StoreError
 
-__all__ = ["SETTLING", "library", "never_free"]
+__all__ = ["SHUTDOWN_GRACE_S", "get_obstore", "leak_on_purpose"]
 
-_NAMES: Final = ("obstore", "obstore.store", "obstore.exceptions")
-_BINARY: Final = "obstore._obstore"
-SETTLING: Final = 0.05  # seconds in which the library's threads let go of a request that has ended
+_MODULE_NAMES: Final = ("obstore", "obstore.store", "obstore.exceptions")
+_BINARY_MODULE: Final = "obstore._obstore"
+# Time in which obstore's threads release the Python objects of a request that has ended.
+SHUTDOWN_GRACE_S: Final = 0.05
 
 
-class _Library:
-    """The modules of obstore that belong to this process."""
+class _ObstoreModules:
+    """The modules of obstore that belong to this process.
+
+    Attributes:
+        package: Package ``obstore`` of this process.
+        pid: Process that the package belongs to.
+        binary_path: Path of the extension module.
+        leaked: Objects that are never freed, because freeing them would wait for threads that do not exist here.
+        lock: Held while a copy is loaded.
+        used_by_pid: Last process that used obstore, or 0.
+    """
 
     def __init__(self) -> None:
         try:
-            self.modules = _import()
+            self.package = _import_obstore()
         except ImportError as error:
-            raise MissingExtra(
+            raise MissingDependency(
                 "s3://, gs:// and az:// need the package obstore: pip install streamloader[objects]"
             ) from error
         self.pid = os.getpid()
-        self.file = str(sys.modules[_BINARY].__file__)
-        self.inherited: list[object] = []  # never freed: what it would wait for when it ends does not exist here
+        self.binary_path = str(sys.modules[_BINARY_MODULE].__file__)
+        self.leaked: list[object] = []
         self.lock = threading.Lock()
-        self.used = 0  # by which process
+        self.used_by_pid = 0
 
-    def begin_anew(self) -> None:
-        """Load a copy of the library, for this child of a fork."""
+    def load_copy(self) -> None:
+        """Load a copy of the library for this forked child."""
         if not sys.platform.startswith("linux"):
             raise StoreError(
-                "object stores cannot be used in a forked child on this system, once their library was loaded in the "
-                "parent: start processes with 'spawn', or open such stores in the children only"
+                "object stores cannot be used in a forked child on this system after obstore was loaded in the "
+                "parent: start processes with 'spawn', or open object stores in the children only"
             )
-        taken = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "obstore"}
+        inherited = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "obstore"}
         try:
-            with _copied(self.file) as path:
-                finder = _Finder(path)
+            with _copy_to_memory(self.binary_path) as path:
+                finder = _BinaryFinder(path)
                 sys.meta_path.insert(0, finder)
                 try:
-                    modules = _import()
+                    package = _import_obstore()
                 finally:
                     sys.meta_path.remove(finder)
         except BaseException:
-            sys.modules.update(taken)
+            sys.modules.update(inherited)
             raise
-        self.inherited.append((self.modules, taken))
-        self.modules, self.pid = modules, os.getpid()
+        self.leaked.append((self.package, inherited))
+        self.package, self.pid = package, os.getpid()
 
 
-class _Finder:
-    """Finds obstore's binary elsewhere."""
+class _BinaryFinder:
+    """Import finder that loads obstore's extension module from another path."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _BINARY:
+        if name != _BINARY_MODULE:
             return None
         return spec_from_file_location(name, self._path, loader=ExtensionFileLoader(name, self._path))
 
 
-def library() -> Any:
-    """Return the package ``obstore`` (with its modules ``store`` and ``exceptions``) that works in this process.
+def get_obstore() -> Any:
+    """Return the package ``obstore``, with its modules ``store`` and ``exceptions``, that works in this process.
 
     Raises:
-        StoreError: this is a forked child, on a system where that cannot work.
+        StoreError: If this is a forked child on a system that cannot load a copy of the library.
     """
-    if _library.pid != os.getpid():
-        with _library.lock:
-            if _library.pid != os.getpid():
-                _library.begin_anew()
-    _library.used = _library.pid
-    return _library.modules
+    if _modules.pid != os.getpid():
+        with _modules.lock:
+            if _modules.pid != os.getpid():
+                _modules.load_copy()
+    _modules.used_by_pid = _modules.pid
+    return _modules.package
 
 
-def never_free(thing: object) -> None:
-    """Keep what another process made until this one ends."""
-    _library.inherited.append(thing)
+def leak_on_purpose(inherited: object) -> None:
+    """Keep an object that another process made until this process ends."""
+    _modules.leaked.append(inherited)
 
 
-def _import() -> Any:
-    package, *_ = [importlib.import_module(name) for name in _NAMES]
+def _import_obstore() -> Any:
+    package, *_ = [importlib.import_module(name) for name in _MODULE_NAMES]
     return package
 
 
 @contextlib.contextmanager
-def _copied(file: str) -> Iterator[str]:
-    """Copy a file into memory: the dynamic loader takes the same file only once, but this is another one."""
+def _copy_to_memory(file: str) -> Iterator[str]:
+    """Copy a file to an anonymous one and yield its path. The dynamic loader loads the same file only once."""
     descriptor = os.memfd_create("obstore")
     try:
         with open(file, "rb") as source:
-            at, size = 0, os.fstat(source.fileno()).st_size
-            while at < size:
-                at += os.sendfile(descriptor, source.fileno(), at, size - at)
+            offset, size = 0, os.fstat(source.fileno()).st_size
+            while offset < size:
+                offset += os.sendfile(descriptor, source.fileno(), offset, size - offset)
         yield f"/proc/self/fd/{descriptor}"
     finally:
-        os.close(descriptor)  # what was loaded stays mapped
+        os.close(descriptor)  # the loaded library stays mapped
 
 
-def _renew_lock() -> None:
-    _library.lock = threading.Lock()  # another thread may have held it when the process was forked
+def _reset_lock() -> None:
+    _modules.lock = threading.Lock()  # another thread may have held it when the process was forked
 
 
-def _settle_at_exit() -> None:
-    """Let the library's threads put down what they hold of Python before that ends: otherwise they abort the process.
+def _wait_at_exit() -> None:
+    """Let obstore's threads release their Python objects before the interpreter ends. Otherwise they abort the process.
 
-    They need it for a moment after each request, also after one that was cancelled; there is nothing to wait for but
-    time (PyO3/pyo3-async-runtimes, issues 40 and 90).
+    The threads need Python for a moment after each request, even after a cancelled one. They offer nothing to wait
+    for, so this waits a fixed time (PyO3/pyo3-async-runtimes, issues 40 and 90).
     """
     shared = sys.modules.get("streamloader.stores.io_thread")
     if shared is not None:
-        shared.close_shared_stores()  # which would otherwise happen after this
-    if _library.used == os.getpid():
-        time.sleep(SETTLING)
+        shared.close_shared_stores()  # before the wait, because closing a store ends requests
+    if _modules.used_by_pid == os.getpid():
+        time.sleep(SHUTDOWN_GRACE_S)
 
 
-_library: Final = _Library()
-os.register_at_fork(after_in_child=_renew_lock)
-atexit.register(_settle_at_exit)
+_modules: Final = _ObstoreModules()
+os.register_at_fork(after_in_child=_reset_lock)
+atexit.register(_wait_at_exit)

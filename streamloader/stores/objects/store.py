@@ -1,4 +1,4 @@
-"""Object storage: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage."""
+"""Store for S3 and compatible services, Google Cloud Storage and Azure Blob Storage."""
 
 from __future__ import annotations
 
@@ -15,72 +15,75 @@ from streamloader.errors import (
     ConfigError,
     NotFound,
     NotSupported,
-    ProtocolFault,
+    ProtocolError,
     StreamloaderError,
 )
 from streamloader.stores.base import Body, Data, Store
-from streamloader.stores.objects.config import Access, Credentials
-from streamloader.stores.objects.errors import OutsideObject, foreign, translated
-from streamloader.stores.objects.fork_safety import SETTLING, library, never_free
-from streamloader.stores.objects.upload import PART, pieces_of, upload, within
+from streamloader.stores.objects.config import CredentialSource, ObjectStoreConfig
+from streamloader.stores.objects.errors import RangeOutsideObject, obstore_errors, translate_error
+from streamloader.stores.objects.fork_safety import SHUTDOWN_GRACE_S, get_obstore, leak_on_purpose
+from streamloader.stores.objects.upload import PART_BYTES, run_with_deadline, split_data, upload_in_parts
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["ObjectStore"]
 
 T = TypeVar("T")
 
-_PAGE: Final = 1000  # entries of a listing that are fetched in one request
-_LET_GO: Final = 0.005  # seconds
-_CHUNK: Final = 1 << 20  # bytes that are handed over at once, at most by our choice
+_ENTRIES_PER_PAGE: Final = 1000  # of a listing, fetched in one request
+_MAX_PIECE_BYTES: Final = 1 << 20
+# Pause before a listing is dropped. Dropping it while its last request is ending would lose a connection.
+_LISTING_GRACE_S: Final = 0.005
 
 
 class ObjectStore(Store):
-    """``s3://bucket``, ``gs://bucket`` or ``az://container``. Paths are keys, taken literally.
+    """Objects in ``s3://bucket``, ``gs://bucket`` or ``az://container``. Paths are keys, taken literally.
 
-    Versions are ETags: every read that names one asks the server for just this one. Large objects are written in
-    parts, and appear when the last one has arrived; an upload that fails or is cancelled is taken back. (A process
-    that is killed leaves parts that nobody sees but the bill: a lifecycle rule for incomplete uploads removes them.)
+    Versions are ETags. A read with a version makes the server check that version. Large objects are written in parts
+    and appear when the last part has arrived. An upload that fails or is cancelled is aborted. A process that is killed
+    leaves parts behind, which are invisible but cost storage; a lifecycle rule for incomplete uploads removes them.
 
-    Keys with empty parts (``a//b``, ``a/``), with "." or ".." as a part, or with control characters cannot be named,
-    and a directory that has one cannot be listed. Objects whose key ends in "/", which consoles make for empty
-    directories, are left out where anything lies in them. A listing that is not recursive is taken in one go.
+    Keys with empty parts (``a//b``, ``a/``), with "." or ".." as a part, or with control characters are not supported,
+    and a directory that contains one cannot be listed. Objects whose key ends in "/", which consoles create for empty
+    directories, are not listed if the directory contains other objects. A non-recursive listing is fetched completely
+    before its first entry is yielded.
 
-    In a forked child a copy of the library is loaded (Linux; elsewhere that is an error), as its threads do not
-    survive a fork.
+    A forked child loads its own copy of obstore, because obstore's threads do not survive a fork. This works on Linux
+    only; on other systems it is an error.
 
     Args:
-        url: scheme and bucket.
-        endpoint_url: another server than the provider's own. Plain ``http://`` is used if and only if it is written
-            here (or in the variable). s3: else AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, or the profile's;
-            gs: STORAGE_EMULATOR_HOST; az: AZURE_STORAGE_ENDPOINT.
-        anonymous: send no credentials: for what is public.
-        region: s3; else AWS_REGION, AWS_DEFAULT_REGION, the profile's, or us-east-1.
-        profile: s3; of ``~/.aws/config`` and ``~/.aws/credentials``. Keys and ``credential_process`` are read anew
-            before they run out; roles and single sign-on need boto3. Without any option credentials are looked for
-            in AWS_ACCESS_KEY_ID and so on, a web identity or container, AWS_PROFILE or the default profile, and the
-            machine's metadata service.
-        access_key_id: s3, with `secret_access_key` and perhaps `session_token`.
-        secret_access_key: s3.
-        session_token: s3.
-        token: gs and az; a bearer token (OAuth).
-        service_account: gs; path of a JSON key file. Else GOOGLE_APPLICATION_CREDENTIALS, gcloud's login, or the
-            metadata service.
-        account_name: az; else AZURE_STORAGE_ACCOUNT_NAME.
-        account_key: az; else AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_KEY.
-        sas_token: az; a shared access signature.
-        connection_string: az; else AZURE_STORAGE_CONNECTION_STRING.
-        credential_provider: a function or coroutine function (one that can be pickled, for worker processes) that
-            returns a dict with ``expires_at`` (a datetime with time zone, or None) and: s3 ``access_key_id``,
-            ``secret_access_key``, ``token``; gs ``token``; az one of ``access_key``, ``sas_token``, ``token``. It is
-            asked again before they run out.
-        config: further settings of obstore's S3Config, GCSConfig or AzureConfig (requester pays, encryption, ...).
-        client_options: further settings of obstore's ClientConfig (proxy, own root certificate, ...).
-        timeouts: see :class:`streamloader.config.Timeouts`.
-        limits: see :class:`streamloader.config.Limits`. A request takes a connection, so the lower one of both counts.
+        url: Scheme and bucket.
+        endpoint_url: Address of the server, if it is not the provider's own. Plain ``http://`` is used only if it is
+            written here or in the environment variable. Defaults to: s3: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, or the
+            profile's endpoint; gs: STORAGE_EMULATOR_HOST; az: AZURE_STORAGE_ENDPOINT.
+        anonymous: Whether requests are sent without credentials, for public data. Defaults to False.
+        region: Region (s3). Defaults to AWS_REGION, AWS_DEFAULT_REGION, the profile's region, or us-east-1.
+        profile: Profile (s3) of ``~/.aws/config`` and ``~/.aws/credentials``. Keys and the output of
+            ``credential_process`` are refreshed before they expire. Roles and single sign-on need boto3. Without any
+            option, the credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a web identity or container,
+            AWS_PROFILE or the default profile, or the machine's metadata service, in this order.
+        access_key_id: Access key (s3). Needs `secret_access_key`.
+        secret_access_key: Secret key (s3) of `access_key_id`.
+        session_token: Session token (s3) of `access_key_id`, for temporary credentials.
+        token: Bearer token (gs, az; OAuth).
+        service_account: Path of a JSON key file (gs). Defaults to GOOGLE_APPLICATION_CREDENTIALS, the login of gcloud,
+            or the metadata service.
+        account_name: Storage account (az). Defaults to AZURE_STORAGE_ACCOUNT_NAME.
+        account_key: Key of the account (az). Defaults to AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_KEY.
+        sas_token: Shared access signature (az).
+        connection_string: Connection string (az). Defaults to AZURE_STORAGE_CONNECTION_STRING.
+        credential_provider: Function or coroutine function that returns a dict with ``expires_at`` (a datetime with
+            time zone, or None) and: s3 ``access_key_id``, ``secret_access_key``, ``token``; gs ``token``; az one of
+            ``access_key``, ``sas_token``, ``token``. It is called again before the credentials expire, and must be
+            picklable if worker processes use the store.
+        config: Further settings for obstore's S3Config, GCSConfig or AzureConfig (requester pays, encryption, ...).
+        client_options: Further settings for obstore's ClientConfig (proxy, own root certificate, ...).
+        timeouts: Time limits; see :class:`streamloader.config.Timeouts`.
+        limits: Size limits; see :class:`streamloader.config.Limits`. Each request uses one connection, so the lower one
+            of `requests` and `connections` applies.
 
     Raises:
-        ConfigError: options that make no sense.
-        MissingExtra: the package obstore is not installed.
+        ConfigError: If options are missing, unknown, or exclude each other.
+        MissingDependency: If the package obstore is not installed.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("s3", "gs", "az")
@@ -114,7 +117,7 @@ class ObjectStore(Store):
         scheme, _, bucket = url.partition("://")
         if not bucket or set(bucket) & set("/@:?#"):
             raise ConfigError(f"{self.url} names no bucket: write {scheme}://bucket/path; credentials are options")
-        self._access = Access(
+        self._config = ObjectStoreConfig(
             scheme=scheme.lower(),
             bucket=bucket,
             endpoint_url=endpoint_url,
@@ -134,22 +137,22 @@ class ObjectStore(Store):
             config=dict(config or {}),
             client_options=dict(client_options or {}),
         )
-        self.realm = self._access.realm
+        self.identity = self._config.identity
         self._client: Any = None
-        self._credentials: Credentials | None = None
-        self._pid = 0  # of the process in which they were made
-        self._restless = False  # a request was cancelled, or a listing taken
+        self._credentials: CredentialSource | None = None
+        self._client_pid = 0  # process that made the client
+        self._needs_grace = False  # whether a request was cancelled or a listing fetched
 
     async def _head(self, path: str) -> ObjectInfo:
-        return _info(path, await self._ask(path, 0, lambda it, client: it.head_async(client, path)))
+        return _make_info(path, await self._request(path, 0, lambda obstore, client: obstore.head_async(client, path)))
 
     @contextlib.asynccontextmanager
     async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
-        if span is not None and span.start < 0 and self._access.scheme == "az":  # which has no suffix ranges
+        if span is not None and span.start < 0 and self._config.scheme == "az":  # Azure has no suffix ranges
             info = await self._head(path)
             start, end = span.within(info.size or 0, self.address(path))
             if start == end:
-                yield _empty(info, start)
+                yield _empty_body(info, start)
                 return
             span, version = ByteRange(start, end), version or info.version
         options: dict[str, Any] = {}
@@ -157,93 +160,97 @@ class ObjectStore(Store):
             options["range"] = {"suffix": -span.start}
         elif span is not None and (span.start or span.end is not None):
             options["range"] = {"offset": span.start} if span.end is None else (span.start, span.end)
-        if (tag := _tag(version)) is not None:
-            options["if_match"] = tag
+        if (etag := _strong_etag(version)) is not None:
+            options["if_match"] = etag
         offset = max(0, span.start) if span is not None else 0
         try:
-            result = await self._ask(path, offset, lambda it, client: it.get_async(client, path, options=options))
-        except OutsideObject:
+            result = await self._request(
+                path, offset, lambda obstore, client: obstore.get_async(client, path, options=options)
+            )
+        except RangeOutsideObject:
             result = None
         if result is None:
-            yield await self._outside(path, span or ByteRange())
+            yield await self._resolve_outside_range(path, span or ByteRange())
             return
-        info, (start, end) = _info(path, result.meta), result.range
-        yield Body(info, start, end, self._chunks(result, path, start))
+        info, (start, end) = _make_info(path, result.meta), result.range
+        yield Body(info, start, end, self._receive(result, path, start))
 
-    async def _outside(self, path: str, span: ByteRange) -> Body:
-        """Say what it means that there are no such bytes: asked for is the very end, or what lies behind it."""
+    async def _resolve_outside_range(self, path: str, span: ByteRange) -> Body:
+        """Return an empty body if the range is at the very end of the object; otherwise raise the error for it."""
         info = await self._head(path)
         start, end = span.within(info.size or 0, self.address(path))
         if start == end:
-            return _empty(info, start)
-        raise ProtocolFault(
-            f"{self.address(path)}: the server has bytes {span} and says that it has not (416)",
+            return _empty_body(info, start)
+        raise ProtocolError(
+            f"{self.address(path)}: the server has bytes {span}, but answered that it does not (status 416)",
             address=self.address(path),
             offset=start,
         )
 
-    async def _chunks(self, result: Any, path: str, at: int) -> AsyncGenerator[bytes, None]:
-        # Larger pieces would hide for longer than a window that bytes come, if slowly.
-        least = int(min(_CHUNK, max(1.0, self.timeouts.min_rate * self.timeouts.window)))
-        stream = result.stream(least)
+    async def _receive(self, result: Any, path: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of a response from `offset` on."""
+        # On a slow line, larger pieces would arrive less often than once per window and look like a stalled transfer.
+        min_piece_bytes = int(min(_MAX_PIECE_BYTES, max(1.0, self.timeouts.min_rate * self.timeouts.window)))
+        stream = result.stream(min_piece_bytes)
         while True:
             try:
-                chunk: bytes = await self._asked(anext(stream))
+                piece: bytes = await self._await_obstore(anext(stream))
             except StopAsyncIteration:
                 return
-            except foreign() as error:
+            except obstore_errors() as error:
                 del stream, result
-                self._raise(error, path, at, body=True)
-            yield chunk
-            at += len(chunk)
+                self._raise_translated(error, path, offset, body=True)
+            yield piece
+            offset += len(piece)
 
     async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
-        under = f"{prefix}/" if prefix else ""
+        key_prefix = f"{prefix}/" if prefix else ""
         if not recursive:
-            found = await self._ask(
-                prefix, None, lambda it, client: it.list_with_delimiter_async(client, prefix or None)
+            result = await self._request(
+                prefix, None, lambda obstore, client: obstore.list_with_delimiter_async(client, prefix or None)
             )
-            for folder in found["common_prefixes"]:
-                yield ObjectInfo(f"{folder}/")
-            for meta in found["objects"]:
-                if meta["path"].startswith(under):
-                    yield _info(meta["path"], meta)
+            for directory in result["common_prefixes"]:
+                yield ObjectInfo(f"{directory}/")
+            for meta in result["objects"]:
+                if meta["path"].startswith(key_prefix):
+                    yield _make_info(meta["path"], meta)
             return
+        # An empty object may stand for a directory. It is held back until the next key shows whether it does.
         held: ObjectInfo | None = None
-        async with contextlib.aclosing(self._pages(prefix)) as pages:
+        async with contextlib.aclosing(self._list_pages(prefix)) as pages:
             async for page in pages:
                 for meta in page:
-                    info = _info(meta["path"], meta)
+                    info = _make_info(meta["path"], meta)
                     if held is not None:
-                        if not info.path.startswith(f"{held.path}/") or await self._is_object(held.path):
+                        if not info.path.startswith(f"{held.path}/") or await self._object_exists(held.path):
                             yield held
                         held = None
-                    if not info.path.startswith(under):
+                    if not info.path.startswith(key_prefix):
                         continue
                     if info.size:
                         yield info
                     else:
-                        held = info  # an object, or the mark of a directory: what comes next tells
+                        held = info
         if held is not None:
             yield held
 
-    async def _pages(self, prefix: str) -> AsyncGenerator[list[Any], None]:
-        stream = library().list(self._connected(), prefix or None, chunk_size=_PAGE)
-        self._restless = True
+    async def _list_pages(self, prefix: str) -> AsyncGenerator[list[Any], None]:
+        stream = get_obstore().list(self._get_client(), prefix or None, chunk_size=_ENTRIES_PER_PAGE)
+        self._needs_grace = True
         try:
             while True:
                 try:
-                    page: list[Any] = await self._asked(anext(stream))
+                    page: list[Any] = await self._await_obstore(anext(stream))
                 except StopAsyncIteration:
                     return
-                except foreign() as error:
-                    self._raise(error, prefix, None)
+                except obstore_errors() as error:
+                    self._raise_translated(error, prefix, None)
                 yield page
         finally:
-            await asyncio.sleep(_LET_GO)  # dropped while its last request still ends, it would lose a connection
+            await asyncio.sleep(_LISTING_GRACE_S)
             del stream
 
-    async def _is_object(self, path: str) -> bool:
+    async def _object_exists(self, path: str) -> bool:
         try:
             await self._head(path)
         except NotFound:
@@ -251,120 +258,129 @@ class ObjectStore(Store):
         return True
 
     async def _write(self, path: str, data: Data) -> None:
-        rest = pieces_of(data)
+        rest = split_data(data)
         size = memoryview(data).nbytes if isinstance(data, (bytes, bytearray, memoryview)) else None
-        parts: list[memoryview | bytes] = []
+        pieces: list[memoryview | bytes] = []
         async with contextlib.aclosing(rest):  # type: ignore[type-var]
-            held = 0
+            first_bytes = 0
             async for piece in rest:
-                parts.append(piece)
-                held += len(piece)
-                if held > PART or (size is not None and size > PART):
+                pieces.append(piece)
+                first_bytes += len(piece)
+                if first_bytes > PART_BYTES or (size is not None and size > PART_BYTES):
                     break
-            first = parts[0] if len(parts) == 1 else b"".join(parts)
-            parts.clear()
+            first = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
             seconds = self.timeouts.connect + self.timeouts.response + self.timeouts.window
             address = self.address(path)
 
-            def send(it: Any, client: Any) -> Awaitable[Any]:
-                if len(first) <= PART and (size is None or size <= PART):
-                    sending = it.put_async(client, path, first, use_multipart=False)
-                    return within(sending, seconds, address, "uploading")
-                return upload(it, client, path, first, rest, size=size, timeouts=self.timeouts, address=address)
+            def send(obstore: Any, client: Any) -> Awaitable[Any]:
+                if len(first) <= PART_BYTES and (size is None or size <= PART_BYTES):
+                    sending = obstore.put_async(client, path, first, use_multipart=False)
+                    return run_with_deadline(sending, seconds, address, "uploading")
+                return upload_in_parts(
+                    obstore, client, path, first, rest, size=size, timeouts=self.timeouts, address=address
+                )
 
-            await self._ask(path, None, send)
+            await self._request(path, None, send)
 
     async def _delete(self, path: str) -> None:
         try:
-            await self._ask(path, None, lambda it, client: it.delete_async(client, path))
+            await self._request(path, None, lambda obstore, client: obstore.delete_async(client, path))
         except NotFound as error:
             if str(error.details.get("code")) in ("NoSuchBucket", "ContainerNotFound"):
                 raise
 
     async def _disconnect(self) -> None:
-        if self._restless:
-            await asyncio.sleep(SETTLING)  # what was cancelled still wants to tell this loop that it has ended
+        if self._needs_grace:
+            await asyncio.sleep(SHUTDOWN_GRACE_S)  # cancelled requests still notify this loop when they end
         self._client = None
         self._credentials = None
 
-    def _forget(self) -> None:
-        if self._client is not None and self._pid != os.getpid():
-            never_free((self._client, self._credentials))
+    def _drop_connections(self) -> None:
+        if self._client is not None and self._client_pid != os.getpid():
+            leak_on_purpose((self._client, self._credentials))
         self._client = None
         self._credentials = None
-        self._restless = False
+        self._needs_grace = False
 
-    def _check_path(self, path: str, *, empty: bool) -> None:
-        super()._check_path(path, empty=empty)
+    def _check_path(self, path: str, *, allow_empty: bool) -> None:
+        super()._check_path(path, allow_empty=allow_empty)
         if path.endswith("/") or "//" in path:
-            raise ConfigError(f"{path!r} is no key that can be named: it has an empty part")
+            raise ConfigError(f"{path!r} is not a supported key: it has an empty part")
 
-    def _connected(self) -> Any:
-        """Return obstore's store, made in this process."""
+    def _get_client(self) -> Any:
+        """Return obstore's store object, creating it in this process if necessary."""
         if self._client is None:
-            self._client, self._credentials = self._access.connect(self.timeouts)
-            self._pid = os.getpid()
+            self._client, self._credentials = self._config.create_client(self.timeouts)
+            self._client_pid = os.getpid()
         return self._client
 
-    async def _ask(self, path: str, offset: int | None, request: Callable[[Any, Any], Awaitable[T]]) -> T:
-        """Make a request and turn its errors into ours."""
+    async def _request(self, path: str, offset: int | None, send: Callable[[Any, Any], Awaitable[T]]) -> T:
+        """Send a request and translate its errors.
+
+        Args:
+            path: Path of the object for messages.
+            offset: Offset of the first requested byte for messages, or None.
+            send: Function that sends the request, given the package obstore and the client.
+        """
         try:
-            # Kept in no variable: an error that somebody holds, with its traceback, would hold connections.
-            return await self._asked(request(library(), self._connected()))
+            # Kept in no variable, because the traceback of an error that somebody keeps would hold the connection.
+            return await self._await_obstore(send(get_obstore(), self._get_client()))
         except StreamloaderError:
             raise
-        except foreign() as error:
-            self._raise(error, path, offset)
+        except obstore_errors() as error:
+            self._raise_translated(error, path, offset)
 
-    async def _asked(self, request: Awaitable[T]) -> T:
+    async def _await_obstore(self, request: Awaitable[T]) -> T:
+        """Await `request`, and record whether it was cancelled."""
         try:
             return await request
         except asyncio.CancelledError:
-            self._restless = True
+            self._needs_grace = True
             raise
 
-    def _raise(self, error: BaseException, path: str, offset: int | None, *, body: bool = False) -> NoReturn:
-        """Raise the error of ours; not from the foreign one, whose text tells more than it should."""
-        given = self._credentials
-        secrets = (*self._access.secrets, *(given.secrets if given else ()))
-        if given is not None and given.problem is not None:
-            problem, given.problem = given.problem, None
-            if isinstance(problem, StreamloaderError):
-                raise problem
+    def _raise_translated(self, error: BaseException, path: str, offset: int | None, *, body: bool = False) -> NoReturn:
+        """Raise the error of this package. The original is not chained, because its text contains secrets."""
+        credentials = self._credentials
+        secrets = (*self._config.secrets, *(credentials.secrets if credentials else ()))
+        if credentials is not None and credentials.error is not None:
+            cause, credentials.error = credentials.error, None
+            if isinstance(cause, StreamloaderError):
+                raise cause
             raise AccessDenied(
-                f"no credentials for {self.address(path)}: what should give them raised {type(problem).__name__}",
+                f"no credentials for {self.address(path)}: the credential provider raised {type(cause).__name__}",
                 address=self.address(path),
             ) from None
-        if isinstance(error, library().exceptions.InvalidPathError):
+        if isinstance(error, get_obstore().exceptions.InvalidPathError):
             raise NotSupported(
-                f"{self.address(path)} has keys with control characters or empty parts ('//'), so that it cannot be "
-                "listed: list directories that have none, or rename those",
+                f"{self.address(path)} cannot be listed, because it has keys with control characters or empty parts "
+                "('//'): list directories without such keys, or rename them",
                 address=self.address(path),
             ) from None
-        raise translated(error, self.address(path), secrets, offset=offset, body=body) from None
+        raise translate_error(error, self.address(path), secrets, offset=offset, body=body) from None
 
 
-def _empty(info: ObjectInfo, at: int) -> Body:
-    return Body(info, at, at, _nothing())
+def _empty_body(info: ObjectInfo, offset: int) -> Body:
+    return Body(info, offset, offset, _no_bytes())
 
 
-async def _nothing() -> AsyncGenerator[bytes, None]:
+async def _no_bytes() -> AsyncGenerator[bytes, None]:
     return
     yield b""
 
 
-def _info(path: str, meta: Any) -> ObjectInfo:
-    changed = meta["last_modified"].timestamp()
-    tag = meta["e_tag"]
-    if tag and not tag.startswith("W/"):
-        version = tag.strip('"')  # servers differ in whether they quote it in listings
+def _make_info(path: str, meta: Any) -> ObjectInfo:
+    modified = meta["last_modified"].timestamp()
+    etag = meta["e_tag"]
+    if etag and not etag.startswith("W/"):
+        version = etag.strip('"')  # some servers do not quote it in listings
     else:
-        version = tag or f"~{meta['size']:x}-{int(changed * 1e6):x}"
-    return ObjectInfo(path, meta["size"], version, changed)
+        version = etag or f"~{meta['size']:x}-{int(modified * 1e6):x}"
+    return ObjectInfo(path, meta["size"], version, modified)
 
 
-def _tag(version: str | None) -> str | None:
-    """Return what to ask a server for that has ETags which it compares: not weak ones."""
+def _strong_etag(version: str | None) -> str | None:
+    """Return the ETag for If-Match, or None if the version is not an ETag that servers compare exactly."""
     if version is None or version.startswith(("W/", "~")):
         return None
     return f'"{version}"'

@@ -1,4 +1,4 @@
-"""Uploads in parts, which are taken back when they cannot be finished."""
+"""Upload objects in parts, and abort uploads that cannot be completed."""
 
 from __future__ import annotations
 
@@ -11,93 +11,100 @@ from streamloader.config import Timeouts
 from streamloader.errors import StoreTimeout
 from streamloader.stores.base import Data
 
-__all__ = ["PART", "pieces_of", "upload", "within"]
+__all__ = ["PART_BYTES", "run_with_deadline", "split_data", "upload_in_parts"]
 
 T = TypeVar("T")
 
-PART: Final = 8 << 20  # bytes; what is not larger is sent in one request
-_BLIND_PART: Final = 16 << 20  # where the size is not known: a server takes 10,000 parts
-_PARTS: Final = 9_000
-_TOGETHER: Final = 4  # parts under way
-_PIECE: Final = 1 << 20  # smaller ones are joined before they are handed over
+PART_BYTES: Final = 8 << 20  # objects up to this size are sent in one request
+_PART_BYTES_FOR_UNKNOWN_SIZE: Final = 16 << 20  # because servers accept at most 10,000 parts
+_MAX_PARTS: Final = 9_000
+_MAX_PARTS_IN_FLIGHT: Final = 4
+_MIN_PIECE_BYTES: Final = 1 << 20  # smaller pieces are joined
 
 
-class _Abandoned(Exception):
-    """What ends an upload that shall not be finished."""
+class _UploadAborted(Exception):
+    """Raised inside obstore to make it abort an upload."""
 
 
-class _Feed:
-    """The pieces of an upload, as obstore asks for them.
+class _UploadSource:
+    """Queue of pieces that obstore reads an upload from.
 
-    An upload whose source raises is taken back by obstore; one whose future is cancelled is not. So this raises.
+    obstore aborts an upload on the server if its source raises, but not if its future is cancelled. :meth:`abort`
+    therefore makes the source raise.
     """
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[memoryview | bytes | None] = asyncio.Queue(1)
-        self._abandoned = asyncio.Event()
+        self._aborted = asyncio.Event()
 
     def __aiter__(self) -> AsyncIterator[memoryview | bytes]:
         return self
 
     async def __anext__(self) -> memoryview | bytes:
         getting = asyncio.ensure_future(self._queue.get())
-        ending = asyncio.ensure_future(self._abandoned.wait())
+        aborting = asyncio.ensure_future(self._aborted.wait())
         try:
-            await asyncio.wait({getting, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if self._abandoned.is_set():
-                raise _Abandoned
+            await asyncio.wait({getting, aborting}, return_when=asyncio.FIRST_COMPLETED)
+            if self._aborted.is_set():
+                raise _UploadAborted
             piece = getting.result()
         finally:
             getting.cancel()
-            ending.cancel()
+            aborting.cancel()
         if piece is None:
             raise StopAsyncIteration
         return piece
 
     async def put(self, piece: memoryview | bytes | None) -> None:
-        """Hand over a piece, None for the end, once there is room."""
+        """Wait for room and add a piece, or None for the end of the object."""
         await self._queue.put(piece)
 
-    def abandon(self) -> None:
-        """Let the upload fail."""
-        self._abandoned.set()
+    def abort(self) -> None:
+        """Make the upload fail."""
+        self._aborted.set()
 
 
-async def within(work: Awaitable[T], seconds: float, address: str, stage: str) -> T:
-    """Await `work` to a deadline.
+async def run_with_deadline(work: Awaitable[T], seconds: float, address: str, stage: str) -> T:
+    """Await `work` for at most `seconds`.
+
+    Args:
+        work: Awaitable to run.
+        seconds: Time limit.
+        address: Address of the object for the error message.
+        stage: Name of the current step for the error message.
 
     Raises:
-        StoreTimeout: it passed.
+        StoreTimeout: If the time limit passes.
     """
-    limit = asyncio.timeout(seconds)
+    deadline = asyncio.timeout(seconds)
     try:
-        async with limit:
+        async with deadline:
             return await work
     except TimeoutError as error:
-        if limit.expired():
-            _raise_late(seconds, address, stage, error)
+        if deadline.expired():
+            _raise_timeout(seconds, address, stage, error)
         raise
 
 
-async def pieces_of(data: Data) -> AsyncIterator[memoryview | bytes]:
-    """Yield data in pieces that are worth handing over."""
+async def split_data(data: Data) -> AsyncIterator[memoryview | bytes]:
+    """Yield data in pieces of a size that suits uploads."""
     if isinstance(data, (bytes, bytearray, memoryview)):
         view = memoryview(data).cast("B")
-        for at in range(0, len(view), PART):
-            yield view[at : at + PART]
+        for offset in range(0, len(view), PART_BYTES):
+            yield view[offset : offset + PART_BYTES]
         return
     joined = bytearray()
     async for piece in data:
         joined += piece
-        if len(joined) >= _PIECE:
+        if len(joined) >= _MIN_PIECE_BYTES:
             yield bytes(joined)
             joined.clear()
     if joined:
         yield bytes(joined)
 
 
-async def upload(
-    library: Any,
+async def upload_in_parts(
+    obstore: Any,
     client: Any,
     path: str,
     first: bytes | memoryview,
@@ -107,64 +114,70 @@ async def upload(
     timeouts: Timeouts,
     address: str,
 ) -> None:
-    """Upload an object in parts: whole, or not at all.
+    """Upload an object in parts. It appears completely or not at all.
 
     Args:
-        library: obstore.
-        client: its store.
-        path: of the object.
-        first: its first bytes.
-        rest: all others.
-        size: of it, in bytes, or None.
-        timeouts: each step has `connect` and `response`, and `window` for each part that is under way.
-        address: for errors.
+        obstore: Package obstore.
+        client: Store object of obstore.
+        path: Key of the object.
+        first: First bytes of the object.
+        rest: Remaining bytes, in pieces.
+        size: Size of the object in bytes, or None if it is not known.
+        timeouts: Time limits. Each step may take `connect` and `response`, and `window` for each part in flight.
+        address: Address of the object for messages.
     """
-    part = _BLIND_PART if size is None else max(PART, -(-size // _PARTS))
-    seconds = timeouts.connect + timeouts.response + timeouts.window * _TOGETHER
-    feed = _Feed()
-    sending = asyncio.ensure_future(
-        library.put_async(client, path, feed, use_multipart=True, chunk_size=part, max_concurrency=_TOGETHER)
+    part_bytes = _PART_BYTES_FOR_UNKNOWN_SIZE if size is None else max(PART_BYTES, -(-size // _MAX_PARTS))
+    seconds = timeouts.connect + timeouts.response + timeouts.window * _MAX_PARTS_IN_FLIGHT
+    source = _UploadSource()
+    uploading = asyncio.ensure_future(
+        obstore.put_async(
+            client, path, source, use_multipart=True, chunk_size=part_bytes, max_concurrency=_MAX_PARTS_IN_FLIGHT
+        )
     )
     try:
-        await _hand_over(feed, first, sending, seconds, address)
+        await _put_piece(source, first, uploading, seconds, address)
         async for piece in rest:
-            await _hand_over(feed, piece, sending, seconds, address)
-        await _hand_over(feed, None, sending, seconds, address)
-        await within(asyncio.shield(sending), seconds, address, "finishing the upload")
+            await _put_piece(source, piece, uploading, seconds, address)
+        await _put_piece(source, None, uploading, seconds, address)
+        await run_with_deadline(asyncio.shield(uploading), seconds, address, "finishing the upload")
     except BaseException:
-        feed.abandon()
-        await _end(sending, timeouts)
+        source.abort()
+        await _wait_for_abort(uploading, timeouts)
         raise
 
 
-async def _hand_over(
-    feed: _Feed, piece: memoryview | bytes | None, sending: asyncio.Future[Any], seconds: float, address: str
+async def _put_piece(
+    source: _UploadSource,
+    piece: memoryview | bytes | None,
+    uploading: asyncio.Future[Any],
+    seconds: float,
+    address: str,
 ) -> None:
-    handing = asyncio.ensure_future(feed.put(piece))
+    putting = asyncio.ensure_future(source.put(piece))
     try:
-        done, _ = await asyncio.wait({handing, sending}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if sending in done:
-            sending.result()  # raises: it cannot have ended well before its end was told
+        done, _ = await asyncio.wait({putting, uploading}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if uploading in done:
+            uploading.result()  # raises, because an upload cannot succeed before it gets the end of the object
         elif not done:
-            _raise_late(seconds, address, "uploading")
+            _raise_timeout(seconds, address, "uploading")
     finally:
-        handing.cancel()
+        putting.cancel()
 
 
-async def _end(sending: asyncio.Future[Any], timeouts: Timeouts) -> None:
-    """Wait until an abandoned upload was taken back; where the server does not answer, leave it."""
+async def _wait_for_abort(uploading: asyncio.Future[Any], timeouts: Timeouts) -> None:
+    """Wait until the server has aborted the upload. Give up if it does not answer."""
     try:
-        await asyncio.wait({sending}, timeout=timeouts.close + timeouts.response)
+        await asyncio.wait({uploading}, timeout=timeouts.close + timeouts.response)
     finally:
-        sending.cancel()
-        if sending.done() and not sending.cancelled():
-            sending.exception()  # the one that matters is on its way already
+        uploading.cancel()
+        if uploading.done() and not uploading.cancelled():
+            uploading.exception()  # mark it as retrieved; the caller raises the original error
         else:
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({sending}, timeout=timeouts.close)
+                await asyncio.wait({uploading}, timeout=timeouts.close)
 
 
-def _raise_late(seconds: float, address: str, stage: str, cause: BaseException | None = None) -> NoReturn:
+def _raise_timeout(seconds: float, address: str, stage: str, cause: BaseException | None = None) -> NoReturn:
     raise StoreTimeout(
         f"waited {seconds:.1f} s for {address} ({stage}): no progress", address=address, waited=seconds, stage=stage
     ) from cause

@@ -1,1 +1,1 @@
-"""Files behind SSH, over SFTP."""
+"""Files on an SSH server, accessed over SFTP."""

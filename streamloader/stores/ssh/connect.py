@@ -1,4 +1,4 @@
-"""From an ssh:// address and options to a connection: configuration, host keys, credentials, jump hosts."""
+"""Connect to an SSH server: configuration files, host keys, credentials and jump hosts."""
 
 from __future__ import annotations
 
@@ -16,31 +16,40 @@ from streamloader.config import Timeouts
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
-    ProtocolFault,
+    ProtocolError,
     ServerBusy,
     StoreError,
     StoreTimeout,
     Unreachable,
     UntrustedHost,
 )
-from streamloader.stores.ssh.transport import Wire
+from streamloader.stores.ssh.transport import ChunkedTransport
 
-__all__ = ["TRUST_ANY", "Login", "Target", "connect", "goodbye"]
+__all__ = ["TRUST_ANY", "SshLogin", "SshTarget", "close_chain", "connect"]
 
 TRUST_ANY: Final = "any_host_key_even_of_an_impostor"
-_FAST_FIRST: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # the rest in asyncssh's own order
-_MOST_JUMPS: Final = 8
-_UNANSWERED: Final = 3  # keepalives, until a connection counts as dead
+# Put before asyncssh's own list. AES-GCM is the fastest cipher on current processors.
+_PREFERRED_CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+_MAX_JUMPS: Final = 8
+_MAX_UNANSWERED_KEEPALIVES: Final = 3
 _GLOBAL_KNOWN_HOSTS: Final = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _USER_KNOWN_HOSTS: Final = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
-_BUSY: Final = (7, 12)  # codes of SSH_MSG_DISCONNECT, RFC 4253 11.1: no such service, too many connections
-_NO_MORE_METHODS: Final = 14
+# Reason codes of SSH_MSG_DISCONNECT (RFC 4253, section 11.1).
+_BUSY_CODES: Final = (7, 12)  # service not available, too many connections
+_NO_MORE_AUTH_METHODS: Final = 14
 _DEFAULT_PORT: Final = 22
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """One host to log in to. None: as the configuration says."""
+class SshTarget:
+    """A host to log in to. Fields that are None are taken from the SSH configuration.
+
+    Attributes:
+        host: Host name, IP address, or alias of the SSH configuration.
+        port: TCP port.
+        user: User name.
+        password: Password of the user. Never shown.
+    """
 
     host: str
     port: int | None = None
@@ -48,25 +57,25 @@ class Target:
     password: str | None = field(default=None, repr=False)
 
     @classmethod
-    def parse(cls, url: str) -> Target:
-        """Take an address, or what is written behind its ``//``, apart.
+    def parse(cls, url: str) -> SshTarget:
+        """Parse an address, with or without ``ssh://`` in front.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: If the address is malformed.
         """
-        wrong = ConfigError(
-            "an address of an SSH server is ssh://host:port/path, with 'user@' before the host where it is needed"
+        malformed = ConfigError(
+            "the address of an SSH server has the form ssh://host:port/path; put 'user@' before the host if needed"
         )
         try:
             parts = urlsplit(url if "://" in url else f"ssh://{url}")
             host, port = parts.hostname, parts.port
         except ValueError:
-            raise wrong from None  # it would show the address
+            raise malformed from None  # the original error would show the address
         if host is None or host.startswith("-") or port == 0:
-            raise wrong
-        written = parts.netloc.rpartition("@")[2]
-        if not written.startswith("["):
-            host = written.partition(":")[0]  # as it was written: aliases of the configuration tell capitals apart
+            raise malformed
+        host_and_port = parts.netloc.rpartition("@")[2]
+        if not host_and_port.startswith("["):
+            host = host_and_port.partition(":")[0]  # urlsplit lowers the case, but aliases are case-sensitive
         user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
         return cls(host, port, user or None, password)
 
@@ -76,22 +85,32 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
-    """How to log in; see :class:`streamloader.stores.ssh.store.SshStore` for what each of these means."""
+class SshLogin:
+    """How to log in. The fields are the options of :class:`streamloader.stores.ssh.store.SshStore`.
 
-    target: Target
-    jumps: tuple[Target, ...] | None
+    Attributes:
+        target: Host to log in to.
+        jumps: Jump hosts in the order of connecting, or None for the ProxyJump of the configuration.
+        client_keys: Paths of private keys. Empty for the keys of the configuration and the agent.
+        passphrase: Passphrase of the private keys. Never shown.
+        known_hosts: Paths of files with trusted host keys, or None for the usual files.
+        config: Paths of SSH configuration files, or None for ``~/.ssh/config``. Empty for no configuration.
+        trust_any: Whether any host key is accepted.
+    """
+
+    target: SshTarget
+    jumps: tuple[SshTarget, ...] | None
     client_keys: tuple[str, ...]
     passphrase: str | None = field(repr=False)
     known_hosts: tuple[str, ...] | None
     config: tuple[str, ...] | None
     trust_any: bool
 
-    def check(self) -> None:
-        """Look for the files that were named.
+    def check_files(self) -> None:
+        """Check that all named files exist.
 
         Raises:
-            ConfigError: one is not there.
+            ConfigError: If a file is missing.
         """
         for name, paths in (
             ("client_keys", self.client_keys),
@@ -103,26 +122,29 @@ class Login:
                     raise ConfigError(f"{name}={path!r}: there is no such file")
 
 
-async def connect(login: Login, timeouts: Timeouts, address: str) -> list[asyncssh.SSHClientConnection]:
-    """Return connections, the wanted one first, each one through the next.
+async def connect(login: SshLogin, timeouts: Timeouts, address: str) -> list[asyncssh.SSHClientConnection]:
+    """Connect to a server, through its jump hosts if it has any.
+
+    Returns:
+        The connection to the server, followed by those to its jump hosts. Each connection runs through the next one.
 
     Raises:
-        UntrustedHost: a host key is unknown, or another one than it was. Nothing was sent.
-        AccessDenied: a server refuses our credentials.
-        Unreachable, StoreTimeout, ServerBusy: there is no connection now.
-        ProtocolFault: what answers is no SSH server that we can talk to.
+        UntrustedHost: If a host key is unknown or has changed. Nothing was sent to that host.
+        AccessDenied: If a server rejects the credentials.
+        Unreachable, StoreTimeout, ServerBusy: If no connection can be made at the moment.
+        ProtocolError: If the server does not speak a usable version of SSH.
     """
     chain: list[asyncssh.SSHClientConnection] = []
-    limit = asyncio.timeout(timeouts.connect)
+    deadline = asyncio.timeout(timeouts.connect)
     done = False
     try:
-        async with limit:
-            await asyncio.to_thread(login.check)
-            await _extend(chain, login, login.target, login.jumps, timeouts, address, ())
+        async with deadline:
+            await asyncio.to_thread(login.check_files)
+            await _extend_chain(chain, login, login.target, login.jumps, timeouts, address, ())
         done = True
         return chain
     except TimeoutError as error:
-        if not limit.expired():
+        if not deadline.expired():
             raise
         raise StoreTimeout(
             f"waited {timeouts.connect:.1f} s for {address} (connecting): not logged in",
@@ -136,25 +158,35 @@ async def connect(login: Login, timeouts: Timeouts, address: str) -> list[asyncs
                 connection.abort()
 
 
-async def goodbye(chain: Sequence[asyncssh.SSHClientConnection]) -> None:
-    """Close connections, in their order."""
+async def close_chain(chain: Sequence[asyncssh.SSHClientConnection]) -> None:
+    """Close the connections in the order given."""
     for connection in chain:
         connection.close()
         await connection.wait_closed()
 
 
-async def _extend(
+async def _extend_chain(
     chain: list[asyncssh.SSHClientConnection],
-    login: Login,
-    target: Target,
-    jumps: Sequence[Target] | None,
+    login: SshLogin,
+    target: SshTarget,
+    jumps: Sequence[SshTarget] | None,
     timeouts: Timeouts,
     address: str,
-    above: tuple[Target, ...],
+    ancestors: tuple[SshTarget, ...],
 ) -> None:
-    """Put a connection to `target` in front of `chain`, through its jump hosts."""
-    if target in above or len(above) >= _MOST_JUMPS:
-        raise ConfigError(f"{address}: its jump hosts lead in a circle, or there are more than {_MOST_JUMPS}")
+    """Connect to `target` through its jump hosts, and insert the connections at the beginning of `chain`.
+
+    Args:
+        chain: Connections made so far.
+        login: Options of the store.
+        target: Host to connect to.
+        jumps: Jump hosts of `target`, or None for those of the configuration.
+        timeouts: Time limits of the store.
+        address: Address of `target` for messages.
+        ancestors: Hosts that are reached through `target`, for detecting circles.
+    """
+    if target in ancestors or len(ancestors) >= _MAX_JUMPS:
+        raise ConfigError(f"{address}: the jump hosts form a circle, or there are more than {_MAX_JUMPS} of them")
     config = () if login.config is None else list(login.config) or None
     common: dict[str, Any] = {
         "host": target.host,
@@ -163,71 +195,72 @@ async def _extend(
         "config": config,
     }
     try:
-        known = await asyncio.to_thread(lambda: asyncssh.SSHClientConnectionOptions(client_keys=None, **common))
+        options = await asyncio.to_thread(lambda: asyncssh.SSHClientConnectionOptions(client_keys=None, **common))
     except (OSError, ValueError, asyncssh.Error) as error:  # ConfigParseError is a ValueError
         raise ConfigError(f"{address}: the SSH configuration cannot be used: {error}") from error
     if jumps is None:
-        proxy_jump = known.config.get("ProxyJump")
-        jumps = [Target.parse(hop) for hop in str(proxy_jump).split(",")] if proxy_jump not in (None, "none") else []
-        start = None  # whoever jumps first may have jump hosts of its own in the configuration
+        proxy_jump = options.config.get("ProxyJump")
+        jumps = [SshTarget.parse(hop) for hop in str(proxy_jump).split(",")] if proxy_jump not in (None, "none") else []
+        jumps_of_first_hop = None  # the configuration may name jump hosts for the first hop, too
     else:
-        start = ()
+        jumps_of_first_hop = ()
     for hop in jumps:
-        await _extend(chain, login, hop, start if not chain else (), timeouts, f"ssh://{hop}", (*above, target))
-    hosts = _KnownHosts(_known_hosts_files(login, known.config))
-    client = _Client()
+        hop_jumps = jumps_of_first_hop if not chain else ()
+        await _extend_chain(chain, login, hop, hop_jumps, timeouts, f"ssh://{hop}", (*ancestors, target))
+    hosts = _KnownHosts(_find_known_hosts_files(login, options.config))
+    client = _HostKeyRecorder()
     try:
         connection = await asyncssh.connect(
             **common,
-            **_credentials(login, target, known.config),
-            tunnel=_way(chain, known),
+            **_authentication_options(login, target, options.config),
+            tunnel=_select_tunnel(chain, options),
             known_hosts=None if login.trust_any else hosts.match,
             client_factory=lambda: client,
-            encryption_algs=() if known.config.get("Ciphers") else _FAST_FIRST,
+            encryption_algs=() if options.config.get("Ciphers") else _PREFERRED_CIPHERS,
             connect_timeout=None,
             login_timeout=timeouts.connect,
-            keepalive_interval=max(1.0, min(timeouts.response, timeouts.window) / _UNANSWERED),
-            keepalive_count_max=_UNANSWERED,
+            keepalive_interval=max(1.0, min(timeouts.response, timeouts.window) / _MAX_UNANSWERED_KEEPALIVES),
+            keepalive_count_max=_MAX_UNANSWERED_KEEPALIVES,
             agent_forwarding=False,
             x11_forwarding=False,
         )
     except (asyncssh.Error, OSError, ValueError) as error:
-        raise _translated(error, known, client, hosts, address, through=bool(chain)) from error
+        raise _translate_error(error, options, client, hosts, address, through_jumps=bool(chain)) from error
     chain.insert(0, connection)
     if login.trust_any:
         key = connection.get_server_host_key()
         _log.warning(
-            "%s shows the host key %s, which is trusted unseen, as trust=%r says: whoever is in between can read and "
-            "change everything",
+            "%s presented the host key %s, which is accepted without verification because of trust=%r: anyone on the "
+            "network path can read and change all data",
             address,
-            key.get_fingerprint() if key is not None else "of no kind that we know",
+            key.get_fingerprint() if key is not None else "of an unknown type",
             TRUST_ANY,
         )
 
 
-def _way(chain: Sequence[asyncssh.SSHClientConnection], known: asyncssh.SSHClientConnectionOptions) -> Any:
-    """Return what to connect through: a jump host, a plain connection, or None for the ProxyCommand that there is."""
+def _select_tunnel(chain: Sequence[asyncssh.SSHClientConnection], options: asyncssh.SSHClientConnectionOptions) -> Any:
+    """Return the tunnel to connect through: a jump host, a plain TCP connection, or None for the ProxyCommand."""
     if chain:
         return chain[0]
-    return None if known.proxy_command else Wire(known)
+    return None if options.proxy_command else ChunkedTransport(options)
 
 
-def _credentials(login: Login, target: Target, config: Any) -> dict[str, Any]:
-    """Return what we log in with; a password goes to the host that it was given for, and to no other."""
+def _authentication_options(login: SshLogin, target: SshTarget, config: Any) -> dict[str, Any]:
+    """Return the options to authenticate with. A password is only sent to the host it was given for."""
     keys: tuple[str, ...] = login.client_keys
     if not keys:
-        # As with OpenSSH, files of the configuration that are not there are passed over.
-        named = [os.path.expanduser(str(path)) for path in config.get("IdentityFile", ())]
-        keys = tuple(path for path in named if os.path.isfile(path))
+        # Like OpenSSH, skip missing files of the configuration.
+        configured = [os.path.expanduser(str(path)) for path in config.get("IdentityFile", ())]
+        keys = tuple(path for path in configured if os.path.isfile(path))
     return {
         "client_keys": list(keys) if keys else (),
-        "ignore_encrypted": not login.client_keys,  # named keys have to be usable, found ones may be
+        "ignore_encrypted": not login.client_keys,  # explicitly given keys must be usable, configured ones need not be
         "passphrase": login.passphrase,
         "password": target.password,
     }
 
 
-def _known_hosts_files(login: Login, config: Any) -> list[str]:
+def _find_known_hosts_files(login: SshLogin, config: Any) -> list[str]:
     if login.known_hosts is not None:
         return list(login.known_hosts)
     user = config.get("UserKnownHostsFile", _USER_KNOWN_HOSTS)  # empty for "none"
@@ -236,111 +269,120 @@ def _known_hosts_files(login: Login, config: Any) -> list[str]:
 
 
 class _KnownHosts:
-    """Looks a host up.
+    """Look up host keys in known_hosts files.
+
+    Args:
+        files: Paths of the files.
 
     Attributes:
-        found: whether there was a key of it.
+        has_keys: Whether the last lookup found a key for the host.
     """
 
     def __init__(self, files: list[str]) -> None:
         self.files = files
-        self.found = False
+        self.has_keys = False
 
     def match(self, host: str, addr: str, port: int | None) -> Any:
-        """Return keys, CA keys, and revoked keys; asyncssh asks for them before anything is sent."""
+        """Return host keys, CA keys and revoked keys. Called by asyncssh before anything is sent."""
         if not self.files:
             return (), (), ()
         keys = asyncssh.match_known_hosts(self.files, host, addr, port)
-        self.found = any(keys[:2])
+        self.has_keys = any(keys[:2])
         return keys
 
 
-class _Client(asyncssh.SSHClient):
-    """Sees which host key was not trusted."""
+class _HostKeyRecorder(asyncssh.SSHClient):
+    """Record an untrusted host key for the error message, and reject it.
+
+    Attributes:
+        rejected: Host key that was rejected, or None.
+    """
 
     def __init__(self) -> None:
-        self.refused: asyncssh.SSHKey | None = None
+        self.rejected: asyncssh.SSHKey | None = None
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Remember it; it stays refused."""
-        self.refused = key
+        """Called for a host key that is not in known_hosts."""
+        self.rejected = key
         return False
 
     def validate_host_ca_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Remember it; it stays refused."""
-        self.refused = key
+        """Called for the key of a certificate authority that is not in known_hosts."""
+        self.rejected = key
         return False
 
 
-def _translated(
+def _translate_error(
     error: Exception,
-    known: asyncssh.SSHClientConnectionOptions,
-    client: _Client,
+    options: asyncssh.SSHClientConnectionOptions,
+    client: _HostKeyRecorder,
     hosts: _KnownHosts,
     address: str,
     *,
-    through: bool,
+    through_jumps: bool,
 ) -> StoreError | ConfigError:
+    """Return the error of this package that corresponds to an error of asyncssh."""
     if isinstance(error, asyncssh.HostKeyNotVerifiable) or (
-        isinstance(error, asyncssh.KeyExchangeFailed) and hosts.found
+        isinstance(error, asyncssh.KeyExchangeFailed) and hosts.has_keys
     ):
-        return _untrusted(error, known, client, hosts, address)
+        return _untrusted_host_error(error, options, client, hosts, address)
     if isinstance(error, asyncssh.PermissionDenied) or (
         isinstance(error, asyncssh.DisconnectError)
-        and (error.code == _NO_MORE_METHODS or "authentication failures" in error.reason)
+        and (error.code == _NO_MORE_AUTH_METHODS or "authentication failures" in error.reason)
     ):
         return AccessDenied(
-            f"{address} refuses our credentials for the user {known.username!r}: check the user's name, the key (is it "
-            "in the agent, or given with client_keys=, and known to the server?) or the password",
+            f"{address} rejected the credentials of the user {options.username!r}: check the user name, the password, "
+            "and the key, which must be in the agent or given with client_keys=, and be authorized on the server",
             address=address,
         )
-    if isinstance(error, asyncssh.DisconnectError) and error.code in _BUSY:
-        return ServerBusy(f"{address} takes no connection now: {error}", address=address)
+    if isinstance(error, asyncssh.DisconnectError) and error.code in _BUSY_CODES:
+        return ServerBusy(f"{address} accepts no connection at the moment: {error}", address=address)
     if isinstance(error, (asyncssh.ConnectionLost, asyncssh.ChannelOpenError, OSError)):
-        hint = ", through its jump hosts" if through else ""
-        return Unreachable(f"no connection to {address}{hint}: {_words(error)}", address=address)
+        hint = " through its jump hosts" if through_jumps else ""
+        return Unreachable(f"cannot connect to {address}{hint}: {_describe_error(error)}", address=address)
     if isinstance(error, asyncssh.Error):
-        return ProtocolFault(f"{address} is no SSH server that we can talk to: {error}", address=address)
-    return ConfigError(  # a key that cannot be read, or options that exclude one another
-        f"{address}: the SSH keys or options cannot be used: {error}; an encrypted key needs passphrase=, or the agent"
+        return ProtocolError(f"{address} does not speak a supported version of SSH: {error}", address=address)
+    return ConfigError(  # an unreadable key, or options that exclude each other
+        f"{address}: the SSH keys or options cannot be used: {error}; an encrypted key needs passphrase= or the agent"
     )
 
 
-def _untrusted(
+def _untrusted_host_error(
     error: Exception,
-    known: asyncssh.SSHClientConnectionOptions,
-    client: _Client,
+    options: asyncssh.SSHClientConnectionOptions,
+    client: _HostKeyRecorder,
     hosts: _KnownHosts,
     address: str,
 ) -> UntrustedHost:
-    host, port = known.host_key_alias or known.host, known.port
+    host, port = options.host_key_alias or options.host, options.port
     name = host if port == _DEFAULT_PORT else f"[{host}]:{port}"
-    shown, line = "of another kind", ""
-    if client.refused is not None:
-        shown = client.refused.get_fingerprint()
-        text = " ".join(client.refused.export_public_key("openssh").decode().split()[:2])
+    fingerprint, line = "of another type", ""
+    if client.rejected is not None:
+        fingerprint = client.rejected.get_fingerprint()
+        text = " ".join(client.rejected.export_public_key("openssh").decode().split()[:2])
         line = f" ({name} {text})"
-    if hosts.found:
-        what = (
-            f"its host key is not the one in {', '.join(hosts.files)}: somebody may be in between, or the server was "
-            f"installed anew. If it was, remove the old key (ssh-keygen -R '{name}') and add the new one"
+    if hosts.has_keys:
+        problem = (
+            f"which differs from the one in {', '.join(hosts.files)}: somebody may be intercepting the connection, or "
+            f"the server was reinstalled. If it was reinstalled, remove the old key (ssh-keygen -R '{name}') and add "
+            "the new one"
         )
     elif "revoked" in str(error):
-        what = "its host key was revoked. If that is wrong, change your known_hosts"
+        problem = "which was revoked. If that is a mistake, correct your known_hosts"
     else:
-        what = (
-            "its host key is not known. Compare the fingerprint with the server's own (ssh-keygen -lf "
-            "/etc/ssh/ssh_host_ed25519_key.pub there); if it is the same, add the key to known_hosts"
+        problem = (
+            "which is not known. Compare the fingerprint with the one on the server (ssh-keygen -lf "
+            "/etc/ssh/ssh_host_ed25519_key.pub); if they are the same, add the key to known_hosts"
         )
     return UntrustedHost(
-        f"{address} shows a host key {shown}, and {what}: ssh-keyscan -p {port} {known.host} >> ~/.ssh/known_hosts, or "
-        f"this line{line}. Nothing was sent",
+        f"{address} presented the host key {fingerprint}, {problem}: ssh-keyscan -p {port} {options.host} >> "
+        f"~/.ssh/known_hosts, or this line{line}. Nothing was sent",
         address=address,
-        fingerprint=shown,
+        fingerprint=fingerprint,
     )
 
 
-def _words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     return str(error)

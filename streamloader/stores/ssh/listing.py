@@ -1,4 +1,4 @@
-"""Listing a tree over SFTP, several directories at a time."""
+"""List a directory tree over SFTP, several directories at a time."""
 
 from __future__ import annotations
 
@@ -15,38 +15,46 @@ from streamloader.config import Limits
 from streamloader.errors import LimitExceeded
 from streamloader.stores.ssh import packets as sftp
 from streamloader.stores.ssh.packets import Attrs
-from streamloader.stores.ssh.read import info_of, translated
-from streamloader.stores.ssh.sftp import Asked, Sftp, SftpError
+from streamloader.stores.ssh.read import make_object_info, translate_errors
+from streamloader.stores.ssh.sftp import PendingRequest, SftpChannel, SftpError
 from streamloader.values import ObjectInfo
 
-__all__ = ["Listing"]
+__all__ = ["DirectoryListing"]
 
-_AT_ONCE: Final = 8  # directories
-_AHEAD: Final = 4  # questions for further names of one directory
-_PAGES: Final = 64  # that wait for the caller at most
+_MAX_OPEN_DIRECTORIES: Final = 8
+_READDIR_QUEUE_DEPTH: Final = 4  # requests in flight for one directory
+_MAX_QUEUED_PAGES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
-    path: str  # in the store
-    real: str  # on the server, without links; "" where that is not known yet
-    above: tuple[str, ...] = ()
+class _PendingDirectory:
+    """A directory to be scanned.
+
+    Attributes:
+        path: Path in the store.
+        real_path: Path on the server with all links resolved. Empty if it is not known yet.
+        ancestors: Real paths of the directories above it.
+    """
+
+    path: str
+    real_path: str
+    ancestors: tuple[str, ...] = ()
 
 
-class Listing:
-    """What is under a directory. Links are followed, but none that leads back to a directory that it lies in.
+class DirectoryListing:
+    """Listing of a directory. Links are followed, except those that lead to one of the directories they lie in.
 
     Args:
-        channel: gives a channel.
-        remote: from a path in the store to the server's.
-        address: from a path in the store to an address, for errors.
-        hidden: the beginning of names that are not shown.
-        limits: of the store.
+        channel: Function that lends a channel.
+        remote: Function that returns the server's path for a path in the store.
+        address: Function that returns the address of a path in the store, for messages.
+        hidden: Prefix of the names of files that are not listed.
+        limits: Limits of the store.
     """
 
     def __init__(
         self,
-        channel: Callable[[], AbstractAsyncContextManager[Sftp]],
+        channel: Callable[[], AbstractAsyncContextManager[SftpChannel]],
         remote: Callable[[str], str],
         address: Callable[[str], str],
         hidden: str,
@@ -57,23 +65,23 @@ class Listing:
         self._address = address
         self._hidden = hidden
         self._limits = limits
-        self._pages: asyncio.Queue[list[ObjectInfo]] = asyncio.Queue(_PAGES)
-        self._waiting: deque[_Folder] = deque()
+        self._pages: asyncio.Queue[list[ObjectInfo]] = asyncio.Queue(_MAX_QUEUED_PAGES)
+        self._waiting: deque[_PendingDirectory] = deque()
 
-    async def play(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
-        """Yield files, and directories with a "/" at the end where it is not recursive.
+    async def list_entries(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        """Yield files, and directories as paths that end in "/" unless `recursive`.
 
         Raises:
-            StoreError: a directory cannot be read.
-            LimitExceeded: the tree is too deep.
+            StoreError: If a directory cannot be read.
+            LimitExceeded: If the tree is too deep.
         """
-        self._waiting.append(_Folder(prefix, ""))
+        self._waiting.append(_PendingDirectory(prefix, ""))
         tasks: set[asyncio.Task[None]] = set()
         pages: asyncio.Task[list[ObjectInfo]] | None = None
         try:
             while self._waiting or tasks or not self._pages.empty():
-                while self._waiting and len(tasks) < _AT_ONCE:
-                    tasks.add(asyncio.create_task(self._look_into(self._waiting.popleft(), recursive=recursive)))
+                while self._waiting and len(tasks) < _MAX_OPEN_DIRECTORIES:
+                    tasks.add(asyncio.create_task(self._scan(self._waiting.popleft(), recursive=recursive)))
                 pages = pages or asyncio.create_task(self._pages.get())
                 done, _ = await asyncio.wait({*tasks, pages}, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks & done:
@@ -84,102 +92,109 @@ class Listing:
                     for info in page:
                         yield info
         finally:
-            left: list[asyncio.Task[None] | asyncio.Task[list[ObjectInfo]]] = [*tasks]
+            unfinished: list[asyncio.Task[None] | asyncio.Task[list[ObjectInfo]]] = [*tasks]
             if pages is not None:
-                left.append(pages)
-            for each in left:
+                unfinished.append(pages)
+            for each in unfinished:
                 each.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
-    async def _look_into(self, folder: _Folder, *, recursive: bool) -> None:
-        address = self._address(folder.path)
-        if len(folder.above) >= self._limits.depth:
+    async def _scan(self, directory: _PendingDirectory, *, recursive: bool) -> None:
+        """Put the entries of a directory into the queues of pages and directories."""
+        address = self._address(directory.path)
+        if len(directory.ancestors) >= self._limits.depth:
             raise LimitExceeded(
-                f"{address} lies deeper than {self._limits.depth} directories: raise Limits(depth=...)", address=address
+                f"{address} is nested more than {self._limits.depth} directories deep: raise Limits(depth=...)",
+                address=address,
             )
         async with self._channel() as channel:
-            with translated(address):
-                remote = self._remote(folder.path)
+            with translate_errors(address):
+                remote = self._remote(directory.path)
                 try:
-                    asking = channel.on_path(sftp.OPENDIR, remote, sftp.HANDLE)
-                    real = folder.real or await self._real(channel, remote)
-                    if real in folder.above:
-                        await _close(channel, asking)
+                    opening = channel.request_path(sftp.OPENDIR, remote, sftp.HANDLE)
+                    real_path = directory.real_path or await self._resolve_links(channel, remote)
+                    if real_path in directory.ancestors:
+                        await _close_when_open(channel, opening)
                         return
-                    handle = sftp.handle_of(await asking.answer())
+                    handle = sftp.parse_handle(await opening.wait_for_reply())
                 except SftpError as error:
-                    if error.code == sftp.NO_SUCH_FILE or await self._is_no_folder(channel, remote):
+                    if error.code == sftp.NO_SUCH_FILE or await self._is_not_directory(channel, remote):
                         return
                     raise
                 try:
-                    await self._read_names(channel, handle, folder, real, recursive=recursive)
+                    await self._read_names(channel, handle, directory, real_path, recursive=recursive)
                 finally:
                     channel.close_handle(handle)
 
-    async def _read_names(self, channel: Sftp, handle: bytes, folder: _Folder, real: str, *, recursive: bool) -> None:
-        asked: deque[Asked] = deque()
-        body = sftp.packed(handle)
+    async def _read_names(
+        self, channel: SftpChannel, handle: bytes, directory: _PendingDirectory, real_path: str, *, recursive: bool
+    ) -> None:
+        requests: deque[PendingRequest] = deque()
+        body = sftp.pack_string(handle)
         while True:
-            while len(asked) < _AHEAD:
-                asked.append(channel.ask(sftp.READDIR, body, sftp.NAME))
+            while len(requests) < _READDIR_QUEUE_DEPTH:
+                requests.append(channel.request(sftp.READDIR, body, sftp.NAME))
             try:
-                names = sftp.names_of(await asked.popleft().answer())
+                names = sftp.parse_names(await requests.popleft().wait_for_reply())
             except SftpError as error:
                 if error.code == sftp.EOF:
                     return
                 raise
-            await self._take(channel, folder, real, names, recursive=recursive)
+            await self._sort_names(channel, directory, real_path, names, recursive=recursive)
 
-    async def _take(self, channel: Sftp, folder: _Folder, real: str, names: sftp.Names, *, recursive: bool) -> None:
-        """Sort what was found into files and directories."""
-        found = [(name, attrs) for name, attrs in names if name not in (".", "..") and "/" not in name]
-        asked = {  # where links, and what the server told nothing of, lead to
-            name: channel.stat(self._remote(_join(folder.path, name)))
-            for name, attrs in found
+    async def _sort_names(
+        self, channel: SftpChannel, directory: _PendingDirectory, real_path: str, names: sftp.Names, *, recursive: bool
+    ) -> None:
+        """Sort the names of a directory into files and directories."""
+        valid = [(name, attrs) for name, attrs in names if name not in (".", "..") and "/" not in name]
+        stats = {  # of links, and of files whose type the server did not report
+            name: channel.stat(self._remote(_join(directory.path, name)))
+            for name, attrs in valid
             if attrs.mode is None or stat.S_ISLNK(attrs.mode)
         }
         page = []
-        for name, told in found:
-            path, attrs = _join(folder.path, name), told
-            if name in asked:
+        for name, own_attrs in valid:
+            path, attrs = _join(directory.path, name), own_attrs
+            if name in stats:
                 try:
-                    attrs = sftp.attrs_of(await asked[name].answer())
+                    attrs = sftp.parse_attrs(await stats[name].wait_for_reply())
                 except SftpError:
-                    continue  # a link to nothing, or to what we may not see
+                    continue  # a link whose target does not exist or is not accessible
             mode = attrs.mode or 0
             if stat.S_ISDIR(mode):
                 if recursive:
-                    linked = name in asked
-                    child_real = "" if linked else posixpath.join(real, name)
-                    self._waiting.append(_Folder(path, child_real, (*folder.above, real)))
+                    is_link = name in stats
+                    child_real_path = "" if is_link else posixpath.join(real_path, name)
+                    self._waiting.append(_PendingDirectory(path, child_real_path, (*directory.ancestors, real_path)))
                 else:
                     page.append(ObjectInfo(f"{path}/"))
             elif stat.S_ISREG(mode) and not name.startswith(self._hidden):
-                page.append(info_of(path, attrs, self._address(path)))
+                page.append(make_object_info(path, attrs, self._address(path)))
         if page:
             await self._pages.put(page)
 
-    async def _real(self, channel: Sftp, remote: str) -> str:
-        """Return the path without links."""
-        (found, _), *_ = sftp.names_of(await channel.on_path(sftp.REALPATH, remote, sftp.NAME).answer())
-        return found
+    async def _resolve_links(self, channel: SftpChannel, remote: str) -> str:
+        """Return the real path on the server."""
+        request = channel.request_path(sftp.REALPATH, remote, sftp.NAME)
+        (real_path, _), *_ = sftp.parse_names(await request.wait_for_reply())
+        return real_path
 
-    async def _is_no_folder(self, channel: Sftp, remote: str) -> bool:
-        """Whether a directory cannot be opened because it is none."""
+    async def _is_not_directory(self, channel: SftpChannel, remote: str) -> bool:
+        """Return whether the path does not exist or is something else than a directory."""
         try:
-            attrs: Attrs = sftp.attrs_of(await channel.stat(remote).answer())
+            attrs: Attrs = sftp.parse_attrs(await channel.stat(remote).wait_for_reply())
         except SftpError as error:
             return error.code == sftp.NO_SUCH_FILE
         return attrs.mode is not None and not stat.S_ISDIR(attrs.mode)
 
 
-async def _close(channel: Sftp, asking: Asked) -> None:
-    """Give a handle back that is not needed any more."""
+async def _close_when_open(channel: SftpChannel, opening: PendingRequest) -> None:
+    """Close the handle of a directory that is being opened."""
     try:
-        channel.close_handle(sftp.handle_of(await asking.answer()))
+        channel.close_handle(sftp.parse_handle(await opening.wait_for_reply()))
     except SftpError:
         return
 
 
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
+def _join(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name

@@ -1,4 +1,4 @@
-"""The connections to one SSH server, and the channels on them, shared by all transfers of a store."""
+"""Pool of the connections to one SSH server and of their SFTP channels, shared by all transfers of a store."""
 
 from __future__ import annotations
 
@@ -14,151 +14,163 @@ from typing import Any, Final
 import asyncssh
 
 from streamloader.config import Timeouts
-from streamloader.errors import AccessDenied, ClosedError, ProtocolFault, StoreTimeout, StreamloaderError, Unreachable
-from streamloader.stores.ssh.connect import Login, connect, goodbye
+from streamloader.errors import AccessDenied, ClosedError, ProtocolError, StoreTimeout, StreamloaderError, Unreachable
+from streamloader.stores.ssh.connect import SshLogin, close_chain, connect
 from streamloader.stores.ssh.packets import BadReply
-from streamloader.stores.ssh.sftp import Lost, Sftp
+from streamloader.stores.ssh.sftp import ChannelLost, SftpChannel
 
-__all__ = ["Pool"]
+__all__ = ["SshPool"]
 
-_WINDOW: Final = 4 << 20  # bytes that a server may send ahead on one channel
-_IN_FLIGHT: Final = 64 << 20  # bytes that all transfers of a store may have asked for
-_DEEPEST: Final = 64  # blocks in flight of one transfer
-_CROWD: Final = 4  # transfers on each channel, from which on a new channel is worth a wait
-_PAUSE: Final = 5.0  # seconds without attempts at a further channel, when one was refused
-_NO_SUBSYSTEM: Final = 0xFFFFFFFF  # asyncssh's code for a request that the server refused
+_CHANNEL_WINDOW_BYTES: Final = 4 << 20  # that a server may send ahead on one channel
+_MAX_IN_FLIGHT_BYTES: Final = 64 << 20  # requested by all transfers of a store
+_MAX_QUEUE_DEPTH: Final = 64  # blocks in flight of one transfer
+# With this many transfers on each channel, a transfer waits for a new channel instead of sharing one.
+_CROWDED_CHANNEL_USERS: Final = 4
+# Pause after the server refused a further channel.
+_REFUSED_CHANNEL_PAUSE_S: Final = 5.0
+_SUBSYSTEM_REFUSED: Final = 0xFFFFFFFF  # asyncssh's code for a request that the server refused
 
 
-class Pool:
-    """Opens connections and channels as they are needed, up to so many, and gives out the least used channel.
+class SshPool:
+    """Pool that opens connections and channels on demand and hands out the least used channel.
 
-    A connection, or a channel, that is lost is forgotten: who comes next gets a new one.
+    Connections and channels that are lost are dropped and replaced on demand.
 
     Args:
-        login: how to connect.
-        timeouts: of the store.
-        address: of the store, for messages.
-        connections: at most.
-        channels: at most, on each; fewer if the server wants no more.
+        login: Login options of the store.
+        timeouts: Time limits of the store.
+        address: Address of the store for messages.
+        max_connections: Maximum number of connections.
+        max_channels: Maximum number of channels of each connection. Fewer are used if the server accepts fewer.
     """
 
-    def __init__(self, login: Login, timeouts: Timeouts, address: str, connections: int, channels: int) -> None:
+    def __init__(
+        self, login: SshLogin, timeouts: Timeouts, address: str, max_connections: int, max_channels: int
+    ) -> None:
         self._login = login
         self._timeouts = timeouts
         self._address = address
-        self._connections = connections
-        self._channels = channels
-        self._links: list[_Link] = []
+        self._max_connections = max_connections
+        self._max_channels = max_channels
+        self._connections: list[_SshConnection] = []
         self._opening: set[asyncio.Task[None]] = set()
-        self._home = os.getpid(), asyncio.get_running_loop()
+        self._owner = os.getpid(), asyncio.get_running_loop()
         self._closed = False
-        self._not_before = 0.0  # no further channels before this time, when one was refused
+        self._no_new_channel_before = 0.0  # on the loop's clock
 
     @contextlib.asynccontextmanager
-    async def channel(self) -> AsyncIterator[Sftp]:
-        """Give a channel that works, as far as anybody knows.
+    async def channel(self) -> AsyncIterator[SftpChannel]:
+        """Lend a channel that appears to work.
 
         Raises:
-            StoreError: there is none, see :func:`streamloader.stores.ssh.connect.connect`.
+            StoreError: If no channel can be opened; see :func:`streamloader.stores.ssh.connect.connect`.
         """
-        channel = await self._take()
+        channel = await self._acquire_channel()
         channel.users += 1
         try:
             yield channel
         finally:
             channel.users -= 1
 
-    def depth(self, block: int) -> int:
-        """Return how many blocks one transfer may have in flight, now that so many share the server."""
-        users = max(1, sum(channel.users for link in self._links for channel in link.channels))
-        return max(2, min(_DEEPEST, _IN_FLIGHT // (users * block)))
+    def max_queue_depth(self, block: int) -> int:
+        """Return how many blocks of `block` bytes one transfer may have in flight, given the number of transfers."""
+        users = max(1, sum(channel.users for connection in self._connections for channel in connection.channels))
+        return max(2, min(_MAX_QUEUE_DEPTH, _MAX_IN_FLIGHT_BYTES // (users * block)))
 
     async def close(self) -> None:
-        """Say goodbye. Whoever still waits for a channel gets none."""
+        """Close all connections. Tasks that wait for a channel get a ClosedError."""
         self._closed = True
-        opening, links = list(self._opening), self._links
-        self._opening, self._links = set(), []
+        opening, connections = list(self._opening), self._connections
+        self._opening, self._connections = set(), []
         for task in opening:
             task.cancel()
         await asyncio.gather(*opening, return_exceptions=True)
-        chains = [link.chain for link in links if link.chain]
+        chains = [connection.chain for connection in connections if connection.chain]
         try:
-            await asyncio.gather(*(goodbye(chain) for chain in chains))
+            await asyncio.gather(*(close_chain(chain) for chain in chains))
         finally:
             for chain in chains:
-                for connection in chain:
-                    connection.abort()
+                for ssh_connection in chain:
+                    ssh_connection.abort()
 
-    async def _take(self) -> Sftp:
+    async def _acquire_channel(self) -> SftpChannel:
         while True:
             if self._closed:
                 raise ClosedError(f"{self._address} was closed", address=self._address)
-            self._sweep()
-            channels = [channel for link in self._links for channel in link.channels]
+            self._evict_stale()
+            channels = [channel for connection in self._connections for channel in connection.channels]
             best = min(channels, key=lambda channel: channel.users, default=None)
             if best is None or best.users:
-                self._open_another()
-            if best is not None and (best.users < _CROWD or not self._opening):
+                self._start_opening()
+            if best is not None and (best.users < _CROWDED_CHANNEL_USERS or not self._opening):
                 return best
-            await self._opened(needed=best is None)
+            await self._wait_for_opening(needed=best is None)
 
-    async def _opened(self, *, needed: bool) -> None:
-        """Wait until a channel was opened, or could not be."""
+    async def _wait_for_opening(self, *, needed: bool) -> None:
+        """Wait until an attempt to open a channel has succeeded or failed.
+
+        Args:
+            needed: Whether the caller cannot go on without a new channel. It then gets the error of the last attempt.
+        """
         done, others = await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             error = None if task.cancelled() else task.exception()
-            hopeless = needed and not others and not any(link.channels for link in self._links)
+            hopeless = needed and not others and not any(connection.channels for connection in self._connections)
             if isinstance(error, StreamloaderError) and hopeless:
-                raise copy.copy(error) from error  # each waiter gets its own
+                raise copy.copy(error) from error  # each waiting task raises its own copy
             if error is not None and not isinstance(error, StreamloaderError):
                 raise error
 
-    def _open_another(self) -> None:
-        """Begin to open a channel, where there is room, on a new connection if need be."""
-        wanting = not self._opening and not any(link.channels for link in self._links)
-        if not wanting and asyncio.get_running_loop().time() < self._not_before:
+    def _start_opening(self) -> None:
+        """Start to open another channel if the limits allow it, on a new connection if necessary."""
+        required = not self._opening and not any(connection.channels for connection in self._connections)
+        if not required and asyncio.get_running_loop().time() < self._no_new_channel_before:
             return
-        link = next((link for link in self._links if link.has_room()), None)
-        if link is None:
-            if len(self._links) >= self._connections or any(link.chain is None for link in self._links):
+        connection = next((connection for connection in self._connections if connection.has_room()), None)
+        if connection is None:
+            connecting = any(connection.chain is None for connection in self._connections)
+            if len(self._connections) >= self._max_connections or connecting:
                 return
-            link = _Link(self._channels)
-            self._links.append(link)
-        link.opening += 1
-        task = asyncio.create_task(self._open(link), name=f"ssh channel to {self._address}")
+            connection = _SshConnection(self._max_channels)
+            self._connections.append(connection)
+        connection.opening += 1
+        task = asyncio.create_task(self._open(connection), name=f"ssh channel to {self._address}")
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
-        task.add_done_callback(_seen)
+        task.add_done_callback(_retrieve_exception)
 
-    async def _open(self, link: _Link) -> None:
+    async def _open(self, connection: _SshConnection) -> None:
+        """Open a channel, after connecting if the connection is new."""
         try:
-            async with link.lock:
-                if link.failed is not None:
-                    raise copy.copy(link.failed)  # one attempt to log in is enough
-                if link.chain is None:
+            async with connection.lock:
+                if connection.error is not None:
+                    raise copy.copy(connection.error)  # one attempt to log in is enough
+                if connection.chain is None:
                     try:
-                        link.chain = await connect(self._login, self._timeouts, self._address)
+                        connection.chain = await connect(self._login, self._timeouts, self._address)
                     except StreamloaderError as error:
-                        link.failed = error
-                        self._drop(link)
+                        connection.error = error
+                        self._drop(connection)
                         raise
-            channel = await self._open_channel(link, link.chain[0])
-            link.channels.append(channel)
+            channel = await self._open_channel(connection, connection.chain[0])
+            connection.channels.append(channel)
         except BaseException:
-            self._not_before = asyncio.get_running_loop().time() + _PAUSE
-            if not link.channels and link.opening == 1:
-                self._drop(link)
+            self._no_new_channel_before = asyncio.get_running_loop().time() + _REFUSED_CHANNEL_PAUSE_S
+            if not connection.channels and connection.opening == 1:
+                self._drop(connection)
             raise
         finally:
-            link.opening -= 1
+            connection.opening -= 1
 
-    async def _open_channel(self, link: _Link, connection: asyncssh.SSHClientConnection) -> Sftp:
-        limit = asyncio.timeout(self._timeouts.connect)
+    async def _open_channel(
+        self, connection: _SshConnection, ssh_connection: asyncssh.SSHClientConnection
+    ) -> SftpChannel:
+        deadline = asyncio.timeout(self._timeouts.connect)
         try:
-            async with limit:
-                return await Sftp.open(connection, _WINDOW)
+            async with deadline:
+                return await SftpChannel.open(ssh_connection, _CHANNEL_WINDOW_BYTES)
         except TimeoutError as error:
-            if not limit.expired():
+            if not deadline.expired():
                 raise
             raise StoreTimeout(
                 f"waited {self._timeouts.connect:.1f} s for {self._address} (opening SFTP): no answer",
@@ -167,80 +179,97 @@ class Pool:
                 stage="opening SFTP",
             ) from error
         except asyncssh.ChannelOpenError as error:
-            if error.code == _NO_SUBSYSTEM:
+            if error.code == _SUBSYSTEM_REFUSED:
                 raise AccessDenied(
-                    f"{self._address} lets us in, and offers no SFTP: sshd_config there needs 'Subsystem sftp "
+                    f"{self._address} accepts the login but offers no SFTP: its sshd_config needs 'Subsystem sftp "
                     "internal-sftp'",
                     address=self._address,
                 ) from error
-            link.most = max(1, len(link.channels) + link.opening - 1)  # MaxSessions of the server
+            # The server's MaxSessions is reached.
+            connection.max_channels = max(1, len(connection.channels) + connection.opening - 1)
             raise Unreachable(
-                f"{self._address} opens no channel: {error.reason}. A lower channels= may help", address=self._address
+                f"{self._address} refused to open a channel: {error.reason}. A lower channels= may help",
+                address=self._address,
             ) from error
-        except Lost as error:
-            raise Unreachable(f"{self._address} hung up: {error}", address=self._address) from error
+        except ChannelLost as error:
+            raise Unreachable(f"{self._address} closed the connection: {error}", address=self._address) from error
         except BadReply as error:
-            raise ProtocolFault(f"{self._address} speaks no SFTP: {error}", address=self._address) from error
+            raise ProtocolError(
+                f"{self._address} does not speak SFTP: it sent {error}", address=self._address
+            ) from error
 
-    def _sweep(self) -> None:
-        """Forget what is lost, and what has been silent for longer than a server may be."""
-        patience = 0.9 * min(self._timeouts.response, self._timeouts.window)
+    def _evict_stale(self) -> None:
+        """Drop connections and channels that are closed, or on which the server has been silent for too long."""
+        max_silence_s = 0.9 * min(self._timeouts.response, self._timeouts.window)
         now = asyncio.get_running_loop().time()
-        for link in list(self._links):
-            link.channels = [channel for channel in link.channels if channel.lost is None]
-            if link.chain is not None and link.chain[0].is_closed():
-                self._drop(link)
-            stalled = [channel for channel in link.channels if channel.stalled(patience)]
-            if stalled and now - max(channel.heard for channel in link.channels) > patience:
-                _log.info("%s: the server is silent on a connection, which is given up", self._address)
-                self._drop(link)
+        for connection in list(self._connections):
+            connection.channels = [channel for channel in connection.channels if channel.error is None]
+            if connection.chain is not None and connection.chain[0].is_closed():
+                self._drop(connection)
+            stalled = [channel for channel in connection.channels if channel.is_stalled(max_silence_s)]
+            if stalled and now - max(channel.last_received_at for channel in connection.channels) > max_silence_s:
+                _log.info("%s: closing a connection on which the server has stopped responding", self._address)
+                self._drop(connection)
             for channel in stalled:
-                link.channels.remove(channel)
+                connection.channels.remove(channel)
                 channel.close()
 
-    def _drop(self, link: _Link) -> None:
-        if link in self._links:
-            self._links.remove(link)
-        for connection in link.chain or ():
-            connection.abort()
+    def _drop(self, connection: _SshConnection) -> None:
+        if connection in self._connections:
+            self._connections.remove(connection)
+        for ssh_connection in connection.chain or ():
+            ssh_connection.abort()
 
-    def forsake(self) -> None:
-        """Give all up if the loop has ended, or all this belongs to the parent of this process.
+    def abandon(self) -> None:
+        """Close the sockets if the loop has ended, or if the pool belongs to the parent of this process.
 
-        It is kept, not freed: a transport that is freed would take itself out of a loop that it shares with the parent,
-        or complain that nobody closed it. Its socket is closed here, which does not touch the parent's.
+        The transports are kept and never freed: a transport that is freed would remove itself from a loop that it
+        shares with the parent, or warn that it was not closed. Closing the socket does not affect the parent's copy.
         """
-        pid, loop = self._home
+        pid, loop = self._owner
         if pid == os.getpid() and not loop.is_closed():
-            return  # it is a pickled copy of the store that forgets it
-        for link in self._links:
-            for connection in link.chain or ():
-                socket = connection.get_extra_info("socket")
+            return  # called for a pickled copy of the store, while this pool is in use
+        for connection in self._connections:
+            for ssh_connection in connection.chain or ():
+                socket = ssh_connection.get_extra_info("socket")
                 if isinstance(socket, TransportSocket) and socket.fileno() >= 0:  # uvloop has closed its own
                     with contextlib.suppress(OSError):
                         os.close(socket.fileno())
-        _forsaken.append((self._links, self._opening))
+        _abandoned.append((self._connections, self._opening))
 
 
-class _Link:
-    """One connection, made or about to be."""
+class _SshConnection:
+    """A connection that is open or being opened, with its channels.
 
-    def __init__(self, most: int) -> None:
-        self.most = most  # channels
+    Args:
+        max_channels: Maximum number of channels.
+
+    Attributes:
+        max_channels: Maximum number of channels. Lowered when the server refuses one.
+        opening: Number of channels that are being opened.
+        channels: Open channels.
+        chain: SSH connection, followed by those to its jump hosts. None while it is being opened.
+        error: Reason why the connection failed, or None.
+        lock: Held while the connection is being opened.
+    """
+
+    def __init__(self, max_channels: int) -> None:
+        self.max_channels = max_channels
         self.opening = 0
-        self.channels: list[Sftp] = []
+        self.channels: list[SftpChannel] = []
         self.chain: list[asyncssh.SSHClientConnection] | None = None
-        self.failed: StreamloaderError | None = None
+        self.error: StreamloaderError | None = None
         self.lock = asyncio.Lock()
 
     def has_room(self) -> bool:
-        return len(self.channels) + self.opening < self.most
+        return len(self.channels) + self.opening < self.max_channels
 
 
-def _seen(task: asyncio.Task[None]) -> None:
+def _retrieve_exception(task: asyncio.Task[None]) -> None:
+    """Mark the task's exception as retrieved. The tasks that waited for the channel have raised it."""
     if not task.cancelled():
-        task.exception()  # those who waited were told
+        task.exception()
 
 
-_forsaken: Final[list[Any]] = []
+_abandoned: Final[list[Any]] = []
 _log: Final = logging.getLogger("streamloader")

@@ -1,4 +1,4 @@
-"""Reading one file over SFTP: many blocks in flight, whole in order, and of one version."""
+"""Read a file over SFTP: many blocks in flight, delivered in order, all of the same version of the file."""
 
 from __future__ import annotations
 
@@ -11,183 +11,213 @@ from typing import Final
 
 from streamloader.errors import (
     AccessDenied,
-    Interrupted,
     NotFound,
     NotSupported,
     ObjectChanged,
-    ProtocolFault,
+    ProtocolError,
     StoreError,
+    TransferInterrupted,
     Unreachable,
 )
 from streamloader.stores.ssh import packets as sftp
 from streamloader.stores.ssh.packets import Attrs, BadReply
-from streamloader.stores.ssh.sftp import Asked, Lost, Sftp, SftpError
+from streamloader.stores.ssh.sftp import ChannelLost, PendingRequest, SftpChannel, SftpError
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Reading", "connected", "info_of", "translated"]
+__all__ = ["FileTransfer", "make_object_info", "translate_connection_errors", "translate_errors"]
 
-_BEGIN: Final = 4  # blocks in flight at first; two more with each that came
-_SMALLEST: Final = 32 << 10  # bytes of a block: what every server can send
-_CHECK: Final = 32 << 20  # bytes after which one looks whether the file is still the same
+_INITIAL_QUEUE_DEPTH: Final = 4  # grows by two with each received block
+_MIN_BLOCK_BYTES: Final = 32 << 10  # every server can send blocks of this size
+_VERSION_CHECK_INTERVAL_BYTES: Final = 32 << 20
 
 
 @dataclass(slots=True)
-class _Block:
-    at: int
-    end: int
-    asked: Asked
-    check: Asked | None  # how the file was when this had been read
-    looks: bool  # whether to look at it then
-
-
-class Reading:
-    """One span of an open file. Begin with :meth:`open`; the chunks are the bytes; :meth:`close` at the end.
-
-    Args:
-        channel: on which it is read.
-        handle: of the file.
-        address: for errors.
-        depth: tells how many blocks of so many bytes may be in flight now.
+class _ReadBlock:
+    """A block in flight.
 
     Attributes:
-        info: of the file, when it was opened.
-        start: of the span.
-        end: of the span.
+        start: Offset of the first byte that is still missing.
+        end: Offset behind the last byte.
+        request: Pending read.
+        check: Pending request for the file's attributes after this block, or None.
+        needs_check: Whether the version of the file is checked after this block.
     """
 
-    def __init__(self, channel: Sftp, handle: bytes, address: str, depth: Callable[[int], int]) -> None:
+    start: int
+    end: int
+    request: PendingRequest
+    check: PendingRequest | None
+    needs_check: bool
+
+
+class FileTransfer:
+    """Transfer of one span of an open file. Created with :meth:`open`; call :meth:`close` at the end.
+
+    Args:
+        channel: Channel to read on.
+        handle: Handle of the open file.
+        address: Address of the file for messages.
+        max_queue_depth: Function that returns how many blocks of a given size may be in flight at the moment.
+
+    Attributes:
+        info: Size and version of the file when it was opened.
+        start: Offset of the first byte of the span.
+        end: Offset behind the last byte of the span.
+    """
+
+    def __init__(
+        self, channel: SftpChannel, handle: bytes, address: str, max_queue_depth: Callable[[int], int]
+    ) -> None:
         self._channel = channel
         self._handle = handle
         self._address = address
-        self._depth = depth
-        self._blocks: deque[_Block] = deque()
-        self._next = 0  # the first byte not yet asked for
-        self._allowed = _BEGIN
+        self._max_queue_depth = max_queue_depth
+        self._blocks: deque[_ReadBlock] = deque()
+        self._next_offset = 0  # first byte that has not been requested
+        self._queue_depth = _INITIAL_QUEUE_DEPTH
         self.info = ObjectInfo("")
         self.start = self.end = 0
 
     @classmethod
     async def open(
-        cls, channel: Sftp, remote: str, path: str, span: ByteRange, address: str, depth: Callable[[int], int]
-    ) -> Reading:
-        """Open a file, look at it, and ask for its first bytes at the same time.
+        cls,
+        channel: SftpChannel,
+        remote: str,
+        path: str,
+        span: ByteRange,
+        address: str,
+        max_queue_depth: Callable[[int], int],
+    ) -> FileTransfer:
+        """Open a file, and request its attributes and its first bytes at the same time.
+
+        Args:
+            channel: Channel to read on.
+            remote: Path of the file on the server.
+            path: Path of the file in the store.
+            span: Bytes to read.
+            address: Address of the file for messages.
+            max_queue_depth: Function that returns how many blocks of a given size may be in flight at the moment.
 
         Raises:
-            StoreError: there is none, it may not be read, it is no file, or it does not have these bytes.
+            StoreError: If the path does not exist, may not be read, is not a file, or does not have these bytes.
         """
-        begin = max(0, span.start)
-        with translated(address, begin):
-            handle = sftp.handle_of(await channel.open_file(remote, sftp.FOR_READING).answer())
-        reading = cls(channel, handle, address, depth)
+        start = max(0, span.start)
+        with translate_errors(address, start):
+            handle = sftp.parse_handle(await channel.open_file(remote, sftp.FOR_READING).wait_for_reply())
+        transfer = cls(channel, handle, address, max_queue_depth)
         try:
-            with translated(address, begin):
-                look = channel.fstat(handle)
-                count = channel.block if span.end is None else min(channel.block, span.end - begin)
-                early = channel.read(handle, begin, count) if span.start >= 0 else None
-                reading.info = info_of(path, sftp.attrs_of(await look.answer()), address)
-            if reading.info.size is None:
-                raise NotSupported(f"{address}: the server does not tell the size of its files", address=address)
-            reading.start, reading.end = span.within(reading.info.size, address)
-            reading._next = reading.start
-            if early is not None and reading.start < reading.end:
-                reading._add(early, min(count, reading.end - reading.start))
+            with translate_errors(address, start):
+                fstat = channel.fstat(handle)
+                block = channel.read_block_bytes
+                count = block if span.end is None else min(block, span.end - start)
+                first_read = channel.read(handle, start, count) if span.start >= 0 else None
+                transfer.info = make_object_info(path, sftp.parse_attrs(await fstat.wait_for_reply()), address)
+            if transfer.info.size is None:
+                raise NotSupported(f"{address}: the server does not report the sizes of its files", address=address)
+            transfer.start, transfer.end = span.within(transfer.info.size, address)
+            transfer._next_offset = transfer.start
+            if first_read is not None and transfer.start < transfer.end:
+                transfer._append_block(first_read, min(count, transfer.end - transfer.start))
         except BaseException:
-            reading.close()
+            transfer.close()
             raise
-        return reading
+        return transfer
 
     def close(self) -> None:
-        """Give the file back; what is still coming of it is thrown away as it comes."""
+        """Close the file. Bytes that are still in flight are discarded when they arrive."""
         self._blocks.clear()
         self._channel.close_handle(self._handle)
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes in order.
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of the span in order.
 
         Raises:
-            ObjectChanged: the file was changed meanwhile.
-            Interrupted: the connection was lost.
-            ProtocolFault: the server says that the file has fewer bytes than it said before.
+            ObjectChanged: If the file changed during the transfer.
+            TransferInterrupted: If the connection is lost.
+            ProtocolError: If the file ends before the size that the server reported.
         """
-        at = self.start
-        while at < self.end:
-            self._fill()
+        offset = self.start
+        while offset < self.end:
+            self._request_blocks()
             block = self._blocks[0]
-            if not block.asked.reply.done():
-                await block.asked.some()
-            if not block.asked.reply.done():
-                chunk = block.asked.drain()
-                at += len(chunk)
+            if not block.request.reply.done():
+                await block.request.wait_for_progress()
+            if not block.request.reply.done():
+                piece = block.request.take_received()
+                offset += len(piece)
             else:
-                with translated(self._address, at, under_way=True):
-                    chunk = await self._whole(block)
-                at = await self._advance(block, at + len(chunk))
-            if chunk:
-                yield chunk
+                with translate_errors(self._address, offset, in_transfer=True):
+                    piece = await self._receive_block(block)
+                offset = await self._advance(block, offset + len(piece))
+            if piece:
+                yield piece
 
-    async def _whole(self, block: _Block) -> bytes:
+    async def _receive_block(self, block: _ReadBlock) -> bytes:
         try:
-            return await block.asked.answer()
+            return await block.request.wait_for_reply()
         except SftpError as error:
             if error.code != sftp.EOF:
                 raise
             return b""
 
-    async def _advance(self, block: _Block, at: int) -> int:
-        """Go to the next block, or ask for what is missing of this one; return `at`, up to where all has come."""
-        if at < block.end:
-            came = at - block.at
-            if not came:
-                await self._check(None, at)
-                raise ProtocolFault(
-                    f"{self._address} ends at byte {at}, says the server, which announced {self.info.size} bytes",
+    async def _advance(self, block: _ReadBlock, offset: int) -> int:
+        """Go on to the next block, or request the rest of this one. `offset` is where the received bytes end."""
+        if offset < block.end:
+            received = offset - block.start
+            if not received:
+                await self._check_version(None, offset)
+                raise ProtocolError(
+                    f"{self._address} ends at byte {offset}, but the server announced {self.info.size} bytes",
                     address=self._address,
-                    offset=at,
+                    offset=offset,
                 )
-            # Not a fault: a server may send less than was asked for. It will get smaller questions from now on.
-            self._channel.block = min(self._channel.block, max(_SMALLEST, came))
-            block.at = at
-            block.asked = self._channel.read(self._handle, at, block.end - at)
-            if block.looks:
-                block.check = None  # that was before
-            return at
-        if block.looks:
-            await self._check(block.check, at)
+            # Servers may send less than requested. Smaller requests avoid that from now on.
+            self._channel.read_block_bytes = min(self._channel.read_block_bytes, max(_MIN_BLOCK_BYTES, received))
+            block.start = offset
+            block.request = self._channel.read(self._handle, offset, block.end - offset)
+            if block.needs_check:
+                block.check = None  # its attributes are older than the rest of the block
+            return offset
+        if block.needs_check:
+            await self._check_version(block.check, offset)
         self._blocks.popleft()
-        self._allowed += 2
-        return at
+        self._queue_depth += 2
+        return offset
 
-    def _fill(self) -> None:
-        """Have as many blocks in flight as is our share."""
-        block = self._channel.block
-        allowed = min(self._allowed, self._depth(block), self._channel.worthwhile(block))
-        while self._next < self.end and len(self._blocks) < allowed:
-            count = min(block, self.end - self._next)
-            self._add(self._channel.read(self._handle, self._next, count), count)
+    def _request_blocks(self) -> None:
+        """Request further blocks, up to this transfer's share."""
+        block = self._channel.read_block_bytes
+        depth = min(self._queue_depth, self._max_queue_depth(block), self._channel.target_queue_depth(block))
+        while self._next_offset < self.end and len(self._blocks) < depth:
+            count = min(block, self.end - self._next_offset)
+            self._append_block(self._channel.read(self._handle, self._next_offset, count), count)
 
-    def _add(self, asked: Asked, count: int) -> None:
-        at, end = self._next, self._next + count
-        looks = end == self.end or at // _CHECK != end // _CHECK
-        # A server that answers in turn looks at the file when it has read the block: no round trip more.
-        check = self._channel.fstat(self._handle) if looks and self._channel.ordered else None
-        self._blocks.append(_Block(at, end, asked, check, looks))
-        self._next = end
+    def _append_block(self, request: PendingRequest, count: int) -> None:
+        start, end = self._next_offset, self._next_offset + count
+        interval = _VERSION_CHECK_INTERVAL_BYTES
+        needs_check = end == self.end or start // interval != end // interval
+        # A server that processes requests in order reads the attributes after the block. That saves a round trip.
+        check = self._channel.fstat(self._handle) if needs_check and self._channel.replies_in_order else None
+        self._blocks.append(_ReadBlock(start, end, request, check, needs_check))
+        self._next_offset = end
 
-    async def _check(self, asked: Asked | None, at: int) -> None:
-        with translated(self._address, at, under_way=True):
-            attrs = sftp.attrs_of(await (asked or self._channel.fstat(self._handle)).answer())
-        if info_of(self.info.path, attrs, self._address).version != self.info.version:
+    async def _check_version(self, check: PendingRequest | None, offset: int) -> None:
+        with translate_errors(self._address, offset, in_transfer=True):
+            attrs = sftp.parse_attrs(await (check or self._channel.fstat(self._handle)).wait_for_reply())
+        if make_object_info(self.info.path, attrs, self._address).version != self.info.version:
             raise ObjectChanged(
-                f"{self._address} was changed while it was read, noticed at byte {at}", address=self._address, offset=at
+                f"{self._address} was changed while it was read (detected at byte {offset})",
+                address=self._address,
+                offset=offset,
             )
 
 
-def info_of(path: str, attrs: Attrs, address: str) -> ObjectInfo:
-    """Return what the attributes of a file say.
+def make_object_info(path: str, attrs: Attrs, address: str) -> ObjectInfo:
+    """Return the ObjectInfo for the attributes of a file.
 
     Raises:
-        NotFound: they are of a directory.
-        StoreError: they are of something else that is no file.
+        NotFound: If they belong to a directory.
+        StoreError: If they belong to a pipe, socket or device.
     """
     if attrs.mode is not None and stat.S_IFMT(attrs.mode):
         if stat.S_ISDIR(attrs.mode):
@@ -201,44 +231,50 @@ def info_of(path: str, attrs: Attrs, address: str) -> ObjectInfo:
 
 
 @contextlib.contextmanager
-def translated(address: str, offset: int | None = None, *, under_way: bool = False) -> Iterator[None]:
-    """Turn what a channel raises into errors of ours.
+def translate_errors(address: str, offset: int | None = None, *, in_transfer: bool = False) -> Iterator[None]:
+    """Translate all errors of a channel to errors of this package.
 
     Args:
-        address: of the object.
-        offset: of the first byte that did not come, or was not taken.
-        under_way: whether bytes were being transferred.
+        address: Address of the object.
+        offset: Offset of the first byte that was not transferred. None if it is unknown.
+        in_transfer: Whether bytes were being transferred. A lost connection is then an interruption.
     """
     try:
-        with connected(address, offset, under_way=under_way):
+        with translate_connection_errors(address, offset, in_transfer=in_transfer):
             yield
     except SftpError as error:
-        raise _refusal(error, address, offset) from error
+        raise _translate_status(error, address, offset) from error
 
 
 @contextlib.contextmanager
-def connected(address: str, offset: int | None = None, *, under_way: bool = False) -> Iterator[None]:
-    """The same, but let refusals of the server through as they are."""
+def translate_connection_errors(
+    address: str, offset: int | None = None, *, in_transfer: bool = False
+) -> Iterator[None]:
+    """Translate errors as :func:`translate_errors` does, except error statuses of the server (SftpError)."""
     try:
         yield
-    except Lost as error:
-        if under_way:
+    except ChannelLost as error:
+        if in_transfer:
             where = "" if offset is None else f" at byte {offset}"
-            raise Interrupted(
+            raise TransferInterrupted(
                 f"{address}: the connection was lost{where}: {error}", address=address, offset=offset
             ) from error
-        raise Unreachable(f"{address}: the server hung up: {error}", address=address, offset=offset) from error
+        raise Unreachable(
+            f"{address}: the server closed the connection: {error}", address=address, offset=offset
+        ) from error
     except BadReply as error:
-        raise ProtocolFault(f"{address}: the server sent {error}", address=address, offset=offset) from error
+        raise ProtocolError(f"{address}: the server sent {error}", address=address, offset=offset) from error
 
 
-def _refusal(error: SftpError, address: str, offset: int | None) -> StoreError:
+def _translate_status(error: SftpError, address: str, offset: int | None) -> StoreError:
     if error.code == sftp.NO_SUCH_FILE:
         return NotFound(f"no such file: {address}", address=address, offset=offset)
     if error.code == sftp.PERMISSION_DENIED:
         return AccessDenied(f"{address}: {error}", address=address, offset=offset)
     if error.code == sftp.UNSUPPORTED:
-        return NotSupported(f"{address}: the server cannot do that: {error}", address=address)
+        return NotSupported(f"{address}: the server does not support this operation: {error}", address=address)
     if error.code in (sftp.NO_CONNECTION, sftp.CONNECTION_LOST):
-        return Interrupted(f"{address}: the server lost its connection: {error}", address=address, offset=offset)
+        return TransferInterrupted(
+            f"{address}: the server lost its connection: {error}", address=address, offset=offset
+        )
     return StoreError(f"{address}: the server failed: {error} (status {error.code})", address=address, offset=offset)

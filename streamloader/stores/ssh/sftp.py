@@ -1,7 +1,7 @@
-"""The client's side of SFTP version 3 (draft-ietf-secsh-filexfer-02, with OpenSSH's extensions), lean and pipelined.
+"""Pipelined client of SFTP version 3 (draft-ietf-secsh-filexfer-02) with OpenSSH's extensions.
 
-One :class:`Sftp` is one channel of an SSH connection. Any number of requests may be under way on it. It takes replies
-apart as they arrive and joins the bytes of a read exactly once; nothing is awaited, scheduled or logged for a packet.
+An :class:`SftpChannel` is one channel of an SSH connection and can have any number of requests in flight. It parses
+replies as they arrive and joins the bytes of a read exactly once. No packet costs an await, a callback or a log record.
 """
 
 from __future__ import annotations
@@ -34,258 +34,290 @@ from streamloader.stores.ssh.packets import (
     VERSION,
     WRITE,
     BadReply,
-    Reader,
-    encoded,
-    packed,
-    packed_path,
+    FieldReader,
+    encode_path,
+    pack_path,
+    pack_string,
 )
 
-__all__ = ["Asked", "Lost", "Sftp", "SftpError"]
+__all__ = ["ChannelLost", "PendingRequest", "SftpChannel", "SftpError"]
 
-_OUR_VERSION: Final = 3
-_SHORTEST: Final = 5  # bytes of a packet: its kind and number
-_LONGEST_REPLY: Final = 4 << 20  # bytes; a longer one makes no sense
-_BLOCK: Final = 255 << 10  # bytes read in one go where the server does not tell its limit: what OpenSSH allows
-_SAMPLES: Final = 32  # reads whose rate is remembered
-_FEW: Final = 8  # blocks in flight that no server minds
-_SLACK: Final = 0.005  # seconds for which there is work besides what is on its way
-_PATIENCE: Final = 0.25  # seconds after which what has come of a read is passed on
-_PILE: Final = 0.25  # seconds that what is in flight may take where the line is slow
-_SAFE_WRITE: Final = 32 << 10  # bytes written in one go: what every server has to take
+_PROTOCOL_VERSION: Final = 3
+_MIN_PACKET_BYTES: Final = 5  # packet kind and request number
+_MAX_REPLY_BYTES: Final = 4 << 20
+# OpenSSH's limit, for servers that do not report theirs.
+_DEFAULT_READ_BYTES: Final = 255 << 10
+# Every server has to accept writes of this size.
+_DEFAULT_WRITE_BYTES: Final = 32 << 10
+# Number of reads whose rate is remembered.
+_RATE_SAMPLES: Final = 32
+# Number of blocks in flight that no server has trouble with.
+_DEFAULT_QUEUE_DEPTH: Final = 8
+# Reads queued beyond the round trip, so that the server always has work.
+_QUEUE_SLACK_S: Final = 0.005
+# Limit of the time that queued reads may take on a slow line.
+_MAX_QUEUE_S: Final = 0.25
+# The received part of a slow read is passed on after this time.
+_PARTIAL_READ_AFTER_S: Final = 0.25
 _U32: Final = struct.Struct(">I")
-_HEAD: Final = struct.Struct(">IBI")  # length, kind, number
-_DATA_HEAD: Final = struct.Struct(">IBII")  # the same, and the length of the bytes
+_HEADER: Final = struct.Struct(">IBI")  # length, kind, request number
+_DATA_HEADER: Final = struct.Struct(">IBII")  # length, kind, request number, number of data bytes
 
 
 class SftpError(Exception):
-    """The server said no. `code` is of STATUS."""
+    """The server answered a request with an error status.
+
+    Attributes:
+        code: Code of the STATUS reply.
+    """
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message or f"status {code}")
         self.code = code
 
 
-class Lost(Exception):
-    """The channel, or its connection, is gone."""
+class ChannelLost(Exception):
+    """The channel or its connection was closed."""
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
-    """A request under way. Its future never fails: errors are results, so that nobody has to fetch them."""
+class PendingRequest:
+    """A request in flight, and its reply.
+
+    Attributes:
+        reply: Future of the reply's body. Errors are results of it, not exceptions, because asyncio complains about
+            exceptions that are never retrieved.
+        reply_kind: Packet kind of the expected reply.
+        max_bytes: Number of bytes that a read requested.
+        missing_bytes: Number of bytes that the reply to a read has announced and that have not arrived yet.
+        parts: Received bytes of a read.
+        sent_at: Time at which a read was sent, on the loop's clock.
+        received_before: Number of bytes that the channel had received when a read was sent.
+        notified_at: Time at which the reader was last notified of a part, on the loop's clock.
+        progress: Future that resolves when a part has arrived or the read is complete. None if nothing waits for it.
+    """
 
     reply: asyncio.Future[bytes | Exception]
-    kind: int  # of the reply
-    most: int = 0  # bytes that a read may bring
-    missing: int = 0  # bytes of this read that were announced and have not come
+    reply_kind: int
+    max_bytes: int = 0
+    missing_bytes: int = 0
     parts: list[bytes | memoryview] = field(default_factory=list)
-    since: float = 0.0  # when it was asked
-    received: int = 0  # what the channel had received by then
-    told: float = 0.0  # when whoever waits for parts was told the last time
-    more: asyncio.Future[None] | None = None
+    sent_at: float = 0.0
+    received_before: int = 0
+    notified_at: float = 0.0
+    progress: asyncio.Future[None] | None = None
 
-    async def some(self) -> None:
-        """Wait until the read is complete, or slow and a part of it is here."""
+    async def wait_for_progress(self) -> None:
+        """Wait until the read is complete, or until a part of a slow read has arrived."""
         if not self.reply.done():
-            self.more = asyncio.get_running_loop().create_future()
-            await self.more
+            self.progress = asyncio.get_running_loop().create_future()
+            await self.progress
 
-    def tell(self) -> None:
-        """Wake whoever waits in :meth:`some`."""
-        if self.more is not None and not self.more.done():
-            self.more.set_result(None)
+    def notify(self) -> None:
+        """Wake the task in :meth:`wait_for_progress`."""
+        if self.progress is not None and not self.progress.done():
+            self.progress.set_result(None)
 
-    def drain(self) -> bytes:
-        """Take what has come of a read so far."""
+    def take_received(self) -> bytes:
+        """Return the bytes of a read that have arrived since the last call."""
         parts, self.parts = self.parts, []
         return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
 
-    async def answer(self) -> bytes:
-        """Wait for the reply.
+    async def wait_for_reply(self) -> bytes:
+        """Wait for the reply and return its body.
 
         Raises:
-            SftpError: the server said no.
-            Lost: the channel was lost before.
-            BadReply: the server talks nonsense.
+            SftpError: If the server answers with an error status.
+            ChannelLost: If the channel is closed before the reply arrives.
+            BadReply: If the server violates the protocol.
         """
-        found = await self.reply
-        if isinstance(found, Exception):
-            raise found
-        return found
+        reply = await self.reply
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
 
-class Sftp(asyncssh.SSHClientSession[bytes]):
-    """One channel that speaks SFTP. Make it with :meth:`open`.
+class SftpChannel(asyncssh.SSHClientSession[bytes]):
+    """A channel that speaks SFTP. Created with :meth:`open`.
 
     Attributes:
-        lost: why it cannot be used any more, or None.
-        heard: when something came the last time, in seconds of the loop's clock.
-        since: when it was asked something while nothing was under way.
-        users: transfers that use it now; who shares channels counts here.
-        block: bytes that a read may ask for; learned from the server's limits and its short answers.
-        write_block: bytes that a write may send.
-        ordered: whether the server is known to answer requests one after the other.
-        extensions: name -> version, of the server.
+        error: Reason why the channel can no longer be used, or None.
+        last_received_at: Time at which data last arrived, on the loop's clock.
+        busy_since: Time at which a request was last sent while no other was in flight, on the loop's clock.
+        users: Number of transfers that use the channel. Counted by the pool that shares it.
+        read_block_bytes: Maximum size of a read. Learned from the server's limits and its short replies.
+        write_block_bytes: Maximum size of a write.
+        replies_in_order: Whether the server is known to process requests one after the other.
+        extensions: Extensions of the server, as name -> version.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
-        self._under_way: dict[int, Asked] = {}
-        self._number = 0
-        self._greeting: asyncio.Future[bytes | Exception] = self._loop.create_future()
-        self._reading: Asked | None = None  # the read whose bytes are coming
-        self._rest = b""
-        self._received = 0  # bytes of reads
-        self._rates: deque[float] = deque(maxlen=_SAMPLES)  # bytes a second
-        self._quickest = 1.0  # seconds of a read
+        self._pending: dict[int, PendingRequest] = {}
+        self._last_number = 0
+        self._version_reply: asyncio.Future[bytes | Exception] = self._loop.create_future()
+        self._incoming_read: PendingRequest | None = None  # the read whose bytes are arriving
+        self._unparsed = b""
+        self._received_bytes = 0  # of reads
+        self._rates: deque[float] = deque(maxlen=_RATE_SAMPLES)  # bytes per second
+        self._min_latency_s = 1.0  # of reads
         self._writable = asyncio.Event()
         self._writable.set()
-        self.lost: Exception | None = None
-        self.heard = self.since = self._loop.time()
+        self.error: Exception | None = None
+        self.last_received_at = self.busy_since = self._loop.time()
         self.users = 0
-        self.block, self.write_block = _BLOCK, _SAFE_WRITE
-        self.ordered = False
+        self.read_block_bytes, self.write_block_bytes = _DEFAULT_READ_BYTES, _DEFAULT_WRITE_BYTES
+        self.replies_in_order = False
         self.extensions: dict[str, bytes] = {}
 
     @classmethod
-    async def open(cls, connection: asyncssh.SSHClientConnection, window: int) -> Sftp:
-        """Open a channel; `window` is how many bytes the server may send ahead of us.
+    async def open(cls, connection: asyncssh.SSHClientConnection, window_bytes: int) -> SftpChannel:
+        """Open a channel.
+
+        Args:
+            connection: SSH connection to open it on.
+            window_bytes: Number of bytes that the server may send before they are consumed.
 
         Raises:
-            asyncssh.ChannelOpenError: the server does not want another one, or has no SFTP.
-            Lost: the connection is gone.
-            BadReply: the server talks nonsense.
+            asyncssh.ChannelOpenError: If the server accepts no further channel, or does not offer SFTP.
+            ChannelLost: If the connection was closed.
+            BadReply: If the server violates the protocol.
         """
         try:
-            channel, made = await connection.create_session(
-                cls, subsystem="sftp", command=None, encoding=None, window=window, request_pty=False
+            channel, created = await connection.create_session(
+                cls, subsystem="sftp", command=None, encoding=None, window=window_bytes, request_pty=False
             )
         except asyncssh.ChannelOpenError:
             raise
         except (asyncssh.Error, OSError) as error:
-            raise Lost(str(error)) from error
-        session = cast("Sftp", made)
+            raise ChannelLost(str(error)) from error
+        session = cast("SftpChannel", created)
         try:
-            await session._start()  # noqa: SLF001 - our own
+            await session._handshake()  # noqa: SLF001 - an instance of this class
             version = str(connection.get_extra_info("server_version", ""))
-            session.ordered = version.startswith("SSH-2.0-OpenSSH")
+            session.replies_in_order = version.startswith("SSH-2.0-OpenSSH")
         except BaseException:
             channel.close()
             raise
         return session
 
-    async def _start(self) -> None:
-        self._send(_HEAD.pack(_SHORTEST, INIT, _OUR_VERSION))
-        greeting = await self._greeting
-        if isinstance(greeting, Exception):
-            raise greeting
-        reader = Reader(greeting)
-        if reader.number() < _OUR_VERSION:
-            raise BadReply("the server speaks an SFTP older than version 3")
-        while reader.left():
-            name = reader.string().decode(errors="replace")
-            self.extensions[name] = reader.string()
+    async def _handshake(self) -> None:
+        self._send(_HEADER.pack(_MIN_PACKET_BYTES, INIT, _PROTOCOL_VERSION))
+        version_reply = await self._version_reply
+        if isinstance(version_reply, Exception):
+            raise version_reply
+        reader = FieldReader(version_reply)
+        if reader.read_uint32() < _PROTOCOL_VERSION:
+            raise BadReply("a version of SFTP that is older than 3")
+        while reader.has_more():
+            name = reader.read_string().decode(errors="replace")
+            self.extensions[name] = reader.read_string()
         if "limits@openssh.com" in self.extensions:
-            limits = Reader(await self.extended("limits@openssh.com", reply=EXTENDED_REPLY).answer())
-            _, reads, writes = limits.long(), limits.long(), limits.long()
-            self.block = max(4096, min(reads or _BLOCK, 1 << 20))
-            self.write_block = max(4096, min(writes or _SAFE_WRITE, 1 << 20))
+            request = self.request_extension("limits@openssh.com", reply_kind=EXTENDED_REPLY)
+            limits = FieldReader(await request.wait_for_reply())
+            _, max_read, max_write = limits.read_uint64(), limits.read_uint64(), limits.read_uint64()
+            self.read_block_bytes = max(4096, min(max_read or _DEFAULT_READ_BYTES, 1 << 20))
+            self.write_block_bytes = max(4096, min(max_write or _DEFAULT_WRITE_BYTES, 1 << 20))
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def ask(self, kind: int, body: bytes, reply: int = STATUS, *, most: int = 0) -> Asked:
-        """Send a request; the reply is of the kind `reply`, or a status."""
-        asked = Asked(self._loop.create_future(), reply, most)
-        if self.lost is not None:
-            asked.reply.set_result(self.lost)
-            return asked
-        if not self._under_way:
-            self.since = self._loop.time()  # silence counts from here on
-        self._number = number = (self._number + 1) & 0xFFFFFFFF
-        self._under_way[number] = asked
-        self._send(_HEAD.pack(5 + len(body), kind, number) + body)
-        return asked
+    def request(self, kind: int, body: bytes, reply_kind: int = STATUS, *, max_bytes: int = 0) -> PendingRequest:
+        """Send a request. The reply is a packet of the kind `reply_kind`, or a status."""
+        pending = PendingRequest(self._loop.create_future(), reply_kind, max_bytes)
+        if self.error is not None:
+            pending.reply.set_result(self.error)
+            return pending
+        if not self._pending:
+            self.busy_since = self._loop.time()
+        self._last_number = number = (self._last_number + 1) & 0xFFFFFFFF
+        self._pending[number] = pending
+        self._send(_HEADER.pack(5 + len(body), kind, number) + body)
+        return pending
 
-    def read(self, handle: bytes, offset: int, count: int) -> Asked:
-        """Ask for bytes of an open file; fewer may come, and status EOF behind its end."""
-        asked = self.ask(READ, packed(handle) + struct.pack(">QI", offset, count), DATA, most=count)
-        asked.since, asked.received = self._loop.time(), self._received
-        return asked
+    def read(self, handle: bytes, offset: int, count: int) -> PendingRequest:
+        """Request bytes of an open file. The server may send fewer, and answers with EOF behind the end of the file."""
+        pending = self.request(READ, pack_string(handle) + struct.pack(">QI", offset, count), DATA, max_bytes=count)
+        pending.sent_at, pending.received_before = self._loop.time(), self._received_bytes
+        return pending
 
-    def open_file(self, path: str, flags: int) -> Asked:
-        """Ask for a handle."""
-        return self.ask(OPEN, packed_path(path) + struct.pack(">II", flags, 0), HANDLE)
+    def open_file(self, path: str, flags: int) -> PendingRequest:
+        """Open a file and request its handle."""
+        return self.request(OPEN, pack_path(path) + struct.pack(">II", flags, 0), HANDLE)
 
     def close_handle(self, handle: bytes) -> None:
-        """Give a handle back; nobody waits for the answer."""
-        if self.lost is None:
-            self.ask(CLOSE, packed(handle))
+        """Close a handle, without waiting for the reply."""
+        if self.error is None:
+            self.request(CLOSE, pack_string(handle))
 
-    def fstat(self, handle: bytes) -> Asked:
-        """Ask for the attributes of an open file."""
-        return self.ask(FSTAT, packed(handle), ATTRS)
+    def fstat(self, handle: bytes) -> PendingRequest:
+        """Request the attributes of an open file."""
+        return self.request(FSTAT, pack_string(handle), ATTRS)
 
-    def stat(self, path: str) -> Asked:
-        """Ask for attributes; links are followed."""
-        return self.ask(STAT, packed_path(path), ATTRS)
+    def stat(self, path: str) -> PendingRequest:
+        """Request the attributes of a file. Links are followed."""
+        return self.request(STAT, pack_path(path), ATTRS)
 
-    def date(self, handle: bytes, modified: int) -> Asked:
-        """Set the time of an open file."""
-        return self.ask(FSETSTAT, packed(handle) + struct.pack(">III", 8, modified, modified))
+    def set_modified(self, handle: bytes, modified: int) -> PendingRequest:
+        """Set the time of the last change of an open file."""
+        return self.request(FSETSTAT, pack_string(handle) + struct.pack(">III", 8, modified, modified))
 
-    def extended(self, name: str, *arguments: bytes, reply: int = STATUS) -> Asked:
-        """Ask for one of the server's extensions."""
-        body = packed(name.encode()) + b"".join(packed(argument) for argument in arguments)
-        return self.ask(EXTENDED, body, reply)
+    def request_extension(self, name: str, *arguments: bytes, reply_kind: int = STATUS) -> PendingRequest:
+        """Send a request of one of the server's extensions."""
+        body = pack_string(name.encode()) + b"".join(pack_string(argument) for argument in arguments)
+        return self.request(EXTENDED, body, reply_kind)
 
-    def on_path(self, kind: int, path: str, reply: int = STATUS) -> Asked:
-        """Send a request that has a path, and nothing else that matters."""
-        return self.ask(kind, packed_path(path) + (_U32.pack(0) if kind == MKDIR else b""), reply)
+    def request_path(self, kind: int, path: str, reply_kind: int = STATUS) -> PendingRequest:
+        """Send a request whose only argument is a path."""
+        no_attributes = _U32.pack(0) if kind == MKDIR else b""
+        return self.request(kind, pack_path(path) + no_attributes, reply_kind)
 
-    def rename(self, old: str, new: str) -> Asked:
-        """Give a file another name; in its own words where the server can replace what has that name."""
+    def rename(self, old: str, new: str) -> PendingRequest:
+        """Rename a file. An existing file of the new name is replaced if :attr:`can_replace`."""
         if self.can_replace:
-            return self.extended("posix-rename@openssh.com", encoded(old), encoded(new))
-        return self.ask(RENAME, packed_path(old) + packed_path(new))
+            return self.request_extension("posix-rename@openssh.com", encode_path(old), encode_path(new))
+        return self.request(RENAME, pack_path(old) + pack_path(new))
 
     @property
     def can_replace(self) -> bool:
-        """Whether :meth:`rename` replaces what has the new name already."""
+        """Whether :meth:`rename` replaces an existing file of the new name."""
         return "posix-rename@openssh.com" in self.extensions
 
-    def write(self, handle: bytes, offset: int, data: bytes | memoryview) -> Asked:
-        """Send bytes of an open file."""
-        return self.ask(WRITE, b"".join((packed(handle), struct.pack(">QI", offset, len(data)), data)))
+    def write(self, handle: bytes, offset: int, data: bytes | memoryview) -> PendingRequest:
+        """Write bytes to an open file."""
+        return self.request(WRITE, b"".join((pack_string(handle), struct.pack(">QI", offset, len(data)), data)))
 
-    async def drained(self) -> None:
-        """Wait until what was sent has left, more or less.
+    async def wait_writable(self) -> None:
+        """Wait until the send buffer has room.
 
         Raises:
-            Lost: it never will.
+            ChannelLost: If the channel is closed.
         """
         await self._writable.wait()
-        if self.lost is not None:
-            raise self.lost
+        if self.error is not None:
+            raise self.error
 
-    def worthwhile(self, block: int) -> int:
-        """Return how many blocks one transfer should have in flight here.
+    def target_queue_depth(self, block: int) -> int:
+        """Return how many blocks of `block` bytes one transfer should have in flight.
 
-        Enough that neither end ever waits for the other, however far it is away; more would only pile up in the
-        server, which costs it time, and keep other transfers waiting.
+        The queue is long enough that neither end ever waits for the other, whatever the latency. A longer one would
+        only fill the server's queue, which costs the server time and delays other transfers.
         """
         rate = max(self._rates, default=0.0)
         if not rate:
-            return _FEW
-        wanted = max(rate * (2 * self._quickest + _SLACK), min(_FEW * block, rate * _PILE))
-        return max(2, int(wanted / (block * max(1, self.users))))
+            return _DEFAULT_QUEUE_DEPTH
+        wanted_bytes = max(
+            rate * (2 * self._min_latency_s + _QUEUE_SLACK_S), min(_DEFAULT_QUEUE_DEPTH * block, rate * _MAX_QUEUE_S)
+        )
+        return max(2, int(wanted_bytes / (block * max(1, self.users))))
 
-    def stalled(self, patience: float) -> bool:
-        """Whether something is under way, and nothing has come for so many seconds."""
-        waits = bool(self._under_way) or self._reading is not None
-        return waits and self._loop.time() - max(self.heard, self.since) > patience
+    def is_stalled(self, max_silence_s: float) -> bool:
+        """Return whether requests are in flight and nothing has arrived for more than `max_silence_s` seconds."""
+        waiting = bool(self._pending) or self._incoming_read is not None
+        return waiting and self._loop.time() - max(self.last_received_at, self.busy_since) > max_silence_s
 
     def close(self) -> None:
-        """End the channel."""
+        """Close the channel."""
         if self._channel is not None:
             self._channel.close()
 
@@ -294,131 +326,135 @@ class Sftp(asyncssh.SSHClientSession[bytes]):
         try:
             self._channel.write(packet)
         except OSError as error:
-            self._fail(Lost(str(error)))
+            self._fail(ChannelLost(str(error)))
 
-    # --- what asyncssh calls -----------------------------------------------------------------------------------------
+    # --- callbacks of asyncssh ---------------------------------------------------------------------------------------
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
-        """Keep the channel."""
+        """Called when the channel is open."""
         self._channel = chan
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail all that is under way."""
-        self._fail(Lost(str(exc) if exc else "the server closed the channel"))
+        """Called when the channel is closed. All requests in flight fail."""
+        self._fail(ChannelLost(str(exc) if exc else "the server closed the channel"))
 
     def pause_writing(self) -> None:
-        """Hold writers back."""
+        """Called when the send buffer is full."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Let writers go on."""
+        """Called when the send buffer has room again."""
         self._writable.set()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
-        """Take replies apart."""
+        """Called when data arrives. Completes the requests whose replies are in it."""
         if datatype is not None:
-            return  # what a server's shell says on stderr
-        self.heard = self._loop.time()
-        asked = self._reading
-        if asked is not None:
-            if len(data) < asked.missing:
-                asked.parts.append(data)
-                asked.missing -= len(data)
-                if self.heard - max(asked.told, asked.since) > _PATIENCE:
-                    asked.told = self.heard
-                    asked.tell()
+            return  # stderr of the server's shell
+        self.last_received_at = self._loop.time()
+        pending = self._incoming_read
+        if pending is not None:
+            if len(data) < pending.missing_bytes:
+                pending.parts.append(data)
+                pending.missing_bytes -= len(data)
+                if self.last_received_at - max(pending.notified_at, pending.sent_at) > _PARTIAL_READ_AFTER_S:
+                    pending.notified_at = self.last_received_at
+                    pending.notify()
                 return
-            data = self._finish(asked, data)
-        if self._rest:
-            data, self._rest = self._rest + data, b""
-        if data and self.lost is None:
+            data = self._finish_read(pending, data)
+        if self._unparsed:
+            data, self._unparsed = self._unparsed + data, b""
+        if data and self.error is None:
             try:
-                self._take_apart(data)
+                self._parse_replies(data)
             except BadReply as error:
                 self._fail(error)
 
-    def _finish(self, asked: Asked, data: bytes) -> bytes:
-        """Complete the read whose bytes were coming; return what is behind them."""
-        if asked.missing:
-            asked.parts.append(data if len(data) == asked.missing else memoryview(data)[: asked.missing])
-        rest = data[asked.missing :]
-        asked.missing, self._reading = 0, None
-        self._measure(asked)
-        _settle(asked, asked.drain())
+    def _finish_read(self, pending: PendingRequest, data: bytes) -> bytes:
+        """Complete the incoming read with the beginning of `data`, and return the rest of it."""
+        missing = pending.missing_bytes
+        if missing:
+            pending.parts.append(data if len(data) == missing else memoryview(data)[:missing])
+        rest = data[missing:]
+        pending.missing_bytes, self._incoming_read = 0, None
+        self._record_rate(pending)
+        _complete(pending, pending.take_received())
         return rest
 
-    def _measure(self, asked: Asked) -> None:
-        seconds = max(self._loop.time() - asked.since, 1e-5)
-        self._quickest = min(self._quickest, seconds)
-        self._rates.append((self._received - asked.received) / seconds)
+    def _record_rate(self, pending: PendingRequest) -> None:
+        seconds = max(self._loop.time() - pending.sent_at, 1e-5)
+        self._min_latency_s = min(self._min_latency_s, seconds)
+        self._rates.append((self._received_bytes - pending.received_before) / seconds)
 
-    def _take_apart(self, data: bytes) -> None:
-        at, size = 0, len(data)
-        while size - at >= _SHORTEST:
-            length, kind = _U32.unpack_from(data, at)[0], data[at + 4]
-            if not _SHORTEST <= length <= _LONGEST_REPLY:
-                raise BadReply(f"a reply of {length} bytes")
+    def _parse_replies(self, data: bytes) -> None:
+        position, size = 0, len(data)
+        while size - position >= _MIN_PACKET_BYTES:
+            length, kind = _U32.unpack_from(data, position)[0], data[position + 4]
+            if not _MIN_PACKET_BYTES <= length <= _MAX_REPLY_BYTES:
+                raise BadReply(f"a reply with an invalid length of {length} bytes")
             if kind == DATA:
-                if size - at < _DATA_HEAD.size:
+                if size - position < _DATA_HEADER.size:
                     break
-                _, _, number, count = _DATA_HEAD.unpack_from(data, at)
-                asked = self._asked(number, kind)
-                if count > asked.most or length != count + 9:
-                    raise BadReply(f"{count} bytes in a reply of {length}, where {asked.most} were asked for")
-                del self._under_way[number]
-                self._received += count
-                begin, at = at + _DATA_HEAD.size, at + 4 + length
-                if at > size:
-                    asked.parts, asked.missing, self._reading = [data[begin:]], at - size, asked
+                _, _, number, count = _DATA_HEADER.unpack_from(data, position)
+                pending = self._get_pending(number, kind)
+                if count > pending.max_bytes or length != count + 9:
+                    raise BadReply(
+                        f"a reply of {length} bytes with {count} data bytes, where {pending.max_bytes} were requested"
+                    )
+                del self._pending[number]
+                self._received_bytes += count
+                start, position = position + _DATA_HEADER.size, position + 4 + length
+                if position > size:
+                    pending.parts, pending.missing_bytes, self._incoming_read = [data[start:]], position - size, pending
                     return
-                self._measure(asked)
-                _settle(asked, data[begin:at])
-            elif size - at < 4 + length:
+                self._record_rate(pending)
+                _complete(pending, data[start:position])
+            elif size - position < 4 + length:
                 break
             else:
-                self._reply(kind, data[at + 5 : at + 4 + length])
-                at += 4 + length
-        self._rest = data[at:]
+                self._handle_reply(kind, data[position + 5 : position + 4 + length])
+                position += 4 + length
+        self._unparsed = data[position:]
 
-    def _reply(self, kind: int, body: bytes) -> None:
-        if kind == VERSION and not self._greeting.done():
-            self._greeting.set_result(body)
+    def _handle_reply(self, kind: int, body: bytes) -> None:
+        if kind == VERSION and not self._version_reply.done():
+            self._version_reply.set_result(body)
             return
-        reader = Reader(body)
-        number = reader.number()
-        asked = self._asked(number, kind)
-        found: bytes | Exception = body[4:]
+        reader = FieldReader(body)
+        number = reader.read_uint32()
+        pending = self._get_pending(number, kind)
+        result: bytes | Exception = body[4:]
         if kind == STATUS:
-            code = reader.number()
-            message = reader.string().decode(errors="replace") if reader.left() else ""
-            if code == OK and asked.kind != STATUS:
-                raise BadReply("nothing but OK, where something else was asked for")
-            found = SftpError(code, message) if code else b""
-        del self._under_way[number]
-        if kind == HANDLE and asked.reply.cancelled():
-            self.close_handle(reader.string())  # nobody waits for it any more
-        _settle(asked, found)
+            code = reader.read_uint32()
+            message = reader.read_string().decode(errors="replace") if reader.has_more() else ""
+            if code == OK and pending.reply_kind != STATUS:
+                raise BadReply("status OK instead of the requested data")
+            result = SftpError(code, message) if code else b""
+        del self._pending[number]
+        if kind == HANDLE and pending.reply.cancelled():
+            self.close_handle(reader.read_string())  # the caller that opened it was cancelled
+        _complete(pending, result)
 
-    def _asked(self, number: int, kind: int) -> Asked:
-        asked = self._under_way.get(number)
-        if asked is None or kind not in (STATUS, asked.kind):
-            raise BadReply(f"a reply of kind {kind} to nothing that was asked")
-        return asked
+    def _get_pending(self, number: int, kind: int) -> PendingRequest:
+        pending = self._pending.get(number)
+        if pending is None or kind not in (STATUS, pending.reply_kind):
+            raise BadReply(f"a reply of kind {kind} that matches no request")
+        return pending
 
     def _fail(self, error: Exception) -> None:
-        if self.lost is None:
-            self.lost = error
-            under_way, self._under_way = self._under_way, {}
-            if not self._greeting.done():
-                self._greeting.set_result(error)
-            for asked in (*under_way.values(), self._reading):
-                if asked is not None:
-                    _settle(asked, error)
+        """Close the channel because of `error`, which all requests in flight get."""
+        if self.error is None:
+            self.error = error
+            all_pending, self._pending = self._pending, {}
+            if not self._version_reply.done():
+                self._version_reply.set_result(error)
+            for pending in (*all_pending.values(), self._incoming_read):
+                if pending is not None:
+                    _complete(pending, error)
             self._writable.set()
             self.close()
 
 
-def _settle(asked: Asked, found: bytes | Exception) -> None:
-    if not asked.reply.done():
-        asked.reply.set_result(found)
-    asked.tell()
+def _complete(pending: PendingRequest, result: bytes | Exception) -> None:
+    if not pending.reply.done():
+        pending.reply.set_result(result)
+    pending.notify()

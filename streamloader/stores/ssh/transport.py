@@ -1,4 +1,4 @@
-"""The TCP connection under an SSH connection."""
+"""TCP transport of an SSH connection."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Final
 
 import asyncssh
 
-__all__ = ["Wire"]
+__all__ = ["ChunkedTransport"]
 
-_PORTION: Final = 32 << 10  # bytes: about one packet of a transfer
+_SLICE_BYTES: Final = 32 << 10  # about one SSH packet of a transfer
 
 
-class Wire:
-    """What asyncssh connects through, as it would through a jump host: a plain TCP connection.
+class ChunkedTransport:
+    """A plain TCP connection that passes received data on in small slices.
 
-    It hands on what comes in portions. Loops read 256 KiB at once, and asyncssh moves all that it has not yet worked on
-    with each packet that it takes from the front: of portions the size of a packet there is little to move.
+    It takes the role of asyncssh's `tunnel`, like a jump host. Event loops read 256 KiB at once, and asyncssh moves all
+    unprocessed data with each packet that it takes from its buffer. Slices of one packet's size leave little to move.
 
     Args:
-        options: of the connection; address family and local address count here.
+        options: Options of the connection. Only the address family and the local address are used.
     """
 
     def __init__(self, options: asyncssh.SSHClientConnectionOptions) -> None:
@@ -28,16 +28,16 @@ class Wire:
         self._local = options.local_addr or None
 
     async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
-        """Connect, as asyncssh asks for it; return the transport and what the factory made."""
+        """Open the connection for asyncssh. Return the transport and the protocol that the factory made."""
         loop = asyncio.get_running_loop()
-        transport, portions = await loop.create_connection(
-            lambda: _Portions(factory()), host, port, family=self._family, local_addr=self._local
+        transport, slicer = await loop.create_connection(
+            lambda: _SlicingProtocol(factory()), host, port, family=self._family, local_addr=self._local
         )
-        return transport, portions.connection
+        return transport, slicer.connection
 
 
-class _Portions(asyncio.Protocol):
-    """Passes everything on, data in portions."""
+class _SlicingProtocol(asyncio.Protocol):
+    """Forward all events to another protocol, and received data in slices."""
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
@@ -47,8 +47,8 @@ class _Portions(asyncio.Protocol):
         self.connection.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        for at in range(0, len(data), _PORTION):
-            self._receive(data[at : at + _PORTION])
+        for offset in range(0, len(data), _SLICE_BYTES):
+            self._receive(data[offset : offset + _SLICE_BYTES])
 
     def eof_received(self) -> None:
         self.connection.eof_received()

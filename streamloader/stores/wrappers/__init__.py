@@ -1,4 +1,4 @@
-"""What is put around a store: a directory as its root, retries, verification, a cache."""
+"""Wrap stores: retries, a cache, verification, and a directory as the root."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from streamloader.config import Retry
 from streamloader.stores.base import Store
-from streamloader.stores.wrappers.base import Wrapper
-from streamloader.stores.wrappers.prefix import Rooted
+from streamloader.stores.wrappers.base import StoreWrapper
+from streamloader.stores.wrappers.prefix import PrefixStore
 
-__all__ = ["Rooted", "Wrapper", "wrapped"]
+__all__ = ["PrefixStore", "StoreWrapper", "wrap_store"]
 
 
-def wrapped(
+def wrap_store(
     store: Store,
     root: str = "",
     *,
@@ -22,26 +22,28 @@ def wrapped(
     cache_dir: str | os.PathLike[str] | None = None,
     cache_bytes: int | None = None,
 ) -> Store:
-    """Put around `store` what is asked for, from the inside out: retries, cache, verification, root.
+    """Wrap `store` as the options require, from the inside out: retries, cache, verification, root.
 
     Args:
-        store: of a whole host or bucket.
-        root: the directory that paths are then relative to.
-        retry: how transient errors are tried again; None for never.
-        digests: path -> expected digest, see :class:`streamloader.stores.wrappers.verify.Verify`.
-        cache_dir: see :class:`streamloader.stores.wrappers.cache.Cache`.
-        cache_bytes: of it.
+        store: Store of a whole host or bucket.
+        root: Directory that paths are relative to. Defaults to the store's own root.
+        retry: Policy for retrying transient errors. Defaults to None: no retries.
+        digests: Expected digests by path, see :class:`streamloader.stores.wrappers.verify.VerifyingStore`. Defaults to
+            None: no verification.
+        cache_dir: Directory of the cache, see :class:`streamloader.stores.wrappers.cache.CachingStore`. Defaults to
+            None: no cache.
+        cache_bytes: Maximum size of the cache in bytes. Defaults to None: no limit.
     """
     if retry is not None and retry.attempts > 1:
-        from streamloader.stores.wrappers.retry import Retrying
+        from streamloader.stores.wrappers.retry import RetryStore
 
-        store = Retrying(store, retry)
+        store = RetryStore(store, retry)
     if cache_dir is not None:
-        from streamloader.stores.wrappers.cache import Cache
+        from streamloader.stores.wrappers.cache import CachingStore
 
-        store = Cache(store, cache_dir, cache_bytes)
-    if digests is not None:  # of what comes out of the cache as well
-        from streamloader.stores.wrappers.verify import Verify
+        store = CachingStore(store, cache_dir, cache_bytes)
+    if digests is not None:  # around the cache, so that cached bytes are verified, too
+        from streamloader.stores.wrappers.verify import VerifyingStore
 
-        store = Verify(store, {f"{root}/{path}" if root else path: digest for path, digest in digests.items()})
-    return Rooted(store, root) if root else store
+        store = VerifyingStore(store, {f"{root}/{path}" if root else path: digest for path, digest in digests.items()})
+    return PrefixStore(store, root) if root else store

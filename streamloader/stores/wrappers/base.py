@@ -1,80 +1,86 @@
-"""A store that passes everything on to another one."""
+"""Provide the base class of stores that wrap another store."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 
-from streamloader.stores.base import Body, Data, OnBegin, Store
+from typing_extensions import override
+
+from streamloader.stores.base import Body, Data, OnStart, Store
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Wrapper"]
+__all__ = ["StoreWrapper"]
 
 
-class Wrapper(Store):
-    """Base of what is put around a store: it does what `inner` does, and closes it.
+class StoreWrapper(Store):
+    """Base class of wrappers. It forwards every call to `inner`, and closes it.
 
-    Kinds of wrapper override what they change among the public methods.
+    Subclasses override the public methods that they change.
+
+    Args:
+        inner: Store to wrap.
     """
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner.url, timeouts=inner.timeouts, limits=inner.limits)
         self.inner = inner
-        self.realm = inner.realm
+        self.identity = inner.identity
 
     @property
-    def writes(self) -> bool:  # type: ignore[override]
+    def supports_writes(self) -> bool:  # type: ignore[override]
         """Whether objects can be written and deleted."""
-        return self.inner.writes
+        return self.inner.supports_writes
 
     @property
-    def lists(self) -> bool:  # type: ignore[override]
-        """Whether there are listings."""
-        return self.inner.lists
+    def supports_listing(self) -> bool:  # type: ignore[override]
+        """Whether objects can be listed."""
+        return self.inner.supports_listing
 
+    @override
     def address(self, path: str) -> str:
-        """Return the whole address of `path`, for messages."""
         return self.inner.address(path)
 
+    @override
     async def head(self, path: str) -> ObjectInfo:
-        """See :meth:`Store.head`."""
         return await self.inner.head(path)
 
+    @override
     async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        """See :meth:`Store.read`."""
         return await self.inner.read(path, span, version=version)
 
+    @override
     def stream(
         self,
         path: str,
         span: ByteRange | None = None,
         *,
         version: str | None = None,
-        on_begin: OnBegin | None = None,
+        on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """See :meth:`Store.stream`."""
-        return self.inner.stream(path, span, version=version, on_begin=on_begin)
+        return self.inner.stream(path, span, version=version, on_start=on_start)
 
+    @override
     def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
-        """See :meth:`Store.list`."""
         return self.inner.list(prefix, recursive=recursive)
 
+    @override
     async def write(self, path: str, data: Data) -> None:
-        """See :meth:`Store.write`."""
         await self.inner.write(path, data)
 
+    @override
     async def delete(self, path: str) -> None:
-        """See :meth:`Store.delete`."""
         await self.inner.delete(path)
 
-    async def free(self, path: str = "") -> int | None:
-        """See :meth:`Store.free`."""
-        return await self.inner.free(path)
+    @override
+    async def free_bytes(self, path: str = "") -> int | None:
+        return await self.inner.free_bytes(path)
 
-    def leftovers(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
-        """See :meth:`Store.leftovers`."""
-        return self.inner.leftovers(prefix)
+    @override
+    def list_unfinished(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
+        return self.inner.list_unfinished(prefix)
 
+    @override
     async def aclose(self) -> None:
         """Close `inner`."""
         self._closed = True
@@ -83,8 +89,10 @@ class Wrapper(Store):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.inner!r}>"
 
+    @override
     async def _head(self, path: str) -> ObjectInfo:
-        raise NotImplementedError  # the public method never comes here
+        raise NotImplementedError  # the public methods do not call it
 
+    @override
     def _get(self, path: str, span: ByteRange | None, version: str | None) -> AbstractAsyncContextManager[Body]:
         raise NotImplementedError

@@ -1,15 +1,15 @@
-"""Blocks of objects in a directory that many processes share: what a cache keeps on disk.
+"""Store blocks of objects in a directory that many processes share.
 
 A block is one file::
 
     magic (8) | bytes of the object (u64) | bytes of the block (u64) | digest of each page (16 a page) |
     digest of all before (16) | the bytes
 
-numbers in little-endian order, digests by BLAKE2b with 16 bytes. They begin with the block's name, so that a file in
-the wrong place is no block. A page is 64 KiB: reading a span reads, and checks, the pages it touches.
+Numbers are little-endian; digests are BLAKE2b with 16 bytes. Digests begin with the block's name, so that a file under
+the wrong name is invalid. A page is 64 KiB: reading a span reads and checks the pages that it touches.
 
-Files appear by a rename and are never changed, so there is nothing to lock: whoever reads, writes or deletes at the
-same time has whole blocks or none.
+Files appear by a rename and are never changed, so no locks are needed: concurrent readers, writers and deleters see
+complete blocks or none.
 """
 
 from __future__ import annotations
@@ -25,54 +25,54 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["BLOCK", "Blocks", "Part"]
+__all__ = ["BLOCK_BYTES", "BlockFiles", "BlockPart"]
 
-BLOCK: Final = 4 << 20  # bytes of an object that are kept together
+BLOCK_BYTES: Final = 4 << 20
 
-_PAGE: Final = 64 << 10
+_PAGE_BYTES: Final = 64 << 10
 _MAGIC: Final = b"slcache1"
-_HEAD: Final = struct.Struct("<8sQQ")
-_DIGEST: Final = 16
-_SHELF: Final = 2  # letters of the names that are kept in one directory
-_UNFINISHED: Final = ".new-"
-_ABANDONED: Final = 600.0  # seconds after which an unfinished file belongs to nobody any more
-_FRESH: Final = 60.0  # seconds in which a block's use is not noted again
-_LOW: Final = 0.9  # of the limit is left by clearing
-_SLACK: Final = 0.02  # of the limit is written between two looks at the directory
+_HEADER: Final = struct.Struct("<8sQQ")
+_DIGEST_BYTES: Final = 16
+_SUBFOLDER_LETTERS: Final = 2  # first letters of a block's name
+_UNFINISHED_PREFIX: Final = ".new-"
+_MAX_UNFINISHED_AGE_S: Final = 600.0  # older files belong to killed writers
+_MIN_TOUCH_INTERVAL_S: Final = 60.0
+_EVICTION_TARGET: Final = 0.9  # fraction of the limit that eviction keeps
+_SCAN_INTERVAL: Final = 0.02  # fraction of the limit that is written between two scans of the directory
 _log: Final = logging.getLogger("streamloader")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BlockPart:
     """Bytes of a block.
 
     Attributes:
-        data: the bytes.
-        size: of the whole object.
+        data: The bytes.
+        object_size: Size of the whole object in bytes.
     """
 
     data: bytes
-    size: int
+    object_size: int
 
 
-class Blocks:
-    """Reads and writes blocks. All methods block, and raise OSError where the directory fails.
+class BlockFiles:
+    """Reads and writes blocks. All methods block, and raise OSError if the directory fails.
 
     Args:
-        folder: where they are kept.
-        limit: bytes of all of them, or None for as many as fit. It is passed by at most 2 % (and a block) for each
-            process that writes; then the blocks that were not used for the longest time go.
+        folder: Directory of the blocks.
+        limit: Maximum size of all blocks in bytes. None for as much as the disk holds. Each process that writes may
+            exceed the limit by at most 2 % (and a block); then the least recently used blocks are deleted.
     """
 
     def __init__(self, folder: str, limit: int | None) -> None:
         self.folder = folder
         self.limit = limit
-        self._room = 0  # bytes that may be written until the next look at the directory
+        self._bytes_until_scan = 0
 
-    def read(self, name: str, start: int, end: int | None) -> Part | None:
-        """Return the bytes [start, end) of a block, up to its end at most; None if it is not here, or damaged.
+    def read(self, name: str, start: int, end: int | None) -> BlockPart | None:
+        """Return the bytes [start, end) of a block, clipped to its length; or None if it is missing or damaged.
 
-        A damaged one is deleted.
+        A damaged block is deleted.
         """
         path = self._path(name)
         try:
@@ -80,26 +80,26 @@ class Blocks:
         except FileNotFoundError:
             return None
         try:
-            part = _read(file, name, start, end)
+            part = _read_checked(file, name, start, end)
             if part is not None:
-                _note_use(file)
+                _touch(file)
         finally:
             os.close(file)
         if part is None:
-            _log.warning("a block of the cache was damaged, and is fetched again: %s", path)
+            _log.warning("deleted a damaged block of the cache, which will be fetched again: %s", path)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         return part
 
-    def write(self, name: str, data: bytes, size: int) -> None:
-        """Keep a block of an object of `size` bytes."""
+    def write(self, name: str, data: bytes, object_size: int) -> None:
+        """Store a block of an object of `object_size` bytes."""
         path = self._path(name)
-        parts = [_head(name, data, size), data]
+        parts = [_make_header(name, data, object_size), data]
         if self.limit is not None:
-            self._room -= sum(map(len, parts))
-            if self._room < 0:
-                self._room = max(0, self.clear() + self._room)
-        unfinished = os.path.join(os.path.dirname(path), f"{_UNFINISHED}{secrets.token_hex(8)}")
+            self._bytes_until_scan -= sum(map(len, parts))
+            if self._bytes_until_scan < 0:
+                self._bytes_until_scan = max(0, self.evict() + self._bytes_until_scan)
+        unfinished = os.path.join(os.path.dirname(path), f"{_UNFINISHED_PREFIX}{secrets.token_hex(8)}")
         try:
             file = _create(unfinished)
             try:
@@ -114,41 +114,44 @@ class Blocks:
             raise
 
     def delete(self, name: str) -> None:
-        """Delete a block, if it is here."""
+        """Delete a block, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(name))
 
-    def clear(self) -> int:
-        """Delete what was not used for the longest time, if there is too much; return what may be written after that.
+    def evict(self) -> int:
+        """Delete the least recently used blocks if the limit is exceeded.
 
-        Processes may do so at the same time: they choose the same blocks.
+        Several processes may do so at the same time: they choose the same blocks.
+
+        Returns:
+            Number of bytes that may be written until the next scan.
         """
         now = time.time()
-        found: list[tuple[float, int, str]] = []
+        blocks: list[tuple[float, int, str]] = []
         total = 0
-        for entry in _files(self.folder):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+        for entry in _iterate_files(self.folder):
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
                 status = entry.stat(follow_symlinks=False)
-                if not entry.name.startswith(_UNFINISHED):
-                    found.append((status.st_mtime, status.st_size, entry.path))
-                elif now - status.st_mtime > _ABANDONED:
+                if not entry.name.startswith(_UNFINISHED_PREFIX):
+                    blocks.append((status.st_mtime, status.st_size, entry.path))
+                elif now - status.st_mtime > _MAX_UNFINISHED_AGE_S:
                     os.unlink(entry.path)
                     continue
                 total += status.st_size
         if self.limit is None:
             return 0
-        slack = int(self.limit * _SLACK)
-        if total + slack > self.limit:
-            for _, size, path in sorted(found):
-                if total + slack <= self.limit * _LOW:
+        scan_bytes = int(self.limit * _SCAN_INTERVAL)
+        if total + scan_bytes > self.limit:
+            for _, size, path in sorted(blocks):
+                if total + scan_bytes <= self.limit * _EVICTION_TARGET:
                     break
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
                 total -= size
-        return slack
+        return scan_bytes
 
     def _path(self, name: str) -> str:
-        return os.path.join(self.folder, name[:_SHELF], name)
+        return os.path.join(self.folder, name[:_SUBFOLDER_LETTERS], name)
 
 
 def _create(path: str) -> int:
@@ -156,67 +159,71 @@ def _create(path: str) -> int:
     try:
         return os.open(path, flags, 0o600)
     except FileNotFoundError:
-        shelf = os.path.dirname(path)
-        for folder in (os.path.dirname(shelf), shelf):  # only the last one of those that are made gets the mode
+        subfolder = os.path.dirname(path)
+        for folder in (os.path.dirname(subfolder), subfolder):  # makedirs applies the mode to the last level only
             os.makedirs(folder, mode=0o700, exist_ok=True)
         return os.open(path, flags, 0o600)
 
 
 def _write_all(file: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(file, rest) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(file, remaining) :]
 
 
 def _digest(name: str, data: bytes | memoryview) -> bytes:
-    hasher = hashlib.blake2b(name.encode(), digest_size=_DIGEST, usedforsecurity=False)
+    hasher = hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES, usedforsecurity=False)
     hasher.update(data)
     return hasher.digest()
 
 
-def _head(name: str, data: bytes, size: int) -> bytes:
+def _make_header(name: str, data: bytes, object_size: int) -> bytes:
     view = memoryview(data)
-    pages = b"".join(_digest(f"{name} {at}", view[at : at + _PAGE]) for at in range(0, len(data), _PAGE))
-    head = _HEAD.pack(_MAGIC, size, len(data)) + pages
-    return head + _digest(name, head)
+    pages = b"".join(
+        _digest(f"{name} {offset}", view[offset : offset + _PAGE_BYTES]) for offset in range(0, len(data), _PAGE_BYTES)
+    )
+    header = _HEADER.pack(_MAGIC, object_size, len(data)) + pages
+    return header + _digest(name, header)
 
 
-def _read(file: int, name: str, start: int, end: int | None) -> Part | None:
-    """Return checked bytes, or None if this is not what it should be."""
-    head = os.pread(file, _HEAD.size, 0)
-    magic, size, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0, 0)
-    if magic != _MAGIC or length > BLOCK:
+def _read_checked(file: int, name: str, start: int, end: int | None) -> BlockPart | None:
+    """Return checked bytes of a block, or None if the block is damaged."""
+    header = os.pread(file, _HEADER.size, 0)
+    magic, object_size, length = _HEADER.unpack(header) if len(header) == _HEADER.size else (b"", 0, 0)
+    if magic != _MAGIC or length > BLOCK_BYTES:
         return None
-    count = -(-length // _PAGE)
-    table = os.pread(file, (count + 1) * _DIGEST, _HEAD.size)
-    pages = table[: count * _DIGEST]
-    if table[len(pages) :] != _digest(name, head + pages):
+    page_count = -(-length // _PAGE_BYTES)
+    table = os.pread(file, (page_count + 1) * _DIGEST_BYTES, _HEADER.size)
+    pages = table[: page_count * _DIGEST_BYTES]
+    if table[len(pages) :] != _digest(name, header + pages):
         return None
     end = length if end is None else min(end, length)
     if start >= end:
-        return Part(b"", size)
-    base, top = start // _PAGE * _PAGE, min(-(-end // _PAGE) * _PAGE, length)  # of whole pages
-    data = memoryview(os.pread(file, top - base, _HEAD.size + len(table) + base))
-    for at in range(base, top, _PAGE):
-        wanted = pages[at // _PAGE * _DIGEST :][:_DIGEST]
-        if _digest(f"{name} {at}", data[at - base : at - base + _PAGE]) != wanted:
+        return BlockPart(b"", object_size)
+    first = start // _PAGE_BYTES * _PAGE_BYTES
+    last = min(-(-end // _PAGE_BYTES) * _PAGE_BYTES, length)  # end of the last page
+    data = memoryview(os.pread(file, last - first, _HEADER.size + len(table) + first))
+    for offset in range(first, last, _PAGE_BYTES):
+        expected = pages[offset // _PAGE_BYTES * _DIGEST_BYTES :][:_DIGEST_BYTES]
+        if _digest(f"{name} {offset}", data[offset - first : offset - first + _PAGE_BYTES]) != expected:
             return None
-    return Part(bytes(data[start - base : end - base]), size)
+    return BlockPart(bytes(data[start - first : end - first]), object_size)
 
 
-def _note_use(file: int) -> None:
+def _touch(file: int) -> None:
+    """Set the modification time of a block, which is the time of its last use."""
     now = time.time()
-    if now - os.fstat(file).st_mtime > _FRESH:
-        with contextlib.suppress(OSError):  # a directory that is only read from
+    if now - os.fstat(file).st_mtime > _MIN_TOUCH_INTERVAL_S:
+        with contextlib.suppress(OSError):  # the directory may be read-only
             os.utime(file)
 
 
-def _files(folder: str) -> Iterator[os.DirEntry[str]]:
+def _iterate_files(folder: str) -> Iterator[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as shelves:
-            for shelf in shelves:
-                if shelf.is_dir(follow_symlinks=False) and len(shelf.name) == _SHELF:
-                    with contextlib.suppress(FileNotFoundError), os.scandir(shelf.path) as entries:
+        with os.scandir(folder) as subfolders:
+            for subfolder in subfolders:
+                if subfolder.is_dir(follow_symlinks=False) and len(subfolder.name) == _SUBFOLDER_LETTERS:
+                    with contextlib.suppress(FileNotFoundError), os.scandir(subfolder.path) as entries:
                         yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
     except FileNotFoundError:
         return

@@ -1,4 +1,4 @@
-"""A directory of a store as a store."""
+"""Provide a directory of a store as a store of its own."""
 
 from __future__ import annotations
 
@@ -6,82 +6,87 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from streamloader.stores.base import Data, OnBegin, Store
-from streamloader.stores.wrappers.base import Wrapper
+from typing_extensions import override
+
+from streamloader.stores.base import Data, OnStart, Store
+from streamloader.stores.wrappers.base import StoreWrapper
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Rooted"]
+__all__ = ["PrefixStore"]
 
 
-class Rooted(Wrapper):
-    """What lies under the directory `root` of `inner`, with paths relative to it. Nothing outside can be reached."""
+class PrefixStore(StoreWrapper):
+    """The objects under one directory of another store. Paths outside the directory cannot be reached.
+
+    Args:
+        inner: Store to wrap.
+        root: Directory of `inner` that paths are relative to.
+    """
 
     def __init__(self, inner: Store, root: str) -> None:
         super().__init__(inner)
         self._root = root.strip("/")
-        self._check_path(self._root, empty=False)
+        self._check_path(self._root, allow_empty=False)
         self.url = inner.address(self._root)
 
+    @override
     def address(self, path: str) -> str:
-        """Return the whole address of `path`, for messages."""
-        return self.inner.address(self._under(path) if path else self._root)
+        return self.inner.address(self._to_inner_path(path) if path else self._root)
 
+    @override
     async def head(self, path: str) -> ObjectInfo:
-        """See :meth:`Store.head`."""
-        return replace(await self.inner.head(self._under(path)), path=path)
+        return replace(await self.inner.head(self._to_inner_path(path)), path=path)
 
+    @override
     async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        """See :meth:`Store.read`."""
-        return await self.inner.read(self._under(path), span, version=version)
+        return await self.inner.read(self._to_inner_path(path), span, version=version)
 
+    @override
     def stream(
         self,
         path: str,
         span: ByteRange | None = None,
         *,
         version: str | None = None,
-        on_begin: OnBegin | None = None,
+        on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """See :meth:`Store.stream`."""
+        def report_start(info: ObjectInfo, start: int) -> None:
+            if on_start is not None:
+                on_start(replace(info, path=path), start)
 
-        def told(info: ObjectInfo, start: int) -> None:
-            if on_begin is not None:
-                on_begin(replace(info, path=path), start)
+        return self.inner.stream(self._to_inner_path(path), span, version=version, on_start=report_start)
 
-        return self.inner.stream(self._under(path), span, version=version, on_begin=told)
-
+    @override
     async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
-        """See :meth:`Store.list`."""
-        self._check_path(prefix.rstrip("/"), empty=True)
-        under = f"{self._root}/{prefix}" if prefix else self._root
-        async with contextlib.aclosing(self.inner.list(under, recursive=recursive)) as found:
-            async for info in found:
+        async with contextlib.aclosing(self.inner.list(self._to_inner_prefix(prefix), recursive=recursive)) as entries:
+            async for info in entries:
                 yield replace(info, path=info.path[len(self._root) + 1 :])
 
+    @override
     async def write(self, path: str, data: Data) -> None:
-        """See :meth:`Store.write`."""
-        await self.inner.write(self._under(path), data)
+        await self.inner.write(self._to_inner_path(path), data)
 
+    @override
     async def delete(self, path: str) -> None:
-        """See :meth:`Store.delete`."""
-        await self.inner.delete(self._under(path))
+        await self.inner.delete(self._to_inner_path(path))
 
-    async def free(self, path: str = "") -> int | None:
-        """See :meth:`Store.free`."""
-        self._check_path(path.rstrip("/"), empty=True)
-        return await self.inner.free(f"{self._root}/{path}" if path else self._root)
+    @override
+    async def free_bytes(self, path: str = "") -> int | None:
+        return await self.inner.free_bytes(self._to_inner_prefix(path))
 
-    async def leftovers(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
-        """See :meth:`Store.leftovers`."""
-        self._check_path(prefix.rstrip("/"), empty=True)
-        under = f"{self._root}/{prefix}" if prefix else self._root
-        async with contextlib.aclosing(self.inner.leftovers(under)) as found:
-            async for info in found:
+    @override
+    async def list_unfinished(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
+        async with contextlib.aclosing(self.inner.list_unfinished(self._to_inner_prefix(prefix))) as entries:
+            async for info in entries:
                 yield replace(info, path=info.path[len(self._root) + 1 :])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url} of {self.inner!r}>"
 
-    def _under(self, path: str) -> str:
-        self._check_path(path, empty=False)
+    def _to_inner_path(self, path: str) -> str:
+        self._check_path(path, allow_empty=False)
         return f"{self._root}/{path}"
+
+    def _to_inner_prefix(self, prefix: str) -> str:
+        self._check_path(prefix.rstrip("/"), allow_empty=True)
+        return f"{self._root}/{prefix}" if prefix else self._root

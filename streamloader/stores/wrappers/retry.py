@@ -1,4 +1,4 @@
-"""Requests that failed in passing are made again."""
+"""Retry requests that failed with transient errors."""
 
 from __future__ import annotations
 
@@ -11,218 +11,223 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
+from typing_extensions import override
+
 from streamloader.config import Retry
 from streamloader.errors import ObjectChanged, StoreError
-from streamloader.stores.base import Data, OnBegin, Store
-from streamloader.stores.wrappers.base import Wrapper
+from streamloader.stores.base import Data, OnStart, Store
+from streamloader.stores.wrappers.base import StoreWrapper
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Retrying"]
+__all__ = ["RetryStore"]
 
 T = TypeVar("T")
 
-_REMEMBERED: Final = 1_000_000  # entries of a listing that can be told from new ones when it is begun again
+_MAX_REMEMBERED_ENTRIES: Final = 1_000_000  # a longer listing cannot be restarted without repeating entries
 _log: Final = logging.getLogger("streamloader")
 
 
-class Retrying(Wrapper):
-    """Tries again what failed with a transient error (``StoreError.transient``), and nothing else.
+class RetryStore(StoreWrapper):
+    """Retries requests that failed with a transient error (``StoreError.transient``), and no others.
 
-    - ``head``, ``delete``, and ``write`` of bytes are made again. So is ``write`` of an asynchronous iterable that
-      can be iterated anew; one that is an iterator itself is not, because the pieces it has given are gone.
-    - ``read`` and ``stream`` go on at the byte at which they broke off, with the version of the object that they
-      began with. If it has another version by then, that is ObjectChanged. A store that tells no versions has to tell
-      when the object was modified; if it does not, a transfer begins anew only if nothing had come of it.
-    - ``list`` begins anew and leaves out what was yielded already.
+    - ``head``, ``delete``, and ``write`` of bytes are repeated. So is ``write`` of an asynchronous iterable that can
+      be iterated again; ``write`` of an iterator is not, because the pieces that it has yielded are lost.
+    - ``read`` and ``stream`` continue at the byte where the transfer broke off, with the same version of the object.
+      If the object has another version by then, ObjectChanged is raised. A store without versions must report the
+      modification time; otherwise a transfer is repeated only if no byte had been received.
+    - ``list`` is repeated without the entries that were yielded already.
 
-    A transfer that got on well, by as many bytes as ``Timeouts`` want of it in one window, may be interrupted as often
-    as one that just began: `attempts` and `deadline` count from there.
+    A transfer that has received as many bytes as ``Timeouts`` require in one window counts as new afterwards:
+    `attempts` and `deadline` start again from there.
 
-    The last error is raised as it was; its message and ``details`` (attempts, seconds) tell what was tried. Each retry
-    is a line of the logger "streamloader".
+    The last error is raised, with the number of attempts and the elapsed seconds in its message and ``details``. Each
+    retry is logged to the logger "streamloader".
 
     Args:
-        inner: the store.
-        retry: how often, and how long to wait.
+        inner: Store to wrap.
+        retry: Number of attempts and waiting times.
     """
 
     def __init__(self, inner: Store, retry: Retry) -> None:
         super().__init__(inner)
         self.retry = retry
 
+    @override
     async def head(self, path: str) -> ObjectInfo:
-        """See :meth:`Store.head`."""
-        return await self._repeat(lambda: self.inner.head(path))
+        return await self._call_with_retries(lambda: self.inner.head(path))
 
+    @override
     async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        """See :meth:`Store.read`."""
-        return await Store.read(self, path, span, version=version)  # by the stream of this class
+        return await Store.read(self, path, span, version=version)  # uses the stream method of this class
 
+    @override
     async def stream(
         self,
         path: str,
         span: ByteRange | None = None,
         *,
         version: str | None = None,
-        on_begin: OnBegin | None = None,
+        on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """See :meth:`Store.stream`."""
-        place = _Place(self.address(path), span, version, on_begin)
-        tries = _Tries(self.retry)
-        enough = max(1.0, self.timeouts.min_rate * self.timeouts.window)
+        state = _TransferState(self.address(path), span, version, on_start)
+        attempts = _AttemptCounter(self.retry)
+        bytes_to_reset = max(1.0, self.timeouts.min_rate * self.timeouts.window)
         while True:
-            came = 0
+            received = 0
             try:
-                inner = self.inner.stream(path, place.rest(), version=place.version, on_begin=place.begin)
-                async with contextlib.aclosing(inner) as chunks:
-                    async for chunk in chunks:
-                        came += len(chunk)
-                        place.got(len(chunk))
-                        yield chunk
+                inner = self.inner.stream(
+                    path, state.remaining_span(), version=state.version, on_start=state.handle_start
+                )
+                async with contextlib.aclosing(inner) as pieces:
+                    async for piece in pieces:
+                        received += len(piece)
+                        state.count_yielded(len(piece))
+                        yield piece
                 return
             except StoreError as error:
-                if error.transient and place.is_complete():
-                    return  # it broke off behind the last byte
-                if came >= enough:
-                    tries = _Tries(self.retry)
-                if not place.can_go_on() or not await tries.again(error):
+                if error.transient and state.is_complete():
+                    return  # the transfer broke off after its last byte
+                if received >= bytes_to_reset:
+                    attempts = _AttemptCounter(self.retry)
+                if not state.can_continue() or not await attempts.wait_for_retry(error):
                     raise
 
+    @override
     async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
-        """See :meth:`Store.list`."""
-        seen: set[str] = set()
-        tries = _Tries(self.retry)
+        yielded: set[str] = set()
+        attempts = _AttemptCounter(self.retry)
         while True:
             try:
-                async with contextlib.aclosing(self.inner.list(prefix, recursive=recursive)) as found:
-                    async for info in found:
-                        if info.path not in seen:
-                            if len(seen) < _REMEMBERED:
-                                seen.add(info.path)
+                async with contextlib.aclosing(self.inner.list(prefix, recursive=recursive)) as entries:
+                    async for info in entries:
+                        if info.path not in yielded:
+                            if len(yielded) < _MAX_REMEMBERED_ENTRIES:
+                                yielded.add(info.path)
                             yield info
                 return
             except StoreError as error:
-                if len(seen) >= _REMEMBERED or not await tries.again(error):
+                if len(yielded) >= _MAX_REMEMBERED_ENTRIES or not await attempts.wait_for_retry(error):
                     raise
 
+    @override
     async def write(self, path: str, data: Data) -> None:
-        """See :meth:`Store.write`."""
         if isinstance(data, AsyncIterator):
             await self.inner.write(path, data)
         else:
-            await self._repeat(lambda: self.inner.write(path, data))
+            await self._call_with_retries(lambda: self.inner.write(path, data))
 
+    @override
     async def delete(self, path: str) -> None:
-        """See :meth:`Store.delete`."""
-        await self._repeat(lambda: self.inner.delete(path))
+        await self._call_with_retries(lambda: self.inner.delete(path))
 
-    async def _repeat(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        tries = _Tries(self.retry)
+    async def _call_with_retries(self, request: Callable[[], Awaitable[T]]) -> T:
+        attempts = _AttemptCounter(self.retry)
         while True:
             try:
-                return await attempt()
+                return await request()
             except StoreError as error:
-                if not await tries.again(error):
+                if not await attempts.wait_for_retry(error):
                     raise
 
 
-class _Tries:
+class _AttemptCounter:
     """Counts the attempts of one request, and waits between them."""
 
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
-        self._made = 1
-        self._began = time.monotonic()
+        self._attempts = 1
+        self._started = time.monotonic()
 
-    async def again(self, error: StoreError) -> bool:
-        """Wait until the request may be made again; return whether it may, and tell the error what was tried."""
+    async def wait_for_retry(self, error: StoreError) -> bool:
+        """Wait until the request may be repeated. Return whether it may; if not, add the attempts to the error."""
         retry = self._retry
-        passed = time.monotonic() - self._began
-        pause = self._pause(error)
-        hopeless = not error.transient or self._made >= retry.attempts
-        if hopeless or pause is None or passed + pause >= retry.deadline:
+        elapsed = time.monotonic() - self._started
+        delay = self._compute_delay(error)
+        is_final = not error.transient or self._attempts >= retry.attempts
+        if is_final or delay is None or elapsed + delay >= retry.deadline:
             if error.transient:
-                _conclude(error, self._made, passed)
+                _add_attempts(error, self._attempts, elapsed)
             return False
-        self._made += 1
-        _log.warning("attempt %d of %d in %.1f s, after %s", self._made, retry.attempts, pause, error)
-        await asyncio.sleep(pause)
+        self._attempts += 1
+        _log.warning("attempt %d of %d in %.1f s, after %s", self._attempts, retry.attempts, delay, error)
+        await asyncio.sleep(delay)
         return True
 
-    def _pause(self, error: StoreError) -> float | None:
-        """Return the seconds until the next attempt; None where the server wants more than we wait."""
+    def _compute_delay(self, error: StoreError) -> float | None:
+        """Return the seconds until the next attempt, or None if the server requests more than ``longest_wait``."""
         retry = self._retry
-        doubled = retry.first_wait * 2.0 ** min(self._made - 1, 64)
-        pause = min(retry.longest_wait, doubled + random.uniform(0.0, retry.jitter))  # noqa: S311 - not for secrets
-        asked = error.details.get("retry_after")
-        if isinstance(asked, (int, float)) and not math.isnan(asked):
-            return None if asked > retry.longest_wait else max(pause, asked)
-        return pause
+        doubled = retry.first_wait * 2.0 ** min(self._attempts - 1, 64)
+        delay = min(retry.longest_wait, doubled + random.uniform(0.0, retry.jitter))  # noqa: S311 - not for secrets
+        requested = error.details.get("retry_after")
+        if isinstance(requested, (int, float)) and not math.isnan(requested):
+            return None if requested > retry.longest_wait else max(delay, requested)
+        return delay
 
 
-def _conclude(error: StoreError, attempts: int, seconds: float) -> None:
-    """Write into an error that is raised in the end what was tried."""
-    many = "once" if attempts == 1 else f"{attempts} times"
-    error.args = (f"{error.message} (tried {many} in {seconds:.1f} s)",)
+def _add_attempts(error: StoreError, attempts: int, seconds: float) -> None:
+    """Add the number of attempts and the elapsed time to the final error."""
+    count = "once" if attempts == 1 else f"{attempts} times"
+    error.args = (f"{error.message} (tried {count} in {seconds:.1f} s)",)
     error.details.update(attempts=attempts, seconds=round(seconds, 3))
 
 
-def _surely_the_same(first: ObjectInfo, now: ObjectInfo) -> bool:
+def _is_same_object(first: ObjectInfo, current: ObjectInfo) -> bool:
+    """Return whether two versions of an object are certainly equal."""
     if first.version is not None:
-        return now.version == first.version
-    same_size = now.size == first.size or None in (now.size, first.size)
-    return same_size and now.modified is not None and now.modified == first.modified
+        return current.version == first.version
+    same_size = current.size == first.size or None in (current.size, first.size)
+    return same_size and current.modified is not None and current.modified == first.modified
 
 
-class _Place:
-    """How far a transfer has come, and of which object."""
+class _TransferState:
+    """Position of a transfer, and the version of its object."""
 
-    def __init__(self, address: str, span: ByteRange | None, version: str | None, on_begin: OnBegin | None) -> None:
+    def __init__(self, address: str, span: ByteRange | None, version: str | None, on_start: OnStart | None) -> None:
         self.version = version
         self._address = address
         self._span = span
-        self._on_begin = on_begin
-        self._first: ObjectInfo | None = None  # as it was when the first bytes were sent
-        self._at = 0
+        self._on_start = on_start
+        self._first: ObjectInfo | None = None  # metadata at the first byte
+        self._offset = 0
         self._yielded = False
 
-    def rest(self) -> ByteRange | None:
-        """Return what is still to come."""
+    def remaining_span(self) -> ByteRange | None:
+        """Return the span that has not been yielded yet."""
         if not self._yielded:
             return self._span
-        return ByteRange(self._at, self._span.end if self._span is not None else None)
+        return ByteRange(self._offset, self._span.end if self._span is not None else None)
 
-    def begin(self, info: ObjectInfo, start: int) -> None:
-        """Take note of what is sent; it has to be what was sent before."""
+    def handle_start(self, info: ObjectInfo, start: int) -> None:
+        """Record the start of a transfer. After a retry, check that it sends the same object."""
         first = self._first
         if self._yielded and first is not None:
-            if not _surely_the_same(first, info):
+            if not _is_same_object(first, info):
                 raise ObjectChanged(
-                    f"{self._address} was replaced while it was read: its transfer broke off, and cannot go on",
+                    f"{self._address} was replaced while it was read: its transfer broke off and cannot be continued",
                     address=self._address,
-                    offset=self._at,
+                    offset=self._offset,
                 )
             return
-        self._first, self._at = info, start
-        if self._on_begin is not None:
-            told, self._on_begin = self._on_begin, None
-            told(info, start)
+        self._first, self._offset = info, start
+        if self._on_start is not None:
+            on_start, self._on_start = self._on_start, None
+            on_start(info, start)
 
-    def got(self, count: int) -> None:
-        """Count bytes that were handed on."""
-        self._at += count
+    def count_yielded(self, count: int) -> None:
+        """Count yielded bytes."""
+        self._offset += count
         self._yielded = True
         if self._first is not None:
             self.version = self._first.version or self.version
 
-    def can_go_on(self) -> bool:
-        """Whether the rest, fetched later, is surely of the same object."""
+    def can_continue(self) -> bool:
+        """Return whether a later transfer of the remaining span can be checked to send the same object."""
         first = self._first
         return not self._yielded or (first is not None and (first.version or first.modified) is not None)
 
     def is_complete(self) -> bool:
-        """Whether nothing is missing, although the transfer did not end well."""
+        """Return whether all bytes were yielded, although the transfer ended with an error."""
         end = None if self._span is None else self._span.end
         if end is None and self._first is not None:
             end = self._first.size
-        return self._yielded and end is not None and self._at >= end
+        return self._yielded and end is not None and self._offset >= end

@@ -1,4 +1,4 @@
-"""What several tasks want at the same time is fetched once."""
+"""Share one asynchronous call between tasks that request the same result at the same time."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ from typing import Any, Generic, TypeVar
 
 from streamloader.errors import StreamloaderError
 
-__all__ = ["Flights"]
+__all__ = ["SingleFlight"]
 
 T = TypeVar("T")
 
 
-class _Flight(Generic[T]):
+class _SharedCall(Generic[T]):
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
-        self.landed: tuple[T] | None = None
-        self.failed: StreamloaderError | None = None
+        self.result: tuple[T] | None = None
+        self.error: StreamloaderError | None = None
 
 
-class Flights(Generic[T]):
-    """Fetches under way, by key. Who comes while one is under way waits for it, and gets the same, or the same error.
+class SingleFlight(Generic[T]):
+    """Running calls by key. A task that requests a running call waits for it, and gets the same result or error.
 
-    The first one fetches in its own task, so that deadlines and cancellation are its own: when it is cancelled, the
-    next one who waits begins anew. Nothing is kept once nobody waits. It can be pickled, and used after a fork
-    or in another loop.
+    The first task runs the call itself, under its own deadlines and cancellation. If that task is cancelled, the next
+    waiting task starts the call again. Results are dropped when no task waits any more. The object can be pickled, and
+    used after a fork or in another event loop.
     """
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, _Flight[T]] = {}
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._calls: dict[Hashable, _SharedCall[T]] = {}
+        self._loop_id: tuple[int, asyncio.AbstractEventLoop] | None = None
 
-    def is_busy(self, key: Hashable) -> bool:
-        """Return whether :meth:`once` would wait for somebody else."""
-        self._settle_in()
-        return key in self._flights
+    def is_running(self, key: Hashable) -> bool:
+        """Return whether :meth:`do` would wait for another task."""
+        self._bind_to_loop()
+        return key in self._calls
 
-    async def once(self, key: Hashable, fetch: Callable[[], Awaitable[T]]) -> T:
-        """Return what `fetch` gives, or gave to somebody who asked for the same key at the same time."""
-        self._settle_in()
-        flights = self._flights
-        flight = flights.setdefault(key, _Flight())
-        flight.users += 1
+    async def do(self, key: Hashable, fetch: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `fetch`, or of a call that is already running for the same key."""
+        self._bind_to_loop()
+        calls = self._calls
+        call = calls.setdefault(key, _SharedCall())
+        call.users += 1
         try:
-            async with flight.lock:
-                if flight.failed is not None:
-                    raise copy.copy(flight.failed) from flight.failed
-                if flight.landed is None:
+            async with call.lock:
+                if call.error is not None:
+                    raise copy.copy(call.error) from call.error
+                if call.result is None:
                     try:
-                        flight.landed = (await fetch(),)
+                        call.result = (await fetch(),)
                     except StreamloaderError as error:
-                        flight.failed = error
+                        call.error = error
                         raise
-                return flight.landed[0]
+                return call.result[0]
         finally:
-            flight.users -= 1
-            if not flight.users:
-                flights.pop(key, None)
+            call.users -= 1
+            if not call.users:
+                calls.pop(key, None)
 
-    def _settle_in(self) -> None:
-        here = os.getpid(), asyncio.get_running_loop()
-        if self._home != here:
-            self._flights, self._home = {}, here
+    def _bind_to_loop(self) -> None:
+        loop_id = os.getpid(), asyncio.get_running_loop()
+        if self._loop_id != loop_id:
+            self._calls, self._loop_id = {}, loop_id
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what is under way."""
-        return {"_flights": {}, "_home": None}
+        """Leave out running calls."""
+        return {"_calls": {}, "_loop_id": None}

@@ -1,4 +1,4 @@
-"""Objects whose digests are known are checked against them."""
+"""Verify objects against expected digests."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final, Protocol
 
-from streamloader.errors import ConfigError, MissingExtra, WrongContent
-from streamloader.stores.base import OnBegin, Store
-from streamloader.stores.wrappers.base import Wrapper
-from streamloader.stores.wrappers.cache import Cache
-from streamloader.stores.wrappers.single_flight import Flights
+from typing_extensions import override
+
+from streamloader.errors import ConfigError, IntegrityError, MissingDependency
+from streamloader.stores.base import OnStart, Store
+from streamloader.stores.wrappers.base import StoreWrapper
+from streamloader.stores.wrappers.cache import CachingStore
+from streamloader.stores.wrappers.single_flight import SingleFlight
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Verify"]
+__all__ = ["VerifyingStore"]
 
-_PREFIXED: Final = re.compile(r"(?i)([a-z0-9_]+):([0-9a-f]+)")
-_SRI: Final = re.compile(r"(sha256|sha384|sha512)-([A-Za-z0-9+/]+={0,2})")
-_KINDS: Final = frozenset(
+_PREFIXED_DIGEST: Final = re.compile(r"(?i)([a-z0-9_]+):([0-9a-f]+)")
+_SRI_DIGEST: Final = re.compile(r"(sha256|sha384|sha512)-([A-Za-z0-9+/]+={0,2})")
+_HASHLIB_ALGORITHMS: Final = frozenset(
     {"blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha3_256", "sha3_384", "sha3_512", "sha512"}
 )
 
@@ -32,183 +34,187 @@ class _Hasher(Protocol):
     def digest(self) -> bytes: ...
 
 
-class Verify(Wrapper):
-    """Checks the objects whose digests are given; others, and all writes, pass as they are.
+class VerifyingStore(StoreWrapper):
+    """Verifies the objects whose digests are given. All other objects, and all writes, are forwarded unchanged.
 
-    - ``read`` of a whole object returns nothing unless all of it is right.
-    - ``stream`` of a whole object holds its last piece back until all of it was checked: pieces before that may be
-      wrong, and then WrongContent follows instead of the end.
-    - A span cannot be checked alone. Before the first one of an object it is read and checked as a whole, once for
-      each version; spans are then read with that version pinned. Of a store that tells no versions each span costs a
-      reading of the whole. Give it a cache (``cache_dir``), and all of that is fetched once; what
-      turns out to be wrong is not kept there.
+    - ``read`` of a whole object returns bytes only if all of them are correct.
+    - ``stream`` of a whole object holds back the last piece until all bytes are verified. Pieces before it may be
+      wrong; IntegrityError is then raised in place of the last piece.
+    - A span cannot be verified alone. Before the first span of an object is read, the whole object is read and
+      verified, once for each version; spans are then read with that version pinned. If the store reports no versions,
+      each span reads the whole object. With a cache (``cache_dir``) all of this is fetched once; objects that fail the
+      verification are removed from the cache.
 
     A digest is ``"sha256:<hex>"`` (or md5, sha1, sha224, sha384, sha512, sha3_256, sha3_384, sha3_512, blake2b,
-    blake2s, and blake3, which needs the extra ``ipfs``), or as in W3C Subresource Integrity ``"sha256-<base64>"`` (or
-    sha384, sha512). One of a path that does not exist does no harm.
+    blake2s, and blake3, which needs the extra ``ipfs``), or W3C Subresource Integrity's ``"sha256-<base64>"`` (or
+    sha384, sha512). Digests of paths that do not exist are ignored.
 
     Args:
-        inner: the store.
-        digests: path -> digest.
+        inner: Store to wrap.
+        digests: Expected digest of each path.
 
     Raises:
-        ConfigError: that is no digest.
-        MissingExtra: blake3 is not installed.
+        ConfigError: If a digest is malformed.
+        MissingDependency: If a digest uses blake3, which is not installed.
     """
 
     def __init__(self, inner: Store, digests: Mapping[str, str]) -> None:
         super().__init__(inner)
-        self._digests = {path: _parsed(digest, path) for path, digest in digests.items()}
-        self._right: dict[str, str] = {}  # path -> version that was checked as a whole
-        self._flights: Flights[None] = Flights()
+        self._digests = {path: _parse_digest(digest, path) for path, digest in digests.items()}
+        self._verified: dict[str, str] = {}  # path -> version that was verified as a whole
+        self._single_flight: SingleFlight[None] = SingleFlight()
 
+    @override
     async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        """See :meth:`Store.read`.
+        """Return exactly the bytes of `span`, or of the whole object, as :meth:`Store.read` does.
 
         Raises:
-            WrongContent: the object is not what its digest says.
+            IntegrityError: If the object does not match its digest.
         """
         if path not in self._digests:
             return await self.inner.read(path, span, version=version)
         return await Store.read(self, path, span, version=version)
 
+    @override
     async def stream(
         self,
         path: str,
         span: ByteRange | None = None,
         *,
         version: str | None = None,
-        on_begin: OnBegin | None = None,
+        on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """See :meth:`Store.stream`.
+        """Yield exactly the bytes of `span`, or of the whole object, as :meth:`Store.stream` does.
 
         Raises:
-            WrongContent: the object is not what its digest says.
+            IntegrityError: If the object does not match its digest.
         """
-        self._enter(path)
+        self._prepare_call(path)
         if path not in self._digests or (span is not None and span.start == span.end):
-            chunks = self.inner.stream(path, span, version=version, on_begin=on_begin)
+            pieces = self.inner.stream(path, span, version=version, on_start=on_start)
         elif span is None or span == ByteRange():
-            chunks = self._whole(path, version, on_begin)
+            pieces = self._stream_whole(path, version, on_start)
         else:
-            chunks = self._part(path, span, version, on_begin)
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
+            pieces = self._stream_span(path, span, version, on_start)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
 
-    async def _whole(self, path: str, version: str | None, on_begin: OnBegin | None) -> AsyncGenerator[bytes, None]:
-        """Yield an object; its last piece when all is known to be right."""
-        told: list[ObjectInfo] = []
+    async def _stream_whole(
+        self, path: str, version: str | None, on_start: OnStart | None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield an object; its last piece only after all of it was verified."""
+        infos: list[ObjectInfo] = []
 
-        def begin(info: ObjectInfo, start: int) -> None:
-            told.append(info)
-            if on_begin is not None:
-                on_begin(info, start)
+        def handle_start(info: ObjectInfo, start: int) -> None:
+            infos.append(info)
+            if on_start is not None:
+                on_start(info, start)
 
-        kind, wanted = self._digests[path]
-        hasher = _hasher(kind)
-        held, size = b"", 0
-        inner = self.inner.stream(path, version=version, on_begin=begin)
-        async with contextlib.aclosing(inner) as chunks:
-            async for chunk in chunks:
-                if held:
-                    yield held
-                held = chunk
-                size += len(chunk)
-                hasher.update(chunk)
-        if hasher.digest() != wanted:
-            if isinstance(self.inner, Cache) and told and told[-1].version is not None:
-                await self.inner.forget(path, told[-1].version)
+        algorithm, expected = self._digests[path]
+        hasher = _make_hasher(algorithm)
+        last_piece, size = b"", 0
+        inner = self.inner.stream(path, version=version, on_start=handle_start)
+        async with contextlib.aclosing(inner) as pieces:
+            async for piece in pieces:
+                if last_piece:
+                    yield last_piece
+                last_piece = piece
+                size += len(piece)
+                hasher.update(piece)
+        if hasher.digest() != expected:
+            if isinstance(self.inner, CachingStore) and infos and infos[-1].version is not None:
+                await self.inner.forget(path, infos[-1].version)
             address = self.address(path)
-            raise WrongContent(
-                f"{address} is not what it should be: its {size} bytes have another {kind} than was given for it. "
-                "Fetch or write it anew, or correct the digest",
+            raise IntegrityError(
+                f"{address} does not match its digest: the {algorithm} of its {size} bytes is not the expected one. "
+                "Fetch or write the object again, or correct the digest",
                 address=address,
                 offset=0,
                 size=size,
             )
-        if told and told[-1].version is not None:
-            self._right[path] = told[-1].version
-        if held:
-            yield held
+        if infos and infos[-1].version is not None:
+            self._verified[path] = infos[-1].version
+        if last_piece:
+            yield last_piece
 
-    async def _part(
-        self, path: str, span: ByteRange, version: str | None, on_begin: OnBegin | None
+    async def _stream_span(
+        self, path: str, span: ByteRange, version: str | None, on_start: OnStart | None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield a span of an object that was checked as a whole."""
+        """Yield a span of an object that was verified as a whole."""
         if version is None:
             version = (await self.inner.head(path)).version
         if version is None:
-            if cut := await self._cut(path, span, on_begin):
-                yield cut
+            if data := await self._read_span_of_whole(path, span, on_start):
+                yield data
             return
-        if self._right.get(path) != version:
-            await self._flights.once((path, version), lambda: self._check(path, version))
-        inner = self.inner.stream(path, span, version=version, on_begin=on_begin)
-        async with contextlib.aclosing(inner) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        if self._verified.get(path) != version:
+            await self._single_flight.do((path, version), lambda: self._verify_whole(path, version))
+        inner = self.inner.stream(path, span, version=version, on_start=on_start)
+        async with contextlib.aclosing(inner) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    async def _check(self, path: str, version: str) -> None:
-        if self._right.get(path) != version:
-            async with contextlib.aclosing(self._whole(path, version, None)) as chunks:
-                async for _ in chunks:
+    async def _verify_whole(self, path: str, version: str) -> None:
+        if self._verified.get(path) != version:
+            async with contextlib.aclosing(self._stream_whole(path, version, None)) as pieces:
+                async for _ in pieces:
                     pass
 
-    async def _cut(self, path: str, span: ByteRange, on_begin: OnBegin | None) -> bytes:
-        """Return a span out of one reading of the whole: nothing tells that another reading is of the same object."""
-        told: list[ObjectInfo] = []
-        kept, at = bytearray(), 0
-        async with contextlib.aclosing(self._whole(path, None, lambda info, _: told.append(info))) as chunks:
-            async for chunk in chunks:
+    async def _read_span_of_whole(self, path: str, span: ByteRange, on_start: OnStart | None) -> bytes:
+        """Return a span of an object without a version, from a single read: a second one might see another object."""
+        infos: list[ObjectInfo] = []
+        data, offset = bytearray(), 0
+        async with contextlib.aclosing(self._stream_whole(path, None, lambda info, _: infos.append(info))) as pieces:
+            async for piece in pieces:
                 if span.start < 0:
-                    kept += chunk
-                    del kept[: span.start]
+                    data += piece
+                    del data[: span.start]
                 else:
-                    end = len(chunk) if span.end is None else max(0, span.end - at)
-                    kept += chunk[max(0, span.start - at) : end]
-                at += len(chunk)
-        start, _ = span.within(at, self.address(path))
-        if on_begin is not None:
-            on_begin(told[-1], start)
-        return bytes(kept)
+                    end = len(piece) if span.end is None else max(0, span.end - offset)
+                    data += piece[max(0, span.start - offset) : end]
+                offset += len(piece)
+        start, _ = span.within(offset, self.address(path))
+        if on_start is not None:
+            on_start(infos[-1], start)
+        return bytes(data)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what was checked: the twin checks for itself."""
-        return {**super().__getstate__(), "_right": {}}
+        """Leave out verified versions: the copy verifies for itself."""
+        return {**super().__getstate__(), "_verified": {}}
 
 
-def _parsed(digest: str, path: str) -> tuple[str, bytes]:
-    """Return kind and value of a digest."""
-    problem = f"{digest!r}, given for {path}, is no digest: write 'sha256:<hex>' or 'sha256-<base64>'"
-    if prefixed := _PREFIXED.fullmatch(digest):
-        kind = prefixed[1].lower()
+def _parse_digest(digest: str, path: str) -> tuple[str, bytes]:
+    """Return algorithm and value of a digest."""
+    problem = f"{digest!r}, given for {path}, is not a digest: write 'sha256:<hex>' or 'sha256-<base64>'"
+    if prefixed := _PREFIXED_DIGEST.fullmatch(digest):
+        algorithm = prefixed[1].lower()
         try:
             value = bytes.fromhex(prefixed[2])
         except ValueError as error:
             raise ConfigError(problem) from error
-    elif integrity := _SRI.fullmatch(digest):
-        kind = integrity[1]
+    elif integrity := _SRI_DIGEST.fullmatch(digest):
+        algorithm = integrity[1]
         try:
             value = base64.b64decode(integrity[2], validate=True)
         except binascii.Error as error:
             raise ConfigError(problem) from error
     else:
         raise ConfigError(problem)
-    if kind not in _KINDS and kind != "blake3":
-        raise ConfigError(f"{problem}; of the kinds blake3, {', '.join(sorted(_KINDS))}")
-    wanted = len(_hasher(kind).digest())
-    if len(value) != wanted:
-        raise ConfigError(f"{problem}: {kind} has {wanted} bytes, this has {len(value)}")
-    return kind, value
+    if algorithm not in _HASHLIB_ALGORITHMS and algorithm != "blake3":
+        raise ConfigError(f"{problem}; supported algorithms: blake3, {', '.join(sorted(_HASHLIB_ALGORITHMS))}")
+    length = len(_make_hasher(algorithm).digest())
+    if len(value) != length:
+        raise ConfigError(f"{problem}: {algorithm} has {length} bytes, but this digest has {len(value)}")
+    return algorithm, value
 
 
-def _hasher(kind: str) -> _Hasher:
-    if kind != "blake3":
-        return hashlib.new(kind, usedforsecurity=False)
+def _make_hasher(algorithm: str) -> _Hasher:
+    if algorithm != "blake3":
+        return hashlib.new(algorithm, usedforsecurity=False)
     try:
         from blake3 import blake3
     except ImportError as error:
-        raise MissingExtra("digests of the kind blake3 need a package: pip install streamloader[ipfs]") from error
+        raise MissingDependency("digests with blake3 need a package: pip install streamloader[ipfs]") from error
     hasher: _Hasher = blake3()
     return hasher

@@ -1,6 +1,6 @@
-"""The part of the catalog suite that creates, connects, closes, cancels, forks and travels."""
+"""Tests of a catalog's life cycle: creation, closing, cancellation, threads, forks and pickling."""
 
-# ruff: noqa: D102 - the name of a test says what it shows
+# ruff: noqa: D102 - the name of a test describes it
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from typing import Any
 
 import pytest
 
-from streamloader.archive.catalog.base import SCHEMA, Catalog, Header, VideoRow
-from streamloader.archive.catalog.registry import shared_catalog
+from streamloader.archive.catalog.base import SCHEMA_VERSION, Catalog, CatalogHeader, VideoRow
+from streamloader.archive.catalog.registry import get_shared_catalog
 from streamloader.errors import CatalogExists, CatalogNotFound, ClosedError, ConfigError
 from streamloader.stores.io_thread import close_shared_stores
-from streamloader.testing.catalogs.binding import PLACES, CatalogBinding, made, run
+from streamloader.testing.catalogs.binding import PLACES, CatalogBinding, make_sample_video, run
 
 __all__ = ["LifeCatalogSuite"]
 
-_PATIENCE = 40  # seconds that a forked child may take
+CHILD_TIMEOUT_S = 40
 
 
 class LifeCatalogSuite(CatalogBinding):
-    """One instance serves many tasks, and survives what happens to them and to its process."""
+    """One instance serves concurrent tasks, and works after cancellation, forks and pickling."""
 
-    # --- there or not ------------------------------------------------------------------------------------------------
+    # --- creation ----------------------------------------------------------------------------------------------------
 
     def test_a_catalog_is_created_once(self) -> None:
         async def create() -> None:
             async with self.catalog() as catalog:
                 header = await catalog.create(PLACES[::-1])
-                assert header == await catalog.header()
+                assert header == await catalog.get_header()
                 assert header.places == PLACES
-                assert header.schema == SCHEMA
-                assert len(header.archive) == 32
-                assert set(header.archive) <= set("0123456789abcdef")
+                assert header.schema_version == SCHEMA_VERSION
+                assert len(header.archive_id) == 32
+                assert set(header.archive_id) <= set("0123456789abcdef")
                 with pytest.raises(CatalogExists):
                     await catalog.create(PLACES)
             async with self.catalog() as other:
                 with pytest.raises(CatalogExists):
                     await other.create(PLACES[:1])
-                assert await other.header() == header
+                assert await other.get_header() == header
 
         run(create)
 
     def test_only_one_of_many_creates_it(self) -> None:
-        async def create() -> Header | CatalogExists:
+        async def create() -> CatalogHeader | CatalogExists:
             async with self.catalog() as catalog:
                 try:
                     return await catalog.create(PLACES)
@@ -56,54 +56,54 @@ class LifeCatalogSuite(CatalogBinding):
                     return error
 
         async def create_all() -> None:
-            found = await asyncio.gather(*(create() for _ in range(self.writers)))
-            (header,) = (one for one in found if isinstance(one, Header))
+            results = await asyncio.gather(*(create() for _ in range(self.writers)))
+            (header,) = (result for result in results if isinstance(result, CatalogHeader))
             async with self.catalog() as catalog:
-                assert await catalog.header() == header
-                assert await catalog.problems() == []
+                assert await catalog.get_header() == header
+                assert await catalog.find_problems() == []
 
         run(create_all)
 
-    def test_places_that_make_no_sense_create_nothing(self) -> None:
+    def test_invalid_places_create_nothing(self) -> None:
         async def create() -> None:
             async with self.catalog() as catalog:
                 for places in ([], PLACES[1:], [PLACES[0], PLACES[0]]):
                     with pytest.raises(ConfigError):
                         await catalog.create(places)
                     with pytest.raises(CatalogNotFound):
-                        await catalog.header()
+                        await catalog.get_header()
                 await catalog.create(PLACES)
 
         run(create)
 
-    def test_nothing_is_found_where_there_is_no_catalog(self) -> None:
-        video = made(1)
+    def test_a_missing_catalog_is_not_found(self) -> None:
+        video = make_sample_video(1)
         uses: list[Callable[[Catalog], Coroutine[Any, Any, Any]]] = [
-            lambda catalog: catalog.header(),
-            lambda catalog: catalog.snapshot(),
-            lambda catalog: catalog.locate(0, 1),
-            lambda catalog: catalog.video(0),
-            lambda catalog: catalog.begin(video.job),
-            lambda catalog: catalog.stage(video.chunks),
-            lambda catalog: catalog.commit(video.video),
-            lambda catalog: catalog.jobs(),
+            lambda catalog: catalog.get_header(),
+            lambda catalog: catalog.get_snapshot(),
+            lambda catalog: catalog.locate_frames(0, 1),
+            lambda catalog: catalog.get_video(0),
+            lambda catalog: catalog.begin_job(video.job),
+            lambda catalog: catalog.stage_chunks(video.chunks),
+            lambda catalog: catalog.commit_video(video.video),
+            lambda catalog: catalog.list_jobs(),
             lambda catalog: catalog.set_places(PLACES),
-            lambda catalog: catalog.count({"a": 1}),
-            lambda catalog: catalog.problems(),
-            lambda catalog: anext(catalog.find()),
-            lambda catalog: anext(catalog.paths(0)),
+            lambda catalog: catalog.count_videos({"a": 1}),
+            lambda catalog: catalog.find_problems(),
+            lambda catalog: anext(catalog.find_videos()),
+            lambda catalog: anext(catalog.list_chunk_paths(0)),
         ]
 
-        async def ask(catalog: Catalog) -> None:
+        async def check(catalog: Catalog) -> None:
             for use in uses:
                 with pytest.raises(CatalogNotFound) as caught:
                     await use(catalog)
                 assert caught.value.address == catalog.url
-                self.assert_tells_no_secret(str(caught.value))
+                self.assert_no_secret_in(str(caught.value))
             await catalog.create(PLACES)
-            assert len((await catalog.header()).places) == 3
+            assert len((await catalog.get_header()).places) == 3
 
-        self.use(ask, create=False)
+        self.use(check, create=False)
 
     def test_says_where_it_is(self) -> None:
         url, _ = self.location()
@@ -117,16 +117,16 @@ class LifeCatalogSuite(CatalogBinding):
         assert url
         run(catalog.aclose)
 
-    def test_a_timeout_has_to_make_sense(self) -> None:
+    def test_refuses_invalid_timeouts(self) -> None:
         for timeout in (0, -1, float("nan")):
             with pytest.raises(ConfigError):
                 self.make_catalog(timeout=timeout)
 
-    def assert_tells_no_secret(self, text: str) -> None:
-        """See that none of :attr:`secrets` is in a text."""
+    def assert_no_secret_in(self, text: str) -> None:
+        """Check that a text contains none of :attr:`secrets`."""
         assert all(secret not in text for secret in self.secrets)
 
-    # --- closed, cancelled -------------------------------------------------------------------------------------------
+    # --- closing, cancellation ---------------------------------------------------------------------------------------
 
     def test_closes_twice(self) -> None:
         async def close() -> None:
@@ -137,7 +137,7 @@ class LifeCatalogSuite(CatalogBinding):
             await catalog.aclose()
             await catalog.aclose()
             with pytest.raises(ClosedError):
-                await catalog.header()
+                await catalog.get_header()
 
         run(close)
 
@@ -145,54 +145,54 @@ class LifeCatalogSuite(CatalogBinding):
         async def see() -> None:
             async with self.catalog() as catalog:
                 header = await catalog.create(PLACES)
-                row = await made(1).add(catalog)
+                row = await make_sample_video(1).add(catalog)
             async with self.catalog() as catalog:
-                assert await catalog.header() == header
-                assert await catalog.video(0) == row
+                assert await catalog.get_header() == header
+                assert await catalog.get_video(0) == row
 
         run(see)
 
     def test_64_lookups_at_once(self) -> None:
         async def read(catalog: Catalog) -> None:
-            rows = [await made(seed).add(catalog) for seed in range(4)]
-            found = await asyncio.gather(*(catalog.locate(12 * (at % 4), 12 * (at % 4) + 1) for at in range(64)))
-            # By number: where they differ, pytest would work out the differences of whole rows for minutes.
+            rows = [await make_sample_video(seed).add(catalog) for seed in range(4)]
+            found = await asyncio.gather(*(catalog.locate_frames(12 * (at % 4), 12 * (at % 4) + 1) for at in range(64)))
+            # Compare numbers: for different rows, pytest would compute their differences for minutes.
             assert all(held[0].video in rows for held in found)
             assert [rows.index(held[0].video) for held in found] == [at % 4 for at in range(64)]
 
         self.use(read)
 
     def test_a_cancelled_call_is_done_or_not(self) -> None:
-        videos = [made(seed) for seed in range(24)]
+        videos = [make_sample_video(seed) for seed in range(24)]
 
         async def add(catalog: Catalog) -> None:
-            await catalog.header()
+            await catalog.get_header()
             for waits, video in enumerate(videos):
-                assert await catalog.begin(video.job) is None
-                for step in (lambda: catalog.stage(video.chunks), lambda: catalog.commit(video.video)):  # noqa: B023
+                assert await catalog.begin_job(video.job) is None
+                for step in (lambda: catalog.stage_chunks(video.chunks), lambda: catalog.commit_video(video.video)):  # noqa: B023
                     task: asyncio.Future[Any] = asyncio.ensure_future(step())
                     for _ in range(waits // 2):
                         await asyncio.sleep(0)
                     task.cancel()
                     await asyncio.wait([task])
-                    rows = await catalog.staged(video.content)
+                    rows = await catalog.get_staged_chunks(video.content)
                     assert rows in ([], video.rows)
-                    if not rows and await catalog.containing(video.content) is None:
-                        await catalog.stage(video.chunks)
-                row = await catalog.commit(video.video)
+                    if not rows and await catalog.get_video_by_content(video.content) is None:
+                        await catalog.stage_chunks(video.chunks)
+                row = await catalog.commit_video(video.video)
                 assert row.number == waits
-            assert [row.content async for row in catalog.find()] == [video.content for video in videos]
+            assert [row.content async for row in catalog.find_videos()] == [video.content for video in videos]
 
         self.use(add)
 
     def test_a_listing_can_be_left(self) -> None:
         async def read(catalog: Catalog) -> None:
             for seed in range(3):
-                await made(seed).add(catalog)
-            for listing in (catalog.find(), catalog.paths(0)):
+                await make_sample_video(seed).add(catalog)
+            for listing in (catalog.find_videos(), catalog.list_chunk_paths(0)):
                 await anext(listing)
                 await listing.aclose()
-            assert (await catalog.snapshot()).videos == 3
+            assert (await catalog.get_snapshot()).videos == 3
 
         self.use(read)
 
@@ -200,35 +200,35 @@ class LifeCatalogSuite(CatalogBinding):
 
     def test_the_shared_catalog_gives_the_same(self) -> None:
         async def prepare(catalog: Catalog) -> VideoRow:
-            return await made(1).add(catalog)
+            return await make_sample_video(1).add(catalog)
 
         row = self.use(prepare)
         url, options = self.location()
-        with shared_catalog(url, options) as one, shared_catalog(url, options) as other:
-            assert one.it is other.it
-            assert one.call(one.it.video(0)) == row
+        with get_shared_catalog(url, options) as one, get_shared_catalog(url, options) as other:
+            assert one.resource is other.resource
+            assert one.call(one.resource.get_video(0)) == row
         close_shared_stores()
 
     def test_a_forked_child_can_use_it(self) -> None:
         async def prepare(catalog: Catalog) -> VideoRow:
-            return await made(1).add(catalog)
+            return await make_sample_video(1).add(catalog)
 
         row = self.use(prepare)
         url, options = self.location()
-        with shared_catalog(url, options) as parents:
-            assert parents.call(parents.it.video(0)) == row
+        with get_shared_catalog(url, options) as parents:
+            assert parents.call(parents.resource.get_video(0)) == row
 
             def child() -> None:
                 with pytest.raises(ClosedError):
-                    parents.call(parents.it.video(0))
-                with shared_catalog(url, options) as own:
-                    assert own.call(own.it.video(0)) == row
-                    own.call(made(2).add(own.it))
+                    parents.call(parents.resource.get_video(0))
+                with get_shared_catalog(url, options) as own:
+                    assert own.call(own.resource.get_video(0)) == row
+                    own.call(make_sample_video(2).add(own.resource))
                 close_shared_stores()
 
             _in_fork(child)
-            assert parents.call(parents.it.snapshot()).videos == 2
-            assert parents.call(parents.it.problems()) == []
+            assert parents.call(parents.resource.get_snapshot()).videos == 2
+            assert parents.call(parents.resource.find_problems()) == []
         close_shared_stores()
 
 
@@ -239,18 +239,18 @@ def _in_fork(function: Callable[[], None]) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # threads are running: that is what is tested
         pid = os.fork()
     if pid == 0:
-        told = b""
+        report = b""
         try:
             import signal
 
-            signal.alarm(_PATIENCE)
+            signal.alarm(CHILD_TIMEOUT_S)
             function()
-        except BaseException:  # noqa: BLE001 - it is told below
-            told = traceback.format_exc().encode()
-        os.write(writing, told)
-        os._exit(0 if not told else 1)
+        except BaseException:  # noqa: BLE001 - reported below
+            report = traceback.format_exc().encode()
+        os.write(writing, report)
+        os._exit(0 if not report else 1)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read()
+        report = pipe.read()
     _, status = os.waitpid(pid, 0)
-    assert status == 0, f"the child ended with {status}: {told.decode()}"
+    assert status == 0, f"the child ended with {status}: {report.decode()}"

@@ -1,6 +1,6 @@
-"""The part of the catalog suite that looks things up."""
+"""Tests of a catalog's lookups and queries."""
 
-# ruff: noqa: D102 - the name of a test says what it shows
+# ruff: noqa: D102 - the name of a test describes it
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from streamloader.archive.catalog.base import Catalog, ChunkRow, Located, Snapshot, VideoRow
+from streamloader.archive.catalog.base import Catalog, ChunkRow, LocatedChunks, Snapshot, VideoRow
 from streamloader.errors import CatalogError, ConfigError
-from streamloader.testing.catalogs.binding import CatalogBinding, made
+from streamloader.testing.catalogs.binding import CatalogBinding, make_sample_video
 
 __all__ = ["ReadCatalogSuite"]
 
@@ -30,7 +30,7 @@ _METADATA: tuple[Mapping[str, Any], ...] = (
     {"a": {"b": 1, "c": 2}, "tags": "night"},
     {"a": 1.5, "a b": {"c-d": 3}},
 )
-_QUERIES: tuple[tuple[Mapping[str, Any] | None, str], ...] = (  # and which of those match
+_QUERIES: tuple[tuple[Mapping[str, Any] | None, str], ...] = (  # and the matching entries of _METADATA
     (None, "0 1 2 3 4 5 6 7 8 9 10 11"),
     ({}, "0 1 2 3 4 5 6 7 8 9 10 11"),
     ({"a": 1}, "1 2 6"),
@@ -66,53 +66,55 @@ _QUERIES: tuple[tuple[Mapping[str, Any] | None, str], ...] = (  # and which of t
 
 
 class ReadCatalogSuite(CatalogBinding):
-    """All lookups give what was put in, and nothing else."""
+    """Lookups return exactly what was added."""
 
     def test_an_empty_catalog_has_nothing(self) -> None:
         async def read(catalog: Catalog) -> None:
-            assert await catalog.snapshot() == Snapshot(0, 0, 0, 0)
-            assert await catalog.video(0) is None
-            assert await catalog.video_at(0) is None
-            assert await catalog.named("x") is None
-            assert await catalog.containing("0" * 64) is None
-            assert await catalog.chunks("0" * 64, 0, 10) == []
-            assert await catalog.staged("0" * 64) == []
-            assert await catalog.jobs() == []
-            assert [row async for row in catalog.find()] == []
-            assert [pair async for pair in catalog.paths(0)] == []
-            assert await catalog.count() == await catalog.count({"a": 1}) == Snapshot(0, 0, 0, 0)
-            assert await catalog.locate(0, 0) == []
+            assert await catalog.get_snapshot() == Snapshot(0, 0, 0, 0)
+            assert await catalog.get_video(0) is None
+            assert await catalog.get_video_at(0) is None
+            assert await catalog.get_video_by_name("x") is None
+            assert await catalog.get_video_by_content("0" * 64) is None
+            assert await catalog.get_chunks("0" * 64, 0, 10) == []
+            assert await catalog.get_staged_chunks("0" * 64) == []
+            assert await catalog.list_jobs() == []
+            assert [row async for row in catalog.find_videos()] == []
+            assert [pair async for pair in catalog.list_chunk_paths(0)] == []
+            assert await catalog.count_videos() == await catalog.count_videos({"a": 1}) == Snapshot(0, 0, 0, 0)
+            assert await catalog.locate_frames(0, 0) == []
             with pytest.raises(CatalogError):
-                await catalog.locate(0, 1)
+                await catalog.locate_frames(0, 1)
 
         self.use(read)
 
     def test_rows_come_back_as_they_were_put(self) -> None:
-        everything = made(3, [1, 2, 700], name='Größe "1" \\ %20$.mp4')
+        everything = make_sample_video(3, [1, 2, 700], name='Größe "1" \\ %20$.mp4')
 
         async def read(catalog: Catalog) -> None:
-            first = await made(0).add(catalog)
+            first = await make_sample_video(0).add(catalog)
             video = await everything.add(catalog)
-            wanted = dataclasses.replace(everything.video, number=1, start=first.frames, nanoseconds=first.duration)
+            wanted = dataclasses.replace(everything.video, number=1, start=first.frames, start_ns=first.duration_ns)
             assert video == wanted
-            assert first == dataclasses.replace(made(0).video, number=0, start=0, nanoseconds=0)
+            assert first == dataclasses.replace(make_sample_video(0).video, number=0, start=0, start_ns=0)
             for found in (
-                await catalog.video(1),
-                await catalog.named(wanted.name),
-                await catalog.containing(wanted.content),
-                [row async for row in catalog.find()][1],
-                (await catalog.locate(first.frames, first.frames + 1))[0].video,
+                await catalog.get_video(1),
+                await catalog.get_video_by_name(wanted.name),
+                await catalog.get_video_by_content(wanted.content),
+                [row async for row in catalog.find_videos()][1],
+                (await catalog.locate_frames(first.frames, first.frames + 1))[0].video,
             ):
                 assert found == wanted
-                assert found.turn == (True, True, False)
-                assert [type(flag) for flag in found.turn] == [bool] * 3
-            assert await catalog.chunks(wanted.content, 0, 3) == everything.rows
-            assert await catalog.snapshot() == Snapshot(2, first.frames + 703, 6, first.duration + wanted.duration)
+                assert found.orientation == (True, True, False)
+                assert [type(flag) for flag in found.orientation] == [bool] * 3
+            assert await catalog.get_chunks(wanted.content, 0, 3) == everything.rows
+            assert await catalog.get_snapshot() == Snapshot(
+                2, first.frames + 703, 6, first.duration_ns + wanted.duration_ns
+            )
 
         self.use(read)
 
     def test_every_range_is_located(self) -> None:
-        videos = [made(0, [2, 1]), made(1, [3]), made(2, [1, 1, 4])]
+        videos = [make_sample_video(0, [2, 1]), make_sample_video(1, [3]), make_sample_video(2, [1, 1, 4])]
 
         async def read(catalog: Catalog) -> None:
             rows = [await video.add(catalog) for video in videos]
@@ -124,65 +126,65 @@ class ReadCatalogSuite(CatalogBinding):
             ]
             for start in range(len(owners)):
                 for stop in range(start, len(owners) + 1):
-                    assert await catalog.locate(start, stop) == _grouped(owners[start:stop]), (start, stop)
+                    assert await catalog.locate_frames(start, stop) == _grouped(owners[start:stop]), (start, stop)
             for start, stop in ((0, len(owners) + 1), (len(owners), len(owners) + 1), (10**18, 10**18 + 1), (-1, 2)):
                 with pytest.raises(CatalogError):
-                    await catalog.locate(start, stop)
+                    await catalog.locate_frames(start, stop)
 
         self.use(read)
 
     def test_chunks_and_indexes_by_number(self) -> None:
-        video = made(5, [1] * 40)
+        video = make_sample_video(5, [1] * 40)
 
         async def read(catalog: Catalog) -> None:
-            await made(4).add(catalog)
+            await make_sample_video(4).add(catalog)
             await video.add(catalog)
             for start, stop in ((0, 40), (7, 8), (39, 90), (40, 41), (9, 9), (9, 3), (0, 10**12)):
-                assert await catalog.chunks(video.content, start, stop) == video.rows[start:stop]
+                assert await catalog.get_chunks(video.content, start, stop) == video.rows[start:stop]
             for numbers in ([0], [39, 0, 17], [4, 4], list(range(40)), []):
                 wanted = [video.chunks[number].index for number in numbers]
-                assert await catalog.indexes(video.content, numbers) == wanted
+                assert await catalog.get_indexes(video.content, numbers) == wanted
             for content, numbers in ((video.content, [0, 40]), ("1" * 64, [0]), (video.content, [-1])):
                 with pytest.raises(CatalogError):
-                    await catalog.indexes(content, numbers)
+                    await catalog.get_indexes(content, numbers)
 
         self.use(read)
 
     def test_many_chunks_of_one_video(self) -> None:
-        video = made(1, [3, 2] * 600)
+        video = make_sample_video(1, [3, 2] * 600)
 
         async def read(catalog: Catalog) -> None:
             await video.add(catalog)
-            assert [len(held.chunks) for held in await catalog.locate(0, 3_000)] == [1_200]
-            (held,) = await catalog.locate(1_499, 1_502)
+            assert [len(held.chunks) for held in await catalog.locate_frames(0, 3_000)] == [1_200]
+            (held,) = await catalog.locate_frames(1_499, 1_502)
             assert held.chunks == tuple(video.rows[599:601])
             numbers = list(range(1_199, -1, -1))
-            assert await catalog.indexes(video.content, numbers) == [video.chunks[one].index for one in numbers]
+            assert await catalog.get_indexes(video.content, numbers) == [video.chunks[one].index for one in numbers]
 
         self.use(read)
 
     def test_codings_by_key(self) -> None:
         async def read(catalog: Catalog) -> None:
             for seed in range(6):
-                await made(seed).add(catalog)
-            keys = [chunk.row.coding for seed in (2, 0, 1, 0) for chunk in made(seed).chunks[:1]]
-            wanted = [made(seed).chunks[0].coding for seed in (2, 0, 1, 0)]
-            assert await catalog.codings(keys) == wanted
-            assert await catalog.codings([]) == []
+                await make_sample_video(seed).add(catalog)
+            keys = [chunk.row.coding for seed in (2, 0, 1, 0) for chunk in make_sample_video(seed).chunks[:1]]
+            wanted = [make_sample_video(seed).chunks[0].coding for seed in (2, 0, 1, 0)]
+            assert await catalog.get_codings(keys) == wanted
+            assert await catalog.get_codings([]) == []
             with pytest.raises(CatalogError):
-                await catalog.codings([keys[0], "f" * 32])
+                await catalog.get_codings([keys[0], "f" * 32])
 
         self.use(read)
 
     def test_videos_by_time(self) -> None:
         async def read(catalog: Catalog) -> None:
-            rows = [await made(seed, [seed + 1]).add(catalog) for seed in range(5)]
-            assert [row.nanoseconds for row in rows] == [sum(row.duration for row in rows[:at]) for at in range(5)]
+            rows = [await make_sample_video(seed, [seed + 1]).add(catalog) for seed in range(5)]
+            assert [row.start_ns for row in rows] == [sum(row.duration_ns for row in rows[:at]) for at in range(5)]
             for row in rows:
-                assert await catalog.video_at(row.nanoseconds) == row
-                assert await catalog.video_at(row.nanoseconds + row.duration - 1) == row
-            assert await catalog.video_at(10**18) == rows[-1]
-            assert await catalog.video_at(-1) is None
+                assert await catalog.get_video_at(row.start_ns) == row
+                assert await catalog.get_video_at(row.start_ns + row.duration_ns - 1) == row
+            assert await catalog.get_video_at(10**18) == rows[-1]
+            assert await catalog.get_video_at(-1) is None
 
         self.use(read)
 
@@ -190,25 +192,25 @@ class ReadCatalogSuite(CatalogBinding):
         async def read(catalog: Catalog) -> None:
             rows = []
             for seed, metadata in enumerate(_METADATA):
-                video = made(seed, [seed + 1])
+                video = make_sample_video(seed, [seed + 1])
                 video.video = dataclasses.replace(video.video, metadata=metadata)
                 rows.append(await video.add(catalog))
             for where, numbers in _QUERIES:
                 wanted = [rows[int(number)] for number in numbers.split()]
-                assert [row async for row in catalog.find(where)] == wanted, where
-                assert await catalog.count(where) == _sums(wanted), where
+                assert [row async for row in catalog.find_videos(where)] == wanted, where
+                assert await catalog.count_videos(where) == _sums(wanted), where
                 part = [row for row in wanted if 2 <= row.number < 7]
-                assert [row async for row in catalog.find(where, start=2, stop=7)] == part, where
+                assert [row async for row in catalog.find_videos(where, start=2, stop=7)] == part, where
                 below = [row for row in wanted if row.number < 7]
-                assert await catalog.count(where, stop=7) == _sums(below), where
-            assert [row async for row in catalog.find(start=5, stop=5)] == []
-            assert [row async for row in catalog.find(start=11, stop=99)] == rows[11:]
+                assert await catalog.count_videos(where, stop=7) == _sums(below), where
+            assert [row async for row in catalog.find_videos(start=5, stop=5)] == []
+            assert [row async for row in catalog.find_videos(start=11, stop=99)] == rows[11:]
 
         self.use(read)
 
-    def test_queries_that_make_no_sense_are_refused(self) -> None:
+    def test_refuses_invalid_queries(self) -> None:
         async def read(catalog: Catalog) -> None:
-            await made(0).add(catalog)
+            await make_sample_video(0).add(catalog)
             for where in (
                 {"a": {"$regex": "x"}},
                 {"$or": [{"a": 1}]},
@@ -226,54 +228,54 @@ class ReadCatalogSuite(CatalogBinding):
                 ["a"],
             ):
                 with pytest.raises(ConfigError):
-                    [row async for row in catalog.find(where)]  # type: ignore[arg-type]
+                    [row async for row in catalog.find_videos(where)]  # type: ignore[arg-type]
                 with pytest.raises(ConfigError):
-                    await catalog.count(where)  # type: ignore[arg-type]
+                    await catalog.count_videos(where)  # type: ignore[arg-type]
 
         self.use(read)
 
     def test_paths_of_a_place(self) -> None:
-        videos = [made(seed, [1] * (seed + 1)) for seed in range(5)]
+        videos = [make_sample_video(seed, [1] * (seed + 1)) for seed in range(5)]
 
         async def read(catalog: Catalog) -> None:
             for video in videos[:4]:
                 await video.add(catalog)
-            await catalog.begin(videos[4].job)
-            await catalog.stage(videos[4].chunks[1:])
+            await catalog.begin_job(videos[4].job)
+            await catalog.stage_chunks(videos[4].chunks[1:])
             kept = [row for video in videos for row in video.rows if row != videos[4].rows[0]]
             for place in range(4):
                 wanted = {(row.content, row.path) for row in kept if row.place == place}
-                found = [pair async for pair in catalog.paths(place)]
+                found = [pair async for pair in catalog.list_chunk_paths(place)]
                 assert len(found) == len(wanted)
                 assert set(found) == wanted
 
         self.use(read)
 
-    def test_what_was_counted_before_stays(self) -> None:
+    def test_numbers_do_not_change_when_videos_are_added(self) -> None:
         async def read(catalog: Catalog) -> None:
             for seed in range(3):
-                await made(seed).add(catalog)
-            before = await catalog.snapshot()
-            located = await catalog.locate(0, before.frames)
+                await make_sample_video(seed).add(catalog)
+            before = await catalog.get_snapshot()
+            located = await catalog.locate_frames(0, before.frames)
             async with self.catalog() as other:
                 for seed in range(3, 6):
-                    await made(seed).add(other)
-            assert (await catalog.snapshot()).videos == 6
-            assert await catalog.locate(0, before.frames) == located
-            assert await catalog.count(stop=before.videos) == before
-            assert [row.number async for row in catalog.find(stop=before.videos)] == [0, 1, 2]
+                    await make_sample_video(seed).add(other)
+            assert (await catalog.get_snapshot()).videos == 6
+            assert await catalog.locate_frames(0, before.frames) == located
+            assert await catalog.count_videos(stop=before.videos) == before
+            assert [row.number async for row in catalog.find_videos(stop=before.videos)] == [0, 1, 2]
 
         self.use(read)
 
 
-def _grouped(owners: list[tuple[VideoRow, ChunkRow]]) -> list[Located]:
-    """Return what holds these frames, each of which has a video and a chunk."""
-    found: list[Located] = []
+def _grouped(owners: list[tuple[VideoRow, ChunkRow]]) -> list[LocatedChunks]:
+    """Group frames, each given as its video and chunk, into the expected result of ``locate``."""
+    found: list[LocatedChunks] = []
     for video, chunk in owners:
         if not found or found[-1].video != video:
-            found.append(Located(video, (chunk,)))
+            found.append(LocatedChunks(video, (chunk,)))
         elif found[-1].chunks[-1] != chunk:
-            found[-1] = Located(video, (*found[-1].chunks, chunk))
+            found[-1] = LocatedChunks(video, (*found[-1].chunks, chunk))
     return found
 
 
@@ -282,5 +284,5 @@ def _sums(rows: list[VideoRow]) -> Snapshot:
         len(rows),
         sum(row.frames for row in rows),
         sum(row.chunks for row in rows),
-        sum(row.duration for row in rows),
+        sum(row.duration_ns for row in rows),
     )

@@ -1,6 +1,6 @@
-"""The suite that every kind of catalog passes: a subclass says where one is, and inherits the tests.
+"""The conformance suite of catalogs: a subclass provides the location of a catalog and inherits the tests.
 
-How to bind one::
+A binding::
 
     from streamloader.testing import CatalogSuite
 
@@ -8,7 +8,7 @@ How to bind one::
         schemes = ("mine",)
 
         @pytest.fixture(autouse=True)
-        def _place(self, my_server):
+        def _server(self, my_server):
             self.url = f"mine://{my_server.host}/{secrets.token_hex(4)}"
 
         def location(self):
@@ -16,8 +16,9 @@ How to bind one::
 
         secrets = ("open-sesame",)
 
-A catalog that :func:`streamloader.archive.catalog.registry.open_catalog` does not know overrides ``make_catalog``
-instead, and cannot be shared. The suite uses ``os.fork``, so it is for Linux and macOS.
+The binding of a catalog that :func:`streamloader.archive.catalog.registry.open_catalog` cannot open overrides
+``make_catalog`` instead of ``location``; such a catalog cannot be shared. The suite uses ``os.fork``, so it runs on
+Linux and macOS.
 """
 
 from __future__ import annotations
@@ -30,4 +31,4 @@ __all__ = ["CatalogSuite"]
 
 
 class CatalogSuite(ReadCatalogSuite, WriteCatalogSuite, LifeCatalogSuite):
-    """Inherit from it in a class whose name pytest collects; see the beginning of this module."""
+    """All tests of catalogs. Inherit from it in a class whose name pytest collects."""

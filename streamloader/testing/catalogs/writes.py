@@ -1,6 +1,6 @@
-"""The part of the catalog suite that adds, fails to add, and adds at once."""
+"""Tests of adding videos to a catalog: jobs, chunks, commits, places and concurrent writers."""
 
-# ruff: noqa: D102 - the name of a test says what it shows
+# ruff: noqa: D102 - the name of a test describes it
 
 from __future__ import annotations
 
@@ -13,89 +13,89 @@ from typing import Any
 import pytest
 
 from streamloader.archive.catalog.base import Catalog, Place, Snapshot, StagedChunk, VideoRow
-from streamloader.errors import CatalogError, ConfigError, NameTaken
-from streamloader.testing.catalogs.binding import PLACES, CatalogBinding, Made, made
+from streamloader.errors import CatalogError, ConfigError, NameConflict
+from streamloader.testing.catalogs.binding import PLACES, CatalogBinding, SampleVideo, make_sample_video
 
 __all__ = ["WriteCatalogSuite"]
 
 
 class WriteCatalogSuite(CatalogBinding):
-    """Steps are whole or not done, and numbers have no gaps."""
+    """Each step is atomic, and the numbers of videos have no gaps."""
 
     # --- jobs --------------------------------------------------------------------------------------------------------
 
-    def test_nobody_sees_a_job(self) -> None:
-        done, job = made(0), made(1)
+    def test_readers_do_not_see_jobs(self) -> None:
+        done, job = make_sample_video(0), make_sample_video(1)
 
         async def add(catalog: Catalog) -> None:
             row = await done.add(catalog)
-            assert await catalog.begin(job.job) is None
-            await catalog.stage(job.chunks)
-            assert await catalog.snapshot() == Snapshot(1, row.frames, row.chunks, row.duration)
-            assert await catalog.video(1) is None
-            assert await catalog.named(job.video.name) is None
-            assert await catalog.containing(job.content) is None
-            assert await catalog.video_at(10**15) == row
-            assert [found async for found in catalog.find()] == [row]
-            assert await catalog.chunks(job.content, 0, 9) == []
+            assert await catalog.begin_job(job.job) is None
+            await catalog.stage_chunks(job.chunks)
+            assert await catalog.get_snapshot() == Snapshot(1, row.frames, row.chunks, row.duration_ns)
+            assert await catalog.get_video(1) is None
+            assert await catalog.get_video_by_name(job.video.name) is None
+            assert await catalog.get_video_by_content(job.content) is None
+            assert await catalog.get_video_at(10**15) == row
+            assert [found async for found in catalog.find_videos()] == [row]
+            assert await catalog.get_chunks(job.content, 0, 9) == []
             with pytest.raises(CatalogError):
-                await catalog.locate(row.frames, row.frames + 1)
+                await catalog.locate_frames(row.frames, row.frames + 1)
             with pytest.raises(CatalogError):
-                await catalog.indexes(job.content, [0])
-            assert await catalog.staged(job.content) == job.rows
-            assert await catalog.staged(done.content) == []
-            assert await catalog.jobs() == [job.job]
+                await catalog.get_indexes(job.content, [0])
+            assert await catalog.get_staged_chunks(job.content) == job.rows
+            assert await catalog.get_staged_chunks(done.content) == []
+            assert await catalog.list_jobs() == [job.job]
 
         self.use(add)
 
-    def test_a_job_is_gone_on_with(self) -> None:
-        job = made(1)
-        later = dataclasses.replace(job.job, name="other.mp4", source="/other", begun=5.0, beat=1_700_000_099.0)
+    def test_a_job_can_be_resumed(self) -> None:
+        job = make_sample_video(1)
+        later = dataclasses.replace(job.job, name="other.mp4", source="/other", started=5.0, heartbeat=1_700_000_099.0)
 
         async def add(catalog: Catalog) -> None:
-            await catalog.begin(job.job)
-            await catalog.stage(job.chunks[:2])
+            await catalog.begin_job(job.job)
+            await catalog.stage_chunks(job.chunks[:2])
             async with self.catalog() as other:
-                assert await other.begin(later) is None
-                assert await other.jobs() == [dataclasses.replace(later, begun=job.job.begun)]
-                assert await other.staged(job.content) == job.rows[:2]
-                await other.stage(job.chunks[2:])
-                row = await other.commit(dataclasses.replace(job.video, name="other.mp4"))
-            assert await catalog.jobs() == []
-            assert await catalog.named("other.mp4") == row
-            assert await catalog.chunks(job.content, 0, 9) == job.rows
+                assert await other.begin_job(later) is None
+                assert await other.list_jobs() == [dataclasses.replace(later, started=job.job.started)]
+                assert await other.get_staged_chunks(job.content) == job.rows[:2]
+                await other.stage_chunks(job.chunks[2:])
+                row = await other.commit_video(dataclasses.replace(job.video, name="other.mp4"))
+            assert await catalog.list_jobs() == []
+            assert await catalog.get_video_by_name("other.mp4") == row
+            assert await catalog.get_chunks(job.content, 0, 9) == job.rows
 
         self.use(add)
 
     def test_a_job_beats(self) -> None:
         async def add(catalog: Catalog) -> None:
             for seed in (2, 0, 1):
-                await catalog.begin(made(seed).job)
-            await catalog.beat(made(0).content, 1_700_000_123.5)
-            await catalog.beat("0" * 64, 7.0)
-            wanted = [made(seed).job for seed in range(3)]
-            wanted[0] = dataclasses.replace(wanted[0], beat=1_700_000_123.5)
-            assert await catalog.jobs() == sorted(wanted, key=lambda job: job.content)
+                await catalog.begin_job(make_sample_video(seed).job)
+            await catalog.record_heartbeat(make_sample_video(0).content, 1_700_000_123.5)
+            await catalog.record_heartbeat("0" * 64, 7.0)
+            wanted = [make_sample_video(seed).job for seed in range(3)]
+            wanted[0] = dataclasses.replace(wanted[0], heartbeat=1_700_000_123.5)
+            assert await catalog.list_jobs() == sorted(wanted, key=lambda job: job.content)
 
         self.use(add)
 
     def test_an_abandoned_job_leaves_nothing(self) -> None:
-        job = made(1)
+        job = make_sample_video(1)
 
         async def add(catalog: Catalog) -> None:
-            row = await made(0).add(catalog)
-            await catalog.begin(job.job)
-            await catalog.stage(job.chunks)
-            await catalog.abandon(job.content)
-            await catalog.abandon(job.content)
-            await catalog.abandon(made(0).content)
-            assert await catalog.jobs() == []
-            assert await catalog.staged(job.content) == []
-            pairs = [pair for place in range(3) for pair in [pair async for pair in catalog.paths(place)]]
-            assert sorted(pairs) == sorted((chunk.content, chunk.path) for chunk in made(0).rows)
-            assert await catalog.video(0) == row
+            row = await make_sample_video(0).add(catalog)
+            await catalog.begin_job(job.job)
+            await catalog.stage_chunks(job.chunks)
+            await catalog.abandon_job(job.content)
+            await catalog.abandon_job(job.content)
+            await catalog.abandon_job(make_sample_video(0).content)
+            assert await catalog.list_jobs() == []
+            assert await catalog.get_staged_chunks(job.content) == []
+            pairs = [pair for place in range(3) for pair in [pair async for pair in catalog.list_chunk_paths(place)]]
+            assert sorted(pairs) == sorted((chunk.content, chunk.path) for chunk in make_sample_video(0).rows)
+            assert await catalog.get_video(0) == row
             with pytest.raises(CatalogError):
-                await catalog.stage(job.chunks[:1])
+                await catalog.stage_chunks(job.chunks[:1])
             assert (await job.add(catalog)).number == 1
 
         self.use(add)
@@ -103,57 +103,57 @@ class WriteCatalogSuite(CatalogBinding):
     # --- chunks ------------------------------------------------------------------------------------------------------
 
     def test_chunks_in_any_order_and_again(self) -> None:
-        video = made(1, [2, 3, 4, 5])
+        video = make_sample_video(1, [2, 3, 4, 5])
         old = video.chunks[2]
         other = StagedChunk(dataclasses.replace(old.row, frames=9, path="x/y.mp4", coding="e" * 32), b"old", {"x": 1})
 
         async def add(catalog: Catalog) -> None:
-            await catalog.begin(video.job)
-            await catalog.stage([video.chunks[3], other, video.chunks[0]])
-            assert await catalog.staged(video.content) == [video.rows[0], other.row, video.rows[3]]
-            await catalog.stage([video.chunks[1], old])
-            await catalog.stage([])
-            assert await catalog.staged(video.content) == video.rows
-            await catalog.commit(video.video)
-            assert await catalog.indexes(video.content, range(4)) == [chunk.index for chunk in video.chunks]
-            assert await catalog.codings([old.row.coding]) == [old.coding]
+            await catalog.begin_job(video.job)
+            await catalog.stage_chunks([video.chunks[3], other, video.chunks[0]])
+            assert await catalog.get_staged_chunks(video.content) == [video.rows[0], other.row, video.rows[3]]
+            await catalog.stage_chunks([video.chunks[1], old])
+            await catalog.stage_chunks([])
+            assert await catalog.get_staged_chunks(video.content) == video.rows
+            await catalog.commit_video(video.video)
+            assert await catalog.get_indexes(video.content, range(4)) == [chunk.index for chunk in video.chunks]
+            assert await catalog.get_codings([old.row.coding]) == [old.coding]
 
         self.use(add)
 
     def test_chunks_are_kept_all_or_none(self) -> None:
-        video, stranger = made(1), made(2)
+        video, stranger = make_sample_video(1), make_sample_video(2)
         lost = StagedChunk(dataclasses.replace(video.rows[1], place=9), b"i", video.chunks[1].coding)
         odd = StagedChunk(dataclasses.replace(video.rows[1], digest="md5:0"), b"i", video.chunks[1].coding)
 
         async def add(catalog: Catalog) -> None:
-            await catalog.begin(video.job)
+            await catalog.begin_job(video.job)
             for bad, error in ((stranger.chunks[0], CatalogError), (lost, CatalogError), (odd, ConfigError)):
                 with pytest.raises(error):
-                    await catalog.stage([video.chunks[0], bad])
-                assert await catalog.staged(video.content) == []
-            assert await catalog.staged(stranger.content) == []
+                    await catalog.stage_chunks([video.chunks[0], bad])
+                assert await catalog.get_staged_chunks(video.content) == []
+            assert await catalog.get_staged_chunks(stranger.content) == []
 
         self.use(add)
 
     def test_no_chunks_without_a_job(self) -> None:
-        video = made(1)
+        video = make_sample_video(1)
 
         async def add(catalog: Catalog) -> None:
             with pytest.raises(CatalogError):
-                await catalog.stage(video.chunks)
+                await catalog.stage_chunks(video.chunks)
             with pytest.raises(CatalogError):
-                await catalog.commit(video.video)
+                await catalog.commit_video(video.video)
             await video.add(catalog)
             with pytest.raises(CatalogError):
-                await catalog.stage(video.chunks)
-            assert await catalog.chunks(video.content, 0, 9) == video.rows
+                await catalog.stage_chunks(video.chunks)
+            assert await catalog.get_chunks(video.content, 0, 9) == video.rows
 
         self.use(add)
 
     # --- commits -----------------------------------------------------------------------------------------------------
 
     def test_a_video_that_is_not_whole_is_refused(self) -> None:
-        video = made(1, [4, 4, 4, 4])
+        video = make_sample_video(1, [4, 4, 4, 4])
 
         def changed(number: int, **values: Any) -> StagedChunk:
             chunk = video.chunks[number]
@@ -166,39 +166,39 @@ class WriteCatalogSuite(CatalogBinding):
             [*video.chunks[:2], video.chunks[3]],
             [*video.chunks[:3], changed(3, frames=3)],
             [video.chunks[0], changed(1, frames=5), *video.chunks[2:]],
-            [*video.chunks[:2], changed(2, first=9), video.chunks[3]],
+            [*video.chunks[:2], changed(2, first_frame=9), video.chunks[3]],
             [*video.chunks[:2], changed(2, first_pts=first_pts), video.chunks[3]],
             [],
         ]
 
         async def add(catalog: Catalog) -> None:
             for chunks in wrong:
-                await catalog.begin(video.job)
-                await catalog.stage(chunks)
+                await catalog.begin_job(video.job)
+                await catalog.stage_chunks(chunks)
                 with pytest.raises(CatalogError):
-                    await catalog.commit(video.video)
-                assert await catalog.jobs() == [video.job]
-                assert await catalog.staged(video.content) == [chunk.row for chunk in chunks]
-                assert await catalog.snapshot() == Snapshot()
-                await catalog.abandon(video.content)
-            await catalog.begin(video.job)
-            await catalog.stage(video.chunks[:2])
+                    await catalog.commit_video(video.video)
+                assert await catalog.list_jobs() == [video.job]
+                assert await catalog.get_staged_chunks(video.content) == [chunk.row for chunk in chunks]
+                assert await catalog.get_snapshot() == Snapshot()
+                await catalog.abandon_job(video.content)
+            await catalog.begin_job(video.job)
+            await catalog.stage_chunks(video.chunks[:2])
             with pytest.raises(CatalogError):
-                await catalog.commit(video.video)
-            await catalog.stage(video.chunks[2:])
-            assert (await catalog.commit(video.video)).number == 0
+                await catalog.commit_video(video.video)
+            await catalog.stage_chunks(video.chunks[2:])
+            assert (await catalog.commit_video(video.video)).number == 0
 
         self.use(add)
 
-    def test_what_makes_no_sense_is_refused(self) -> None:
-        video = made(1)
+    def test_refuses_invalid_values(self) -> None:
+        video = make_sample_video(1)
         deep: dict[str, object] = {}
         for _ in range(50):
             deep = {"a": deep}
 
         async def add(catalog: Catalog) -> None:
-            await catalog.begin(video.job)
-            await catalog.stage(video.chunks)
+            await catalog.begin_job(video.job)
+            await catalog.stage_chunks(video.chunks)
             for values in (
                 {"metadata": {"a.b": 1}},
                 {"metadata": {"$a": 1}},
@@ -215,43 +215,43 @@ class WriteCatalogSuite(CatalogBinding):
                 {"time_base": Fraction(0)},
             ):
                 with pytest.raises(ConfigError):
-                    await catalog.commit(dataclasses.replace(video.video, **values))
+                    await catalog.commit_video(dataclasses.replace(video.video, **values))
             with pytest.raises(ConfigError):
-                await catalog.begin(dataclasses.replace(video.job, content="../x"))
+                await catalog.begin_job(dataclasses.replace(video.job, content="../x"))
             with pytest.raises(ConfigError):
-                await catalog.begin(dataclasses.replace(video.job, name=""))
-            assert await catalog.snapshot() == Snapshot()
-            await catalog.commit(video.video)
+                await catalog.begin_job(dataclasses.replace(video.job, name=""))
+            assert await catalog.get_snapshot() == Snapshot()
+            await catalog.commit_video(video.video)
 
         self.use(add)
 
     def test_names_are_unique(self) -> None:
-        first, second = made(1), made(2, name=made(1).video.name)
+        first, second = make_sample_video(1), make_sample_video(2, name=make_sample_video(1).video.name)
 
         async def add(catalog: Catalog) -> None:
-            await catalog.begin(second.job)
-            await catalog.stage(second.chunks)
+            await catalog.begin_job(second.job)
+            await catalog.stage_chunks(second.chunks)
             row = await first.add(catalog)
-            with pytest.raises(NameTaken):
-                await catalog.commit(second.video)
-            assert await catalog.staged(second.content) == second.rows
-            with pytest.raises(NameTaken):
-                await catalog.begin(second.job)
-            assert (await catalog.commit(dataclasses.replace(second.video, name="another"))).number == 1
-            assert await catalog.named(first.video.name) == row
+            with pytest.raises(NameConflict):
+                await catalog.commit_video(second.video)
+            assert await catalog.get_staged_chunks(second.content) == second.rows
+            with pytest.raises(NameConflict):
+                await catalog.begin_job(second.job)
+            assert (await catalog.commit_video(dataclasses.replace(second.video, name="another"))).number == 1
+            assert await catalog.get_video_by_name(first.video.name) == row
 
         self.use(add)
 
     def test_the_same_content_is_recognised(self) -> None:
-        video = made(1)
+        video = make_sample_video(1)
 
         async def add(catalog: Catalog) -> None:
             row = await video.add(catalog)
             again = dataclasses.replace(video.job, name="again")
-            assert await catalog.begin(again) == row
-            assert await catalog.jobs() == []
-            assert await catalog.commit(dataclasses.replace(video.video, name="again")) == row
-            assert (await catalog.snapshot()).videos == 1
+            assert await catalog.begin_job(again) == row
+            assert await catalog.list_jobs() == []
+            assert await catalog.commit_video(dataclasses.replace(video.video, name="again")) == row
+            assert (await catalog.get_snapshot()).videos == 1
 
         self.use(add)
 
@@ -259,10 +259,10 @@ class WriteCatalogSuite(CatalogBinding):
         moved = [PLACES[2], Place(0, "/moved"), Place(1, PLACES[1].url, 0.0), Place(3, "gs://new", 7)]
 
         async def add(catalog: Catalog) -> None:
-            header = await catalog.header()
+            header = await catalog.get_header()
             assert header.places == PLACES
             changed = await catalog.set_places(moved)
-            assert changed == await catalog.header()
+            assert changed == await catalog.get_header()
             assert changed == dataclasses.replace(header, places=(moved[1], moved[2], moved[0], moved[3]))
             for wrong in (
                 moved[:3],
@@ -277,16 +277,16 @@ class WriteCatalogSuite(CatalogBinding):
                 with pytest.raises(ConfigError) as caught:
                     await catalog.set_places(wrong)
                 assert "open-sesame" not in str(caught.value)
-                assert await catalog.header() == changed
+                assert await catalog.get_header() == changed
 
         self.use(add)
 
-    # --- many at once ------------------------------------------------------------------------------------------------
+    # --- concurrency -------------------------------------------------------------------------------------------------
 
     def test_many_writers(self) -> None:
-        videos = [[made(writer * 10 + at, [1, 2]) for at in range(4)] for writer in range(self.writers)]
+        videos = [[make_sample_video(writer * 10 + at, [1, 2]) for at in range(4)] for writer in range(self.writers)]
 
-        async def write(own: list[Made]) -> list[VideoRow]:
+        async def write(own: list[SampleVideo]) -> list[VideoRow]:
             async with self.catalog() as catalog:
                 return [await video.add(catalog) for video in own]
 
@@ -295,48 +295,48 @@ class WriteCatalogSuite(CatalogBinding):
             rows.sort(key=lambda row: row.number)
             assert [row.number for row in rows] == list(range(4 * self.writers))
             assert [row.start for row in rows] == [3 * number for number in range(4 * self.writers)]
-            assert [row async for row in catalog.find()] == rows
+            assert [row async for row in catalog.find_videos()] == rows
 
         self.use(add)
 
     def test_many_writers_of_the_same(self) -> None:
-        video = made(1, [1] * 12)
+        video = make_sample_video(1, [1] * 12)
 
         async def write(at: int) -> VideoRow | str:
             async with self.catalog() as catalog:
                 try:
-                    if (row := await catalog.begin(video.job)) is not None:
+                    if (row := await catalog.begin_job(video.job)) is not None:
                         return row
                     for chunk in video.chunks[at:] + video.chunks[:at]:
-                        await catalog.stage([chunk])
-                    return await catalog.commit(video.video)
-                except CatalogError as error:  # another was faster
+                        await catalog.stage_chunks([chunk])
+                    return await catalog.commit_video(video.video)
+                except CatalogError as error:  # another writer was faster
                     return error.message
 
         async def add(catalog: Catalog) -> None:
             found = await asyncio.gather(*map(write, range(self.writers)))
             rows = [row for row in found if isinstance(row, VideoRow)]
             assert rows
-            assert rows == [await catalog.video(0)] * len(rows)
-            assert await catalog.snapshot() == Snapshot(1, 12, 12, rows[0].duration)
-            assert await catalog.jobs() == []
-            assert await catalog.chunks(video.content, 0, 99) == video.rows
+            assert rows == [await catalog.get_video(0)] * len(rows)
+            assert await catalog.get_snapshot() == Snapshot(1, 12, 12, rows[0].duration_ns)
+            assert await catalog.list_jobs() == []
+            assert await catalog.get_chunks(video.content, 0, 99) == video.rows
 
         self.use(add)
 
     def test_readers_see_whole_videos_while_others_write(self) -> None:
-        videos = [made(seed, [2, 3, 1]) for seed in range(12)]
+        videos = [make_sample_video(seed, [2, 3, 1]) for seed in range(12)]
 
         async def read(done: asyncio.Event) -> int:
             seen = 0
             async with self.catalog() as catalog:
                 while not done.is_set():
-                    now = await catalog.snapshot()
+                    now = await catalog.get_snapshot()
                     assert (now.frames, now.chunks) == (6 * now.videos, 3 * now.videos)
                     assert now.videos >= seen
                     seen = now.videos
                     if seen:
-                        (last,) = await catalog.locate(now.frames - 6, now.frames)
+                        (last,) = await catalog.locate_frames(now.frames - 6, now.frames)
                         assert list(last.chunks) == videos[seen - 1].rows
             return seen
 
@@ -353,7 +353,7 @@ class WriteCatalogSuite(CatalogBinding):
 
     def test_any_order_of_steps(self) -> None:
         chance = random.Random(5)  # noqa: S311 - not for secrets
-        videos = [made(seed, [1, 2, 1][: 1 + seed % 3]) for seed in range(6)]
+        videos = [make_sample_video(seed, [1, 2, 1][: 1 + seed % 3]) for seed in range(6)]
 
         async def add(catalog: Catalog) -> None:
             staged: dict[int, dict[int, StagedChunk]] = {}
@@ -362,35 +362,35 @@ class WriteCatalogSuite(CatalogBinding):
                 seed, step = chance.randrange(6), chance.randrange(10)
                 video = videos[seed]
                 if step < 2:
-                    row = await catalog.begin(video.job)
+                    row = await catalog.begin_job(video.job)
                     assert (row is not None) == (seed in order)
                     if row is None:
                         staged.setdefault(seed, {})
                 elif step < 7:
                     chunk = chance.choice(video.chunks)
                     if seed in staged:
-                        await catalog.stage([chunk])
+                        await catalog.stage_chunks([chunk])
                         staged[seed][chunk.row.number] = chunk
                     else:
                         with pytest.raises(CatalogError):
-                            await catalog.stage([chunk])
+                            await catalog.stage_chunks([chunk])
                 elif step < 9:
                     whole = len(staged.get(seed, ())) == len(video.chunks)
                     if seed in order or whole:
-                        row = await catalog.commit(video.video)
+                        row = await catalog.commit_video(video.video)
                         if whole:
                             order.append(seed)
                             del staged[seed]
                         assert row.number == order.index(seed)
                     else:
                         with pytest.raises(CatalogError):
-                            await catalog.commit(video.video)
+                            await catalog.commit_video(video.video)
                 else:
-                    await catalog.abandon(video.content)
+                    await catalog.abandon_job(video.content)
                     staged.pop(seed, None)
-                assert [row.content async for row in catalog.find()] == [videos[one].content for one in order]
-                assert {job.content for job in await catalog.jobs()} == {videos[one].content for one in staged}
+                assert [row.content async for row in catalog.find_videos()] == [videos[one].content for one in order]
+                assert {job.content for job in await catalog.list_jobs()} == {videos[one].content for one in staged}
                 wanted = [staged.get(seed, {})[number].row for number in sorted(staged.get(seed, {}))]
-                assert await catalog.staged(video.content) == wanted
+                assert await catalog.get_staged_chunks(video.content) == wanted
 
         self.use(add)

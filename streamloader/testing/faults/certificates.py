@@ -1,4 +1,4 @@
-"""Certificates for servers in tests, made on the spot. They need the package `cryptography`."""
+"""Self-signed certificates for servers in tests. This module needs the package `cryptography`."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _DAY = dt.timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate that vouches for itself, and its key.
+    """A self-signed certificate and its key.
 
     Attributes:
-        pem: the certificate; whoever has it among its trusted ones trusts the server.
-        key: of the server, in PEM.
+        pem: Certificate in PEM. Clients that trust it trust the server.
+        key: Private key of the server, in PEM.
     """
 
     pem: bytes
     key: bytes
 
     def server_context(self) -> ssl.SSLContext:
-        """Return what a server needs."""
+        """Return an SSL context for the server."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        with tempfile.TemporaryDirectory() as folder:  # the standard library reads keys from files only
+        with tempfile.TemporaryDirectory() as folder:  # the standard library only reads keys from files
             file = os.path.join(folder, "both.pem")
             with open(file, "wb") as both:
                 both.write(self.key + self.pem)
@@ -44,7 +44,7 @@ class Certificate:
 
 
 def make_certificate(names: Sequence[str] = ("localhost", "127.0.0.1"), *, expired: bool = False) -> Certificate:
-    """Return a certificate for these names and addresses, valid for a day, or until yesterday."""
+    """Create a certificate for host names and IP addresses. It is valid for a day, or expired since yesterday."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "streamloader test")])
     now = dt.datetime.now(dt.UTC)

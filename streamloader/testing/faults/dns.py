@@ -1,4 +1,4 @@
-"""Host names that lead where a test wants them to, or nowhere."""
+"""Override the addresses of host names in this process."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from typing import Any, Final
 __all__ = ["host_names"]
 
 _lock: Final = threading.Lock()
-_left: Final[dict[str, list[str]]] = {}  # name -> addresses of the look-ups to come
-_real: Final[list[Callable[..., Any]]] = []  # what was replaced, while it is
+_remaining: Final[dict[str, list[str]]] = {}  # name -> addresses for the next look-ups
+_original: Final[list[Callable[..., Any]]] = []  # getaddrinfo, while it is replaced
 
 
 @contextlib.contextmanager
 def host_names(answers: Mapping[str, Sequence[str]]) -> Iterator[None]:
-    """Let host names of this process lead to these addresses; no name server is asked for them.
+    """Resolve host names to given addresses in this process, without a name server.
 
     It replaces :func:`socket.getaddrinfo`, which asyncio's own event loop uses for every name. uvloop does not.
 
     Args:
-        answers: name -> numeric addresses, one for each look-up in turn, the last one for good. None at all: there is
-            no such name. A name may be given by one user at a time.
+        answers: Host names, each with the numeric addresses for its look-ups in turn. The last address is used from
+            then on. Without any address, the name does not exist.
 
     Raises:
-        ValueError: a name is given already.
+        ValueError: If another call overrides one of the names at the same time.
     """
     with _lock:
-        if taken := _left.keys() & answers.keys():
-            raise ValueError(f"already given: {', '.join(sorted(taken))}")
-        _left.update({name: list(addresses) for name, addresses in answers.items()})
-        if not _real:
-            _real.append(socket.getaddrinfo)
+        if taken := _remaining.keys() & answers.keys():
+            raise ValueError(f"already overridden: {', '.join(sorted(taken))}")
+        _remaining.update({name: list(addresses) for name, addresses in answers.items()})
+        if not _original:
+            _original.append(socket.getaddrinfo)
             socket.getaddrinfo = _look_up
     try:
         yield
     finally:
         with _lock:
             for name in answers:
-                del _left[name]
-            if not _left:
-                socket.getaddrinfo = _real.pop()
+                del _remaining[name]
+            if not _remaining:
+                socket.getaddrinfo = _original.pop()
 
 
 def _look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
     with _lock:
-        real = _real[0] if _real else socket.getaddrinfo
-        left = _left.get(host)
-        if left is not None:
-            if not left:
+        original = _original[0] if _original else socket.getaddrinfo
+        addresses = _remaining.get(host)
+        if addresses is not None:
+            if not addresses:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-            host = left.pop(0) if len(left) > 1 else left[0]
-    return real(host, *args, **kwargs)
+            host = addresses.pop(0) if len(addresses) > 1 else addresses[0]
+    return original(host, *args, **kwargs)

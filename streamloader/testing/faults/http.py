@@ -1,15 +1,15 @@
-"""A web server that misbehaves on purpose.
+"""A misbehaving web server.
 
-It is honest until a fault is switched on::
+It works correctly until a fault is switched on::
 
     async with HttpServer({"a.bin": data}) as server:
-        server.fault = Fault("truncated", at=1_000)
+        server.fault = HttpFault("truncated", at=1_000)
         async with open_store(server.url) as store:
             await store.read("a.bin")
 
-It speaks HTTP/1.1 over plain sockets, and TLS if it is given a certificate: HEAD and GET, single ranges, strong ETags
-with If-Match, Last-Modified, kept connections. A fault strikes requests for bytes among which is the one at ``at``:
-requests for other parts of the object are answered honestly. What each kind does is told by :data:`KINDS`.
+It implements HTTP/1.1 over plain sockets, or TLS with a certificate: HEAD and GET, single ranges, strong ETags
+with If-Match, Last-Modified and persistent connections. A fault affects requests whose range includes the byte ``at``;
+other requests get correct responses. The docstrings of the functions in :data:`KINDS` describe the faults.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from collections.abc import Mapping
 from typing import Final, Self
 from urllib.parse import unquote
 
-from streamloader.testing.faults.http_faults import KINDS, Exchange, Fault, Request
+from streamloader.testing.faults.http_faults import KINDS, Exchange, HttpFault, HttpRequest
 
-__all__ = ["KINDS", "Fault", "HttpServer", "Request"]
+__all__ = ["KINDS", "HttpFault", "HttpRequest", "HttpServer"]
 
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
-_DATE: Final = 1_700_000_000  # seconds since 1970, of the first version of everything
+_FIRST_MODIFIED_S: Final = 1_700_000_000  # Unix time of the first version of each object
 
 
 class HttpServer:
     """The server; an asynchronous context manager.
 
     Args:
-        objects: path -> bytes.
-        tls: a server's context, for https; see :mod:`streamloader.testing.faults.certificates`.
-        host: address to listen at; a free port is taken.
-        name: of the host in `url`, if not its address.
-        etags: whether it tells ETags.
-        dates: whether it tells Last-Modified.
+        objects: Objects to serve, path -> bytes.
+        tls: Server context for https; see :mod:`streamloader.testing.faults.certificates`.
+        host: Address to listen on, at a free port.
+        name: Host name for `url`. Defaults to the address.
+        etags: Whether responses have ETags.
+        dates: Whether responses have Last-Modified.
 
     Attributes:
-        url: of its root, without a "/" at the end.
-        requests: all that were made.
-        strikes: how often a fault struck.
-        connections: how many were made to it.
+        url: URL of the root, without a trailing "/".
+        requests: All requests so far.
+        fault_count: Number of requests that a fault affected.
+        connections: Number of connections so far.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class HttpServer:
         etags: bool = True,
         dates: bool = True,
     ) -> None:
-        self._fault: Fault | None = None
-        self._struck = 0  # requests by this fault
-        self.requests: list[Request] = []
-        self.strikes = 0
+        self._fault: HttpFault | None = None
+        self._affected = 0  # requests affected by the active fault
+        self.requests: list[HttpRequest] = []
+        self.fault_count = 0
         self.connections = 0
         self.url = ""
         self._objects = {path: (data, 0) for path, data in objects.items()}
@@ -73,16 +73,16 @@ class HttpServer:
         self._server: asyncio.Server | None = None
 
     @property
-    def fault(self) -> Fault | None:
-        """What is wrong with it now; None for nothing."""
+    def fault(self) -> HttpFault | None:
+        """The active fault, or None."""
         return self._fault
 
     @fault.setter
-    def fault(self, fault: Fault | None) -> None:
-        self._fault, self._struck = fault, 0
+    def fault(self, fault: HttpFault | None) -> None:
+        self._fault, self._affected = fault, 0
 
     def put(self, path: str, data: bytes) -> None:
-        """Replace an object: its ETag and its date are others then."""
+        """Replace an object. Its ETag and its date change."""
         self._objects[path] = data, self._objects.get(path, (b"", 0))[1] + 1
 
     async def __aenter__(self) -> Self:
@@ -107,46 +107,46 @@ class HttpServer:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # clients may leave when they like
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # clients may disconnect at any time
                 while first := await reader.read(1):
                     if not first.isalpha():  # TLS, for instance
                         writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
                         break
                     head = first + await reader.readuntil(b"\r\n\r\n")
-                    if not await self._answer(_parsed(head), writer):
+                    if not await self._answer(_parse_request(head), writer):
                         break
                 await writer.drain()
         finally:
             writer.close()
             with contextlib.suppress(OSError):
-                async with asyncio.timeout(1):  # then TLS has said goodbye, or never will
+                async with asyncio.timeout(1):  # for the closing handshake of TLS
                     await writer.wait_closed()
             writer.transport.abort()
 
-    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, request: HttpRequest, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; return whether the connection can be used for another one."""
         self.requests.append(request)
         exchange = self._exchange(request, writer)
         if exchange is None:
             return await Exchange(request, self, writer, "", b"").reply(404)
-        if (fault := self.fault) is not None and fault.strikes(exchange, self._struck):
-            self.strikes += 1
-            self._struck += 1
+        if (fault := self.fault) is not None and fault.matches(exchange, self._affected):
+            self.fault_count += 1
+            self._affected += 1
             return await KINDS[fault.kind](exchange, fault)
-        return await self._honest(exchange)
+        return await self._answer_correctly(exchange)
 
     async def again(self, exchange: Exchange, *, blind: bool = False) -> bool:
-        """Answer a request with the object as it is now; a blind server does not see that another one was wanted."""
+        """Answer a request with the object's current version; a blind server ignores If-Match."""
         now = self._exchange(exchange.request, exchange.writer)
         assert now is not None
-        return await (now.honest() if blind else self._honest(now))
+        return await (now.answer() if blind else self._answer_correctly(now))
 
-    async def _honest(self, exchange: Exchange) -> bool:
+    async def _answer_correctly(self, exchange: Exchange) -> bool:
         if exchange.request.headers.get("if-match") not in (None, exchange.headers.get("ETag")):
             return await exchange.reply(412)
-        return await exchange.honest()
+        return await exchange.answer()
 
-    def _exchange(self, request: Request, writer: asyncio.StreamWriter) -> Exchange | None:
+    def _exchange(self, request: HttpRequest, writer: asyncio.StreamWriter) -> Exchange | None:
         path = unquote(request.target.partition("?")[0].removeprefix("/"))
         if path not in self._objects:
             return None
@@ -155,21 +155,21 @@ class HttpServer:
         if self._etags:
             exchange.headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
         if self._dates:
-            exchange.headers["Last-Modified"] = email.utils.formatdate(_DATE + number, usegmt=True)
+            exchange.headers["Last-Modified"] = email.utils.formatdate(_FIRST_MODIFIED_S + number, usegmt=True)
         if found := _RANGE.fullmatch(request.headers.get("range", "")):
             exchange.partial = True
-            exchange.start, exchange.end = _span(found[1], found[2], len(data))
+            exchange.start, exchange.end = _resolve_range(found[1], found[2], len(data))
         return exchange
 
 
-def _parsed(head: bytes) -> Request:
+def _parse_request(head: bytes) -> HttpRequest:
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ", 2)
     fields = (line.partition(":") for line in lines if line)
-    return Request(method, target, {name.strip().lower(): value.strip() for name, _, value in fields})
+    return HttpRequest(method, target, {name.strip().lower(): value.strip() for name, _, value in fields})
 
 
-def _span(first: str, last: str, size: int) -> tuple[int, int]:
+def _resolve_range(first: str, last: str, size: int) -> tuple[int, int]:
     if not first:
         return max(0, size - int(last or 0)), size
     return int(first), min(size, int(last) + 1) if last else size

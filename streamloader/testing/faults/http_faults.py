@@ -1,6 +1,6 @@
-"""The ways in which the web server of :mod:`streamloader.testing.faults.http` misbehaves."""
+"""The faults of the web server of :mod:`streamloader.testing.faults.http`."""
 
-# ruff: noqa: ARG001 - all kinds take the same
+# ruff: noqa: ARG001 - all faults have the same signature
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-__all__ = ["KINDS", "Exchange", "Fault", "FaultyServer", "Request"]
+__all__ = ["KINDS", "Exchange", "FaultyServer", "HttpFault", "HttpRequest"]
 
-_PIECE: Final = 64 << 10
-_BOMB: Final = 64 << 20  # bytes that it unpacks to, of 64 KiB
+_PIECE_BYTES: Final = 64 << 10
+_BOMB_BYTES: Final = 64 << 20  # decompressed; 64 KiB compressed
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """What goes wrong.
+class HttpFault:
+    """A fault to switch on.
 
     Args:
-        kind: one of :data:`KINDS`.
-        at: the byte of the object at which it strikes.
-        times: so many requests, the others are answered honestly; None for all.
-        methods: of the requests that it strikes.
-        other: the object that takes the place of the first one, for the kinds that change it.
-        retry_after: what "status" says in Retry-After.
-        location: where "redirect" leads to.
-        status: of the answer of "status", and of "redirect" if it is one for that.
-        everywhere: whether it strikes requests for any bytes, not only those for the one at `at`.
+        kind: One of :data:`KINDS`.
+        at: Offset of the byte in the object at which the fault occurs.
+        times: Number of requests to affect. None for all.
+        methods: HTTP methods of the requests to affect.
+        other: Replacement of the object, for the kinds that change it.
+        retry_after: Value of Retry-After, for "status".
+        location: Target of "redirect".
+        status: HTTP status of "status", and of "redirect" if it is a 3xx status.
+        everywhere: Whether requests for any range are affected, not only those that include `at`.
     """
 
     kind: str
@@ -45,24 +45,24 @@ class Fault:
     everywhere: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what there is not."""
+        """Refuse unknown kinds."""
         if self.kind not in KINDS:
-            raise ValueError(f"there is no fault {self.kind!r}; there are {', '.join(KINDS)}")
+            raise ValueError(f"unknown fault {self.kind!r}; choose one of {', '.join(KINDS)}")
 
-    def strikes(self, exchange: Exchange, before: int) -> bool:
-        """Whether it strikes this request, after so many that it struck before."""
+    def matches(self, exchange: Exchange, before: int) -> bool:
+        """Return whether the fault affects a request, after `before` affected ones."""
         hit = self.everywhere or exchange.start <= self.at < exchange.end or not exchange.data
         return hit and exchange.request.method in self.methods and (self.times is None or before < self.times)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asked.
+class HttpRequest:
+    """A request of a client.
 
     Attributes:
-        method: GET, HEAD, ...
-        target: path and query, as they came.
-        headers: by their names in lower case.
+        method: HTTP method: GET, HEAD, ...
+        target: Path and query, as received.
+        headers: Headers by lower-case name.
     """
 
     method: str
@@ -78,8 +78,8 @@ class FaultyServer(Protocol):
         strikes: Number of requests that a fault has affected.
     """
 
-    fault: Fault | None
-    strikes: int
+    fault: HttpFault | None
+    fault_count: int
 
     def put(self, path: str, data: bytes) -> None:
         """Replace an object. Its ETag and its date change."""
@@ -90,16 +90,16 @@ class FaultyServer(Protocol):
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer.
+    """One request and its response.
 
     Attributes:
-        start: first byte asked for.
-        end: behind the last one, within the object.
-        partial: whether a range was asked for.
-        headers: of the object.
+        start: Offset of the first requested byte.
+        end: End offset of the requested range, within the object.
+        partial: Whether the request has a range.
+        headers: Headers that describe the object.
     """
 
-    request: Request
+    request: HttpRequest
     server: FaultyServer
     writer: asyncio.StreamWriter
     path: str
@@ -109,15 +109,15 @@ class Exchange:
     partial: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 
-    async def honest(self) -> bool:
-        """Answer as one should."""
+    async def answer(self) -> bool:
+        """Send the correct response."""
         if self.partial and self.start >= self.end:
             return await self.reply(416, {"Content-Range": f"bytes */{len(self.data)}"})
         await self.begin()
         return await self.send(self.start, self.end)
 
     async def begin(self, *, without: tuple[str, ...] = (), **changed: str) -> None:
-        """Send the head of an honest answer, with some of its headers changed (a_b stands for A-B) or left out."""
+        """Send the head of a correct response, with some headers changed (a_b stands for A-B) or omitted."""
         fields = {**self.headers, "Content-Length": str(self.end - self.start), "Accept-Ranges": "bytes"}
         if self.partial:
             fields["Content-Range"] = f"bytes {self.start}-{self.end - 1}/{len(self.data)}"
@@ -128,7 +128,7 @@ class Exchange:
 
     async def head(self, status: int, fields: dict[str, str]) -> None:
         """Send a status and headers."""
-        lines = [f"HTTP/1.1 {status} Whatever", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        lines = [f"HTTP/1.1 {status} Reason", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
         self.writer.write("\r\n".join(lines).encode("latin-1"))
         await self.writer.drain()
 
@@ -136,23 +136,23 @@ class Exchange:
         """Send bytes of the object, or of other data."""
         data = self.data if data is None else data
         if self.request.method != "HEAD":
-            for at in range(start, end, _PIECE):
-                self.writer.write(data[at : min(at + _PIECE, end)])
+            for at in range(start, end, _PIECE_BYTES):
+                self.writer.write(data[at : min(at + _PIECE_BYTES, end)])
                 await self.writer.drain()
         return True
 
     async def reply(self, status: int, fields: dict[str, str] | None = None, body: bytes = b"no\n") -> bool:
-        """Send a short answer that is not the object."""
+        """Send a short response without the object."""
         await self.head(status, {"Content-Length": str(len(body)), "Content-Type": "text/plain", **(fields or {})})
         return await self.send(0, len(body), body)
 
-    async def until(self, fault: Fault) -> None:
-        """Send the head of an honest answer, and its body up to where the fault strikes."""
+    async def until(self, fault: HttpFault) -> None:
+        """Send a correct response up to the byte of the fault."""
         await self.begin()
         await self.send(self.start, fault.at)
 
     def reset(self) -> bool:
-        """End the connection with RST."""
+        """Close the connection with RST."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -162,28 +162,28 @@ class Exchange:
 # --- in the body -----------------------------------------------------------------------------------------------------
 
 
-async def _truncated(exchange: Exchange, fault: Fault) -> bool:
-    """Announces all, and hangs up where the fault is."""
+async def _truncated(exchange: Exchange, fault: HttpFault) -> bool:
+    """Announce the whole length, and close the connection at the fault."""
     await exchange.until(fault)
     return False
 
 
-async def _short(exchange: Exchange, fault: Fault) -> bool:
-    """Announces no length, and hangs up where the fault is: as if that were the end."""
+async def _short(exchange: Exchange, fault: HttpFault) -> bool:
+    """Announce no length, and close the connection at the fault, as if the object ended there."""
     await exchange.begin(without=("Content-Length",), connection="close")
     await exchange.send(exchange.start, fault.at)
     return False
 
 
-async def _unmeasured(exchange: Exchange, fault: Fault) -> bool:
-    """Announces no length, sends all, and hangs up: no fault, but looks like one."""
+async def _unmeasured(exchange: Exchange, fault: HttpFault) -> bool:
+    """Announce no length, send everything and close the connection. This is correct, but looks like a fault."""
     await exchange.begin(without=("Content-Length",), connection="close")
     await exchange.send(exchange.start, exchange.end)
     return False
 
 
-async def _half_closed(exchange: Exchange, fault: Fault) -> bool:
-    """Sends all, closes its side at once, and keeps the other one open."""
+async def _half_closed(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send everything, close the sending side at once, and keep the receiving side open."""
     await exchange.begin()
     await exchange.send(exchange.start, exchange.end)
     exchange.writer.write_eof()
@@ -191,21 +191,21 @@ async def _half_closed(exchange: Exchange, fault: Fault) -> bool:
     return False
 
 
-async def _reset(exchange: Exchange, fault: Fault) -> bool:
-    """Resets the connection where the fault is."""
+async def _reset(exchange: Exchange, fault: HttpFault) -> bool:
+    """Reset the connection at the fault."""
     await exchange.until(fault)
     return exchange.reset()
 
 
-async def _stalls(exchange: Exchange, fault: Fault) -> bool:
-    """Sends nothing more from where the fault is."""
+async def _stalls(exchange: Exchange, fault: HttpFault) -> bool:
+    """Stop sending at the fault."""
     await exchange.until(fault)
     await asyncio.Event().wait()
     return False
 
 
-async def _drips(exchange: Exchange, fault: Fault) -> bool:
-    """Sends one byte a second from where the fault is."""
+async def _drips(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send one byte a second from the fault on."""
     await exchange.until(fault)
     for at in range(fault.at, exchange.end):
         await asyncio.sleep(1)
@@ -213,8 +213,8 @@ async def _drips(exchange: Exchange, fault: Fault) -> bool:
     return True
 
 
-async def _chunks_broken(exchange: Exchange, fault: Fault) -> bool:
-    """Sends chunks, and what is none where the fault is."""
+async def _chunks_broken(exchange: Exchange, fault: HttpFault) -> bool:
+    """Use chunked encoding, and send a malformed chunk at the fault."""
     await exchange.begin(without=("Content-Length",), transfer_encoding="chunked")
     if fault.at > exchange.start:
         exchange.writer.write(b"%x\r\n" % (fault.at - exchange.start))
@@ -225,8 +225,8 @@ async def _chunks_broken(exchange: Exchange, fault: Fault) -> bool:
     return False
 
 
-async def _chunks_end(exchange: Exchange, fault: Fault) -> bool:
-    """Sends chunks and ends them in good order, but where the fault is."""
+async def _chunks_end(exchange: Exchange, fault: HttpFault) -> bool:
+    """Use chunked encoding, and end it correctly, but at the fault."""
     await exchange.begin(without=("Content-Length",), transfer_encoding="chunked")
     if fault.at > exchange.start:
         exchange.writer.write(b"%x\r\n" % (fault.at - exchange.start))
@@ -237,8 +237,8 @@ async def _chunks_end(exchange: Exchange, fault: Fault) -> bool:
     return True
 
 
-async def _too_much(exchange: Exchange, fault: Fault) -> bool:
-    """Sends ten bytes more than the object, or the range, has."""
+async def _too_much(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send ten bytes more than the object or the range has."""
     await exchange.begin(without=("Content-Length",), transfer_encoding="chunked")
     exchange.writer.write(b"%x\r\n" % (exchange.end - exchange.start + 10))
     await exchange.send(exchange.start, exchange.end)
@@ -250,23 +250,23 @@ async def _too_much(exchange: Exchange, fault: Fault) -> bool:
 # --- ranges ----------------------------------------------------------------------------------------------------------
 
 
-async def _range_ignored(exchange: Exchange, fault: Fault) -> bool:
-    """Sends the whole object, with 200."""
+async def _range_ignored(exchange: Exchange, fault: HttpFault) -> bool:
+    """Ignore the range: send the whole object with 200."""
     exchange.start, exchange.end, exchange.partial = 0, len(exchange.data), False
     await exchange.begin()
     return await exchange.send(0, len(exchange.data))
 
 
-async def _range_moved(exchange: Exchange, fault: Fault) -> bool:
-    """Sends another range of the same length, and says so."""
+async def _range_moved(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send another range of the same length, with its Content-Range."""
     length = exchange.end - exchange.start
     start = 0 if exchange.start else min(1, len(exchange.data) - length)
     await exchange.begin(content_range=f"bytes {start}-{start + length - 1}/{len(exchange.data)}")
     return await exchange.send(start, start + length)
 
 
-async def _range_short(exchange: Exchange, fault: Fault) -> bool:
-    """Sends less than the range, and says so."""
+async def _range_short(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send a shorter range, with its Content-Range."""
     end = max(exchange.start + 1, exchange.end - 7)
     length = end - exchange.start
     await exchange.begin(
@@ -275,20 +275,20 @@ async def _range_short(exchange: Exchange, fault: Fault) -> bool:
     return await exchange.send(exchange.start, end)
 
 
-async def _range_length(exchange: Exchange, fault: Fault) -> bool:
-    """Names the right range, but sends fewer bytes, and announces those."""
+async def _range_length(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send the right Content-Range, but fewer bytes, with their Content-Length."""
     await exchange.begin(content_length=str(exchange.end - exchange.start - 1))
     return await exchange.send(exchange.start, exchange.end - 1)
 
 
-async def _range_nameless(exchange: Exchange, fault: Fault) -> bool:
-    """Sends 206 without a Content-Range."""
+async def _range_nameless(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send 206 without Content-Range."""
     await exchange.begin(without=("Content-Range",))
     return await exchange.send(exchange.start, exchange.end)
 
 
-async def _range_several(exchange: Exchange, fault: Fault) -> bool:
-    """Sends multipart/byteranges."""
+async def _range_several(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send multipart/byteranges."""
     part = exchange.data[exchange.start : exchange.end]
     label = f"Content-Range: bytes {exchange.start}-{exchange.end - 1}/{len(exchange.data)}"
     body = f"--X\r\n{label}\r\n\r\n".encode() + part + b"\r\n--X--\r\n"
@@ -298,22 +298,22 @@ async def _range_several(exchange: Exchange, fault: Fault) -> bool:
     return await exchange.send(0, len(body), body)
 
 
-async def _range_refused(exchange: Exchange, fault: Fault) -> bool:
-    """Answers 416, though the bytes are there."""
+async def _range_refused(exchange: Exchange, fault: HttpFault) -> bool:
+    """Answer 416 to a valid range."""
     return await exchange.reply(416, {"Content-Range": f"bytes */{len(exchange.data)}"})
 
 
 # --- before the body -------------------------------------------------------------------------------------------------
 
 
-async def _silent(exchange: Exchange, fault: Fault) -> bool:
-    """Takes the request and says nothing."""
+async def _silent(exchange: Exchange, fault: HttpFault) -> bool:
+    """Never answer."""
     await asyncio.Event().wait()
     return False
 
 
-async def _slow_head(exchange: Exchange, fault: Fault) -> bool:
-    """Sends its headers one byte a second."""
+async def _slow_head(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send the headers at one byte a second."""
     for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello":
         exchange.writer.write(bytes([byte]))
         await exchange.writer.drain()
@@ -321,51 +321,51 @@ async def _slow_head(exchange: Exchange, fault: Fault) -> bool:
     return False
 
 
-async def _endless_head(exchange: Exchange, fault: Fault) -> bool:
-    """Sends headers without end."""
+async def _endless_head(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send endless headers."""
     exchange.writer.write(b"HTTP/1.1 200 OK\r\n")
     while True:
         exchange.writer.write(b"X-More: " + b"x" * 4_000 + b"\r\n")
         await exchange.writer.drain()
 
 
-async def _hangs_up(exchange: Exchange, fault: Fault) -> bool:
-    """Takes the request and hangs up."""
+async def _hangs_up(exchange: Exchange, fault: HttpFault) -> bool:
+    """Close the connection instead of answering."""
     return False
 
 
-async def _resets(exchange: Exchange, fault: Fault) -> bool:
-    """Takes the request and resets the connection."""
+async def _resets(exchange: Exchange, fault: HttpFault) -> bool:
+    """Reset the connection instead of answering."""
     return exchange.reset()
 
 
-async def _no_http(exchange: Exchange, fault: Fault) -> bool:
-    """Answers with what is no HTTP."""
+async def _no_http(exchange: Exchange, fault: HttpFault) -> bool:
+    """Answer in another protocol."""
     exchange.writer.write(b"\x15\x03\x01\x00\x02\x02\x46 220 ready\r\n\r\n")
     await exchange.writer.drain()
     return False
 
 
-async def _status(exchange: Exchange, fault: Fault) -> bool:
-    """Answers with a status."""
+async def _status(exchange: Exchange, fault: HttpFault) -> bool:
+    """Answer with an error status."""
     fields = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
     return await exchange.reply(fault.status, fields)
 
 
-async def _login_page(exchange: Exchange, fault: Fault) -> bool:
+async def _login_page(exchange: Exchange, fault: HttpFault) -> bool:
     """Answers 200 with a page of HTML, as a hotel's network does."""
     return await exchange.reply(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>" * 20)
 
 
-async def _zipped(exchange: Exchange, fault: Fault) -> bool:
+async def _zipped(exchange: Exchange, fault: HttpFault) -> bool:
     """Answers with what unpacks to a thousand times its size."""
-    bomb = gzip.compress(bytes(_BOMB), 1)
+    bomb = gzip.compress(bytes(_BOMB_BYTES), 1)
     await exchange.begin(content_encoding="gzip", content_length=str(len(bomb)))
     return await exchange.send(0, len(bomb), bomb)
 
 
-async def _zipped_transfer(exchange: Exchange, fault: Fault) -> bool:
-    """Compresses the transfer, which nobody asked for."""
+async def _zipped_transfer(exchange: Exchange, fault: HttpFault) -> bool:
+    """Compress the transfer without a request to do so."""
     body = gzip.compress(exchange.data[exchange.start : exchange.end])
     await exchange.begin(without=("Content-Length",), transfer_encoding="gzip, chunked")
     exchange.writer.write(b"%x\r\n" % len(body))
@@ -375,44 +375,44 @@ async def _zipped_transfer(exchange: Exchange, fault: Fault) -> bool:
     return True
 
 
-async def _cookie(exchange: Exchange, fault: Fault) -> bool:
-    """Answers honestly, with a cookie."""
+async def _cookie(exchange: Exchange, fault: HttpFault) -> bool:
+    """Send a correct response with a cookie."""
     exchange.headers["Set-Cookie"] = "seen=1; Path=/"
-    return await exchange.honest()
+    return await exchange.answer()
 
 
-async def _redirect(exchange: Exchange, fault: Fault) -> bool:
-    """Redirects; "{n}" in the location counts."""
-    location = fault.location.replace("{n}", str(exchange.server.strikes))
+async def _redirect(exchange: Exchange, fault: HttpFault) -> bool:
+    """Redirect. "{n}" in the location becomes the number of affected requests."""
+    location = fault.location.replace("{n}", str(exchange.server.fault_count))
     return await exchange.reply(fault.status if 300 <= fault.status < 400 else 302, {"Location": location})
 
 
 # --- other objects ---------------------------------------------------------------------------------------------------
 
 
-async def _changed(exchange: Exchange, fault: Fault) -> bool:
-    """Replaces the object before it answers, and knows of If-Match."""
+async def _changed(exchange: Exchange, fault: HttpFault) -> bool:
+    """Replace the object before answering, and respect If-Match."""
     exchange.server.put(exchange.path, fault.other)
     exchange.server.fault = None
     return await exchange.server.again(exchange)
 
 
-async def _changed_blindly(exchange: Exchange, fault: Fault) -> bool:
-    """Replaces the object before it answers, and knows nothing of If-Match."""
+async def _changed_blindly(exchange: Exchange, fault: HttpFault) -> bool:
+    """Replace the object before answering, and ignore If-Match."""
     exchange.server.put(exchange.path, fault.other)
     exchange.server.fault = None
     return await exchange.server.again(exchange, blind=True)
 
 
-async def _changed_within(exchange: Exchange, fault: Fault) -> bool:
-    """Hangs up where the fault is, and has another object when it is asked again."""
+async def _changed_within(exchange: Exchange, fault: HttpFault) -> bool:
+    """Close the connection at the fault, and serve another object from then on."""
     exchange.server.put(exchange.path, fault.other)
     exchange.server.fault = None
     await exchange.until(fault)
     return False
 
 
-KINDS: Final[dict[str, Callable[[Exchange, Fault], Awaitable[bool]]]] = {
+KINDS: Final[dict[str, Callable[[Exchange, HttpFault], Awaitable[bool]]]] = {
     "truncated": _truncated,
     "short": _short,
     "unmeasured": _unmeasured,
@@ -446,4 +446,4 @@ KINDS: Final[dict[str, Callable[[Exchange, Fault], Awaitable[bool]]]] = {
     "changed-blindly": _changed_blindly,
     "changed-within": _changed_within,
 }
-"""What goes wrong -> who does it; the docstring of each tells how."""
+"""Kind of fault -> the function that implements and describes it."""

@@ -1,7 +1,7 @@
-"""Files and directories of IPFS as blocks, made in memory: what an IPFS node makes of them when they are added.
+"""Build the blocks of IPFS files and directories in memory, as an IPFS node does when they are added.
 
-With the defaults of js-ipfs and Kubo the CIDs are theirs, too. The gateway of
-:mod:`streamloader.testing.faults.ipfs_gateway` serves such blocks.
+With the defaults of js-ipfs and Kubo, the CIDs are the same as theirs. The gateway of
+:mod:`streamloader.testing.faults.ipfs_gateway` serves these blocks.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from streamloader.stores.ipfs.cid import DAG_PB, HASHES, IDENTITY, RAW, Cid, digest_of, varint
-from streamloader.stores.ipfs.unixfs import MURMUR3, Kind, decode, shard_path, shard_width
+from streamloader.stores.ipfs.cid import DAG_PB, HASHES, IDENTITY, RAW, Cid, compute_digest, encode_varint
+from streamloader.stores.ipfs.unixfs import MURMUR3, UnixFsKind, decode_node, shard_path, shard_width
 
-__all__ = ["Built", "DagBuilder", "car", "encode_node", "encode_unixfs"]
+__all__ = ["DagBuilder", "DagEntry", "encode_car", "encode_node", "encode_unixfs"]
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """Something that was made of blocks.
+class DagEntry:
+    """A file or directory in blocks.
 
     Attributes:
-        cid: of its topmost block.
-        total: bytes of all its blocks.
-        size: bytes of it, for files.
+        cid: CID of the root block.
+        total: Size of all its blocks in bytes.
+        size: Size of the file in bytes; 0 for directories.
     """
 
     cid: Cid
@@ -33,18 +33,18 @@ class Built:
 
 @dataclass(slots=True)
 class DagBuilder:
-    """Makes blocks of files and directories, and keeps them.
+    """Encodes files and directories as blocks, and collects the blocks.
 
     Args:
-        chunk_size: bytes of a file in one block.
-        width: links of one node of a file.
-        raw_leaves: whether the blocks at the bottom of files are the bytes alone, or dag-pb nodes around them.
-        version: of the CIDs; raw leaves have version 1 always.
-        hash: by its name in the table of multicodecs: sha2-256, sha2-512, sha3-256, sha3-512, blake2b-256 or blake3.
-        inline: blocks of no more bytes than this lie in their own CIDs. -1 for none.
+        chunk_size: Number of file bytes in one block.
+        width: Maximum number of links of a file node.
+        raw_leaves: Whether leaf blocks are plain bytes. Otherwise they are dag-pb nodes.
+        version: Version of the CIDs. Raw leaves always have version 1.
+        hash: Hash function, by its multicodec name: sha2-256, sha2-512, sha3-256, sha3-512, blake2b-256 or blake3.
+        inline: Maximum size of blocks that are stored in their CIDs, in bytes. -1 for none.
 
     Attributes:
-        blocks: CID -> bytes, of all that was made. What lies in its own CID is not among them.
+        blocks: All blocks so far, CID -> bytes, without those that are stored in their CIDs.
     """
 
     chunk_size: int = 262_144
@@ -56,62 +56,64 @@ class DagBuilder:
     blocks: dict[Cid, bytes] = field(default_factory=dict)
 
     def block(self, codec: int, data: bytes) -> Cid:
-        """Keep a block and return its CID."""
+        """Add a block and return its CID."""
         if len(data) <= self.inline:
             return Cid(1, codec, IDENTITY, data)
         code, size = HASHES[self.hash]
         version = self.version if codec == DAG_PB else 1
-        cid = Cid(version, codec, code, digest_of(code, size, data))
+        cid = Cid(version, codec, code, compute_digest(code, size, data))
         self.blocks[cid] = data
         return cid
 
-    def file(self, data: bytes) -> Built:
-        """Make a file: balanced, as all nodes do it by default."""
+    def file(self, data: bytes) -> DagEntry:
+        """Add a file as a balanced tree, the default of all IPFS nodes."""
         pieces = [data[at : at + self.chunk_size] for at in range(0, len(data), self.chunk_size)] or [b""]
         row = [self._leaf(piece) for piece in pieces]
         while len(row) > 1:
             row = [self.parent(row[at : at + self.width]) for at in range(0, len(row), self.width)]
         return row[0]
 
-    def parent(self, children: Sequence[Built]) -> Built:
-        """Make a file of several files, one behind the other."""
+    def parent(self, children: Sequence[DagEntry]) -> DagEntry:
+        """Add a file that concatenates several files."""
         sizes = [child.size for child in children]
-        message = encode_unixfs(Kind.FILE, sizes=sizes, size=sum(sizes))
+        message = encode_unixfs(UnixFsKind.FILE, sizes=sizes, size=sum(sizes))
         return self._node(message, [("", child) for child in children], sum(sizes))
 
-    def directory(self, entries: Mapping[str, Built]) -> Built:
-        """Make a directory in one block."""
+    def directory(self, entries: Mapping[str, DagEntry]) -> DagEntry:
+        """Add a directory in one block."""
         links = [(name, built) for name, built in sorted(entries.items(), key=lambda item: item[0].encode())]
-        return self._node(encode_unixfs(Kind.DIRECTORY), links)
+        return self._node(encode_unixfs(UnixFsKind.DIRECTORY), links)
 
-    def sharded(self, entries: Mapping[str, Built], fanout: int = 256) -> Built:
-        """Make a directory of many blocks, the entries spread over them by the hash of their names."""
+    def sharded(self, entries: Mapping[str, DagEntry], fanout: int = 256) -> DagEntry:
+        """Add a sharded directory (HAMT): the hash of its name decides the block of an entry."""
         return self._shard(entries, fanout, 1)
 
-    def tree(self, files: Mapping[str, bytes], *, shard_above: int | None = None) -> dict[str, Built]:
-        """Make files and the directories that they are in, and return all of them by path; "" is the topmost.
+    def tree(self, files: Mapping[str, bytes], *, shard_above: int | None = None) -> dict[str, DagEntry]:
+        """Add files and their directories, and return all of them by path; "" is the root directory.
 
         Args:
-            files: path -> bytes.
-            shard_above: directories with more entries are sharded; None for never.
+            files: Files, path -> bytes.
+            shard_above: Number of entries above which directories are sharded. None for never.
         """
-        made: dict[str, Built] = {}
-        self._tree("", dict(files), shard_above, made)
-        return made
+        entries: dict[str, DagEntry] = {}
+        self._tree("", dict(files), shard_above, entries)
+        return entries
 
-    def link(self, data: bytes) -> Built:
-        """Make a symbolic link to the path `data`."""
-        return self._node(encode_unixfs(Kind.SYMLINK, data), [])
+    def link(self, data: bytes) -> DagEntry:
+        """Add a symbolic link to the path `data`."""
+        return self._node(encode_unixfs(UnixFsKind.SYMLINK, data), [])
 
-    def leaves(self, built: Built) -> list[Cid]:
-        """Return the blocks at the bottom of a file, in the order of its bytes."""
-        node = decode(built.cid, self.blocks.get(built.cid, built.cid.digest), most_links=1 << 20)
-        below = [Built(link.cid, 0) for link in node.links]
+    def leaves(self, built: DagEntry) -> list[Cid]:
+        """Return the leaf blocks of a file, in the order of its bytes."""
+        node = decode_node(built.cid, self.blocks.get(built.cid, built.cid.digest), max_links=1 << 20)
+        below = [DagEntry(link.cid, 0) for link in node.links]
         return [cid for child in below for cid in self.leaves(child)] if below else [built.cid]
 
-    def _tree(self, path: str, files: Mapping[str, bytes], shard_above: int | None, made: dict[str, Built]) -> Built:
+    def _tree(
+        self, path: str, files: Mapping[str, bytes], shard_above: int | None, made: dict[str, DagEntry]
+    ) -> DagEntry:
         folders: dict[str, dict[str, bytes]] = {}
-        entries: dict[str, Built] = {}
+        entries: dict[str, DagEntry] = {}
         for name, data in files.items():
             first, slash, rest = name.partition("/")
             if slash:
@@ -124,14 +126,14 @@ class DagBuilder:
         built = made[path.rstrip("/")] = self.sharded(entries) if many else self.directory(entries)
         return built
 
-    def _leaf(self, data: bytes) -> Built:
+    def _leaf(self, data: bytes) -> DagEntry:
         if self.raw_leaves:
-            return Built(self.block(RAW, data), len(data), len(data))
-        return self._node(encode_unixfs(Kind.FILE, data, size=len(data)), [], len(data))
+            return DagEntry(self.block(RAW, data), len(data), len(data))
+        return self._node(encode_unixfs(UnixFsKind.FILE, data, size=len(data)), [], len(data))
 
-    def _shard(self, entries: Mapping[str, Built], fanout: int, level: int) -> Built:
+    def _shard(self, entries: Mapping[str, DagEntry], fanout: int, level: int) -> DagEntry:
         width = shard_width(fanout)
-        places: dict[str, dict[str, Built]] = {}
+        places: dict[str, dict[str, DagEntry]] = {}
         for name, built in entries.items():
             places.setdefault(shard_path(name, level, fanout)[-width:], {})[name] = built
         links, bits = [], 0
@@ -140,11 +142,11 @@ class DagBuilder:
             name, built = next(iter(there.items()))
             links.append((place + name, built) if len(there) == 1 else (place, self._shard(there, fanout, level + 1)))
         bitmap = bits.to_bytes((bits.bit_length() + 7) // 8, "big")
-        return self._node(encode_unixfs(Kind.SHARD, bitmap, fanout=fanout), links)
+        return self._node(encode_unixfs(UnixFsKind.SHARD, bitmap, fanout=fanout), links)
 
-    def _node(self, message: bytes, links: Sequence[tuple[str, Built]], size: int = 0) -> Built:
+    def _node(self, message: bytes, links: Sequence[tuple[str, DagEntry]], size: int = 0) -> DagEntry:
         data = encode_node(message, [(built.cid, name, built.total) for name, built in links])
-        return Built(self.block(DAG_PB, data), len(data) + sum(built.total for _, built in links), size)
+        return DagEntry(self.block(DAG_PB, data), len(data) + sum(built.total for _, built in links), size)
 
 
 def encode_unixfs(
@@ -156,43 +158,45 @@ def encode_unixfs(
     fanout: int | None = None,
     modified: float | None = None,
 ) -> bytes:
-    """Write a UnixFS message. Nothing is checked: tests need messages that make no sense, too."""
-    out = b"\x08" + varint(kind)
+    """Encode a UnixFS message without validation, because tests need malformed messages too."""
+    out = b"\x08" + encode_varint(kind)
     if data:
-        out += b"\x12" + varint(len(data)) + data
+        out += b"\x12" + encode_varint(len(data)) + data
     if size is not None:
-        out += b"\x18" + varint(size)
+        out += b"\x18" + encode_varint(size)
     for one in sizes:
-        out += b"\x20" + varint(one)
+        out += b"\x20" + encode_varint(one)
     if fanout is not None:
-        out += b"\x28" + varint(MURMUR3) + b"\x30" + varint(fanout)
+        out += b"\x28" + encode_varint(MURMUR3) + b"\x30" + encode_varint(fanout)
     if modified is not None:
         whole = int(modified // 1)
-        time = b"\x08" + varint(whole % (1 << 64)) + b"\x15" + struct.pack("<I", int((modified - whole) * 1e9))
-        out += b"\x42" + varint(len(time)) + time
+        time = b"\x08" + encode_varint(whole % (1 << 64)) + b"\x15" + struct.pack("<I", int((modified - whole) * 1e9))
+        out += b"\x42" + encode_varint(len(time)) + time
     return out
 
 
 def encode_node(data: bytes, links: Sequence[tuple[Cid, str, int | None]]) -> bytes:
-    """Write a dag-pb node: its links, each with a name and the bytes below it, and then its data."""
+    """Encode a dag-pb node: its links, each with a name and a total size, then its data."""
     out = bytearray()
     for cid, name, total in links:
         target = cid.encode()
-        link = b"\x0a" + varint(len(target)) + target + b"\x12" + varint(len(name.encode())) + name.encode()
+        link = (
+            b"\x0a" + encode_varint(len(target)) + target + b"\x12" + encode_varint(len(name.encode())) + name.encode()
+        )
         if total is not None:
-            link += b"\x18" + varint(total)
-        out += b"\x12" + varint(len(link)) + link
-    return bytes(out + b"\x0a" + varint(len(data)) + data)
+            link += b"\x18" + encode_varint(total)
+        out += b"\x12" + encode_varint(len(link)) + link
+    return bytes(out + b"\x0a" + encode_varint(len(data)) + data)
 
 
-def car(root: Cid, blocks: Sequence[tuple[Cid, bytes]]) -> bytes:
-    """Write a CAR of version 1 with these blocks."""
+def encode_car(root: Cid, blocks: Sequence[tuple[Cid, bytes]]) -> bytes:
+    """Encode a CAR of version 1 with these blocks."""
     named = b"\x00" + root.encode()
     header = b"\xa2\x65roots\x81\xd8\x2a" + _cbor_length(len(named)) + named + b"\x67version\x01"
-    out = bytearray(varint(len(header)) + header)
+    out = bytearray(encode_varint(len(header)) + header)
     for cid, block in blocks:
         name = cid.encode()
-        out += varint(len(name) + len(block)) + name + block
+        out += encode_varint(len(name) + len(block)) + name + block
     return bytes(out)
 
 

@@ -1,10 +1,10 @@
-"""An S3 server that misbehaves: a proxy in front of one that does not.
+"""A misbehaving S3 server: a proxy in front of a real one.
 
-Requests reach the server behind it as they came, so that signatures hold. Its answers come back as they are, but for
-one fault, which is switched on for answers with the bytes of objects, for listings, or for everything. ::
+The proxy forwards requests unchanged, so that their signatures stay valid. It forwards responses unchanged too, except
+for one fault, which can be switched on for reads of objects, for listings, for uploads, or for all requests. ::
 
     async with FaultyS3("http://127.0.0.1:8333") as proxy:
-        proxy.fault = Fault("truncate", at=1000)
+        proxy.fault = S3Fault("truncate", at=1000)
         store = open_store("s3://bucket", endpoint_url=proxy.url, retry=None, ...)
 """
 
@@ -19,39 +19,39 @@ from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-__all__ = ["FAULTS", "Fault", "FaultyS3"]
+__all__ = ["FAULTS", "FaultyS3", "S3Fault"]
 
 FAULTS: Final = {
-    "truncate": "the body ends at a byte, cleanly, before its announced length",
+    "truncate": "the body ends at a byte, before its announced length",
     "reset": "the connection is reset at a byte of the body",
-    "stall": "no byte comes after a byte of the body",
-    "stall-head": "no answer comes at all",
+    "stall": "the body stops at a byte",
+    "stall-head": "no response",
     "drip": "one byte a second from a byte of the body on",
-    "flip": "one byte is another one: no fault that a store could see, for those that verify",
+    "flip": "one byte differs; only readers that verify digests can notice it",
     "slow-down": "503 SlowDown with Retry-After",
     "too-many": "429 with Retry-After",
     "internal-error": "500 InternalError",
-    "ignored-range": "200 with the whole object, where a part was asked for",
+    "ignored-range": "200 with the whole object instead of the requested range",
     "wrong-range": "206 with the bytes of another range, and its Content-Range",
-    "forged-range": "206 with the asked Content-Range, and fewer bytes than that",
-    "changed-etag": "the ETag of another version, on what comes from a byte of the object on",
+    "forged-range": "206 with the requested Content-Range, and fewer bytes",
+    "changed-etag": "the ETag of another version for responses from a byte of the object on",
     "html": "200 with a page of HTML instead of XML",
-    "hang-up": "the connection is closed before an answer",
+    "hang-up": "the connection is closed instead of a response",
 }
-_CHUNK: Final = 1 << 14
-_HEAD_LIMIT: Final = 1 << 16
+_PIECE_BYTES: Final = 1 << 14
+MAX_HEADER_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """What goes wrong.
+class S3Fault:
+    """A fault to switch on.
 
     Attributes:
-        kind: one of FAULTS.
-        at: the byte at which it strikes, counted in the object: answers without that byte are as they should be.
-        times: how often; None for ever.
-        on: "objects" (GET of an object), "listings", "uploads", or "everything".
-        retry_after: seconds that busy answers ask to wait.
+        kind: One of FAULTS.
+        at: Offset of the byte in the object at which the fault occurs. Responses without this byte are correct.
+        times: Number of requests to affect. None for all.
+        on: Kind of requests to affect: "objects" (GET of an object), "listings", "uploads", or "everything".
+        retry_after: Retry-After of busy responses, in seconds.
     """
 
     kind: str
@@ -61,13 +61,13 @@ class Fault:
     retry_after: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what is no fault."""
+        """Refuse unknown kinds."""
         if self.kind not in FAULTS:
-            raise ValueError(f"{self.kind!r} is no fault of {sorted(FAULTS)}")
+            raise ValueError(f"unknown fault {self.kind!r}; choose one of {sorted(FAULTS)}")
 
 
 @dataclass(slots=True)
-class _Request:
+class _S3Request:
     line: bytes
     head: bytes
 
@@ -92,31 +92,31 @@ class FaultyS3:
     """The proxy: an asynchronous context manager.
 
     Args:
-        target: address of the S3 server, ``http://host:port``.
+        target: Address of the real S3 server, ``http://host:port``.
 
     Attributes:
-        fault: what goes wrong now; None for nothing.
-        struck: how often it did.
-        requests: the first lines of all requests so far.
+        fault: Active fault, or None.
+        fault_count: Number of requests that a fault affected.
+        requests: Request lines of all requests so far.
     """
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = parts.hostname or "127.0.0.1", parts.port or 80
-        self.fault: Fault | None = None
-        self.struck = 0
+        self.fault: S3Fault | None = None
+        self.fault_count = 0
         self.requests: list[str] = []
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        """Where it listens."""
-        assert self._server is not None, "it has not been entered"
+        """The URL of the proxy."""
+        assert self._server is not None, "the proxy has not been started"
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_HEAD_LIMIT)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=MAX_HEADER_BYTES)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -134,7 +134,7 @@ class FaultyS3:
         try:
             await self._serve(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            pass  # one of both has gone, or the proxy is closed
+            pass  # one side disconnected, or the proxy is closed
         finally:
             self._tasks.discard(task)
             writer.close()
@@ -142,98 +142,98 @@ class FaultyS3:
                 await writer.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection; each goes over a connection of its own."""
+        """Forward the requests of one connection, each over a new connection to the server."""
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             line, _, rest = head.partition(b"\r\n")
-            request = _Request(line, rest)
+            request = _S3Request(line, rest)
             self.requests.append(line.decode("ascii", "replace"))
-            fault = self._strikes(request)
-            back_reader, back_writer = await asyncio.open_connection(*self._target)
+            fault = self._match_fault(request)
+            upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
             try:
-                back_writer.write(line + b"\r\n" + _asked(rest, fault))
+                upstream_writer.write(line + b"\r\n" + _edit_request_headers(rest, fault))
                 uploading = asyncio.ensure_future(
-                    _copy(reader, back_writer, int(request.value(b"content-length") or 0))
+                    _copy(reader, upstream_writer, int(request.value(b"content-length") or 0))
                 )
                 try:
-                    again = await self._answer(request, fault, back_reader, writer, uploading)
+                    keep_open = await self._answer(request, fault, upstream_reader, writer, uploading)
                 finally:
                     if not uploading.done():
                         uploading.cancel()
             finally:
-                back_writer.close()
+                upstream_writer.close()
                 with contextlib.suppress(OSError):
-                    await back_writer.wait_closed()
-            if not again:
+                    await upstream_writer.wait_closed()
+            if not keep_open:
                 return
 
-    def _strikes(self, request: _Request) -> Fault | None:
+    def _match_fault(self, request: _S3Request) -> S3Fault | None:
         fault = self.fault
         if fault is None or fault.on not in ("everything", request.kind):
             return None
-        if fault.times is not None and self.struck >= fault.times:
+        if fault.times is not None and self.fault_count >= fault.times:
             return None
-        if request.kind == "objects" and not _holds(_asked_span(request), fault):
+        if request.kind == "objects" and not _covers_fault(_parse_requested_span(request), fault):
             return None
-        self.struck += 1
+        self.fault_count += 1
         return fault
 
     async def _answer(
         self,
-        request: _Request,
-        fault: Fault | None,
-        back: asyncio.StreamReader,
+        request: _S3Request,
+        fault: S3Fault | None,
+        upstream: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         uploading: asyncio.Future[None],
     ) -> bool:
-        """Pass on one answer; False if the connection is at its end."""
+        """Forward one response. Return whether the connection can be used for another request."""
         kind = fault.kind if fault else ""
         await uploading
         if kind == "hang-up":
             return False
         if kind == "stall-head":
             await asyncio.Event().wait()
-        if fault and kind in _MADE:
-            writer.write(_made(kind, fault.retry_after))
+        if fault and kind in _FORGED_RESPONSES:
+            writer.write(_forge_response(kind, fault.retry_after))
             await writer.drain()
             return True
-        head = await back.readuntil(b"\r\n\r\n")
+        head = await upstream.readuntil(b"\r\n\r\n")
         length = 0 if request.method == "HEAD" else int(_value(head, b"content-length") or 0)
         chunked = b"chunked" in (_value(head, b"transfer-encoding") or b"").lower() and request.method != "HEAD"
         if fault is not None and kind == "changed-etag":
             head = re.sub(rb'(?i)(\netag: *)"?[^\r\n"]*"?', rb'\1"of-another-version"', head)
         if fault is not None and kind == "wrong-range":
-            head = _shifted(head)
+            head = _shift_range(head)
         if fault is not None and kind == "forged-range":
             length = max(0, length - 1)
             head = re.sub(rb"(?i)(\ncontent-length: *)\d+", rb"\g<1>%d" % length, head)
         writer.write(head)
         if chunked:
-            await _copy_chunked(back, writer)
+            await _copy_chunked(upstream, writer)
             return True
-        start = _answered_start(head)
+        start = _parse_response_start(head)
         if fault is None or kind not in ("truncate", "reset", "stall", "drip", "flip"):
-            await _copy(back, writer, length)
+            await _copy(upstream, writer, length)
             return True
         first = min(length, max(0, fault.at - start))
-        await _copy(back, writer, first)
-        return await _strike(kind, back, writer, length - first)
+        await _copy(upstream, writer, first)
+        return await _misbehave(kind, upstream, writer, length - first)
 
 
-async def _strike(kind: str, back: asyncio.StreamReader, writer: asyncio.StreamWriter, left: int) -> bool:
-    """Let the fault happen, with `left` bytes to go."""
+async def _misbehave(kind: str, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, remaining: int) -> bool:
+    """Apply the fault to the last `remaining` bytes of the body."""
     if kind == "flip":
-        byte = await back.readexactly(min(1, left))
+        byte = await upstream.readexactly(min(1, remaining))
         writer.write(bytes(value ^ 0x01 for value in byte))
-        await _copy(back, writer, left - len(byte))
+        await _copy(upstream, writer, remaining - len(byte))
         return True
     if kind == "stall":
         await asyncio.Event().wait()
     if kind == "drip":
-        for _ in range(left):
-            writer.write(await back.readexactly(1))
+        for _ in range(remaining):
+            writer.write(await upstream.readexactly(1))
             await writer.drain()
-            await asyncio.sleep(1)  # that is the fault
+            await asyncio.sleep(1)  # the fault itself
         return True
     if kind == "reset":
         connection = writer.get_extra_info("socket")
@@ -242,7 +242,7 @@ async def _strike(kind: str, back: asyncio.StreamReader, writer: asyncio.StreamW
     return False
 
 
-_MADE: Final = {
+_FORGED_RESPONSES: Final = {
     "slow-down": (b"503 Service Unavailable", b"SlowDown", b"application/xml"),
     "too-many": (b"429 Too Many Requests", b"TooManyRequests", b"application/xml"),
     "internal-error": (b"500 Internal Server Error", b"InternalError", b"application/xml"),
@@ -250,9 +250,9 @@ _MADE: Final = {
 }
 
 
-def _made(kind: str, retry_after: int) -> bytes:
-    """Return an answer that is not the server's."""
-    status, code, content = _MADE[kind]
+def _forge_response(kind: str, retry_after: int) -> bytes:
+    """Build a response of the proxy's own."""
+    status, code, content = _FORGED_RESPONSES[kind]
     body = b"<Error><Code>%s</Code><Message>made by the proxy</Message></Error>" % code
     if kind == "html":
         body = b"<!DOCTYPE html><html><body><h1>Welcome to our network</h1><p>Please log in.<br></body></html>"
@@ -263,8 +263,8 @@ def _made(kind: str, retry_after: int) -> bytes:
     )  # fmt: skip
 
 
-def _asked(head: bytes, fault: Fault | None) -> bytes:
-    """Return the headers that the server behind shall see. Range and If-Match are not signed by S3 clients."""
+def _edit_request_headers(head: bytes, fault: S3Fault | None) -> bytes:
+    """Return the headers to forward. S3 clients do not sign Range and If-Match, so they can be removed."""
     if fault is not None and fault.kind == "ignored-range":
         return re.sub(rb"(?i)(^|\n)range: [^\r\n]*\r\n", rb"\1", head)
     if fault is not None and fault.kind == "changed-etag":
@@ -272,28 +272,28 @@ def _asked(head: bytes, fault: Fault | None) -> bytes:
     return head
 
 
-def _asked_span(request: _Request) -> tuple[int | None, int | None]:
+def _parse_requested_span(request: _S3Request) -> tuple[int | None, int | None]:
     found = re.match(rb"bytes=(\d*)-(\d*)", request.value(b"range") or b"")
     if found is None:
         return None, None
     return (int(found[1]) if found[1] else None, int(found[2]) if found[2] else None)
 
 
-def _holds(span: tuple[int | None, int | None], fault: Fault) -> bool:
-    """Whether a fault lies within what is asked for; another version stays one for all that comes after."""
+def _covers_fault(span: tuple[int | None, int | None], fault: S3Fault) -> bool:
+    """Return whether the requested range includes the fault. "changed-etag" affects all later bytes too."""
     start, last = span
     if last is not None and last < fault.at:
         return False
     return fault.kind == "changed-etag" or start is None or start <= fault.at
 
 
-def _answered_start(head: bytes) -> int:
+def _parse_response_start(head: bytes) -> int:
     found = re.match(rb"bytes (\d+)-", _value(head, b"content-range") or b"")
     return int(found[1]) if found else 0
 
 
-def _shifted(head: bytes) -> bytes:
-    """Return headers whose range lies one byte further on."""
+def _shift_range(head: bytes) -> bytes:
+    """Return the headers with the range moved by one byte."""
 
     def shift(found: re.Match[bytes]) -> bytes:
         return b"%s%d-%d/%d" % (found[1], int(found[2]) + 1, int(found[3]) + 1, int(found[4]) + 1)
@@ -308,7 +308,7 @@ def _value(head: bytes, name: bytes) -> bytes | None:
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, length: int) -> None:
     while length:
-        piece = await source.read(min(_CHUNK, length))
+        piece = await source.read(min(_PIECE_BYTES, length))
         if not piece:
             raise asyncio.IncompleteReadError(piece, length)
         target.write(piece)
@@ -318,7 +318,7 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, leng
 
 
 async def _copy_chunked(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    """Pass on a chunked body (RFC 9112, 7.1) up to its end."""
+    """Forward a chunked body (RFC 9112, section 7.1) to its end."""
     while True:
         line = await source.readuntil(b"\r\n")
         target.write(line)

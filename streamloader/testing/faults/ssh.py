@@ -1,27 +1,28 @@
-"""An SSH server that misbehaves, on loopback, in this process: for tests of what reads through SFTP.
+"""A misbehaving SSH server on loopback, in this process, to test readers over SFTP.
 
-It serves objects from memory, to one user with a password, and does one thing wrong at one point::
+It serves objects from memory to one user with a password, and has one fault at one point::
 
     async with FaultySsh({"a.bin": data}, "cut", at=1_000_000) as server:
         store = open_store(server.url, retry=None, **server.options())
-        await store.read("a.bin")  # Interrupted, offset=...
+        await store.read("a.bin")  # TransferInterrupted, offset=...
 
-Faults of the wire, between a correct server and its client, from a point on:
+Network faults, between a correct server and its client, from a point on:
 
-- ``"silence"``: nothing comes any more, and the connection stays open.
-- ``"drip"``: one byte every so often.
+- ``"silence"``: no more bytes arrive, and the connection stays open.
+- ``"drip"``: one byte every `pause` seconds.
 - ``"cut"``: the connection is closed; ``"reset"``: with a TCP reset.
 
-Faults of SFTP, when the byte `at` is read:
+SFTP faults, when the byte `at` is read:
 
-- ``"short"``: less comes than was asked for, which the protocol allows. ``"long"``: more comes.
-- ``"early end"``: end of file, where there should be more.
-- ``"other offset"``: as many bytes as asked, from elsewhere. No client can see that without a digest.
-- ``"failure"``, ``"refused"``: the server's status instead of bytes.
-- ``"garbage"``: bytes that are no SFTP.
-- ``"changed size"``, ``"changed time"``: the file is another one from then on.
+- ``"short"``: fewer bytes than requested, which the protocol allows. ``"long"``: more bytes.
+- ``"early end"``: end of file before the end.
+- ``"other offset"``: the requested number of bytes, from another offset. A client needs a digest to notice.
+- ``"failure"``, ``"refused"``: an error status instead of bytes.
+- ``"garbage"``: bytes that are not SFTP.
+- ``"changed size"``, ``"changed time"``: the file changes at that point.
 
-Faults of SSH: ``"changed host key"``, ``"login refused"``, ``"no ssh"`` (something else answers). ``""`` is none.
+SSH faults: ``"changed host key"``, ``"login refused"``, ``"no ssh"`` (a server of another protocol).
+``""`` is no fault.
 """
 
 from __future__ import annotations
@@ -44,28 +45,28 @@ FAULTS: Final = (
     *("short", "long", "early end", "other offset", "failure", "refused", "garbage", "changed size", "changed time"),
     *("changed host key", "login refused", "no ssh"),
 )
-STAGES: Final = ("connect", "key exchange", "login", "open")  # points for the faults of the wire, besides offsets
-_WIRE: Final = ("silence", "drip", "cut", "reset")
-_GREETING: Final = 300  # bytes that a client gets before a fault of the key exchange
+STAGES: Final = ("connect", "key exchange", "login", "open")  # points of network faults, besides offsets
+_NETWORK_FAULTS: Final = ("silence", "drip", "cut", "reset")
+GREETING_BYTES: Final = 300  # sent before a fault of the key exchange
 _USER: Final = "reader"
 
 
 class FaultySsh:
-    """The server; an asynchronous context manager. Use one for each test.
+    """The server; an asynchronous context manager. Use a new one for each test.
 
     Args:
-        objects: path -> bytes.
-        fault: what it does wrong, of FAULTS; "" for nothing.
-        at: where: an offset in an object or, for faults of the wire, a stage of STAGES.
-        password: of the user "reader"; drawn at random if it is left out.
-        pause: seconds between two bytes of a drip.
-        once: whether it does this only once, and is a good server from then on.
+        objects: Objects to serve, path -> bytes.
+        fault: One of FAULTS; "" for correct responses.
+        at: Point of the fault: an offset in an object or, for network faults, one of STAGES.
+        password: Password of the user "reader". Random by default.
+        pause: Seconds between two bytes of a drip.
+        once: Whether the fault occurs only once.
 
     Attributes:
-        url: of the server, with the user's name.
-        password: of the user.
-        struck: how often the fault happened.
-        logins: how often somebody logged in.
+        url: URL of the server, with the user's name.
+        password: Password of the user.
+        fault_count: Number of times that the fault occurred.
+        logins: Number of successful logins.
     """
 
     def __init__(
@@ -79,41 +80,41 @@ class FaultySsh:
         once: bool = False,
     ) -> None:
         if fault and fault not in FAULTS:
-            raise ValueError(f"no such fault: {fault!r}; there are {', '.join(FAULTS)}")
-        if isinstance(at, str) and (at not in STAGES or fault not in _WIRE):
-            raise ValueError(f"{fault!r} cannot happen at {at!r}")
+            raise ValueError(f"unknown fault {fault!r}; choose one of {', '.join(FAULTS)}")
+        if isinstance(at, str) and (at not in STAGES or fault not in _NETWORK_FAULTS):
+            raise ValueError(f"{fault!r} cannot occur at {at!r}")
         self.objects = dict(objects)
         self.fault = fault
         self.at = at
         self.once = once
         self.password = secrets.token_hex(16) if password is None else password
-        self.struck = 0
+        self.fault_count = 0
         self.logins = 0
         self.port = 0
         self._pause = pause
-        self._over = False  # what was to happen once
+        self._done = False  # whether a fault with `once` is over
         self._stack = contextlib.AsyncExitStack()
         self._known_hosts = ""
-        self._behind = 0  # port of the correct server
+        self._backend_port = 0  # port of the correct server
         self._pumps: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        """Of the store, with the user's name."""
+        """The address of the store, with the user's name."""
         return f"ssh://{_USER}@127.0.0.1:{self.port}"
 
     def options(self) -> dict[str, Any]:
-        """Return what ``open_store(url, **options)`` needs."""
+        """Return the options for ``open_store(url, **options)``."""
         return {"password": self.password, "known_hosts": self._known_hosts, "config": []}
 
     def strike(self) -> None:
-        """Let a fault of the wire happen now; the others count here."""
-        self.struck += 1
+        """Record an occurrence of the fault. A network fault begins now."""
+        self.fault_count += 1
 
     @property
     def broken(self) -> bool:
-        """Whether the wire is faulty now."""
-        return self.fault in _WIRE and self.struck > 0 and not (self.once and self._over)
+        """Whether a network fault is active."""
+        return self.fault in _NETWORK_FAULTS and self.fault_count > 0 and not (self.once and self._done)
 
     async def __aenter__(self) -> Self:
         key, other = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
@@ -123,21 +124,21 @@ class FaultySsh:
                 "127.0.0.1",
                 0,
                 server_host_keys=[key],
-                server_factory=lambda: _Login(self),
-                sftp_factory=lambda channel: _Files(channel, self),
+                server_factory=lambda: _FaultySshServer(self),
+                sftp_factory=lambda channel: _FaultySftpServer(channel, self),
                 allow_scp=False,
                 gss_host=None,
             )
             self._stack.push_async_callback(behind.wait_closed)
             self._stack.callback(behind.close)
-            self._behind = behind.get_port()
+            self._backend_port = behind.get_port()
             front = await asyncio.start_server(self._serve, "127.0.0.1", 0)
             self._stack.push_async_callback(self._stop_pumps)
             self._stack.callback(front.close)
             self.port = front.sockets[0].getsockname()[1]
-            told = other if self.fault == "changed host key" else key
+            host_key = other if self.fault == "changed host key" else key
             self._known_hosts = f"{folder}/known_hosts"
-            line = f"[127.0.0.1]:{self.port} {told.export_public_key('openssh').decode()}"
+            line = f"[127.0.0.1]:{self.port} {host_key.export_public_key('openssh').decode()}"
             await asyncio.to_thread(_write, self._known_hosts, line)
         except BaseException:
             await self._stack.aclose()
@@ -152,7 +153,7 @@ class FaultySsh:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
-    # --- the wire ----------------------------------------------------------------------------------------------------
+    # --- network -----------------------------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -166,24 +167,24 @@ class FaultySsh:
                 return
             await self._pass_on(reader, writer)
         except (ConnectionError, asyncio.CancelledError):
-            return  # it is the client's, or the test's, right to go
+            return  # the client disconnected, or the test ended
         finally:
             writer.transport.abort()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind, to_behind = await asyncio.open_connection("127.0.0.1", self._behind)
+        behind, to_behind = await asyncio.open_connection("127.0.0.1", self._backend_port)
         up = asyncio.create_task(_pump(reader, to_behind))
         if self.at == "connect":
             self.strike()
         sent = 0
         try:
             while data := await behind.read(1 << 16):
-                if self.at == "key exchange" and sent + len(data) > _GREETING:
-                    writer.write(data[: _GREETING - sent])
-                    data = data[_GREETING - sent :]
+                if self.at == "key exchange" and sent + len(data) > GREETING_BYTES:
+                    writer.write(data[: GREETING_BYTES - sent])
+                    data = data[GREETING_BYTES - sent :]
                     self.strike()
                 if self.broken:
-                    self._over = True
+                    self._done = True
                     await self._misbehave(writer, data)
                     return
                 writer.write(data)
@@ -210,8 +211,8 @@ class FaultySsh:
                 return
 
 
-class _Login(asyncssh.SSHServer):
-    """Lets one user in."""
+class _FaultySshServer(asyncssh.SSHServer):
+    """Accepts one user."""
 
     def __init__(self, kit: FaultySsh) -> None:
         self._kit = kit
@@ -233,10 +234,10 @@ class _Login(asyncssh.SSHServer):
         return right
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
-        return True  # so that it serves as a jump host as well
+        return True  # the server can be a jump host too
 
 
-class _Files(asyncssh.SFTPServer):
+class _FaultySftpServer(asyncssh.SFTPServer):
     """Serves the objects."""
 
     def __init__(self, channel: asyncssh.SSHServerChannel[bytes], kit: FaultySsh) -> None:
@@ -255,7 +256,7 @@ class _Files(asyncssh.SFTPServer):
         if (
             not isinstance(kit.at, int)
             or not kit.fault
-            or (kit.once and kit.struck)
+            or (kit.once and kit.fault_count)
             or not offset <= kit.at < offset + size
         ):
             return data[offset : offset + size]
@@ -286,13 +287,13 @@ class _Files(asyncssh.SFTPServer):
             raise asyncssh.SFTPNoSuchFile("no such object") from None
 
     def close(self, file_obj: object) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
     def stat(self, path: bytes) -> asyncssh.SFTPAttrs:
         size, time, kit = len(self._find(path)), 1_700_000_000, self._kit
-        if kit.struck and kit.fault == "changed size":
+        if kit.fault_count and kit.fault == "changed size":
             size += 1
-        if kit.struck and kit.fault == "changed time":
+        if kit.fault_count and kit.fault == "changed time":
             time += 7
         return asyncssh.SFTPAttrs(size=size, permissions=0o100644, uid=0, gid=0, atime=time, mtime=time)
 

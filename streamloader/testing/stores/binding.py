@@ -1,4 +1,4 @@
-"""What a binding of the store suite says, and what its tests use."""
+"""The settings of a binding of the store suite, and helpers for its tests."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
 from streamloader.values import ObjectInfo
 
-__all__ = ["BIG", "DEADLINE", "StoreBinding", "difference", "made_bytes", "run"]
+__all__ = ["BIG", "DEADLINE_S", "StoreBinding", "describe_difference", "make_bytes", "run"]
 
 T = TypeVar("T")
 
-DEADLINE: Final = 60.0  # seconds for one part of a test
-BIG: Final = 16 << 20  # bytes of a big object
-_TOGETHER: Final = 32  # writes under way when a store is populated
+DEADLINE_S: Final = 60.0
+"""Time limit of one part of a test."""
+BIG: Final = 16 << 20
+"""Size of a big object in bytes."""
+MAX_CONCURRENT_WRITES: Final = 32
 
 
 class StoreBinding:
-    """What is tested: a subclass gives at least :meth:`location`, and :meth:`populate` if the store takes no objects.
+    """Settings of a tested store.
+
+    A subclass defines at least :meth:`location`, and :meth:`populate` if the store is read-only.
 
     Attributes:
-        schemes: the schemes of :func:`streamloader.stores.registry.schemes` that this binding stands for.
-        secrets: texts that no repr, error or log may show: the passwords and keys in the options.
-        versioned: whether the store tells versions. If not, all of them have to be None.
-        root_lists: whether ``list("")`` works; if not, it has to raise NotSupported, NotFound or AccessDenied.
-        refused_names: names among :attr:`names` that this kind of store cannot have -> why. Reading and writing them
-            has to raise a StoreError or ConfigError.
-        keys: entries of the listings that are tested in the fast and in the slow tier. Lower them only with a reason.
-        names: of objects that have to work, each below a directory of its own.
+        schemes: Schemes of :func:`streamloader.stores.registry.schemes` that this binding tests.
+        secrets: Passwords and keys in the options. No repr, error or log may show them.
+        versioned: Whether the store reports versions. If not, all versions have to be None.
+        root_lists: Whether ``list("")`` works. If not, it has to raise NotSupported, NotFound or AccessDenied.
+        refused_names: Names among :attr:`names` that this kind of store cannot have, each with the reason. Reading and
+            writing them has to raise a StoreError or ConfigError.
+        keys: Numbers of entries in the large listings of the fast and of the slow tier. Lower them only with a reason.
+        names: Object names that have to work, each below a directory of its own.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
@@ -72,37 +76,37 @@ class StoreBinding:
     )
 
     def location(self) -> tuple[str, Mapping[str, Any]]:
-        """Return the address of a directory (or host, or bucket) that is this test's own, and options for it.
+        """Return the address of a directory (or host, or bucket) that only this test uses, and options for it.
 
-        Every call in one test returns the same place.
+        Every call in one test returns the same location.
         """
-        raise NotImplementedError(f"{type(self).__name__} has to say where its store is: def location(self)")
+        raise NotImplementedError(f"{type(self).__name__} has to define location(self), which returns its address")
 
     def make_store(self, **options: Any) -> Store:
-        """Return a new store of that place; `options` come on top. It is not retried unless the binding says so."""
+        """Return a new store of that location, with `options` on top of its own. By default, nothing is retried."""
         address, own = self.location()
         return open_store(address, **{"retry": Retry(attempts=1), **own, **options})
 
     def path(self, name: str) -> str:
-        """Return the path in the store of the object that was populated as `name`: the name, or say how it differs."""
+        """Return the store's path of the object that was populated as `name`. By default, the name itself."""
         return name
 
     def address(self, name: str) -> str:
-        """Return the whole address of an object, as users write it."""
+        """Return the full address of an object, as users write it."""
         return f"{self.location()[0].rstrip('/')}/{self.path(name)}"
 
     def populate(self, files: Mapping[str, bytes]) -> None:
-        """Put objects there, name -> bytes; existing ones are replaced as a whole, never overwritten in place.
+        """Create objects, given as name -> bytes. Existing objects are replaced atomically, never overwritten in place.
 
-        It is called in any thread, one call after the other, and not in an event loop. By default it writes through
-        the store.
+        Calls may come from any thread, one after the other, outside of an event loop. The default implementation
+        writes through the store.
         """
 
         async def write_all() -> None:
-            turns = asyncio.Semaphore(_TOGETHER)
+            slots = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
 
             async def write(store: Store, name: str, data: bytes) -> None:
-                async with turns:
+                async with slots:
                     await store.write(self.path(name), data)
 
             async with self.make_store() as store, asyncio.TaskGroup() as tasks:
@@ -111,24 +115,24 @@ class StoreBinding:
 
         run(write_all)
 
-    # --- help for the tests ------------------------------------------------------------------------------------------
+    # --- helpers for the tests ---------------------------------------------------------------------------------------
 
     @functools.cached_property
     def folder(self) -> str:
-        """The directory of this test."""
+        """The name of this test's directory."""
         return f"suite-{secrets.token_hex(4)}"
 
     def name(self, name: str = "") -> str:
-        """Return the name of an object, or directory, of this test."""
+        """Return the full name of an object of this test, or of its directory."""
         return f"{self.folder}/{name}" if name else self.folder
 
     def put(self, name: str, data: bytes) -> str:
-        """Put one object there and return its path."""
+        """Create one object and return its path."""
         self.populate({self.name(name): data})
         return self.path(self.name(name))
 
     def use(self, function: Callable[[Store], Coroutine[Any, Any, T]], **options: Any) -> T:
-        """Call a function with an open store, in an event loop of its own."""
+        """Call a coroutine function with an open store, in a new event loop."""
 
         async def with_store() -> T:
             async with self.make_store(**options) as store:
@@ -137,8 +141,8 @@ class StoreBinding:
         return run(with_store)
 
 
-def run(function: Callable[[], Coroutine[Any, Any, T]], deadline: float = DEADLINE) -> T:
-    """Run a coroutine function in a new event loop, to a deadline."""
+def run(function: Callable[[], Coroutine[Any, Any, T]], deadline: float = DEADLINE_S) -> T:
+    """Run a coroutine function in a new event loop, with a deadline in seconds."""
 
     async def with_deadline() -> T:
         async with asyncio.timeout(deadline):
@@ -148,19 +152,19 @@ def run(function: Callable[[], Coroutine[Any, Any, T]], deadline: float = DEADLI
 
 
 @functools.lru_cache(maxsize=16)
-def made_bytes(size: int, seed: int = 0) -> bytes:
-    """Return `size` bytes that are the same for the same arguments and repeat nowhere."""
+def make_bytes(size: int, seed: int = 0) -> bytes:
+    """Return `size` pseudo-random bytes that depend only on the arguments."""
     return random.Random(seed << 40 | size).randbytes(size)  # noqa: S311 - not for secrets
 
 
-async def listed(store: Store, prefix: str = "", *, recursive: bool = True) -> list[ObjectInfo]:
-    """Return a listing as a list, in the order of its paths."""
+async def list_objects(store: Store, prefix: str = "", *, recursive: bool = True) -> list[ObjectInfo]:
+    """Return a listing as a list, sorted by path."""
     found = [info async for info in store.list(prefix, recursive=recursive)]
     return sorted(found, key=lambda info: info.path)
 
 
-async def pieces(*parts: bytes, then: BaseException | None = None) -> AsyncIterator[bytes]:
-    """Yield parts, and raise `then` after them."""
+async def iterate_pieces(*parts: bytes, then: BaseException | None = None) -> AsyncIterator[bytes]:
+    """Yield the parts, then raise `then`."""
     for part in parts:
         await asyncio.sleep(0)
         yield part
@@ -168,47 +172,47 @@ async def pieces(*parts: bytes, then: BaseException | None = None) -> AsyncItera
         raise then
 
 
-async def takes_writes(store: Store, path: str) -> bool:
-    """Return whether objects can be written; if not, the store has to say so in so many words."""
-    if not store.writes:
+async def require_writes(store: Store, path: str) -> bool:
+    """Return whether the store supports writes. If it does not, check that it raises NotSupported."""
+    if not store.supports_writes:
         with pytest.raises(NotSupported) as caught:
             await store.write(path, b"x")
         assert_names(caught.value, store, path)
         with pytest.raises(NotSupported):
             await store.delete(path)
-    return store.writes
+    return store.supports_writes
 
 
-async def has_listings(store: Store, path: str) -> bool:
-    """Return whether there are listings; if not, the store has to say so in so many words."""
-    if not store.lists:
+async def require_listing(store: Store, path: str) -> bool:
+    """Return whether the store supports listings. If it does not, check that it raises NotSupported."""
+    if not store.supports_listing:
         with pytest.raises(NotSupported):
-            await listed(store, path)
-    return store.lists
+            await list_objects(store, path)
+    return store.supports_listing
 
 
 def assert_names(error: StoreError, store: Store, path: str) -> None:
-    """An error tells where it arose, in its attributes and in its text."""
+    """Check that an error names the object, in its attributes and in its text."""
     assert error.address == store.address(path), f"{error!r} names {error.address}, not {store.address(path)}"
     assert store.address(path) in str(error)
 
 
-def difference(got: Any, wanted: Any) -> str:
-    """Return where bytes, or collections of bytes, differ; "" if they do not.
+def describe_difference(got: Any, wanted: Any) -> str:
+    """Describe where bytes, or collections of bytes, differ. Return "" if they are equal.
 
-    A plain comparison would have pytest work out the difference of megabytes, which takes it minutes where it does not
-    cut its reports short (in CI).
+    With a plain comparison, pytest would compute the difference of megabytes, which takes minutes in CI, where it does
+    not truncate its reports.
     """
     if got == wanted:
         return ""
     if isinstance(wanted, dict) and isinstance(got, dict) and got.keys() == wanted.keys():
-        return next(f"{name!r}: {text}" for name in wanted if (text := difference(got[name], wanted[name])))
+        return next(f"{name!r}: {text}" for name in wanted if (text := describe_difference(got[name], wanted[name])))
     if isinstance(wanted, list) and isinstance(got, list) and len(got) == len(wanted):
-        texts = map(difference, got, wanted)
+        texts = map(describe_difference, got, wanted)
         return next(f"item {number}: {text}" for number, text in enumerate(texts) if text)
     if not isinstance(got, bytes) or not isinstance(wanted, bytes):
         return f"got {got!r:.200}, wanted {wanted!r:.200}"
-    unequal = (at for at, pair in enumerate(zip(got, wanted, strict=False)) if pair[0] != pair[1])
-    at = next(unequal, min(len(got), len(wanted)))
-    shown = f"{got[at : at + 8]!r}, not {wanted[at : at + 8]!r}"
-    return f"got {len(got)} bytes, wanted {len(wanted)}; from byte {at} on {shown}"
+    unequal = (index for index, pair in enumerate(zip(got, wanted, strict=False)) if pair[0] != pair[1])
+    index = next(unequal, min(len(got), len(wanted)))
+    shown = f"{got[index : index + 8]!r}, not {wanted[index : index + 8]!r}"
+    return f"got {len(got)} bytes, wanted {len(wanted)}; from byte {index} on {shown}"

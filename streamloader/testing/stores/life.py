@@ -1,6 +1,6 @@
-"""The part of the store suite that connects, closes, cancels, forks and travels."""
+"""Tests of a store's life cycle: concurrency, cancellation, closing, event loops, forks, pickling and secrets."""
 
-# ruff: noqa: D102 - the name of a test says what it shows
+# ruff: noqa: D102 - the name of a test describes it
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ import pytest
 from streamloader.config import Limits
 from streamloader.errors import ClosedError, NotFound, StoreError
 from streamloader.stores.base import Store
-from streamloader.stores.io_thread import close_shared_stores, shared_store
-from streamloader.testing.stores.binding import BIG, StoreBinding, difference, has_listings, made_bytes, run
+from streamloader.stores.io_thread import close_shared_stores, open_shared_store
+from streamloader.testing.stores.binding import BIG, StoreBinding, describe_difference, make_bytes, require_listing, run
 from streamloader.values import ByteRange
 
 __all__ = ["LifeSuite"]
 
 _SIZE = 200_003
-_PATIENCE = 40  # seconds that a forked child may take
+CHILD_TIMEOUT_S = 40
 
 
 class LifeSuite(StoreBinding):
-    """One instance serves many at once, survives what happens to its process, and shows no secrets."""
+    """One instance serves concurrent requests, works after forks and pickling, and shows no secrets."""
 
-    # --- many at once ------------------------------------------------------------------------------------------------
+    # --- concurrency -------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("limits", [Limits(), Limits(connections=2, requests=3)], ids=["usual", "tight"])
     def test_64_reads_at_once(self, limits: Limits) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
         spans = [ByteRange(number * 3_000, number * 3_000 + 5_000 + number) for number in range(62)]
         spans += [ByteRange(-70_001), ByteRange()]
@@ -49,39 +49,41 @@ class LifeSuite(StoreBinding):
             found = await asyncio.gather(*(store.read(path, span) for span in spans))
             for span, got in zip(spans, found, strict=True):
                 start, end = span.within(_SIZE)
-                assert not difference(got, data[start:end]), span
+                assert not describe_difference(got, data[start:end]), span
 
         self.use(read, limits=limits)
 
     def test_64_objects_at_once(self) -> None:
-        files = {self.name(f"{number}.bin"): made_bytes(1_000 + number) for number in range(64)}
+        files = {self.name(f"{number}.bin"): make_bytes(1_000 + number) for number in range(64)}
         self.populate(files)
 
         async def read(store: Store) -> None:
             paths = [self.path(name) for name in files]
-            assert not difference(await asyncio.gather(*(store.read(path) for path in paths)), list(files.values()))
+            assert not describe_difference(
+                await asyncio.gather(*(store.read(path) for path in paths)), list(files.values())
+            )
             heads = await asyncio.gather(*(store.head(path) for path in paths))
             assert [info.size for info in heads] == [len(data) for data in files.values()]
 
         self.use(read)
 
     def test_one_that_fails_does_not_disturb_the_others(self) -> None:
-        path = self.put("a.bin", made_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_SIZE))
         missing = self.path(self.name("none.bin"))
 
         async def read(store: Store) -> None:
-            asked = [missing if number % 3 == 0 else path for number in range(30)]
-            found = await asyncio.gather(*(store.read(one) for one in asked), return_exceptions=True)
-            for one, got in zip(asked, found, strict=True):
-                assert isinstance(got, NotFound) if one == missing else not difference(got, made_bytes(_SIZE))
+            requested = [missing if number % 3 == 0 else path for number in range(30)]
+            found = await asyncio.gather(*(store.read(one) for one in requested), return_exceptions=True)
+            for one, got in zip(requested, found, strict=True):
+                assert isinstance(got, NotFound) if one == missing else not describe_difference(got, make_bytes(_SIZE))
 
         self.use(read)
 
-    # --- cancelled ---------------------------------------------------------------------------------------------------
+    # --- cancellation ------------------------------------------------------------------------------------------------
 
     def test_a_read_that_is_cancelled_disturbs_nothing(self) -> None:
-        # At the first wait, the second, and so on: while it connects, asks, waits for the answer and takes it.
-        data = made_bytes(BIG)
+        # Cancel at the first await, the second, and so on: while it connects, sends, waits for the response, and reads.
+        data = make_bytes(BIG)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
@@ -91,13 +93,13 @@ class LifeSuite(StoreBinding):
                     await asyncio.sleep(0)
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
-                    assert not difference(await task, data[1:])
-            assert not difference(await store.read(path, ByteRange(-70_000)), data[-70_000:])
+                    assert not describe_difference(await task, data[1:])
+            assert not describe_difference(await store.read(path, ByteRange(-70_000)), data[-70_000:])
 
         self.use(read, limits=Limits(connections=2, requests=2))
 
     def test_a_read_that_is_cancelled_in_the_middle_disturbs_nothing(self) -> None:
-        data = made_bytes(BIG)
+        data = make_bytes(BIG)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
@@ -108,12 +110,12 @@ class LifeSuite(StoreBinding):
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-            assert not difference(await store.read(path, ByteRange(5, 70_000)), data[5:70_000])
+            assert not describe_difference(await store.read(path, ByteRange(5, 70_000)), data[5:70_000])
 
         self.use(read, limits=Limits(connections=2, requests=2))
 
     def test_the_others_go_on_when_some_are_cancelled(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
@@ -123,11 +125,11 @@ class LifeSuite(StoreBinding):
                 tasks[number].cancel()
             for number, got in enumerate(await asyncio.gather(*tasks, return_exceptions=True)):
                 cancelled = number % 2 == 0 and isinstance(got, asyncio.CancelledError)
-                assert cancelled or not difference(got, data[number:]), number
+                assert cancelled or not describe_difference(got, data[number:]), number
 
         self.use(read)
 
-    # --- closed ------------------------------------------------------------------------------------------------------
+    # --- closing -----------------------------------------------------------------------------------------------------
 
     def test_closing_twice_does_no_harm(self) -> None:
         path = self.put("a.bin", b"x")
@@ -167,8 +169,8 @@ class LifeSuite(StoreBinding):
         assert self.use(lambda store: store.read(path)) == b"x"
 
     def test_closing_ends_the_reads_under_way(self) -> None:
-        # Each of them gets the right bytes or an error of ours, and none waits for ever.
-        data = made_bytes(BIG)
+        # Each read returns the right bytes or raises a typed error; none hangs.
+        data = make_bytes(BIG)
         path = self.put("big.bin", data)
 
         async def close() -> None:
@@ -188,82 +190,86 @@ class LifeSuite(StoreBinding):
     # --- other loops and processes -----------------------------------------------------------------------------------
 
     def test_a_second_event_loop(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
         store = self.make_store()
         for _ in range(3):
-            assert not difference(run(lambda: _read_some(store, path)), [data[7:70_000], data])
+            assert not describe_difference(run(lambda: _read_some(store, path)), [data[7:70_000], data])
         run(store.aclose)
 
     def test_pickled(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
 
         async def read() -> None:
             async with self.make_store() as store:
                 before = pickle.dumps(store)
-                assert not difference(await _read_some(store, path), [data[7:70_000], data])
+                assert not describe_difference(await _read_some(store, path), [data[7:70_000], data])
                 after = pickle.dumps(store)
                 for twin in map(pickle.loads, (before, after)):
                     async with twin:
                         assert type(twin) is type(store)
                         assert (twin.url, twin.limits, twin.timeouts) == (store.url, store.limits, store.timeouts)
-                        assert not difference(await _read_some(twin, path), [data[7:70_000], data])
-                assert not difference(await store.read(path), data)  # closing them closed nothing of it
+                        assert not describe_difference(await _read_some(twin, path), [data[7:70_000], data])
+                assert not describe_difference(
+                    await store.read(path), data
+                )  # closing the copies did not close the original
 
         run(read)
 
     def test_pickled_in_another_process(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
         pickled = pickle.dumps(self.make_store())
 
         async def read() -> None:
-            async with pickle.loads(pickled) as twin:  # noqa: S301 - bytes of its own making
-                assert not difference(await _read_some(twin, path), [data[7:70_000], data])
+            async with pickle.loads(pickled) as twin:  # noqa: S301 - pickled by this test
+                assert not describe_difference(await _read_some(twin, path), [data[7:70_000], data])
 
         assert _in_child(read) == "fine"
 
     def test_used_after_a_fork(self) -> None:
-        data = made_bytes(BIG)
+        data = make_bytes(BIG)
         path = self.put("big.bin", data)
 
         async def use(store: Store) -> None:
             async def in_child() -> None:
-                assert not difference(await _read_some(store, path), [data[7:70_000], data])
+                assert not describe_difference(await _read_some(store, path), [data[7:70_000], data])
                 await store.aclose()
 
-            async with contextlib.aclosing(store.stream(path)) as chunks:
-                got = await anext(chunks)  # a connection in use, which is the parent's alone
+            async with contextlib.aclosing(store.stream(path)) as parts:
+                got = await anext(parts)  # a connection in use, which only the parent may use
                 assert _in_child(in_child) == "fine"
-                async for chunk in chunks:
-                    got += chunk
+                async for part in parts:
+                    got += part
             assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
-            assert not difference(await _read_some(store, path), [data[7:70_000], data])
+            assert not describe_difference(await _read_some(store, path), [data[7:70_000], data])
             assert _in_child(in_child) == "fine"
-            assert not difference(await store.read(path, ByteRange(-9)), data[-9:])
+            assert not describe_difference(await store.read(path, ByteRange(-9)), data[-9:])
 
         self.use(use)
 
-    # --- the blocking face -------------------------------------------------------------------------------------------
+    # --- the blocking interface --------------------------------------------------------------------------------------
 
     def test_the_shared_store_gives_the_same(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("sub/a.bin", data)
         info = self.use(lambda store: store.head(path))
-        shared, path = shared_store(self.address(self.name("sub/a.bin")), self.location()[1])
+        shared, path = open_shared_store(self.address(self.name("sub/a.bin")), self.location()[1])
         with shared:
             there = shared.head(path)
             assert (there.path, there.size, there.version) == (path, info.size, info.version)
-            assert not difference(shared.read(path), data)
-            assert not difference(shared.read(path, ByteRange(5, 70_000), version=info.version), data[5:70_000])
-            assert not difference(shared.read(path, ByteRange(-5)), data[-5:])
+            assert not describe_difference(shared.read(path), data)
+            assert not describe_difference(
+                shared.read(path, ByteRange(5, 70_000), version=info.version), data[5:70_000]
+            )
+            assert not describe_difference(shared.read(path, ByteRange(-5)), data[-5:])
             with pytest.raises(NotFound):
                 shared.read(f"{path}.none")
-            if shared.store.lists:
+            if shared.store.supports_listing:
                 folder = path.rpartition("/")[0]
                 assert [found.path for found in shared.list(folder)] == [path]
-            if shared.store.writes:
+            if shared.store.supports_writes:
                 shared.write(f"{path}.new", b"new")
                 assert shared.read(f"{path}.new") == b"new"
                 shared.delete(f"{path}.new")
@@ -271,11 +277,11 @@ class LifeSuite(StoreBinding):
         close_shared_stores()
 
     def test_the_shared_store_serves_many_threads(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         self.put("a.bin", data)
 
         def read(number: int) -> bool:
-            shared, path = shared_store(self.address(self.name("a.bin")), self.location()[1])
+            shared, path = open_shared_store(self.address(self.name("a.bin")), self.location()[1])
             with shared:
                 return shared.read(path, ByteRange(number, number + 50_000)) == data[number : number + 50_000]
 
@@ -286,7 +292,7 @@ class LifeSuite(StoreBinding):
     # --- secrets -----------------------------------------------------------------------------------------------------
 
     def test_shows_no_secrets(self) -> None:
-        path = self.put("a.bin", made_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_SIZE))
         shown = io.StringIO()
         handler = logging.StreamHandler(shown)
         logger = logging.getLogger()
@@ -294,17 +300,17 @@ class LifeSuite(StoreBinding):
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG)
 
-        async def look(store: Store) -> None:
+        async def show(store: Store) -> None:
             print(repr(store), str(store), store.url, store.address(path), file=shown)
             print(await store.head(path), file=shown)
-            assert not difference(await store.read(path, ByteRange(0, 9)), made_bytes(_SIZE)[:9])
+            assert not describe_difference(await store.read(path, ByteRange(0, 9)), make_bytes(_SIZE)[:9])
             for fail in (
                 lambda: store.head(self.path(self.name("none.bin"))),
                 lambda: store.read(path, ByteRange(_SIZE, _SIZE + 1)),
                 lambda: store.read(path, version="no such version"),
                 lambda: store.read(".."),
             ):
-                with pytest.raises(Exception) as caught:  # noqa: PT011 - what they are is tested elsewhere
+                with pytest.raises(Exception) as caught:  # noqa: PT011 - other tests check the types
                     await fail()
                 print(*traceback.format_exception(caught.value), repr(caught.value), vars(caught.value), file=shown)
             await store.aclose()
@@ -313,16 +319,16 @@ class LifeSuite(StoreBinding):
             print(repr(closed.value), str(closed.value), repr(store), file=shown)
 
         try:
-            self.use(look)
-            if self.use(lambda store: has_listings(store, self.path(self.name()))):
+            self.use(show)
+            if self.use(lambda store: require_listing(store, self.path(self.name()))):
                 self.use(lambda store: _count(store.list(self.path(self.name()))))
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
         text = shown.getvalue()
-        assert "store" in text.lower(), "there is something to look at"
+        assert "store" in text.lower(), "nothing was logged or printed"
         for secret in self.secrets:
-            assert len(secret) >= 6, "a secret that could be anything is no test"
+            assert len(secret) >= 6, "the secret is too short to be searched for"
             assert secret not in text, f"shown: ...{text[max(0, text.index(secret) - 200) : text.index(secret)]}..."
 
     def test_says_where_it_is(self) -> None:
@@ -338,12 +344,12 @@ async def _read_some(store: Store, path: str) -> list[bytes]:
     return list(await asyncio.gather(store.read(path, ByteRange(7, 70_000)), store.read(path)))
 
 
-async def _collect(chunks: AsyncGenerator[bytes, None], began: asyncio.Event) -> bytes:
+async def _collect(stream: AsyncGenerator[bytes, None], began: asyncio.Event) -> bytes:
     parts = []
     try:
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                parts.append(chunk)
+        async with contextlib.aclosing(stream):
+            async for part in stream:
+                parts.append(part)
                 began.set()
                 await asyncio.sleep(0)
     finally:
@@ -351,41 +357,41 @@ async def _collect(chunks: AsyncGenerator[bytes, None], began: asyncio.Event) ->
     return b"".join(parts)
 
 
-async def _stall(chunks: AsyncGenerator[bytes, None], began: asyncio.Event) -> None:
+async def _stall(stream: AsyncGenerator[bytes, None], began: asyncio.Event) -> None:
     try:
-        async with contextlib.aclosing(chunks):
-            async for _ in chunks:
+        async with contextlib.aclosing(stream):
+            async for _ in stream:
                 began.set()
                 await asyncio.Event().wait()
     finally:
-        began.set()  # also if it failed
+        began.set()  # after a failure too
 
 
-async def _count(found: AsyncGenerator[Any, None]) -> int:
-    return len([info async for info in found])
+async def _count(infos: AsyncGenerator[Any, None]) -> int:
+    return len([info async for info in infos])
 
 
 def _in_child(function: Callable[[], Coroutine[Any, Any, None]]) -> str:
-    """Run a coroutine function in a forked child; return "fine", or what went wrong there."""
+    """Run a coroutine function in a forked child. Return "fine", or the child's traceback."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that this process has threads is what is tested
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is the point of the test
         pid = os.fork()
     if pid == 0:
         try:
             os.close(reading)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(_PATIENCE)
+            signal.alarm(CHILD_TIMEOUT_S)
             try:
-                run(function, _PATIENCE - 5)
-                said = "fine"
-            except BaseException:  # noqa: BLE001 - the parent is told
-                said = traceback.format_exc()
-            os.write(writing, said.encode()[-60_000:])
+                run(function, CHILD_TIMEOUT_S - 5)
+                report = "fine"
+            except BaseException:  # noqa: BLE001 - reported to the parent
+                report = traceback.format_exc()
+            os.write(writing, report.encode()[-60_000:])
         finally:
             os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:
-        said = pipe.read().decode()
+        report = pipe.read().decode()
     status = os.waitpid(pid, 0)[1]
-    return said or f"the child ended with status {status} and said nothing"
+    return report or f"the child exited with status {status} and no report"

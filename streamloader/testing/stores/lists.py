@@ -1,6 +1,6 @@
-"""The part of the store suite that lists."""
+"""Tests of a store's listings."""
 
-# ruff: noqa: D102 - the name of a test says what it shows
+# ruff: noqa: D102 - the name of a test describes it
 
 from __future__ import annotations
 
@@ -11,108 +11,108 @@ import pytest
 from streamloader.config import Limits
 from streamloader.errors import AccessDenied, LimitExceeded, NotFound, NotSupported
 from streamloader.stores.base import Store
-from streamloader.testing.stores.binding import StoreBinding, has_listings, listed, made_bytes
+from streamloader.testing.stores.binding import StoreBinding, list_objects, make_bytes, require_listing
 
 __all__ = ["ListSuite"]
 
 
 class ListSuite(StoreBinding):
-    """Listings have everything once, and nothing else."""
+    """Listings contain every object exactly once, and nothing else."""
 
     files = ("a.txt", "b/1.bin", "b/2.bin", "b/c/3.bin", "bc/4.bin", "b.txt")
 
     def test_lists_at_any_depth(self) -> None:
         self._fill()
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir()):
-                assert [info.path for info in await listed(store, self._dir())] == self._paths(*self.files)
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir()):
+                assert [info.path for info in await list_objects(store, self._dir())] == self._paths(*self.files)
 
-        self.use(look)
+        self.use(check)
 
     def test_lists_one_directory(self) -> None:
         self._fill()
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir()):
-                found = [info.path for info in await listed(store, self._dir(), recursive=False)]
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir()):
+                found = [info.path for info in await list_objects(store, self._dir(), recursive=False)]
                 folders = [f"{path}/" for path in self._paths("b", "bc")]
                 assert found == sorted([*self._paths("a.txt", "b.txt"), *folders])
                 directories = [
-                    info.path for info in await listed(store, self._dir(), recursive=False) if info.is_directory
+                    info.path for info in await list_objects(store, self._dir(), recursive=False) if info.is_directory
                 ]
                 assert directories == sorted(folders)
 
-        self.use(look)
+        self.use(check)
 
     def test_a_prefix_is_a_directory(self) -> None:
         # "b" is neither "bc" nor "b.txt".
         self._fill()
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir("b")):
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir("b")):
                 wanted = self._paths("b/1.bin", "b/2.bin", "b/c/3.bin")
                 for prefix in (self._dir("b"), self._dir("b") + "/"):
-                    assert [info.path for info in await listed(store, prefix)] == wanted, prefix
-                assert [info.path for info in await listed(store, self._dir("b/c"))] == self._paths("b/c/3.bin")
+                    assert [info.path for info in await list_objects(store, prefix)] == wanted, prefix
+                assert [info.path for info in await list_objects(store, self._dir("b/c"))] == self._paths("b/c/3.bin")
 
-        self.use(look)
+        self.use(check)
 
-    def test_lists_nothing_where_nothing_is(self) -> None:
+    def test_a_missing_directory_is_empty(self) -> None:
         self._fill()
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir("none")):
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir("none")):
                 for prefix in ("none", "none/deeper", "b/1", "a"):
-                    assert await listed(store, self._dir(prefix)) == [], prefix
-                    assert await listed(store, self._dir(prefix), recursive=False) == [], prefix
+                    assert await list_objects(store, self._dir(prefix)) == [], prefix
+                    assert await list_objects(store, self._dir(prefix), recursive=False) == [], prefix
 
-        self.use(look)
+        self.use(check)
 
     def test_lists_everything(self) -> None:
         self._fill()
 
-        async def look(store: Store) -> None:
-            if not await has_listings(store, ""):
+        async def check(store: Store) -> None:
+            if not await require_listing(store, ""):
                 return
             if not self.root_lists:
                 with pytest.raises((NotSupported, NotFound, AccessDenied)):
-                    await listed(store, "")
+                    await list_objects(store, "")
                 return
-            assert set(self._paths(*self.files)) <= {info.path for info in await listed(store)}
-            top = {info.path for info in await listed(store, recursive=False)}
+            assert set(self._paths(*self.files)) <= {info.path for info in await list_objects(store)}
+            top = {info.path for info in await list_objects(store, recursive=False)}
             assert f"{self._dir()}/" in top
             assert not top & set(self._paths(*self.files))
 
-        self.use(look)
+        self.use(check)
 
-    def test_listings_tell_the_same_as_head(self) -> None:
+    def test_listings_agree_with_head(self) -> None:
         self._fill()
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir()):
-                for info in await listed(store, self._dir()):
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir()):
+                for info in await list_objects(store, self._dir()):
                     alone = await store.head(info.path)
                     assert info.size in (None, alone.size), info
                     assert info.version in (None, alone.version), info
                     assert info.modified is None or alone.modified is None or abs(info.modified - alone.modified) < 2
 
-        self.use(look)
+        self.use(check)
 
-    def test_what_was_listed_can_be_read(self) -> None:
-        # Names with anything in them come out as paths that go in again.
+    def test_listed_paths_can_be_read(self) -> None:
+        # Unusual names are listed as paths that can be read.
         names = [name for name in self.names if name not in self.refused_names]
         files = {self.name(name): name.encode() for name in names}
         self.populate(files)
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir()):
-                found = [info.path for info in await listed(store, self._dir())]
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir()):
+                found = [info.path for info in await list_objects(store, self._dir())]
                 assert found == sorted(self.path(name) for name in files)
                 for name, data in files.items():
                     assert await store.read(self.path(name)) == data
 
-        self.use(look)
+        self.use(check)
 
     def test_many_keys(self) -> None:
         self._many(self.keys[0])
@@ -124,31 +124,31 @@ class ListSuite(StoreBinding):
     def test_too_many_keys_are_an_error(self) -> None:
         self._fill()
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir()):
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir()):
                 with pytest.raises(LimitExceeded):
-                    await listed(store, self._dir())
+                    await list_objects(store, self._dir())
 
-        self.use(look, limits=Limits(listed=3))
+        self.use(check, limits=Limits(listed=3))
 
     def test_a_listing_that_is_left_early_disturbs_nothing(self) -> None:
         self._fill()
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir()):
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir()):
                 for _ in range(6):
                     async with contextlib.aclosing(store.list(self._dir())) as found:
                         async for info in found:
                             assert info.path in self._paths(*self.files)
                             break
-                assert len(await listed(store, self._dir())) == len(self.files)
+                assert len(await list_objects(store, self._dir())) == len(self.files)
 
-        self.use(look, limits=Limits(connections=2, requests=2))
+        self.use(check, limits=Limits(connections=2, requests=2))
 
-    # --- help --------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        self.populate({self.name(name): made_bytes(len(name) * 10, 1) for name in self.files})
+        self.populate({self.name(name): make_bytes(len(name) * 10, 1) for name in self.files})
 
     def _dir(self, name: str = "") -> str:
         return self.path(self.name(name))
@@ -158,14 +158,14 @@ class ListSuite(StoreBinding):
 
     def _many(self, count: int) -> None:
         names = [f"many/{number % 7}/{number:05d}" for number in range(count)]
-        if self.use(lambda store: has_listings(store, self._dir())):
+        if self.use(lambda store: require_listing(store, self._dir())):
             self.populate({self.name(name): name.encode() for name in names})
 
-        async def look(store: Store) -> None:
-            if await has_listings(store, self._dir("many")):
-                found = await listed(store, self._dir("many"))
+        async def check(store: Store) -> None:
+            if await require_listing(store, self._dir("many")):
+                found = await list_objects(store, self._dir("many"))
                 assert [info.path for info in found] == self._paths(*names)
                 assert {info.size for info in found} <= {None, len(names[0])}
-                assert len(await listed(store, self._dir("many"), recursive=False)) == min(7, count)
+                assert len(await list_objects(store, self._dir("many"), recursive=False)) == min(7, count)
 
-        self.use(look)
+        self.use(check)

@@ -1,6 +1,6 @@
-"""The part of the store suite that reads."""
+"""Tests of a store's reads: spans, pieces, missing objects, names and versions."""
 
-# ruff: noqa: D102 - the name of a test says what it shows
+# ruff: noqa: D102 - the name of a test describes it
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import time
 import pytest
 
 from streamloader.config import Limits
-from streamloader.errors import ConfigError, NotFound, ObjectChanged, RangeOutside, StoreError
+from streamloader.errors import ConfigError, NotFound, ObjectChanged, RangeNotSatisfiable, StoreError
 from streamloader.stores.base import Store
-from streamloader.testing.stores.binding import BIG, StoreBinding, assert_names, difference, made_bytes
+from streamloader.testing.stores.binding import BIG, StoreBinding, assert_names, describe_difference, make_bytes
 from streamloader.values import ByteRange
 
 __all__ = ["ReadSuite"]
 
-_SIZE = 300_007  # bytes: no power of two, more than one packet
-_LARGEST_PIECE = 8 << 20  # bytes: who streams wants little memory
+_SIZE = 300_007  # not a power of two, and more than one packet
+MAX_PIECE_BYTES = 8 << 20  # streaming has to need little memory
 
 
 class ReadSuite(StoreBinding):
-    """What is read is exactly what was asked for."""
+    """A read returns exactly the requested bytes."""
 
     # --- spans -------------------------------------------------------------------------------------------------------
 
     def test_reads_a_whole_object(self) -> None:
-        assert not difference(self._read(made_bytes(_SIZE), None), made_bytes(_SIZE))
+        assert not describe_difference(self._read(make_bytes(_SIZE), None), make_bytes(_SIZE))
 
     def test_reads_an_empty_object(self) -> None:
         path = self.put("empty", b"")
@@ -42,7 +42,7 @@ class ReadSuite(StoreBinding):
             assert await store.read(path) == b""
             for span in (ByteRange(0), ByteRange(0, 0), ByteRange(-1), ByteRange(-100)):
                 assert await store.read(path, span) == b"", span
-            with pytest.raises(RangeOutside):
+            with pytest.raises(RangeNotSatisfiable):
                 await store.read(path, ByteRange(0, 1))
 
         self.use(read)
@@ -52,101 +52,103 @@ class ReadSuite(StoreBinding):
         assert self._read(b"\x00", ByteRange(0, 1)) == b"\x00"
 
     def test_keeps_every_byte_as_it_is(self) -> None:
-        # No line ends, encodings or compression in between.
+        # No conversion of line ends, no decoding, no decompression.
         data = bytes(range(256)) * 3 + b"\r\n\n\r\x1a\x00" + "é".encode("latin-1") + b"\x1f\x8b\x08"
-        assert not difference(self._read(data, None), data)
+        assert not describe_difference(self._read(data, None), data)
 
     def test_reads_an_exact_span(self) -> None:
-        data = made_bytes(_SIZE)
-        assert not difference(self._read(data, ByteRange(1_000, 2_001)), data[1_000:2_001])
+        data = make_bytes(_SIZE)
+        assert not describe_difference(self._read(data, ByteRange(1_000, 2_001)), data[1_000:2_001])
 
     def test_reads_single_bytes(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
             for at in (0, 1, _SIZE // 2, _SIZE - 2, _SIZE - 1):
-                assert not difference(await store.read(path, ByteRange(at, at + 1)), data[at : at + 1]), at
+                assert not describe_difference(await store.read(path, ByteRange(at, at + 1)), data[at : at + 1]), at
 
         self.use(read)
 
     def test_a_span_of_everything_is_everything(self) -> None:
-        assert not difference(self._read(made_bytes(_SIZE), ByteRange(0, _SIZE)), made_bytes(_SIZE))
+        assert not describe_difference(self._read(make_bytes(_SIZE), ByteRange(0, _SIZE)), make_bytes(_SIZE))
 
     def test_a_span_of_nothing_is_nothing(self) -> None:
-        path = self.put("a.bin", made_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_SIZE))
 
         async def read(store: Store) -> None:
             for at in (0, 1, _SIZE // 2, _SIZE):
                 assert await store.read(path, ByteRange(at, at)) == b"", at
-            with pytest.raises(RangeOutside):
+            with pytest.raises(RangeNotSatisfiable):
                 await store.read(path, ByteRange(_SIZE + 1, _SIZE + 1))
 
         self.use(read)
 
-    def test_a_span_of_nothing_of_what_is_not_there(self) -> None:
+    def test_an_empty_span_of_a_missing_object_is_not_found(self) -> None:
         self._refuses_missing(ByteRange(0, 0))
 
     def test_reads_with_an_open_end(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
             for at in (0, 1, _SIZE - 1, _SIZE):
-                assert not difference(await store.read(path, ByteRange(at)), data[at:]), at
+                assert not describe_difference(await store.read(path, ByteRange(at)), data[at:]), at
 
         self.use(read)
 
     def test_reads_from_the_end(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
             for count in (1, 22, _SIZE - 1, _SIZE):
-                assert not difference(await store.read(path, ByteRange(-count)), data[-count:]), count
+                assert not describe_difference(await store.read(path, ByteRange(-count)), data[-count:]), count
 
         self.use(read)
 
-    def test_more_from_the_end_than_there_is_is_everything(self) -> None:
-        assert not difference(self._read(made_bytes(1_000), ByteRange(-1_001)), made_bytes(1_000))
-        assert not difference(self._read(made_bytes(1_000), ByteRange(-(10**9))), made_bytes(1_000))
+    def test_a_suffix_longer_than_the_object_is_everything(self) -> None:
+        assert not describe_difference(self._read(make_bytes(1_000), ByteRange(-1_001)), make_bytes(1_000))
+        assert not describe_difference(self._read(make_bytes(1_000), ByteRange(-(10**9))), make_bytes(1_000))
 
     @pytest.mark.parametrize("span", [(-1, 1), (0, 1), (0, 100), (100, 200)])
     def test_refuses_spans_past_the_end(self, span: tuple[int, int]) -> None:
-        path = self.put("a.bin", made_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_SIZE))
 
         async def read(store: Store) -> None:
-            with pytest.raises(RangeOutside) as caught:
+            with pytest.raises(RangeNotSatisfiable) as caught:
                 await store.read(path, ByteRange(_SIZE + span[0], _SIZE + span[1]))
             assert_names(caught.value, store, path)
             assert caught.value.offset == _SIZE + span[0]
-            assert not difference(await store.read(path, ByteRange(-1)), made_bytes(_SIZE)[-1:])  # and goes on
+            assert not describe_difference(
+                await store.read(path, ByteRange(-1)), make_bytes(_SIZE)[-1:]
+            )  # the store still works
 
         self.use(read)
 
     def test_refuses_an_open_end_past_the_end(self) -> None:
-        path = self.put("a.bin", made_bytes(1_000))
+        path = self.put("a.bin", make_bytes(1_000))
 
         async def read(store: Store) -> None:
-            with pytest.raises(RangeOutside) as caught:
+            with pytest.raises(RangeNotSatisfiable) as caught:
                 await store.read(path, ByteRange(1_001))
             assert_names(caught.value, store, path)
 
         self.use(read)
 
     def test_adjacent_spans_join(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
             borders = [0, 1, 4_095, 4_096, 65_536, 65_537, 262_143, 262_144, 262_145, _SIZE]
             spans = [ByteRange(*pair) for pair in itertools.pairwise(borders)]
-            assert not difference(b"".join([await store.read(path, span) for span in spans]), data)
+            assert not describe_difference(b"".join([await store.read(path, span) for span in spans]), data)
 
         self.use(read)
 
     def test_random_spans(self) -> None:
-        data = made_bytes(_SIZE)
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
         rng = random.Random(4)  # noqa: S311 - not for secrets
 
@@ -154,14 +156,17 @@ class ReadSuite(StoreBinding):
             for _ in range(40):
                 start = rng.randrange(_SIZE + 1)
                 end = rng.choice([None, rng.randint(start, _SIZE), min(_SIZE, start + rng.randrange(70_000))])
-                assert not difference(await store.read(path, ByteRange(start, end)), data[start:end]), (start, end)
+                assert not describe_difference(await store.read(path, ByteRange(start, end)), data[start:end]), (
+                    start,
+                    end,
+                )
                 count = rng.randint(1, 2 * _SIZE)
-                assert not difference(await store.read(path, ByteRange(-count)), data[-count:]), -count
+                assert not describe_difference(await store.read(path, ByteRange(-count)), data[-count:]), -count
 
         self.use(read)
 
     def test_reads_a_big_object(self) -> None:
-        data = made_bytes(BIG)
+        data = make_bytes(BIG)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
@@ -169,14 +174,17 @@ class ReadSuite(StoreBinding):
             assert len(whole) == BIG
             assert hashlib.sha256(whole).hexdigest() == hashlib.sha256(data).hexdigest()
             for start, end in ((BIG - 5, BIG), (BIG // 2 - 1, BIG // 2 + 1), (3 << 20, (9 << 20) + 1)):
-                assert not difference(await store.read(path, ByteRange(start, end)), data[start:end]), (start, end)
+                assert not describe_difference(await store.read(path, ByteRange(start, end)), data[start:end]), (
+                    start,
+                    end,
+                )
 
         self.use(read)
 
     # --- pieces ------------------------------------------------------------------------------------------------------
 
     def test_the_pieces_of_a_stream_join_to_the_whole(self) -> None:
-        data = made_bytes(BIG)
+        data = make_bytes(BIG)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
@@ -185,40 +193,40 @@ class ReadSuite(StoreBinding):
                 start, end = (span or ByteRange()).within(BIG)
                 assert hashlib.sha256(b"".join(found)).digest() == hashlib.sha256(data[start:end]).digest()
                 assert all(isinstance(piece, bytes) and piece for piece in found)
-                assert max(map(len, found)) <= _LARGEST_PIECE, "pieces of a stream are small"
+                assert max(map(len, found)) <= MAX_PIECE_BYTES, "pieces of a stream are small"
 
         self.use(read)
 
     def test_a_stream_that_is_left_early_disturbs_nothing(self) -> None:
-        # More often than there are connections: none of them may be lost.
-        data = made_bytes(BIG)
+        # More often than there are connections: no connection may be lost.
+        data = make_bytes(BIG)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
             for number in range(12):
-                async with contextlib.aclosing(store.stream(path, ByteRange(number))) as chunks:
-                    async for chunk in chunks:
-                        assert not difference(chunk, data[number : number + len(chunk)])
+                async with contextlib.aclosing(store.stream(path, ByteRange(number))) as parts:
+                    async for part in parts:
+                        assert not describe_difference(part, data[number : number + len(part)])
                         break
-            assert not difference(await store.read(path, ByteRange(-7)), data[-7:])
+            assert not describe_difference(await store.read(path, ByteRange(-7)), data[-7:])
 
         self.use(read, limits=Limits(connections=2, requests=2))
 
     def test_a_stream_may_be_read_slowly(self) -> None:
-        # Other reads overtake it, and what it yields is its own.
-        data = made_bytes(_SIZE)
+        # Other reads finish first and do not change its bytes.
+        data = make_bytes(_SIZE)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
             got = b""
-            async for chunk in store.stream(path):
-                got += chunk
-                assert not difference(await store.read(path, ByteRange(5, 10)), data[5:10])
-            assert not difference(got, data)
+            async for part in store.stream(path):
+                got += part
+                assert not describe_difference(await store.read(path, ByteRange(5, 10)), data[5:10])
+            assert not describe_difference(got, data)
 
         self.use(read)
 
-    # --- what is not there, and what it is ---------------------------------------------------------------------------
+    # --- missing objects, metadata and paths ------------------------------------------------------------------------
 
     def test_a_missing_object_is_not_found(self) -> None:
         self._refuses_missing(None)
@@ -232,31 +240,31 @@ class ReadSuite(StoreBinding):
         for name in ("none.bin", "none/none.bin", "other/none"):
             path = self.path(self.name(name))
 
-            async def look(store: Store, path: str = path) -> None:
+            async def check(store: Store, path: str = path) -> None:
                 with pytest.raises(NotFound) as caught:
                     await store.head(path)
                 assert_names(caught.value, store, path)
 
-            self.use(look)
+            self.use(check)
 
-    def test_head_tells_what_there_is(self) -> None:
-        path = self.put("a.bin", made_bytes(_SIZE))
+    def test_head_describes_the_object(self) -> None:
+        path = self.put("a.bin", make_bytes(_SIZE))
 
-        async def look(store: Store) -> None:
+        async def check(store: Store) -> None:
             info = await store.head(path)
             assert (info.path, info.size, info.is_directory) == (path, _SIZE, False)
             assert (info.version is not None) == self.versioned
             assert info.version is None or (type(info.version) is str and info.version)
             assert info.modified is None or abs(info.modified - time.time()) < 86_400
 
-        self.use(look)
+        self.use(check)
 
     def test_a_directory_is_no_object(self) -> None:
         self.put("sub/a.bin", b"x")
         path = self.path(self.name("sub"))
 
-        async def look(store: Store) -> None:
-            if not store.lists:  # there are none
+        async def check(store: Store) -> None:
+            if not store.supports_listing:  # such stores have no directories
                 return
             with pytest.raises(StoreError) as caught:
                 await store.head(path)
@@ -264,12 +272,12 @@ class ReadSuite(StoreBinding):
             with pytest.raises(StoreError):
                 await store.read(path)
 
-        self.use(look)
+        self.use(check)
 
     @pytest.mark.parametrize(
         "path", ["", "/", "/etc/passwd", "..", "../a", "a/../b", "a/..", ".", "./a", "a/.", "a\0b"]
     )
-    def test_refuses_what_is_no_path(self, path: str) -> None:
+    def test_refuses_invalid_paths(self, path: str) -> None:
         async def refuse(store: Store) -> None:
             with pytest.raises(ConfigError):
                 await store.head(path)
@@ -295,7 +303,7 @@ class ReadSuite(StoreBinding):
         async def read(store: Store) -> dict[str, object]:
             return {name: await self._attempt(store, self.path(name)) for name in files}
 
-        assert not difference(self.use(read), files)
+        assert not describe_difference(self.use(read), files)
 
     def test_refused_names_are_refused(self) -> None:
         async def refuse(store: Store) -> None:
@@ -325,22 +333,26 @@ class ReadSuite(StoreBinding):
             infos.append(self.use(operator.methodcaller("head", path)))
         assert (infos[0].version != infos[1].version) == self.versioned
 
-    def test_reads_the_version_that_was_asked_for(self) -> None:
-        path = self.put("a.bin", made_bytes(_SIZE))
+    def test_reads_the_requested_version(self) -> None:
+        path = self.put("a.bin", make_bytes(_SIZE))
 
         async def read(store: Store) -> None:
             version = (await store.head(path)).version
-            assert not difference(await store.read(path, version=version), made_bytes(_SIZE))
-            assert not difference(await store.read(path, ByteRange(5, 9), version=version), made_bytes(_SIZE)[5:9])
-            assert not difference(await store.read(path, ByteRange(-9), version=version), made_bytes(_SIZE)[-9:])
+            assert not describe_difference(await store.read(path, version=version), make_bytes(_SIZE))
+            assert not describe_difference(
+                await store.read(path, ByteRange(5, 9), version=version), make_bytes(_SIZE)[5:9]
+            )
+            assert not describe_difference(
+                await store.read(path, ByteRange(-9), version=version), make_bytes(_SIZE)[-9:]
+            )
             assert await store.read(path, ByteRange(7, 7), version=version) == b""
-            assert not difference(
-                b"".join([piece async for piece in store.stream(path, version=version)]), made_bytes(_SIZE)
+            assert not describe_difference(
+                b"".join([piece async for piece in store.stream(path, version=version)]), make_bytes(_SIZE)
             )
 
         self.use(read)
 
-    def test_refuses_a_version_that_does_not_hold_any_more(self) -> None:
+    def test_refuses_an_old_version(self) -> None:
         path = self.put("a.bin", b"one" * 1_000)
         version = self.use(lambda store: store.head(path)).version or "none"
         path = self.put("a.bin", b"two" * 1_000)
@@ -354,7 +366,7 @@ class ReadSuite(StoreBinding):
 
         self.use(read)
 
-    # --- help --------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _read(self, data: bytes, span: ByteRange | None) -> bytes:
         path = self.put("a.bin", data)
@@ -375,7 +387,7 @@ class ReadSuite(StoreBinding):
 
     @staticmethod
     async def _attempt(store: Store, path: str) -> object:
-        """Read, or return the error: to see all names that do not work at once."""
+        """Read, or return the error, so that one report shows all failing names."""
         try:
             return await store.read(path)
         except (StoreError, ConfigError) as error:

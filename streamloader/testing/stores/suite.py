@@ -1,6 +1,6 @@
-"""The suite that every kind of store passes: a subclass says where one is, and inherits the tests.
+"""The conformance suite of stores: a subclass provides the location of a store and inherits the tests.
 
-How to bind a store that takes objects::
+A binding of a store that supports writes::
 
     from streamloader.testing import StoreSuite
 
@@ -16,18 +16,19 @@ How to bind a store that takes objects::
 
         secrets = ("sesame-open",)
 
-A store that is read-only says ``writes = False`` in its class, and its binding puts the objects there another way::
+The class of a read-only store sets ``supports_writes = False``, and its binding creates the objects in another way::
 
         def populate(self, files):
             for name, data in files.items():
-                self.server.put(name, data)   # as a whole: a rename, never in place
+                self.server.put(name, data)   # atomically: by a rename, never in place
 
-Where paths are not the names themselves the binding overrides ``path``: for HTTP, whose paths are percent-encoded,
-``return urllib.parse.quote(name)``. A wrapper, or a store that :func:`streamloader.open_store` does not know, overrides
-``make_store`` instead. :class:`streamloader.testing.stores.binding.StoreBinding` lists everything that can be said.
+If the paths of a store differ from the names, the binding overrides ``path``. HTTP paths, for example, are
+percent-encoded: ``return urllib.parse.quote(name)``. A wrapper, or a store that :func:`streamloader.open_store` cannot
+open, overrides ``make_store`` instead of ``location``. :class:`streamloader.testing.stores.binding.StoreBinding` lists
+all settings.
 
-What a store cannot do it says with ``writes`` and ``lists`` of its class; the tests then ask for NotSupported. The
-suite uses ``os.fork``, so it is for Linux and macOS.
+A store declares missing features by ``supports_writes`` and ``supports_listing`` of its class; the tests then expect
+NotSupported. The suite uses ``os.fork``, so it runs on Linux and macOS.
 """
 
 from __future__ import annotations
@@ -41,4 +42,4 @@ __all__ = ["StoreSuite"]
 
 
 class StoreSuite(ReadSuite, ListSuite, WriteSuite, LifeSuite):
-    """Inherit from it in a class whose name pytest collects; see the beginning of this module."""
+    """All tests of stores. Inherit from it in a class whose name pytest collects."""

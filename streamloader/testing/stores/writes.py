@@ -1,6 +1,6 @@
-"""The part of the store suite that writes. Stores that take no objects have to say so, by NotSupported."""
+"""Tests of a store's writes and deletes. Read-only stores have to raise NotSupported."""
 
-# ruff: noqa: D102 - the name of a test says what it shows
+# ruff: noqa: D102 - the name of a test describes it
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from streamloader.stores.base import Store
 from streamloader.testing.stores.binding import (
     BIG,
     StoreBinding,
-    difference,
-    has_listings,
-    listed,
-    made_bytes,
-    pieces,
-    takes_writes,
+    describe_difference,
+    iterate_pieces,
+    list_objects,
+    make_bytes,
+    require_listing,
+    require_writes,
 )
 from streamloader.values import ByteRange
 
 __all__ = ["WriteSuite"]
 
 
-class Failure(Exception):
-    """What an iterator of pieces fails with."""
+class WriteFailure(Exception):
+    """The error of a failing iterator of pieces."""
 
 
 class WriteSuite(StoreBinding):
-    """What is written is there as a whole, or not at all."""
+    """A write stores the whole object or nothing."""
 
     def test_writes_bytes(self) -> None:
         path = self.path(self.name("a.bin"))
 
         async def write(store: Store) -> None:
-            if await takes_writes(store, path):
+            if await require_writes(store, path):
                 for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"a memoryview")[2:], b"", b"x" * 100_000):
                     await store.write(path, data)
-                    assert not difference(await store.read(path), bytes(data))
+                    assert not describe_difference(await store.read(path), bytes(data))
                     assert (await store.head(path)).size == len(data)
 
         self.use(write)
 
-    def test_what_was_written_is_there_for_others(self) -> None:
+    def test_other_instances_read_what_was_written(self) -> None:
         path = self.path(self.name("a.bin"))
 
         async def write(store: Store) -> bool:
-            if await takes_writes(store, path):
+            if await require_writes(store, path):
                 await store.write(path, b"here it is")
-            return store.writes
+            return store.supports_writes
 
         if self.use(write):
             assert self.use(lambda store: store.read(path)) == b"here it is"
@@ -63,23 +63,23 @@ class WriteSuite(StoreBinding):
         path = self.path(self.name("big.bin"))
 
         async def write(store: Store) -> None:
-            if await takes_writes(store, path):
-                await store.write(path, made_bytes(BIG))
+            if await require_writes(store, path):
+                await store.write(path, make_bytes(BIG))
                 whole = await store.read(path)
-                assert hashlib.sha256(whole).digest() == hashlib.sha256(made_bytes(BIG)).digest()
+                assert hashlib.sha256(whole).digest() == hashlib.sha256(make_bytes(BIG)).digest()
 
         self.use(write)
 
     def test_writes_pieces_as_they_come(self) -> None:
-        path, data = self.path(self.name("a.bin")), made_bytes(BIG)
+        path, data = self.path(self.name("a.bin")), make_bytes(BIG)
         cuts = [0, 0, 1, 7, 7, 65_536, 5 << 20, (5 << 20) + 1, BIG - 3, BIG, BIG]
         parts = [data[start:end] for start, end in itertools.pairwise(cuts)]
 
         async def write(store: Store) -> None:
-            if await takes_writes(store, path):
+            if await require_writes(store, path):
                 for some in ([], [b""], [b"one"], [b"", b"a", b"", b"b"], parts):
-                    await store.write(path, pieces(*some))
-                    assert not difference(await store.read(path), b"".join(some))
+                    await store.write(path, iterate_pieces(*some))
+                    assert not describe_difference(await store.read(path), b"".join(some))
 
         self.use(write)
 
@@ -87,12 +87,12 @@ class WriteSuite(StoreBinding):
         path = self.path(self.name("a.bin"))
 
         async def write(store: Store) -> None:
-            if await takes_writes(store, path):
+            if await require_writes(store, path):
                 for data in (b"x" * 1_000, b"short", b"longer than before" * 100):
                     await store.write(path, data)
-                    assert not difference(await store.read(path), data)
-                if await has_listings(store, self.name()):
-                    assert [info.path for info in await listed(store, self.path(self.name()))] == [path]
+                    assert not describe_difference(await store.read(path), data)
+                if await require_listing(store, self.name()):
+                    assert [info.path for info in await list_objects(store, self.path(self.name()))] == [path]
 
         self.use(write)
 
@@ -100,7 +100,7 @@ class WriteSuite(StoreBinding):
         paths = [self.path(self.name(name)) for name in ("one/two/three/a.bin", "one/two/b.bin", "one/c.bin")]
 
         async def write(store: Store) -> None:
-            if await takes_writes(store, paths[0]):
+            if await require_writes(store, paths[0]):
                 for path in paths:
                     await store.write(path, path.encode())
                 assert [await store.read(path) for path in paths] == [path.encode() for path in paths]
@@ -113,12 +113,12 @@ class WriteSuite(StoreBinding):
         path = self.path(self.name("a.bin"))
 
         async def write(store: Store) -> None:
-            if await takes_writes(store, path):
+            if await require_writes(store, path):
                 if before is not None:
                     await store.write(path, before)
-                half = (made_bytes(size)[at : at + (1 << 20)] for at in range(0, size, 1 << 20))
-                with pytest.raises(Failure):
-                    await store.write(path, pieces(*half, then=Failure("no more")))
+                half = (make_bytes(size)[at : at + (1 << 20)] for at in range(0, size, 1 << 20))
+                with pytest.raises(WriteFailure):
+                    await store.write(path, iterate_pieces(*half, then=WriteFailure("no more")))
                 await self._assert_as_before(store, path, before)
 
         self.use(write)
@@ -128,7 +128,7 @@ class WriteSuite(StoreBinding):
         path = self.path(self.name("a.bin"))
 
         async def write(store: Store) -> None:
-            if not await takes_writes(store, path):
+            if not await require_writes(store, path):
                 return
             if before is not None:
                 await store.write(path, before)
@@ -136,7 +136,7 @@ class WriteSuite(StoreBinding):
 
             async def stuck() -> AsyncIterator[bytes]:
                 for at in range(0, BIG, 1 << 20):
-                    yield made_bytes(BIG)[at : at + (1 << 20)]
+                    yield make_bytes(BIG)[at : at + (1 << 20)]
                 reached.set_result(None)
                 await asyncio.Event().wait()
 
@@ -153,7 +153,7 @@ class WriteSuite(StoreBinding):
         path = self.path(self.name("sub/a.bin"))
 
         async def delete(store: Store) -> None:
-            if not await takes_writes(store, path):
+            if not await require_writes(store, path):
                 return
             await store.write(path, b"x")
             await store.write(f"{path}2", b"stays")
@@ -163,32 +163,32 @@ class WriteSuite(StoreBinding):
             with pytest.raises(NotFound):
                 await store.read(path)
             assert await store.read(f"{path}2") == b"stays"
-            if await has_listings(store, self.name()):
-                assert [info.path for info in await listed(store, self.path(self.name()))] == [f"{path}2"]
+            if await require_listing(store, self.name()):
+                assert [info.path for info in await list_objects(store, self.path(self.name()))] == [f"{path}2"]
             await store.write(path, b"again")
             assert await store.read(path) == b"again"
 
         self.use(delete)
 
-    def test_deletes_what_is_not_there(self) -> None:
+    def test_deleting_a_missing_object_is_no_error(self) -> None:
         path = self.path(self.name("none/none.bin"))
 
         async def delete(store: Store) -> None:
-            if await takes_writes(store, path):
+            if await require_writes(store, path):
                 await store.delete(path)
                 await store.delete(path)
 
         self.use(delete)
 
     def test_many_writes_at_once(self) -> None:
-        paths = {self.path(self.name(f"{number}.bin")): made_bytes(1_000 + number) for number in range(64)}
+        paths = {self.path(self.name(f"{number}.bin")): make_bytes(1_000 + number) for number in range(64)}
 
         async def write(store: Store) -> None:
-            if await takes_writes(store, next(iter(paths))):
+            if await require_writes(store, next(iter(paths))):
                 async with asyncio.TaskGroup() as tasks:
                     for path, data in paths.items():
                         tasks.create_task(store.write(path, data))
-                assert not difference({path: await store.read(path) for path in paths}, paths)
+                assert not describe_difference({path: await store.read(path) for path in paths}, paths)
 
         self.use(write)
 
@@ -196,7 +196,7 @@ class WriteSuite(StoreBinding):
         path = self.path(self.name("a.bin"))
 
         async def write(store: Store) -> None:
-            if await takes_writes(store, path):
+            if await require_writes(store, path):
                 async with asyncio.TaskGroup() as tasks:
                     for number in range(1, 17):
                         tasks.create_task(store.write(path, _version(number)))
@@ -205,7 +205,7 @@ class WriteSuite(StoreBinding):
         self.use(write)
 
     def test_readers_never_see_a_mixture(self) -> None:
-        # Whoever replaces objects - the store itself, or somebody else - a reader gets one of them, or is told.
+        # Whether the store or another program replaces an object, a reader gets one version or an error.
         path = self.put("a.bin", _version(1))
         written, ended = 1, 0
 
@@ -213,11 +213,11 @@ class WriteSuite(StoreBinding):
             nonlocal written
             for number in range(2, 18):
                 before = ended
-                while ended == before:  # noqa: ASYNC110 - a read ends, and others are anywhere in the middle
+                while ended == before:  # noqa: ASYNC110 - until one read ends while others are in the middle
                     await asyncio.sleep(0)
                 for _ in range(number % 5):
                     await asyncio.sleep(0)
-                if store.writes:
+                if store.supports_writes:
                     await store.write(path, _version(number))
                 else:
                     await asyncio.to_thread(self.populate, {self.name("a.bin"): _version(number)})
@@ -229,7 +229,7 @@ class WriteSuite(StoreBinding):
                 before = written
                 with contextlib.suppress(ObjectChanged):
                     seen = _version_of(await store.read(path))
-                    assert seen >= before or path != self.path(self.name("a.bin")), "what was written is read"
+                    assert seen >= before or path != self.path(self.name("a.bin")), "a read returned an older version"
                 ended += 1
                 await asyncio.sleep(0)
 
@@ -243,41 +243,41 @@ class WriteSuite(StoreBinding):
         self.use(both)
 
     def test_a_reader_in_the_middle_is_not_disturbed(self) -> None:
-        data = made_bytes(BIG)
+        data = make_bytes(BIG)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
             got = bytearray()
             try:
-                async for chunk in store.stream(path, ByteRange(1)):
+                async for part in store.stream(path, ByteRange(1)):
                     if not got:
                         await asyncio.to_thread(self.populate, {self.name("a.bin"): b"another one" * 1_000_000})
-                    got += chunk
+                    got += part
                 assert hashlib.sha256(got).digest() == hashlib.sha256(data[1:]).digest()
             except ObjectChanged:
-                assert not difference(bytes(got), data[1 : 1 + len(got)])
+                assert not describe_difference(bytes(got), data[1 : 1 + len(got)])
 
         self.use(read)
 
-    # --- help --------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     async def _assert_as_before(self, store: Store, path: str, before: bytes | None) -> None:
         if before is not None:
-            assert not difference(await store.read(path), before)
+            assert not describe_difference(await store.read(path), before)
         else:
             with pytest.raises(NotFound):
                 await store.head(path)
-        if await has_listings(store, self.name()):
-            found = [info.path for info in await listed(store, self.path(self.name()))]
-            assert found == ([path] if before is not None else []), "nothing else is left there"
+        if await require_listing(store, self.name()):
+            found = [info.path for info in await list_objects(store, self.path(self.name()))]
+            assert found == ([path] if before is not None else []), "other objects were left"
 
 
 def _version(number: int) -> bytes:
-    """Return an object every byte of which tells the version, and so does its size."""
+    """Return the bytes of a version. Every byte and the size depend on its number."""
     return bytes([number]) * (400_000 + number)
 
 
 def _version_of(data: bytes) -> int:
     number = data[0]
-    assert not difference(data, _version(number)), f"{len(data)} bytes, of the versions {sorted(set(data))}"
+    assert not describe_difference(data, _version(number)), f"{len(data)} bytes, of the versions {sorted(set(data))}"
     return number

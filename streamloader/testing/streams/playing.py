@@ -1,4 +1,4 @@
-"""Playing single streams, without a loader: what tests of a kind of stream are made of."""
+"""Read single streams without a loader, and compare their steps, in tests of a kind of stream."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from streamloader.streams.base import Stream, StreamDataset, stream_rng
 if TYPE_CHECKING:
     from streamloader.values import Array, StreamInfo
 
-__all__ = ["assert_same_steps", "describe_streams", "play", "play_async", "read_block", "targets"]
+__all__ = ["assert_same_steps", "describe_streams", "play", "play_async", "read_block", "seek_targets"]
 
-DEADLINE = 60.0  # seconds: a stream that hangs fails its test, with the traceback of where it waits
-
-_FEW = 64  # what has up to so many positions is tried at every one of them
+DEADLINE_S = 60.0  # a stream that hangs fails its test, with the traceback of its wait
+MAX_EXHAUSTIVE_STEPS = 64  # streams of at most this length are tested at every position
 
 
 def describe_streams(dataset: StreamDataset) -> Sequence[StreamInfo]:
-    """Return ``await dataset.index()``, from code that is not async."""
+    """Return ``await dataset.index()``, from synchronous code."""
 
     async def describe() -> Sequence[StreamInfo]:
-        with anyio.fail_after(DEADLINE):
+        with anyio.fail_after(DEADLINE_S):
             return await dataset.index()
 
     return anyio.run(describe)
@@ -40,22 +39,22 @@ def play(
     steps: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> dict[str, Array]:
-    """Play one stream to its end, and return its steps: name -> array (steps, *shape).
+    """Read one stream to its end and return its steps: name -> array (steps, *shape).
 
     Args:
-        dataset: a data set whose :meth:`~streamloader.StreamDataset.index` was called.
-        info: one of those that it returned.
-        block: how many steps are asked for at a time.
-        seek: where to begin.
-        steps: how many steps to play, if not all.
-        rng: what decides the stream's augmentation; without it, always the same.
+        dataset: Data set whose :meth:`~streamloader.StreamDataset.index` was called.
+        info: Stream to read, as ``index`` returned it.
+        block: Number of steps of each read.
+        seek: Step to start at. By default, the stream is read from its beginning without seeking.
+        steps: Number of steps to read. By default, all.
+        rng: Generator for the stream's augmentation. By default, the same one in every call.
 
     Raises:
-        TimeoutError: the stream took longer than a minute.
+        TimeoutError: If reading takes longer than a minute.
     """
 
     async def run() -> dict[str, Array]:
-        with anyio.fail_after(DEADLINE):
+        with anyio.fail_after(DEADLINE_S):
             return await play_async(dataset, info, block, seek=seek, steps=steps, rng=rng)
 
     return anyio.run(run)
@@ -70,7 +69,7 @@ async def play_async(
     steps: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> dict[str, Array]:
-    """Do what :func:`play` does, in the event loop that runs."""
+    """Read one stream like :func:`play`, in the running event loop."""
     stream = await dataset.open(info, stream_rng(0, 0, 0) if rng is None else rng)
     try:
         if seek is not None:
@@ -81,7 +80,7 @@ async def play_async(
 
 
 async def read_steps(stream: Stream, dataset: StreamDataset, block: int, steps: int | None = None) -> dict[str, Array]:
-    """Read an open stream, up to its end or for `steps` steps."""
+    """Read an open stream to its end, or `steps` steps of it."""
     blocks: list[dict[str, Array]] = []
     total = 0
     while steps is None or total < steps:
@@ -98,12 +97,12 @@ async def read_steps(stream: Stream, dataset: StreamDataset, block: int, steps: 
 
 
 async def read_block(stream: Stream, dataset: StreamDataset, block: int, poison: int = 1) -> dict[str, Array]:
-    """Read up to `block` steps once; return just those that came.
+    """Call ``read_into`` once with room for `block` steps, and return the steps that it wrote.
 
-    The buffers are filled with the byte `poison` before, and lie between guard rows that must stay as they are.
+    The buffers are filled with the byte `poison` first. They lie between guard rows, which must not change.
 
     Raises:
-        AssertionError: more steps were returned than asked for, or something else than the buffers was written.
+        AssertionError: If the stream returns more than `block` steps, or writes outside of the buffers.
     """
     guarded = {
         name: np.full((block + 2) * int(np.prod(field.shape)) * field.dtype.itemsize, poison, np.uint8)
@@ -111,7 +110,7 @@ async def read_block(stream: Stream, dataset: StreamDataset, block: int, poison:
         .reshape(block + 2, *field.shape)
         for name, field in dataset.fields.items()
     }
-    await anyio.lowlevel.checkpoint()  # so that the deadline ends a stream that neither waits nor ends
+    await anyio.lowlevel.checkpoint()  # lets the deadline stop a stream that neither waits nor ends
     count = await stream.read_into({name: array[1:-1] for name, array in guarded.items()})
     if not 0 <= count <= block:
         raise AssertionError(f"read_into returned {count} for a buffer of {block} steps")
@@ -123,7 +122,7 @@ async def read_block(stream: Stream, dataset: StreamDataset, block: int, poison:
 
 
 def assert_same_steps(got: Mapping[str, Array], expected: Mapping[str, Any], what: str = "steps") -> None:
-    """Raise unless both hold the same fields, shapes, dtypes and bytes; say which step is the first that differs."""
+    """Raise AssertionError unless fields, shapes, dtypes and bytes are equal. It names the first different step."""
     if set(got) != set(expected):
         raise AssertionError(f"{what}: fields {sorted(got)} instead of {sorted(expected)}")
     for name, array in got.items():
@@ -139,12 +138,12 @@ def assert_same_steps(got: Mapping[str, Array], expected: Mapping[str, Any], wha
             raise AssertionError(f"{what}: field {name!r} has {len(array)} steps instead of {len(wanted)}")
 
 
-def targets(length: int) -> list[int]:
-    """Return all positions from 0 to the end if they are few, else the first and last ones and some between."""
-    if length <= _FEW:
+def seek_targets(length: int) -> list[int]:
+    """Return positions to seek: all from 0 to `length` for short streams, else the first, the last and some others."""
+    if length <= MAX_EXHAUSTIVE_STEPS:
         return list(range(length + 1))
-    spread = range(0, length, max(1, length // (_FEW // 2)))
-    return sorted({*range(_FEW // 4), *spread, *range(length - _FEW // 4, length + 1)})
+    spread = range(0, length, max(1, length // (MAX_EXHAUSTIVE_STEPS // 2)))
+    return sorted({*range(MAX_EXHAUSTIVE_STEPS // 4), *spread, *range(length - MAX_EXHAUSTIVE_STEPS // 4, length + 1)})
 
 
 def _rows(arrays: Mapping[str, Array]) -> int:

@@ -1,16 +1,17 @@
-"""The suite that every kind of stream passes: a subclass says how one is made, and inherits the tests."""
+"""The conformance suite of streams: a subclass provides a data set and inherits the tests."""
 
-# ruff: noqa: D102 - the name of a test says what it shows
+# ruff: noqa: D102 - the name of a test describes it
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
 import sys
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,14 +24,14 @@ from streamloader.stores.io_thread import close_shared_stores
 from streamloader.streams.base import Stream, StreamDataset, stream_rng
 from streamloader.streams.lane_thread import LaneThread, current_lane_thread
 from streamloader.testing.streams.playing import (
-    DEADLINE,
+    DEADLINE_S,
     assert_same_steps,
     describe_streams,
     play,
     play_async,
     read_block,
     read_steps,
-    targets,
+    seek_targets,
 )
 from streamloader.testing.streams.resume import ResumeSuite
 from streamloader.values import Field
@@ -42,14 +43,14 @@ __all__ = ["StreamSuite"]
 
 T = TypeVar("T")
 
-_WHOLE = 1 << 12  # steps; longer streams are read by blocks of that many
+BLOCK_STEPS = 1 << 12  # of reads that fetch most streams whole
 
 
 class StreamSuite(ResumeSuite):
-    """Inherit from it in a class whose name pytest collects, and say in :meth:`make_dataset` what is tested.
+    """All tests of streams. Inherit from it in a class whose name pytest collects, and define :meth:`make_dataset`.
 
     The data set must have at least two streams, one of them with two steps or more, and should be small: each
-    stream is played some dozens of times. To use fixtures, keep what they give in an autouse fixture of the subclass::
+    stream is read dozens of times. An autouse fixture of the subclass gives it access to other fixtures::
 
         class TestMyStreams(StreamSuite):
             @pytest.fixture(autouse=True)
@@ -60,18 +61,18 @@ class StreamSuite(ResumeSuite):
                 return MyStreams(self.folder)
 
     Attributes:
-        seekable: whether the streams implement ``seek``; if not, it must raise NotImplementedError.
-        replays: whether the streams say that ``seek`` plays again what lies before (:attr:`Stream.replays`).
-        lengths_known: whether ``index`` tells all lengths; if not, it may leave some of them out.
+        seekable: Whether the streams implement ``seek``. If not, it must raise NotImplementedError.
+        replays: Whether the streams declare that ``seek`` reads the skipped steps (:attr:`Stream.replays`).
+        lengths_known: Whether ``index`` returns all lengths. If not, some may be None.
     """
 
     lengths_known: bool = True
 
     def expected(self) -> Sequence[Mapping[str, Any]] | None:
-        """Return the steps of each stream, name -> array (steps, *shape), or None if only consistency is tested."""
+        """Return the steps of each stream, name -> array (steps, *shape), or None to test consistency only."""
         return None
 
-    # --- what is described -------------------------------------------------------------------------------------------
+    # --- descriptions ------------------------------------------------------------------------------------------------
 
     def test_index_is_the_same_every_time(self) -> None:
         dataset = self.make_dataset()
@@ -87,7 +88,7 @@ class StreamSuite(ResumeSuite):
 
     def test_infos_are_plain_values(self) -> None:
         for info in describe_streams(self.make_dataset()):
-            assert pickle.loads(pickle.dumps(info)) == info  # noqa: S301 - bytes of its own making
+            assert pickle.loads(pickle.dumps(info)) == info  # noqa: S301 - pickled by this test
             assert info.length is None or type(info.length) is int
             assert info.length is None or info.length >= 0
 
@@ -103,16 +104,16 @@ class StreamSuite(ResumeSuite):
     def test_lengths_are_honest(self) -> None:
         dataset, infos = self._indexed()
         for info in infos:
-            assert not self.lengths_known or info.length is not None, f"the length of {info.key} is not known"
+            assert not self.lengths_known or info.length is not None, f"the length of {info.key} is unknown"
             if info.length is not None:
-                assert _count(play(dataset, info, _WHOLE)) == info.length, f"steps of {info.key}"
+                assert _count(play(dataset, info, BLOCK_STEPS)) == info.length, f"steps of {info.key}"
 
-    # --- what is played ----------------------------------------------------------------------------------------------
+    # --- steps -------------------------------------------------------------------------------------------------------
 
     def test_steps_are_those_expected(self) -> None:
         expected = self.expected()
         if expected is None:
-            pytest.skip("this binding expects nothing in particular")
+            pytest.skip("this binding defines no expected steps")
         dataset, infos = self._indexed()
         for info, steps in zip(infos, expected, strict=True):
             assert_same_steps(play(dataset, info), steps, info.key)
@@ -121,16 +122,16 @@ class StreamSuite(ResumeSuite):
     def test_the_size_of_blocks_changes_nothing(self, block: int) -> None:
         dataset, infos = self._indexed()
         for info in infos:
-            whole = play(dataset, info, _WHOLE)
+            whole = play(dataset, info, BLOCK_STEPS)
             assert_same_steps(play(dataset, info, block), whole, f"{info.key} by blocks of {block}")
 
     def test_steps_that_are_returned_are_written_wholly(self) -> None:
-        # Each block is read into buffers with other bytes in them: what was not written would differ.
+        # Each block is read into buffers with different contents: unwritten bytes would differ.
         dataset, infos = self._indexed()
 
         async def read_with(info: StreamInfo, poison: int) -> list[dict[str, Array]]:
             blocks = []
-            async with _opened(dataset, info) as stream:
+            async with _open_stream(dataset, info) as stream:
                 while _count(block := await read_block(stream, dataset, 3, poison)):
                     blocks.append(block)
             return blocks
@@ -144,7 +145,7 @@ class StreamSuite(ResumeSuite):
         dataset, infos = self._indexed()
 
         async def read_on(info: StreamInfo) -> list[int]:
-            async with _opened(dataset, info) as stream:
+            async with _open_stream(dataset, info) as stream:
                 await read_steps(stream, dataset, 5)
                 return [_count(await read_block(stream, dataset, size)) for size in (1, 4, 1)]
 
@@ -157,31 +158,31 @@ class StreamSuite(ResumeSuite):
         for number, info in enumerate(infos):
             rngs = [stream_rng(7, 3, number) for _ in range(3)]
             steps = play(first, info, rng=rngs[0])
-            assert_same_steps(play(first, info, rng=rngs[1]), steps, f"{info.key}, played again")
+            assert_same_steps(play(first, info, rng=rngs[1]), steps, f"{info.key}, read again")
             assert_same_steps(play(second, info, rng=rngs[2]), steps, f"{info.key} of an equal data set")
 
-    def test_expected_streams_are_the_same(self) -> None:
-        # What a lane prepares while it plays another stream.
+    def test_prepared_streams_are_the_same(self) -> None:
+        # A lane prepares streams while it reads another one.
         dataset, infos = self._indexed()
 
-        async def expect_all(info: StreamInfo) -> dict[str, Array] | None:
-            unused, expected = await dataset.expect(info), await dataset.expect(info)
+        async def read_prepared(info: StreamInfo) -> dict[str, Array] | None:
+            unused, prepared = await dataset.prepare(info), await dataset.prepare(info)
             if unused is not None:
                 unused.release()
-            if expected is None:
+            if prepared is None:
                 return None
-            stream = await expected.open(stream_rng(0, 0, 0))
+            stream = await prepared.open(stream_rng(0, 0, 0))
             try:
                 return await read_steps(stream, dataset, 5)
             finally:
                 await stream.aclose()
 
         for info in infos:
-            if (steps := _run(expect_all, info)) is not None:
-                assert_same_steps(steps, play(dataset, info), f"{info.key}, expected")
+            if (steps := _run(read_prepared, info)) is not None:
+                assert_same_steps(steps, play(dataset, info), f"{info.key}, prepared")
 
     def test_streams_do_not_disturb_each_other(self) -> None:
-        # All streams, and each of them twice, are read in turns of 2 steps by one task.
+        # One task reads two open copies of each stream, in turns of 2 steps.
         dataset, infos = self._indexed()
         alone = [play(dataset, info) for info in infos]
 
@@ -197,12 +198,12 @@ class StreamSuite(ResumeSuite):
             finally:
                 for stream in opened:
                     await stream.aclose()
-            return [_joined(parts) for parts in blocks]
+            return [_join(parts) for parts in blocks]
 
         for info, got, wanted in zip((*infos, *infos), _run(in_turns), (*alone, *alone), strict=True):
             assert_same_steps(got, wanted, info.key)
 
-    def test_streams_play_at_the_same_time(self) -> None:
+    def test_streams_are_read_concurrently(self) -> None:
         # As in a worker: a task and a thread for each lane.
         dataset, infos = self._indexed()
         alone = [play(dataset, info) for info in infos]
@@ -214,7 +215,7 @@ class StreamSuite(ResumeSuite):
             try:
                 played[number] = await play_async(dataset, infos[number % len(infos)], 3)
             finally:
-                assert thread.stop(DEADLINE)
+                assert thread.stop(DEADLINE_S)
 
         async def all_lanes() -> None:
             async with anyio.create_task_group() as tasks:
@@ -235,16 +236,16 @@ class StreamSuite(ResumeSuite):
             return
 
         async def check(info: StreamInfo) -> None:
-            whole = await play_async(dataset, info, _WHOLE)
-            chosen = targets(_count(whole))
+            whole = await play_async(dataset, info, BLOCK_STEPS)
+            chosen = seek_targets(_count(whole))
             for step in chosen:  # each from a fresh stream
                 got = await play_async(dataset, info, 3, seek=step, steps=4)
-                assert_same_steps(got, _cut(whole, step, 4), f"{info.key} from step {step}")
-            async with _opened(dataset, info) as stream:  # backwards and forwards in one stream
+                assert_same_steps(got, _slice(whole, step, 4), f"{info.key} from step {step}")
+            async with _open_stream(dataset, info) as stream:  # backwards and forwards in one stream
                 for step in [*reversed(chosen), *chosen]:
                     await stream.seek(step)
                     got = await read_steps(stream, dataset, 2, 3)
-                    assert_same_steps(got, _cut(whole, step, 3), f"{info.key} from step {step}, sought again")
+                    assert_same_steps(got, _slice(whole, step, 3), f"{info.key} from step {step}, after another seek")
                 await stream.seek(0)
                 assert_same_steps(await read_steps(stream, dataset, 7), whole, f"{info.key} from the start again")
 
@@ -252,15 +253,15 @@ class StreamSuite(ResumeSuite):
             _run(check, info)
 
     def test_the_end_can_be_sought(self) -> None:
-        # A state may lie there: where a window ends with the last step of a stream.
+        # A state can have this position: a window may end with the last step of a stream.
         dataset, infos = self._indexed()
         if not self.seekable:
             pytest.skip("these streams cannot seek")
 
         async def check(info: StreamInfo) -> None:
-            whole = await play_async(dataset, info, _WHOLE)
+            whole = await play_async(dataset, info, BLOCK_STEPS)
             for reads in (0, 1):
-                async with _opened(dataset, info) as stream:
+                async with _open_stream(dataset, info) as stream:
                     for _ in range(reads):
                         await read_block(stream, dataset, 2)
                     await stream.seek(_count(whole))
@@ -274,7 +275,7 @@ class StreamSuite(ResumeSuite):
     def test_times_never_run_backwards(self) -> None:
         dataset, infos = self._indexed()
         for info in infos:
-            whole = _run(_times, dataset, info, _WHOLE)
+            whole = _run(_times, dataset, info, BLOCK_STEPS)
             assert np.isfinite(whole).all()
             assert (np.diff(whole) >= 0).all(), info.key
             for block in (1, 3):
@@ -283,7 +284,7 @@ class StreamSuite(ResumeSuite):
                 middle = len(whole) // 2
                 assert _run(_times, dataset, info, 2, middle).tobytes() == whole[middle:].tobytes(), info.key
 
-    # --- what is held ------------------------------------------------------------------------------------------------
+    # --- resources ---------------------------------------------------------------------------------------------------
 
     def test_closing_twice_does_no_harm(self) -> None:
         dataset, infos = self._indexed()
@@ -312,9 +313,9 @@ class StreamSuite(ResumeSuite):
             play(dataset, info)
 
     def test_closes_after_a_cancelled_open(self) -> None:
-        # The thread of the lane goes on with what it was asked for: what it opens then is closed as well.
+        # The lane's thread finishes the call: a stream that it opens late has to be closed as well.
         dataset, infos = self._indexed()
-        before = _held()
+        before = _list_resources()
 
         async def cancel(info: StreamInfo) -> None:
             thread = LaneThread("suite-lane")
@@ -322,30 +323,30 @@ class StreamSuite(ResumeSuite):
             try:
                 with anyio.move_on_after(0):
                     stream = await dataset.open(info, stream_rng(0, 0, 0))
-                    await stream.aclose()  # of a kind that has nothing to wait for
+                    await stream.aclose()  # this kind of stream opens without waiting
             finally:
-                assert thread.stop(DEADLINE)
+                assert thread.stop(DEADLINE_S)
 
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             for info in infos:
                 _run(cancel, info)
-            assert _held() == before
+            assert _list_resources() == before
         assert [str(warning.message) for warning in warned] == []
 
     def test_nothing_is_held_before_and_after(self) -> None:
-        before = _held()
+        before = _list_resources()
         dataset = self.make_dataset()
-        assert _held() == before, "a data set opens nothing when it is made"
+        assert _list_resources() == before, "the constructor of a data set must not open anything"
         infos = describe_streams(dataset)
-        assert _held() == before, "index gives back what it opens"
+        assert _list_resources() == before, "index must close what it opens"
         for info in infos:
             play(dataset, info, steps=1)
             play(dataset, info)
-        assert _held() == before, "all streams were closed"
+        assert _list_resources() == before, "aclose must release everything"
 
     def test_travels_to_another_process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        # A worker gets the data set pickled, indexed or not, and may have another current directory.
+        # A worker receives a pickled data set, indexed or not, and may have another current directory.
         fresh = cloudpickle.dumps(self.make_dataset())
         dataset, infos = self._indexed()
         alone = [play(dataset, info) for info in infos]
@@ -355,38 +356,35 @@ class StreamSuite(ResumeSuite):
         for info, wanted in zip(infos, alone, strict=True):
             assert_same_steps(play(indexed, pickle.loads(pickle.dumps(info))), wanted, info.key)  # noqa: S301
 
-    # --- help --------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _indexed(self) -> tuple[StreamDataset, Sequence[StreamInfo]]:
         dataset = self.make_dataset()
         return dataset, describe_streams(dataset)
 
 
-class _opened:  # noqa: N801 - used as a function: `async with _opened(...) as stream`
-    def __init__(self, dataset: StreamDataset, info: StreamInfo) -> None:
-        self._dataset, self._info = dataset, info
-
-    async def __aenter__(self) -> Stream:
-        self._stream = await self._dataset.open(self._info, stream_rng(0, 0, 0))
-        return self._stream
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stream.aclose()
+@contextlib.asynccontextmanager
+async def _open_stream(dataset: StreamDataset, info: StreamInfo) -> AsyncIterator[Stream]:
+    stream = await dataset.open(info, stream_rng(0, 0, 0))
+    try:
+        yield stream
+    finally:
+        await stream.aclose()
 
 
 def _run(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     async def with_deadline() -> T:
-        with anyio.fail_after(DEADLINE):
+        with anyio.fail_after(DEADLINE_S):
             return await function(*args)
 
     return anyio.run(with_deadline)
 
 
 async def _times(dataset: StreamDataset, info: StreamInfo, block: int, seek: int = 0) -> Array:
-    """Return the times of the steps from `seek` on, asked for after each block as the engine does."""
+    """Return the times of the steps from `seek` on, requested after each block as the engine does."""
     parts = [np.empty(0)]
     position = seek
-    async with _opened(dataset, info) as stream:
+    async with _open_stream(dataset, info) as stream:
         if seek:
             await stream.seek(seek)
         while count := _count(await read_block(stream, dataset, block)):
@@ -403,28 +401,28 @@ def _count(steps: Mapping[str, Array]) -> int:
     return next(iter(counts.values()))
 
 
-def _cut(steps: Mapping[str, Array], start: int, count: int) -> dict[str, Array]:
+def _slice(steps: Mapping[str, Array], start: int, count: int) -> dict[str, Array]:
     return {name: array[start : start + count] for name, array in steps.items()}
 
 
-def _joined(blocks: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+def _join(blocks: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def _held() -> tuple[list[str], list[str]]:
-    """Return what this process holds: targets of open descriptors, and names of threads."""
+def _list_resources() -> tuple[list[str], list[str]]:
+    """Return the open descriptors and the threads of this process."""
     gc.collect()
-    close_shared_stores()  # their connections stay for a while, for the next user
+    close_shared_stores()  # they keep connections open for a while
     names = [thread.name for thread in threading.enumerate()]
-    # Those of the event loop that has just ended are told to end, and not waited for.
-    return sorted(_descriptors()), sorted(name for name in names if not name.startswith("AnyIO worker"))
+    # anyio stops the worker threads of a finished event loop, but does not wait for them.
+    return sorted(_iterate_descriptors()), sorted(name for name in names if not name.startswith("AnyIO worker"))
 
 
-def _descriptors() -> Iterator[str]:
+def _iterate_descriptors() -> Iterator[str]:
     if not sys.platform.startswith("linux"):
         return
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             yield os.readlink(f"/proc/self/fd/{descriptor}")
-        except FileNotFoundError:  # the one that listed them
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamloader.archive.catalog.query import Where
+from streamloader.archive.catalog.query import MetadataQuery
 from streamloader.errors import ConfigError
 
 PLAIN = st.one_of(
@@ -29,15 +29,15 @@ FEW = settings(max_examples=40)
 
 
 def matches(where, metadata):
-    return Where(where)(metadata)
+    return MetadataQuery(where)(metadata)
 
 
 @FEW
 @given(METADATA, NAMES, VALUES)
 def test_not_equal_is_the_opposite_of_equal(metadata, name, value):
-    asked = {"$in": [value]}  # equality, with objects that are no operators too
-    assert matches({name: {"$ne": value}}, metadata) is not matches({name: asked}, metadata)
-    assert matches({name: value}, metadata) is matches({name: asked}, metadata)
+    query = {"$in": [value]}  # equality, with objects that are no operators too
+    assert matches({name: {"$ne": value}}, metadata) is not matches({name: query}, metadata)
+    assert matches({name: value}, metadata) is matches({name: query}, metadata)
 
 
 @FEW
@@ -78,18 +78,18 @@ def test_lists_match_by_their_items(metadata, name, value):
 def test_json_changes_nothing(metadata, name, value):
     kept = json.loads(json.dumps(metadata))
     assert matches({name: value}, kept) is matches({name: value}, metadata)
-    assert Where({name: value}).conditions
+    assert MetadataQuery({name: value}).conditions
 
 
 @FEW
 @given(METADATA)
 def test_conditions_all_have_to_hold(metadata):
-    asked = {"a": {"$gte": -3, "$lt": 3}, "b": {"$exists": True}}
+    query = {"a": {"$gte": -3, "$lt": 3}, "b": {"$exists": True}}
     parts = [{"a": {"$gte": -3}}, {"a": {"$lt": 3}}, {"b": {"$exists": True}}]
-    assert matches(asked, metadata) is all(matches(part, metadata) for part in parts)
+    assert matches(query, metadata) is all(matches(part, metadata) for part in parts)
     assert matches({}, metadata)
-    assert not Where(None)
-    assert Where(asked)
+    assert not MetadataQuery(None)
+    assert MetadataQuery(query)
 
 
 def test_truth_is_no_number():
@@ -104,4 +104,4 @@ def test_truth_is_no_number():
 @pytest.mark.parametrize("where", [{"a": {"$gt": True}}, {"a": {"$lt": {}}}, {"a": {"$eq": 1}}, {"a": {1, 2}}, 5])
 def test_what_makes_no_sense(where):
     with pytest.raises(ConfigError):
-        Where(where)
+        MetadataQuery(where)

@@ -1,4 +1,4 @@
-"""From an address to a catalog."""
+"""The registry of catalogs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from streamloader.archive.catalog import registry
-from streamloader.archive.catalog.registry import catalog_schemes, open_catalog, register_catalog, shared_catalog
+from streamloader.archive.catalog.registry import catalog_schemes, get_shared_catalog, open_catalog, register_catalog
 from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
-from streamloader.errors import ConfigError, MissingExtra
+from streamloader.errors import ConfigError, MissingDependency
 from streamloader.testing import CatalogSuite
 from streamloader.testing.catalogs.binding import PLACES
 
@@ -56,16 +56,16 @@ def test_sqlite_by_path_and_address(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["ssh://host/catalog", "postgres://x", "http://x/y.sqlite"])
-def test_addresses_that_nothing_serves(url):
+def test_unknown_schemes_are_refused(url):
     with pytest.raises(ConfigError, match="sqlite://"):
         open_catalog(url)
 
 
-def test_options_that_nobody_knows(tmp_path):
-    with pytest.raises(ConfigError, match="takes no such option"):
+def test_unknown_options_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="does not accept an option"):
         open_catalog(tmp_path / "a", tiemout=3)
     with pytest.raises(ConfigError, match="plain values"):
-        shared_catalog(tmp_path / "a", {"timeout": lambda: 3})
+        get_shared_catalog(tmp_path / "a", {"timeout": lambda: 3})
 
 
 class Own(SqliteCatalog):
@@ -73,38 +73,38 @@ class Own(SqliteCatalog):
         super().__init__(url.removeprefix("own://"), **options)
 
 
-def test_a_kind_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+def test_a_registered_class_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_CATALOG_CLASSES", dict(registry._CATALOG_CLASSES))
     monkeypatch.setitem(sys.modules, "own_catalog", sys.modules[__name__])
     register_catalog("own", "own_catalog:Own")
     assert isinstance(open_catalog(f"own://{tmp_path}/x"), Own)
     register_catalog("Gone", "nowhere.at.all:Catalog")
     with pytest.raises(ConfigError, match="cannot be imported"):
         open_catalog("gone://x")
-    with pytest.raises(ConfigError, match="no scheme"):
+    with pytest.raises(ConfigError, match="not a valid scheme"):
         register_catalog("a b", Own)
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
     def missing(name):
-        raise MissingExtra("pip install streamloader[more]")
+        raise MissingDependency("pip install streamloader[more]")
 
     monkeypatch.setattr(registry.importlib, "import_module", missing)
-    with pytest.raises(MissingExtra):
+    with pytest.raises(MissingDependency):
         open_catalog("/a/b")
 
 
 def test_one_for_each_address_and_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with (
-        shared_catalog("a.sqlite") as one,
-        shared_catalog(tmp_path / "a.sqlite") as same,
-        shared_catalog("a.sqlite", {"timeout": 5}) as other,
+        get_shared_catalog("a.sqlite") as one,
+        get_shared_catalog(tmp_path / "a.sqlite") as same,
+        get_shared_catalog("a.sqlite", {"timeout": 5}) as other,
     ):
-        assert one.it is same.it
-        assert one.it is not other.it
-        one.call(one.it.create(PLACES))
-        assert other.call(other.it.header()).places == PLACES
+        assert one.resource is same.resource
+        assert one.resource is not other.resource
+        one.call(one.resource.create(PLACES))
+        assert other.call(other.resource.get_header()).places == PLACES
 
 
 def test_it_imports_nothing_heavy():

@@ -1,4 +1,4 @@
-"""Small archives for the tests of ingest, and a look at all that they consist of."""
+"""Small archives for the tests of ingest, and checks of their contents."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from made_clips import make_clip
 
-from streamloader.archive.catalog.registry import shared_catalog
-from streamloader.archive.ingest import as_places, check_archive
+from streamloader.archive.catalog.registry import get_shared_catalog
+from streamloader.archive.ingest import check_archive, parse_places
 from streamloader.media.chunks.format import ChunkIndex
 
 CHUNK = 10  # frames
@@ -29,10 +29,10 @@ def clip(path, seed=0, frames=40, **options):
 @contextlib.contextmanager
 def archive(folder, places=("one",), make=True):
     """The catalog of an archive in `folder`, with places in there."""
-    with shared_catalog(str(Path(folder) / "catalog.sqlite")) as catalog:
+    with get_shared_catalog(str(Path(folder) / "catalog.sqlite")) as catalog:
         if make:
             stores = [place if "://" in place else str(Path(folder) / place) for place in places]
-            catalog.call(catalog.it.create(as_places(stores)))
+            catalog.call(catalog.resource.create(parse_places(stores)))
         yield catalog
 
 
@@ -40,7 +40,10 @@ def rows(catalog):
     """All videos with their chunks, in order."""
 
     async def look():
-        return [(video, await catalog.it.chunks(video.content, 0, video.chunks)) async for video in catalog.it.find()]
+        return [
+            (video, await catalog.resource.get_chunks(video.content, 0, video.chunks))
+            async for video in catalog.resource.find_videos()
+        ]
 
     return catalog.call(look())
 
@@ -55,15 +58,15 @@ def names(catalog):
 
 
 def tidied(catalog):
-    """Remove what a killed writer may have left, and nothing else, and look at the rest."""
-    report = check_archive(catalog, repair=True, stale=0)
+    """Remove the partial files of killed writers, and check everything else."""
+    report = check_archive(catalog, repair=True, stale_after=0)
     assert {problem.kind for problem in report.problems} <= {"unfinished"}
     assert_whole(catalog)
 
 
 def assert_whole(catalog, *, jobs=0):
     """The catalog and its local places agree: each chunk is there once with its bytes, and nothing else is."""
-    header = catalog.call(catalog.it.header())
+    header = catalog.call(catalog.resource.get_header())
     there = {(place.number, path): file for place in header.places for path, file in files(place.url).items()}
     there = {key: file for key, file in there.items() if "catalog.sqlite" not in key[1]}
     expected = set()
@@ -72,17 +75,17 @@ def assert_whole(catalog, *, jobs=0):
         assert (video.number, video.start, len(chunks)) == (number, start, video.chunks)
         start += video.frames
         first = 0
-        indexes = catalog.call(catalog.it.indexes(video.content, range(video.chunks)))
+        indexes = catalog.call(catalog.resource.get_indexes(video.content, range(video.chunks)))
         for position, (chunk, index) in enumerate(zip(chunks, indexes, strict=True)):
             data = there[chunk.place, chunk.path].read_bytes()
             assert f"sha256:{hashlib.sha256(data).hexdigest()}" == chunk.digest
-            assert (chunk.number, chunk.first, chunk.bytes) == (position, first, len(data))
+            assert (chunk.number, chunk.first_frame, chunk.bytes) == (position, first, len(data))
             decoded = ChunkIndex.decode(index)
             assert (len(decoded), int(decoded.pts[0])) == (chunk.frames, chunk.first_pts)
             first += chunk.frames
             expected.add((chunk.place, chunk.path))
         assert first == video.frames
         assert video.bytes_out == sum(chunk.bytes for chunk in chunks)
-    assert len(catalog.call(catalog.it.jobs())) == jobs
+    assert len(catalog.call(catalog.resource.list_jobs())) == jobs
     assert set(there) == expected
-    assert catalog.call(catalog.it.problems()) == []
+    assert catalog.call(catalog.resource.find_problems()) == []

@@ -1,4 +1,4 @@
-"""Adding videos: what becomes of them, in which order, and what of those that cannot be added."""
+"""Adding videos: their order, existing videos, and videos that cannot be added."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from archive.ingest.archives import CHUNK, archive, assert_whole, clip, files, names, rows
 
 from streamloader.archive.ingest import add_videos
-from streamloader.archive.ingest.naming import content_of
+from streamloader.archive.ingest.naming import compute_content
 from streamloader.errors import (
     ConfigError,
     IngestFailed,
-    NameTaken,
+    NameConflict,
     ObjectChanged,
     StreamNotFound,
     UnreadableStream,
@@ -46,34 +46,34 @@ def test_processes_add_videos_in_the_order_in_which_they_were_named(catalog, cli
     report = add(catalog, clips, jobs=3, metadata={"set": "train"})
     assert names(catalog) == [video.name for video in report.added] == ["b", "a", "c"]
     assert [(video.frames, video.chunks) for video in report.added] == [(40, 4)] * 3
-    assert (report.frames, report.made, report.recognised, report.failed, report.notes) == (120, 120, (), (), ())
+    assert (report.frames, report.frames_made, report.existing, report.failed, report.notes) == (120, 120, (), (), ())
     assert report.bytes_in == sum(os.path.getsize(path) for path in clips)
     assert report.bytes_out == sum(video.bytes_out for video in report.added)
     video = rows(catalog)[1][0]
     assert (video.source, video.metadata, video.mode) == (str(clips[1]), {"set": "train"}, "copy")
     assert (video.height, video.width, video.chunk_frames) == (48, 64, CHUNK)
-    assert video.content == content_of(video.origin["digest"], SETTINGS.to_json())
+    assert video.content == compute_content(video.origin["digest"], SETTINGS.to_json())
     assert_whole(catalog)
     assert json.loads(json.dumps(report.to_json()))["added"][2]["start"] == 80
 
 
-def test_what_is_there_is_recognised(catalog, clips, tmp_path):
+def test_existing_videos_are_recognized(catalog, clips, tmp_path):
     first = add(catalog, clips[:2])
     renamed = shutil.copy(clips[0], tmp_path / "renamed.mov")
     again = add(catalog, [renamed, clips[1], clips[2]])
-    assert [(one.source, one.video) for one in again.recognised] == [
+    assert [(one.source, one.video) for one in again.existing] == [
         (str(renamed), first.added[0]),
         (str(clips[1]), first.added[1]),
     ]
     assert [video.name for video in again.added] == ["c"]
-    assert again.made == 40
+    assert again.frames_made == 40
     assert_whole(catalog)
 
 
 def test_a_source_that_did_not_change_is_not_read_again(catalog, clips, monkeypatch):
     first = add(catalog, clips)
-    monkeypatch.setattr("streamloader.archive.ingest.unit.opened", None)
-    assert [one.video for one in add(catalog, clips).recognised] == list(first.added)
+    monkeypatch.setattr("streamloader.archive.ingest.unit.open_source", None)
+    assert [one.video for one in add(catalog, clips).existing] == list(first.added)
 
 
 def test_a_source_that_did_change_is_another_video(catalog, clips, tmp_path):
@@ -81,7 +81,7 @@ def test_a_source_that_did_change_is_another_video(catalog, clips, tmp_path):
     shutil.copy(clips[0], source)
     add(catalog, source)
     shutil.copy(clips[1], source)
-    with pytest.raises(NameTaken):
+    with pytest.raises(NameConflict):
         add(catalog, source)
     add(catalog, source, name="w")
     assert names(catalog) == ["v", "w"]
@@ -100,8 +100,8 @@ def test_the_same_content_twice_in_one_call(catalog, clips, tmp_path, jobs):
     twins = [shutil.copy(clips[0], tmp_path / f"{name}.mp4") for name in "pqrs"]
     report = add(catalog, [twins[0], clips[1], *twins[1:]], jobs=jobs)
     assert names(catalog) == ["p", "a"]
-    assert [(one.source, one.video.name) for one in report.recognised] == [(twin, "p") for twin in map(str, twins[1:])]
-    assert report.made == 80
+    assert [(one.source, one.video.name) for one in report.existing] == [(twin, "p") for twin in map(str, twins[1:])]
+    assert report.frames_made == 80
     assert_whole(catalog)
 
 
@@ -147,7 +147,7 @@ def test_the_error_of_a_single_video_is_its_own(catalog, tmp_path):
 def test_a_taken_name_is_refused_before_any_work(catalog, clips, monkeypatch):
     add(catalog, clips[0], name="mine")
     monkeypatch.setattr("streamloader.archive.ingest.unit.plan_cuts", None)
-    with pytest.raises(NameTaken, match="mine"):
+    with pytest.raises(NameConflict, match="mine"):
         add(catalog, clips[1], name="mine")
     assert_whole(catalog)
 
@@ -157,7 +157,7 @@ def test_a_source_that_changes_while_it_is_cut(catalog, clips, tmp_path, monkeyp
 
     source = tmp_path / "v.mp4"
     shutil.copy(clips[0], source)
-    make, made = unit.make_chunk, []
+    make, made = unit.build_chunk, []
 
     def change_after_two(*arguments):
         if len(made) == 2:
@@ -165,7 +165,7 @@ def test_a_source_that_changes_while_it_is_cut(catalog, clips, tmp_path, monkeyp
         made.append(make(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(unit, "make_chunk", change_after_two)
+    monkeypatch.setattr(unit, "build_chunk", change_after_two)
     with pytest.raises(ObjectChanged, match="was changed while it was added"):
         add(catalog, source)
     assert_whole(catalog)  # neither job nor files
@@ -182,7 +182,7 @@ def test_nothing_is_done_where_a_name_is_wrong(catalog, clips):
     [
         ({"name": "x"}, "single video"),
         ({"name": ""}, "name"),
-        ({"engine": "cloud"}, "engine"),
+        ({"executor": "cloud"}, "executor"),
         ({"jobs": -1}, "jobs"),
         ({"jobs": True}, "jobs"),
         ({"spread": "even"}, "spread"),
@@ -208,7 +208,7 @@ def test_chunks_over_several_places(tmp_path, clips):
         assert {chunk.place for _, chunks in rows(catalog) for chunk in chunks} == {0, 1, 2}
         assert_whole(catalog)
         more = clip(tmp_path / "more.mp4", 9)
-        add(catalog, more, only=[1], spread="free")
+        add(catalog, more, places=[1], spread="free")
         assert {chunk.place for chunk in rows(catalog)[-1][1]} == {1}
         assert_whole(catalog)
 
@@ -222,21 +222,21 @@ def test_two_who_add_the_same_at_once(catalog, clips):
         thread.join()
     assert sorted(names(catalog)) == ["a", "b", "c"]
     assert sum(len(report.added) for report in reports) == 3
-    assert sum(len(report.recognised) for report in reports) == 3
+    assert sum(len(report.existing) for report in reports) == 3
     assert_whole(catalog)
 
 
 def test_objects_of_stores_are_fetched_and_nothing_is_left(catalog, clips, tmp_path):
-    from streamloader.stores.io_thread import shared_store
+    from streamloader.stores.io_thread import open_shared_store
 
     before = files(os.environ["TMPDIR"])
-    store, path = shared_store("memory://clips/deep/v.mp4")
+    store, path = open_shared_store("memory://clips/deep/v.mp4")
     with store:
         store.write(path, clips[0].read_bytes())
         report = add(catalog, "memory://clips/deep")
         assert [video.source for video in report.added] == ["memory://clips/deep/v.mp4"]
         again = add(catalog, "memory://clips/deep/v.mp4")
-        assert [one.video.name for one in again.recognised] == ["v"]
+        assert [one.video.name for one in again.existing] == ["v"]
         store.write(path, b"no video" * 100)
         with pytest.raises(UnreadableStream) as raised:
             add(catalog, "memory://clips/deep/v.mp4", name="w")

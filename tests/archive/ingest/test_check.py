@@ -1,4 +1,4 @@
-"""Checking archives, and mending them."""
+"""Checking and repairing archives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import pytest
 from archive.ingest.archives import CHUNK, archive, assert_whole, clip, rows
 
-from streamloader.archive.catalog.base import Job
+from streamloader.archive.catalog.base import IngestJob
 from streamloader.archive.ingest import add_videos, check_archive
 from streamloader.media.chunks.settings import CutSettings
 
@@ -30,12 +30,12 @@ def catalog(tmp_path, source):
 
 def chunk_files(catalog):
     """Paths of the files of all chunks."""
-    header = catalog.call(catalog.it.header())
+    header = catalog.call(catalog.resource.get_header())
     return [os.path.join(header.places[chunk.place].url, chunk.path) for _, chunks in rows(catalog) for chunk in chunks]
 
 
 def kinds(report):
-    return [(problem.kind, problem.mended) for problem in report.problems]
+    return [(problem.kind, problem.repaired) for problem in report.problems]
 
 
 def test_nothing_is_wrong(catalog):
@@ -62,9 +62,9 @@ def test_chunks_that_are_missing_short_or_damaged_are_found_and_made_again(catal
     assert [problem.address for problem in report.problems] == [missing, short, damaged]
     assert {problem.video for problem in report.problems} == {"v"}
     stamp = os.stat(whole).st_mtime_ns
-    mended = check_archive(catalog, deep=True, repair=True)
-    assert kinds(mended) == [("missing", True), ("size", True), ("digest", True)]
-    assert mended.ok
+    repaired = check_archive(catalog, deep=True, repair=True)
+    assert kinds(repaired) == [("missing", True), ("size", True), ("digest", True)]
+    assert repaired.ok
     assert os.stat(whole).st_mtime_ns == stamp
     assert check_archive(catalog, deep=True).problems == ()
     assert_whole(catalog)
@@ -81,7 +81,7 @@ def test_what_cannot_be_made_again_is_named(catalog, source, tmp_path):
     clip(source, seed=5)
     other = check_archive(catalog, repair=True)
     assert kinds(other) == [("missing", False)]
-    assert "is not what it was" in other.problems[0].text
+    assert "was changed" in other.problems[0].text
     assert not os.path.exists(path)
     shutil.move(tmp_path / "elsewhere.mp4", source)
     assert kinds(check_archive(catalog, repair=True)) == [("missing", True)]
@@ -111,7 +111,7 @@ def test_files_that_no_video_has(catalog, tmp_path):
 def test_what_somebody_works_on_is_left_alone(catalog, tmp_path):
     content = "ab" * 32
     now = time.time()
-    catalog.call(catalog.it.begin(Job(content, "new", "/x", now, now)))
+    catalog.call(catalog.resource.begin_job(IngestJob(content, "new", "/x", now, now)))
     stray = tmp_path / "archive" / "one" / "chunks" / "ab" / content / "000000-0123456789abcdef.mp4"
     stray.parent.mkdir(parents=True)
     stray.write_bytes(b"just written, not staged yet")
@@ -120,11 +120,11 @@ def test_what_somebody_works_on_is_left_alone(catalog, tmp_path):
     assert check_archive(catalog, repair=True).problems == ()
     assert stray.exists()
     assert unfinished.exists()
-    catalog.call(catalog.it.beat(content, now - 3600))
+    catalog.call(catalog.resource.record_heartbeat(content, now - 3600))
     os.utime(unfinished, (now - 3600, now - 3600))
-    told = check_archive(catalog)
-    assert kinds(told) == [("job", False), ("unfinished", False)]
-    assert "new (/x)" in told.problems[0].text
+    report = check_archive(catalog)
+    assert kinds(report) == [("job", False), ("unfinished", False)]
+    assert "new (/x)" in report.problems[0].text
     assert kinds(check_archive(catalog, repair=True)) == [("job", True), ("orphan", True), ("unfinished", True)]
     assert not stray.exists()
     assert not unfinished.exists()
@@ -132,12 +132,12 @@ def test_what_somebody_works_on_is_left_alone(catalog, tmp_path):
 
 
 def test_a_place_that_cannot_be_looked_at_is_one_problem_and_no_reason_to_delete_anything(catalog, tmp_path):
-    header = catalog.call(catalog.it.header())
+    header = catalog.call(catalog.resource.get_header())
     first, second = header.places
     lost = type(second)(second.number, "ssh://nobody@127.0.0.1:1/nothing", second.weight)
-    catalog.call(catalog.it.set_places([first, lost]))
+    catalog.call(catalog.resource.set_places([first, lost]))
     report = check_archive(catalog, repair=True, storage_options={"timeouts": None, "retry": None})
     assert [problem.kind for problem in report.problems] == ["unreachable"]
     assert not report.ok
-    catalog.call(catalog.it.set_places([first, second]))
+    catalog.call(catalog.resource.set_places([first, second]))
     assert check_archive(catalog, deep=True).problems == ()

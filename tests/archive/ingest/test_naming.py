@@ -8,12 +8,12 @@ import json
 import pytest
 
 from streamloader.archive.ingest.naming import (
-    chunk_path,
-    content_of,
-    content_of_path,
-    default_name,
-    plain_metadata,
-    without_secrets,
+    build_chunk_path,
+    compute_content,
+    extract_content,
+    get_default_name,
+    normalize_metadata,
+    remove_secrets,
 )
 from streamloader.errors import ConfigError
 from streamloader.media.chunks.settings import CutSettings
@@ -23,25 +23,25 @@ DIGEST = "sha256:" + "ab" * 32
 
 def test_content_is_what_the_documentation_says():
     settings = CutSettings(chunk_frames=50).to_json()
-    told = {"digest": DIGEST, "format": 1, "settings": {k: v for k, v in settings.items() if k != "verify"}}
-    canonical = json.dumps(told, sort_keys=True, separators=(",", ":"))
-    assert content_of(DIGEST, settings) == hashlib.sha256(canonical.encode()).hexdigest()
+    document = {"digest": DIGEST, "format": 1, "settings": {k: v for k, v in settings.items() if k != "verify"}}
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    assert compute_content(DIGEST, settings) == hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def test_other_settings_are_other_content_but_how_it_is_verified_is_not():
-    plain = content_of(DIGEST, CutSettings().to_json())
-    assert content_of(DIGEST, CutSettings(chunk_frames=999).to_json()) != plain
-    assert content_of(DIGEST, CutSettings(verify="edges").to_json()) == plain
+    plain = compute_content(DIGEST, CutSettings().to_json())
+    assert compute_content(DIGEST, CutSettings(chunk_frames=999).to_json()) != plain
+    assert compute_content(DIGEST, CutSettings(verify="edges").to_json()) == plain
 
 
 def test_paths_of_chunks():
     content = "0f" * 32
-    path = chunk_path(content, 7, DIGEST, ".mp4")
+    path = build_chunk_path(content, 7, DIGEST, ".mp4")
     assert path == f"chunks/0f/{content}/000007-abababababababab.mp4"
-    assert chunk_path(content, 7, DIGEST, "mkv").endswith(".mkv")
-    assert content_of_path(path) == content
+    assert build_chunk_path(content, 7, DIGEST, "mkv").endswith(".mkv")
+    assert extract_content(path) == content
     for other in (f"chunks/0e/{content}/x.mp4", f"chunks/0f/{content}/a/b", "chunks/x", f"x/{path}", path[:-20] + "\n"):
-        assert content_of_path(other) is None or "\n" in other
+        assert extract_content(other) is None or "\n" in other
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_paths_of_chunks():
     ],
 )
 def test_videos_are_called_like_their_files(address, name):
-    assert default_name(address) == name
+    assert get_default_name(address) == name
 
 
 @pytest.mark.parametrize(
@@ -73,18 +73,18 @@ def test_videos_are_called_like_their_files(address, name):
     ],
 )
 def test_sources_are_kept_without_secrets(address, kept):
-    assert without_secrets(address) == kept
+    assert remove_secrets(address) == kept
 
 
 def test_local_sources_are_kept_as_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert without_secrets("a.mp4") == str(tmp_path / "a.mp4")
-    assert without_secrets("file:///x/a%20b.mp4") == "/x/a b.mp4"
+    assert remove_secrets("a.mp4") == str(tmp_path / "a.mp4")
+    assert remove_secrets("file:///x/a%20b.mp4") == "/x/a b.mp4"
 
 
 def test_metadata_is_plain_json():
-    assert plain_metadata(None) == {}
-    assert plain_metadata({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
+    assert normalize_metadata(None) == {}
+    assert normalize_metadata({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
     for wrong in ([1], {"a": (1, 2)}, {1: 2}, {"a": float("nan")}, {"a": object()}, {"a": b""}):
         with pytest.raises(ConfigError, match="metadata"):
-            plain_metadata(wrong)
+            normalize_metadata(wrong)

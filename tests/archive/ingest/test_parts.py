@@ -1,4 +1,4 @@
-"""What ingest stands on: messages, temporary folders, progress, and what stores tell of their free space."""
+"""Parts of the ingest: messages, temporary folders, progress, and the free space of stores."""
 
 from __future__ import annotations
 
@@ -18,47 +18,53 @@ import psutil
 import pytest
 
 from streamloader.archive.ingest import temp_dir
-from streamloader.archive.ingest.executors.messages import Assembler, Line
-from streamloader.archive.ingest.progress import Active, Standing, duration, shown, size
-from streamloader.archive.ingest.temp_dir import Scratch, sweep
+from streamloader.archive.ingest.executors.messages import JsonMessageDecoder, WorkerConnection
+from streamloader.archive.ingest.progress import (
+    ActiveVideo,
+    ProgressSnapshot,
+    format_duration,
+    format_size,
+    open_progress_display,
+)
+from streamloader.archive.ingest.temp_dir import TempDir, remove_stale_dirs
 from streamloader.errors import ConfigError
 from streamloader.stores.registry import open_store
 
 
-def test_messages_come_out_as_they_went_in_however_they_are_cut():
-    ours, theirs = socket.socketpair()
+def test_messages_survive_any_split_of_the_data():
+    parent_end, child_end = socket.socketpair()
     messages = [{"kind": "a"}, {"kind": "b", "text": "x" * 70000}, {}]
-    with ours, theirs:
-        sender = threading.Thread(target=lambda: [Line(theirs).send(message) for message in messages])
+    with parent_end, child_end:
+        sender = threading.Thread(target=lambda: [WorkerConnection(child_end).send(message) for message in messages])
         sender.start()
         data = b""
         while not data.endswith(b"{}"):
-            data += ours.recv(1 << 16)
+            data += parent_end.recv(1 << 16)
         sender.join()
     for step in (1, 7, 4096, len(data)):
-        assembler = Assembler()
-        found = [m for at in range(0, len(data), step) for m in assembler.take(data[at : at + step])]
+        decoder = JsonMessageDecoder()
+        found = [m for at in range(0, len(data), step) for m in decoder.feed(data[at : at + step])]
         assert found == messages
 
 
 def test_a_driver_never_takes_pickles():
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        Line(theirs).send(b"cos\nsystem\n(S'true'\ntR.")
-        with pytest.raises(ValueError, match="kind b'P'"):
-            list(Assembler().take(ours.recv(1000)))
+    parent_end, child_end = socket.socketpair()
+    with parent_end, child_end:
+        WorkerConnection(child_end).send(b"cos\nsystem\n(S'true'\ntR.")
+        with pytest.raises(ValueError, match="encoding b'P'"):
+            list(JsonMessageDecoder().feed(parent_end.recv(1000)))
 
 
-def test_the_end_of_a_line():
-    ours, theirs = socket.socketpair()
-    with ours:
-        theirs.close()
+def test_a_closed_connection_ends_a_receive():
+    parent_end, child_end = socket.socketpair()
+    with parent_end:
+        child_end.close()
         with pytest.raises(EOFError):
-            Line(ours).receive()
+            WorkerConnection(parent_end).receive()
 
 
-def test_a_scratch_folder_is_gone_when_it_is_closed():
-    with Scratch() as made:
+def test_a_temporary_folder_is_gone_when_it_is_closed():
+    with TempDir() as made:
         (open_file := open(os.path.join(made.folder, "x"), "w")).close()  # noqa: SIM115
         assert open_file.closed
         assert os.path.isdir(made.folder)
@@ -68,8 +74,8 @@ def test_a_scratch_folder_is_gone_when_it_is_closed():
 
 HOLDER = """
 import sys
-from streamloader.archive.ingest.temp_dir import Scratch
-made = Scratch()
+from streamloader.archive.ingest.temp_dir import TempDir
+made = TempDir()
 print(made.folder, flush=True)
 sys.stdin.read()
 """
@@ -84,49 +90,49 @@ def test_a_folder_is_gone_once_its_user_was_killed():
         folder = holder.stdout.readline().strip()
         holder.kill()
         holder.wait()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while os.path.exists(folder):
             assert time.monotonic() < deadline
-            time.sleep(0.005)  # between two looks
+            time.sleep(0.005)
 
 
 def test_a_folder_whose_remover_was_killed_as_well_is_swept_and_never_before(monkeypatch):
-    monkeypatch.setattr(temp_dir, "_YOUNG", -1.0)
+    monkeypatch.setattr(temp_dir, "_MIN_AGE_S", -1.0)
     with hold() as holder:
         folder = holder.stdout.readline().strip()
-        sweep()
+        remove_stale_dirs()
         assert os.path.isdir(folder)
         for process in [*psutil.Process(holder.pid).children(), psutil.Process(holder.pid)]:
             process.kill()
         holder.wait()
         assert os.path.isdir(folder)
-        sweep()
+        remove_stale_dirs()
     assert not os.path.exists(folder)
 
 
 def test_a_folder_that_was_just_made_is_left_alone():
-    with Scratch() as made:
+    with TempDir() as made:
         fcntl.flock(made.fds[0], fcntl.LOCK_UN)  # as it is for a moment before it is locked
-        sweep()
+        remove_stale_dirs()
         assert os.path.isdir(made.folder)
 
 
-def standing(seconds, settled=0, **changes):
-    plain = Standing(
-        videos=3, settled=settled, failed=0, recognised=0, bytes_total=3_000_000, bytes_done=settled * 1e6,
-        frames=settled * 500, bytes_out=0, seconds=seconds, active=(Active("clip", "cutting", 0.5),),
+def snapshot(seconds, finished=0, **changes):
+    plain = ProgressSnapshot(
+        videos=3, finished=finished, failed=0, existing=0, bytes_total=3_000_000, bytes_done=finished * 1e6,
+        frames=finished * 500, bytes_out=0, seconds=seconds, active=(ActiveVideo("clip", "cutting", 0.5),),
     )  # fmt: skip
     return replace(plain, **changes)
 
 
 def test_lines_where_there_is_no_terminal():
     stream = io.StringIO()
-    with shown(True, stream) as show:
-        show(standing(0.5))
-        show(standing(3.0, 1))
-        show(standing(4.0, 1))
-        show(standing(20.0, 2, failed=1))
-        show(standing(30.0, 3, bytes_done=3e6))
+    with open_progress_display(True, stream) as show:
+        show(snapshot(0.5))
+        show(snapshot(3.0, 1))
+        show(snapshot(4.0, 1))
+        show(snapshot(20.0, 2, failed=1))
+        show(snapshot(30.0, 3, bytes_done=3e6))
     assert stream.getvalue().splitlines() == [
         "     3 s  1 of 3 videos, 33.3%, 167 frames/s, 333 kB/s, 6 s left",
         "    20 s  2 of 3 videos, 1 failed, 66.7%, 50 frames/s, 100 kB/s, 10 s left",
@@ -134,36 +140,36 @@ def test_lines_where_there_is_no_terminal():
     ]
 
 
-def test_nothing_is_written_of_what_is_done_at_once():
+def test_nothing_is_printed_for_a_short_run():
     stream = io.StringIO()
-    with shown(True, stream) as show:
-        show(standing(0.4, 3))
+    with open_progress_display(True, stream) as show:
+        show(snapshot(0.4, 3))
     assert stream.getvalue() == ""
 
 
 def test_progress_of_unknown_size():
     stream = io.StringIO()
-    with shown(True, stream) as show:
-        show(standing(3.0, 1, bytes_total=None))
+    with open_progress_display(True, stream) as show:
+        show(snapshot(3.0, 1, bytes_total=None))
     assert stream.getvalue() == "     3 s  1 of 3 videos, 167 frames/s, 333 kB/s\n"
 
 
-def test_who_is_told():
-    told = []
-    with shown(told.append) as show:
-        show(standing(1.0))
-    assert told == [standing(1.0)]
-    with pytest.raises(ConfigError, match="progress"), shown("yes"):
+def test_a_function_receives_the_progress():
+    snapshots = []
+    with open_progress_display(snapshots.append) as show:
+        show(snapshot(1.0))
+    assert snapshots == [snapshot(1.0)]
+    with pytest.raises(ConfigError, match="progress"), open_progress_display("yes"):
         pass
-    with shown(None) as show:
-        assert show(standing(1.0)) is None
+    with open_progress_display(None) as show:
+        assert show(snapshot(1.0)) is None
 
 
 def test_sizes_and_times_for_people():
-    assert [size(n) for n in (0, 999, 1000, 99_940, 99_960, 999_600, 1e14)] == [
+    assert [format_size(n) for n in (0, 999, 1000, 99_940, 99_960, 999_600, 1e14)] == [
         "0 B", "999 B", "1.0 kB", "99.9 kB", "100 kB", "1.0 MB", "100 TB",
     ]  # fmt: skip
-    assert [duration(s) for s in (0.4, 59.6, 3599.6, 7325, 200_000)] == [
+    assert [format_duration(s) for s in (0.4, 59.6, 3599.6, 7325, 200_000)] == [
         "0 s",
         "1:00 min",
         "1:00 h",
@@ -174,7 +180,7 @@ def test_sizes_and_times_for_people():
 
 def ask(address, use):
     async def run():
-        async with asyncio.timeout(20), open_store(address) as store:
+        async with asyncio.timeout(60), open_store(address) as store:
             return await use(store)
 
     return asyncio.run(run())
@@ -185,20 +191,20 @@ async def names(found):
 
 
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path):
-    free = ask(str(tmp_path / "a" / "b"), lambda store: store.free())
-    told = os.statvfs(tmp_path)
-    assert abs(free - told.f_bavail * told.f_frsize) < 1 << 30
+    free = ask(str(tmp_path / "a" / "b"), lambda store: store.free_bytes())
+    status = os.statvfs(tmp_path)
+    assert abs(free - status.f_bavail * status.f_frsize) < 1 << 30
     assert not (tmp_path / "a").exists()
-    assert ask("memory://x", lambda store: store.free()) is None
+    assert ask("memory://x", lambda store: store.free_bytes()) is None
 
 
-def test_what_killed_writers_left_is_listed_apart(tmp_path):
+def test_partial_files_of_killed_writers_are_listed_apart(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / ".streamloader-new-0123").write_bytes(b"123")
     (tmp_path / "in" / "whole").write_bytes(b"1")
     assert ask(str(tmp_path), lambda store: names(store.list())) == ["in/whole"]
-    assert ask(str(tmp_path), lambda store: names(store.leftovers("in"))) == ["in/.streamloader-new-0123"]
-    assert ask(str(tmp_path), lambda store: names(store.leftovers("out"))) == []
+    assert ask(str(tmp_path), lambda store: names(store.list_unfinished("in"))) == ["in/.streamloader-new-0123"]
+    assert ask(str(tmp_path), lambda store: names(store.list_unfinished("out"))) == []
 
 
 def test_reports_are_json():

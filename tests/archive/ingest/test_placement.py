@@ -1,4 +1,4 @@
-"""Places: what a user may name, where chunks go, and that no password is ever kept."""
+"""Places: accepted addresses, the placement of chunks, and that no password is ever stored."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections import Counter
 import pytest
 
 from streamloader.archive.catalog.base import Place
-from streamloader.archive.ingest.placement import Target, as_places, choose, targets
+from streamloader.archive.ingest.placement import PlacementTarget, choose_target, parse_places, resolve_targets
 from streamloader.errors import ConfigError
-from streamloader.stores.registry import options_for
+from streamloader.stores.registry import select_options
 
 CONTENTS = [f"{number:064x}" for number in range(40)]
 
 
 def shares(*weights):
-    return [Target(number, f"/place/{number}", weight) for number, weight in enumerate(weights)]
+    return [PlacementTarget(number, f"/place/{number}", weight) for number, weight in enumerate(weights)]
 
 
-def spread(found, chunks=100):
+def spread(chosen, chunks=100):
     return {
-        (content, number): choose(content, number, found).number for content in CONTENTS for number in range(chunks)
+        (content, number): choose_target(content, number, chosen).number
+        for content in CONTENTS
+        for number in range(chunks)
     }
 
 
@@ -43,8 +45,8 @@ def test_the_answer_does_not_depend_on_the_order_of_places_or_on_the_unit_of_sha
 
 
 def test_where_chunks_go_never_changes():
-    """Runs that go on with others would else leave files behind."""
-    assert [choose(CONTENTS[7], number, shares(1.0, 1.0, 1.0)).number for number in range(12)] == EXPECTED
+    """Otherwise a resumed run would leave files behind."""
+    assert [choose_target(CONTENTS[7], number, shares(1.0, 1.0, 1.0)).number for number in range(12)] == EXPECTED
 
 
 EXPECTED = [0, 0, 1, 2, 0, 1, 1, 1, 0, 2, 2, 0]
@@ -52,10 +54,13 @@ EXPECTED = [0, 0, 1, 2, 0, 1, 1, 1, 0, 2, 2, 0]
 
 def test_what_may_be_named_as_a_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert as_places("here") == (Place(0, str(tmp_path / "here"), 1.0),)
-    assert as_places(tmp_path / "x") == (Place(0, str(tmp_path / "x"), 1.0),)
-    assert as_places(["file:///a%20b", "ssh://me@box/v/"]) == (Place(0, "/a b", 1.0), Place(1, "ssh://me@box/v", 1.0))
-    assert as_places({"/a": 2, "s3://b": 0}, first=3) == (Place(3, "/a", 2.0), Place(4, "s3://b", 0.0))
+    assert parse_places("here") == (Place(0, str(tmp_path / "here"), 1.0),)
+    assert parse_places(tmp_path / "x") == (Place(0, str(tmp_path / "x"), 1.0),)
+    assert parse_places(["file:///a%20b", "ssh://me@box/v/"]) == (
+        Place(0, "/a b", 1.0),
+        Place(1, "ssh://me@box/v", 1.0),
+    )
+    assert parse_places({"/a": 2, "s3://b": 0}, first=3) == (Place(3, "/a", 2.0), Place(4, "s3://b", 0.0))
 
 
 @pytest.mark.parametrize(
@@ -72,49 +77,49 @@ def test_what_may_be_named_as_a_place(tmp_path, monkeypatch):
 )
 def test_what_may_not(stores, why):
     with pytest.raises(ConfigError, match=why):
-        as_places(stores)
+        parse_places(stores)
 
 
-def test_a_password_in_a_place_is_refused_and_not_told():
-    with pytest.raises(ConfigError, match="keeps no passwords") as raised:
-        as_places("ssh://me:hunter-seven@box/videos")
+def test_a_password_in_a_place_is_refused_and_not_shown():
+    with pytest.raises(ConfigError, match="stores no passwords") as raised:
+        parse_places("ssh://me:hunter-seven@box/videos")
     assert "hunter-seven" not in str(raised.value)
     assert "box/videos" in str(raised.value)
 
 
 def test_no_place_for_new_chunks():
-    with pytest.raises(ConfigError, match="no place takes"):
-        targets([Place(0, "/a", 0.0)], None)
-    with pytest.raises(ConfigError, match="no place takes"):
-        targets([Place(0, "/a", 1.0), Place(1, "/b", 0.0)], None, only=[1])
+    with pytest.raises(ConfigError, match="no place accepts"):
+        resolve_targets([Place(0, "/a", 0.0)], None)
+    with pytest.raises(ConfigError, match="no place accepts"):
+        resolve_targets([Place(0, "/a", 1.0), Place(1, "/b", 0.0)], None, only=[1])
 
 
 def test_free_space_counts_times_the_weight(tmp_path):
-    found = targets([Place(0, str(tmp_path / "not-yet"), 1.0), Place(1, str(tmp_path), 3.0)], None, "free")
-    assert found[0].share > 1 << 20
-    assert found[1].share == pytest.approx(3 * found[0].share, rel=0.2)
+    chosen = resolve_targets([Place(0, str(tmp_path / "not-yet"), 1.0), Place(1, str(tmp_path), 3.0)], None, "free")
+    assert chosen[0].share > 1 << 20
+    assert chosen[1].share == pytest.approx(3 * chosen[0].share, rel=0.2)
 
 
-def test_a_place_that_does_not_tell_its_free_space():
-    with pytest.raises(ConfigError, match=r"does not tell how much is free.*spread='weight'"):
-        targets([Place(0, "memory://x/y", 1.0)], None, "free")
+def test_a_place_that_does_not_report_its_free_space():
+    with pytest.raises(ConfigError, match=r"does not report its free space.*spread='weight'"):
+        resolve_targets([Place(0, "memory://x/y", 1.0)], None, "free")
 
 
 def test_options_of_one_address_of_many():
     both = {"ssh://me@box": {"port": 1}, "ssh://me@box/deep": {"port": 2}, "s3://": {"region": "x"}}
-    assert options_for("ssh://me@box/a", both) == {"port": 1}
-    assert options_for("ssh://me@box/deep/a", both) == {"port": 2}
-    assert options_for("ssh://me@box/deeper", both) == {"port": 1}
-    assert options_for("ssh://me@boxer/a", both) == {}
-    assert options_for("s3://any/thing", both) == {"region": "x"}
-    assert options_for("/local", both) == {}
+    assert select_options("ssh://me@box/a", both) == {"port": 1}
+    assert select_options("ssh://me@box/deep/a", both) == {"port": 2}
+    assert select_options("ssh://me@box/deeper", both) == {"port": 1}
+    assert select_options("ssh://me@boxer/a", both) == {}
+    assert select_options("s3://any/thing", both) == {"region": "x"}
+    assert select_options("/local", both) == {}
 
 
 def test_options_of_all_addresses():
-    assert options_for("ssh://box/a", {"port": 1}) == {"port": 1}
-    assert options_for("/local", {"port": 1}) == {}
-    assert options_for("ssh://box", None) == {}
-    with pytest.raises(ConfigError, match="side by side"):
-        options_for("ssh://box", {"port": 1, "s3://": {}})
+    assert select_options("ssh://box/a", {"port": 1}) == {"port": 1}
+    assert select_options("/local", {"port": 1}) == {}
+    assert select_options("ssh://box", None) == {}
+    with pytest.raises(ConfigError, match="mixes address prefixes"):
+        select_options("ssh://box", {"port": 1, "s3://": {}})
     with pytest.raises(ConfigError, match="mapping"):
-        options_for("ssh://box", {"ssh://": 1})
+        select_options("ssh://box", {"ssh://": 1})

@@ -26,9 +26,9 @@ def test_remote_videos_into_remote_places(ssh_server, second_ssh_server, tmp_pat
     places = [other.address("chunks-here"), str(tmp_path / "and-here")]
     try:
         with archive(tmp_path / "archive", ["x"], make=False) as catalog:
-            from streamloader.archive.ingest import as_places
+            from streamloader.archive.ingest import parse_places
 
-            catalog.call(catalog.it.create(as_places(places)))
+            catalog.call(catalog.resource.create(parse_places(places)))
             report = add_videos(
                 catalog, box.address("videos/*.mp4"), SETTINGS, jobs=2, storage_options=options, spread="free"
             )
@@ -44,13 +44,13 @@ def test_remote_videos_into_remote_places(ssh_server, second_ssh_server, tmp_pat
             left.write_bytes(b"half")
             os.utime(left, (0, 0))
             (other.data / "chunks-here" / chunk.path).unlink()
-            mended = check_archive(catalog, repair=True, storage_options=options)
-            assert [(problem.kind, problem.mended) for problem in mended.problems] == [
+            repaired = check_archive(catalog, repair=True, storage_options=options)
+            assert [(problem.kind, problem.repaired) for problem in repaired.problems] == [
                 ("orphan", True), ("unfinished", True), ("missing", True),
             ]  # fmt: skip
             assert check_archive(catalog, deep=True, storage_options=options).problems == ()
             again = add_videos(catalog, box.address("videos"), SETTINGS, jobs=0, storage_options=options)
-            assert len(again.recognised) == 2
+            assert len(again.existing) == 2
         kept = b"".join(path.read_bytes() for path in files(tmp_path / "archive").values())
         assert str(box.key).encode() not in kept
     finally:
@@ -61,7 +61,7 @@ def test_remote_videos_into_remote_places(ssh_server, second_ssh_server, tmp_pat
 def test_free_space_over_ssh(ssh_server):
     async def ask():
         async with open_store(ssh_server.address("not/yet"), **ssh_server.options()) as store:
-            return await store.free()
+            return await store.free_bytes()
 
-    told = os.statvfs(ssh_server.data)
-    assert asyncio.run(ask()) == pytest.approx(told.f_bavail * told.f_frsize, rel=0.05)
+    status = os.statvfs(ssh_server.data)
+    assert asyncio.run(ask()) == pytest.approx(status.f_bavail * status.f_frsize, rel=0.05)

@@ -1,4 +1,4 @@
-"""What is kept, and what goes first."""
+"""The cache of decoded frames, and the reuse of result buffers."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import gc
 import numpy as np
 import pytest
 
-from streamloader.archive.buffer_pool import ResultMemory
+from streamloader.archive.buffer_pool import BufferPool
 from streamloader.archive.reader.cache import FrameCache
 
 
-def test_frames_of_a_group_stay_and_go_together():
+def test_frames_of_a_group_are_evicted_together():
     cache = FrameCache(10, 100)
     frames = [object() for _ in range(6)]
     for number in range(4):
         assert cache.add_frame("g", number, frames[number], 20)
-    assert cache.add_frame("g", 3, frames[3], 20)  # it is there
+    assert cache.add_frame("g", 3, frames[3], 20)  # it is in the cache already
     assert cache.bytes == 80
     assert cache.get_frames("g", [0, 3, 9]) == {0: frames[0], 3: frames[3]}
-    assert not cache.add_frame("g", 5, frames[5], 21)  # a group of more than all may have is not begun anew
+    assert not cache.add_frame("g", 5, frames[5], 21)  # the group would exceed the limit
     cache.add_frame("h", 0, frames[4], 30)
     assert cache.get_frames("g", range(9)) == {}
     assert cache.get_frames("h", [0]) == {0: frames[4]}
     assert cache.bytes == 30
 
 
-@pytest.mark.parametrize(("limit", "most"), [(0, 100), (10, 0)])
-def test_nothing_is_kept_where_nothing_may_be(limit, most):
-    cache = FrameCache(limit, most)
+@pytest.mark.parametrize(("max_entries", "max_bytes"), [(0, 100), (10, 0)])
+def test_nothing_is_cached_if_a_limit_is_zero(max_entries, max_bytes):
+    cache = FrameCache(max_entries, max_bytes)
     assert not cache.add_frame("g", 0, object(), 1)
     assert cache.bytes == 0
     assert cache.get_frames("g", [0]) == {}
@@ -38,35 +38,35 @@ def _address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_memory_of_a_result_is_used_again_when_nothing_refers_to_it():
-    memory = ResultMemory(16 << 20)
-    first = memory.array((2, 1024, 1024))
+def test_a_buffer_is_reused_when_nothing_refers_to_it():
+    pool = BufferPool(16 << 20)
+    first = pool.allocate((2, 1024, 1024))
     address, view = _address(first), first[1, 10:20]
     del first
     gc.collect()
-    other = memory.array((2, 1024, 1024))
-    assert _address(other) != address  # a view of the first is still there
+    other = pool.allocate((2, 1024, 1024))
+    assert _address(other) != address  # a view of the first still exists
     del view
     gc.collect()
-    assert _address(memory.array((2, 1024, 1000))) == address
+    assert _address(pool.allocate((2, 1024, 1000))) == address
 
 
-def test_no_more_memory_is_held_than_allowed():
-    memory = ResultMemory(3 << 20)
-    arrays = [memory.array((2 << 20,)) for _ in range(3)]
+def test_free_buffers_stay_within_the_limit():
+    pool = BufferPool(3 << 20)
+    arrays = [pool.allocate((2 << 20,)) for _ in range(3)]
     addresses = [_address(array) for array in arrays]
     del arrays
     gc.collect()
-    assert [sum(map(len, memory._free))] == [2 << 20]
-    assert _address(memory.array((2 << 20,))) in addresses
-    memory.clear()
+    assert [sum(map(len, pool._free))] == [2 << 20]
+    assert _address(pool.allocate((2 << 20,))) in addresses
+    pool.clear()
     gc.collect()
-    assert not memory._free
+    assert not pool._free
 
 
-def test_small_results_and_those_of_no_memory_are_plain_arrays():
-    assert ResultMemory(1 << 30).array((10,)).base is None
-    array = ResultMemory(0).array((2, 2 << 20))
+def test_small_arrays_and_those_of_an_empty_pool_are_not_pooled():
+    assert BufferPool(1 << 30).allocate((10,)).base is None
+    array = BufferPool(0).allocate((2, 2 << 20))
     assert array.shape == (2, 2 << 20)
     assert array.dtype == np.uint8
     assert array.base is None

@@ -11,12 +11,12 @@ from media_data import CLIPS
 
 from streamloader.archive.archive import Archive, open_archive
 
-# The fast tier has one of each kind of trouble; the rest is slow.
+# The fast tier has one clip of each difficulty. The others are slow.
 _SAMPLE = {
     "b_frames.ts", "open_groups.mp4", "variable_rate.mkv", "edit_list.mp4", "packed.avi", "no_key_frames.mkv",
     "hidden_frames.webm", "hevc.mp4", "vp9.webm", "av1.mp4", "rotated.mp4", "interlaced.ts",
 }  # fmt: skip
-_CHUNK_FRAMES = 15  # the clips have 40: borders of chunks are passed
+_CHUNK_FRAMES = 15  # the clips have 40 frames, so reads cross chunk boundaries
 
 
 def _all(names, fast):
@@ -24,7 +24,7 @@ def _all(names, fast):
 
 
 def _linear(path):
-    """All frames (n, H, W, 3), upright: PyAV alone, without anything of streamloader."""
+    """Return all frames (N, H, W, 3), upright, decoded by PyAV without streamloader."""
     import av
 
     with av.open(str(path)) as container:
@@ -49,7 +49,7 @@ def _same(found, expected, what):
 
 
 def _compare(address, truth, seed, **options):
-    """Ask for frames in every way, in an order drawn from `seed`."""
+    """Read frames in every way, in an order drawn from `seed`."""
     dice = random.Random(seed)
     count = len(truth)
     with open_archive(address, **options) as archive:
@@ -113,7 +113,7 @@ def test_frames_of_a_real_clip_are_those_of_a_linear_decode(clips, tmp_path):
 
 
 def test_all_kinds_in_one_archive_keep_their_frames(tmp_path):
-    """Videos of different codecs behind each other: numbers go on, and decoders are not mixed up."""
+    """Videos of different codecs in one archive: numbers continue, and decoders are not mixed up."""
     names = ["b_frames.mp4", "mpeg4.avi", "hevc.mkv", "late_start.ts"]
     paths = [VARIANTS[name](tmp_path) for name in names]
     truth = np.concatenate([_linear(path) for path in paths])

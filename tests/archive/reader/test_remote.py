@@ -1,4 +1,4 @@
-"""Archives whose chunks are in stores: which bytes are fetched, when, and what happens when they do not come."""
+"""Archives whose chunks are in stores: which bytes are fetched, when, and how failed requests are handled."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from archive_data import copy_to_memory, make_archive
 
 from streamloader.archive.archive import open_archive
 from streamloader.errors import ClosedError, CorruptStream, NotFound, ServerBusy
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.memory import MemoryStore
 from streamloader.stores.registry import register_store
 
 
 class GateStore(MemoryStore):
-    """A store in memory whose transfers can be held up, counted and refused."""
+    """A store in memory whose transfers can be delayed, counted and refused."""
 
     open = threading.Event()
-    began: ClassVar[list[tuple[str, int, int]]] = []
+    requests: ClassVar[list[tuple[str, int, int]]] = []
     refused: ClassVar[list[Exception]] = []
 
     def _get(self, path, span, version):
-        self.began.append((path, *((span.start, span.end) if span else ())))
+        self.requests.append((path, *((span.start, span.end) if span else ())))
         if self.refused:
             raise self.refused.pop()
         return super()._get(path, span, version)
@@ -52,15 +52,15 @@ def made(tmp_path_factory):
 @pytest.fixture
 def remote(made):
     GateStore.open.set()
-    GateStore.began.clear()
+    GateStore.requests.clear()
     GateStore.refused.clear()
     address = copy_to_memory(made[0], "archive").replace("memory://", "gate://")
-    store, root = shared_store(address)
-    with store, shared_store("memory://archive")[0] as source:
+    store, root = open_shared_store(address)
+    with store, open_shared_store("memory://archive")[0] as source:
         for info in list(source.list("here")):
             store.write(info.path, source.read(info.path))
     assert root == "here"
-    GateStore.began.clear()
+    GateStore.requests.clear()
     return address
 
 
@@ -79,7 +79,7 @@ def test_only_the_bytes_of_needed_packets_are_fetched(made, remote):
     with _open(made, remote) as archive:
         archive[2]
         stats = archive.stats()
-        ((path, start, end),) = GateStore.began
+        ((path, start, end),) = GateStore.requests
         assert path.startswith("here/chunks/")
         assert stats["requests"] == 1
         assert stats["byte_misses"] == end - start
@@ -87,7 +87,7 @@ def test_only_the_bytes_of_needed_packets_are_fetched(made, remote):
         assert 0 < end - start < files[path.removeprefix("here/")]
 
 
-def test_bytes_that_are_there_are_not_fetched_again(made, remote):
+def test_cached_bytes_are_not_fetched_again(made, remote):
     with _open(made, remote) as archive:
         archive[9]
         before = archive.stats()
@@ -99,27 +99,27 @@ def test_bytes_that_are_there_are_not_fetched_again(made, remote):
         assert np.array_equal(archive[9].numpy(), made[1][9])
         assert np.array_equal(archive[9].numpy(), made[1][9])
         assert archive.stats()["byte_hits"] == 0
-        assert archive.reader._now().stores._blocks == {}
+        assert archive.reader._get_session().chunks._blocks == {}
 
 
-def test_chunks_of_a_slice_are_fetched_side_by_side(made, remote):
+def test_chunks_of_a_slice_are_fetched_concurrently(made, remote):
     with _open(made, remote) as archive:
         GateStore.open.clear()
         got = []
         reading = threading.Thread(target=lambda: got.append(archive[:]))
         reading.start()
-        live = archive.reader._now()
-        while live.counts.requests < 6:  # all of them are asked for before the first has come
+        session = archive.reader._get_session()
+        while session.counts.requests < 6:  # all are requested before the first has arrived
             assert reading.is_alive()
-            time.sleep(0.001)  # between two looks: who spins may starve the threads that it waits for
-        assert GateStore.began == []
+            time.sleep(0.001)  # a busy loop could starve the threads it waits for
+        assert GateStore.requests == []
         GateStore.open.set()
         reading.join()
         assert np.array_equal(got[0].numpy(), made[1])
-        assert len(GateStore.began) == 6
+        assert len(GateStore.requests) == 6
 
 
-def test_what_is_next_is_fetched_ahead_of_sequential_reads(made, remote):
+def test_sequential_reads_are_prefetched(made, remote):
     with _open(made, remote) as archive:
         archive[0:4]
         assert archive.stats()["prefetched"] == 0
@@ -143,11 +143,11 @@ def test_an_error_of_the_store_names_the_video_and_a_later_read_tries_again(made
         assert np.array_equal(archive[3].numpy(), made[1][3])
 
 
-def test_a_short_longer_or_missing_object_is_noticed(made, remote):
-    store, _ = shared_store(remote)
+def test_a_truncated_longer_or_missing_object_is_detected(made, remote):
+    store, _ = open_shared_store(remote)
     with store, _open(made, remote) as archive:
         archive[0]
-        path = GateStore.began[0][0]
+        path = GateStore.requests[0][0]
         data = store.read(path)
         for wrong in (data[:-1], data + b"x", data[:40]):
             store.write(path, wrong)
@@ -162,9 +162,9 @@ def test_a_short_longer_or_missing_object_is_noticed(made, remote):
         assert np.array_equal(archive[0:12].numpy(), made[1][0:12])
 
 
-def test_closing_ends_what_is_under_way(made, remote):
+def test_closing_ends_pending_reads(made, remote):
     archive = _open(made, remote)
-    live = archive.reader._now()
+    session = archive.reader._get_session()
     GateStore.open.clear()
     errors = []
 
@@ -176,11 +176,11 @@ def test_closing_ends_what_is_under_way(made, remote):
 
     reading = threading.Thread(target=read)
     reading.start()
-    while not live.counts.requests:
+    while not session.counts.requests:
         assert reading.is_alive()
-        time.sleep(0.001)  # between two looks: who spins may starve the thread that it waits for
+        time.sleep(0.001)  # a busy loop could starve the thread it waits for
     archive.close()
-    reading.join(20)
+    reading.join(60)
     assert not reading.is_alive()
     GateStore.open.set()
     assert len(errors) == 1

@@ -1,4 +1,4 @@
-"""The door of the reference system: its use, as its users wrote it, here and with everything on another machine."""
+"""The ButterflyTorch compatibility layer: programs of its users, local and with all files remote."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_saving_twice_adds_nothing_and_later_videos_come_behind(videos, frames):
     assert len(my_torch.save_data(str(videos[0]), jobs=0, chunk_size=8).added) == 1
     dataset = my_torch.load_data()
     report = my_torch.save_data(videos, jobs=0, chunk_size=8)
-    assert ([row.name for row in report.added], len(report.recognised)) == (["two"], 1)
+    assert ([row.name for row in report.added], len(report.existing)) == (["two"], 1)
     assert len(dataset) == 23  # until it looks again
     assert len(dataset.refresh()) == 40
     assert torch.equal(dataset[20:26], torch.from_numpy(frames[20:26]))
@@ -213,14 +213,14 @@ def test_files_of_another_machine(ssh_server, tmp_path):
 
 
 def test_a_password_goes_to_its_own_machine_alone(tmp_path):
-    settings = ButterflySettings.of(
+    settings = ButterflySettings.from_variables(
         {"REMOTE_HOST": "box", "REMOTE_USER": "me@home", "REMOTE_PASSWORD": canary("ssh-password")}
     )
     handler = RemoteFileHandler(settings=settings)
     assert handler.storage_options == {"ssh://me%40home@box": {"password": canary("ssh-password")}}
     for shown in (repr(settings), repr(handler), str(settings)):
         assert canary("ssh-password") not in shown
-    store, _ = handler._store("ssh://me%40home@boxer/file")
+    store, _ = handler._open_store("ssh://me%40home@boxer/file")
     assert canary("ssh-password") not in repr(vars(store.store))
     store.close()
 
@@ -262,7 +262,7 @@ def test_settings_of_the_file_the_environment_and_none(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_settings_that_make_no_sense(name, value):
     with pytest.raises(sl.ConfigError, match=name):
-        ButterflySettings.of({name: value})
+        ButterflySettings.from_variables({name: value})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The door of the reference system with its catalog in MongoDB, as MONGODB_URI says."""
+"""The ButterflyTorch compatibility layer with its catalog in MongoDB, as configured by MONGODB_URI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_catalog_is_in_the_named_database(mongo_server, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     video = make_clip(tmp_path / "one.mp4", frames=23)
     database = mongo_server.database()
-    settings = ButterflySettings.of(
+    settings = ButterflySettings.from_variables(
         {"MONGODB_URI": mongo_server.uri, "MONGODB_DB_NAME": database, "CHUNK_SIZE": "10", "STORAGE_PATH": "kept"}
     )
     with ButterflyTorch(settings) as my_torch:

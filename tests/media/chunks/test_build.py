@@ -1,4 +1,4 @@
-"""Cutting: each chunk shows exactly the source's frames, to readers of its index and to ordinary players."""
+"""Building chunks: each shows exactly the frames of the source, to readers of its index and to video players."""
 
 import contextlib
 import hashlib
@@ -18,12 +18,12 @@ import pytest
 from made_clips import VARIANTS, make_clip, with_another_size, without_reorder_hint
 
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamNotFound, UnreadableStream
-from streamloader.media.chunks.build import CutPlan, CutSettings, make_chunk, plan_cuts
+from streamloader.media.chunks.build import CutPlan, CutSettings, build_chunk, plan_cuts
 from streamloader.media.chunks.format import ChunkIndex, Coding
-from streamloader.media.chunks.frame_hash import pixel_digest
+from streamloader.media.chunks.frame_hash import frame_hash
 from streamloader.media.chunks.packet_decoder import PacketDecoder
 from streamloader.media.video.indexer import index_video
-from streamloader.media.video.reader import play
+from streamloader.media.video.reader import decode_frames
 from streamloader.media.video.source import open_video
 
 FAST = (
@@ -31,27 +31,27 @@ FAST = (
     "hidden_frames.webm", "packed.avi", "mpeg2.ts", "hevc.mp4", "av1.mp4", "rotated.mp4", "palette.gif",
     "one_frame.mp4", "interlaced.ts",
 )  # fmt: skip
-EVEN = {"x264-params": "scenecut=0"}  # key frames exactly as far apart as they are meant to be
+EVEN = {"x264-params": "scenecut=0"}  # key frames exactly at the requested distance
 REST = [name for name in VARIANTS if name not in FAST]
 
 
 def linear(path):
-    """Digest of each frame, as a decode from the beginning shows it."""
+    """Return the hash of each frame, decoded from the start."""
     container, stream = open_video(str(path))
     with contextlib.closing(container):
-        return [pixel_digest(frame) for frame in play(container, stream)]
+        return [frame_hash(frame) for frame in decode_frames(container, stream)]
 
 
 def cut(path, folder, settings=None, **options):
-    """Plan and make all chunks; the plan goes through JSON."""
+    """Plan and build all chunks. Settings and plan are converted to JSON and back."""
     settings = CutSettings.from_json(json.loads(json.dumps((settings or CutSettings(**options)).to_json())))
     plan = CutPlan.from_json(json.loads(json.dumps(plan_cuts(str(path), settings).to_json())))
     folder.mkdir(exist_ok=True)
-    return plan, [make_chunk(str(path), plan, settings, each.number, str(folder)) for each in plan.cuts]
+    return plan, [build_chunk(str(path), plan, settings, each.number, str(folder)) for each in plan.cuts]
 
 
 class Reader:
-    """Reads a chunk by its index and coding alone, as they come back from a catalog."""
+    """Reads a chunk by its index and coding only, as a catalog returns them."""
 
     def __init__(self, made):
         self.data = Path(made.file).read_bytes()
@@ -64,38 +64,38 @@ class Reader:
         assert zlib.crc32(data) == self.index.crc[number]
         return data
 
-    def play(self, numbers):
+    def decode(self, numbers):
         with contextlib.closing(PacketDecoder(self.coding)) as decoder:
             frames = [each for number in numbers for each in decoder.send(number, self.packet(number))]
-            return {number: pixel_digest(frame) for number, frame in frames + decoder.drain()}
+            return {number: frame_hash(frame) for number, frame in frames + decoder.drain()}
 
     def all(self):
-        found = self.play(range(len(self.index.offset)))
-        return [found[number] for number in self.index.shown.tolist()]
+        found = self.decode(range(len(self.index.offset)))
+        return [found[number] for number in self.index.frame_packet.tolist()]
 
     def one(self, frame):
-        """One frame from its key frame, without all other spare packets."""
-        key, wanted = int(self.index.keys[self.index.key_for(frame)]), int(self.index.shown[frame])
-        numbers = [n for n in range(key, wanted + 1) if n == wanted or not self.index.spare[n]]
-        return self.play(numbers)[wanted]
+        """Decode one frame from its key frame, without the other disposable packets."""
+        key, wanted = int(self.index.key_packet[self.index.key_for(frame)]), int(self.index.frame_packet[frame])
+        numbers = [n for n in range(key, wanted + 1) if n == wanted or not self.index.disposable[n]]
+        return self.decode(numbers)[wanted]
 
 
 def check(path, folder, *, every=1, exact=True, **options):
     plan, chunks = cut(path, folder, chunk_frames=13, **options)
     frames, index = linear(path), index_video(str(path))
     assert plan.frames == len(frames)
-    assert [each.first for each in plan.cuts] == [0, *(each.stop for each in plan.cuts[:-1])]
-    assert plan.cuts[-1].stop == len(frames)
-    assert (plan.time_base, plan.end, (plan.height, plan.width)) == (index.time_base, index.end, index.shown_size)
+    assert [each.start for each in plan.cuts] == [0, *(each.end for each in plan.cuts[:-1])]
+    assert plan.cuts[-1].end == len(frames)
+    assert (plan.time_base, plan.end, (plan.height, plan.width)) == (index.time_base, index.end, index.upright_size)
     for each, made in zip(plan.cuts, chunks, strict=True):
         reader = Reader(made)
-        assert reader.index.pts.tolist() == index.pts[each.first : each.stop].tolist()
-        assert reader.index.end == [*index.pts, index.end][each.stop]
+        assert reader.index.pts.tolist() == index.pts[each.start : each.end].tolist()
+        assert reader.index.end == [*index.pts, index.end][each.end]
         assert made.bytes == len(reader.data)
         assert made.digest == "sha256:" + hashlib.sha256(reader.data).hexdigest()
         shown = reader.all()
         if exact:
-            assert shown == frames[each.first : each.stop]
+            assert shown == frames[each.start : each.end]
         for frame in range(0, len(shown), every):
             assert reader.one(frame) == shown[frame]
     assert sorted(Path(made.file).name for made in chunks) == sorted(os.listdir(folder))
@@ -104,7 +104,7 @@ def check(path, folder, *, every=1, exact=True, **options):
 
 def seen_by_players(made):
     with av.open(made.file) as container:
-        return [pixel_digest(frame) for frame in container.decode(video=0)]
+        return [frame_hash(frame) for frame in container.decode(video=0)]
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -138,7 +138,7 @@ def test_any_source_can_be_encoded(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_look_at_the_edges_makes_the_same_chunks(name, tmp_path):
+def test_verifying_only_the_edges_makes_the_same_chunks(name, tmp_path):
     check(VARIANTS[name](tmp_path), tmp_path / "chunks", verify="edges")
 
 
@@ -150,9 +150,9 @@ def test_chunks_of_real_clips_show_their_frames(clips, tmp_path):
         for each, made in zip(plan.cuts, chunks, strict=True):
             reader = Reader(made)
             assert made.note == ""
-            assert reader.all() == frames[each.first : each.stop]
-            for frame in range(0, each.stop - each.first, 7):
-                assert reader.one(frame) == frames[each.first + frame]
+            assert reader.all() == frames[each.start : each.end]
+            for frame in range(0, each.end - each.start, 7):
+                assert reader.one(frame) == frames[each.start + frame]
 
 
 def test_packets_stay_as_they_are(tmp_path):
@@ -175,24 +175,26 @@ def test_players_see_the_frames_of_the_chunk_and_no_others(name, tmp_path):
     frames, index = linear(path), index_video(str(path))
     plan, chunks = cut(path, tmp_path / "chunks", chunk_frames=13)
     for each, made in zip(plan.cuts, chunks, strict=True):
-        assert seen_by_players(made) == frames[each.first : each.stop]
+        assert seen_by_players(made) == frames[each.start : each.end]
         again = index_video(made.file)
-        assert again.turn == index.turn
+        assert again.orientation == index.orientation
         times = (again.pts * again.time_base).tolist()
-        first = int(index.pts[each.first])
-        assert times == [(int(at) - first) * index.time_base for at in index.pts[each.first : each.stop]]
+        first = int(index.pts[each.start])
+        assert times == [(int(at) - first) * index.time_base for at in index.pts[each.start : each.end]]
 
 
-def test_spare_packets_and_groups_are_found(tmp_path):
+def test_disposable_packets_and_groups_are_found(tmp_path):
     path = make_clip(tmp_path / "clip.mp4", frames=60, options=EVEN)
     _, (made,) = cut(path, tmp_path / "chunks")
-    assert made.index.keys.tolist() == [0, 10, 20, 30, 40, 50]
-    assert made.index.first.tolist() == [0, 10, 20, 30, 40, 50]
+    assert made.index.key_packet.tolist() == [0, 10, 20, 30, 40, 50]
+    assert made.index.key_frame.tolist() == [0, 10, 20, 30, 40, 50]
     with av.open(str(path)) as container:
         kinds = [av.video.frame.PictureType(frame.pict_type).name for frame in container.decode(video=0)]
-    of_spare = [kinds[frame] for frame, packet in enumerate(made.index.shown.tolist()) if made.index.spare[packet]]
-    assert set(of_spare) == {"B"}
-    assert len(of_spare) > 10
+    disposable_kinds = [
+        kinds[frame] for frame, packet in enumerate(made.index.frame_packet.tolist()) if made.index.disposable[packet]
+    ]
+    assert set(disposable_kinds) == {"B"}
+    assert len(disposable_kinds) > 10
 
 
 def test_cuts_are_at_the_key_frames_nearest_to_the_wanted_length(tmp_path):
@@ -200,10 +202,10 @@ def test_cuts_are_at_the_key_frames_nearest_to_the_wanted_length(tmp_path):
     tens = list(range(0, 95, 10))
     for wanted, firsts in ((1, tens), (10, tens), (14, tens[:-1]), (16, tens[:-1:2]), (1000, [0])):
         plan = plan_cuts(str(path), CutSettings(chunk_frames=wanted))
-        assert [each.first for each in plan.cuts] == firsts
+        assert [each.start for each in plan.cuts] == firsts
 
 
-def test_without_a_key_frame_nearby_chunks_are_coded_anew_and_say_so(tmp_path):
+def test_chunks_without_a_key_frame_nearby_are_re_encoded_and_note_the_reason(tmp_path):
     still = {"x264-params": "scenecut=0:keyint=infinite"}
     path = make_clip(tmp_path / "long.mp4", frames=1500, height=16, width=16, options=still, gop=5000)
     plan, chunks = cut(path, tmp_path / "chunks", chunk_frames=100)
@@ -211,8 +213,8 @@ def test_without_a_key_frame_nearby_chunks_are_coded_anew_and_say_so(tmp_path):
     assert [tuple(each)[1:] for each in plan.cuts] == [(at, at + 100) for at in range(0, 1500, 100)]
     assert chunks[0].note == chunks[1].note == ""
     for each, made in zip(plan.cuts, chunks, strict=True):
-        assert Reader(made).all() == frames[each.first : each.stop]
-        assert each.number < 2 or made.note.startswith("coded anew without loss: no key frame at frame")
+        assert Reader(made).all() == frames[each.start : each.end]
+        assert each.number < 2 or made.note.startswith("re-encoded without loss: no key frame at frame")
 
 
 def test_frames_of_another_size_begin_a_chunk(tmp_path):
@@ -220,7 +222,7 @@ def test_frames_of_another_size_begin_a_chunk(tmp_path):
     frames = linear(path)
     for mode in ("copy", "lossless"):
         plan, chunks = cut(path, tmp_path / mode, mode=mode, chunk_frames=40)
-        assert [each.first for each in plan.cuts] == [0, 20]
+        assert [each.start for each in plan.cuts] == [0, 20]
         found = [digest for made in chunks for digest in Reader(made).all()]
         assert found == frames
         assert (chunks[0].coding.width, chunks[1].coding.width) == (64, 48)
@@ -242,7 +244,7 @@ def test_the_same_input_gives_the_same_bytes_in_any_process_and_thread(tmp_path)
         (tmp_path / "two").mkdir(exist_ok=True)
         with ThreadPoolExecutor(4) as pool:
             jobs = [
-                pool.submit(make_chunk, str(path), plan, settings, each.number, str(tmp_path / "two"))
+                pool.submit(build_chunk, str(path), plan, settings, each.number, str(tmp_path / "two"))
                 for each in reversed(plan.cuts)
             ]
             again = [job.result() for job in reversed(jobs)]
@@ -255,7 +257,7 @@ def test_cutting_needs_no_torch(tmp_path):
     path = VARIANTS["one_frame.mp4"](tmp_path)
     program = (
         "import sys; from streamloader.media.chunks.build import *; s = CutSettings(); "
-        f"p = plan_cuts({str(path)!r}, s); make_chunk({str(path)!r}, p, s, 0, {str(tmp_path)!r}); "
+        f"p = plan_cuts({str(path)!r}, s); build_chunk({str(path)!r}, p, s, 0, {str(tmp_path)!r}); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
@@ -269,19 +271,19 @@ def test_encoding_at_another_rate_and_size(tmp_path):
     plan, chunks = cut(path, tmp_path / "chunks", mode="encode", chunk_frames=7, fps=10, size=(32, 24), gop=4)
     assert (plan.frames, plan.time_base, plan.first_pts, plan.end) == (16, Fraction(1, 10), 0, 16)
     assert (plan.height, plan.width) == (32, 24)
-    assert [each.first for each in plan.cuts] == [0, 7, 14]
+    assert [each.start for each in plan.cuts] == [0, 7, 14]
     with av.open(str(path)) as container:
         source = [frame.reformat(32, 24, "gray").to_ndarray().astype(int) for frame in container.decode(video=0)]
     for each, made in zip(plan.cuts, chunks, strict=True):
         assert (made.coding.height, made.coding.width) == (24, 32)
-        assert made.index.pts.tolist() == list(range(each.first, each.stop))
-        assert np.diff([*made.index.first, each.stop - each.first]).max() <= 4
+        assert made.index.pts.tolist() == list(range(each.start, each.end))
+        assert np.diff([*made.index.key_frame, each.end - each.start]).max() <= 4
         with av.open(made.file) as container:
             frames = [frame.to_ndarray(format="gray").astype(int) for frame in container.decode(video=0)]
-            assert container.duration / av.time_base == pytest.approx((each.stop - each.first) / 10)
+            assert container.duration / av.time_base == pytest.approx((each.end - each.start) / 10)
         for at, frame in enumerate(frames):
             near = [float(np.abs(frame - other).mean()) for other in source]
-            assert int(np.argmin(near)) == (each.first + at) * 5 // 2
+            assert int(np.argmin(near)) == (each.start + at) * 5 // 2
 
 
 @pytest.mark.parametrize("codec", ["libx265", "libvpx-vp9", "mpeg4"])
@@ -302,7 +304,7 @@ def test_an_encoder_that_refuses_is_a_typed_error_and_leaves_no_file(tmp_path):
 
 
 def with_sound(path, codec="aac", frames=75):
-    """Three seconds of video with key frames 10 frames apart, and of a tone."""
+    """Write three seconds of video with key frames 10 frames apart, and of a tone."""
     make_clip(path.with_name("mute.mp4"), frames=frames)
     with av.open(str(path.with_name("mute.mp4"))) as mute, av.open(str(path), "w") as output:
         video = output.add_stream_from_template(mute.streams.video[0])
@@ -339,22 +341,22 @@ def test_sound_is_dropped_or_kept(name, codec, suffix, tmp_path):
     kept = []
     for each, made in zip(plan.cuts, loud, strict=True):
         assert made.suffix == suffix
-        assert Reader(made).all() == frames[each.first : each.stop] == seen_by_players(made)
+        assert Reader(made).all() == frames[each.start : each.end] == seen_by_players(made)
         found = sounds(made.file)
-        kept += [(at + each.first / 25, data) for at, data in found]
+        kept += [(at + each.start / 25, data) for at, data in found]
     source = sounds(path)
     assert [data for _, data in kept] == [data for _, data in source]
     np.testing.assert_allclose([at for at, _ in kept], [at for at, _ in source], atol=0.03)
 
 
-# --- what cannot be done ----------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def test_damaged_files_are_refused(tmp_path):
     path = VARIANTS["b_frames.mkv"](tmp_path)
     broken = tmp_path / "broken.mkv"
     broken.write_bytes(path.read_bytes()[:-700])
-    with pytest.raises(CorruptStream, match="breaks off"):
+    with pytest.raises(CorruptStream, match="is truncated"):
         plan_cuts(str(broken), CutSettings())
     (tmp_path / "text.mp4").write_text("no video at all")
     with pytest.raises(UnreadableStream):
@@ -364,14 +366,14 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["copy", "lossless", "encode"])
-def test_a_source_that_changes_meanwhile_is_noticed_and_nothing_is_left(mode, tmp_path):
+def test_a_source_that_changes_is_detected_and_no_file_is_left(mode, tmp_path):
     path = make_clip(tmp_path / "clip.mp4")
     settings = CutSettings(mode=mode, chunk_frames=10)
     plan = plan_cuts(str(path), settings)
     make_clip(tmp_path / "clip.mp4", options={"crf": "40"})
     (tmp_path / "chunks").mkdir()
     with pytest.raises(CorruptStream, match="changed"):
-        make_chunk(str(path), plan, settings, 2, str(tmp_path / "chunks"))
+        build_chunk(str(path), plan, settings, 2, str(tmp_path / "chunks"))
     assert os.listdir(tmp_path / "chunks") == []
 
 
@@ -384,12 +386,17 @@ def test_cancelled_work_stops_and_leaves_nothing(tmp_path):
         plan_cuts(str(path), settings, stop.is_set)
     plan = plan_cuts(str(path), settings)
     (tmp_path / "chunks").mkdir()
-    asked = []
-    for most in (0, 5, 12, 25):
-        asked.clear()
+    calls = []
+    for limit in (0, 5, 12, 25):
+        calls.clear()
         with pytest.raises(ClosedError):
-            make_chunk(
-                str(path), plan, settings, 1, str(tmp_path / "chunks"), lambda m=most: asked.append(0) or len(asked) > m
+            build_chunk(
+                str(path),
+                plan,
+                settings,
+                1,
+                str(tmp_path / "chunks"),
+                lambda limit=limit: calls.append(0) or len(calls) > limit,
             )
     assert os.listdir(tmp_path / "chunks") == []
 

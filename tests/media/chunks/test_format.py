@@ -1,4 +1,4 @@
-"""The frame index of a chunk, and the coding of its packets, as they are kept in a catalog."""
+"""The frame index of a chunk, and the coding of its packets, as a catalog stores them."""
 
 import json
 
@@ -18,10 +18,10 @@ def some_index(packets=50, frames=40, *, seed=0, crc=True):
     return ChunkIndex(
         offset=offset,
         size=size,
-        spare=random.random(packets) < 0.5,
-        keys=np.append(0, keys),
-        first=np.append(0, first),
-        shown=random.permutation(packets)[:frames],
+        disposable=random.random(packets) < 0.5,
+        key_packet=np.append(0, keys),
+        key_frame=np.append(0, first),
+        frame_packet=random.permutation(packets)[:frames],
         pts=np.cumsum(random.integers(1, 1 << 40, frames)) - (1 << 41),
         end=1 << 60,
         crc=random.integers(0, 1 << 32, packets) if crc else None,
@@ -29,7 +29,7 @@ def some_index(packets=50, frames=40, *, seed=0, crc=True):
 
 
 def same(one, other):
-    names = ("offset", "size", "spare", "keys", "first", "shown", "pts", "crc")
+    names = ("offset", "size", "disposable", "key_packet", "key_frame", "frame_packet", "pts", "crc")
     assert one.end == other.end
     for name in names:
         left, right = getattr(one, name), getattr(other, name)
@@ -71,12 +71,12 @@ def test_every_short_index_is_noticed():
     ("column", "at", "value"),
     [
         ("size", 3, 0),
-        ("keys", 0, 1),
-        ("keys", 5, 50),
-        ("first", 0, 1),
-        ("first", 5, 40),
-        ("shown", 1, 50),
-        ("shown", 1, -1),
+        ("key_packet", 0, 1),
+        ("key_packet", 5, 50),
+        ("key_frame", 0, 1),
+        ("key_frame", 5, 40),
+        ("frame_packet", 1, 50),
+        ("frame_packet", 1, -1),
         ("pts", 1, -(1 << 50)),
     ],
 )
@@ -89,14 +89,14 @@ def test_an_index_that_contradicts_itself_is_refused(column, at, value):
 
 def test_two_frames_from_one_packet_are_refused():
     index = some_index()
-    index.shown[1] = index.shown[0]
+    index.frame_packet[1] = index.frame_packet[0]
     with pytest.raises(CorruptStream, match="contradicts itself"):
         ChunkIndex.decode(index.encode())
 
 
-def test_the_key_of_a_frame_is_the_last_from_which_it_comes_out_right():
+def test_the_key_of_a_frame_is_the_last_from_which_it_decodes_correctly():
     index = some_index()
-    first = index.first.tolist()
+    first = index.key_frame.tolist()
     for frame in range(len(index)):
         assert index.key_for(frame) == max(number for number, begin in enumerate(first) if begin <= frame)
 
@@ -120,10 +120,10 @@ def test_a_coding_survives_json_and_has_a_key():
         {"codec": 7},
     ],
 )
-def test_a_coding_that_is_none_is_refused(change):
-    told = Coding("h264", b"", 64, 48).to_json() | change
+def test_an_invalid_coding_is_refused(change):
+    document = Coding("h264", b"", 64, 48).to_json() | change
     with pytest.raises(CorruptStream):
-        Coding.from_json(told)
-    for name in told:
+        Coding.from_json(document)
+    for name in document:
         with pytest.raises(CorruptStream):
             Coding.from_json({key: value for key, value in Coding("h264", b"", 1, 1).to_json().items() if key != name})

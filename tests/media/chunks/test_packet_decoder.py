@@ -1,4 +1,4 @@
-"""PacketDecoder: numbered bytes in, the frames of an ordinary decode out, with these numbers."""
+"""PacketDecoder: returns the same frames as an ordinary decode, with the numbers of their packets."""
 
 import contextlib
 import subprocess
@@ -11,9 +11,9 @@ from made_clips import VARIANTS, make_clip
 
 from streamloader.errors import ClosedError, CorruptStream, UnreadableStream
 from streamloader.media.chunks.format import Coding
-from streamloader.media.chunks.frame_hash import pixel_digest
-from streamloader.media.chunks.packet_decoder import PacketDecoder, coding_of
-from streamloader.media.video.reader import play
+from streamloader.media.chunks.frame_hash import frame_hash
+from streamloader.media.chunks.packet_decoder import PacketDecoder, read_coding
+from streamloader.media.video.reader import decode_frames
 from streamloader.media.video.source import open_video
 
 FAST = ("b_frames.mp4", "open_groups.mkv", "hidden_frames.webm", "packed.avi", "mpeg2.ts", "hevc.mp4", "odd_size.mkv")
@@ -23,27 +23,27 @@ def packets_of(path):
     container, stream = open_video(str(path))
     with contextlib.closing(container):
         found = [(bytes(packet), packet.pts) for packet in container.demux(stream) if packet.size]
-        return coding_of(stream.codec_context), [data for data, _ in found], [pts for _, pts in found]
+        return read_coding(stream.codec_context), [data for data, _ in found], [pts for _, pts in found]
 
 
 def linear(path):
     container, stream = open_video(str(path))
     with contextlib.closing(container):
-        return [(pixel_digest(frame), frame.pts) for frame in play(container, stream)]
+        return [(frame_hash(frame), frame.pts) for frame in decode_frames(container, stream)]
 
 
 def decoded(decoder, packets):
     frames = []
     for number, data in enumerate(packets):
         frames += decoder.send(number, data)
-    return [(pixel_digest(frame), number) for number, frame in frames + decoder.drain()]
+    return [(frame_hash(frame), number) for number, frame in frames + decoder.drain()]
 
 
 def check(path, threads=1):
     coding, packets, times = packets_of(path)
     with contextlib.closing(PacketDecoder(Coding.from_json(coding.to_json()), threads=threads)) as decoder:
         first = decoded(decoder, packets)
-        assert decoded(decoder, packets) == first  # after drain() it is as if it were new
+        assert decoded(decoder, packets) == first  # drain() resets the decoder
     wanted = linear(path)
     assert [digest for digest, _ in first] == [digest for digest, _ in wanted]
     numbers = [number for _, number in first]
@@ -75,7 +75,7 @@ def test_any_buffer_will_do_and_may_change_afterwards(tmp_path):
         buffer = np.frombuffer(data, np.uint8).copy()
         frames += one.send(number, memoryview(buffer))
         buffer[:] = 0
-    found = [(pixel_digest(frame), number) for number, frame in frames + one.drain()]
+    found = [(frame_hash(frame), number) for number, frame in frames + one.drain()]
     assert found == decoded(other, packets)
 
 
@@ -102,17 +102,17 @@ def test_garbage_is_a_typed_error_that_names_the_packet(tmp_path):
         assert decoder.send(0, packets[0]) + decoder.drain()
 
 
-def test_a_codec_that_nobody_decodes_is_refused():
+def test_a_codec_without_a_decoder_is_refused():
     with pytest.raises(UnreadableStream, match="no decoder for 'klingon'"):
         PacketDecoder(Coding("klingon", b"", 64, 48))
 
 
-def test_a_codec_of_sound_is_refused():
+def test_an_audio_codec_is_refused():
     with pytest.raises(UnreadableStream, match="no decoder for 'aac'"):
         PacketDecoder(Coding("aac", b"", 64, 48))
 
 
-def test_a_closed_decoder_says_so(tmp_path):
+def test_a_closed_decoder_raises(tmp_path):
     coding, packets, _ = packets_of(VARIANTS["b_frames.mp4"](tmp_path))
     decoder = PacketDecoder(coding)
     decoder.close()
@@ -121,8 +121,8 @@ def test_a_closed_decoder_says_so(tmp_path):
         decoder.send(0, packets[0])
 
 
-def test_what_lies_behind_the_bytes_of_a_packet_does_not_matter(tmp_path):
-    path = make_clip(tmp_path / "clip.mp4", "mpeg4", gop=12)  # whose decoder looks beyond the end
+def test_bytes_after_a_packet_do_not_matter(tmp_path):
+    path = make_clip(tmp_path / "clip.mp4", "mpeg4", gop=12)  # its decoder reads past the end of a packet
     coding, packets, _ = packets_of(path)
     wanted = [digest for digest, _ in linear(path)]
     for filling in (b"\0", b"\xff", b"\x5a", b"\0\0\1\xb6"):
@@ -145,8 +145,8 @@ for count in range(60):
 """
 
 
-def test_decoders_with_threads_are_closed_whatever_they_hold(tmp_path):
-    # In a process of its own: FFmpeg's threads, which are waited for, must not need anything of Python.
+def test_decoders_with_threads_can_be_closed_at_any_time(tmp_path):
+    # In a separate process: close() waits for FFmpeg's threads, which must not need the interpreter.
     clip = make_clip(tmp_path / "clip.mp4", height=240, width=320)
     tests = str(Path(__file__).parents[2])
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Colours are right, and the direct way and PyAV's way give the same bytes."""
+"""Colours are right, and direct conversion gives the same bytes as PyAV."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from av.video.reformatter import VideoReformatter
 from made_clips import VARIANTS, flat_yuv, linear_decode, make_clip, moving_frame
 
 from streamloader.media.video import convert, swscale
-from streamloader.media.video.convert import Converter, Target, plane_shapes
-from streamloader.media.video.orientation import UPRIGHT, Turn
-from streamloader.media.video.swscale import Geometry, Scaler, scaler_available
+from streamloader.media.video.convert import Converter, OutputArray, plane_shapes
+from streamloader.media.video.orientation import UPRIGHT, Orientation
+from streamloader.media.video.swscale import Scaler, ScalerConfig, is_scaler_available
 
 LIMITED, FULL = 1, 2
 # name -> number in ITU-T H.273, Kr, Kb
@@ -44,10 +44,10 @@ def to_rgb(colour, kr, kb, full):
     return np.clip(np.round(np.array([r, g, b]) * 255), 0, 255)
 
 
-def converted(frame, pix_fmt, height, width, turn=UPRIGHT, *, allow_direct=True, rows=1):
-    converter = Converter(pix_fmt, height, width, turn, allow_direct=allow_direct)
+def converted(frame, pix_fmt, height, width, orientation=UPRIGHT, *, allow_direct=True, rows=1):
+    converter = Converter(pix_fmt, height, width, orientation, allow_direct=allow_direct)
     arrays = [np.full((rows, *shape), 77, np.uint8) for shape in plane_shapes(pix_fmt, height, width)]
-    converter.into(frame, converter.targets(arrays), rows - 1)
+    converter.convert_into(frame, converter.wrap_outputs(arrays), rows - 1)
     converter.close()
     return [array[rows - 1] for array in arrays]
 
@@ -67,7 +67,7 @@ def test_flat_colours_are_those_of_the_formula(matrix, color_range, allow_direct
 
 
 @pytest.mark.parametrize("size", [(32, 48), (16, 32)])
-def test_without_a_word_colours_are_those_of_standard_definition(size):
+def test_untagged_colours_are_those_of_standard_definition(size):
     for colour in COLOURS:
         wanted = to_rgb(colour, 0.299, 0.114, full=False)
         assert np.abs(converted(flat_yuv(*colour), "rgb24", *size)[0].astype(float) - wanted).max() <= 2
@@ -78,7 +78,7 @@ def test_without_a_word_colours_are_those_of_standard_definition(size):
 
 @pytest.mark.parametrize(("matrix", "color_range"), [(1, LIMITED), (6, LIMITED), (9, LIMITED), (1, FULL)])
 def test_colours_of_a_file_are_its_own(tmp_path, matrix, color_range):
-    """Encoded without loss, with matrix and range told in the file only."""
+    """Encoded without loss, with matrix and range given only in the file."""
 
     def prepare(stream):
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, color_range
@@ -116,7 +116,7 @@ def test_gray_is_luma_over_the_whole_range():
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])
-def test_planes_of_the_same_kind_are_copied_as_they_are(pix_fmt):
+def test_planes_of_the_same_format_are_copied_unchanged(pix_fmt):
     frame = moving_frame(3, 47, 63, pix_fmt)
     planes = converted(frame, "yuv420p", 47, 63)
     for plane, got in zip(frame.planes, planes, strict=True):
@@ -130,15 +130,15 @@ def test_planes_of_the_same_kind_are_copied_as_they_are(pix_fmt):
     "name", ["b_frames.mp4", "vp9.webm", "mjpeg.mov", "odd_size_444.mp4", "odd_size.mkv", "422.mkv", "hevc_10_bit.mp4",
              "interlaced.ts", "palette.gif", "mpeg2.ts"]
 )  # fmt: skip
-def test_both_ways_give_the_same_bytes(made, name, size, pix_fmt):
+def test_direct_conversion_gives_the_same_bytes_as_pyav(made, name, size, pix_fmt):
     frames = linear_decode(made(name))[:12]
     height, width = size or (frames[0].height, frames[0].width)
     direct = Converter(pix_fmt, height, width)
     arrays = [np.empty((len(frames), *shape), np.uint8) for shape in plane_shapes(pix_fmt, height, width)]
-    targets = direct.targets(arrays)
+    outputs = direct.wrap_outputs(arrays)
     reformatter = VideoReformatter()
     for row, frame in enumerate(frames):
-        direct.into(frame, targets, row)
+        direct.convert_into(frame, outputs, row)
     direct.close()
     for row, frame in enumerate(frames):
         if pix_fmt == "yuv420p" and frame.format.name == "yuvj420p" and size is None:
@@ -163,41 +163,41 @@ def made(tmp_path_factory):
     return make
 
 
-@pytest.mark.skipif(not scaler_available(), reason="PyAV's libswscale cannot be called directly here")
+@pytest.mark.skipif(not is_scaler_available(), reason="PyAV's libswscale cannot be called directly here")
 @pytest.mark.parametrize(("size", "siting"), [((272, 640), None), ((224, 224), (0, 128)), ((136, 320), (0, 128))])
-def test_ordinary_video_takes_the_direct_way(clips, size, siting):
-    """The fast way is really taken, with the siting that FFmpeg's H.264 decoder tells."""
+def test_ordinary_video_is_converted_directly(clips, size, siting):
+    """libswscale writes into the output, with the siting that FFmpeg's H.264 decoder reports."""
     converter = Converter("rgb24", *size)
     arrays = [_aligned(4, *size, 3)]
-    targets = converter.targets(arrays)
+    outputs = converter.wrap_outputs(arrays)
     for row, frame in enumerate(linear_decode(clips["bikes"])[:4]):
-        converter.into(frame, targets, row)
+        converter.convert_into(frame, outputs, row)
     assert converter.is_direct
     assert converter._direct is not None
     assert converter._direct.siting == siting
     converter.close()
 
 
-@pytest.mark.skipif(not scaler_available(), reason="PyAV's libswscale cannot be called directly here")
+@pytest.mark.skipif(not is_scaler_available(), reason="PyAV's libswscale cannot be called directly here")
 def test_flat_frames_decide_nothing():
-    """A siting that makes no difference on what was seen is not taken on trust: the next frame might show one."""
+    """A siting is not chosen while frames do not distinguish it from others: a later frame might."""
     converter = Converter("rgb24", 24, 32)
-    targets = converter.targets([_aligned(1, 24, 32, 3)])
+    outputs = converter.wrap_outputs([_aligned(1, 24, 32, 3)])
     for _ in range(20):
-        converter.into(flat_yuv(120, 100, 150, 48, 64), targets, 0)
+        converter.convert_into(flat_yuv(120, 100, 150, 48, 64), outputs, 0)
         assert not converter.is_direct
     for number in range(20):
-        converter.into(moving_frame(number, 48, 64), targets, 0)
+        converter.convert_into(moving_frame(number, 48, 64), outputs, 0)
     assert converter.is_direct
     converter.close()
 
 
-@pytest.mark.skipif(not scaler_available(), reason="PyAV's libswscale cannot be called directly here")
+@pytest.mark.skipif(not is_scaler_available(), reason="PyAV's libswscale cannot be called directly here")
 def test_a_scaler_that_differs_or_overruns_is_never_used(monkeypatch):
     frame = moving_frame(1, 48, 64)
     wanted = converted(frame, "rgb24", 48, 64, allow_direct=False)[0]
     real = Scaler.run
-    convert._sitings.cache_clear()
+    convert._candidate_sitings.cache_clear()
 
     def one_bit_off(self, planes, targets):
         done = real(self, planes, targets)
@@ -214,37 +214,37 @@ def test_a_scaler_that_differs_or_overruns_is_never_used(monkeypatch):
 
     for broken in (one_bit_off, one_byte_over, lambda *a: False):
         monkeypatch.setattr(Scaler, "run", broken)
-        convert._sitings.cache_clear()
+        convert._candidate_sitings.cache_clear()
         converter = Converter("rgb24", 48, 64)
         memory = _aligned(2, 48, 64, 3)
-        converter.into(frame, converter.targets([memory]), 0)
+        converter.convert_into(frame, converter.wrap_outputs([memory]), 0)
         assert not converter.is_direct
         assert np.array_equal(memory[0], wanted)
         assert not memory[1].any()
         converter.close()
-    convert._sitings.cache_clear()
+    convert._candidate_sitings.cache_clear()
 
 
 def test_without_the_library_frames_are_copied(monkeypatch, clips):
     frame = linear_decode(clips["carphone_pristine"])[5]
     with_it = converted(frame, "rgb24", 90, 100)
-    monkeypatch.setattr(convert, "scaler_available", lambda: False)
+    monkeypatch.setattr(convert, "is_scaler_available", lambda: False)
     assert np.array_equal(converted(frame, "rgb24", 90, 100), with_it)
-    monkeypatch.setattr(swscale, "_libraries", lambda: None)
+    monkeypatch.setattr(swscale, "_load_libraries", lambda: None)
     with pytest.raises(ValueError, match="not reachable"):
-        Scaler(Geometry("yuv420p", 64, 48, 2, 0, "rgb24", 64, 48))
+        Scaler(ScalerConfig("yuv420p", 64, 48, 2, 0, "rgb24", 64, 48))
 
 
-def test_targets_that_are_not_packed_or_aligned_are_filled_by_copying():
+def test_outputs_that_are_not_packed_or_aligned_are_filled_by_copying():
     frame = moving_frame(2, 48, 64)
     (wanted,) = converted(frame, "rgb24", 48, 64)
     wide = np.zeros((2, 48, 80, 3), np.uint8)
     crooked = np.zeros(2 * 48 * 64 * 3 + 64, np.uint8)
     start = -crooked.ctypes.data % 64 + 1
     for array in (wide[:, :, 8:72], crooked[start : start + 2 * 48 * 64 * 3].reshape(2, 48, 64, 3)):
-        assert not Target.of(array).direct
+        assert not OutputArray.wrap(array).direct
         converter = Converter("rgb24", 48, 64)
-        converter.into(frame, converter.targets([array]), 1)
+        converter.convert_into(frame, converter.wrap_outputs([array]), 1)
         assert np.array_equal(array[1], wanted)
         assert not array[0].any()
         converter.close()
@@ -256,24 +256,26 @@ def test_a_frame_of_another_kind_in_between_changes_the_conversion():
     """Resolution, format and matrix may change within a file."""
     converter = Converter("rgb24", 48, 64)
     memory = _aligned(1, 48, 64, 3)
-    targets = converter.targets([memory])
+    outputs = converter.wrap_outputs([memory])
     other = moving_frame(4, 96, 128, "yuv444p")
     tagged = moving_frame(5, 48, 64)
     tagged.colorspace, tagged.color_range = 1, FULL
     for frame in (moving_frame(3, 48, 64), other, tagged, moving_frame(3, 48, 64)):
-        converter.into(frame, targets, 0)
+        converter.convert_into(frame, outputs, 0)
         assert np.array_equal(memory[0], converted(frame, "rgb24", 48, 64, allow_direct=False)[0])
     converter.close()
 
 
-@pytest.mark.parametrize("turn", [Turn(False, True, True), Turn(True, True, False), Turn(True, False, True)])
+@pytest.mark.parametrize(
+    "orientation", [Orientation(False, True, True), Orientation(True, True, False), Orientation(True, False, True)]
+)
 @pytest.mark.parametrize("pix_fmt", ["rgb24", "gray", "yuv420p"])
-def test_turned_frames_are_turned_after_the_conversion(turn, pix_fmt):
+def test_frames_are_turned_upright_after_the_conversion(orientation, pix_fmt):
     frame = moving_frame(6, 48, 64)
     upright = converted(frame, pix_fmt, 24, 32)
-    turned = converted(frame, pix_fmt, *turn.size(24, 32), turn)
+    turned = converted(frame, pix_fmt, *orientation.apply_to_size(24, 32), orientation)
     for before, after in zip(upright, turned, strict=True):
-        assert np.array_equal(after, turn.view(before))
+        assert np.array_equal(after, orientation.apply_to_image(before))
 
 
 def test_frames_stored_bottom_up_are_read_from_the_right_end():
@@ -293,10 +295,10 @@ def _aligned(*shape):
     return memory[start : start + size].reshape(shape)
 
 
-def test_the_very_library_of_pyav_is_called():
-    if not scaler_available():
+def test_the_library_that_pyav_has_loaded_is_called():
+    if not is_scaler_available():
         pytest.skip("PyAV's libswscale cannot be called directly here")
-    libraries = swscale._libraries()
+    libraries = swscale._load_libraries()
     assert libraries is not None
     version = libraries[0].swscale_version()
     assert (version >> 16, version >> 8 & 255, version & 255) == av.library_versions["libswscale"]

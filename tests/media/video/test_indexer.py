@@ -1,4 +1,4 @@
-"""The index says exactly what the decoder shows; every frame is found again; broken files are told from whole ones."""
+"""The index lists exactly the frames that the decoder shows; seeking finds every frame; damaged files are detected."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from made_clips import VARIANTS, as_rgb, copy_packets, linear_decode, make_clip,
 from streamloader.errors import CorruptStream, StreamNotFound, UnreadableStream
 from streamloader.media.video import indexer as index_module
 from streamloader.media.video.indexer import index_video
-from streamloader.media.video.orientation import Turn, turn_of_matrix
-from streamloader.media.video.packets import _nal_heads, _vp9_shows, nal_length_size
+from streamloader.media.video.orientation import Orientation
+from streamloader.media.video.packets import _nal_headers, _vp9_shows_frame, nal_length_size
 from streamloader.media.video.reader import FrameReader
 from streamloader.media.video.structure import declared_size
 
-# Where packets alone give the index, and where frames are only found by counting: this is about speed, not results.
+# Videos that are indexed by their packets only, and videos whose frames are counted: a matter of speed, not results.
 FROM_PACKETS = {
     "422.mkv", "av1.mp4", "b_frames.mkv", "b_frames.mp4", "fragments.mp4", "hevc.mkv", "hevc.mp4", "hevc_10_bit.mp4",
     "hidden_frames.webm", "late_start.mkv", "late_start.mp4", "mjpeg.mov", "no_key_frames.mkv", "odd_size.mkv",
@@ -46,8 +46,8 @@ def made(tmp_path_factory):
 def test_index_and_every_frame_are_those_of_the_decoder(made, name, monkeypatch):
     path = made(name)
     trusted = []
-    real = index_module._index_trusted
-    monkeypatch.setattr(index_module, "_index_trusted", lambda *a: trusted.append(real(*a)) or trusted[-1])
+    real = index_module._index_from_packets
+    monkeypatch.setattr(index_module, "_index_from_packets", lambda *a: trusted.append(real(*a)) or trusted[-1])
     frames = linear_decode(path)
     pictures = as_rgb(frames)
     index = index_video(str(path))
@@ -62,12 +62,14 @@ def test_index_and_every_frame_are_those_of_the_decoder(made, name, monkeypatch)
     reader = FrameReader(str(path), index)
     try:
         for number in range(len(index)):
-            assert np.array_equal(as_rgb([reader.frame(number)])[0], pictures[number]), f"frame {number} played"
-        reader.finish()
+            assert np.array_equal(as_rgb([reader.read_frame(number)])[0], pictures[number]), f"frame {number} in order"
+        reader.check_end()
         order = list(range(len(index)))
         random.Random(7).shuffle(order)
         for number in order:
-            assert np.array_equal(as_rgb([reader.frame(number)])[0], pictures[number]), f"frame {number} sought"
+            assert np.array_equal(as_rgb([reader.read_frame(number)])[0], pictures[number]), (
+                f"frame {number} after a seek"
+            )
     finally:
         reader.close()
 
@@ -103,9 +105,9 @@ def test_a_clip_that_begins_between_key_frames(made, tmp_path):
     assert index_video(str(path)).pts.tolist() == [frame.pts for frame in frames]
 
 
-def _play_all(reader, frames):
+def _read_all(reader, frames):
     for number in range(frames):
-        reader.frame(number)
+        reader.read_frame(number)
 
 
 def test_a_reader_notices_that_the_file_is_not_what_was_indexed(made, tmp_path):
@@ -114,7 +116,7 @@ def test_a_reader_notices_that_the_file_is_not_what_was_indexed(made, tmp_path):
     reader = FrameReader(str(shorter), index, "clip")
     try:
         with pytest.raises(CorruptStream, match=r"ends after 30 frames.*40") as caught:
-            _play_all(reader, 40)
+            _read_all(reader, 40)
     finally:
         reader.close()
     assert (caught.value.stream, caught.value.address, caught.value.offset) == ("clip", str(shorter), 30)
@@ -122,17 +124,17 @@ def test_a_reader_notices_that_the_file_is_not_what_was_indexed(made, tmp_path):
     longer = make_clip(tmp_path / "longer.mp4", frames=41)
     reader = FrameReader(str(longer), index)
     try:
-        reader.frame(39)
+        reader.read_frame(39)
         with pytest.raises(CorruptStream, match=r"more than the 40 frames"):
-            reader.finish()
+            reader.check_end()
     finally:
         reader.close()
 
     other = make_clip(tmp_path / "other.mp4", ticks=lambda k: k if k < 25 else k + 1)
     reader = FrameReader(str(other), index)
     try:
-        with pytest.raises(CorruptStream, match=r"as frame 25") as caught:
-            _play_all(reader, 40)
+        with pytest.raises(CorruptStream, match=r"at frame 25") as caught:
+            _read_all(reader, 40)
     finally:
         reader.close()
     assert caught.value.offset == 25
@@ -140,14 +142,14 @@ def test_a_reader_notices_that_the_file_is_not_what_was_indexed(made, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("share", [0.4, 0.7, 0.95])
-def test_a_file_that_breaks_off_raises_or_is_kept(made, tmp_path, suffix, share):
+def test_a_truncated_file_raises_or_is_kept(made, tmp_path, suffix, share):
     source = whole = made("b_frames" + suffix)
     if suffix == ".mp4":  # with its index in front, so that it can be opened
         whole = copy_packets(source, tmp_path / "whole.mp4", options={"movflags": "faststart"})
     data = whole.read_bytes()
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CorruptStream, match=r"breaks off: \d+ frames") as caught:
+    with pytest.raises(CorruptStream, match=r"is truncated: \d+ frames") as caught:
         index_video(str(path))
     details = caught.value.details
     assert details["size"] == int(len(data) * share)
@@ -163,11 +165,11 @@ def test_a_file_that_breaks_off_raises_or_is_kept(made, tmp_path, suffix, share)
     reader = FrameReader(str(path), index)
     try:
         for number in (*range(len(index)), 0, len(index) - 1, len(index) // 2):
-            frame = as_rgb([reader.frame(number)])[0]
-            # The very last packet may be half there: its frame is what the decoder makes of it.
+            frame = as_rgb([reader.read_frame(number)])[0]
+            # The last packet may be truncated, so its frame is not compared.
             assert number == len(index) - 1 or np.array_equal(frame, pictures[number])
-        reader.frame(len(index) - 1)
-        reader.finish()
+        reader.read_frame(len(index) - 1)
+        reader.check_end()
     finally:
         reader.close()
 
@@ -177,7 +179,7 @@ def test_an_mp4_without_its_index_says_where_it_ends(made, tmp_path):
     path = tmp_path / "cut.mp4"
     path.write_bytes(data[: len(data) // 2])
     for damaged in ("raise", "keep"):
-        with pytest.raises(UnreadableStream, match=r"breaks off: its structure says \d+ bytes") as caught:
+        with pytest.raises(UnreadableStream, match=r"is truncated: it declares \d+ bytes") as caught:
             index_video(str(path), damaged=damaged)
         assert caught.value.offset == len(data) // 2
 
@@ -190,11 +192,11 @@ def test_a_transport_stream_that_was_cut_counts_what_decodes(made, tmp_path):
 
 
 def test_damage_inside_is_never_silently_another_count(made, tmp_path):
-    """Whatever bytes are hit: an index that agrees with the decoder, or one of our errors."""
+    """After any damage, the index matches the decoder, or a typed error is raised."""
     data = bytearray(made("b_frames.mkv").read_bytes())
     path = tmp_path / "hit.mkv"
     hits = random.Random(3)
-    told = agreed = 0
+    refused = agreed = 0
     for _ in range(40):
         hurt = bytearray(data)
         for _ in range(4):
@@ -205,20 +207,20 @@ def test_damage_inside_is_never_silently_another_count(made, tmp_path):
             reader = FrameReader(str(path), index)
             try:
                 for number in range(len(index)):
-                    reader.frame(number)
-                reader.finish()
+                    reader.read_frame(number)
+                reader.check_end()
             finally:
                 reader.close()
         except (CorruptStream, UnreadableStream):
-            told += 1
+            refused += 1
             continue
         agreed += 1
         assert len(index) == len(linear_decode(path))
-    assert told + agreed == 40
+    assert refused + agreed == 40
     assert agreed > 0
 
 
-def test_what_is_no_video(tmp_path):
+def test_files_that_are_not_videos(tmp_path):
     (tmp_path / "garbage.mp4").write_bytes(random.Random(1).randbytes(50_000))
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
@@ -229,7 +231,7 @@ def test_what_is_no_video(tmp_path):
         "empty.mp4": "is empty",
         "text.mp4": "cannot be opened",
         "list.m3u8": "cannot be opened",
-        "sound.mp4": "holds no video .only: audio",
+        "sound.mp4": "contains no video .only: audio",
         ".": "is not a file",
     }.items():
         with pytest.raises(UnreadableStream, match=words) as caught:
@@ -256,7 +258,7 @@ def test_names_that_look_like_protocols_are_plain_files(tmp_path, monkeypatch):
 
 
 def test_decoding_begins_before_a_recovery_point_and_at_a_real_key_frame(made, monkeypatch):
-    for name, hard in {
+    for name, clean in {
         "b_frames.mp4": [True] * 4,
         "b_frames.ts": [True] * 4,
         "hevc.mkv": [True] * 4,
@@ -265,26 +267,26 @@ def test_decoding_begins_before_a_recovery_point_and_at_a_real_key_frame(made, m
     }.items():
         path = str(made(name))
         index = index_video(path)
-        assert index.key_hard.tolist() == hard, name
+        assert index.key_clean.tolist() == clean, name
         reader = FrameReader(path, index)
         tried = []
-        real = reader._try_key
+        real = reader._seek_from_key
         monkeypatch.setattr(
-            reader, "_try_key", lambda at, number, real=real, tried=tried: tried.append(at) or real(at, number)
+            reader, "_seek_from_key", lambda at, number, real=real, tried=tried: tried.append(at) or real(at, number)
         )
         assert reader.seek(int(np.searchsorted(index.pts, index.key_pts[2])) + 2)
         reader.close()
-        assert tried == [2 if hard[2] else 1], name
+        assert tried == [2 if clean[2] else 1], name
 
 
-def test_frames_that_look_different_when_sought_are_counted_instead(made):
+def test_frames_that_differ_after_a_seek_are_counted_instead(made):
     """A container whose times shift after a seek would otherwise give the wrong frame under the right pts."""
     path = str(made("mpeg4.avi"))
     index = index_video(path)
     right = {number: zlib.crc32(frame.to_ndarray(format="gray")) for number, frame in enumerate(linear_decode(path))}
-    assert index_module._is_found_again(path, index, {10: right[10], 25: right[25]})
-    assert not index_module._is_found_again(path, index, {10: right[10], 25: right[26]})
-    assert not index_module._is_found_again(path, index, {})
+    assert index_module._is_seekable(path, index, {10: right[10], 25: right[25]})
+    assert not index_module._is_seekable(path, index, {10: right[10], 25: right[26]})
+    assert not index_module._is_seekable(path, index, {})
 
 
 def test_average_rate_times_frames_without_pts(made):
@@ -301,35 +303,38 @@ def test_the_last_frame_has_its_own_length(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("matrix", "turn"),
+    ("matrix", "orientation"),
     [
-        ((1, 0, 0, 1), Turn(False, False, False)),
-        ((-1, 0, 0, -1), Turn(False, True, True)),
-        ((-1, 0, 0, 1), Turn(False, False, True)),
-        ((1, 0, 0, -1), Turn(False, True, False)),
-        ((0, 1, -1, 0), Turn(True, False, True)),
-        ((0, -1, 1, 0), Turn(True, True, False)),
-        ((0, 1, 1, 0), Turn(True, False, False)),
-        ((0, -1, -1, 0), Turn(True, True, True)),
+        ((1, 0, 0, 1), Orientation(False, False, False)),
+        ((-1, 0, 0, -1), Orientation(False, True, True)),
+        ((-1, 0, 0, 1), Orientation(False, False, True)),
+        ((1, 0, 0, -1), Orientation(False, True, False)),
+        ((0, 1, -1, 0), Orientation(True, False, True)),
+        ((0, -1, 1, 0), Orientation(True, True, False)),
+        ((0, 1, 1, 0), Orientation(True, False, False)),
+        ((0, -1, -1, 0), Orientation(True, True, True)),
     ],
 )
-def test_display_matrices_move_pixels_as_the_format_says(matrix, turn):
+def test_display_matrices_move_pixels_as_the_format_says(matrix, orientation):
     a, b, c, d = matrix
     packed = np.array([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30], np.int32).tobytes()
-    assert turn_of_matrix(packed) == turn
+    assert Orientation.from_display_matrix(packed) == orientation
     image = np.arange(6).reshape(2, 3)
     where = {(a * x + c * y, b * x + d * y): image[y, x] for y in range(2) for x in range(3)}
     left, top = min(x for x, _ in where), min(y for _, y in where)
-    shown = turn.view(image)
-    assert shown.shape == turn.size(2, 3)
+    upright = orientation.apply_to_image(image)
+    assert upright.shape == orientation.apply_to_size(2, 3)
     for (x, y), value in where.items():
-        assert shown[y - top, x - left] == value
+        assert upright[y - top, x - left] == value
 
 
-def test_a_display_matrix_at_an_angle_is_left_alone():
+def test_a_display_matrix_at_another_angle_is_ignored():
     half = round(0.7071 * 65536)
-    assert turn_of_matrix(np.array([half, half, 0, -half, half, 0, 0, 0, 1 << 30], np.int32).tobytes()) is None
-    assert turn_of_matrix(b"short") is None
+    assert (
+        Orientation.from_display_matrix(np.array([half, half, 0, -half, half, 0, 0, 0, 1 << 30], np.int32).tobytes())
+        is None
+    )
+    assert Orientation.from_display_matrix(b"short") is None
 
 
 @pytest.mark.parametrize(
@@ -344,13 +349,13 @@ def test_a_display_matrix_at_an_angle_is_left_alone():
         (0b10_0_0_0_0_0_0, b"\x01\x02\xc1", True),  # ends like a superframe
     ],
 )
-def test_vp9_headers_tell_hidden_frames(first, rest, shown):
-    assert _vp9_shows(memoryview(bytes([first]) + rest)) is shown
+def test_vp9_headers_mark_hidden_frames(first, rest, shown):
+    assert _vp9_shows_frame(memoryview(bytes([first]) + rest)) is shown
 
 
 def test_nal_units_in_both_notations():
-    assert _nal_heads(memoryview(b"\0\0\0\2\x06\xff\0\0\0\1\x65"), 4) == [0x06, 0x65]
-    assert _nal_heads(memoryview(b"\0\0\0\1\x67\x11\0\0\1\x65\x22"), 0) == [0x67, 0x65]
+    assert _nal_headers(memoryview(b"\0\0\0\2\x06\xff\0\0\0\1\x65"), 4) == [0x06, 0x65]
+    assert _nal_headers(memoryview(b"\0\0\0\1\x67\x11\0\0\1\x65\x22"), 0) == [0x67, 0x65]
     assert nal_length_size("h264", bytes([1, 0, 0, 0, 0xFF, 0])) == 4
     assert nal_length_size("h264", b"\0\0\0\1\x67") == 0
     assert nal_length_size("vp9", None) == 0

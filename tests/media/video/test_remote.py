@@ -1,4 +1,4 @@
-"""Videos read through a store: the same index and frames, fewer bytes, and the store's errors as they are."""
+"""Videos read through a store: the same index and frames, fewer bytes, and unchanged errors of the store."""
 
 from __future__ import annotations
 
@@ -11,69 +11,69 @@ import numpy as np
 import pytest
 from made_clips import VARIANTS, as_rgb, linear_decode, make_clip
 
-from streamloader.errors import CorruptStream, Interrupted, StoreTimeout, UnreadableStream
+from streamloader.errors import CorruptStream, StoreTimeout, TransferInterrupted, UnreadableStream
 from streamloader.media.video import indexer, source, sparse
 from streamloader.media.video.indexer import index_video
 from streamloader.media.video.reader import FrameReader
-from streamloader.media.video.remote import RemoteVideo, VideoFile, open_bytes
-from streamloader.media.video.structure import declared_size, payload
-from streamloader.stores.io_thread import shared_store
-from streamloader.stores.readahead import UNIT
+from streamloader.media.video.remote import RemoteVideo, VideoFile, open_video_file
+from streamloader.media.video.structure import declared_size, payload_spans
+from streamloader.stores.io_thread import open_shared_store
+from streamloader.stores.readahead import UNIT_BYTES
 
 PLAIN = {"retry": None}
 _numbers = itertools.count()
 
-# Where moov and a few spans tell what reading everything does.
-HOLLOW = {
+# Videos for which moov and a few byte ranges suffice.
+SPARSE = {
     "av1.mp4", "b_frames.mp4", "hevc.mp4", "hevc_10_bit.mp4", "late_start.mp4", "mjpeg.mov",
     "odd_size_444.mp4", "one_frame.mp4", "open_groups.mp4", "rotated.mp4", "variable_rate.mp4",
 }  # fmt: skip
 
 
 def remote(path):
-    """Put a file into a store."""
+    """Write a file to a store."""
     address = f"memory://media/{next(_numbers)}/{path.name}"
-    store, name = shared_store(address, PLAIN)
+    store, name = open_shared_store(address, PLAIN)
     with store:
         store.write(name, path.read_bytes())
         return RemoteVideo(address, store.head(name), PLAIN)
 
 
 @pytest.fixture
-def watched(monkeypatch):
-    """What reading without the payload found, and the files that were opened for an index."""
+def recorded(monkeypatch):
+    """The results of read_sparse, and the files that were opened for an index."""
     found, files = [], []
-    read_hollow, opened = indexer.read_hollow, indexer.open_bytes
-    monkeypatch.setattr(indexer, "read_hollow", lambda *a: found.append(read_hollow(*a)) or found[-1])
-    monkeypatch.setattr(indexer, "open_bytes", lambda *a: files.append(opened(*a)) or files[-1])
+    read_sparse, opened = indexer.read_sparse, indexer.open_video_file
+    monkeypatch.setattr(indexer, "read_sparse", lambda *a: found.append(read_sparse(*a)) or found[-1])
+    monkeypatch.setattr(indexer, "open_video_file", lambda *a: files.append(opened(*a)) or files[-1])
     return found, files
 
 
 def assert_equal(one, other):
     for field in fields(one):
-        if field.name != "opening":
+        if field.name != "initial_spans":
             assert np.array_equal(getattr(one, field.name), getattr(other, field.name)), field.name
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_index_and_frames_are_those_of_the_local_file(name, tmp_path, watched, monkeypatch):
-    # Small buffers and thresholds, so that even of these clips most is left out.
-    monkeypatch.setattr(source, "BUFFER", 1024)
-    monkeypatch.setattr(sparse, "_WORTH", 0.01)
-    monkeypatch.setattr(sparse, "_NEAR", 8)
-    monkeypatch.setattr(sparse, "_HEADS", (48, 1 << 20))
+def test_index_and_frames_are_those_of_the_local_file(name, tmp_path, recorded, monkeypatch):
+    # Small buffers and thresholds, so that most of even these small clips is not fetched.
+    monkeypatch.setattr(source, "IO_BUFFER_BYTES", 1024)
+    monkeypatch.setattr(sparse, "_MAX_FETCHED_SHARE", 100)
+    monkeypatch.setattr(sparse, "_MAX_GAP_BYTES", 8)
+    monkeypatch.setattr(sparse, "_HEAD_SIZES_BYTES", (48, 1 << 20))
     path = VARIANTS[name](tmp_path)
     video = remote(path)
     found = index_video(video)
-    assert bool(watched[0][0]) == (name in HOLLOW)
+    assert bool(recorded[0][0]) == (name in SPARSE)
     assert_equal(found, index_video(str(path)))
     reader = FrameReader(video, found)
     try:
-        frames = [as_rgb([reader.frame(number)])[0] for number in range(len(found))]
-        reader.finish()
+        frames = [as_rgb([reader.read_frame(number)])[0] for number in range(len(found))]
+        reader.check_end()
         assert np.array_equal(frames, as_rgb(linear_decode(path)))
         for number in (len(found) // 2, 0, len(found) - 1, len(found) // 3):
-            assert np.array_equal(as_rgb([reader.frame(number)])[0], frames[number])
+            assert np.array_equal(as_rgb([reader.read_frame(number)])[0], frames[number])
     finally:
         reader.close()
 
@@ -84,19 +84,19 @@ def test_real_clips(clips):
 
 
 @pytest.mark.parametrize("moov", ["behind", "in front"])
-def test_most_of_an_mp4_is_not_fetched_for_its_index(tmp_path, watched, moov):
+def test_most_of_an_mp4_is_not_fetched_for_its_index(tmp_path, recorded, moov):
     path = make_clip(
         tmp_path / "large.mp4", frames=240, height=360, width=640, gop=24, options={"crf": "1", "preset": "ultrafast"},
         container_options={"movflags": "faststart"} if moov == "in front" else None,
     )  # fmt: skip
     found = index_video(remote(path))
-    assert watched[0][0] is not None
+    assert recorded[0][0] is not None
     assert_equal(found, index_video(str(path)))
-    file = watched[1][0]
-    assert path.stat().st_size > 80 * UNIT
+    file = recorded[1][0]
+    assert path.stat().st_size > 80 * UNIT_BYTES
     assert file.remote.stats.fetched < path.stat().st_size / 3
-    # What opening it takes is known from then on, and asked for at once.
-    opening = open_bytes(remote(path), found.opening)
+    # The index knows the byte ranges needed to open the video, which are requested at once.
+    opening = open_video_file(remote(path), found.initial_spans)
     requests = opening.remote.stats.requests
     container, stream = source.open_video(remote(path), opening)
     next(container.decode(stream))
@@ -106,7 +106,7 @@ def test_most_of_an_mp4_is_not_fetched_for_its_index(tmp_path, watched, moov):
     opening.close()
 
 
-def test_fragmented_and_other_files_are_read_as_a_whole(tmp_path):
+def test_fragmented_and_other_files_are_read_completely(tmp_path):
     for name, spans in {
         "b_frames.mp4": 1,
         "fragments.mp4": 0,
@@ -115,35 +115,35 @@ def test_fragmented_and_other_files_are_read_as_a_whole(tmp_path):
         "b_frames.ts": 0,
     }.items():
         path = VARIANTS[name](tmp_path)
-        file = open_bytes(remote(path))
-        assert len(payload(file)) == spans
+        file = open_video_file(remote(path))
+        assert len(payload_spans(file)) == spans
         assert declared_size(file) == declared_size(str(path))
         file.close()
 
 
 @pytest.mark.parametrize("name", ["b_frames.mp4", "b_frames.mkv"])
-def test_broken_files_are_told_as_local_ones_are(name, tmp_path):
+def test_broken_files_give_the_same_errors_as_local_ones(name, tmp_path):
     whole = VARIANTS[name](tmp_path).read_bytes()
     for share in (0.4, 0.9):
         path = tmp_path / f"cut{share}-{name}"
         path.write_bytes(whole[: int(len(whole) * share)])
         video = remote(path)
         for damaged in ("raise", "keep"):
-            told = []
+            results = []
             for each in (video, str(path)):
                 try:
-                    told.append(len(index_video(each, damaged=damaged)))
+                    results.append(len(index_video(each, damaged=damaged)))
                 except (CorruptStream, UnreadableStream) as error:
-                    places = error.address == error.stream == str(each)
-                    told.append(
-                        (type(error), places, error.offset, error.details, error.message.replace(str(each), "it"))
+                    names_match = error.address == error.stream == str(each)
+                    results.append(
+                        (type(error), names_match, error.offset, error.details, error.message.replace(str(each), "it"))
                     )
-            assert told[0] == told[1]
+            assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("name", ["b_frames.mp4", "b_frames.mkv", "b_frames.ts", "no_pts.avi", "vp9.webm"])
-def test_errors_of_the_store_pass_through_ffmpeg_as_they_are(name, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(source, "BUFFER", 512)
+def test_errors_of_the_store_pass_through_ffmpeg_unchanged(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(source, "IO_BUFFER_BYTES", 512)
     path = VARIANTS[name](tmp_path)
     video = remote(path)
     found = index_video(video)
@@ -173,42 +173,42 @@ def test_errors_of_the_store_pass_through_ffmpeg_as_they_are(name, tmp_path, mon
                 index_video(video)
             monkeypatch.undo()
         assert caught.value.stream == str(video)
-        assert len(calls) == 1, "FFmpeg is not left to try again and again"
-        monkeypatch.setattr(source, "BUFFER", 512)
+        assert len(calls) == 1, "FFmpeg must not retry"
+        monkeypatch.setattr(source, "IO_BUFFER_BYTES", 512)
     assert_equal(index_video(video), found)
     assert capfd.readouterr().err == ""
 
 
-def test_a_reader_goes_on_after_an_error_of_the_store(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "BUFFER", 512)
+def test_a_reader_can_be_used_after_an_error_of_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "IO_BUFFER_BYTES", 512)
     path = VARIANTS["b_frames.mkv"](tmp_path)
     video = remote(path)
     right = as_rgb(linear_decode(path))
     reader = FrameReader(video, index_video(video), "the stream")
 
     def fails(self, count):
-        raise Interrupted("broke off", address=str(video), offset=self.tell())
+        raise TransferInterrupted("broke off", address=str(video), offset=self.tell())
 
-    def play_from(number):
+    def read_from(number):
         for later in range(number, 40):
-            reader.frame(later)
+            reader.read_frame(later)
 
     try:
-        for number, broken in ((3, lambda: play_from(3)), (35, lambda: play_from(2)), (25, lambda: reader.seek(4))):
-            assert np.array_equal(as_rgb([reader.frame(number)])[0], right[number])
+        for number, broken in ((3, lambda: read_from(3)), (35, lambda: read_from(2)), (25, lambda: reader.seek(4))):
+            assert np.array_equal(as_rgb([reader.read_frame(number)])[0], right[number])
             with monkeypatch.context() as patch:
                 patch.setattr(type(reader._file.remote), "read", fails)
-                with pytest.raises(Interrupted) as caught:
+                with pytest.raises(TransferInterrupted) as caught:
                     broken()
                 assert caught.value.stream == "the stream"
-                with pytest.raises(Interrupted):
-                    reader.frame(number - 1)
-            assert np.array_equal(as_rgb([reader.frame(number)])[0], right[number])
+                with pytest.raises(TransferInterrupted):
+                    reader.read_frame(number - 1)
+            assert np.array_equal(as_rgb([reader.read_frame(number)])[0], right[number])
     finally:
         reader.close()
 
 
-def test_ctrl_c_comes_out_of_ffmpeg(tmp_path, monkeypatch):
+def test_ctrl_c_passes_through_ffmpeg(tmp_path, monkeypatch):
     video = remote(VARIANTS["b_frames.mkv"](tmp_path))
     found = index_video(video)
 
@@ -217,7 +217,7 @@ def test_ctrl_c_comes_out_of_ffmpeg(tmp_path, monkeypatch):
         return b""
 
     with monkeypatch.context() as patch:
-        file = open_bytes(video)
+        file = open_video_file(video)
         patch.setattr(type(file.remote), "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index_video(video)
@@ -226,8 +226,8 @@ def test_ctrl_c_comes_out_of_ffmpeg(tmp_path, monkeypatch):
         file.close()
 
 
-def test_the_bytes_of_a_stranger_open_nothing_else(tmp_path, monkeypatch):
-    """Lists of other files are no videos, and the name of an object is never opened on this machine."""
+def test_untrusted_bytes_open_no_other_file(tmp_path, monkeypatch):
+    """Playlists are not videos, and the name of an object is never opened as a local file."""
     monkeypatch.chdir(tmp_path)
     inside = VARIANTS["mjpeg.mov"](tmp_path)
     for name, text in {

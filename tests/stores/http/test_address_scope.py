@@ -1,4 +1,4 @@
-"""Which addresses are near, and what a guard lets through."""
+"""Scopes of addresses, and what the resolver allows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import asyncio
 
 import pytest
 
-from streamloader.stores.http.address_scope import Guard, Reach, TooNear, may_send_to, reach_of
+from streamloader.stores.http.address_scope import (
+    AddressScope,
+    ForbiddenAddress,
+    ScopedResolver,
+    allowed_redirect_scope,
+    classify_address,
+)
 from streamloader.testing.faults.dns import host_names
 
-PUBLIC, PRIVATE, LOOPBACK, SPECIAL = Reach
+PUBLIC, PRIVATE, LOOPBACK, SPECIAL = AddressScope
 
-NEAR = {
+SCOPES = {
     "8.8.8.8": PUBLIC,
     "172.15.255.255": PUBLIC,
     "172.32.0.1": PUBLIC,
@@ -50,40 +56,40 @@ NEAR = {
 }
 
 
-@pytest.mark.parametrize("address", NEAR)
-def test_how_near_an_address_is(address):
-    assert reach_of(address) is NEAR[address]
+@pytest.mark.parametrize("address", SCOPES)
+def test_scopes_of_addresses(address):
+    assert classify_address(address) is SCOPES[address]
 
 
-def test_nobody_sends_nearer_than_he_is():
-    for sender in Reach:
-        assert may_send_to(sender) <= min(sender, LOOPBACK)
-    assert may_send_to(PUBLIC) is PUBLIC
-    assert may_send_to(LOOPBACK) is LOOPBACK
-    assert may_send_to(SPECIAL) is PRIVATE  # other machines of the same cable, not services of this one
+def test_redirects_lead_to_the_scope_of_their_server_at_most():
+    for sender in AddressScope:
+        assert allowed_redirect_scope(sender) <= min(sender, LOOPBACK)
+    assert allowed_redirect_scope(PUBLIC) is PUBLIC
+    assert allowed_redirect_scope(LOOPBACK) is LOOPBACK
+    assert allowed_redirect_scope(SPECIAL) is PRIVATE  # other machines of the same cable, not services of this one
 
 
-@pytest.mark.parametrize("allowed", Reach)
-def test_a_guard_lets_through_what_is_far_enough(allowed):
+@pytest.mark.parametrize("allowed", AddressScope)
+def test_the_resolver_allows_smaller_scopes(allowed):
     async def look_up(name):
-        return [found["host"] for found in await Guard(allowed, {}).resolve(name, 80)]
+        return [result["host"] for result in await ScopedResolver(allowed, {}).resolve(name, 80)]
 
-    with host_names({f"{reach.name}.test": [address] for address, reach in NEAR.items() if ":" not in address}):
-        for reach in Reach:
-            if reach <= allowed:
-                assert reach_of(asyncio.run(look_up(f"{reach.name}.test"))[0]) is reach
+    with host_names({f"{scope.name}.test": [address] for address, scope in SCOPES.items() if ":" not in address}):
+        for scope in AddressScope:
+            if scope <= allowed:
+                assert classify_address(asyncio.run(look_up(f"{scope.name}.test"))[0]) is scope
             else:
-                with pytest.raises(TooNear, match=rf"{reach.name}\.test is \d"):
-                    asyncio.run(look_up(f"{reach.name}.test"))
+                with pytest.raises(ForbiddenAddress, match=rf"{scope.name}\.test is \d"):
+                    asyncio.run(look_up(f"{scope.name}.test"))
 
 
-def test_a_guard_remembers_the_farthest():
-    known = {}
+def test_the_resolver_records_the_smallest_scope():
+    seen = {}
 
     async def look_up():
         for _ in range(3):
-            await Guard(SPECIAL, known).resolve("a.test", 80)
+            await ScopedResolver(SPECIAL, seen).resolve("a.test", 80)
 
     with host_names({"a.test": ["127.0.0.1", "8.8.8.8", "10.0.0.1"]}):
         asyncio.run(look_up())
-    assert known == {"a.test": PUBLIC}
+    assert seen == {"a.test": PUBLIC}

@@ -14,13 +14,13 @@ from canaries import canary
 from servers.nginx_fixture import USER
 
 from streamloader.errors import AccessDenied, ConfigError, NotFound, UntrustedHost
-from streamloader.stores.http.client import legal
+from streamloader.stores.http.client import quote_url_path
 from streamloader.stores.http.store import HttpStore
-from streamloader.stores.io_thread import shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import open_store, split_address
 from streamloader.testing.faults.certificates import make_certificate
 from streamloader.testing.faults.dns import host_names
-from streamloader.testing.faults.http import Fault, HttpServer
+from streamloader.testing.faults.http import HttpFault, HttpServer
 
 DATA = random.Random(5).randbytes(5_000)
 PASSWORD = canary("http-password")
@@ -29,7 +29,7 @@ BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
 @pytest.fixture(autouse=True)
 def no_netrc(tmp_path, monkeypatch):
-    """Nothing of the user who runs the tests."""
+    """Isolate the tests from the user's own credentials."""
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     return tmp_path / "netrc"
 
@@ -67,7 +67,7 @@ def test_split(address, root, path):
     "url", ["http://", "http://:80", "http://a:0", "http://a:99999", "http://a:b", "http://[::1", "ftp://a"]
 )
 def test_refuses_what_is_no_server(url):
-    with pytest.raises(ConfigError, match="no address of an HTTP server"):
+    with pytest.raises(ConfigError, match="not the address of an HTTP server"):
         HttpStore(url)
 
 
@@ -93,7 +93,7 @@ def test_what_may_not_stand_in_a_url_is_encoded(path, sent):
                 await store.read(path)
             return [request.target for request in server.requests]
 
-    assert legal(path) == sent
+    assert quote_url_path(path) == sent
     assert asyncio.run(read()) == [f"/{sent}"]
 
 
@@ -114,7 +114,7 @@ def test_a_query_is_sent_and_what_is_secret_in_it_not_shown():
         request = await asked_by(signed)
         assert request.target == f"/{signed}"
         async with HttpServer({"a.bin": DATA}) as server, open_store(server.url) as store:
-            server.fault = Fault("no-http")
+            server.fault = HttpFault("no-http")
             for path in (signed, signed.replace("a.bin", "none")):
                 with pytest.raises(Exception, match="id=5") as caught:
                     await store.read(path)
@@ -152,7 +152,7 @@ def test_ways_to_log_in(way):
     assert "@" not in request.headers["host"]
 
 
-def test_nginx_lets_us_in(nginx_server):
+def test_nginx_accepts_the_login(nginx_server):
     nginx_server.put({"access/a.bin": DATA})
     wrong = canary("http-address-password")
 
@@ -166,7 +166,7 @@ def test_nginx_lets_us_in(nginx_server):
 
     asyncio.run(read())
     address = f"{nginx_server.url.replace('//', f'//{USER}:{PASSWORD}@')}/private/access/a.bin"
-    shared, path = shared_store(address)
+    shared, path = open_shared_store(address)
     with shared:
         assert shared.read(path) == DATA
 
@@ -179,7 +179,7 @@ def test_passwords_with_anything_in_them():
 def test_netrc(no_netrc):
     no_netrc.write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\ndefault login x password y\n")
     assert asyncio.run(asked_by()).headers["authorization"] == BASIC
-    # What was said for this store alone goes before it.
+    # The options of the store take precedence.
     for options, sent in WAYS.values():
         if sent is not None:
             assert asyncio.run(asked_by(**options)).headers["authorization"] == sent
@@ -220,10 +220,10 @@ def test_a_netrc_that_cannot_be_read_is_named(no_netrc, caplog):
         {"headers": {"Range": "bytes=0-1"}},
         {"headers": {"if-match": '"x"'}},
         {"headers": {"Accept-Encoding": "gzip"}},
-        {"reach": "everywhere"},
+        {"scope": "everywhere"},
     ],
 )
-def test_refuses_options_that_make_no_sense(options):
+def test_refuses_invalid_options(options):
     with pytest.raises(ConfigError) as caught:
         HttpStore("http://127.0.0.1:1", **options)
     assert PASSWORD not in str(caught.value)
@@ -246,11 +246,11 @@ def test_tells_no_secrets():
         twin = pickle.loads(pickle.dumps(store))
         shown = f"{store!r} {store.url} {vars(store)!r} {vars(twin)!r} {store.__getstate__()!r} {store.address('a')}"
         assert not [each for each in secret if each in shown or base64.b64encode(each.encode()).decode()[:20] in shown]
-        assert vars(twin)["_access"] == vars(store)["_access"]
+        assert vars(twin)["_credentials"] == vars(store)["_credentials"]
         assert store.url == "http://127.0.0.1:1"
 
 
-def test_says_who_it_is():
+def test_sends_a_user_agent():
     assert asyncio.run(asked_by()).headers["user-agent"] == "streamloader"
     assert asyncio.run(asked_by(headers={"User-Agent": "me"})).headers["user-agent"] == "me"
 
@@ -258,10 +258,10 @@ def test_says_who_it_is():
 def test_keeps_no_cookies():
     async def read():
         async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
-            server.fault = Fault("cookie", everywhere=True)
+            server.fault = HttpFault("cookie", everywhere=True)
             for _ in range(2):
                 assert await store.read("a.bin") == DATA
-            assert server.strikes == 2
+            assert server.fault_count == 2
             assert ["cookie" in request.headers for request in server.requests] == [False, False]
 
     asyncio.run(read())

@@ -1,4 +1,4 @@
-"""Where redirects are followed to, and what is sent along."""
+"""Redirects: allowed targets, and the headers sent to them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from canaries import canary
 
 from streamloader.config import Limits
-from streamloader.errors import AccessDenied, LimitExceeded, ProtocolFault, UntrustedHost
+from streamloader.errors import AccessDenied, LimitExceeded, ProtocolError, UntrustedHost
 from streamloader.stores.http import address_scope
-from streamloader.stores.http.address_scope import Reach
+from streamloader.stores.http.address_scope import AddressScope
 from streamloader.stores.http.store import HttpStore
 from streamloader.testing.faults.certificates import make_certificate
 from streamloader.testing.faults.dns import host_names
-from streamloader.testing.faults.http import Fault, HttpServer
+from streamloader.testing.faults.http import HttpFault, HttpServer
 from streamloader.values import ByteRange
 
 DATA = random.Random(4).randbytes(5_000)
@@ -25,7 +25,7 @@ SECRETS = {"headers": {"X-Key": HEADER, "Cookie": f"session={HEADER}"}, "token":
 
 
 def redirected(location, **fault):
-    return Fault("redirect", location=location, everywhere=True, methods=("GET", "HEAD"), **fault)
+    return HttpFault("redirect", location=location, everywhere=True, methods=("GET", "HEAD"), **fault)
 
 
 def secrets_in(request):
@@ -53,7 +53,7 @@ def test_follows_addresses_of_any_form(location):
             to = location.format(url=server.url, host=server.url.partition("//")[2])
             server.fault = redirected(to.encode().decode("latin-1"), times=1)
             assert await store.read("a.bin", ByteRange(7, 99)) == DATA[7:99]
-            assert server.strikes == 1
+            assert server.fault_count == 1
             assert secrets_in(server.requests[-1]) == ["authorization", "cookie", "x-key"], "it is the same server"
             assert server.requests[-1].headers["range"] == "bytes=7-98"
 
@@ -64,7 +64,7 @@ def test_follows_addresses_of_any_form(location):
 def test_follows_all_kinds(status, monkeypatch):
     async def read():
         async with HttpServer({"a.bin": DATA, "b.bin": DATA[::-1]}) as server, HttpStore(server.url) as store:
-            server.fault = Fault("redirect", location="/b.bin", status=status, everywhere=True, times=1)
+            server.fault = HttpFault("redirect", location="/b.bin", status=status, everywhere=True, times=1)
             assert await store.read("a.bin") == DATA[::-1]
 
     asyncio.run(read())
@@ -106,7 +106,7 @@ def test_follows_nothing_else(location):
     async def read():
         async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
             server.fault = redirected(location)
-            with pytest.raises(ProtocolFault, match="redirects"):
+            with pytest.raises(ProtocolError, match="redirects"):
                 await store.read("a.bin")
             assert len(server.requests) == 1
 
@@ -130,9 +130,9 @@ def test_other_servers_get_no_credentials(tmp_path, monkeypatch):
             async with HttpStore(first.url, **options) as store:
                 assert await store.read("a.bin") == DATA
                 assert await store.read("a.bin") == DATA
-            asked = [secrets_in(request) for request in first.requests]
-            assert asked[0] == asked[2] != []
-            assert asked[1] == [], "the way back was another server's idea"
+            received = [secrets_in(request) for request in first.requests]
+            assert received[0] == received[2] != []
+            assert received[1] == [], "the way back was another server's idea"
             assert [secrets_in(request) for request in second.requests] == [[]]
 
     asyncio.run(read())
@@ -153,9 +153,9 @@ def test_another_port_or_scheme_is_another_server(tmp_path):
                 assert await store.read("a.bin") == DATA
             assert secrets_in(plain.requests[0]) != []
             assert secrets_in(safe.requests[0]) == []
-            safe.fault = Fault("status", status=401)
+            safe.fault = HttpFault("status", status=401)
             async with HttpStore(plain.url, ca_file=tmp_path / "ca.pem", **SECRETS) as store:
-                with pytest.raises(AccessDenied, match=f"{safe.url}, to which it redirects, is given none"):
+                with pytest.raises(AccessDenied, match=f"{safe.url}, the target of a redirect, does not receive them"):
                     await store.read("a.bin")
 
     asyncio.run(read())
@@ -172,7 +172,7 @@ def test_never_from_https_to_http(tmp_path):
             HttpStore(safe.url, ca_file=tmp_path / "ca.pem") as store,
         ):
             safe.fault = redirected(f"{plain.url}/a.bin")
-            with pytest.raises(ProtocolFault, match="nothing is encrypted"):
+            with pytest.raises(ProtocolError, match="not encrypted"):
                 await store.read("a.bin")
             assert plain.connections == 0
 
@@ -182,21 +182,21 @@ def test_never_from_https_to_http(tmp_path):
 # --- into the inside -------------------------------------------------------------------------------------------------
 
 PLACES = {
-    "127.0.0.2": Reach.PUBLIC,
-    "127.0.0.3": Reach.PUBLIC,
-    "127.0.0.4": Reach.PRIVATE,
-    "127.0.0.5": Reach.PRIVATE,
-    "127.0.0.6": Reach.LOOPBACK,
-    "127.0.0.7": Reach.LOOPBACK,
+    "127.0.0.2": AddressScope.PUBLIC,
+    "127.0.0.3": AddressScope.PUBLIC,
+    "127.0.0.4": AddressScope.PRIVATE,
+    "127.0.0.5": AddressScope.PRIVATE,
+    "127.0.0.6": AddressScope.LOOPBACK,
+    "127.0.0.7": AddressScope.LOOPBACK,
 }
 
 
 @pytest.fixture
 def world(monkeypatch):
-    """Let some addresses of this machine stand for those of the world outside."""
-    real = address_scope.reach_of
+    """Treat some loopback addresses as public or private ones."""
+    real = address_scope.classify_address
     monkeypatch.setattr(
-        address_scope, "reach_of", lambda address: PLACES[address] if address in PLACES else real(address)
+        address_scope, "classify_address", lambda address: PLACES[address] if address in PLACES else real(address)
     )
 
 
@@ -204,7 +204,7 @@ def world(monkeypatch):
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("sender", ["127.0.0.2", "127.0.0.4", "127.0.0.6"])
 @pytest.mark.parametrize("target", ["127.0.0.3", "127.0.0.5", "127.0.0.7"])
-def test_a_redirect_leads_no_nearer_than_its_server_is(sender, target, named):
+def test_a_redirect_stays_in_the_scope_of_its_server(sender, target, named):
     names = {"sender.test": [sender], "target.test": [target]}
 
     async def read():
@@ -229,8 +229,8 @@ def test_a_redirect_leads_no_nearer_than_its_server_is(sender, target, named):
 
 
 @pytest.mark.usefixtures("world")
-def test_a_detour_leads_no_nearer_either():
-    # From this machine to the world, which sends us to this machine: to the very server that was asked first.
+def test_a_chain_of_redirects_stays_in_the_smallest_scope():
+    # From this machine to the world, which sends us to this machine: to the very server of the first request.
     async def read():
         async with (
             HttpServer({"a.bin": DATA, "secret": b"s"}, host="127.0.0.6") as near,
@@ -289,7 +289,7 @@ def test_some_addresses_are_never_redirected_to(location):
 
 @pytest.mark.usefixtures("world")
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f000001", "0177.0.0.1"])
-def test_addresses_in_disguise_are_seen_through(host):
+def test_embedded_addresses_are_classified(host):
     # A public server sends us to this machine, in the ways in which old programs write its address.
     async def read():
         async with (
@@ -298,7 +298,7 @@ def test_addresses_in_disguise_are_seen_through(host):
             HttpStore(public.url) as store,
         ):
             public.fault = redirected(f"http://{host}:{here.url.rpartition(':')[2]}/a.bin")
-            with pytest.raises((UntrustedHost, ProtocolFault)):
+            with pytest.raises((UntrustedHost, ProtocolError)):
                 await store.read("a.bin")
             assert here.connections == 0
 
@@ -306,16 +306,16 @@ def test_addresses_in_disguise_are_seen_through(host):
 
 
 @pytest.mark.usefixtures("world")
-@pytest.mark.parametrize("reach", ["public", "private", "loopback", "any"])
+@pytest.mark.parametrize("scope", ["public", "private", "loopback", "any"])
 @pytest.mark.parametrize("place", ["127.0.0.2", "127.0.0.4", "127.0.0.6"])
 @pytest.mark.parametrize("named", [False, True])
-def test_addresses_that_others_wrote_can_be_held_to_a_distance(reach, place, named):
-    near = {"any": Reach.SPECIAL}.get(reach) or Reach[reach.upper()]
+def test_the_scope_of_a_server_can_be_restricted(scope, place, named):
+    near = {"any": AddressScope.SPECIAL}.get(scope) or AddressScope[scope.upper()]
 
     async def read():
         async with (
             HttpServer({"a.bin": DATA}, host=place, name="a.test" if named else None) as server,
-            HttpStore(server.url, reach=reach) as store,
+            HttpStore(server.url, scope=scope) as store,
         ):
             if PLACES[place] <= near:
                 assert await store.read("a.bin") == DATA

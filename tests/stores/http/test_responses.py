@@ -1,4 +1,4 @@
-"""What the headers of an answer mean."""
+"""Headers of responses: ranges, sizes, versions and delays."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ SECONDS = dt.datetime(2026, 11, 21, 10, tzinfo=dt.UTC).timestamp()
     ],
 )
 def test_content_range(text, found):
-    assert responses.content_range(text) == found
+    assert responses.parse_content_range(text) == found
 
 
 @given(start=st.integers(0, 2**59), length=st.integers(1, 2**40), more=st.integers(0, 2**40) | st.none())
 def test_content_range_of_any_size(start, length, more):
     end = start + length
     size = None if more is None else end + more
-    said = f"bytes {start}-{end - 1}/{'*' if size is None else size}"
-    assert responses.content_range(said) == (start, end, size)
+    text = f"bytes {start}-{end - 1}/{'*' if size is None else size}"
+    assert responses.parse_content_range(text) == (start, end, size)
 
 
 @given(st.text())
 def test_content_range_of_anything(text):
-    found = responses.content_range(text)
+    found = responses.parse_content_range(text)
     assert found is None or 0 <= found[0] < found[1]
 
 
@@ -58,7 +58,7 @@ def test_content_range_of_anything(text):
     ("text", "size"), [("bytes */0", 0), ("bytes */123", 123), ("bytes */*", None), ("bytes 0-1/2", None), ("", None)]
 )
 def test_size_of_what_has_no_such_range(text, size):
-    assert responses.unsatisfied_size(text) == size
+    assert responses.parse_unsatisfied_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -79,16 +79,16 @@ def test_size_of_what_has_no_such_range(text, size):
     ],
 )
 def test_retry_after(headers, seconds):
-    assert responses.retry_after(CIMultiDict(headers)) == seconds
+    assert responses.parse_retry_after(CIMultiDict(headers)) == seconds
 
 
 def test_retry_after_by_our_own_clock():
     until = email.utils.formatdate(dt.datetime.now(dt.UTC).timestamp() + 100, usegmt=True)
-    assert 90 < responses.retry_after(CIMultiDict({"Retry-After": until})) <= 100
+    assert 90 < responses.parse_retry_after(CIMultiDict({"Retry-After": until})) <= 100
 
 
 @pytest.mark.parametrize(
-    ("headers", "size", "asked", "version"),
+    ("headers", "size", "expected_version", "version"),
     [
         ({"ETag": '"abc"'}, 5, None, '"abc"'),
         ({"ETag": '"abc"', "Last-Modified": DATE}, 5, None, '"abc"'),
@@ -106,15 +106,15 @@ def test_retry_after_by_our_own_clock():
         ({}, 5, '"abd"', None),
     ],
 )
-def test_versions(headers, size, asked, version):
-    info = responses.object_info("a", CIMultiDict(headers), size, asked)
+def test_versions(headers, size, expected_version, version):
+    info = responses.parse_object_info("a", CIMultiDict(headers), size, expected_version)
     assert (info.path, info.version) == ("a", version)
-    assert info.size == size or (size is None and asked == version == f"{DATE}; {info.size} bytes")
+    assert info.size == size or (size is None and expected_version == version == f"{DATE}; {info.size} bytes")
 
 
 def test_times():
-    assert responses.object_info("a", CIMultiDict({"Last-Modified": DATE}), 1).modified == SECONDS
-    assert responses.object_info("a", CIMultiDict({"Last-Modified": "yesterday"}), 1).modified is None
+    assert responses.parse_object_info("a", CIMultiDict({"Last-Modified": DATE}), 1).modified == SECONDS
+    assert responses.parse_object_info("a", CIMultiDict({"Last-Modified": "yesterday"}), 1).modified is None
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,15 @@ def test_times():
     ],
 )
 def test_only_strong_etags_are_sent_along(version, is_strong):
-    assert responses.strong(version) == is_strong
+    assert responses.is_strong_etag(version) == is_strong
 
 
 def test_a_size_can_be_part_of_a_version():
-    for asked, size in ((f"{DATE}; 5 bytes", 5), (DATE, None), ('"5 bytes"', None), (None, None), ("", None)):
-        assert responses.object_info("a", CIMultiDict({"Last-Modified": DATE}), None, asked).size == size
+    for expected, size in (
+        (f"{DATE}; 5 bytes", 5),
+        (DATE, None),
+        ('"5 bytes"', None),
+        (None, None),
+        ("", None),
+    ):
+        assert responses.parse_object_info("a", CIMultiDict({"Last-Modified": DATE}), None, expected).size == size

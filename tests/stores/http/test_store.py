@@ -1,4 +1,4 @@
-"""What a store behind HTTP makes of servers that are honest, but differ."""
+"""HTTP stores and the differences between honest servers."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ import random
 
 import pytest
 from aiohttp import web
-from servers.web import saying, serving
+from clocks import JumpingLoop, run_in, use_loop_time
+from servers.web import serve_responses, serving
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
-    Interrupted,
     NotFound,
     NotSupported,
     ObjectChanged,
-    ProtocolFault,
-    RangeOutside,
+    ProtocolError,
+    RangeNotSatisfiable,
     ServerBusy,
     StoreTimeout,
+    TransferInterrupted,
 )
+from streamloader.stores import deadlines
 from streamloader.stores.http.store import HttpStore
-from streamloader.testing.faults.http import Fault, HttpServer
+from streamloader.testing.faults.http import HttpFault, HttpServer
 from streamloader.values import ByteRange
 
 DATA = random.Random(3).randbytes(400_009)
@@ -77,24 +79,24 @@ def test_a_connection_is_used_again():
                 await store.head("none")
             with pytest.raises(NotFound):
                 await store.read("none")
-            with pytest.raises(RangeOutside):
+            with pytest.raises(RangeNotSatisfiable):
                 await store.read("a.bin", ByteRange(SIZE, SIZE + 1))
-            server.fault = Fault("status", times=1)
+            server.fault = HttpFault("status", times=1)
             with pytest.raises(ServerBusy):
                 await store.read("a.bin")
-            server.fault = Fault("redirect", location="/b.bin", times=1)
+            server.fault = HttpFault("redirect", location="/b.bin", times=1)
             assert await store.read("a.bin") == b"x"
             assert server.connections == 1
 
     asyncio.run(read())
 
 
-def test_a_connection_that_the_server_closed_meanwhile_is_replaced():
+def test_a_connection_closed_by_the_server_is_replaced():
     # It hangs up without an answer, as a server does whose patience ended just when the request was sent.
     async def read():
         async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
             assert await store.read("a.bin", ByteRange(0, 5)) == DATA[:5]
-            server.fault = Fault("hangs-up", at=7, times=1)
+            server.fault = HttpFault("hangs-up", at=7, times=1)
             assert await store.read("a.bin", ByteRange(5, 9)) == DATA[5:9]
             assert server.connections == 2
 
@@ -116,7 +118,7 @@ def test_waiting_for_a_turn_is_not_waiting_for_the_server():
     run_in(JumpingLoop, read)
 
 
-def test_nobody_has_to_close_it():
+def test_it_is_closed_with_the_event_loop():
     # The event loop that ends takes the connections along; the leak check looks for them.
     async def read():
         async with HttpServer({"a.bin": DATA}) as server:
@@ -143,7 +145,7 @@ def test_nginx(nginx_server, place):
             await read_all(store, f"{place}http/a.bin", version=info.version)
             for span in (None, ByteRange(0), ByteRange(-5)):
                 assert await store.read(f"{place}http/empty", span) == b""
-            with pytest.raises(RangeOutside):
+            with pytest.raises(RangeNotSatisfiable):
                 await store.read(f"{place}http/a.bin", ByteRange(SIZE - 1, SIZE + 1), version=info.version)
             nginx_server.put({"http/a.bin": DATA[::-1]})
             for span in SPANS:
@@ -172,7 +174,7 @@ def test_nginx_says_no(nginx_server):
 def test_a_server_without_ranges_is_named_once(caplog):
     async def read():
         async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
-            server.fault = Fault("range-ignored", everywhere=True)
+            server.fault = HttpFault("range-ignored", everywhere=True)
             with caplog.at_level(logging.WARNING, "streamloader"):
                 for span in (None, ByteRange(), ByteRange(0, SIZE)):
                     assert await store.read("a.bin", span) == DATA
@@ -180,8 +182,8 @@ def test_a_server_without_ranges_is_named_once(caplog):
                 await read_all(store)
                 await read_all(store)
             assert len(caplog.messages) == 1
-            assert f"{server.url} serves no ranges" in caplog.messages[0]
-            with pytest.raises(RangeOutside):
+            assert f"{server.url} does not support ranges" in caplog.messages[0]
+            with pytest.raises(RangeNotSatisfiable):
                 await store.read("a.bin", ByteRange(5, SIZE + 1))
 
     asyncio.run(read())
@@ -209,8 +211,8 @@ def test_what_is_skipped_counts_as_progress(monkeypatch):
         count += size
         got_bytes(pace, size)
 
-    got_bytes = deadlines.Pace.got
-    monkeypatch.setattr(deadlines.Pace, "got", note)
+    got_bytes = deadlines.TransferDeadline.count_received
+    monkeypatch.setattr(deadlines.TransferDeadline, "count_received", note)
 
     async def read():
         async with serving(slow) as url:
@@ -224,7 +226,7 @@ def test_what_is_skipped_counts_as_progress(monkeypatch):
 
 
 def _chunked(head_size=None, **headers):
-    """Serve DATA without telling its length, whatever is asked."""
+    """Serve DATA without its length, for every request."""
 
     async def answer(request):
         if request.method == "HEAD" and head_size is not None:
@@ -247,10 +249,10 @@ def test_an_object_of_unknown_size():
             for span in [span for span in SPANS if span.start >= 0]:
                 start, end = span.within(SIZE)
                 assert await store.read("a.bin", span) == DATA[start:end]
-            with pytest.raises(ProtocolFault, match="tells no size"):
+            with pytest.raises(ProtocolError, match="reports no size"):
                 await store.read("a.bin", ByteRange(-9))
             for span in (ByteRange(5, SIZE + 1), ByteRange(SIZE + 1), ByteRange(SIZE + 1, SIZE + 2)):
-                with pytest.raises(RangeOutside) as caught:
+                with pytest.raises(RangeNotSatisfiable) as caught:
                     await store.read("a.bin", span)
                 assert caught.value.details["size"] == SIZE
             assert await store.read("a.bin", ByteRange(SIZE)) == b""
@@ -275,7 +277,7 @@ def test_a_date_is_a_version_together_with_the_size():
             assert info.version == f"{DATE}; {SIZE} bytes"
             await read_all(store, version=info.version)
             for size in (SIZE - 1, SIZE + 1):  # was announced, of the same second
-                with pytest.raises((Interrupted, ProtocolFault, ObjectChanged)):
+                with pytest.raises((TransferInterrupted, ProtocolError, ObjectChanged)):
                     await store.read("a.bin", version=f"{DATE}; {size} bytes")
 
     asyncio.run(read())
@@ -283,10 +285,10 @@ def test_a_date_is_a_version_together_with_the_size():
 
 @pytest.mark.parametrize("etag", ['"strong"', 'W/"weak"', "unquoted"])
 def test_only_strong_etags_are_sent_to_the_server(etag):
-    asked = []
+    sent_etags = []
 
     async def answer(request):
-        asked.append(request.headers.get("If-Match"))
+        sent_etags.append(request.headers.get("If-Match"))
         return web.Response(body=DATA, headers={"ETag": etag})
 
     async def read():
@@ -297,11 +299,11 @@ def test_only_strong_etags_are_sent_to_the_server(etag):
                 await store.read("a.bin", version='W/"other"')
 
     asyncio.run(read())
-    assert asked == [None, '"strong"' if etag == '"strong"' else None, None]
+    assert sent_etags == [None, '"strong"' if etag == '"strong"' else None, None]
 
 
-@pytest.mark.parametrize("said", ["nothing", "0", "compressed"])
-def test_a_head_that_tells_no_size(said):
+@pytest.mark.parametrize("reported", ["nothing", "0", "compressed"])
+def test_a_head_that_tells_no_size(reported):
     fields = {
         "nothing": {},
         "0": {"Content-Length": "0"},
@@ -310,7 +312,7 @@ def test_a_head_that_tells_no_size(said):
 
     async def answer(request):
         if request.method == "HEAD":
-            return web.Response(headers=fields[said])
+            return web.Response(headers=fields[reported])
         first = request.http_range.start or 0
         last = min(SIZE, request.http_range.stop or SIZE)
         where = {"Content-Range": f"bytes {first}-{last - 1}/{SIZE}", "ETag": '"1"'}
@@ -331,13 +333,13 @@ UNMEASURED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n%s\r\n"
 
 def test_an_end_that_cannot_be_told_from_a_break_is_refused():
     async def read():
-        async with saying(UNMEASURED % b"" + b"some of it") as url, HttpStore(url) as store:
-            with pytest.raises(ProtocolFault, match="unnoticed"):
+        async with serve_responses(UNMEASURED % b"" + b"some of it") as url, HttpStore(url) as store:
+            with pytest.raises(ProtocolError, match="unnoticed"):
                 await store.read("a.bin")
-            with pytest.raises(ProtocolFault, match="unnoticed"):
+            with pytest.raises(ProtocolError, match="unnoticed"):
                 await store.read("a.bin", ByteRange(3))
             assert await store.read("a.bin", ByteRange(0, 9)) == b"some of i"
-            with pytest.raises(Interrupted) as caught:
+            with pytest.raises(TransferInterrupted) as caught:
                 await store.read("a.bin", ByteRange(0, 11))
             assert caught.value.offset == 10
 
@@ -348,11 +350,11 @@ def test_a_date_with_a_size_tells_an_end_from_a_break():
     head = UNMEASURED % f"Last-Modified: {DATE}\r\n".encode()
 
     async def read():
-        async with saying(head + b"some of it") as url, HttpStore(url) as store:
+        async with serve_responses(head + b"some of it") as url, HttpStore(url) as store:
             assert await store.read("a.bin", version=f"{DATE}; 10 bytes") == b"some of it"
-            with pytest.raises(Interrupted):
+            with pytest.raises(TransferInterrupted):
                 await store.read("a.bin", version=f"{DATE}; 11 bytes")
-            with pytest.raises(ProtocolFault):
+            with pytest.raises(ProtocolError):
                 await store.read("a.bin", version=f"{DATE}; 9 bytes")
 
     asyncio.run(read())
@@ -363,9 +365,9 @@ def test_a_range_without_a_known_end_is_refused(span):
     answer = b"HTTP/1.1 206 Some\r\nContent-Range: bytes 3-9/*\r\nContent-Length: 7\r\n\r\n3456789"
 
     async def read():
-        async with saying(answer) as url, HttpStore(url) as store:
+        async with serve_responses(answer) as url, HttpStore(url) as store:
             assert await store.read("a.bin", ByteRange(3, 10)) == b"3456789"
-            with pytest.raises(ProtocolFault, match="unnoticed"):
+            with pytest.raises(ProtocolError, match="unnoticed"):
                 await store.read("a.bin", span)
 
     asyncio.run(read())
@@ -390,10 +392,10 @@ def test_a_range_without_a_known_end_is_refused(span):
         b"<html>hello</html>\r\n\r\n",
     ],
 )
-def test_answers_that_make_no_sense(answer):
+def test_invalid_responses(answer):
     async def read():
-        async with saying(answer) as url, HttpStore(url) as store:
-            with pytest.raises(ProtocolFault) as caught:
+        async with serve_responses(answer) as url, HttpStore(url) as store:
+            with pytest.raises(ProtocolError) as caught:
                 await store.read("a.bin", ByteRange(0, 5))
             assert caught.value.address == f"{url}/a.bin"
             assert caught.value.offset == 0
@@ -402,12 +404,12 @@ def test_answers_that_make_no_sense(answer):
     asyncio.run(read())
 
 
-def test_a_whole_object_was_asked_for_and_a_part_comes():
+def test_a_part_in_place_of_the_whole_object_is_refused():
     answer = b"HTTP/1.1 206 Some\r\nContent-Length: 5\r\nContent-Range: bytes 0-4/9\r\n\r\nhello"
 
     async def read():
-        async with saying(answer) as url, HttpStore(url) as store:
-            with pytest.raises(ProtocolFault, match="206"):
+        async with serve_responses(answer) as url, HttpStore(url) as store:
+            with pytest.raises(ProtocolError, match="206"):
                 await store.read("a.bin")
 
     asyncio.run(read())
@@ -416,8 +418,8 @@ def test_a_whole_object_was_asked_for_and_a_part_comes():
 def test_a_bomb_is_never_unpacked():
     async def read():
         async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
-            server.fault = Fault("zipped")
-            with pytest.raises(ProtocolFault, match="gzip"):
+            server.fault = HttpFault("zipped")
+            with pytest.raises(ProtocolError, match="gzip"):
                 await store.read("a.bin")
             assert [request.headers["accept-encoding"] for request in server.requests] == ["identity"]
 

@@ -1,4 +1,4 @@
-"""The same bytes as js-ipfs has them: through its RPC API block by block, and through its gateway of plain files."""
+"""The IPFS store with js-ipfs: block by block through its RPC API, and plain files through its gateway."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from canaries import canary
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     ConfigError,
+    IntegrityError,
     LimitExceeded,
     NotFound,
     NotSupported,
-    ProtocolFault,
-    RangeOutside,
+    ProtocolError,
+    RangeNotSatisfiable,
     ServerBusy,
     StoreTimeout,
-    WrongContent,
 )
 from streamloader.stores.ipfs.cid import Cid
 from streamloader.stores.registry import open_store
@@ -67,10 +67,10 @@ def test_files_of_js_ipfs(jsipfs_node, size, version, raw_leaves):
 
 def test_the_builder_makes_the_same_trees_of_blocks(jsipfs_node):
     data = made(400_000)  # 391 blocks make three levels
-    theirs = jsipfs_node.add_one(data, cid_version=1, raw_leaves=True, chunker="size-1024")
-    assert DagBuilder(chunk_size=1024).file(data).cid == Cid.parse(theirs)
-    theirs = jsipfs_node.add_one(data, cid_version=1, raw_leaves=True, hash="sha2-512")
-    assert DagBuilder(hash="sha2-512").file(data).cid == Cid.parse(theirs)
+    cid = jsipfs_node.add_one(data, cid_version=1, raw_leaves=True, chunker="size-1024")
+    assert DagBuilder(chunk_size=1024).file(data).cid == Cid.parse(cid)
+    cid = jsipfs_node.add_one(data, cid_version=1, raw_leaves=True, hash="sha2-512")
+    assert DagBuilder(hash="sha2-512").file(data).cid == Cid.parse(cid)
 
 
 FILES = {f"d/{number}.bin": b"%d" % number for number in range(600)} | {
@@ -82,7 +82,7 @@ FILES = {f"d/{number}.bin": b"%d" % number for number in range(600)} | {
 
 @pytest.fixture(scope="module", params=[0, 1])
 def directories(request, jsipfs_node):
-    """Give the version, and the CIDs of a tree of directories, plain and sharded."""
+    """Return the CID version, and the roots of a directory tree in its plain and its sharded form."""
     options = {"cid_version": request.param, "raw_leaves": True, "wrap_with_directory": True}
     plain = jsipfs_node.add(FILES, shard_split_threshold=10_000, **options)[""]
     sharded = jsipfs_node.add(FILES, shard_split_threshold=100, **options)[""]
@@ -112,7 +112,7 @@ def test_directories_of_js_ipfs(jsipfs_node, directories):
         assert all(data == FILES[name] for name, data in some.items())
 
 
-def test_what_is_no_file_is_not_found(jsipfs_node, directories):
+def test_directories_and_missing_paths_are_not_found(jsipfs_node, directories):
     for root in directories[1:]:
         for path in (f"{root}/d", f"{root}/nothing", f"{root}/d/0.bin/x", f"{root}/d/600.bin", root):
             with pytest.raises(NotFound) as caught:
@@ -128,7 +128,7 @@ def test_ranges_across_blocks(jsipfs_node, span, raw_leaves):
     data = made(2_000_000)
     cid = jsipfs_node.add_one(data, cid_version=1, raw_leaves=raw_leaves)
     assert read(cid, ByteRange(*span), rpc=jsipfs_node.rpc) == data[slice(*span)]
-    with pytest.raises(RangeOutside):
+    with pytest.raises(RangeNotSatisfiable):
         read(cid, ByteRange(1, 2_000_001), rpc=jsipfs_node.rpc)
 
 
@@ -166,7 +166,7 @@ def test_a_file_is_added(jsipfs_node):
         use(lambda store: store.add(data), gateways=jsipfs_node.gateway)
 
 
-def test_a_block_that_the_node_does_not_find_is_given_up(jsipfs_node):
+def test_a_block_that_the_node_does_not_find_times_out(jsipfs_node):
     cid = str(DagBuilder().file(b"nobody has this").cid)
     with pytest.raises(StoreTimeout) as caught:
         read(cid, rpc=jsipfs_node.rpc, timeouts=Timeouts(connect=1.0, response=1.0))
@@ -183,17 +183,17 @@ def test_names_are_resolved_by_the_node(jsipfs_node):
     ]
 
 
-def test_the_gateway_of_js_ipfs_gives_plain_files_and_is_found_out(jsipfs_node):
+def test_plain_files_from_the_gateway_of_js_ipfs_fail_verification(jsipfs_node):
     data = made(600_000)
     cid = jsipfs_node.add_one(data, cid_version=1, raw_leaves=True)
-    with pytest.raises(WrongContent, match="verify='none'") as caught:
+    with pytest.raises(IntegrityError, match="verify='none'") as caught:
         read(cid, gateways=jsipfs_node.gateway)
     assert (caught.value.address, caught.value.offset) == (f"ipfs://{cid}", 0)
-    with pytest.raises(WrongContent, match="verify='none'"):
+    with pytest.raises(IntegrityError, match="verify='none'"):
         read(cid, gateways=jsipfs_node.gateway, format="car")
 
 
-def test_the_gateway_of_js_ipfs_is_believed_on_demand(jsipfs_node, caplog):
+def test_plain_files_from_the_gateway_of_js_ipfs_without_verification(jsipfs_node, caplog):
     root = jsipfs_node.add({"a b/größe.bin": (data := made(600_000))}, wrap_with_directory=True, cid_version=1)[""]
     path = f"{root}/a b/größe.bin"
 
@@ -211,21 +211,21 @@ def test_the_gateway_of_js_ipfs_is_believed_on_demand(jsipfs_node, caplog):
         use(look, gateways=[jsipfs_node.gateway], verify="none")
 
 
-def test_what_cannot_be_checked_is_refused_before_it_is_fetched(jsipfs_node):
+def test_unsupported_cids_are_refused_before_any_request(jsipfs_node):
     cid = Cid(1, 0x55, 0xB240, bytes(64))  # blake2b-512
     with pytest.raises(NotSupported, match="0xb240"):
         read(str(cid), rpc=jsipfs_node.rpc)
     for text in ("", "Qm", "bafy", "no cid", "Qm/../x", "x" * 10_000):
-        with pytest.raises((ProtocolFault, ConfigError)):
+        with pytest.raises((ProtocolError, ConfigError)):
             read(f"{text}/x" if text else "", rpc=jsipfs_node.rpc)
 
 
-def test_blocks_that_lie_in_their_names_need_no_server():
+def test_inline_blocks_need_no_server():
     dag = DagBuilder(inline=100)
     small, empty = dag.file(b"tiny"), dag.file(b"")
     root = dag.directory({"a": small, "b": empty}).cid
     assert dag.blocks == {}
-    options = {"gateways": "http://127.0.0.1:9"}  # nobody is there
+    options = {"gateways": "http://127.0.0.1:9"}  # no server listens there
     assert read(f"{root}/a", **options) == b"tiny"
     assert [(i.path, i.size) for i in use(lambda s: listed(s, str(root)), **options)] == [
         (f"{root}/a", 4),
@@ -233,12 +233,12 @@ def test_blocks_that_lie_in_their_names_need_no_server():
     ]
 
 
-def test_limits_are_kept(jsipfs_node):
+def test_limits_are_enforced(jsipfs_node):
     cid = jsipfs_node.add_one(made(600_000), cid_version=1, raw_leaves=True)
     with pytest.raises(LimitExceeded, match="100000"):
         read(cid, rpc=jsipfs_node.rpc, limits=Limits(block_bytes=100_000))
     with pytest.raises(LimitExceeded, match="links"):
-        read(cid, rpc=jsipfs_node.rpc, links=2)
+        read(cid, rpc=jsipfs_node.rpc, max_links=2)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_limits_are_kept(jsipfs_node):
         {"gateways": []},
     ],
 )
-def test_options_that_make_no_sense(options):
+def test_invalid_options(options):
     with pytest.raises(ConfigError):
         open_store("ipfs://", **options)
 

@@ -1,10 +1,10 @@
-"""Files of IPFS pass the suite of stores, by CID and by name."""
+"""The IPFS store passes the store suite, with addresses by CID and by name."""
 
 from __future__ import annotations
 
 import pytest
 from canaries import canary
-from servers.gateway_thread import served
+from servers.gateway_thread import run_gateway
 from servers.ipns_records import Owner
 
 from streamloader.testing import StoreSuite
@@ -12,32 +12,32 @@ from streamloader.testing.faults.ipfs_dags import DagBuilder
 from streamloader.testing.faults.ipfs_gateway import FaultyGateway
 
 
-class _Served(StoreSuite):
-    """What is populated is a tree of files in a gateway; every change makes another tree."""
+class _GatewaySuite(StoreSuite):
+    """Store suite with a tree of files in a gateway. Every change makes a new tree."""
 
     secrets = (canary("ipfs-rpc-token"),)
 
     @pytest.fixture(autouse=True)
     def _gateway(self):
         self.owner = Owner()
-        self.kept = {}
+        self.tree_files = {}
         self.dag = DagBuilder(chunk_size=100_000)
-        with served(FaultyGateway(self.dag.blocks)) as self.gateway:
+        with run_gateway(FaultyGateway(self.dag.blocks)) as self.gateway:
             self.populate({})
             yield
 
     def populate(self, files):
-        self.kept.update(files)
-        self.root = self.dag.tree(self.kept, shard_above=500)[""].cid
+        self.tree_files.update(files)
+        self.root = self.dag.tree(self.tree_files, shard_above=500)[""].cid
         for cid in list(self.dag.blocks):
             self.gateway.add_block(cid, self.dag.blocks[cid])
         self.gateway.add_record(str(self.owner.cid), self.owner.record(f"/ipfs/{self.root}"))
 
     def options(self):
-        return {"gateways": self.gateway.url, "token": canary("ipfs-rpc-token"), "name_seconds": 0.0}
+        return {"gateways": self.gateway.url, "token": canary("ipfs-rpc-token"), "name_ttl": 0.0}
 
 
-class TestIpfsStore(_Served):
+class TestIpfsStore(_GatewaySuite):
     schemes = ("ipfs",)
     root_lists = False
 
@@ -51,14 +51,14 @@ class TestIpfsStore(_Served):
         return f"ipfs://{self.path(name)}"
 
 
-class TestIpnsStore(_Served):
+class TestIpnsStore(_GatewaySuite):
     schemes = ("ipns",)
 
     def location(self):
         return f"ipns://{self.owner.cid}", self.options()
 
 
-@pytest.mark.slow  # test_ipfs_gateways.py reads CARs in many other ways
+@pytest.mark.slow  # test_gateways.py reads CARs in many other ways
 class TestIpfsStoreOfCars(TestIpfsStore):
     schemes = ()
 

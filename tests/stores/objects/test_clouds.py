@@ -1,4 +1,4 @@
-"""gs:// and az:// as far as this machine goes: what is sent where, and by whom. There is no server of theirs here."""
+"""Requests and credentials of gs:// and az://, with a small server that imitates both."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ def _no_own_credentials(monkeypatch):
 
 @asynccontextmanager
 async def cloud(allowed):
-    """Serve one object to who is allowed, as (header or query, value); yields the address and the requests."""
+    """Serve one object. Yield the server's address and its requests.
+
+    Args:
+        allowed: "header" or "query", and the text that it must contain. None allows all requests.
+    """
     seen = []
 
     async def answer(request):
         seen.append(request)
         kind, wanted = allowed
-        told = request.headers.get("Authorization", "") if kind == "header" else request.query_string
-        if wanted is not None and not told.startswith(wanted) and wanted not in told:
+        credentials = request.headers.get("Authorization", "") if kind == "header" else request.query_string
+        if wanted is not None and not credentials.startswith(wanted) and wanted not in credentials:
             return web.Response(
-                status=403, text=f"<Error><Code>AuthenticationFailed</Code><Message>{told}</Message></Error>"
+                status=403, text=f"<Error><Code>AuthenticationFailed</Code><Message>{credentials}</Message></Error>"
             )
         if request.path.endswith("busy.bin"):
             return web.Response(status=503, text="<Error><Code>ServerBusy</Code></Error>")
@@ -46,10 +50,10 @@ async def cloud(allowed):
         headers = {"ETag": TAG, "Last-Modified": "Sat, 01 Jan 2022 00:00:00 GMT", "x-ms-blob-type": "BlockBlob"}
         if request.headers.get("If-Match", TAG) != TAG:
             return web.Response(status=412, text="<Error><Code>ConditionNotMet</Code></Error>")
-        asked = request.headers.get("x-ms-range") or request.headers.get("Range")
-        if asked is None:
+        requested = request.headers.get("x-ms-range") or request.headers.get("Range")
+        if requested is None:
             return web.Response(body=DATA, headers=headers)
-        first, _, last = asked.removeprefix("bytes=").partition("-")
+        first, _, last = requested.removeprefix("bytes=").partition("-")
         start = int(first) if first else len(DATA) - int(last)
         end = min(len(DATA), int(last) + 1) if first and last else len(DATA)
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(DATA)}"
@@ -110,8 +114,8 @@ def test_reads_with_credentials(url, options, allowed):
 
 
 @pytest.mark.parametrize(("url", "options", "allowed"), CASES)
-def test_refused_credentials_are_not_told(url, options, allowed):
-    # The server quotes what it was told, as some do.
+def test_refused_credentials_are_not_shown(url, options, allowed):
+    # Like some servers, this one quotes the credentials in its error.
     async def read():
         async with (
             cloud(("header", "nobody")) as (endpoint, _),

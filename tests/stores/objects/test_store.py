@@ -1,4 +1,4 @@
-"""What is particular to object storage, against a real S3 server that checks signatures."""
+"""The object store with a real S3 server that verifies signatures."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from streamloader.errors import (
     AccessDenied,
     ConfigError,
     LimitExceeded,
-    MissingExtra,
+    MissingDependency,
     NotFound,
     ObjectChanged,
     ServerBusy,
     StoreTimeout,
     Unreachable,
 )
-from streamloader.stores.objects.upload import PART
+from streamloader.stores.objects.upload import PART_BYTES
 from streamloader.stores.registry import open_store
-from streamloader.testing.faults.s3 import Fault, FaultyS3
-from streamloader.testing.stores.binding import made_bytes
+from streamloader.testing.faults.s3 import FaultyS3, S3Fault
+from streamloader.testing.stores.binding import make_bytes
 from streamloader.values import ByteRange
 
 MEBI = 1 << 20
@@ -47,7 +47,7 @@ _VARIABLES = (
 
 @pytest.fixture(autouse=True)
 def _no_own_credentials(monkeypatch, tmp_path):
-    """Keep what the person who runs the tests has away from them."""
+    """Hide the credentials of the user who runs the tests."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -81,11 +81,11 @@ def use(server, bucket):
 
 
 def unfinished_uploads(server, bucket):
-    """Return the uploads that the server still has parts of."""
+    """Return the unfinished uploads that the server has parts of."""
     address = f"{server._filer}/buckets/{bucket}/.uploads/?limit=100"
     request = urllib.request.Request(address, headers={"Accept": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return [entry["FullPath"] for entry in json.load(answer)["Entries"] or []]
     except urllib.error.HTTPError as error:
         with error:
@@ -109,7 +109,7 @@ def list_many(server, bucket, use, count):
             found = []
             async for info in store.list("many"):
                 if not found:
-                    assert len(pages(proxy)) <= 2, "it begins with the first page, not once it has all"
+                    assert len(pages(proxy)) <= 2, "the listing starts with the first page, not after the last"
                 found.append(info.path)
             return found
 
@@ -121,9 +121,9 @@ def list_many(server, bucket, use, count):
             return await look_through(proxy), pages(proxy)
 
     assert use(look) == names
-    found, asked = asyncio.run(through())
+    found, requests = asyncio.run(through())
     assert found == names
-    assert len(asked) == -(-count // 1000), asked
+    assert len(requests) == -(-count // 1000), requests
     with pytest.raises(LimitExceeded):
         use(look, limits=Limits(listed=count - 1))
 
@@ -148,30 +148,30 @@ async def in_pieces(data, size):
 @pytest.mark.parametrize(
     ("size", "piece"),
     [
-        (PART, None),
-        (PART + 1, None),
-        (2 * PART + 12_345, None),
-        (PART, 700_001),
-        (PART + 1, PART // 2),
-        (3 * PART + 12_345, 2 * PART),
+        (PART_BYTES, None),
+        (PART_BYTES + 1, None),
+        (2 * PART_BYTES + 12_345, None),
+        (PART_BYTES, 700_001),
+        (PART_BYTES + 1, PART_BYTES // 2),
+        (3 * PART_BYTES + 12_345, 2 * PART_BYTES),
     ],
 )
 def test_large_objects_are_written_in_parts(server, bucket, use, size, piece):
-    data = made_bytes(size)
+    data = make_bytes(size)
 
     async def write(store):
         await store.write("big.bin", data if piece is None else in_pieces(data, piece))
         info = await store.head("big.bin")
-        assert ("-" in info.version) == (size > PART), "the ETag of an object in parts ends in their number"
+        assert ("-" in info.version) == (size > PART_BYTES), "the ETag of an object in parts ends in their number"
         assert await store.read("big.bin", version=info.version) == data
 
     use(write)
     assert unfinished_uploads(server, bucket) == []
 
 
-def test_an_upload_whose_source_fails_is_taken_back(server, bucket, use):
+def test_an_upload_whose_source_fails_is_aborted(server, bucket, use):
     async def broken():
-        yield made_bytes(3 * PART)
+        yield make_bytes(3 * PART_BYTES)
         raise RuntimeError("no more")
 
     async def write(store):
@@ -184,12 +184,12 @@ def test_an_upload_whose_source_fails_is_taken_back(server, bucket, use):
     assert unfinished_uploads(server, bucket) == []
 
 
-def test_an_upload_that_is_cancelled_is_taken_back(server, bucket, use):
+def test_an_upload_that_is_cancelled_is_aborted(server, bucket, use):
     async def write(store):
         reached = asyncio.Event()
 
         async def stuck():
-            yield made_bytes(5 * PART)
+            yield make_bytes(5 * PART_BYTES)
             reached.set()
             await asyncio.Event().wait()
 
@@ -210,12 +210,12 @@ def test_an_upload_that_the_server_stops_is_an_error_and_no_object(server, bucke
         async with FaultyS3(server.endpoint) as proxy:
             options = {**server.options(), "endpoint_url": proxy.url, "retry": None}
             async with open_store(f"s3://{bucket}", **options) as store:
-                proxy.fault = Fault("slow-down", on="uploads", times=1)
+                proxy.fault = S3Fault("slow-down", on="uploads", times=1)
                 with pytest.raises(ServerBusy):
                     await store.write("small.bin", b"x")
-                proxy.fault = Fault("slow-down", on="uploads")
+                proxy.fault = S3Fault("slow-down", on="uploads")
                 with pytest.raises(ServerBusy):
-                    await store.write("big.bin", made_bytes(3 * PART))
+                    await store.write("big.bin", make_bytes(3 * PART_BYTES))
                 proxy.fault = None
                 for name in ("small.bin", "big.bin"):
                     with pytest.raises(NotFound):
@@ -231,19 +231,19 @@ def test_an_upload_to_a_server_that_hangs_ends_in_time(server, bucket):
         async with FaultyS3(server.endpoint) as proxy:
             options = {**server.options(), "endpoint_url": proxy.url, "retry": None, "timeouts": times}
             async with open_store(f"s3://{bucket}", **options) as store:
-                proxy.fault = Fault("stall-head", on="uploads")
-                for data in (b"x", made_bytes(2 * PART)):
+                proxy.fault = S3Fault("stall-head", on="uploads")
+                for data in (b"x", make_bytes(2 * PART_BYTES)):
                     with pytest.raises(StoreTimeout, match="waited"):
                         await store.write("a.bin", data)
 
-    asyncio.run(asyncio.wait_for(write(), 30))
+    asyncio.run(asyncio.wait_for(write(), 60))
 
 
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
 def test_an_object_that_is_replaced_between_ranges_is_no_mixture(use):
-    old, new = made_bytes(3 * MEBI, 1), made_bytes(3 * MEBI, 2)
+    old, new = make_bytes(3 * MEBI, 1), make_bytes(3 * MEBI, 2)
 
     async def read(store):
         await store.write("a.bin", old)
@@ -260,22 +260,22 @@ def test_an_object_that_is_replaced_between_ranges_is_no_mixture(use):
 
 
 def test_an_object_that_is_replaced_in_mid_stream_is_no_mixture(server, bucket):
-    # The transfer breaks off in the middle; when it is taken up again, there is another object.
-    old, new = made_bytes(3 * MEBI, 1), made_bytes(3 * MEBI, 2)
+    # The transfer is interrupted in the middle. When it resumes, the object was replaced.
+    old, new = make_bytes(3 * MEBI, 1), make_bytes(3 * MEBI, 2)
 
     async def read():
         async with FaultyS3(server.endpoint) as proxy:
             options = {**server.options(), "endpoint_url": proxy.url, "retry": Retry(first_wait=0.01, jitter=0.01)}
             async with open_store(f"s3://{bucket}", **options) as store:
                 await store.write("a.bin", old)
-                proxy.fault = Fault("truncate", at=2 * MEBI, times=1)
+                proxy.fault = S3Fault("truncate", at=2 * MEBI, times=1)
                 came = b""
                 with pytest.raises(ObjectChanged):  # noqa: PT012
                     async for chunk in store.stream("a.bin"):
                         if not came:
                             await store.write("a.bin", new)
                         came += chunk
-                assert proxy.struck == 1
+                assert proxy.fault_count == 1
                 assert came
                 assert came == old[: len(came)]
                 assert await store.read("a.bin") == new
@@ -284,7 +284,7 @@ def test_an_object_that_is_replaced_in_mid_stream_is_no_mixture(server, bucket):
 
 
 def test_a_transfer_that_breaks_off_is_taken_up_where_it_stopped(server, bucket):
-    data = made_bytes(3 * MEBI)
+    data = make_bytes(3 * MEBI)
 
     async def read():
         async with FaultyS3(server.endpoint) as proxy:
@@ -292,14 +292,14 @@ def test_a_transfer_that_breaks_off_is_taken_up_where_it_stopped(server, bucket)
             async with open_store(f"s3://{bucket}", **options) as store:
                 await store.write("a.bin", data)
                 for kind in ("truncate", "reset"):
-                    proxy.struck, proxy.fault = 0, Fault(kind, at=2 * MEBI, times=1)
+                    proxy.fault_count, proxy.fault = 0, S3Fault(kind, at=2 * MEBI, times=1)
                     assert await store.read("a.bin") == data
-                    assert proxy.struck == 1
+                    assert proxy.fault_count == 1
 
     asyncio.run(read())
 
 
-# --- who may what ----------------------------------------------------------------------------------------------------
+# --- permissions -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keys", [WRONG, Keys("AKNOBODY00000000", canary("s3-wrong-secret-key"))], ids=["secret", "id"])
@@ -318,13 +318,17 @@ def test_wrong_keys_are_refused(server, bucket, use, keys):
     use(everything, **keys.options(), retry=Retry(deadline=1000, first_wait=500, longest_wait=500))
 
 
-def test_who_may_only_read_cannot_write(server, bucket, use):
+def test_a_read_only_user_cannot_write(server, bucket, use):
     server.make_objects(bucket, ["a.bin"])
 
     async def everything(store):
         assert await store.read("a.bin") == b"x"
         assert [info.path async for info in store.list()] == ["a.bin"]
-        for work in (store.write("a.bin", b"y"), store.write("b.bin", made_bytes(2 * PART)), store.delete("a.bin")):
+        for work in (
+            store.write("a.bin", b"y"),
+            store.write("b.bin", make_bytes(2 * PART_BYTES)),
+            store.delete("a.bin"),
+        ):
             with pytest.raises(AccessDenied):
                 await work
         assert await store.read("a.bin") == b"x"
@@ -343,7 +347,7 @@ def test_a_bucket_that_is_not_there(use):
     use(everything, address="s3://there-is-no-such-bucket")
 
 
-def test_nobody_listens(use):
+def test_an_unreachable_server(use):
     async def read(store):
         for work in (store.head("a.bin"), store.read("a.bin"), store.write("a.bin", b"x")):
             with pytest.raises(Unreachable, match="refuses connections") as caught:
@@ -368,7 +372,7 @@ def test_variables(server, bucket, monkeypatch):
             return await store.read("a.bin")
 
     assert asyncio.run(read()) == b"x"
-    # A session token of the variables does not get mixed with keys given as options.
+    # A session token in the environment is not combined with keys given as options.
     monkeypatch.setenv("AWS_SESSION_TOKEN", canary("s3-session-token"))
     assert asyncio.run(read(**READER.options())) == b"x"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
@@ -392,8 +396,8 @@ def test_profiles(server, bucket, tmp_path, monkeypatch):
         f"[work]\naws_access_key_id = {PROFILE.access_key_id}\naws_secret_access_key = {PROFILE.secret_access_key}\n"
     )
     ends = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    said = {"Version": 1, "AccessKeyId": PROFILE.access_key_id, "SecretAccessKey": PROFILE.secret_access_key}
-    (tmp_path / "ask.py").write_text(f"print({json.dumps(json.dumps({**said, 'Expiration': ends}))})\n")
+    document = {"Version": 1, "AccessKeyId": PROFILE.access_key_id, "SecretAccessKey": PROFILE.secret_access_key}
+    (tmp_path / "ask.py").write_text(f"print({json.dumps(json.dumps({**document, 'Expiration': ends}))})\n")
 
     async def read(**options):
         async with open_store(f"s3://{bucket}", retry=None, **options) as store:
@@ -402,7 +406,7 @@ def test_profiles(server, bucket, tmp_path, monkeypatch):
     assert asyncio.run(read(profile="work")) == b"x"
     assert asyncio.run(read(profile="asks")) == b"x"
     with pytest.raises(AccessDenied):
-        asyncio.run(read())  # the default one has a wrong key
+        asyncio.run(read())  # the default profile has a wrong key
     monkeypatch.setenv("AWS_PROFILE", "work")
     assert asyncio.run(read()) == b"x"
     with pytest.raises(ConfigError, match="nobody"):
@@ -410,19 +414,19 @@ def test_profiles(server, bucket, tmp_path, monkeypatch):
     (tmp_path / "ask.py").write_text("import sys; print('no login'); sys.exit(3)\n")
     with pytest.raises(AccessDenied, match="exit status 3"):
         asyncio.run(read(profile="asks"))
-    monkeypatch.setitem(sys.modules, "boto3", None)  # it is not installed, or this stands for that
-    with pytest.raises(MissingExtra, match="boto3"):
+    monkeypatch.setitem(sys.modules, "boto3", None)  # as if it were not installed
+    with pytest.raises(MissingDependency, match="boto3"):
         asyncio.run(read(profile="role", endpoint_url=server.endpoint))
 
 
 class Provider:
-    """Gives credentials that have run out as soon as they are used, and counts."""
+    """Provide credentials with the given lifetime, and count the calls."""
 
     def __init__(self, lifetime):
-        self.lifetime, self.asked = lifetime, 0
+        self.lifetime, self.calls = lifetime, 0
 
     async def __call__(self):
-        self.asked += 1
+        self.calls += 1
         return {
             "access_key_id": FULL.access_key_id,
             "secret_access_key": FULL.secret_access_key,
@@ -431,8 +435,8 @@ class Provider:
         }
 
 
-@pytest.mark.parametrize(("lifetime", "asked"), [(timedelta(hours=1), 1), (timedelta(seconds=-1), 3)])
-def test_credentials_are_fetched_anew_when_they_have_run_out(server, bucket, lifetime, asked):
+@pytest.mark.parametrize(("lifetime", "calls"), [(timedelta(hours=1), 1), (timedelta(seconds=-1), 3)])
+def test_credentials_are_fetched_again_when_they_expire(server, bucket, lifetime, calls):
     server.make_objects(bucket, ["a.bin"])
     provider = Provider(lifetime)
 
@@ -443,11 +447,11 @@ def test_credentials_are_fetched_anew_when_they_have_run_out(server, bucket, lif
                 assert await store.read("a.bin") == b"x"
 
     asyncio.run(read())
-    assert provider.asked == asked
+    assert provider.calls == calls
 
 
 def test_no_credentials_anywhere(server, bucket, monkeypatch):
-    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # this is no machine of theirs
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")  # no metadata service
 
     async def read():
         async with open_store(f"s3://{bucket}", endpoint_url=server.endpoint, retry=None) as store:
@@ -457,7 +461,7 @@ def test_no_credentials_anywhere(server, bucket, monkeypatch):
     asyncio.run(read())
 
 
-def test_a_provider_that_fails_is_no_access(server, bucket):
+def test_a_failing_credential_provider_denies_access(server, bucket):
     def provider():
         raise RuntimeError(canary("s3-secret-key"))
 
@@ -474,7 +478,7 @@ def test_secrets_are_never_shown(server, bucket):
     options = {**server.options(), "session_token": canary("s3-session-token")}
     store = open_store(f"s3://{bucket}/folder", **options)
     shown = f"{store!r} {store} {store.url} {store.address('a')} {pickle.loads(pickle.dumps(store))!r}"
-    shown += repr(store.inner.inner._access)
+    shown += repr(store.inner.inner._config)
     assert canary("s3-secret-key") not in shown
     assert canary("s3-session-token") not in shown
 
@@ -483,7 +487,7 @@ def test_secrets_are_never_shown(server, bucket):
 
 
 @pytest.mark.parametrize("path", ["a//b", "a/", "a\tb", "a\nb"])
-def test_names_that_cannot_be_told_are_refused(use, path):
+def test_unsupported_names_are_refused(use, path):
     async def everything(store):
         for work in (store.head(path), store.read(path), store.write(path, b"x")):
             with pytest.raises(ConfigError):
@@ -507,6 +511,6 @@ def test_names_that_cannot_be_told_are_refused(use, path):
         ("az://container", {"profile": "p", "account_name": "a"}),
     ],
 )
-def test_options_that_make_no_sense(url, options):
+def test_invalid_options(url, options):
     with pytest.raises(ConfigError):
         open_store(url, **options)

@@ -1,4 +1,4 @@
-"""Objects in a real S3 server pass the suite of stores."""
+"""The object store passes the store suite with a real S3 server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamloader.testing import StoreSuite
 class TestObjectStore(StoreSuite):
     schemes = ("s3", "gs", "az")
     secrets = (FULL.secret_access_key,)
-    names = tuple(name for name in StoreSuite.names if "\\" not in name)  # this server makes "/" of it
+    names = tuple(name for name in StoreSuite.names if "\\" not in name)  # SeaweedFS replaces it with "/"
 
     @pytest.fixture(autouse=True)
     def _server(self, seaweed_server):

@@ -1,4 +1,4 @@
-"""Files over SSH from a real OpenSSH: who is let in, whom we trust, and what happens to connections."""
+"""The SSH store with a real OpenSSH server: logins, host keys, connections, and files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from canaries import canary
+from clocks import JumpingLoop, run_in
 from servers.sshd import agent
 from servers.sshd_fixture import started
 
@@ -23,10 +24,10 @@ from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
-    Interrupted,
     NotSupported,
     ObjectChanged,
     StoreError,
+    TransferInterrupted,
     Unreachable,
     UntrustedHost,
 )
@@ -56,7 +57,7 @@ def _store(server, **options) -> SshStore:
     return SshStore(server.url, **{**server.options(), **options})
 
 
-# --- who is let in ---------------------------------------------------------------------------------------------------
+# --- logins ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_key(ssh_server):
@@ -82,8 +83,8 @@ def test_a_certificate(ssh_server):
 
 def test_the_agent(ssh_server, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))  # no keys there
-    with agent(ssh_server.key) as place:
-        monkeypatch.setenv("SSH_AUTH_SOCK", place)
+    with agent(ssh_server.key) as socket_path:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
         assert _read(_store(ssh_server, client_keys=()), ssh_server.path("object"), ByteRange(0, 3)) == DATA[:3]
 
 
@@ -128,7 +129,7 @@ def test_a_wrong_password_is_tried_once():
                 for result in await asyncio.gather(*(store.read("object") for _ in range(8)), return_exceptions=True):
                     assert isinstance(result, AccessDenied)
                     assert canary("ssh-wrong-password") not in f"{result!r} {result}"
-            return server.struck
+            return server.fault_count
 
     assert asyncio.run(read()) == 1
 
@@ -160,7 +161,7 @@ def test_the_password_of_a_host_does_not_go_to_its_jump_host(ssh_server):
         async with FaultySsh({}, password=canary("ssh-password")) as jump:
             hosts = [str(ssh_server.known_hosts), jump.options()["known_hosts"]]
             through = f"reader@127.0.0.1:{jump.port}"
-            password = canary("ssh-password")  # it would let us in there
+            password = canary("ssh-password")  # the jump host would accept it
             async with _store(ssh_server, jump=through, known_hosts=hosts, password=password) as store:
                 with pytest.raises(AccessDenied, match=f"127.0.0.1:{jump.port}"):
                     await store.read(ssh_server.path("object"))
@@ -179,7 +180,7 @@ def test_jump_hosts_that_lead_in_a_circle(ssh_server, tmp_path):
 @pytest.mark.parametrize(
     "url", ["ssh://", "ssh:///path", "ssh://host:0/x", "ssh://host:port/x", "ssh://-oProxyCommand=x/y", "ssh://[::1/x"]
 )
-def test_addresses_that_are_none(url):
+def test_malformed_addresses(url):
     with pytest.raises(ConfigError, match="ssh://host:port/path"):
         open_store(url)
 
@@ -196,7 +197,7 @@ def test_paths(ssh_server):
     assert asyncio.run(read()) == (b"at home", ["file"])
 
 
-# --- whom we trust ---------------------------------------------------------------------------------------------------
+# --- host keys -------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_host_is_refused(ssh_server, tmp_path):
@@ -206,7 +207,7 @@ def test_an_unknown_host_is_refused(ssh_server, tmp_path):
     assert "not known" in str(caught.value)
     assert f"ssh-keyscan -p {ssh_server.port} 127.0.0.1" in str(caught.value)
     assert not caught.value.transient
-    # What it says is what lets us in.
+    # The line in the message is what known_hosts needs.
     (tmp_path / "known").write_text(re.search(r"\((\[127.*?)\)", str(caught.value))[1] + "\n")
     store = _store(ssh_server, known_hosts=str(tmp_path / "known"))
     assert _read(store, ssh_server.path("object"), ByteRange(0, 1)) == DATA[:1]
@@ -222,7 +223,7 @@ def test_a_changed_host_key_is_refused(own_ssh_server):
         _read(_store(own_ssh_server), own_ssh_server.path("object"))
 
 
-def test_known_hosts_none_of_the_configuration_trusts_nobody(ssh_server, tmp_path):
+def test_known_hosts_none_in_the_configuration_trusts_no_host(ssh_server, tmp_path):
     config = tmp_path / "config"
     text = ssh_server.config.read_text().replace(str(ssh_server.known_hosts), "none")
     config.write_text(text + "  StrictHostKeyChecking no\n")
@@ -241,7 +242,7 @@ def test_nothing_is_sent_to_an_impostor():
     assert asyncio.run(read()) == 0
 
 
-def test_trusting_anybody_takes_many_words_and_is_logged(ssh_server, caplog, tmp_path):
+def test_trusting_any_host_needs_the_full_option_and_is_logged(ssh_server, caplog, tmp_path):
     (tmp_path / "empty").write_text("")
     for word in (True, "yes", "any"):
         with pytest.raises(ConfigError, match=TRUST):
@@ -265,9 +266,9 @@ def test_a_server_that_restarts(own_ssh_server):
             chunks = store.stream(path)
             got = [await anext(chunks)]
             own_ssh_server.stop()
-            with pytest.raises(Interrupted) as caught:  # noqa: PT012
+            with pytest.raises(TransferInterrupted) as caught:  # noqa: PT012
                 async for chunk in chunks:
-                    got.append(chunk)  # noqa: PERF401 - they are wanted although it ends with an error
+                    got.append(chunk)  # noqa: PERF401 - kept, although the loop ends with an error
             assert caught.value.offset == len(b"".join(got)) > 0
             assert b"".join(got) == (DATA * 4)[: caught.value.offset]
             with pytest.raises(Unreachable):
@@ -278,7 +279,7 @@ def test_a_server_that_restarts(own_ssh_server):
     assert asyncio.run(play()) == DATA * 4
 
 
-def test_dropped_connections_are_made_anew_with_retries(own_ssh_server):
+def test_dropped_connections_are_replaced_with_retries(own_ssh_server):
     (own_ssh_server.data / "object").write_bytes(DATA * 4)
 
     async def play():
@@ -352,13 +353,13 @@ def test_cancelled_reads_leave_nothing_open(ssh_server):
             for read in reads:
                 read.cancel()
             await asyncio.gather(*reads, return_exceptions=True)
-            assert await store.read(path) == DATA  # behind all that was under way
+            assert await store.read(path) == DATA  # queued behind all cancelled requests
             return await asyncio.to_thread(_open_files, ssh_server.pid)
 
     assert [name for name in asyncio.run(play()) if name.endswith("/object")] == []
 
 
-def test_a_pickled_copy_connects_anew(ssh_server):
+def test_a_pickled_copy_makes_its_own_connection(ssh_server):
     async def play():
         async with _store(ssh_server) as store:
             path = ssh_server.path("object")
@@ -461,11 +462,11 @@ def test_limits_and_options_are_checked():
         SshStore("ssh://box", connections=0)
     with pytest.raises(ConfigError, match="no such option"):
         open_store("ssh://box", nonsense=1)
-    assert SshStore("ssh://box", limits=Limits(connections=1), connections=9)._share == (1, 4)
+    assert SshStore("ssh://box", limits=Limits(connections=1), connections=9)._max_connections == 1
 
 
-def test_a_dead_peer_is_noticed_and_given_up():
-    """A connection on which nothing comes any more does not take the next requests with it."""
+def test_a_stalled_connection_is_replaced():
+    """A connection on which nothing arrives any more is not used for further requests."""
 
     async def play():
         times = Timeouts(connect=30.0, response=30.0, window=30.0, min_rate=1000.0, close=1.0)
@@ -473,7 +474,7 @@ def test_a_dead_peer_is_noticed_and_given_up():
             server = await stack.enter_async_context(FaultySsh({"object": DATA}, "silence", at=1_500_000, once=True))
             store = await stack.enter_async_context(SshStore(server.url, **server.options(), timeouts=times))
             reading = asyncio.create_task(store.read("object"))
-            while not server.struck:  # noqa: ASYNC110 - the server runs in this loop
+            while not server.fault_count:  # noqa: ASYNC110 - the server runs in this loop
                 await asyncio.sleep(0)
             asyncio.get_running_loop().jump(100)
             with pytest.raises(StoreError) as caught:
@@ -486,9 +487,9 @@ def test_a_dead_peer_is_noticed_and_given_up():
 
 
 def test_a_server_that_cannot_replace_files(ssh_server, monkeypatch):
-    from streamloader.stores.ssh.sftp import Sftp
+    from streamloader.stores.ssh.sftp import SftpChannel
 
-    monkeypatch.setattr(Sftp, "can_replace", False)  # as with servers that have no posix-rename
+    monkeypatch.setattr(SftpChannel, "can_replace", False)  # like a server without posix-rename
     path = ssh_server.path("not-replaced")
 
     async def play():

@@ -1,4 +1,4 @@
-"""Files behind a real OpenSSH server pass the suite of stores."""
+"""The SSH store passes the store suite with a real OpenSSH server."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class TestSshStore(StoreSuite):
 
     @pytest.fixture(autouse=True)
     def _server(self, ssh_server):
-        self.place = ssh_server.data / f"suite-{next(_numbers)}"
+        self.remote_folder = ssh_server.data / f"suite-{next(_numbers)}"
         self.server = ssh_server
 
     def location(self):
-        return self.server.address(self.place), self.server.options()
+        return self.server.address(self.remote_folder), self.server.options()
 
     def populate(self, files):
         for name, data in files.items():
-            target = self.place / name
+            target = self.remote_folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             unfinished = target.parent / ".streamloader-new-suite"
             unfinished.write_bytes(data)
-            # SFTP tells whole seconds, within which two objects of one size would look the same.
+            # SFTP reports whole seconds. Two objects of one size from the same second would look the same.
             self.now = getattr(self, "now", time.time()) + 1
             os.utime(unfinished, (self.now, self.now))
             os.replace(unfinished, target)

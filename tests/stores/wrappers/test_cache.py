@@ -1,4 +1,4 @@
-"""What comes out of the cache is what the store has, whatever happens to its directory and to its processes."""
+"""The cache returns the bytes of the store, whatever happens to its directory and its processes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ import time
 from pathlib import Path
 
 import pytest
-from cache_program import OBJECTS, cached, made
+from cache_program import OBJECTS, make_cache, make_object
 from store_leaves import Scripted, busy_error, interrupted
 
 import streamloader as sl
 from streamloader.stores.wrappers import cache as cache_module
 from streamloader.stores.wrappers import cache_blocks as blocks_module
-from streamloader.stores.wrappers.cache import Cache
-from streamloader.stores.wrappers.cache_blocks import BLOCK, Blocks
-from streamloader.stores.wrappers.verify import Verify
+from streamloader.stores.wrappers.cache import CachingStore
+from streamloader.stores.wrappers.cache_blocks import BLOCK_BYTES, BlockFiles
+from streamloader.stores.wrappers.verify import VerifyingStore
 from streamloader.values import ByteRange
 
-BIG = random.Random(1).randbytes(3 * BLOCK + 12_345)
+BIG = random.Random(1).randbytes(3 * BLOCK_BYTES + 12_345)
 SMALL = random.Random(2).randbytes(70_000)
 PROGRAM = Path(__file__).parents[2] / "cache_program.py"
 
@@ -43,23 +43,23 @@ def store(tmp_path):
 def make(folder, limit=None, *script, version="v1"):
     inner = Scripted(script=list(script))
     inner.objects.update(big=(BIG, version), small=(SMALL, version), empty=(b"", version))
-    return Cache(inner, folder, limit)
+    return CachingStore(inner, folder, limit)
 
 
 def play(use):
     async def run():
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(60):
             return await use()
 
     return asyncio.run(run())
 
 
 def gets(store):
-    return [request[1:3] for request in store.inner.asked if request[0] == "get"]
+    return [request[1:3] for request in store.inner.requests if request[0] == "get"]
 
 
 def heads(store):
-    return len([request for request in store.inner.asked if request[0] == "head"])
+    return len([request for request in store.inner.requests if request[0] == "head"])
 
 
 def kept(folder):
@@ -81,12 +81,18 @@ def test_an_object_is_fetched_once(store):
 
 def test_of_a_big_one_only_the_touched_blocks_are_fetched(store):
     async def read():
-        assert await store.read("big", ByteRange(BLOCK + 5, BLOCK + 9)) == BIG[BLOCK + 5 : BLOCK + 9]
-        assert await store.read("big", ByteRange(2 * BLOCK - 1, 2 * BLOCK)) == BIG[2 * BLOCK - 1 : 2 * BLOCK]
+        assert (
+            await store.read("big", ByteRange(BLOCK_BYTES + 5, BLOCK_BYTES + 9))
+            == BIG[BLOCK_BYTES + 5 : BLOCK_BYTES + 9]
+        )
+        assert (
+            await store.read("big", ByteRange(2 * BLOCK_BYTES - 1, 2 * BLOCK_BYTES))
+            == BIG[2 * BLOCK_BYTES - 1 : 2 * BLOCK_BYTES]
+        )
         assert await store.read("big", ByteRange(-5)) == BIG[-5:]
 
     play(read)
-    assert gets(store) == [("big", f"[{BLOCK}:{2 * BLOCK}]"), ("big", f"[{3 * BLOCK}:{len(BIG)}]")]
+    assert gets(store) == [("big", f"[{BLOCK_BYTES}:{2 * BLOCK_BYTES}]"), ("big", f"[{3 * BLOCK_BYTES}:{len(BIG)}]")]
     assert len(kept(store._blocks.folder)) == 2
 
 
@@ -101,17 +107,32 @@ def test_blocks_that_follow_each_other_are_one_request(store):
 
 def test_a_block_in_the_middle_is_not_fetched_again(store):
     async def read():
-        await store.read("big", ByteRange(BLOCK + 5, BLOCK + 9))
+        await store.read("big", ByteRange(BLOCK_BYTES + 5, BLOCK_BYTES + 9))
         assert await store.read("big") == BIG
 
     play(read)
     # The transfer is left where a block is here already, and another one begins behind it.
-    assert gets(store) == [("big", f"[{BLOCK}:{2 * BLOCK}]"), ("big", "[0:]"), ("big", f"[{2 * BLOCK}:{len(BIG)}]")]
+    assert gets(store) == [
+        ("big", f"[{BLOCK_BYTES}:{2 * BLOCK_BYTES}]"),
+        ("big", "[0:]"),
+        ("big", f"[{2 * BLOCK_BYTES}:{len(BIG)}]"),
+    ]
 
 
 def test_borders_of_blocks_and_pages(store):
     page = 64 << 10
-    borders = [0, 1, page - 1, page, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, len(BIG) - 1, len(BIG)]
+    borders = [
+        0,
+        1,
+        page - 1,
+        page,
+        BLOCK_BYTES - 1,
+        BLOCK_BYTES,
+        BLOCK_BYTES + 1,
+        3 * BLOCK_BYTES,
+        len(BIG) - 1,
+        len(BIG),
+    ]
 
     async def read():
         for start in borders:
@@ -123,7 +144,7 @@ def test_borders_of_blocks_and_pages(store):
     play(read)  # all from the directory
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, BLOCK - 1, BLOCK, BLOCK + 1])
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1])
 def test_sizes(tmp_path, size):
     async def read():
         store = make(tmp_path / "cache")
@@ -131,7 +152,7 @@ def test_sizes(tmp_path, size):
         for _ in range(2):
             assert await store.read("a") == BIG[:size]
             assert await store.read("a", ByteRange(-1)) == BIG[:size][-1:]
-        with pytest.raises(sl.RangeOutside):
+        with pytest.raises(sl.RangeNotSatisfiable):
             await store.read("a", ByteRange(0, size + 1))
 
     play(read)
@@ -139,12 +160,12 @@ def test_sizes(tmp_path, size):
 
 def test_who_comes_at_the_same_time_waits_for_the_first(store):
     async def read():
-        spans = [ByteRange(BLOCK + number, BLOCK + 1000 + number) for number in range(40)]
+        spans = [ByteRange(BLOCK_BYTES + number, BLOCK_BYTES + 1000 + number) for number in range(40)]
         found = await asyncio.gather(*(store.read("big", span) for span in spans))
         assert found == [BIG[span.start : span.end] for span in spans]
 
     play(read)
-    assert gets(store) == [("big", f"[{BLOCK}:{2 * BLOCK}]")]
+    assert gets(store) == [("big", f"[{BLOCK_BYTES}:{2 * BLOCK_BYTES}]")]
 
 
 def test_when_the_first_is_cancelled_the_next_one_fetches(store):
@@ -175,16 +196,16 @@ def test_when_the_first_fails_so_do_those_who_waited(tmp_path):
 
 
 def test_a_transfer_that_breaks_off_keeps_whole_blocks_only(tmp_path):
-    store = make(tmp_path / "cache", None, "", (BLOCK + 500_000, interrupted()))
+    store = make(tmp_path / "cache", None, "", (BLOCK_BYTES + 500_000, interrupted()))
 
     async def read():
-        with pytest.raises(sl.Interrupted):
+        with pytest.raises(sl.TransferInterrupted):
             await store.read("big")
         assert len(kept(tmp_path / "cache")) == 1
         assert await store.read("big") == BIG
 
     play(read)
-    assert gets(store) == [("big", "[0:]"), ("big", f"[{BLOCK}:{len(BIG)}]")]
+    assert gets(store) == [("big", "[0:]"), ("big", f"[{BLOCK_BYTES}:{len(BIG)}]")]
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------
@@ -207,8 +228,11 @@ def test_a_version_that_is_here_is_read_without_asking(tmp_path):
         await make(tmp_path / "cache").read("big")
         again = make(tmp_path / "cache")
         assert await again.read("big", version="v1") == BIG
-        assert await again.read("big", ByteRange(BLOCK, BLOCK + 9), version="v1") == BIG[BLOCK : BLOCK + 9]
-        assert again.inner.asked == []
+        assert (
+            await again.read("big", ByteRange(BLOCK_BYTES, BLOCK_BYTES + 9), version="v1")
+            == BIG[BLOCK_BYTES : BLOCK_BYTES + 9]
+        )
+        assert again.inner.requests == []
         assert await again.read("big", ByteRange(-9), version="v1") == BIG[-9:]
         assert heads(again) == 0  # its size is known by now
 
@@ -223,7 +247,7 @@ def test_without_a_version_or_a_size_nothing_is_kept(tmp_path, info):
 
     inner = Vague()
     inner.objects["small"] = SMALL, "v1"
-    store = Cache(inner, tmp_path / "cache")
+    store = CachingStore(inner, tmp_path / "cache")
 
     async def read():
         for _ in range(2):
@@ -241,7 +265,7 @@ def test_other_stores_do_not_meet(tmp_path, urls):
         for number, url in enumerate(urls):
             inner = Scripted(url)
             inner.objects["a"] = bytes([number]) * 9, "v1"
-            assert await Cache(inner, tmp_path).read("a") == bytes([number]) * 9
+            assert await CachingStore(inner, tmp_path).read("a") == bytes([number]) * 9
 
     play(read)
 
@@ -250,9 +274,9 @@ def test_what_a_digest_finds_wrong_is_not_kept(tmp_path):
     async def read():
         cache = make(tmp_path / "cache")
         digest = hashlib.sha256(BIG).hexdigest()
-        store = Verify(cache, {"big": f"sha256:{digest}"})
+        store = VerifyingStore(cache, {"big": f"sha256:{digest}"})
         cache.inner.objects["big"] = BIG[::-1], "v1"
-        with pytest.raises(sl.WrongContent):
+        with pytest.raises(sl.IntegrityError):
             await store.read("big")
         assert kept(tmp_path) == []
         cache.inner.objects["big"] = BIG, "v1"  # it was damaged on the way
@@ -341,7 +365,7 @@ def test_it_is_for_this_user_alone(store):
 def test_names_tell_nothing(tmp_path):
     inner = Scripted()
     inner.objects["secret/../../name"[:6] + "-plans.txt"] = b"x", "v1"
-    store = Cache(inner, tmp_path / "cache")
+    store = CachingStore(inner, tmp_path / "cache")
     play(lambda: store.read("secret-plans.txt"))
     assert "plans" not in str(kept(tmp_path / "cache"))
 
@@ -366,19 +390,20 @@ def test_a_full_disk_is_served_from_the_store(tmp_path, caplog):
         async def read():
             assert await store.read("big") == BIG
             assert (
-                await store.read("big", ByteRange(2 * BLOCK + 5, 2 * BLOCK + 9)) == BIG[2 * BLOCK + 5 : 2 * BLOCK + 9]
+                await store.read("big", ByteRange(2 * BLOCK_BYTES + 5, 2 * BLOCK_BYTES + 9))
+                == BIG[2 * BLOCK_BYTES + 5 : 2 * BLOCK_BYTES + 9]
             )
             assert await store.read("big", ByteRange(5, 9)) == BIG[5:9]
 
         play(read)
         assert caplog.text.count("cannot be used") == 1
         assert "No space left" in caplog.text
-        assert gets(store)[-1] == ("big", f"[{2 * BLOCK + 5}:{2 * BLOCK + 9}]")  # no more than is wanted
+        assert gets(store)[-1] == ("big", f"[{2 * BLOCK_BYTES + 5}:{2 * BLOCK_BYTES + 9}]")  # no more than is wanted
         (only,) = kept(disk)  # and nothing unfinished
-        assert only.stat().st_size > BLOCK
-        store._resting = 0.0
+        assert only.stat().st_size > BLOCK_BYTES
+        store._writes_paused_until = 0.0
         only.unlink()
-        play(lambda: store.read("big", ByteRange(BLOCK, BLOCK + 1)))
+        play(lambda: store.read("big", ByteRange(BLOCK_BYTES, BLOCK_BYTES + 1)))
         assert len(kept(disk)) == 1  # there was room again
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -418,26 +443,26 @@ def total(folder):
 
 
 def test_it_stays_within_its_bounds(tmp_path):
-    limit = 10 * BLOCK
+    limit = 10 * BLOCK_BYTES
 
     async def read():
-        async with cached(tmp_path, limit) as store:
+        async with make_cache(tmp_path, limit) as store:
             for number in range(OBJECTS):
-                assert await store.read(str(number)) == made(number)
-                assert total(tmp_path) <= limit * 1.02 + BLOCK
+                assert await store.read(str(number)) == make_object(number)
+                assert total(tmp_path) <= limit * 1.02 + BLOCK_BYTES
 
     play(read)
     assert total(tmp_path) > limit // 2
 
 
 def test_what_was_not_used_for_the_longest_time_goes(tmp_path):
-    blocks = Blocks(str(tmp_path), 10 * BLOCK)
+    blocks = BlockFiles(str(tmp_path), 10 * BLOCK_BYTES)
     for number in range(9):
-        blocks.write(f"{number:040x}-0", BIG[:BLOCK], BLOCK)
+        blocks.write(f"{number:040x}-0", BIG[:BLOCK_BYTES], BLOCK_BYTES)
         os.utime(tmp_path / "00" / f"{number:040x}-0", (1000 + number, 1000 + number))
     assert blocks.read(f"{0:040x}-0", 0, 9).data == BIG[:9]  # used just now
     for number in range(9, 12):
-        blocks.write(f"{number:040x}-0", BIG[:BLOCK], BLOCK)
+        blocks.write(f"{number:040x}-0", BIG[:BLOCK_BYTES], BLOCK_BYTES)
     names = [int(path.name[:40], 16) for path in kept(tmp_path)]
     assert 0 in names
     assert 1 not in names
@@ -445,20 +470,20 @@ def test_what_was_not_used_for_the_longest_time_goes(tmp_path):
 
 
 def test_unfinished_files_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
-    blocks = Blocks(str(tmp_path), 10 * BLOCK)
+    blocks = BlockFiles(str(tmp_path), 10 * BLOCK_BYTES)
     blocks.write("ab" * 20 + "-0", b"x", 1)
     old, new = tmp_path / "ab" / ".new-old", tmp_path / "ab" / ".new-new"
     old.write_bytes(b"x")
     new.write_bytes(b"x")
     os.utime(old, (time.time() - 3600,) * 2)
-    blocks.clear()
+    blocks.evict()
     assert not old.exists()
     assert new.exists()
 
 
-@pytest.mark.parametrize("limit", [0, -1, 10 * BLOCK - 1])
+@pytest.mark.parametrize("limit", [0, -1, 10 * BLOCK_BYTES - 1])
 def test_refuses_limits_that_are_too_small(tmp_path, limit):
-    with pytest.raises(sl.ConfigError, match="too little"):
+    with pytest.raises(sl.ConfigError, match="too small"):
         make(tmp_path, limit)
 
 
@@ -479,19 +504,19 @@ def test_a_twin_shares_the_directory(tmp_path):
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def start(folder, seed, limit=10 * BLOCK):
+def start(folder, seed, limit=10 * BLOCK_BYTES):
     program = subprocess.Popen(
         [sys.executable, PROGRAM, folder, str(limit), str(seed)], stdout=subprocess.PIPE, text=True
     )
-    assert program.stdout.readline() == "begun\n"
+    assert program.stdout.readline() == "started\n"
     return program
 
 
 def check_all(folder):
     async def read():
-        async with cached(folder, 10 * BLOCK) as store:
+        async with make_cache(folder, 10 * BLOCK_BYTES) as store:
             for number in range(OBJECTS):
-                assert await store.read(str(number)) == made(number)
+                assert await store.read(str(number)) == make_object(number)
 
     play(read)
 
@@ -505,12 +530,12 @@ def kill_at_random(folder, rounds, seed):
         finally:
             for program in programs:
                 program.kill()
-                said = program.communicate()[0]
-                assert said == "", said
+                output = program.communicate()[0]
+                assert output == "", output
                 assert program.returncode == -signal.SIGKILL
         check_all(folder)
         unfinished = sum(path.stat().st_size for path in kept(folder) if path.name.startswith(".new-"))
-        assert total(folder) - unfinished <= 10 * BLOCK * 1.06 + 10 * BLOCK
+        assert total(folder) - unfinished <= 10 * BLOCK_BYTES * 1.06 + 10 * BLOCK_BYTES
 
 
 def test_killed_at_any_moment(tmp_path):
@@ -531,4 +556,4 @@ def test_processes_share_it(tmp_path):
         for program in programs:
             program.kill()
             assert program.communicate()[0] == ""
-    assert total(tmp_path) <= 10 * BLOCK * 1.06 + 10 * BLOCK
+    assert total(tmp_path) <= 10 * BLOCK_BYTES * 1.06 + 10 * BLOCK_BYTES

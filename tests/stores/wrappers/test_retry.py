@@ -1,4 +1,4 @@
-"""What failed in passing is tried again, to the byte; what did not is not."""
+"""Transient errors are retried, to the byte; other errors are not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from store_leaves import Scripted, interrupted
 import streamloader as sl
 from streamloader.config import Retry, Timeouts
 from streamloader.stores.wrappers import retry as retry_module
-from streamloader.stores.wrappers.retry import Retrying
+from streamloader.stores.wrappers.retry import RetryStore
 from streamloader.values import ByteRange
 
 AT_ONCE = Retry(attempts=4, first_wait=0, longest_wait=0, jitter=0)
@@ -27,12 +27,12 @@ def busy(retry_after=None):
 def store(*script, policy=AT_ONCE, **objects):
     inner = Scripted(script=list(script))
     inner.objects.update({"a": (DATA, "v1")} | objects)
-    return Retrying(inner, policy)
+    return RetryStore(inner, policy)
 
 
 def play(wrapped, use):
     async def run():
-        async with asyncio.timeout(20), wrapped:
+        async with asyncio.timeout(60), wrapped:
             return await use(wrapped)
 
     return asyncio.run(run())
@@ -40,7 +40,7 @@ def play(wrapped, use):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only waiting moves; it notes the waits."""
+    """A clock that advances only while the program waits; it records the waits."""
     waits = []
 
     async def sleep(seconds):
@@ -55,10 +55,10 @@ def clock(monkeypatch):
 
 # --- which errors -----------------------------------------------------------------------------------------------------
 
-TRANSIENT = [sl.Unreachable, sl.Interrupted, sl.ServerBusy, sl.StoreTimeout]
+TRANSIENT = [sl.Unreachable, sl.TransferInterrupted, sl.ServerBusy, sl.StoreTimeout]
 FINAL = [
-    sl.NotFound, sl.AccessDenied, sl.UntrustedHost, sl.RangeOutside, sl.ObjectChanged, sl.WrongContent,
-    sl.LimitExceeded, sl.NotSupported, sl.ProtocolFault, sl.StoreError,
+    sl.NotFound, sl.AccessDenied, sl.UntrustedHost, sl.RangeNotSatisfiable, sl.ObjectChanged, sl.IntegrityError,
+    sl.LimitExceeded, sl.NotSupported, sl.ProtocolError, sl.StoreError,
 ]  # fmt: skip
 USES = {
     "head": lambda store: store.head("a"),
@@ -80,7 +80,7 @@ def test_every_kind_of_error_is_on_one_side():
 def test_tries_again_what_may_pass(kind, use):
     wrapped = store(kind("1"), kind("2"), kind("3"))
     play(wrapped, USES[use])
-    assert len(wrapped.inner.asked) == 4
+    assert len(wrapped.inner.requests) == 4
 
 
 @pytest.mark.parametrize("kind", FINAL)
@@ -93,7 +93,7 @@ def test_never_tries_again_what_will_not(kind, use):
     assert caught.value is error
     assert str(error).startswith("no")
     assert "tried" not in str(error)
-    assert len(wrapped.inner.asked) == 1
+    assert len(wrapped.inner.requests) == 1
 
 
 def test_errors_that_are_not_of_stores_pass():
@@ -101,17 +101,17 @@ def test_errors_that_are_not_of_stores_pass():
         wrapped = store(error)
         with pytest.raises(type(error)):
             play(wrapped, USES["head"])
-        assert len(wrapped.inner.asked) == 1
+        assert len(wrapped.inner.requests) == 1
 
 
 # --- how long ---------------------------------------------------------------------------------------------------------
 
 
-def test_gives_up_after_so_many_attempts(clock):
+def test_gives_up_after_the_last_attempt(clock):
     wrapped = store(*(busy() for _ in range(9)), policy=Retry(attempts=5, first_wait=1, longest_wait=5, jitter=0))
     with pytest.raises(sl.ServerBusy) as caught:
         play(wrapped, USES["head"])
-    assert len(wrapped.inner.asked) == 5
+    assert len(wrapped.inner.requests) == 5
     assert clock.waits == [1, 2, 4, 5]
     assert caught.value.details == {"status": 503, "attempts": 5, "seconds": 12.0}
     assert "tried 5 times in 12.0 s" in str(caught.value)
@@ -127,7 +127,7 @@ def test_waits_get_longer_by_chance_within_bounds(clock):
     assert len(set(clock.waits[:5])) == 5
 
 
-def test_begins_no_attempt_after_the_deadline(clock):
+def test_starts_no_attempt_after_the_deadline(clock):
     policy = Retry(attempts=100, deadline=10, first_wait=4, longest_wait=4, jitter=0)
     wrapped = store(*(busy() for _ in range(9)), policy=policy)
     with pytest.raises(sl.ServerBusy) as caught:
@@ -150,10 +150,10 @@ def test_gives_up_at_once_if_the_server_asks_for_more(clock):
     assert clock.waits == []
 
 
-@pytest.mark.parametrize("asked", ["soon", None, float("nan")])
-def test_what_is_no_time_is_not_waited_for(clock, asked):
+@pytest.mark.parametrize("delay", ["soon", None, float("nan")])
+def test_an_invalid_delay_is_ignored(clock, delay):
     error = busy()
-    error.details["retry_after"] = asked
+    error.details["retry_after"] = delay
     play(store(error, policy=Retry(first_wait=1, jitter=0)), USES["head"])
     assert clock.waits == [1]
 
@@ -161,12 +161,12 @@ def test_what_is_no_time_is_not_waited_for(clock, asked):
 def test_a_cancelled_wait_ends():
     async def cancel(wrapped):
         task = asyncio.create_task(wrapped.head("a"))
-        while not wrapped.inner.asked:  # noqa: ASYNC110 - until it waits
+        while not wrapped.inner.requests:  # noqa: ASYNC110 - until it waits
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return len(wrapped.inner.asked)
+        return len(wrapped.inner.requests)
 
     assert play(store(busy(), policy=Retry(first_wait=60, longest_wait=60)), cancel) == 1
 
@@ -175,7 +175,7 @@ def test_one_attempt_is_none_again():
     wrapped = store(busy(), policy=Retry(attempts=1))
     with pytest.raises(sl.ServerBusy):
         play(wrapped, USES["read"])
-    assert len(wrapped.inner.asked) == 1
+    assert len(wrapped.inner.requests) == 1
 
 
 # --- transfers that break off -----------------------------------------------------------------------------------------
@@ -188,31 +188,31 @@ def test_goes_on_where_it_broke_off(cut, span):
     cut = min(cut, end - start - 1)
     wrapped = store((cut, interrupted()), (0, interrupted()), (1, interrupted()))
     assert play(wrapped, lambda store: store.read("a", span)) == DATA[start:end]
-    asked = [request[2] for request in wrapped.inner.asked]
+    spans = [request[2] for request in wrapped.inner.requests]
     rest = "" if span is None or span.end is None else span.end
     first = str(span or ByteRange())
     again = f"[{start + cut}:{rest}]" if cut else first
-    assert asked[:3] == [first, again, again]
+    assert spans[:3] == [first, again, again]
 
 
 def test_pins_the_version_it_began_with():
     wrapped = store((300_000, interrupted()), (0, busy()))
     assert play(wrapped, USES["read"]) == DATA
-    assert [request[3] for request in wrapped.inner.asked] == [None, "v1", "v1"]
+    assert [request[3] for request in wrapped.inner.requests] == [None, "v1", "v1"]
 
 
 def test_another_version_is_never_mixed_in():
     class Replaced(Scripted):
-        def step(self, *asked):
-            step = super().step(*asked)
-            if len(self.asked) == 2:
+        def step(self, *request):
+            step = super().step(*request)
+            if len(self.requests) == 2:
                 self.objects["a"] = b"new" * 400_000, "v2"
             return step
 
     inner = Replaced(script=[(300_000, interrupted())])
     inner.objects["a"] = DATA, "v1"
     with pytest.raises(sl.ObjectChanged) as caught:
-        play(Retrying(inner, AT_ONCE), USES["read"])
+        play(RetryStore(inner, AT_ONCE), USES["read"])
     assert caught.value.offset == 300_000
     assert caught.value.address == "plain://scripted/a"
 
@@ -220,40 +220,40 @@ def test_another_version_is_never_mixed_in():
 def test_without_a_version_the_time_has_to_be_the_same():
     wrapped = store((300_000, interrupted()), a=(DATA, None))  # which tells times
     assert play(wrapped, USES["read"]) == DATA
-    assert wrapped.inner.asked[1][2:] == ("[300000:]", None)
+    assert wrapped.inner.requests[1][2:] == ("[300000:]", None)
 
 
 class Modified(Scripted):
-    """Has no versions, and a time for each request."""
+    """A store without versions, with a modification time for each request."""
 
     times = (5.0, 6.0)
 
     def info(self, path):
-        return sl.ObjectInfo(path, len(self.find(path)[0]), None, self.times[min(len(self.asked), 2) - 1])
+        return sl.ObjectInfo(path, len(self.find(path)[0]), None, self.times[min(len(self.requests), 2) - 1])
 
 
 def test_without_a_version_another_time_is_another_object():
     inner = Modified(script=[(300_000, interrupted())])
     inner.objects["a"] = DATA, None
     with pytest.raises(sl.ObjectChanged) as caught:
-        play(Retrying(inner, AT_ONCE), USES["read"])
+        play(RetryStore(inner, AT_ONCE), USES["read"])
     assert caught.value.offset == 300_000
 
 
 @pytest.mark.parametrize("cut", [0, 300_000])
-def test_without_version_and_time_it_begins_anew_only_from_nothing(cut):
+def test_without_version_and_time_it_starts_again_only_before_the_first_byte(cut):
     class Unknown(Modified):
         times = (None, None)
 
     inner = Unknown(script=[(cut, interrupted())])
     inner.objects["a"] = DATA, None
     if cut:
-        with pytest.raises(sl.Interrupted):
-            play(Retrying(inner, AT_ONCE), USES["read"])
-        assert len(inner.asked) == 1
+        with pytest.raises(sl.TransferInterrupted):
+            play(RetryStore(inner, AT_ONCE), USES["read"])
+        assert len(inner.requests) == 1
     else:
-        assert play(Retrying(inner, AT_ONCE), USES["read"]) == DATA
-        assert len(inner.asked) == 2
+        assert play(RetryStore(inner, AT_ONCE), USES["read"]) == DATA
+        assert len(inner.requests) == 2
 
 
 def test_breaking_off_behind_the_last_byte_is_the_end():
@@ -261,31 +261,33 @@ def test_breaking_off_behind_the_last_byte_is_the_end():
         start, end = (span or ByteRange()).within(len(DATA))
         wrapped = store((end - start, interrupted()))
         assert play(wrapped, lambda store, span=span: store.read("a", span)) == DATA[start:end]
-        assert len(wrapped.inner.asked) == 1
+        assert len(wrapped.inner.requests) == 1
 
 
 def test_a_transfer_that_gets_on_may_break_off_again_and_again():
     wrapped = store(*((40_000, interrupted()) for _ in range(20)))
     assert wrapped.timeouts.min_rate * wrapped.timeouts.window <= 40_000
     assert play(wrapped, USES["read"]) == DATA
-    assert len(wrapped.inner.asked) == 21
+    assert len(wrapped.inner.requests) == 21
 
 
 def test_a_transfer_that_drips_does_not():
     wrapped = store(*((100, interrupted()) for _ in range(20)))
-    with pytest.raises(sl.Interrupted, match="tried 4 times"):
+    with pytest.raises(sl.TransferInterrupted, match="tried 4 times"):
         play(wrapped, USES["read"])
 
 
-def test_tells_where_it_began_once():
-    begun = []
+def test_reports_the_start_once():
+    starts = []
 
     async def read(store):
-        told = store.stream("a", ByteRange(-900_000), on_begin=lambda info, start: begun.append((info.version, start)))
-        return b"".join([chunk async for chunk in told])
+        pieces = store.stream(
+            "a", ByteRange(-900_000), on_start=lambda info, start: starts.append((info.version, start))
+        )
+        return b"".join([chunk async for chunk in pieces])
 
     assert play(store((0, interrupted()), (400_000, interrupted())), read) == DATA[-900_000:]
-    assert begun == [("v1", len(DATA) - 900_000)]
+    assert starts == [("v1", len(DATA) - 900_000)]
 
 
 def test_a_stream_that_is_left_asks_for_nothing_more():
@@ -297,13 +299,13 @@ def test_a_stream_that_is_left_asks_for_nothing_more():
 
     wrapped = store((300_000, interrupted()))
     assert DATA.startswith(play(wrapped, leave))
-    assert len(wrapped.inner.asked) == 1
+    assert len(wrapped.inner.requests) == 1
 
 
 # --- listings and writing ---------------------------------------------------------------------------------------------
 
 
-def test_a_listing_begins_anew_and_yields_everything_once():
+def test_a_listing_starts_again_and_yields_everything_once():
     names = {f"{number:03d}": (b"x", "v") for number in range(20)}
     wrapped = store((0, busy()), (7, interrupted()), (20, interrupted()), **names)
 
@@ -313,14 +315,14 @@ def test_a_listing_begins_anew_and_yields_everything_once():
     assert play(wrapped, names_of) == ["a", *names]
 
 
-def test_a_listing_that_is_too_long_to_remember_is_not_begun_anew(monkeypatch):
-    monkeypatch.setattr(retry_module, "_REMEMBERED", 3)
+def test_a_listing_that_is_too_long_to_remember_is_not_restarted(monkeypatch):
+    monkeypatch.setattr(retry_module, "_MAX_REMEMBERED_ENTRIES", 3)
     wrapped = store((3, interrupted()), **{str(number): (b"x", "v") for number in range(9)})
 
     async def names_of(store):
         return [info.path async for info in store.list()]
 
-    with pytest.raises(sl.Interrupted):
+    with pytest.raises(sl.TransferInterrupted):
         play(wrapped, names_of)
 
 
@@ -343,7 +345,7 @@ def test_writes_what_can_be_iterated_again():
     wrapped = store((0, busy()))
     play(wrapped, lambda store: store.write("b", Pieces()))
     assert wrapped.inner.objects["b"][0] == b"onetwo"
-    assert len(wrapped.inner.asked) == 2
+    assert len(wrapped.inner.requests) == 2
 
 
 def test_never_writes_the_rest_of_an_iterator():
@@ -353,10 +355,10 @@ def test_never_writes_the_rest_of_an_iterator():
     wrapped = store((0, busy()))
     with pytest.raises(sl.ServerBusy):
         play(wrapped, lambda store: store.write("b", pieces()))
-    assert len(wrapped.inner.asked) == 1
+    assert len(wrapped.inner.requests) == 1
 
 
-# --- what is told -----------------------------------------------------------------------------------------------------
+# --- logging ----------------------------------------------------------------------------------------------------------
 
 
 def test_each_retry_is_a_line_without_secrets(caplog):
@@ -371,7 +373,7 @@ def test_each_retry_is_a_line_without_secrets(caplog):
 
 
 def test_is_part_of_every_opened_store():
-    for policy, kind in ((Retry(), "Retrying"), (Retry(attempts=1), "MemoryStore"), (None, "MemoryStore")):
+    for policy, kind in ((Retry(), "RetryStore"), (Retry(attempts=1), "MemoryStore"), (None, "MemoryStore")):
         assert type(sl.open_store("memory://x", retry=policy)).__name__ == kind
     assert sl.open_store("memory://x").retry == Retry()
     assert sl.open_store("memory://x", timeouts=Timeouts(window=1)).timeouts.window == 1

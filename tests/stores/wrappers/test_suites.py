@@ -15,7 +15,7 @@ from streamloader.testing.stores.reads import ReadSuite
 
 
 class InMemory:
-    """What is wrapped."""
+    """Binding of the wrapped store."""
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path):

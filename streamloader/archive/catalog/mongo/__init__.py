@@ -1,1 +1,1 @@
-"""Catalogs in MongoDB."""
+"""Catalogs in MongoDB databases."""

@@ -1,4 +1,4 @@
-"""A catalog in MongoDB, for archives that many machines fill and read."""
+"""A catalog in MongoDB, for archives that several machines write and read."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import Any, ClassVar, TypeVar
 
 import pymongo.errors
+from typing_extensions import override
 
 from streamloader.archive.catalog.base import (
-    SCHEMA,
+    SCHEMA_VERSION,
     Catalog,
+    CatalogHeader,
     ChunkRow,
-    Header,
-    Job,
-    Located,
+    IngestJob,
+    LocatedChunks,
     Place,
     Snapshot,
     StagedChunk,
     VideoRow,
 )
 from streamloader.archive.catalog.mongo import writes
-from streamloader.archive.catalog.mongo.connection import Connection, MongoAddress
-from streamloader.archive.catalog.mongo.documents import INDEXES, header_document, header_row, place_document
+from streamloader.archive.catalog.mongo.connection import MongoAddress, MongoConnection
+from streamloader.archive.catalog.mongo.documents import (
+    HEARTBEAT,
+    INDEXES,
+    build_header_document,
+    build_place_document,
+    parse_header,
+)
 from streamloader.archive.catalog.mongo.integrity import find_problems
-from streamloader.archive.catalog.mongo.reads import Reader
-from streamloader.archive.catalog.query import Where
+from streamloader.archive.catalog.mongo.reads import MongoReader
+from streamloader.archive.catalog.query import MetadataQuery
 from streamloader.archive.catalog.validation import check_chunk, check_job, check_places, check_video
 from streamloader.errors import CatalogError, CatalogExists, CatalogNotFound, CatalogTooNew, ConfigError
 
@@ -36,24 +43,24 @@ T = TypeVar("T")
 
 
 class MongoCatalog(Catalog):
-    """Keeps an archive's catalog in collections of a MongoDB database: of a server or a replica set, not sharded.
+    """A catalog in collections of a MongoDB database, on a single server or a replica set without sharding.
 
-    What is acknowledged is in the journals of a majority of servers, and what is read too. No transactions are needed.
-    A server that restarts, or another that takes over, is waited for, up to `timeout`.
+    Acknowledged writes are in the journals of a majority of servers, and reads return only such writes. Transactions
+    are not needed. A call waits up to `timeout` for a server that restarts, or for the election of a new primary.
 
     Args:
-        url: ``mongodb://[user:password@]host[:port][,host...]/database?archive=NAME&...`` or ``mongodb+srv://...``;
-            without a database or an archive both are called ``streamloader``. The names of collections begin with the
-            archive's. ``driver`` is ``motor`` (default) or ``pymongo``; all other options go to it.
-        timeout: seconds that one call may take.
-        client: a motor ``AsyncIOMotorClient`` or a PyMongo ``AsyncMongoClient`` of this event loop, which is used as it
-            is and stays open; of `url`, then, only database and archive matter.
-        archive: as in the url.
-        driver: as in the url.
-        **options: for the driver's client, such as ``username``, ``password``, ``tlsCAFile``.
+        url: ``mongodb://[user:password@]host[:port][,host...]/database?archive=NAME&...`` or ``mongodb+srv://...``.
+            Database and archive default to ``streamloader``. The names of all collections start with the archive's
+            name. ``driver`` is ``motor`` (default) or ``pymongo``. All other options are passed to the driver.
+        timeout: Time limit of one call in seconds.
+        client: Motor ``AsyncIOMotorClient`` or PyMongo ``AsyncMongoClient`` of this event loop. It is used unchanged
+            and stays open; only database and archive of `url` apply then.
+        archive: Name of the archive. Defaults to the option of the url.
+        driver: Name of the driver. Defaults to the option of the url.
+        **options: Options for the driver's client, such as ``username``, ``password``, ``tlsCAFile``.
 
     Raises:
-        ConfigError: the url makes no sense.
+        ConfigError: If the url is malformed.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("mongodb", "mongodb+srv")
@@ -69,270 +76,276 @@ class MongoCatalog(Catalog):
         **options: Any,
     ) -> None:
         if not timeout > 0:
-            raise ConfigError(f"timeout={timeout} has to be more than 0 seconds")
+            raise ConfigError(f"timeout={timeout} must be more than 0 seconds")
         address = MongoAddress(url, archive, driver)
         self.url = address.url
         self.timeout = timeout
-        self._connection = Connection(address, timeout, client, options)
-        self._checked = False  # whether the header was read and is of our form
-        self._indexed = False
-        self._places: set[int] = set()  # that are there: they stay
-        self._codings: set[str] = set()  # that are there
-        self._reader = Reader(self._connection)
+        self._connection = MongoConnection(address, timeout, client, options)
+        self._schema_checked = False
+        self._indexes_created = False
+        self._known_places: set[int] = set()  # places are never removed
+        self._known_codings: set[str] = set()
+        self._reader = MongoReader(self._connection)
 
     def __repr__(self) -> str:
-        """Tell the address, without secrets."""
         return f"{type(self).__name__}({self.url!r})"
 
-    async def _call(self, what: str, work: Callable[[], Awaitable[T]], *, adds: bool = False) -> T:
-        async def checked() -> T:
-            if not self._checked:
+    async def _call(self, description: str, work: Callable[[], Awaitable[T]], *, writes_rows: bool = False) -> T:
+        async def call_with_checks() -> T:
+            if not self._schema_checked:
                 await self._read_header()
-            if adds and not self._indexed:  # without them, numbers would not be unique
-                await self._make_indexes()
+            if writes_rows and not self._indexes_created:  # numbers are unique only with the indexes
+                await self._create_indexes()
             return await work()
 
-        return await self._connection.call(what, checked)
+        return await self._connection.call(description, call_with_checks)
 
-    def _error(self, message: str) -> CatalogError:
+    def _build_error(self, message: str) -> CatalogError:
         return CatalogError(f"{self.url}: {message}", address=self.url)
 
-    # --- as a whole --------------------------------------------------------------------------------------------------
+    # --- the whole catalog -------------------------------------------------------------------------------------------
 
-    async def create(self, places: Sequence[Place]) -> Header:
-        """See :meth:`Catalog.create`."""
-        header = Header(uuid.uuid4().hex, SCHEMA, time.time(), check_places(places))
+    @override
+    async def create(self, places: Sequence[Place]) -> CatalogHeader:
+        header = CatalogHeader(uuid.uuid4().hex, SCHEMA_VERSION, time.time(), check_places(places))
 
-        async def create() -> Header:
-            await self._make_indexes()
+        async def create() -> CatalogHeader:
+            await self._create_indexes()
             if await self._connection.collection("videos", latest=True).find_one({}, {"_id": 1}) is not None:
-                found = await self._connection.collection("archive").find_one({"_id": "header"})
-                if found is None or found.get("archive") != header.archive:
+                document = await self._connection.collection("archive").find_one({"_id": "header"})
+                if document is None or document.get("archive") != header.archive_id:
                     raise CatalogExists(f"{self.url}: there is a catalog already", address=self.url)
             try:
-                await self._connection.collection("archive").insert_one(header_document(header))
+                await self._connection.collection("archive").insert_one(build_header_document(header))
             except pymongo.errors.DuplicateKeyError as error:
-                found = await self._connection.collection("archive", latest=True).find_one({"_id": "header"})
-                if found is None or found.get("archive") != header.archive:  # else it was made, the answer was lost
+                document = await self._connection.collection("archive", latest=True).find_one({"_id": "header"})
+                # The same archive: an earlier attempt created it, but the reply was lost.
+                if document is None or document.get("archive") != header.archive_id:
                     raise CatalogExists(f"{self.url}: there is a catalog already", address=self.url) from error
-            self._checked = True
+            self._schema_checked = True
             return header
 
-        return await self._connection.call("making the catalog", create)
+        return await self._connection.call("creating the catalog", create)
 
-    async def header(self) -> Header:
-        """See :meth:`Catalog.header`."""
+    @override
+    async def get_header(self) -> CatalogHeader:
         return await self._connection.call("reading the header", self._read_header)
 
-    async def _read_header(self) -> Header:
-        found = await self._connection.collection("archive").find_one({"_id": "header"})
-        if found is None:
+    async def _read_header(self) -> CatalogHeader:
+        document = await self._connection.collection("archive").find_one({"_id": "header"})
+        if document is None:
             raise CatalogNotFound(
-                f"{self.url}: there is no catalog: make one with Archive.create(), or correct database and archive=",
+                f"{self.url}: there is no catalog: create one with Archive.create(), or correct database and archive=",
                 address=self.url,
             )
-        schema = found.get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
+        version = document.get("schema")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
             raise CatalogTooNew(
-                f"{self.url}: the catalog has the form {schema}, and this version of streamloader knows {SCHEMA}: "
-                "install a newer one",
+                f"{self.url}: the catalog has schema version {version}, but this version of streamloader supports "
+                f"{SCHEMA_VERSION}: upgrade streamloader",
                 address=self.url,
             )
-        if schema != SCHEMA:
-            found = await self._bring_up(found)
-        self._checked = True
-        header = header_row(found)
-        self._places = {place.number for place in header.places}
+        if version != SCHEMA_VERSION:
+            document = await self._migrate(document)
+        self._schema_checked = True
+        header = parse_header(document)
+        self._known_places = {place.number for place in header.places}
         return header
 
-    async def _bring_up(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Bring an older form to this one's, step by step; several may do so at once."""
-        if found.get("schema") != 0:
-            raise self._error(f"the catalog has the form {found.get('schema')!r}, which never was")
-        # Form 0 did not keep how videos were made.
+    async def _migrate(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Migrate an older schema. Several processes can do this at the same time."""
+        if document.get("schema") != 0:
+            raise self._build_error(f"the catalog has schema version {document.get('schema')!r}, which does not exist")
+        # Schema version 0 did not store how videos were made.
         await self._connection.collection("videos").update_many(
             {"number": {"$gte": 0}, "origin": {"$exists": False}}, {"$set": {"origin": "{}"}}
         )
         archive = self._connection.collection("archive")
         await archive.update_one({"_id": "header", "schema": 0}, {"$set": {"schema": 1}})
-        return await archive.find_one({"_id": "header"}) or found
+        return await archive.find_one({"_id": "header"}) or document
 
-    async def _make_indexes(self) -> None:
+    async def _create_indexes(self) -> None:
         for name, indexes in INDEXES.items():
             collection = self._connection.collection(name)
             for keys, options in indexes:
                 await collection.create_index([(key, 1) for key in keys], **options)
-        self._indexed = True
+        self._indexes_created = True
 
-    async def set_places(self, places: Sequence[Place]) -> Header:
-        """See :meth:`Catalog.set_places`."""
-
-        async def change() -> Header:
+    @override
+    async def set_places(self, places: Sequence[Place]) -> CatalogHeader:
+        async def change() -> CatalogHeader:
             archive = self._connection.collection("archive", latest=True)
             while True:
-                found = await archive.find_one({"_id": "header"})
-                if found is None:
+                document = await archive.find_one({"_id": "header"})
+                if document is None:
                     return await self._read_header()
-                wanted = check_places(places, header_row(found).places)
-                changed = {"places": [place_document(place) for place in wanted], "changes": found["changes"] + 1}
-                condition = {"_id": "header", "changes": found["changes"]}
-                if (await archive.update_one(condition, {"$set": changed})).matched_count:
-                    return header_row(found | changed)
+                checked = check_places(places, parse_header(document).places)
+                changes = document["changes"]
+                update = {"places": [build_place_document(place) for place in checked], "changes": changes + 1}
+                condition = {"_id": "header", "changes": changes}
+                if (await archive.update_one(condition, {"$set": update})).matched_count:
+                    return parse_header(document | update)
 
         return await self._call("changing the places", change)
 
-    async def snapshot(self) -> Snapshot:
-        """See :meth:`Catalog.snapshot`."""
-        return await self.count()
+    @override
+    async def get_snapshot(self) -> Snapshot:
+        return await self.count_videos()
 
-    async def problems(self) -> list[str]:
-        """See :meth:`Catalog.problems`. It reads all rows; each video is one call with its own deadline."""
+    @override
+    async def find_problems(self) -> list[str]:
+        # Reads all rows. Each video is one call with its own deadline.
         header = await self._call("reading the header", self._read_header)
         return [line async for line in find_problems(self._connection, header)]
 
+    @override
     async def aclose(self) -> None:
-        """See :meth:`Catalog.aclose`. A client that was given stays open."""
+        # A client of the caller stays open.
         await self._connection.aclose()
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    async def locate(self, start: int, stop: int) -> list[Located]:
-        """See :meth:`Catalog.locate`."""
+    @override
+    async def locate_frames(self, start: int, stop: int) -> list[LocatedChunks]:
         if start >= stop:
             return []
-        return await self._call(f"looking up the frames [{start}, {stop})", lambda: self._reader.locate(start, stop))
+        return await self._call(
+            f"looking up the frames [{start}, {stop})", lambda: self._reader.locate_frames(start, stop)
+        )
 
-    async def chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:
-        """See :meth:`Catalog.chunks`."""
-        return await self._call("looking up chunks", lambda: self._reader.chunks(content, start, stop))
+    @override
+    async def get_chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:
+        return await self._call("looking up chunks", lambda: self._reader.get_chunks(content, start, stop))
 
-    async def indexes(self, content: str, numbers: Sequence[int]) -> list[bytes]:
-        """See :meth:`Catalog.indexes`."""
-        return await self._call("reading frame indexes", lambda: self._reader.indexes(content, numbers))
+    @override
+    async def get_indexes(self, content: str, numbers: Sequence[int]) -> list[bytes]:
+        return await self._call("reading frame indexes", lambda: self._reader.get_indexes(content, numbers))
 
-    async def codings(self, keys: Sequence[str]) -> list[Mapping[str, Any]]:
-        """See :meth:`Catalog.codings`."""
-        return await self._call("reading codings", lambda: self._reader.codings(keys))
+    @override
+    async def get_codings(self, keys: Sequence[str]) -> list[Mapping[str, Any]]:
+        return await self._call("reading codings", lambda: self._reader.get_codings(keys))
 
-    async def video(self, number: int) -> VideoRow | None:
-        """See :meth:`Catalog.video`."""
-        return await self._one({"number": number})
+    @override
+    async def get_video(self, number: int) -> VideoRow | None:
+        return await self._find_video({"number": number})
 
-    async def named(self, name: str) -> VideoRow | None:
-        """See :meth:`Catalog.named`."""
-        return await self._one({"name": name})
+    @override
+    async def get_video_by_name(self, name: str) -> VideoRow | None:
+        return await self._find_video({"name": name})
 
-    async def containing(self, content: str) -> VideoRow | None:
-        """See :meth:`Catalog.containing`."""
-        return await self._one({"_id": content, "number": {"$gte": 0}})
+    @override
+    async def get_video_by_content(self, content: str) -> VideoRow | None:
+        return await self._find_video({"_id": content, "number": {"$gte": 0}})
 
-    async def video_at(self, nanoseconds: int) -> VideoRow | None:
-        """See :meth:`Catalog.video_at`."""
-        return await self._one({"nanoseconds": {"$lte": nanoseconds}}, ("nanoseconds", "number"))
+    @override
+    async def get_video_at(self, time_ns: int) -> VideoRow | None:
+        return await self._find_video({"nanoseconds": {"$lte": time_ns}}, ("nanoseconds", "number"))
 
-    async def _one(self, condition: Mapping[str, Any], last_by: Sequence[str] = ()) -> VideoRow | None:
-        return await self._call("looking up a video", lambda: self._reader.one(condition, last_by))
+    async def _find_video(self, condition: Mapping[str, Any], last_by: Sequence[str] = ()) -> VideoRow | None:
+        return await self._call("looking up a video", lambda: self._reader.find_video(condition, last_by))
 
-    async def find(
+    @override
+    async def find_videos(
         self, where: Mapping[str, Any] | None = None, *, start: int = 0, stop: int | None = None
     ) -> AsyncGenerator[VideoRow, None]:
-        """See :meth:`Catalog.find`. Each page of videos is one call with its own deadline."""
-        asked = Where(where)
+        # Each page is one call with its own deadline.
+        query = MetadataQuery(where)
         reader = self._reader
         last: int | None = max(start, 0) - 1
         while last is not None:
             after = last
-            page, last = await self._call("looking for videos", lambda: reader.page(asked, after, stop))  # noqa: B023
+            page, last = await self._call("finding videos", lambda: reader.find_page(query, after, stop))  # noqa: B023
             for video in page:
                 yield video
 
-    async def count(self, where: Mapping[str, Any] | None = None, *, stop: int | None = None) -> Snapshot:
-        """See :meth:`Catalog.count`."""
-        if not Where(where):
-            return await self._call("counting", lambda: self._reader.snapshot(stop))
-        videos = frames = chunks = nanoseconds = 0
-        async for video in self.find(where, stop=stop):
+    @override
+    async def count_videos(self, where: Mapping[str, Any] | None = None, *, stop: int | None = None) -> Snapshot:
+        if not MetadataQuery(where):
+            return await self._call("counting", lambda: self._reader.get_snapshot(stop))
+        videos = frames = chunks = duration_ns = 0
+        async for video in self.find_videos(where, stop=stop):
             videos += 1
             frames += video.frames
             chunks += video.chunks
-            nanoseconds += video.duration
-        return Snapshot(videos, frames, chunks, nanoseconds)
+            duration_ns += video.duration_ns
+        return Snapshot(videos, frames, chunks, duration_ns)
 
-    async def paths(self, place: int) -> AsyncGenerator[tuple[str, str], None]:
-        """See :meth:`Catalog.paths`. Each page is one call with its own deadline."""
+    @override
+    async def list_chunk_paths(self, place: int) -> AsyncGenerator[tuple[str, str], None]:
+        # Each page is one call with its own deadline.
         reader = self._reader
         last: str | None = ""
         while last is not None:
             after = last
-            page, last = await self._call("listing chunks", lambda: reader.paths(place, after))  # noqa: B023
-            for found in page:
-                yield found
+            page, last = await self._call("listing chunks", lambda: reader.list_paths_page(place, after))  # noqa: B023
+            for content_and_path in page:
+                yield content_and_path
 
     # --- adding ------------------------------------------------------------------------------------------------------
 
-    async def begin(self, job: Job) -> VideoRow | None:
-        """See :meth:`Catalog.begin`."""
+    @override
+    async def begin_job(self, job: IngestJob) -> VideoRow | None:
         check_job(job)
-        return await self._call("beginning a job", lambda: writes.begin(self._connection, job), adds=True)
+        return await self._call("starting a job", lambda: writes.begin_job(self._connection, job), writes_rows=True)
 
-    async def beat(self, content: str, now: float) -> None:
-        """See :meth:`Catalog.beat`."""
-
-        async def beat() -> None:
+    @override
+    async def record_heartbeat(self, content: str, now: float) -> None:
+        async def update() -> None:
             videos = self._connection.collection("videos", latest=True)
-            await videos.update_one({"_id": content, "open": True}, {"$set": {"work.beat": now}})
+            await videos.update_one({"_id": content, "open": True}, {"$set": {f"work.{HEARTBEAT}": now}})
 
-        await self._call("working on a job", beat)
+        await self._call("recording the heartbeat of a job", update)
 
-    async def stage(self, chunks: Sequence[StagedChunk]) -> None:
-        """See :meth:`Catalog.stage`."""
+    @override
+    async def stage_chunks(self, chunks: Sequence[StagedChunk]) -> None:
         if not chunks:
             return
         if len({chunk.row.content for chunk in chunks}) > 1:
-            raise self._error("chunks of several jobs cannot be staged at once: they are kept all or none")
+            raise self._build_error("chunks of several jobs cannot be staged together: all or none are stored")
         for chunk in chunks:
             check_chunk(chunk)
         chunks = list({chunk.row.number: chunk for chunk in chunks}.values())
-        name = writes.new_token()
-        codings = {chunk.row.coding: chunk.coding for chunk in chunks if chunk.row.coding not in self._codings}
+        stage = writes.make_token()
+        new_codings = {
+            chunk.row.coding: chunk.coding for chunk in chunks if chunk.row.coding not in self._known_codings
+        }
 
-        async def stage() -> None:
-            for place in {chunk.row.place for chunk in chunks} - self._places:
-                await self._read_header()  # perhaps somebody has just added it
-                if place not in self._places:
-                    raise self._error(f"there is no place {place}: add it with set_places() first")
-            if codings:
-                await writes.put_codings(self._connection, codings)
-            await writes.stage(self._connection, chunks, name)
+        async def store() -> None:
+            for place in {chunk.row.place for chunk in chunks} - self._known_places:
+                await self._read_header()  # another process may have added the place
+                if place not in self._known_places:
+                    raise self._build_error(f"there is no place {place}: add it with set_places() first")
+            if new_codings:
+                await writes.store_codings(self._connection, new_codings)
+            await writes.stage_chunks(self._connection, chunks, stage)
 
-        await self._call("keeping chunks", stage, adds=True)
-        self._codings.update(codings)
+        await self._call("staging chunks", store, writes_rows=True)
+        self._known_codings.update(new_codings)
 
-    async def staged(self, content: str) -> list[ChunkRow]:
-        """See :meth:`Catalog.staged`."""
-
-        async def staged() -> list[ChunkRow]:
+    @override
+    async def get_staged_chunks(self, content: str) -> list[ChunkRow]:
+        async def read() -> list[ChunkRow]:
             videos = self._connection.collection("videos", latest=True)
-            found = await videos.find_one({"_id": content, "open": True})
-            return [] if found is None else [row for _, row in await writes.staged(self._connection, found)]
+            job = await videos.find_one({"_id": content, "open": True})
+            return [] if job is None else [row for _, row in await writes.get_counted_chunks(self._connection, job)]
 
-        return await self._call("looking up chunks of a job", staged)
+        return await self._call("looking up chunks of a job", read)
 
-    async def commit(self, video: VideoRow) -> VideoRow:
-        """See :meth:`Catalog.commit`."""
+    @override
+    async def commit_video(self, video: VideoRow) -> VideoRow:
         check_video(video)
 
         async def commit() -> VideoRow:
-            while (added := await writes.try_to_commit(self._connection, video)) is None:
-                pass  # it waits a moment itself, and the deadline is the caller's
-            return added
+            while (committed := await writes.try_to_commit(self._connection, video)) is None:
+                pass  # try_to_commit() sleeps between attempts, and the call has a deadline
+            return committed
 
-        return await self._call(f"committing {video.name!r}", commit, adds=True)
+        return await self._call(f"committing {video.name!r}", commit, writes_rows=True)
 
-    async def abandon(self, content: str) -> None:
-        """See :meth:`Catalog.abandon`."""
-        await self._call("abandoning a job", lambda: writes.abandon(self._connection, content))
+    @override
+    async def abandon_job(self, content: str) -> None:
+        await self._call("abandoning a job", lambda: writes.abandon_job(self._connection, content))
 
-    async def jobs(self) -> list[Job]:
-        """See :meth:`Catalog.jobs`."""
-        return await self._call("looking up jobs", lambda: writes.jobs(self._connection))
+    @override
+    async def list_jobs(self) -> list[IngestJob]:
+        return await self._call("looking up jobs", lambda: writes.list_jobs(self._connection))

@@ -1,152 +1,240 @@
-"""Rows of catalogs as documents of MongoDB, and back.
+"""Conversion between catalog rows and MongoDB documents.
 
-Collections of the archive NAME, with what their documents have (docs/archive.md tells the same to other readers):
+The collections of the archive NAME and their documents (docs/archive.md documents them for other readers):
 
 - ``NAME_archive``: one document, ``_id`` ``"header"``.
-- ``NAME_videos``: a document for each content, which is its ``_id``: a job that becomes a video. As long as it is a job
-  it has ``open``, ``work`` (name, source, begun, beat), ``stages`` (what was staged, in order) and ``rev``, which is
-  another one after every change. A video has ``number``, ``name``, ``start``, ``stop`` and the rest of its row.
-- ``NAME_parts``: the chunks, with their frame indexes. ``_id`` is ``life:number:stage``, where ``life`` is that of
-  their document in ``NAME_videos``; a chunk belongs to a video if its ``of`` contains the ``rev`` of the video. ``at``
-  is the number of its place, ":" and its ``_id``.
-- ``NAME_codings``: ``_id`` is the key, ``json`` the coding.
+- ``NAME_videos``: one document per content, whose identifier is the ``_id``. The document is first a job and then a
+  video. A job has ``open``, ``work`` (name, source, start time, heartbeat), ``stages`` (names of the stage calls, in
+  order) and a revision, which changes with every stage call. A video has ``number``, ``name``, ``start``, ``stop`` and
+  the other fields of its row. Every new job gets a new incarnation, also for the same content.
+- ``NAME_parts``: the chunks with their frame indexes. The ``_id`` is ``incarnation:number:stage``, with the incarnation
+  of the document in ``NAME_videos``. A chunk belongs to a video if the chunk's revisions contain the video's revision.
+- ``NAME_codings``: the ``_id`` is the key, ``json`` the codec parameters.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from fractions import Fraction
 from typing import Any, Final
 
-from streamloader.archive.catalog.base import ChunkRow, Header, Job, Place, StagedChunk, VideoRow
-from streamloader.archive.catalog.mongo.filters import has_lists
+from streamloader.archive.catalog.base import CatalogHeader, ChunkRow, IngestJob, Place, StagedChunk, VideoRow
+from streamloader.archive.catalog.mongo.filters import contains_list
 from streamloader.archive.catalog.validation import canonical_json, check_metadata
 from streamloader.errors import CatalogError
 
 __all__ = [
+    "CLEANUP",
+    "HEARTBEAT",
+    "INCARNATION",
     "INDEXES",
+    "PLACE_KEY",
+    "REVISION",
+    "REVISIONS",
+    "STARTED",
     "WITHOUT_INDEX",
-    "chunk_row",
-    "header_document",
-    "header_row",
-    "job_row",
-    "key_range",
-    "part_document",
-    "place_document",
-    "video_fields",
-    "video_row",
+    "build_header_document",
+    "build_key_range",
+    "build_part_document",
+    "build_place_document",
+    "build_video_fields",
+    "build_work_fields",
+    "parse_chunk",
+    "parse_header",
+    "parse_job",
+    "parse_video",
 ]
+
+# Stored names of fields. They never change, so that older catalogs can be opened.
+INCARNATION: Final = "life"  # of a job or video: a random token
+REVISION: Final = "rev"  # of a job or video: a random token
+REVISIONS: Final = "of"  # of a chunk: revisions of the jobs that commit it
+CLEANUP: Final = "todo"  # of a job or video: "drop" (delete the job) or "sweep" (delete chunks outside the revision)
+PLACE_KEY: Final = "at"  # of a chunk: "place:_id"
+STARTED: Final = "begun"  # of a job's work
+HEARTBEAT: Final = "beat"  # of a job's work
+
+# Attributes of the rows, and their stored names.
+_CHUNK_FIELDS: Final[Mapping[str, str]] = {
+    "content": "content",
+    "number": "number",
+    "first_frame": "first",
+    "frames": "frames",
+    "first_pts": "first_pts",
+    "place": "place",
+    "path": "path",
+    "bytes": "bytes",
+    "digest": "digest",
+    "coding": "coding",
+    "note": "note",
+}
+_VIDEO_FIELDS: Final[Mapping[str, str]] = {
+    "name": "name",
+    "frames": "frames",
+    "chunks": "chunks",
+    "height": "height",
+    "width": "width",
+    "orientation": "turn",
+    "time_base": "time_base",
+    "first_pts": "first_pts",
+    "end": "end",
+    "mode": "mode",
+    "chunk_frames": "chunk_frames",
+    "source": "source",
+    "bytes_in": "bytes_in",
+    "bytes_out": "bytes_out",
+    "metadata": "metadata",
+    "origin": "origin",
+    "added": "added",
+    "number": "number",
+    "start": "start",
+    "start_ns": "nanoseconds",
+}
 
 INDEXES: Final[dict[str, tuple[tuple[tuple[str, ...], dict[str, bool]], ...]]] = {
     "videos": (
-        (("number",), {"unique": True, "sparse": True}),  # it makes commits follow one another
+        (("number",), {"unique": True, "sparse": True}),  # serializes the commits
         (("name",), {"unique": True, "sparse": True}),
         (("stop",), {"sparse": True}),
         (("nanoseconds", "number"), {"sparse": True}),
         (("open",), {"sparse": True}),
-        (("todo",), {"sparse": True}),
+        ((CLEANUP,), {"sparse": True}),
     ),
-    "parts": ((("of", "first"), {}), (("at",), {})),
+    "parts": (((REVISIONS, "first"), {}), ((PLACE_KEY,), {})),
 }
-_MOST_BYTES: Final = 15 << 20  # of one frame index: a document may have 16 MiB
+_MAX_INDEX_BYTES: Final = 15 << 20  # a document may have 16 MiB
 WITHOUT_INDEX: Final = {"index": 0}  # a projection
 
-_CHUNK: Final = tuple(item.name for item in fields(ChunkRow))
-_VIDEO: Final = tuple(item.name for item in fields(VideoRow) if item.name != "content")
 
-
-def header_document(header: Header) -> dict[str, Any]:
+def build_header_document(header: CatalogHeader) -> dict[str, Any]:
     """Return the document of a header."""
     return {
         "_id": "header",
-        "archive": header.archive,
-        "schema": header.schema,
+        "archive": header.archive_id,
+        "schema": header.schema_version,
         "created": header.created,
         "changes": 0,
-        "places": [place_document(place) for place in header.places],
+        "places": [build_place_document(place) for place in header.places],
     }
 
 
-def place_document(place: Place) -> dict[str, Any]:
+def build_place_document(place: Place) -> dict[str, Any]:
     """Return the document of a place."""
     return {"number": place.number, "url": place.url, "weight": float(place.weight)}
 
 
-def header_row(document: Mapping[str, Any]) -> Header:
-    """Return the header in a document."""
+def parse_header(document: Mapping[str, Any]) -> CatalogHeader:
+    """Return the header in a document.
+
+    Raises:
+        CatalogError: If a field is missing or malformed.
+    """
     try:
-        places = tuple(Place(int(one["number"]), str(one["url"]), float(one["weight"])) for one in document["places"])
-        return Header(str(document["archive"]), int(document["schema"]), float(document["created"]), places)
+        places = tuple(
+            Place(int(place["number"]), str(place["url"]), float(place["weight"])) for place in document["places"]
+        )
+        return CatalogHeader(str(document["archive"]), int(document["schema"]), float(document["created"]), places)
     except (KeyError, TypeError, ValueError) as error:
-        raise CatalogError(f"the catalog's header does not say what it should: {error!r}") from error
+        raise CatalogError(f"the catalog's header is malformed: {error!r}") from error
 
 
-def video_fields(video: VideoRow) -> dict[str, Any]:
-    """Return what the document of a video has of its row."""
-    told: dict[str, Any] = {name: getattr(video, name) for name in _VIDEO}
-    return told | {
+def build_video_fields(video: VideoRow) -> dict[str, Any]:
+    """Return the fields of a video's row for its document."""
+    document: dict[str, Any] = {stored: getattr(video, name) for name, stored in _VIDEO_FIELDS.items()}
+    return document | {
         "metadata": json.loads(check_metadata(video.metadata)),
-        "lists": has_lists(video.metadata),
-        "origin": canonical_json(video.origin),  # as text: it may have names that MongoDB does not take
-        "turn": [bool(turned) for turned in video.turn],
+        "lists": contains_list(video.metadata),
+        "origin": canonical_json(video.origin),  # as text: its names may contain characters that MongoDB refuses
+        "turn": [bool(flag) for flag in video.orientation],
         "time_base": [video.time_base.numerator, video.time_base.denominator],
         "stop": video.start + video.frames,
     }
 
 
-def video_row(document: Mapping[str, Any]) -> VideoRow:
-    """Return the video in a document."""
+def parse_video(document: Mapping[str, Any]) -> VideoRow:
+    """Return the video in a document.
+
+    Raises:
+        CatalogError: If a field is missing or malformed.
+    """
     try:
-        told = {name: document[name] for name in _VIDEO}
-        flip, rows, columns = (bool(turned) for turned in told["turn"])
-        told |= {"turn": (flip, rows, columns), "time_base": Fraction(*told["time_base"])}
-        told["origin"] = json.loads(told["origin"])
-        return VideoRow(content=document["_id"], **told)
+        values = {name: document[stored] for name, stored in _VIDEO_FIELDS.items()}
+        transpose, rows, columns = (bool(flag) for flag in values["orientation"])
+        values |= {"orientation": (transpose, rows, columns), "time_base": Fraction(*values["time_base"])}
+        values["origin"] = json.loads(values["origin"])
+        return VideoRow(content=document["_id"], **values)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CatalogError(
-            f"the catalog's document of the video {document.get('_id')!r} does not say what it should: {error!r}"
+            f"the catalog's document of the video {document.get('_id')!r} is malformed: {error!r}"
         ) from error
 
 
-def part_document(chunk: StagedChunk, life: str, stage: str) -> dict[str, Any]:
-    """Return the document of a chunk that is staged."""
+def build_part_document(chunk: StagedChunk, incarnation: str, stage: str) -> dict[str, Any]:
+    """Return the document of a staged chunk.
+
+    Args:
+        chunk: Staged chunk.
+        incarnation: Incarnation of its job.
+        stage: Name of the stage call.
+
+    Raises:
+        CatalogError: If the frame index is larger than MongoDB can store.
+    """
     row = chunk.row
-    if len(chunk.index) > _MOST_BYTES:
+    if len(chunk.index) > _MAX_INDEX_BYTES:
         raise CatalogError(
-            f"the frame index of chunk {row.number} of {row.content} has {len(chunk.index):,} bytes, and MongoDB keeps "
-            f"{_MOST_BYTES:,}: cut the video into smaller chunks (chunk_frames=)"
+            f"the frame index of chunk {row.number} of {row.content} has {len(chunk.index):,} bytes, but MongoDB can "
+            f"store {_MAX_INDEX_BYTES:,}: cut the video into smaller chunks (chunk_frames=)"
         )
-    told = {name: getattr(row, name) for name in _CHUNK}
-    key = f"{life}:{row.number:08d}:{stage}"
-    own = {"_id": key, "at": f"{row.place}:{key}", "stage": stage, "of": [], "stop": row.first + row.frames}
-    return told | own | {"index": chunk.index}
+    document = {stored: getattr(row, name) for name, stored in _CHUNK_FIELDS.items()}
+    key = f"{incarnation}:{row.number:08d}:{stage}"
+    return document | {
+        "_id": key,
+        PLACE_KEY: f"{row.place}:{key}",
+        "stage": stage,
+        REVISIONS: [],
+        "stop": row.first_frame + row.frames,
+        "index": chunk.index,
+    }
 
 
-def chunk_row(document: Mapping[str, Any]) -> ChunkRow:
-    """Return the chunk in a document."""
+def parse_chunk(document: Mapping[str, Any]) -> ChunkRow:
+    """Return the chunk in a document.
+
+    Raises:
+        CatalogError: If a field is missing.
+    """
     try:
-        return ChunkRow(**{name: document[name] for name in _CHUNK})
+        return ChunkRow(**{name: document[stored] for name, stored in _CHUNK_FIELDS.items()})
     except KeyError as error:
         raise CatalogError(
-            f"the catalog's document of the chunk {document.get('_id')!r} does not say {error}"
+            f"the catalog's document of the chunk {document.get('_id')!r} has no field {error}"
         ) from error
 
 
-def key_range(life: str, start: int = 0, stop: int | None = None) -> dict[str, Any]:
-    """Return the condition that a part belongs to a job, and is numbered [start, stop)."""
-    low = f"{life}:{start:08d}" if start else f"{life}:"
-    high = f"{life};" if stop is None else f"{life}:{stop:08d}"  # ";" comes after ":"
+def build_key_range(incarnation: str, start: int = 0, stop: int | None = None) -> dict[str, Any]:
+    """Return the condition for the parts of a job or video that are numbered [start, stop)."""
+    low = f"{incarnation}:{start:08d}" if start else f"{incarnation}:"
+    high = f"{incarnation};" if stop is None else f"{incarnation}:{stop:08d}"  # ";" sorts right after ":"
     return {"_id": {"$gte": low, "$lt": high}}
 
 
-def job_row(document: Mapping[str, Any]) -> Job:
-    """Return the job in a document."""
+def build_work_fields(job: IngestJob) -> dict[str, Any]:
+    """Return the fields of a job that a resumed job replaces."""
+    return {"name": job.name, "source": job.source, HEARTBEAT: job.heartbeat}
+
+
+def parse_job(document: Mapping[str, Any]) -> IngestJob:
+    """Return the job in a document.
+
+    Raises:
+        CatalogError: If a field is missing or malformed.
+    """
     try:
         work = document["work"]
-        return Job(document["_id"], work["name"], work["source"], float(work["begun"]), float(work["beat"]))
+        return IngestJob(document["_id"], work["name"], work["source"], float(work[STARTED]), float(work[HEARTBEAT]))
     except (KeyError, TypeError, ValueError) as error:
         raise CatalogError(
-            f"the catalog's document of the job {document.get('_id')!r} does not say what it should: {error!r}"
+            f"the catalog's document of the job {document.get('_id')!r} is malformed: {error!r}"
         ) from error

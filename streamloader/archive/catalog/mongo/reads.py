@@ -1,4 +1,4 @@
-"""What is looked up in a catalog of MongoDB, in few questions that its indexes answer."""
+"""Reads of a MongoDB catalog. Each needs few queries, which the database's indexes answer."""
 
 from __future__ import annotations
 
@@ -7,223 +7,244 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from streamloader.archive.catalog.base import ChunkRow, Located, Snapshot, VideoRow
-from streamloader.archive.catalog.mongo.connection import Connection
-from streamloader.archive.catalog.mongo.documents import WITHOUT_INDEX, chunk_row, key_range, video_row
-from streamloader.archive.catalog.mongo.filters import server_filter
-from streamloader.archive.catalog.mongo.writes import last_video, staged
-from streamloader.archive.catalog.query import Where
+from streamloader.archive.catalog.base import ChunkRow, LocatedChunks, Snapshot, VideoRow
+from streamloader.archive.catalog.mongo.connection import MongoConnection
+from streamloader.archive.catalog.mongo.documents import (
+    INCARNATION,
+    PLACE_KEY,
+    REVISION,
+    REVISIONS,
+    WITHOUT_INDEX,
+    build_key_range,
+    parse_chunk,
+    parse_video,
+)
+from streamloader.archive.catalog.mongo.filters import build_server_filter
+from streamloader.archive.catalog.mongo.writes import find_last_video, get_counted_chunks
+from streamloader.archive.catalog.query import MetadataQuery
 from streamloader.errors import CatalogError
 
-__all__ = ["Reader"]
+__all__ = ["MongoReader"]
 
-_PAGE: Final = 500  # documents of one answer
-_FEW: Final = 2  # videos that a range of frames is expected to touch
-_AT_ONCE: Final = 32  # videos whose chunks are asked for in one go
-_KNOWN: Final = 4096  # videos of which it is remembered where their chunks are
+_PAGE_DOCUMENTS: Final = 500
+_FIRST_PAGE_VIDEOS: Final = 2  # a range of frames usually lies in one or two videos
+_BATCH_VIDEOS: Final = 32  # videos whose chunks are read by one query
+_MAX_CACHED_VIDEOS: Final = 4096
 
 
-class Reader:
-    """Looks things up; whoever calls it sets the deadline.
+class MongoReader:
+    """Reads rows. The caller enforces the deadline.
 
     Args:
-        connection: to the catalog.
+        connection: Connection of the catalog.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: MongoConnection) -> None:
         self._connection = connection
-        self._known: OrderedDict[str, tuple[str, str]] = OrderedDict()  # content -> life and rev, which stay
+        # Incarnation and revision of videos by content. They never change.
+        self._chunk_keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
 
     # --- frames ------------------------------------------------------------------------------------------------------
 
-    async def locate(self, start: int, stop: int) -> list[Located]:
-        """See :meth:`Catalog.locate`."""
-        documents = await self._videos_with(start, stop)
+    async def locate_frames(self, start: int, stop: int) -> list[LocatedChunks]:
+        """Return the chunks that hold a range of frames, see :meth:`Catalog.locate_frames`."""
+        documents = await self._find_videos_with_frames(start, stop)
         if not documents or documents[-1]["stop"] < stop or start < 0:
-            raise self._error(f"there are no frames [{start}, {stop}) in the archive", offset=start)
-        found: list[Located] = []
-        for first in range(0, len(documents), _AT_ONCE):
-            found += await self._with_chunks(documents[first : first + _AT_ONCE], start, stop)
-        return found
+            raise self._build_error(f"there are no frames [{start}, {stop}) in the archive", offset=start)
+        located: list[LocatedChunks] = []
+        for first in range(0, len(documents), _BATCH_VIDEOS):
+            located += await self._locate_in_videos(documents[first : first + _BATCH_VIDEOS], start, stop)
+        return located
 
-    async def _videos_with(self, start: int, stop: int) -> list[Any]:
+    async def _find_videos_with_frames(self, start: int, stop: int) -> list[Any]:
         videos = self._connection.collection("videos")
-        found: list[Any] = []
-        after, most = start, _FEW
-        while not found or found[-1]["stop"] < stop:
-            more = await videos.find({"stop": {"$gt": after}}).sort("stop", 1).limit(most).to_list(most)
-            if not more:
+        documents: list[Any] = []
+        after, limit = start, _FIRST_PAGE_VIDEOS
+        while not documents or documents[-1]["stop"] < stop:
+            page = await videos.find({"stop": {"$gt": after}}).sort("stop", 1).limit(limit).to_list(limit)
+            if not page:
                 break
-            found += more
-            after, most = more[-1]["stop"], _PAGE
-        return [document for document in found if document["start"] < stop]
+            documents += page
+            after, limit = page[-1]["stop"], _PAGE_DOCUMENTS
+        return [document for document in documents if document["start"] < stop]
 
-    async def _with_chunks(self, documents: Sequence[Any], start: int, stop: int) -> list[Located]:
-        """Return these videos with those of their chunks that have frames of [start, stop)."""
+    async def _locate_in_videos(self, documents: Sequence[Any], start: int, stop: int) -> list[LocatedChunks]:
+        """Return these videos with their chunks that hold frames of [start, stop)."""
         parts = self._connection.collection("parts")
-        asked: list[dict[str, Any]] = []
-        whole: list[str] = []
+        conditions: list[dict[str, Any]] = []
+        whole_videos: list[str] = []
         for document in documents:
-            self._learn(document)
-            begin, end = start - document["start"], stop - document["start"]
-            if begin <= 0 and end >= document["frames"]:
-                whole.append(document["rev"])
-            else:  # no chunk is longer than the longest: so few have to be looked at
-                first = {"$gt": begin - document["longest"], "$lt": end}
-                asked.append({"of": document["rev"], "first": first, "stop": {"$gt": begin}})
-        if whole:
-            asked.append({"of": {"$in": whole}})
+            self._cache_chunk_key(document)
+            low, high = start - document["start"], stop - document["start"]
+            if low <= 0 and high >= document["frames"]:
+                whole_videos.append(document[REVISION])
+            else:  # the length of the longest chunk limits how many chunks the server has to scan
+                first = {"$gt": low - document["longest"], "$lt": high}
+                conditions.append({REVISIONS: document[REVISION], "first": first, "stop": {"$gt": low}})
+        if whole_videos:
+            conditions.append({REVISIONS: {"$in": whole_videos}})
         rows: dict[str, list[ChunkRow]] = {document["_id"]: [] for document in documents}
-        for condition in asked:
+        for condition in conditions:
             async for part in parts.find(condition, WITHOUT_INDEX):
-                rows[part["content"]].append(chunk_row(part))
-        return [self._located(video_row(document), rows[document["_id"]], start, stop) for document in documents]
+                rows[part["content"]].append(parse_chunk(part))
+        return [
+            self._check_located(parse_video(document), rows[document["_id"]], start, stop) for document in documents
+        ]
 
-    def _located(self, video: VideoRow, rows: list[ChunkRow], start: int, stop: int) -> Located:
-        begin, end = max(start - video.start, 0), min(stop - video.start, video.frames)
-        rows.sort(key=lambda row: row.first)
-        reached = begin
+    def _check_located(self, video: VideoRow, rows: list[ChunkRow], start: int, stop: int) -> LocatedChunks:
+        """Sort the chunks, and check that they cover the requested frames of the video."""
+        covered, end = max(start - video.start, 0), min(stop - video.start, video.frames)
+        rows.sort(key=lambda row: row.first_frame)
         for row in rows:
-            if row.first > reached or (row.first != reached and row is not rows[0]):
+            if row.first_frame > covered or (row.first_frame != covered and row is not rows[0]):
                 break
-            reached = row.first + row.frames
-        if reached < end:
-            raise self._error(
-                f"the catalog has no chunk for frame {reached} of the video {video.name!r}",
+            covered = row.first_frame + row.frames
+        if covered < end:
+            raise self._build_error(
+                f"the catalog has no chunk for frame {covered} of the video {video.name!r}",
                 stream=video.name,
-                offset=reached,
+                offset=covered,
             )
-        return Located(video, tuple(rows))
+        return LocatedChunks(video, tuple(rows))
 
     # --- chunks ------------------------------------------------------------------------------------------------------
 
-    async def chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:
-        """See :meth:`Catalog.chunks`."""
-        condition = await self._condition(content, max(start, 0), stop)
+    async def get_chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:
+        """Return chunks of a video, see :meth:`Catalog.get_chunks`."""
+        condition = await self._get_chunk_condition(content, max(start, 0), stop)
         if condition is None or stop <= start:
             return []
-        found = self._connection.collection("parts").find(condition, WITHOUT_INDEX).sort("_id", 1)
-        return [chunk_row(part) async for part in found]
+        cursor = self._connection.collection("parts").find(condition, WITHOUT_INDEX).sort("_id", 1)
+        return [parse_chunk(part) async for part in cursor]
 
-    async def indexes(self, content: str, numbers: Sequence[int]) -> list[bytes]:
-        """See :meth:`Catalog.indexes`."""
-        found: dict[int, bytes] = {}
+    async def get_indexes(self, content: str, numbers: Sequence[int]) -> list[bytes]:
+        """Return encoded frame indexes, see :meth:`Catalog.get_indexes`."""
+        indexes: dict[int, bytes] = {}
         parts = self._connection.collection("parts")
-        for start, stop in _runs(numbers):
-            condition = await self._condition(content, start, stop)
+        for start, stop in _group_ranges(numbers):
+            condition = await self._get_chunk_condition(content, start, stop)
             if condition is not None:
                 async for part in parts.find(condition, {"number": 1, "index": 1}):
-                    found[part["number"]] = bytes(part["index"])
+                    indexes[part["number"]] = bytes(part["index"])
         for number in numbers:
-            if number not in found:
-                raise self._error(f"there is no frame index of chunk {number} of {content}", offset=number)
-        return [found[number] for number in numbers]
+            if number not in indexes:
+                raise self._build_error(f"there is no frame index of chunk {number} of {content}", offset=number)
+        return [indexes[number] for number in numbers]
 
-    async def codings(self, keys: Sequence[str]) -> list[Mapping[str, Any]]:
-        """See :meth:`Catalog.codings`."""
-        found: dict[str, Mapping[str, Any]] = {}
+    async def get_codings(self, keys: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Return codec parameters, see :meth:`Catalog.get_codings`."""
+        codings: dict[str, Mapping[str, Any]] = {}
         async for document in self._connection.collection("codings").find({"_id": {"$in": list(set(keys))}}):
             try:
-                found[document["_id"]] = json.loads(document["json"])
+                codings[document["_id"]] = json.loads(document["json"])
             except (KeyError, TypeError, ValueError) as error:
-                raise self._error(f"the coding {document['_id']!r} does not say what it should: {error!r}") from error
+                raise self._build_error(f"the coding {document['_id']!r} is malformed: {error!r}") from error
         for key in keys:
-            if key not in found:
-                raise self._error(f"there is no coding {key!r}")
-        return [found[key] for key in keys]
+            if key not in codings:
+                raise self._build_error(f"there is no coding {key!r}")
+        return [codings[key] for key in keys]
 
-    async def _condition(self, content: str, start: int, stop: int) -> dict[str, Any] | None:
-        """Return the condition for chunks of a video that are numbered [start, stop); None if there is no video."""
-        known = self._known.get(content)
-        if known is None:
+    async def _get_chunk_condition(self, content: str, start: int, stop: int) -> dict[str, Any] | None:
+        """Return the condition for the chunks of a video numbered [start, stop), or None if there is no video."""
+        chunk_key = self._chunk_keys.get(content)
+        if chunk_key is None:
             condition = {"_id": content, "number": {"$gte": 0}}
-            document = await self._connection.collection("videos").find_one(condition, {"life": 1, "rev": 1})
+            projection = {INCARNATION: 1, REVISION: 1}
+            document = await self._connection.collection("videos").find_one(condition, projection)
             if document is None:
                 return None
-            known = self._learn(document)
-        life, rev = known
-        return key_range(life, start, stop) | {"of": rev}
+            chunk_key = self._cache_chunk_key(document)
+        incarnation, revision = chunk_key
+        return build_key_range(incarnation, start, stop) | {REVISIONS: revision}
 
-    def _learn(self, document: Mapping[str, Any]) -> tuple[str, str]:
-        known = self._known[document["_id"]] = str(document["life"]), str(document["rev"])
-        self._known.move_to_end(document["_id"])
-        if len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
-        return known
+    def _cache_chunk_key(self, document: Mapping[str, Any]) -> tuple[str, str]:
+        chunk_key = self._chunk_keys[document["_id"]] = str(document[INCARNATION]), str(document[REVISION])
+        self._chunk_keys.move_to_end(document["_id"])
+        if len(self._chunk_keys) > _MAX_CACHED_VIDEOS:
+            self._chunk_keys.popitem(last=False)
+        return chunk_key
 
     # --- videos ------------------------------------------------------------------------------------------------------
 
-    async def one(self, condition: Mapping[str, Any], last_by: Sequence[str] = ()) -> VideoRow | None:
-        """Return the video that fulfils a condition, the last one by these keys; None if there is none."""
-        found = self._connection.collection("videos").find(condition)
+    async def find_video(self, condition: Mapping[str, Any], last_by: Sequence[str] = ()) -> VideoRow | None:
+        """Return a video that fulfils a condition, or None. `last_by` are fields whose largest values are wanted."""
+        cursor = self._connection.collection("videos").find(condition)
         if last_by:
-            found = found.sort([(key, -1) for key in last_by])
-        documents = await found.limit(1).to_list(1)
-        return video_row(documents[0]) if documents else None
+            cursor = cursor.sort([(key, -1) for key in last_by])
+        documents = await cursor.limit(1).to_list(1)
+        return parse_video(documents[0]) if documents else None
 
-    async def page(self, where: Where, after: int, stop: int | None) -> tuple[list[VideoRow], int | None]:
-        """Return some videos that match and are numbered from after `after` on, and where the next page begins."""
+    async def find_page(self, query: MetadataQuery, after: int, stop: int | None) -> tuple[list[VideoRow], int | None]:
+        """Scan one page of videos numbered above `after` and below `stop`.
+
+        Returns:
+            The videos that match, and the number to continue after. It is None after the last page.
+        """
         number: dict[str, int] = {"$gt": after}
         if stop is not None:
             number["$lt"] = stop
-        condition = {"number": number} | server_filter(where)
-        found = self._connection.collection("videos").find(condition).sort("number", 1).limit(_PAGE)
-        documents = await found.to_list(_PAGE)
-        videos = [video_row(document) for document in documents]
-        last = videos[-1].number if len(videos) == _PAGE else None
-        return [video for video in videos if where(video.metadata)], last
+        condition = {"number": number} | build_server_filter(query)
+        cursor = self._connection.collection("videos").find(condition).sort("number", 1).limit(_PAGE_DOCUMENTS)
+        documents = await cursor.to_list(_PAGE_DOCUMENTS)
+        videos = [parse_video(document) for document in documents]
+        last = videos[-1].number if len(videos) == _PAGE_DOCUMENTS else None
+        return [video for video in videos if query(video.metadata)], last
 
-    async def snapshot(self, stop: int | None) -> Snapshot:
-        """Return what the videos numbered below `stop` are in all."""
+    async def get_snapshot(self, stop: int | None) -> Snapshot:
+        """Return the extent of the videos numbered below `stop`; None stands for all videos."""
         if stop is None:
-            last = await last_video(self._connection)
+            last = await find_last_video(self._connection)
         elif stop <= 0:
             last = None
         else:
-            below = self._connection.collection("videos").find({"number": {"$gte": 0, "$lt": stop}})
-            documents = await below.sort("number", -1).limit(1).to_list(1)
+            cursor = self._connection.collection("videos").find({"number": {"$gte": 0, "$lt": stop}})
+            documents = await cursor.sort("number", -1).limit(1).to_list(1)
             last = documents[0] if documents else None
         if last is None:
             return Snapshot()
-        video = video_row(last)
+        video = parse_video(last)
         return Snapshot(
             video.number + 1,
             video.start + video.frames,
             last["chunks_before"] + video.chunks,
-            video.nanoseconds + video.duration,
+            video.start_ns + video.duration_ns,
         )
 
-    async def paths(self, place: int, after: str) -> tuple[list[tuple[str, str]], str | None]:
-        """Return some chunks of a place, and where the next page begins: those of videos, and those that jobs keep."""
-        condition = {"at": {"$gt": max(after, f"{place}:"), "$lt": f"{place};"}}  # ";" comes after ":"
-        told = {"content": 1, "path": 1, "of": 1, "at": 1}
-        found = self._connection.collection("parts", latest=True).find(condition, told).sort("at", 1).limit(_PAGE)
-        parts = await found.to_list(_PAGE)
+    async def list_paths_page(self, place: int, after: str) -> tuple[list[tuple[str, str]], str | None]:
+        """Scan one page of the chunks in a place, of videos and of jobs.
+
+        Returns:
+            The (content, path) of the chunks that count, and the key to continue after. It is None after the last page.
+        """
+        condition = {PLACE_KEY: {"$gt": max(after, f"{place}:"), "$lt": f"{place};"}}  # ";" sorts right after ":"
+        projection = {"content": 1, "path": 1, REVISIONS: 1, PLACE_KEY: 1}
+        cursor = self._connection.collection("parts", latest=True).find(condition, projection)
+        parts = await cursor.sort(PLACE_KEY, 1).limit(_PAGE_DOCUMENTS).to_list(_PAGE_DOCUMENTS)
         videos = self._connection.collection("videos", latest=True)
-        counting: dict[str, str] = {}  # content -> the rev that chunks of the video have
-        kept: set[str] = set()  # chunks that jobs keep
+        revisions: dict[str, str] = {}  # of videos, by content
+        job_chunks: set[str] = set()  # keys of the chunks that count for jobs
         async for document in videos.find({"_id": {"$in": sorted({part["content"] for part in parts})}}):
             if "number" in document:
-                counting[document["_id"]] = document["rev"]
+                revisions[document["_id"]] = document[REVISION]
             elif "open" in document:
-                kept.update(key for key, _ in await staged(self._connection, document))
+                job_chunks.update(key for key, _ in await get_counted_chunks(self._connection, document))
         page = [
             (part["content"], part["path"])
             for part in parts
-            if part["_id"] in kept or counting.get(part["content"]) in part["of"]
+            if part["_id"] in job_chunks or revisions.get(part["content"]) in part[REVISIONS]
         ]
-        return page, parts[-1]["at"] if len(parts) == _PAGE else None
+        return page, parts[-1][PLACE_KEY] if len(parts) == _PAGE_DOCUMENTS else None
 
-    def _error(self, message: str, **places: Any) -> CatalogError:
-        return CatalogError(f"{self._connection.url}: {message}", address=self._connection.url, **places)
+    def _build_error(self, message: str, **attributes: Any) -> CatalogError:
+        return CatalogError(f"{self._connection.url}: {message}", address=self._connection.url, **attributes)
 
 
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the ranges that these numbers form."""
-    runs: list[list[int]] = []
+def _group_ranges(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Group numbers into ranges [start, stop) of consecutive numbers. Negative numbers are dropped."""
+    ranges: list[list[int]] = []
     for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1]:
-            runs[-1][1] += 1
+        if ranges and number == ranges[-1][1]:
+            ranges[-1][1] += 1
         elif number >= 0:
-            runs.append([number, number + 1])
-    return [(start, stop) for start, stop in runs]
+            ranges.append([number, number + 1])
+    return [(start, stop) for start, stop in ranges]

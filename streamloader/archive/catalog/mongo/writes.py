@@ -1,15 +1,17 @@
-"""How videos come into a catalog of MongoDB: whole or not at all, although many documents are written.
+"""Writes to a MongoDB catalog: videos are added atomically, although many documents are written.
 
-There are no transactions: not every server has them. Instead a job and the video that it becomes are one document, and
-whatever can be seen or can be in the way of others is one change of that document, which every server makes as a whole:
+No transactions are used, because not every server supports them. Instead, a job and the video that it becomes are one
+document. Every step that other processes can see is a single update of that document, which all servers apply
+atomically:
 
-- stage: the chunks are written first, under the name of this stage; they count when the job's ``stages`` contain it.
-- commit: the chunks that count are marked with the job's ``rev``; then the job becomes a video, if it still has that
-  ``rev`` and nobody else has the number. A mark is only ever added, so whoever comes late harms nobody.
-- abandon: the job is marked to be dropped, and does not count from then on.
+- Stage: the chunks are written first, under the name of the stage call. They count once the job's ``stages`` contain
+  that name.
+- Commit: the job's revision is added to the chunks that count. The job then becomes a video, if its revision has not
+  changed and its number is free. Revisions are only ever added to chunks, so a late writer does no harm.
+- Abandon: the job is marked for deletion, and does not count from then on.
 
-What is left to do afterwards (``todo``) is to delete what does not count any more. Who dies before that leaves it to
-the next who begins, commits, abandons or asks for jobs. All of this may be repeated at any point.
+The remaining cleanup deletes documents that no longer count. If a process dies before it, the next process that begins,
+commits, abandons or lists jobs does it. All of these steps can be repeated at any point.
 """
 
 from __future__ import annotations
@@ -23,238 +25,253 @@ from typing import Any, Final
 
 import pymongo.errors
 
-from streamloader.archive.catalog.base import ChunkRow, Job, StagedChunk, VideoRow
-from streamloader.archive.catalog.mongo.connection import Connection, duplicate_in
+from streamloader.archive.catalog.base import ChunkRow, IngestJob, StagedChunk, VideoRow
+from streamloader.archive.catalog.mongo.connection import MongoConnection, is_duplicate_key_error
 from streamloader.archive.catalog.mongo.documents import (
+    CLEANUP,
+    INCARNATION,
+    REVISION,
+    REVISIONS,
+    STARTED,
     WITHOUT_INDEX,
-    chunk_row,
-    job_row,
-    key_range,
-    part_document,
-    video_fields,
-    video_row,
+    build_key_range,
+    build_part_document,
+    build_video_fields,
+    build_work_fields,
+    parse_chunk,
+    parse_job,
+    parse_video,
 )
-from streamloader.archive.catalog.validation import canonical_json, check_whole
-from streamloader.errors import CatalogError, NameTaken
+from streamloader.archive.catalog.validation import canonical_json, check_coverage
+from streamloader.errors import CatalogError, NameConflict
 
 __all__ = [
-    "abandon",
-    "begin",
-    "jobs",
-    "last_video",
-    "new_token",
-    "put_codings",
-    "stage",
-    "staged",
+    "abandon_job",
+    "begin_job",
+    "find_last_video",
+    "get_counted_chunks",
+    "list_jobs",
+    "make_token",
+    "stage_chunks",
+    "store_codings",
     "try_to_commit",
 ]
 
-_ROUND: Final = 0.02  # seconds, at most, between two attempts to be the next video
+_MAX_COMMIT_DELAY_S: Final = 0.02  # before the next attempt to get the next video number
+_BATCH_DOCUMENTS: Final = 1000
+_DELETE_JOB: Final = "drop"  # stored values of CLEANUP
+_DELETE_UNCOMMITTED: Final = "sweep"
 
 
-def new_token() -> str:
-    """Return a name that nothing else has."""
+def make_token() -> str:
+    """Return a new unique name."""
     return uuid.uuid4().hex
 
 
-async def begin(connection: Connection, job: Job) -> VideoRow | None:
-    """See :meth:`Catalog.begin`."""
+async def begin_job(connection: MongoConnection, job: IngestJob) -> VideoRow | None:
+    """Start or resume a job, see :meth:`Catalog.begin_job`."""
     videos = connection.collection("videos", latest=True)
-    work = {"name": job.name, "source": job.source, "beat": job.beat}
+    work = build_work_fields(job)
     while True:
-        found = await videos.find_one({"_id": job.content})
-        if found is not None and "number" in found:
-            await _finish(connection, found)
-            return video_row(found)
-        if found is not None and "todo" in found:
-            await _finish(connection, found)
+        document = await videos.find_one({"_id": job.content})
+        if document is not None and "number" in document:
+            await _clean_up(connection, document)
+            return parse_video(document)
+        if document is not None and CLEANUP in document:
+            await _clean_up(connection, document)
             continue
-        await _refuse_taken(connection, job.content, job.name)
-        if found is not None:
-            condition = {"_id": job.content, "open": True, "life": found["life"]}
-            changed = {f"work.{name}": value for name, value in work.items()}
-            if (await videos.update_one(condition, {"$set": changed})).matched_count:
+        await _check_name_is_free(connection, job.content, job.name)
+        if document is not None:
+            condition = {"_id": job.content, "open": True, INCARNATION: document[INCARNATION]}
+            changes = {f"work.{name}": value for name, value in work.items()}
+            if (await videos.update_one(condition, {"$set": changes})).matched_count:
                 return None
-            continue  # it has just been committed or abandoned
-        fresh = {"_id": job.content, "open": True, "life": new_token(), "rev": new_token(), "stages": []}
+            continue  # another process has just committed or abandoned it
+        new = {"_id": job.content, "open": True, INCARNATION: make_token(), REVISION: make_token(), "stages": []}
         try:
-            await videos.insert_one(fresh | {"work": work | {"begun": job.begun}})
+            await videos.insert_one(new | {"work": work | {STARTED: job.started}})
             return None
         except pymongo.errors.DuplicateKeyError:
-            continue  # somebody else has just begun it
+            continue  # another process has just started it
 
 
-async def stage(connection: Connection, chunks: Sequence[StagedChunk], name: str) -> None:
-    """See :meth:`Catalog.stage`.
+async def stage_chunks(connection: MongoConnection, chunks: Sequence[StagedChunk], stage: str) -> None:
+    """Store chunks of one job, see :meth:`Catalog.stage_chunks`.
 
     Args:
-        connection: to the catalog.
-        chunks: of one job.
-        name: of this stage: the same if it is repeated.
+        connection: Connection of the catalog.
+        chunks: Chunks of one job.
+        stage: Name of this stage call. A repeated attempt uses the same name.
     """
     content = chunks[0].row.content
     videos, parts = connection.collection("videos", latest=True), connection.collection("parts", latest=True)
-    found = await videos.find_one({"_id": content})
-    if found is not None and await _was_staged(connection, found, name):
-        return  # it was done, and the answer was lost
-    life = _open(connection, content, found)["life"]
-    documents = [part_document(chunk, life, name) for chunk in chunks]
+    document = await videos.find_one({"_id": content})
+    if document is not None and await _was_staged(connection, document, stage):
+        return  # an earlier attempt succeeded, but its reply was lost
+    incarnation = _require_open_job(connection, content, document)[INCARNATION]
+    new_parts = [build_part_document(chunk, incarnation, stage) for chunk in chunks]
     try:
-        await parts.insert_many(documents, ordered=False)
+        await parts.insert_many(new_parts, ordered=False)
     except pymongo.errors.BulkWriteError as error:
-        if not duplicate_in(error):  # an attempt before this one wrote some
+        if not is_duplicate_key_error(error):  # duplicates come from an earlier attempt
             raise
-    changed = await videos.update_one(
-        {"_id": content, "open": True, "life": life}, {"$push": {"stages": name}, "$set": {"rev": new_token()}}
-    )
+    update = {"$push": {"stages": stage}, "$set": {REVISION: make_token()}}
+    changed = await videos.update_one({"_id": content, "open": True, INCARNATION: incarnation}, update)
     if not changed.matched_count:
-        found = await videos.find_one({"_id": content})
-        if found is not None and await _was_staged(connection, found, name):
-            return  # by an attempt before this one
-        await parts.delete_many({"_id": {"$in": [document["_id"] for document in documents]}})
-        _open(connection, content, found)
+        document = await videos.find_one({"_id": content})
+        if document is not None and await _was_staged(connection, document, stage):
+            return  # by an earlier attempt
+        await parts.delete_many({"_id": {"$in": [part["_id"] for part in new_parts]}})
+        _require_open_job(connection, content, document)
         raise CatalogError(
-            f"the job of {content} was abandoned and begun anew by somebody else: begin it again",
+            f"another process has abandoned the job of {content} and started a new one: begin the job again",
             address=connection.url,
         )
 
 
-async def _was_staged(connection: Connection, found: Mapping[str, Any], name: str) -> bool:
-    if "number" not in found:
-        return name in found.get("stages", ())
+async def _was_staged(connection: MongoConnection, document: Mapping[str, Any], stage: str) -> bool:
+    if "number" not in document:
+        return stage in document.get("stages", ())
     parts = connection.collection("parts", latest=True)
-    kept = await parts.find_one(key_range(found["life"]) | {"stage": name, "of": found["rev"]}, {"_id": 1})
-    return kept is not None
+    condition = build_key_range(document[INCARNATION]) | {"stage": stage, REVISIONS: document[REVISION]}
+    return await parts.find_one(condition, {"_id": 1}) is not None
 
 
-async def put_codings(connection: Connection, codings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keep codings by their keys, those that are not there."""
+async def store_codings(connection: MongoConnection, codings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Store codec parameters by their keys. Keys that exist already are skipped."""
     documents = [{"_id": key, "json": canonical_json(coding)} for key, coding in codings.items()]
     try:
         await connection.collection("codings").insert_many(documents, ordered=False)
     except pymongo.errors.BulkWriteError as error:
-        if not duplicate_in(error):
+        if not is_duplicate_key_error(error):
             raise
 
 
-async def staged(connection: Connection, found: Mapping[str, Any]) -> list[tuple[str, ChunkRow]]:
-    """Return the chunks of a job that count, by number, with their keys."""
-    order = {name: place for place, name in enumerate(found.get("stages", ()))}
-    counting: dict[int, tuple[int, str, ChunkRow]] = {}
+async def get_counted_chunks(connection: MongoConnection, job: Mapping[str, Any]) -> list[tuple[str, ChunkRow]]:
+    """Return the chunks of a job's document that count, by number, with their keys."""
+    stage_order = {name: position for position, name in enumerate(job.get("stages", ()))}
+    counted: dict[int, tuple[int, str, ChunkRow]] = {}
     parts = connection.collection("parts", latest=True)
-    async for document in parts.find(key_range(found["life"]), WITHOUT_INDEX):
-        place = order.get(document["stage"], -1)
-        if place > counting.get(document["number"], (-1,))[0]:
-            counting[document["number"]] = place, document["_id"], chunk_row(document)
-    return [(key, row) for _, (_, key, row) in sorted(counting.items())]
+    async for part in parts.find(build_key_range(job[INCARNATION]), WITHOUT_INDEX):
+        position = stage_order.get(part["stage"], -1)
+        if position > counted.get(part["number"], (-1,))[0]:
+            counted[part["number"]] = position, part["_id"], parse_chunk(part)
+    return [(key, row) for _, (_, key, row) in sorted(counted.items())]
 
 
-async def try_to_commit(connection: Connection, video: VideoRow) -> VideoRow | None:
-    """Make a job a video; None if somebody else was faster in something, and it has to be tried again.
+async def try_to_commit(connection: MongoConnection, video: VideoRow) -> VideoRow | None:
+    """Turn a job into a video. Return None if another process interfered, and the commit has to be tried again.
 
     Raises:
-        CatalogError: its chunks do not add up to the video, or there is no such job.
-        NameTaken: a video with other content has this name.
+        CatalogError: If the chunks do not cover the video exactly, or there is no such job.
+        NameTaken: If a video with other content has this name.
     """
     videos, parts = connection.collection("videos", latest=True), connection.collection("parts", latest=True)
-    found = await videos.find_one({"_id": video.content})
-    if found is not None and "number" in found:
-        await _finish(connection, found)
-        return video_row(found)
-    rev = _open(connection, video.content, found)["rev"]
-    assert found is not None
-    counting = await staged(connection, found)
-    check_whole(video, [row for _, row in counting], connection.url)
-    await _refuse_taken(connection, video.content, video.name)
-    keys = [key for key, _ in counting]
-    for start in range(0, len(keys), 1000):
-        await parts.update_many({"_id": {"$in": keys[start : start + 1000]}}, {"$addToSet": {"of": rev}})
-    last = await last_video(connection, latest=True)
-    placed = dataclasses.replace(
+    document = await videos.find_one({"_id": video.content})
+    if document is not None and "number" in document:
+        await _clean_up(connection, document)
+        return parse_video(document)
+    revision = _require_open_job(connection, video.content, document)[REVISION]
+    assert document is not None
+    counted = await get_counted_chunks(connection, document)
+    check_coverage(video, [row for _, row in counted], connection.url)
+    await _check_name_is_free(connection, video.content, video.name)
+    keys = [key for key, _ in counted]
+    for first in range(0, len(keys), _BATCH_DOCUMENTS):
+        batch = {"_id": {"$in": keys[first : first + _BATCH_DOCUMENTS]}}
+        await parts.update_many(batch, {"$addToSet": {REVISIONS: revision}})
+    last = await find_last_video(connection, latest=True)
+    numbered = dataclasses.replace(
         video,
         number=0 if last is None else last["number"] + 1,
         start=0 if last is None else last["stop"],
-        nanoseconds=0 if last is None else last["nanoseconds"] + video_row(last).duration,
+        start_ns=0 if last is None else last["nanoseconds"] + parse_video(last).duration_ns,
     )
-    told = video_fields(placed) | {
+    fields = build_video_fields(numbered) | {
         "chunks_before": 0 if last is None else last["chunks_before"] + last["chunks"],
-        "longest": max(row.frames for _, row in counting),
-        "todo": "sweep",
+        "longest": max(row.frames for _, row in counted),
+        CLEANUP: _DELETE_UNCOMMITTED,
     }
     try:
         changed = await videos.update_one(
-            {"_id": video.content, "open": True, "rev": rev},
-            {"$set": told, "$unset": {"open": "", "stages": "", "work": ""}},
+            {"_id": video.content, "open": True, REVISION: revision},
+            {"$set": fields, "$unset": {"open": "", "stages": "", "work": ""}},
         )
-    except pymongo.errors.DuplicateKeyError:  # of the number, or of the name: the next attempt tells
-        await asyncio.sleep(random.uniform(0, _ROUND))  # noqa: S311 - so that several do not go on meeting
+    except pymongo.errors.DuplicateKeyError:  # of the number or the name: the next attempt finds out which
+        await asyncio.sleep(random.uniform(0, _MAX_COMMIT_DELAY_S))  # noqa: S311 - spreads concurrent writers
         return None
     if not changed.matched_count:
         return None
-    await _finish(connection, {"_id": video.content, "life": found["life"], "rev": rev, "todo": "sweep"})
-    return placed
+    committed = {"_id": video.content, INCARNATION: document[INCARNATION], REVISION: revision}
+    await _clean_up(connection, committed | {CLEANUP: _DELETE_UNCOMMITTED})
+    return numbered
 
 
-async def abandon(connection: Connection, content: str) -> None:
-    """See :meth:`Catalog.abandon`."""
+async def abandon_job(connection: MongoConnection, content: str) -> None:
+    """Delete a job and its chunks, see :meth:`Catalog.abandon_job`."""
     videos = connection.collection("videos", latest=True)
-    found = await videos.find_one({"_id": content})
-    if found is not None and "open" in found:
+    document = await videos.find_one({"_id": content})
+    if document is not None and "open" in document:
         await videos.update_one(
-            {"_id": content, "open": True, "life": found["life"]}, {"$set": {"todo": "drop"}, "$unset": {"open": ""}}
+            {"_id": content, "open": True, INCARNATION: document[INCARNATION]},
+            {"$set": {CLEANUP: _DELETE_JOB}, "$unset": {"open": ""}},
         )
-        found = await videos.find_one({"_id": content})
-    if found is not None:
-        await _finish(connection, found)
+        document = await videos.find_one({"_id": content})
+    if document is not None:
+        await _clean_up(connection, document)
 
 
-async def jobs(connection: Connection) -> list[Job]:
-    """See :meth:`Catalog.jobs`."""
+async def list_jobs(connection: MongoConnection) -> list[IngestJob]:
+    """Return the unfinished jobs, see :meth:`Catalog.list_jobs`."""
     videos = connection.collection("videos", latest=True)
-    for found in await videos.find({"todo": {"$in": ["drop", "sweep"]}}).to_list(None):
-        await _finish(connection, found)
-    found = await videos.find({"open": True}, {"stages": 0}).to_list(None)
-    return sorted((job_row(document) for document in found), key=lambda job: job.content)
+    for document in await videos.find({CLEANUP: {"$in": [_DELETE_JOB, _DELETE_UNCOMMITTED]}}).to_list(None):
+        await _clean_up(connection, document)
+    documents = await videos.find({"open": True}, {"stages": 0}).to_list(None)
+    return sorted((parse_job(document) for document in documents), key=lambda job: job.content)
 
 
-async def last_video(connection: Connection, *, latest: bool = False) -> Any:
-    """Return the document of the last video; None if there is none."""
+async def find_last_video(connection: MongoConnection, *, latest: bool = False) -> Any:
+    """Return the document of the last video, or None if there is no video."""
     videos = connection.collection("videos", latest=latest)
-    found = await videos.find({"number": {"$gte": 0}}).sort("number", -1).limit(1).to_list(1)
-    return found[0] if found else None
+    documents = await videos.find({"number": {"$gte": 0}}).sort("number", -1).limit(1).to_list(1)
+    return documents[0] if documents else None
 
 
-async def _finish(connection: Connection, found: Mapping[str, Any]) -> None:
-    """Delete what does not count any more, of a video or of a job that was abandoned."""
+async def _clean_up(connection: MongoConnection, document: Mapping[str, Any]) -> None:
+    """Delete an abandoned job, or the uncommitted chunks of a video."""
     videos, parts = connection.collection("videos", latest=True), connection.collection("parts", latest=True)
-    if "todo" not in found:
+    if CLEANUP not in document:
         return
-    same = {"_id": found["_id"], "life": found["life"], "todo": found["todo"]}
-    if found["todo"] == "drop":
-        await parts.delete_many(key_range(found["life"]))
-        await videos.delete_one(same)
+    key_range = build_key_range(document[INCARNATION])
+    same_state = {name: document[name] for name in ("_id", INCARNATION, CLEANUP)}
+    if document[CLEANUP] == _DELETE_JOB:
+        await parts.delete_many(key_range)
+        await videos.delete_one(same_state)
         return
-    left = [
-        document["_id"]
-        async for document in parts.find(key_range(found["life"]), {"_id": 1, "of": 1})
-        if found["rev"] not in document["of"]
+    uncommitted = [
+        part["_id"]
+        async for part in parts.find(key_range, {"_id": 1, REVISIONS: 1})
+        if document[REVISION] not in part[REVISIONS]
     ]
-    for start in range(0, len(left), 1000):
-        await parts.delete_many({"_id": {"$in": left[start : start + 1000]}})
-    await videos.update_one(same, {"$unset": {"todo": ""}})
+    for first in range(0, len(uncommitted), _BATCH_DOCUMENTS):
+        await parts.delete_many({"_id": {"$in": uncommitted[first : first + _BATCH_DOCUMENTS]}})
+    await videos.update_one(same_state, {"$unset": {CLEANUP: ""}})
 
 
-def _open(connection: Connection, content: str, found: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    if found is not None and "open" in found:
-        return found
-    why = "was committed already" if found is not None and "number" in found else "was not begun, or was abandoned"
-    raise CatalogError(f"the job of {content} {why}", address=connection.url)
+def _require_open_job(
+    connection: MongoConnection, content: str, document: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    if document is not None and "open" in document:
+        return document
+    committed = document is not None and "number" in document
+    reason = "was committed already" if committed else "was never started, or was abandoned"
+    raise CatalogError(f"the job of {content} {reason}", address=connection.url)
 
 
-async def _refuse_taken(connection: Connection, content: str, name: str) -> None:
+async def _check_name_is_free(connection: MongoConnection, content: str, name: str) -> None:
     other = await connection.collection("videos", latest=True).find_one({"name": name}, {"_id": 1, "number": 1})
     if other is not None and other["_id"] != content:
-        raise NameTaken(
+        raise NameConflict(
             f"the archive has a video {name!r} already, number {other['number']}, with other content: choose another "
             "name=",
             stream=name,

@@ -7,21 +7,23 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self, TypeVar
 
+from typing_extensions import override
+
 from streamloader.archive.catalog.base import (
     Catalog,
+    CatalogHeader,
     ChunkRow,
-    Header,
-    Job,
-    Located,
+    IngestJob,
+    LocatedChunks,
     Place,
     Snapshot,
     StagedChunk,
     VideoRow,
 )
-from streamloader.archive.catalog.query import Where
+from streamloader.archive.catalog.query import MetadataQuery
 from streamloader.archive.catalog.sqlite import integrity, reads, writes
-from streamloader.archive.catalog.sqlite.connection import Session
-from streamloader.archive.catalog.sqlite.schema import Opened, make_file
+from streamloader.archive.catalog.sqlite.connection import SqliteSession
+from streamloader.archive.catalog.sqlite.schema import CatalogFile, create_file
 from streamloader.archive.catalog.validation import check_chunk, check_content, check_job, check_places, check_video
 from streamloader.errors import CatalogError, ConfigError
 
@@ -30,37 +32,36 @@ __all__ = ["SqliteCatalog"]
 T = TypeVar("T")
 
 _SCHEME: Final = re.compile(r"(?i)sqlite://")
-_VIDEOS: Final = 500  # that are looked at in one visit to the thread
-_CHUNKS: Final = 5_000
-_LARGEST: Final = 2**62  # beyond every number
+_PAGE_VIDEOS: Final = 500  # videos that are scanned in one call of the thread
+_PAGE_CHUNKS: Final = 5_000
+_MAX_NUMBER: Final = 2**62  # larger than every number of a frame, chunk or video
 
 
 class SqliteCatalog(Catalog):
-    """An SQLite file: ``/path`` or ``sqlite:///path``. All processes of one machine can use it at once.
+    """A catalog in an SQLite file: ``/path`` or ``sqlite:///path``. All processes of one machine can share it.
 
-    It is in WAL mode: readers see the last commit, wait for nobody and hold up nobody; writers take turns. Everything
-    that changes the catalog is on disk when the call returns. Nothing is ever written by a call that reads, except that
-    an older form of catalog is brought to this one's; a catalog that may not be written can be read all the same.
+    The file is in WAL mode: readers see the last commit and never wait, writers take turns. All changes are on disk
+    when a call returns. Reads never write, except that an older schema is migrated. A read-only file can be read.
 
-    The path is taken as it is written, without percent-encoding. A network file system is no place for it: machines
-    that share a catalog need MongoDB, or copies of the file.
+    The path is used literally, without percent-decoding. The file must not be on a network file system: machines that
+    share a catalog need MongoDB, or copies of the file.
 
     Args:
-        url: where the file is, or shall be.
-        timeout: seconds that one call may take, with its wait for others' locks; :meth:`problems` is not limited.
+        url: Path of the file, or ``sqlite:///path``.
+        timeout: Time limit of one call in seconds, including waits for locks. :meth:`find_problems` has no limit.
 
     Raises:
-        ConfigError: that is no path.
+        ConfigError: If `url` is not the path of a file.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("", "sqlite")
 
     def __init__(self, url: str | os.PathLike[str], *, timeout: float = 30.0) -> None:
-        self.url = self.path = _path(os.fspath(url))
+        self.url = self.path = _parse_path(os.fspath(url))
         if not timeout > 0:
-            raise ConfigError(f"timeout is {timeout} s: it has to be more than 0")
+            raise ConfigError(f"timeout is {timeout} s: it must be more than 0")
         self.timeout = float(timeout)
-        self._session = Session(self.path, self.timeout)
+        self._session = SqliteSession(self.path, self.timeout)
 
     def __repr__(self) -> str:
         return f"SqliteCatalog({self.path!r})"
@@ -71,191 +72,194 @@ class SqliteCatalog(Catalog):
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    # --- as a whole --------------------------------------------------------------------------------------------------
+    # --- the whole catalog -------------------------------------------------------------------------------------------
 
-    async def create(self, places: Sequence[Place]) -> Header:
-        """See :meth:`Catalog.create`. Missing folders are made, too."""
-        found = check_places(places)
-        await self._session.do_without_file(lambda: make_file(self.path, found))
-        return await self.header()
+    @override
+    async def create(self, places: Sequence[Place]) -> CatalogHeader:
+        # Missing folders are created, too.
+        checked = check_places(places)
+        await self._session.run_without_connection(lambda: create_file(self.path, checked))
+        return await self.get_header()
 
-    async def header(self) -> Header:
-        """See :meth:`Catalog.header`."""
-        return await self._session.do(lambda opened: reads.header(opened.db))
+    @override
+    async def get_header(self) -> CatalogHeader:
+        return await self._session.run(lambda file: reads.get_header(file.db))
 
-    async def set_places(self, places: Sequence[Place]) -> Header:
-        """See :meth:`Catalog.set_places`."""
-        return await self._change(lambda opened: writes.set_places(opened.db, places))
+    @override
+    async def set_places(self, places: Sequence[Place]) -> CatalogHeader:
+        return await self._write(lambda file: writes.set_places(file.db, places))
 
-    async def snapshot(self) -> Snapshot:
-        """See :meth:`Catalog.snapshot`."""
-        return await self._session.do(lambda opened: reads.snapshot(opened.db))
+    @override
+    async def get_snapshot(self) -> Snapshot:
+        return await self._session.run(lambda file: reads.get_snapshot(file.db))
 
-    async def problems(self) -> list[str]:
-        """See :meth:`Catalog.problems`. Takes minutes for millions of chunks; others can go on meanwhile."""
-        problems = await self._session.do(lambda opened: integrity.file_problems(opened.db), limited=False)
+    @override
+    async def find_problems(self) -> list[str]:
+        # Takes minutes for millions of chunks. Other calls run between the pages.
+        problems = await self._session.run(lambda file: integrity.find_file_problems(file.db), limited=False)
         if problems:
-            return problems  # what follows would read damaged pages
-        expected, more = integrity.Expected(), True
+            return problems  # the other checks would read damaged pages
+        expected, more = integrity.ExpectedOffsets(), True
         while more:
-            told, more = await self._session.do(
-                lambda opened: integrity.video_problems(opened.db, self.url, expected), limited=False
+            video_problems, more = await self._session.run(
+                lambda file: integrity.find_video_problems(file.db, self.url, expected), limited=False
             )
-            problems += told
-        return problems + await self._session.do(lambda opened: integrity.loose_problems(opened.db), limited=False)
+            problems += video_problems
+        return problems + await self._session.run(lambda file: integrity.find_orphan_problems(file.db), limited=False)
 
+    @override
     async def aclose(self) -> None:
-        """See :meth:`Catalog.aclose`."""
         await self._session.aclose()
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    async def locate(self, start: int, stop: int) -> list[Located]:
-        """See :meth:`Catalog.locate`."""
+    @override
+    async def locate_frames(self, start: int, stop: int) -> list[LocatedChunks]:
         if start < 0:
             raise CatalogError(f"the archive {self.url} has no frame {start}", address=self.url, offset=start)
-        start, stop = min(start, _LARGEST), min(stop, _LARGEST)
-        return await self._session.do(lambda opened: reads.locate(opened.db, self.url, start, stop))
+        start, stop = min(start, _MAX_NUMBER), min(stop, _MAX_NUMBER)
+        return await self._session.run(lambda file: reads.locate_frames(file.db, self.url, start, stop))
 
-    async def chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:
-        """See :meth:`Catalog.chunks`."""
-        key, low, high = check_content(content), _bounded(start), _bounded(stop)
-        return await self._session.do(lambda opened: reads.chunks(opened.db, key, low, high))
+    @override
+    async def get_chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:
+        key, low, high = check_content(content), _clamp(start), _clamp(stop)
+        return await self._session.run(lambda file: reads.get_chunks(file.db, key, low, high))
 
-    async def indexes(self, content: str, numbers: Sequence[int]) -> list[bytes]:
-        """See :meth:`Catalog.indexes`."""
+    @override
+    async def get_indexes(self, content: str, numbers: Sequence[int]) -> list[bytes]:
         key = check_content(content)
-        return await self._session.do(lambda opened: reads.indexes(opened.db, self.url, key, numbers))
+        return await self._session.run(lambda file: reads.get_indexes(file.db, self.url, key, numbers))
 
-    async def codings(self, keys: Sequence[str]) -> list[Mapping[str, Any]]:
-        """See :meth:`Catalog.codings`."""
-        return await self._session.do(lambda opened: reads.codings(opened.db, self.url, keys))
+    @override
+    async def get_codings(self, keys: Sequence[str]) -> list[Mapping[str, Any]]:
+        return await self._session.run(lambda file: reads.get_codings(file.db, self.url, keys))
 
-    async def video(self, number: int) -> VideoRow | None:
-        """See :meth:`Catalog.video`."""
-        return await self._video("number", _bounded(number))
+    @override
+    async def get_video(self, number: int) -> VideoRow | None:
+        return await self._get_video_by("number", _clamp(number))
 
-    async def named(self, name: str) -> VideoRow | None:
-        """See :meth:`Catalog.named`."""
-        return await self._video("name", name)
+    @override
+    async def get_video_by_name(self, name: str) -> VideoRow | None:
+        return await self._get_video_by("name", name)
 
-    async def video_at(self, nanoseconds: int) -> VideoRow | None:
-        """See :meth:`Catalog.video_at`."""
-        return await self._video("time", _bounded(nanoseconds))
+    @override
+    async def get_video_at(self, time_ns: int) -> VideoRow | None:
+        return await self._get_video_by("time", _clamp(time_ns))
 
-    async def containing(self, content: str) -> VideoRow | None:
-        """See :meth:`Catalog.containing`."""
-        return await self._video("content", check_content(content))
+    @override
+    async def get_video_by_content(self, content: str) -> VideoRow | None:
+        return await self._get_video_by("content", check_content(content))
 
-    def find(
+    @override
+    def find_videos(
         self, where: Mapping[str, Any] | None = None, *, start: int = 0, stop: int | None = None
     ) -> AsyncGenerator[VideoRow, None]:
-        """See :meth:`Catalog.find`. All videos of the range are looked at, some hundreds of thousands a second."""
-        return self._find(Where(where), max(start, 0), stop)
+        # Scans all videos of the range, a few hundred thousand per second.
+        return self._find_videos(MetadataQuery(where), max(start, 0), stop)
 
-    async def _find(self, where: Where, at: int, stop: int | None) -> AsyncGenerator[VideoRow, None]:
-        end = await self._end(stop)
-        while at < end:
-            page, at = await self._session.do(_with(reads.find, where, at, end, _VIDEOS))
+    async def _find_videos(self, query: MetadataQuery, number: int, stop: int | None) -> AsyncGenerator[VideoRow, None]:
+        end = await self._limit_stop(stop)
+        while number < end:
+            page, number = await self._session.run(_bind(reads.find_page, query, number, end, _PAGE_VIDEOS))
             for video in page:
                 yield video
 
-    async def count(self, where: Mapping[str, Any] | None = None, *, stop: int | None = None) -> Snapshot:
-        """See :meth:`Catalog.count`."""
-        asked = Where(where)
-        end = await self._end(stop)
-        if not asked:
-            return await self._session.do(lambda opened: reads.snapshot(opened.db, end))
-        at, total = 0, Snapshot()
-        while at < end:
-            page, at = await self._session.do(_with(reads.count, asked, at, end, _VIDEOS))
+    @override
+    async def count_videos(self, where: Mapping[str, Any] | None = None, *, stop: int | None = None) -> Snapshot:
+        query = MetadataQuery(where)
+        end = await self._limit_stop(stop)
+        if not query:
+            return await self._session.run(lambda file: reads.get_snapshot(file.db, end))
+        number, total = 0, Snapshot()
+        while number < end:
+            page, number = await self._session.run(_bind(reads.count_page, query, number, end, _PAGE_VIDEOS))
             total = Snapshot(
                 total.videos + page.videos,
                 total.frames + page.frames,
                 total.chunks + page.chunks,
-                total.nanoseconds + page.nanoseconds,
+                total.duration_ns + page.duration_ns,
             )
         return total
 
-    async def paths(self, place: int) -> AsyncGenerator[tuple[str, str], None]:
-        """See :meth:`Catalog.paths`."""
+    @override
+    async def list_chunk_paths(self, place: int) -> AsyncGenerator[tuple[str, str], None]:
         after: tuple[int, int] | None = (0, -1)
         while after is not None:
-            page, after = await self._session.do(_with(reads.paths, place, after, _CHUNKS))
-            for found in page:
-                yield found
+            page, after = await self._session.run(_bind(reads.list_paths_page, place, after, _PAGE_CHUNKS))
+            for content_and_path in page:
+                yield content_and_path
 
     # --- adding ------------------------------------------------------------------------------------------------------
 
-    async def begin(self, job: Job) -> VideoRow | None:
-        """See :meth:`Catalog.begin`."""
+    @override
+    async def begin_job(self, job: IngestJob) -> VideoRow | None:
         content = check_job(job)
-        return await self._change(lambda opened: writes.begin(opened.db, self.url, content, job))
+        return await self._write(lambda file: writes.begin_job(file.db, self.url, content, job))
 
-    async def beat(self, content: str, now: float) -> None:
-        """See :meth:`Catalog.beat`."""
+    @override
+    async def record_heartbeat(self, content: str, now: float) -> None:
         key = check_content(content)
-        await self._change(lambda opened: writes.beat(opened.db, key, now))
+        await self._write(lambda file: writes.record_heartbeat(file.db, key, now))
 
-    async def stage(self, chunks: Sequence[StagedChunk]) -> None:
-        """See :meth:`Catalog.stage`."""
+    @override
+    async def stage_chunks(self, chunks: Sequence[StagedChunk]) -> None:
         checked = [(check_chunk(chunk), chunk) for chunk in chunks]
         if checked:
-            await self._change(lambda opened: writes.stage(opened.db, self.url, checked))
+            await self._write(lambda file: writes.stage_chunks(file.db, self.url, checked))
 
-    async def staged(self, content: str) -> list[ChunkRow]:
-        """See :meth:`Catalog.staged`."""
+    @override
+    async def get_staged_chunks(self, content: str) -> list[ChunkRow]:
         key = check_content(content)
-        return await self._session.do(lambda opened: reads.staged(opened.db, key))
+        return await self._session.run(lambda file: reads.get_staged_chunks(file.db, key))
 
-    async def commit(self, video: VideoRow) -> VideoRow:
-        """See :meth:`Catalog.commit`."""
+    @override
+    async def commit_video(self, video: VideoRow) -> VideoRow:
         check_video(video)
         content = check_content(video.content)
-        return await self._change(lambda opened: writes.commit(opened.db, self.url, content, video))
+        return await self._write(lambda file: writes.commit_video(file.db, self.url, content, video))
 
-    async def abandon(self, content: str) -> None:
-        """See :meth:`Catalog.abandon`."""
+    @override
+    async def abandon_job(self, content: str) -> None:
         key = check_content(content)
-        await self._change(lambda opened: writes.abandon(opened.db, key))
+        await self._write(lambda file: writes.abandon_job(file.db, key))
 
-    async def jobs(self) -> list[Job]:
-        """See :meth:`Catalog.jobs`."""
-        return await self._session.do(lambda opened: reads.jobs(opened.db))
+    @override
+    async def list_jobs(self) -> list[IngestJob]:
+        return await self._session.run(lambda file: reads.list_jobs(file.db))
 
-    # --- help --------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
-    async def _change(self, work: Callable[[Opened], T]) -> T:
-        def checked(opened: Opened) -> T:
-            if not opened.writable:
-                raise CatalogError(f"the catalog {self.url} may not be written", address=self.url)
-            return work(opened)
+    async def _write(self, work: Callable[[CatalogFile], T]) -> T:
+        def work_if_writable(file: CatalogFile) -> T:
+            if not file.writable:
+                raise CatalogError(f"the catalog {self.url} is read-only", address=self.url)
+            return work(file)
 
-        return await self._session.do(checked)
+        return await self._session.run(work_if_writable)
 
-    async def _video(self, what: str, value: Any) -> VideoRow | None:
-        return await self._session.do(lambda opened: reads.video_by(opened.db, what, value))
+    async def _get_video_by(self, column: str, value: Any) -> VideoRow | None:
+        return await self._session.run(lambda file: reads.get_video_by(file.db, column, value))
 
-    async def _end(self, stop: int | None) -> int:
-        there = (await self.snapshot()).videos
-        return there if stop is None else min(stop, there)
-
-
-def _with(function: Callable[..., T], *args: Any) -> Callable[[Opened], T]:
-    return lambda opened: function(opened.db, *args)
+    async def _limit_stop(self, stop: int | None) -> int:
+        videos = (await self.get_snapshot()).videos
+        return videos if stop is None else min(stop, videos)
 
 
-def _bounded(number: int) -> int:
-    return max(min(number, _LARGEST), -_LARGEST)
+def _bind(function: Callable[..., T], *args: Any) -> Callable[[CatalogFile], T]:
+    return lambda file: function(file.db, *args)
 
 
-def _path(url: str) -> str:
-    found = _SCHEME.match(url)
-    path = url[found.end() :] if found else url
-    if found and path.startswith("//"):  # sqlite:////absolute, as others write it
+def _clamp(number: int) -> int:
+    return max(min(number, _MAX_NUMBER), -_MAX_NUMBER)
+
+
+def _parse_path(url: str) -> str:
+    match = _SCHEME.match(url)
+    path = url[match.end() :] if match else url
+    if match and path.startswith("//"):  # sqlite:////absolute, as other tools write it
         path = path[1:]
-    elif found and not path.startswith("/"):
-        raise ConfigError(f"{url} names another machine; write sqlite:///path, or just the path", address=url)
+    elif match and not path.startswith("/"):
+        raise ConfigError(f"{url} names another machine: write sqlite:///path, or just the path", address=url)
     if not path or "\0" in path or path == "/" or path.lstrip("/") == ":memory:":
-        raise ConfigError(f"{url!r} is no path of a file", address=url)
+        raise ConfigError(f"{url!r} is not the path of a file", address=url)
     return os.path.abspath(os.path.expanduser(path))

@@ -1,4 +1,4 @@
-"""The thread in which a catalog's SQLite works: one connection, one call at a time, each to its deadline."""
+"""The thread that runs the SQLite calls of one catalog, one call at a time, each with a deadline."""
 
 from __future__ import annotations
 
@@ -14,123 +14,127 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
-from streamloader.archive.catalog.sqlite.schema import Opened, identity, open_file
+from streamloader.archive.catalog.sqlite.schema import CatalogFile, get_file_identity, open_file
 from streamloader.errors import CatalogError, CatalogTimeout, ClosedError
 
-__all__ = ["Session"]
+__all__ = ["SqliteSession"]
 
 T = TypeVar("T")
 
-_STEPS: Final = 20_000  # of SQLite's machine between two looks at the deadline: about a millisecond
-_GRACE: Final = 2.0  # seconds that a thread may take to notice
-_AGAIN: Final = 0.002  # seconds before a locked catalog is tried again, on top of SQLite's own waits
+_INTERRUPT_CHECK_INSTRUCTIONS: Final = 20_000  # instructions of SQLite's virtual machine: about a millisecond
+_GRACE_S: Final = 2.0  # for the thread to notice an interrupt
+_LOCK_RETRY_DELAY_S: Final = 0.002  # added to SQLite's own busy timeout
 
 
-class Session:
-    """A connection that is made when it is first used, for the tasks of one event loop.
+class SqliteSession:
+    """A connection that is opened on first use, for the tasks of one event loop.
 
     Args:
-        path: of the file.
-        timeout: seconds for a call, with its wait for the calls before it.
+        path: Path of the catalog's file.
+        timeout: Time limit of one call in seconds. It includes the wait for earlier calls.
     """
 
     def __init__(self, path: str, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
         self._pid = os.getpid()
-        self._worker: _Worker | None = None
+        self._thread: _CatalogThread | None = None
         self._closed = False
 
-    async def do(self, work: Callable[[Opened], T], *, limited: bool = True) -> T:
-        """Return what `work` returns. It may be called again if the catalog was locked, after all was undone.
+    async def run(self, work: Callable[[CatalogFile], T], *, limited: bool = True) -> T:
+        """Call a function in the thread, and return its result.
+
+        If the catalog is locked, the transaction is rolled back and `work` is called again.
 
         Args:
-            work: is called in the thread; must be one transaction at most.
-            limited: to the timeout. If not, it takes the time it takes, and can be cancelled.
+            work: Function that runs at most one transaction.
+            limited: Whether the timeout applies. An unlimited call can be cancelled.
 
         Raises:
-            CatalogError: it cannot be done, in this module's translation of SQLite's errors.
-            CatalogTimeout: in time.
-            ClosedError: the catalog was closed, or belongs to the parent of this process.
+            CatalogError: If SQLite fails.
+            CatalogTimeout: If the call takes longer than the timeout.
+            ClosedError: If the catalog was closed, or belongs to the parent of this process.
         """
-        call: _Call[T] = _Call(work, self._timeout if limited else None, asyncio.get_running_loop())
-        return await self._do(call)
+        call: _QueuedCall[T] = _QueuedCall(work, self._timeout if limited else None, asyncio.get_running_loop())
+        return await self._execute(call)
 
-    async def do_without_file(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns: for what needs the thread, but no connection."""
-        call: _Call[T] = _Call(lambda _: work(), self._timeout, asyncio.get_running_loop(), connects=False)
-        return await self._do(call)
+    async def run_without_connection(self, work: Callable[[], T]) -> T:
+        """Call a function in the thread without opening a connection, and return its result."""
+        call: _QueuedCall[T] = _QueuedCall(
+            lambda _: work(), self._timeout, asyncio.get_running_loop(), needs_connection=False
+        )
+        return await self._execute(call)
 
-    async def _do(self, call: _Call[T]) -> T:
+    async def _execute(self, call: _QueuedCall[T]) -> T:
         if self._closed or self._pid != os.getpid():
-            why = "was closed" if self._closed else "belongs to the parent of this process"
-            raise ClosedError(f"the catalog {self._path} {why}: open it anew", address=self._path)
-        if self._worker is None:
-            self._worker = _Worker(self._path)
-        self._worker.calls.put(call)
-        patience = None if call.seconds is None else call.seconds + _GRACE
+            reason = "was closed" if self._closed else "belongs to the parent of this process"
+            raise ClosedError(f"the catalog {self._path} {reason}: open it again", address=self._path)
+        if self._thread is None:
+            self._thread = _CatalogThread(self._path)
+        self._thread.calls.put(call)
+        time_limit = None if call.timeout is None else call.timeout + _GRACE_S
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(time_limit):
                 return await call.future
         except TimeoutError as error:
             if isinstance(error, CatalogTimeout):
                 raise
-            raise _too_long(self._path, call, "the file system does not answer") from error
+            raise _build_timeout_error(self._path, call, "the file system does not answer") from error
         finally:
-            call.dropped = True
+            call.abandoned = True
 
     async def aclose(self) -> None:
-        """End all calls and the thread."""
+        """Stop all calls and the thread."""
         self._closed = True
-        worker, self._worker = self._worker, None
-        if worker is None or self._pid != os.getpid():
+        thread, self._thread = self._thread, None
+        if thread is None or self._pid != os.getpid():
             return
-        worker.stopping = True
-        last: _Call[None] = _Call(lambda _: None, None, asyncio.get_running_loop(), connects=False)
-        worker.last = last
-        worker.calls.put(None)
+        thread.stopping = True
+        last: _QueuedCall[None] = _QueuedCall(lambda _: None, None, asyncio.get_running_loop(), needs_connection=False)
+        thread.last_call = last
+        thread.calls.put(None)
         try:
-            async with asyncio.timeout(self._timeout + _GRACE):
+            async with asyncio.timeout(self._timeout + _GRACE_S):
                 await last.future
         except TimeoutError:
             _log.warning("closing %s: its file system does not answer", self._path)
         else:
-            worker.thread.join(_GRACE)
+            thread.thread.join(_GRACE_S)
 
     def __del__(self) -> None:
-        worker = getattr(self, "_worker", None)
-        if worker is not None and self._pid == os.getpid():
-            worker.stopping = True
-            worker.calls.put(None)
+        thread = getattr(self, "_thread", None)
+        if thread is not None and self._pid == os.getpid():
+            thread.stopping = True
+            thread.calls.put(None)
 
 
-class _Call(Generic[T]):
-    """Something to be done, and who waits for it."""
+class _QueuedCall(Generic[T]):
+    """One call for the thread, and the future that receives its result."""
 
     def __init__(
         self,
         work: Callable[[Any], T],
-        seconds: float | None,
+        timeout: float | None,
         loop: asyncio.AbstractEventLoop,
         *,
-        connects: bool = True,
+        needs_connection: bool = True,
     ) -> None:
         self.work = work
-        self.seconds = seconds
-        self.begun = time.monotonic()
+        self.timeout = timeout
+        self.started = time.monotonic()
         self.loop = loop
         self.future: asyncio.Future[T] = loop.create_future()
-        self.connects = connects
-        self.dropped = False  # nobody waits any more
+        self.needs_connection = needs_connection
+        self.abandoned = False  # whether the caller has stopped waiting
 
-    def overdue(self) -> bool:
-        return self.seconds is not None and time.monotonic() - self.begun > self.seconds
+    def is_overdue(self) -> bool:
+        return self.timeout is not None and time.monotonic() - self.started > self.timeout
 
-    def settle(self, result: Any, error: BaseException | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is gone, and who waited with it
-            self.loop.call_soon_threadsafe(self._settle, result, error)
+    def post_result(self, result: Any, error: BaseException | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so there is no caller any more
+            self.loop.call_soon_threadsafe(self._resolve, result, error)
 
-    def _settle(self, result: Any, error: BaseException | None) -> None:
+    def _resolve(self, result: Any, error: BaseException | None) -> None:
         if self.future.done():
             return
         if error is None:
@@ -139,125 +143,126 @@ class _Call(Generic[T]):
             self.future.set_exception(error)
 
 
-class _Worker:
-    """The thread. It holds no session, so that one that was forgotten ends it."""
+class _CatalogThread:
+    """The thread with the connection. It holds no reference to the session, so a leaked session can stop it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[_QueuedCall[Any] | None] = queue.SimpleQueue()
         self.stopping = False
-        self.last: _Call[None] | None = None
-        self.opened: Opened | None = None
-        self.now: _Call[Any] | None = None  # being done
-        _workers.add(self)
-        self.thread = threading.Thread(target=self._play, name="streamloader-catalog", daemon=True)
+        self.last_call: _QueuedCall[None] | None = None
+        self.file: CatalogFile | None = None
+        self.current_call: _QueuedCall[Any] | None = None
+        _threads.add(self)
+        self.thread = threading.Thread(target=self._run, name="streamloader-catalog", daemon=True)
         self.thread.start()
 
-    def _play(self) -> None:
+    def _run(self) -> None:
         try:
             while (call := self.calls.get()) is not None:
-                self._serve(call)
+                self._handle_call(call)
                 del call
         finally:
             self._disconnect()
-            if self.last is not None:
-                self.last.settle(None, None)
+            if self.last_call is not None:
+                self.last_call.post_result(None, None)
 
-    def _serve(self, call: _Call[Any]) -> None:
-        self.now = call
+    def _handle_call(self, call: _QueuedCall[Any]) -> None:
+        self.current_call = call
         try:
-            result, error = self._try(call), None
-        except BaseException as caught:  # noqa: BLE001 - it belongs to who waits
+            result, error = self._run_until_unlocked(call), None
+        except BaseException as caught:  # noqa: BLE001 - it is raised in the caller
             result, error = None, caught
-        self.now = None
-        call.settle(result, error)
+        self.current_call = None
+        call.post_result(result, error)
 
-    def _try(self, call: _Call[Any]) -> Any:
+    def _run_until_unlocked(self, call: _QueuedCall[Any]) -> Any:
         while True:
-            self._check(call)
+            self._check_deadline(call)
             try:
-                return self._once(call) if call.connects else call.work(None)
+                return self._run_on_current_file(call) if call.needs_connection else call.work(None)
             except sqlite3.Error as error:
                 code = getattr(error, "sqlite_errorcode", 0) & 0xFF
                 if code == sqlite3.SQLITE_INTERRUPT:
-                    self._check(call)
+                    self._check_deadline(call)
                 if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                        self._disconnect()  # what it has in memory may be wrong, too
-                    raise _translated(error, code, self.path) from error
-            time.sleep(_AGAIN)
+                        self._disconnect()  # its page cache may be wrong, too
+                    raise _translate_error(error, code, self.path) from error
+            time.sleep(_LOCK_RETRY_DELAY_S)
 
-    def _once(self, call: _Call[Any]) -> Any:
+    def _run_on_current_file(self, call: _QueuedCall[Any]) -> Any:
         while True:
-            opened = self._connected()
-            result = call.work(opened)
-            if not opened.frozen or identity(self.path, exact=True) == opened.was:
+            file = self._connect()
+            result = call.work(file)
+            if not file.immutable or get_file_identity(self.path, exact=True) == file.identity:
                 return result
-            self._disconnect()  # it was changed while it was read as if nobody could
-            self._check(call)
+            self._disconnect()  # the file changed while it was read as immutable
+            self._check_deadline(call)
 
-    def _connected(self) -> Opened:
-        opened = self.opened
-        if opened is not None and (now := identity(self.path, exact=opened.frozen)) != opened.was:
-            if now and not opened.frozen:
-                # Its log is still beside it, and SQLite would take that for a part of the new file.
+    def _connect(self) -> CatalogFile:
+        file = self.file
+        if file is not None and (identity := get_file_identity(self.path, exact=file.immutable)) != file.identity:
+            if identity and not file.immutable:
+                # The log of the old file remains beside it, and SQLite would apply it to the new file.
                 raise CatalogError(
-                    f"another file was put in the place of {self.path} while it was used: close it everywhere first",
+                    f"{self.path} was replaced by another file while it was open: close it in all processes first",
                     address=self.path,
                 )
-            self._disconnect()  # it is gone, or may be newer
-            opened = None
-        if opened is None:
-            opened = open_file(self.path)
-            opened.db.set_progress_handler(self._interrupts, _STEPS)
-            self.opened = opened
-        return opened
+            self._disconnect()  # the file is gone, or may be newer
+            file = None
+        if file is None:
+            file = open_file(self.path)
+            file.db.set_progress_handler(self._should_interrupt, _INTERRUPT_CHECK_INSTRUCTIONS)
+            self.file = file
+        return file
 
     def _disconnect(self) -> None:
-        opened, self.opened = self.opened, None
-        if opened is not None:
-            opened.db.set_progress_handler(None, 0)
+        file, self.file = self.file, None
+        if file is not None:
+            file.db.set_progress_handler(None, 0)
             try:
-                opened.db.close()
+                file.db.close()
             except sqlite3.Error as error:
                 _log.warning("closing %s: %s", self.path, error)
 
-    def _interrupts(self) -> int:
-        call = self.now
-        return int(call is not None and (self.stopping or call.dropped or call.overdue()))
+    def _should_interrupt(self) -> int:
+        call = self.current_call
+        return int(call is not None and (self.stopping or call.abandoned or call.is_overdue()))
 
-    def _check(self, call: _Call[Any]) -> None:
+    def _check_deadline(self, call: _QueuedCall[Any]) -> None:
         if self.stopping:
-            raise ClosedError(f"the catalog {self.path} was closed while it was used", address=self.path)
-        if call.dropped:
-            raise CatalogTimeout(f"nobody waits for {self.path} any more", address=self.path)
-        if call.overdue():
-            raise _too_long(self.path, call, "another process holds its lock, or the work is large")
+            raise ClosedError(f"the catalog {self.path} was closed while it was in use", address=self.path)
+        if call.abandoned:
+            raise CatalogTimeout(f"the caller no longer waits for {self.path}", address=self.path)
+        if call.is_overdue():
+            raise _build_timeout_error(self.path, call, "another process holds its lock, or the work is large")
 
 
-def _too_long(path: str, call: _Call[Any], why: str) -> CatalogTimeout:
-    waited = time.monotonic() - call.begun
+def _build_timeout_error(path: str, call: _QueuedCall[Any], reason: str) -> CatalogTimeout:
+    waited = time.monotonic() - call.started
     return CatalogTimeout(
-        f"waited {waited:.1f} s for the catalog {path}: {why}; timeout= is {call.seconds} s",
+        f"waited {waited:.1f} s for the catalog {path}: {reason}; timeout= is {call.timeout} s",
         address=path,
         waited=waited,
     )
 
 
-def _translated(error: sqlite3.Error, code: int, path: str) -> CatalogError:
-    told = {
-        sqlite3.SQLITE_FULL: "there is no space left for it",
-        sqlite3.SQLITE_READONLY: "it may not be written",
+def _translate_error(error: sqlite3.Error, code: int, path: str) -> CatalogError:
+    description = {
+        sqlite3.SQLITE_FULL: "no space is left on its disk",
+        sqlite3.SQLITE_READONLY: "it is read-only",
         sqlite3.SQLITE_CORRUPT: "it is damaged: restore it from a copy",
         sqlite3.SQLITE_NOTADB: "it is damaged: restore it from a copy",
-        sqlite3.SQLITE_CANTOPEN: "it, or the files that SQLite keeps beside it, cannot be opened",
+        sqlite3.SQLITE_CANTOPEN: "the file, or the files that SQLite keeps beside it, cannot be opened",
         sqlite3.SQLITE_IOERR: "its file system fails",
-    }.get(code, "SQLite refuses")
+    }.get(code, "SQLite fails")
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return CatalogError(f"the catalog {path}: {told} ({name}: {error})", address=path)
+    return CatalogError(f"the catalog {path}: {description} ({name}: {error})", address=path)
 
 
 _log: Final = logging.getLogger("streamloader")
-_workers: Final[weakref.WeakSet[_Worker]] = weakref.WeakSet()
-_inherited: Final[list[_Worker]] = []  # never freed: to close the parent's connections would disturb its files
-os.register_at_fork(after_in_child=lambda: _inherited.extend(_workers))
+_threads: Final[weakref.WeakSet[_CatalogThread]] = weakref.WeakSet()
+# A forked child never frees these: closing the parent's connections would release the parent's file locks.
+_inherited: Final[list[_CatalogThread]] = []
+os.register_at_fork(after_in_child=lambda: _inherited.extend(_threads))

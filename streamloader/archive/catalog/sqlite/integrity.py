@@ -1,4 +1,4 @@
-"""Whether an SQLite catalog is in order."""
+"""Consistency checks of SQLite catalogs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from streamloader.archive.catalog.sqlite import reads
-from streamloader.archive.catalog.sqlite.schema import reading
-from streamloader.archive.catalog.validation import check_whole
+from streamloader.archive.catalog.sqlite.schema import read_transaction
+from streamloader.archive.catalog.validation import check_coverage
 from streamloader.errors import CatalogError
 
-__all__ = ["PAGE", "Expected", "file_problems", "loose_problems", "video_problems"]
+__all__ = ["PAGE_VIDEOS", "ExpectedOffsets", "find_file_problems", "find_orphan_problems", "find_video_problems"]
 
-PAGE: Final = 50  # videos that are looked at in one transaction
-_MOST: Final = 100  # problems of the file itself
+PAGE_VIDEOS: Final = 50  # videos that are checked in one transaction
+_MAX_FILE_PROBLEMS: Final = 100
 
-_LOOSE: Final = (
+_ORPHAN_QUERIES: Final = (
     (
         "SELECT DISTINCT video FROM chunks WHERE video NOT IN (SELECT key FROM videos UNION ALL SELECT key FROM jobs)",
-        "chunks belong to video key {}, which there is not",
+        "chunks refer to video key {}, which does not exist",
     ),
     (
         "SELECT DISTINCT id >> 24 FROM indexes LEFT JOIN chunks ON video = id >> 24 AND number = id & 16777215 "  # noqa: ISC004
@@ -31,13 +31,20 @@ _LOOSE: Final = (
         "job {} is a video already",
     ),
     ("SELECT count(*) FROM archive HAVING count(*) != 1", "the archive has {} identities"),
-    ("SELECT count(*) FROM places HAVING count(*) != max(number) + 1", "{} places are not numbered without a gap"),
+    ("SELECT count(*) FROM places HAVING count(*) != max(number) + 1", "{} places are not numbered without gaps"),
 )
 
 
 @dataclass
-class Expected:
-    """What the next video has to begin with."""
+class ExpectedOffsets:
+    """The numbers that the next video has to start with.
+
+    Attributes:
+        number: Number of the video.
+        start: Number of its first frame in the archive.
+        chunk: Number of chunks of all earlier videos.
+        nanoseconds: Duration of all earlier videos in nanoseconds.
+    """
 
     number: int = 0
     start: int = 0
@@ -45,71 +52,79 @@ class Expected:
     nanoseconds: int = 0
 
 
-def file_problems(db: sqlite3.Connection) -> list[str]:
-    """Return what SQLite finds wrong with the file."""
+def find_file_problems(db: sqlite3.Connection) -> list[str]:
+    """Return the problems that SQLite finds in the file itself."""
     try:
-        told = [str(line) for (line,) in db.execute(f"PRAGMA integrity_check({_MOST})")]
+        lines = [str(line) for (line,) in db.execute(f"PRAGMA integrity_check({_MAX_FILE_PROBLEMS})")]
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
             raise
-        told = [str(error)]
-    return [] if told == ["ok"] else [f"the file is damaged: {line}" for line in told]
+        lines = [str(error)]
+    return [] if lines == ["ok"] else [f"the file is damaged: {line}" for line in lines]
 
 
-def video_problems(db: sqlite3.Connection, address: str, expected: Expected) -> tuple[list[str], bool]:
-    """Look at the next :data:`PAGE` videos; return what is wrong, and whether there are more."""
+def find_video_problems(db: sqlite3.Connection, address: str, expected: ExpectedOffsets) -> tuple[list[str], bool]:
+    """Check the next :data:`PAGE_VIDEOS` videos, and advance `expected`.
+
+    Returns:
+        The problems, and whether more videos follow.
+    """
     problems: list[str] = []
-    with reading(db):
+    with read_transaction(db):
         rows = db.execute(
             "SELECT number, key, first_chunk FROM videos WHERE number >= ? ORDER BY number LIMIT ?",
-            (expected.number, PAGE),
+            (expected.number, PAGE_VIDEOS),
         ).fetchall()
         for number, key, first_chunk in rows:
-            problems += _of_video(db, address, (number, key, first_chunk), expected)
-    return problems, len(rows) == PAGE
+            problems += _check_video(db, address, (number, key, first_chunk), expected)
+    return problems, len(rows) == PAGE_VIDEOS
 
 
-def loose_problems(db: sqlite3.Connection) -> list[str]:
-    """Return what belongs to nothing."""
-    with reading(db):
-        return [text.format(value) for query, text in _LOOSE for (value,) in db.execute(query)]
+def find_orphan_problems(db: sqlite3.Connection) -> list[str]:
+    """Return the problems of rows that belong to no video, and of the archive as a whole."""
+    with read_transaction(db):
+        return [text.format(value) for query, text in _ORPHAN_QUERIES for (value,) in db.execute(query)]
 
 
-def _of_video(db: sqlite3.Connection, address: str, row: tuple[int, int, int], expected: Expected) -> list[str]:
+def _check_video(
+    db: sqlite3.Connection, address: str, row: tuple[int, int, int], expected: ExpectedOffsets
+) -> list[str]:
     number, key, first_chunk = row
-    video = reads.video_by(db, "number", number)
+    video = reads.get_video_by(db, "number", number)
     assert video is not None
-    told = []
-    for what, found, wanted in (
+    problems = []
+    for label, actual, wanted in (
         ("is number", number, expected.number),
-        ("begins at frame", video.start, expected.start),
-        ("begins at chunk", first_chunk, expected.chunk),
-        ("begins at nanosecond", video.nanoseconds, expected.nanoseconds),
+        ("starts at frame", video.start, expected.start),
+        ("starts at chunk", first_chunk, expected.chunk),
+        ("starts at nanosecond", video.start_ns, expected.nanoseconds),
     ):
-        if found != wanted:
-            told.append(f"video {number} ({video.name}) {what} {found}, not {wanted}")
+        if actual != wanted:
+            problems.append(f"video {number} ({video.name}) {label} {actual}, not {wanted}")
     content = bytes.fromhex(video.content)
-    chunks = reads.chunks(db, content, 0, 1 << 24)
+    chunks = reads.get_chunks(db, content, 0, 1 << 24)
     try:
-        check_whole(video, chunks, address)
+        check_coverage(video, chunks, address)
     except CatalogError as error:
-        told.append(f"video {number}: {error.message}")
-    (bare,) = db.execute("SELECT count(*) FROM chunks WHERE video = ?", (key,)).fetchone()
-    if bare != len(chunks):
-        told.append(f"video {number} ({video.name}): {bare - len(chunks)} chunks have a coding that there is not")
+        problems.append(f"video {number}: {error.message}")
+    (chunk_count,) = db.execute("SELECT count(*) FROM chunks WHERE video = ?", (key,)).fetchone()
+    if chunk_count != len(chunks):
+        problems.append(
+            f"video {number} ({video.name}): {chunk_count - len(chunks)} chunks have a coding that does not exist"
+        )
     low = key << 24
-    (lacking,) = db.execute(
+    (without_index,) = db.execute(
         "SELECT count(*) FROM chunks LEFT JOIN indexes ON indexes.id = ? + chunks.number "
         "WHERE chunks.video = ? AND indexes.id IS NULL",
         (low, key),
     ).fetchone()
-    if lacking:
-        told.append(f"video {number} ({video.name}): {lacking} chunks have no frame index")
-    (lost,) = db.execute(
+    if without_index:
+        problems.append(f"video {number} ({video.name}): {without_index} chunks have no frame index")
+    (without_place,) = db.execute(
         "SELECT count(*) FROM chunks WHERE video = ? AND place NOT IN (SELECT number FROM places)", (key,)
     ).fetchone()
-    if lost:
-        told.append(f"video {number} ({video.name}): {lost} chunks are in a place that there is not")
+    if without_place:
+        problems.append(f"video {number} ({video.name}): {without_place} chunks are in a place that does not exist")
     expected.number, expected.start = number + 1, video.start + video.frames
-    expected.chunk, expected.nanoseconds = first_chunk + video.chunks, video.nanoseconds + video.duration
-    return told
+    expected.chunk, expected.nanoseconds = first_chunk + video.chunks, video.start_ns + video.duration_ns
+    return problems

@@ -1,4 +1,4 @@
-"""The form of an SQLite catalog, how it came about, and how such a file is made and opened."""
+"""The schema of SQLite catalogs, its migrations, and functions that create and open a catalog's file."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
 
-from streamloader.archive.catalog.base import SCHEMA, Place
+from streamloader.archive.catalog.base import SCHEMA_VERSION, Place
 from streamloader.errors import CatalogError, CatalogExists, CatalogNotFound, CatalogTooNew
 
 __all__ = [
-    "APPLICATION", "FORM", "MIGRATIONS", "Opened", "identity", "make_file", "open_file", "reading", "writing",
+    "APPLICATION_ID", "MIGRATIONS", "SCHEMA_SQL", "CatalogFile", "create_file", "get_file_identity", "open_file",
+    "read_transaction", "write_transaction",
 ]  # fmt: skip
 
-APPLICATION: Final = 0x534C4341  # "SLCA": tells the file from databases of others
+APPLICATION_ID: Final = 0x534C4341  # "SLCA": distinguishes catalogs from other databases
 _MAGIC: Final = b"SQLite format 3\0"
-_HEADER: Final = 100  # bytes
-_PAGE: Final = 8192  # bytes: a few frame indexes, or a hundred chunks
-_UNFINISHED: Final = ".streamloader-new-"
+_HEADER_BYTES: Final = 100
+_PAGE_BYTES: Final = 8192  # holds a few frame indexes, or a hundred chunks
+_UNFINISHED_PREFIX: Final = ".streamloader-new-"
 
-# `key` stands for the content of a video, or job, inside the file. Jobs give keys out, and videos take theirs over.
-# Chunks are in order of what they are looked up by. An index has the id key * 2^24 + number of its chunk.
-FORM: Final = """
+# `key` stands for the content of a video or job inside the file. A job allocates the key, and its video takes it over.
+# Chunks are stored in the order of their lookups. The id of an index is key * 2^24 + number of its chunk.
+SCHEMA_SQL: Final = """
 CREATE TABLE archive (id TEXT NOT NULL, created REAL NOT NULL);
 CREATE TABLE places (number INTEGER PRIMARY KEY, url TEXT NOT NULL, weight REAL NOT NULL);
 CREATE TABLE jobs (
@@ -85,27 +86,35 @@ CREATE TABLE indexes (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
 
 
-class Opened:
-    """A connection to a catalog file.
+class CatalogFile:
+    """An open connection to a catalog's file.
+
+    Args:
+        path: Path of the file.
+        uri_options: Query of SQLite's file URI.
+        writable: Whether the file can be written.
+        immutable: Whether SQLite reads the file without locks, see :func:`open_file`.
 
     Attributes:
-        db: the connection; it commits by itself unless told to begin.
-        writable: whether it can be written.
-        frozen: the file is read as if nobody could change it: see :func:`open_file`.
-        was: :func:`identity` of the file when it was opened.
+        db: SQLite connection in autocommit mode.
+        path: Path of the file.
+        writable: Whether the file can be written.
+        immutable: Whether SQLite reads the file without locks, see :func:`open_file`.
+        identity: Result of :func:`get_file_identity` when the file was opened.
     """
 
-    def __init__(self, path: str, how: str, *, writable: bool, frozen: bool) -> None:
+    def __init__(self, path: str, uri_options: str, *, writable: bool, immutable: bool) -> None:
         self.path = path
         self.writable = writable
-        self.frozen = frozen
-        self.was = identity(path, exact=frozen)  # before it is opened: a change in between is noticed, too
-        self.db = _probed(path, how)
+        self.immutable = immutable
+        # Before the file is opened, so that a change in between is noticed.
+        self.identity = get_file_identity(path, exact=immutable)
+        self.db = _connect_and_probe(path, uri_options)
 
 
 @contextlib.contextmanager
-def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """Do all or nothing, and on disk when it is done."""
+def write_transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Run the statements of the block atomically. They are on disk when the block ends."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield db
@@ -117,8 +126,8 @@ def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 @contextlib.contextmanager
-def reading(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """See the same state in all statements."""
+def read_transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Read the same state in all statements of the block."""
     db.execute("BEGIN")
     try:
         yield db
@@ -127,86 +136,91 @@ def reading(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             db.execute("ROLLBACK")
 
 
-def identity(path: str, *, exact: bool) -> tuple[int, ...]:
-    """Return what tells whether a file is still the same one; `exact`: and has not been written either."""
+def get_file_identity(path: str, *, exact: bool) -> tuple[int, ...]:
+    """Return values that differ between two files at a path. Return an empty tuple if there is no file.
+
+    Args:
+        path: Path of the file.
+        exact: Whether the values also change when the file is written.
+    """
     try:
         status = os.stat(path)
     except OSError:
         return ()
     if not exact:
         return status.st_dev, status.st_ino
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, _size(f"{path}-wal")
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, _get_size(f"{path}-wal")
 
 
-# --- making ----------------------------------------------------------------------------------------------------------
+# --- creating --------------------------------------------------------------------------------------------------------
 
 
-def make_file(path: str, places: Sequence[Place]) -> None:
-    """Make an empty catalog; whole or not at all, with the rights that the umask leaves.
+def create_file(path: str, places: Sequence[Place]) -> None:
+    """Create an empty catalog atomically, with the permissions that the umask leaves.
 
     Raises:
-        CatalogExists: there is something already.
-        CatalogError: the file cannot be made.
+        CatalogExists: If a file exists at the path.
+        CatalogError: If the file cannot be created.
     """
     if os.path.lexists(path):
-        raise CatalogExists(f"there is a file already: {path}", address=path)
-    for left in (f"{path}-wal", f"{path}-journal"):
-        if os.path.lexists(left):  # SQLite would take it for a part of the new file
-            raise CatalogError(f"{left} was left by a catalog that is gone: move it away first", address=path)
+        raise CatalogExists(f"a file exists already: {path}", address=path)
+    for leftover in (f"{path}-wal", f"{path}-journal"):
+        if os.path.lexists(leftover):  # SQLite would apply it to the new file
+            raise CatalogError(f"{leftover} belongs to a catalog that is gone: move it away first", address=path)
     folder = os.path.dirname(path)
-    unfinished = os.path.join(folder, f"{_UNFINISHED}{secrets.token_hex(8)}")
+    unfinished = os.path.join(folder, f"{_UNFINISHED_PREFIX}{secrets.token_hex(8)}")
     try:
         os.makedirs(folder, exist_ok=True)
-        # Not SQLite: it leaves out the group's rights, whatever the umask is.
+        # Not SQLite: it omits the group's permissions, whatever the umask is.
         os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         try:
-            _fill(unfinished, places)
-            _place(unfinished, path)
+            _write_empty_catalog(unfinished, places)
+            _publish_file(unfinished, path)
         finally:
-            for part in ("", "-wal", "-shm", "-journal"):
+            for suffix in ("", "-wal", "-shm", "-journal"):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(unfinished + part)
-        _sync(folder)
+                    os.unlink(unfinished + suffix)
+        _fsync(folder)
     except FileExistsError as error:
-        raise CatalogExists(f"there is a file already: {path}", address=path) from error
+        raise CatalogExists(f"a file exists already: {path}", address=path) from error
     except OSError as error:
-        raise CatalogError(f"cannot make {path}: {error.strerror or error}", address=path) from error
+        raise CatalogError(f"cannot create {path}: {error.strerror or error}", address=path) from error
 
 
-def _fill(path: str, places: Sequence[Place]) -> None:
+def _write_empty_catalog(path: str, places: Sequence[Place]) -> None:
     with contextlib.closing(_connect(path, "mode=rw")) as db:
-        db.execute(f"PRAGMA page_size = {_PAGE}")
-        db.execute(f"PRAGMA application_id = {APPLICATION}")
+        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        with writing(db):
-            for statement in FORM.split(";"):
+        with write_transaction(db):
+            for statement in SCHEMA_SQL.split(";"):
                 db.execute(statement)
             db.execute("INSERT INTO archive VALUES (?, ?)", (secrets.token_hex(16), time.time()))
             rows = [(place.number, place.url, place.weight) for place in places]
             db.executemany("INSERT INTO places VALUES (?, ?, ?)", rows)
-            db.execute(f"PRAGMA user_version = {SCHEMA}")
-    _sync(path)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    _fsync(path)
 
 
-def _place(unfinished: str, path: str) -> None:
-    """Give a finished file its name, if nobody else has it."""
+def _publish_file(unfinished: str, path: str) -> None:
+    """Give a finished file its name. Raise FileExistsError if the name is taken."""
     try:
         os.link(unfinished, path)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
             raise
-        # No links on this file system: take the name first, then replace it.
+        # This file system has no hard links: reserve the name first, then replace the reserved file.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         os.replace(unfinished, path)
 
 
-def _sync(path: str) -> None:
+def _fsync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # folders of some file systems
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # folders on some file systems
             raise
     finally:
         os.close(descriptor)
@@ -215,50 +229,49 @@ def _sync(path: str) -> None:
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_file(path: str) -> Opened:
-    """Open a catalog, and bring an older form to this one's.
+def open_file(path: str) -> CatalogFile:
+    """Open a catalog's file, and migrate an older schema.
 
-    Without the right to write it is only read. Where it cannot even be shared with writers, since their lock file
-    cannot be made beside it, it is read as a file that nobody changes ("frozen"), and whoever reads has to look before
-    and after whether that is so.
+    Without write permission the file is only read. If SQLite cannot even create its lock file beside it, the file is
+    opened as immutable, without locks. The caller then has to check the file's identity before and after each read.
 
     Raises:
-        CatalogNotFound: there is none.
-        CatalogTooNew: it was made by a newer version of this package.
-        CatalogError: it is something else, or cannot be read.
+        CatalogNotFound: If there is no file.
+        CatalogTooNew: If a newer version of this package made the catalog.
+        CatalogError: If the file is not a catalog, or cannot be read.
     """
-    _check_header(path)
+    _check_file_header(path)
     writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK | os.X_OK)
-    opened = _open_writable(path) if writable else _open_readable(path)
+    file = _open_writable(path) if writable else _open_read_only(path)
     try:
-        _bring_up(opened)
+        _migrate(file)
     except BaseException:
-        opened.db.close()
+        file.db.close()
         raise
-    return opened
+    return file
 
 
-def _open_writable(path: str) -> Opened:
-    return Opened(path, "mode=rw", writable=True, frozen=False)
+def _open_writable(path: str) -> CatalogFile:
+    return CatalogFile(path, "mode=rw", writable=True, immutable=False)
 
 
-def _open_readable(path: str) -> Opened:
+def _open_read_only(path: str) -> CatalogFile:
     try:
-        return Opened(path, "mode=ro", writable=False, frozen=False)
+        return CatalogFile(path, "mode=ro", writable=False, immutable=False)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             raise
-        if _size(f"{path}-wal"):
+        if _get_size(f"{path}-wal"):
             raise CatalogError(
-                f"{path} cannot be read without the right to write beside it: a writer died and left {path}-wal; "
-                "open it once where it can be written",
+                f"{path} cannot be read without write permission beside it, because a writer was killed and left "
+                f"{path}-wal: open the catalog once where it can be written",
                 address=path,
             ) from error
-    return Opened(path, "mode=ro&immutable=1", writable=False, frozen=True)
+    return CatalogFile(path, "mode=ro&immutable=1", writable=False, immutable=True)
 
 
-def _probed(path: str, how: str) -> sqlite3.Connection:
-    db = _connect(path, how)
+def _connect_and_probe(path: str, uri_options: str) -> sqlite3.Connection:
+    db = _connect(path, uri_options)
     try:
         db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except BaseException:
@@ -267,11 +280,11 @@ def _probed(path: str, how: str) -> sqlite3.Connection:
     return db
 
 
-def _connect(path: str, how: str) -> sqlite3.Connection:
-    db = sqlite3.connect(f"file:{quote(path)}?{how}", uri=True, isolation_level=None, cached_statements=256)
+def _connect(path: str, uri_options: str) -> sqlite3.Connection:
+    db = sqlite3.connect(f"file:{quote(path)}?{uri_options}", uri=True, isolation_level=None, cached_statements=256)
     for setting in (
-        "busy_timeout = 100",  # ms; then the caller looks at its own deadline
-        "synchronous = FULL",  # what was committed survives a power cut
+        "busy_timeout = 100",  # ms; the caller checks its own deadline then
+        "synchronous = FULL",  # commits survive a power failure
         "fullfsync = ON",  # on macOS too
         "cache_size = -16384",  # KiB
         "journal_size_limit = 67108864",
@@ -283,59 +296,60 @@ def _connect(path: str, how: str) -> sqlite3.Connection:
     return db
 
 
-def _check_header(path: str) -> None:
-    """See by its first bytes whether a file is a catalog, before SQLite touches it."""
+def _check_file_header(path: str) -> None:
+    """Check that a file is a catalog by its first bytes, before SQLite opens it."""
     try:
         if os.path.isdir(path):
             raise CatalogNotFound(f"{path} is a folder, not the file of a catalog", address=path)
         with open(path, "rb") as file:
-            header = file.read(_HEADER)
+            header = file.read(_HEADER_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CatalogNotFound(f"there is no catalog at {path}", address=path) from error
     except OSError as error:
         raise CatalogError(f"cannot read {path}: {error.strerror or error}", address=path) from error
-    if not header.startswith(_MAGIC) or len(header) < _HEADER:
-        raise CatalogError(f"{path} is no SQLite database", address=path)
-    if int.from_bytes(header[68:72], "big") != APPLICATION:
-        raise CatalogError(f"{path} is a database of something else, not the catalog of an archive", address=path)
+    if not header.startswith(_MAGIC) or len(header) < _HEADER_BYTES:
+        raise CatalogError(f"{path} is not an SQLite database", address=path)
+    if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        raise CatalogError(f"{path} is another application's database, not the catalog of an archive", address=path)
 
 
-def _bring_up(opened: Opened) -> None:
-    db, path = opened.db, opened.path
-    form = _version(db)
-    if form > SCHEMA:
+def _migrate(file: CatalogFile) -> None:
+    db, path = file.db, file.path
+    version = _read_schema_version(db)
+    if version > SCHEMA_VERSION:
         raise CatalogTooNew(
-            f"{path} has form {form}, but this version of streamloader knows {SCHEMA}: upgrade streamloader",
+            f"{path} has schema version {version}, but this version of streamloader supports {SCHEMA_VERSION}: upgrade "
+            "streamloader",
             address=path,
         )
-    if form == SCHEMA:
+    if version == SCHEMA_VERSION:
         return
-    if not opened.writable:
+    if not file.writable:
         raise CatalogError(
-            f"{path} has the older form {form} and may not be written: open it once where it can be, which brings "
-            f"it to form {SCHEMA}",
+            f"{path} has the older schema version {version} and is read-only: open it once where it can be written, "
+            f"which migrates it to version {SCHEMA_VERSION}",
             address=path,
         )
-    with writing(db):
-        for step in range(_version(db), SCHEMA):  # perhaps somebody else has done it meanwhile
+    with write_transaction(db):
+        for step in range(_read_schema_version(db), SCHEMA_VERSION):  # another process may have migrated it by now
             MIGRATIONS[step](db)
             db.execute(f"PRAGMA user_version = {step + 1}")
 
 
-def _version(db: sqlite3.Connection) -> int:
+def _read_schema_version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _add_origins(db: sqlite3.Connection) -> None:
-    """Form 0 did not keep how videos were made."""
+    """Migrate schema version 0, which did not store how videos were made."""
     db.execute("ALTER TABLE videos ADD COLUMN origin TEXT NOT NULL DEFAULT '{}'")
 
 
-# By the form that each begins with; all steps to the newest form are one transaction.
+# By the schema version that each step starts from. All steps to the newest version are one transaction.
 MIGRATIONS: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {0: _add_origins}
 
 
-def _size(path: str) -> int:
+def _get_size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError:

@@ -1,1 +1,1 @@
-"""Where ingest runs its work units: threads, processes, or a Ray cluster."""
+"""Executors: they run the work units of an ingest in threads, processes or on a Ray cluster."""

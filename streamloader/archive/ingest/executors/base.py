@@ -1,7 +1,8 @@
-"""What a driver needs of whatever does the units of work; and the plainest kind, which does them in threads of its own.
+"""The interface of executors, and an executor that uses threads.
 
-A driver starts units, answers what they ask, and learns of all that happens from one queue of events. Events of a unit
-come in order. One of these is the last: ``done``, ``failed``, ``left`` (it was answered ``go: False``), ``died``.
+A driver starts units, answers their requests, and receives everything else as events from one queue. The events of a
+unit are in order. Its last event has one of these kinds: ``done``, ``failed``, ``left`` (after the answer ``go:
+False``), ``died``.
 """
 
 from __future__ import annotations
@@ -15,145 +16,153 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from streamloader.archive.ingest.temp_dir import Scratch
-from streamloader.archive.ingest.unit import Unit, perform
+from typing_extensions import override
 
-__all__ = ["LAST", "Engine", "Event", "Threads"]
+from streamloader.archive.ingest.temp_dir import TempDir
+from streamloader.archive.ingest.unit import Channel, WorkUnit, run_unit
 
-LAST: Final = frozenset({"done", "failed", "left", "died"})
-_END_WITHIN: Final = 30.0  # seconds for a thread that was told to end
+__all__ = ["FINAL_KINDS", "Executor", "ThreadExecutor", "UnitEvent"]
+
+FINAL_KINDS: Final = frozenset({"done", "failed", "left", "died"})
+_THREAD_EXIT_TIMEOUT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """Something that a unit told, or that happened to it.
+class UnitEvent:
+    """A message of a unit, or the death of its worker.
 
     Attributes:
-        unit: its number.
-        message: see :mod:`streamloader.archive.ingest.unit`; or ``{"kind": "died", "why": ..., "details": {...}}``.
+        unit_number: Number of the unit.
+        message: Message as described in :mod:`streamloader.archive.ingest.unit`, or ``{"kind": "died", "why": ...,
+            "details": {...}}``.
     """
 
-    unit: int
+    unit_number: int
     message: Mapping[str, Any]
 
     @property
     def kind(self) -> str:
-        """Of the message."""
+        """Kind of the message."""
         return str(self.message["kind"])
 
 
-class Engine(Protocol):
-    """Does units of work. All methods are called by one thread, its driver's."""
+class Executor(Protocol):
+    """Runs work units. One thread, the driver's, calls all methods."""
 
-    def room(self) -> int:
+    def count_free_slots(self) -> int:
         """Return how many more units can be started now."""
 
-    def start(self, unit: Unit) -> None:
-        """Begin a unit. A number may be used again once its last event has come."""
+    def start_unit(self, unit: WorkUnit) -> None:
+        """Start a unit. Its number can be used again after its last event.
 
-    def answer(self, number: int, answer: Mapping[str, Any]) -> None:
-        """Answer what a unit asked."""
+        Raises:
+            ConfigError: If the options of a store cannot be sent to a worker.
+        """
 
-    def events(self, seconds: float) -> list[Event]:
-        """Return what happened, waiting up to so many seconds for it."""
+    def send_answer(self, number: int, answer: Mapping[str, Any]) -> None:
+        """Answer the request of a unit."""
 
-    def kill(self, number: int, why: str) -> None:
-        """End a unit that makes no progress: ``died`` comes from it."""
+    def wait_for_events(self, timeout_s: float) -> list[UnitEvent]:
+        """Return new events. If there are none, wait up to `timeout_s` seconds for them."""
+
+    def kill_unit(self, number: int, reason: str) -> None:
+        """Kill a unit that makes no progress. Its last event has the kind ``died``."""
 
     def close(self) -> None:
-        """End all units at once, and remove what they kept in temporary files."""
+        """Stop all units at once, and remove their temporary files."""
 
 
-class Threads:
-    """Units in threads of this process, one after the other: for few small videos, and for what no other process sees.
+class ThreadExecutor(Executor):
+    """Runs units in threads of this process, for a few small videos, or for resources that only this process has.
 
     Args:
-        at_once: units that are done side by side.
+        max_units: Number of concurrent units. Defaults to 1.
     """
 
-    def __init__(self, at_once: int = 1) -> None:
-        self._at_once = at_once
-        self._scratch = Scratch()
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._running: dict[int, _ThreadPort] = {}
+    def __init__(self, max_units: int = 1) -> None:
+        self._max_units = max_units
+        self._temp_dir = TempDir()
+        self._events: queue.SimpleQueue[UnitEvent] = queue.SimpleQueue()
+        self._running: dict[int, _ThreadChannel] = {}
 
-    def room(self) -> int:
-        """See :class:`Engine`."""
-        return self._at_once - len(self._running)
+    @override
+    def count_free_slots(self) -> int:
+        return self._max_units - len(self._running)
 
-    def start(self, unit: Unit) -> None:
-        """See :class:`Engine`."""
-        folder = os.path.join(self._scratch.folder, str(unit.number))
+    @override
+    def start_unit(self, unit: WorkUnit) -> None:
+        folder = os.path.join(self._temp_dir.folder, str(unit.number))
         os.mkdir(folder)
-        port = _ThreadPort(unit, folder, self._events)
-        self._running[unit.number] = port
-        port.thread.start()
+        channel = _ThreadChannel(unit, folder, self._events)
+        self._running[unit.number] = channel
+        channel.thread.start()
 
-    def answer(self, number: int, answer: Mapping[str, Any]) -> None:
-        """See :class:`Engine`."""
+    @override
+    def send_answer(self, number: int, answer: Mapping[str, Any]) -> None:
         self._running[number].answers.put(answer)
 
-    def events(self, seconds: float) -> list[Event]:
-        """See :class:`Engine`."""
-        found: list[Event] = []
+    @override
+    def wait_for_events(self, timeout_s: float) -> list[UnitEvent]:
+        events: list[UnitEvent] = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._events.get(timeout=seconds))
+            events.append(self._events.get(timeout=timeout_s))
             while True:
-                found.append(self._events.get_nowait())
-        for event in found:
-            if event.kind in LAST and event.unit in self._running:
-                self._running.pop(event.unit).thread.join(_END_WITHIN)
-        return found
+                events.append(self._events.get_nowait())
+        for event in events:
+            if event.kind in FINAL_KINDS and event.unit_number in self._running:
+                self._running.pop(event.unit_number).thread.join(_THREAD_EXIT_TIMEOUT_S)
+        return events
 
-    def kill(self, number: int, why: str) -> None:
-        """See :class:`Engine`. A thread cannot be killed: it is left to itself."""
-        port = self._running.pop(number)
-        port.end()
-        self._events.put(Event(number, {"kind": "died", "why": why, "details": {}}))
+    @override
+    def kill_unit(self, number: int, reason: str) -> None:
+        # A thread cannot be killed: it is cancelled and no longer tracked.
+        channel = self._running.pop(number)
+        channel.cancel()
+        self._events.put(UnitEvent(number, {"kind": "died", "why": reason, "details": {}}))
 
+    @override
     def close(self) -> None:
-        """See :class:`Engine`."""
-        for port in self._running.values():
-            port.end()
-        for port in self._running.values():
-            port.thread.join(_END_WITHIN)
+        for channel in self._running.values():
+            channel.cancel()
+        for channel in self._running.values():
+            channel.thread.join(_THREAD_EXIT_TIMEOUT_S)
         self._running.clear()
-        self._scratch.close()
+        self._temp_dir.close()
 
 
-class _ThreadPort:
-    """The port of a unit in a thread."""
+class _ThreadChannel(Channel):
+    """The channel of a unit that runs in a thread, and the thread."""
 
-    def __init__(self, unit: Unit, folder: str, events: queue.SimpleQueue[Event]) -> None:
+    def __init__(self, unit: WorkUnit, folder: str, events: queue.SimpleQueue[UnitEvent]) -> None:
         self.answers: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self._number = unit.number
         self._events = events
-        self._ended = threading.Event()
+        self._cancelled = threading.Event()
         self.thread = threading.Thread(target=self._run, args=(unit, folder), name="streamloader-ingest", daemon=True)
 
-    def end(self) -> None:
-        """Tell the unit to end."""
-        self._ended.set()
+    def cancel(self) -> None:
+        """Stop the unit soon. Its later messages are dropped."""
+        self._cancelled.set()
         self.answers.put({"go": False})
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
-        if not self._ended.is_set():
-            self._events.put(Event(self._number, message))
+    @override
+    def send(self, message: Mapping[str, Any]) -> None:
+        if not self._cancelled.is_set():
+            self._events.put(UnitEvent(self._number, message))
 
-    def ask(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
-        self.tell(message)
+    @override
+    def request(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.send(message)
         return self.answers.get()
 
-    def cancelled(self) -> bool:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
-        return self._ended.is_set()
+    @override
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
 
-    def _run(self, unit: Unit, folder: str) -> None:
-        last: dict[str, Any] | None = None
+    def _run(self, unit: WorkUnit, folder: str) -> None:
+        last_message: dict[str, Any] | None = None
         try:
-            last = perform(unit, self, folder)
+            last_message = run_unit(unit, self, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            self.tell(last or {"kind": "died", "why": "the thread ended", "details": {}})
+            self.send(last_message or {"kind": "died", "why": "the thread ended", "details": {}})

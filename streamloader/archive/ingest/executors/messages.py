@@ -1,4 +1,4 @@
-"""Messages between a driver and a worker process: JSON, or bytes that the driver pickled, with their length before."""
+"""Messages between a driver and a worker process: JSON, or bytes that the driver pickled, each with a length prefix."""
 
 from __future__ import annotations
 
@@ -9,69 +9,76 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-__all__ = ["Assembler", "Line"]
+__all__ = ["JsonMessageDecoder", "WorkerConnection"]
 
-_HEAD: Final = struct.Struct("<cI")  # kind, bytes that follow
+_HEADER: Final = struct.Struct("<cI")  # encoding, length of the body in bytes
 _JSON, _BYTES = b"J", b"P"
-_MOST: Final = 1 << 30  # bytes of a message
+_MAX_MESSAGE_BYTES: Final = 1 << 30
+_RECEIVE_BYTES: Final = 1 << 20
 
 
-class Line:
-    """One end of a socket, for blocking use by several threads.
+class WorkerConnection:
+    """One end of a socket between a driver and a worker. Calls block, and several threads may send.
+
+    Args:
+        sock: Socket of this side.
+
+    Attributes:
+        sock: Socket of this side.
 
     Raises:
-        EOFError: from receiving: the other end is gone.
-        OSError: from sending: the same.
+        EOFError: If the other end is closed during a receive.
+        OSError: If the other end is closed during a send.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self._sending = threading.Lock()
+        self._send_lock = threading.Lock()
 
     def send(self, message: Mapping[str, Any] | bytes) -> None:
         """Send a message."""
-        kind, body = (_BYTES, message) if isinstance(message, bytes) else (_JSON, json.dumps(message).encode())
-        with self._sending:
-            self.sock.sendall(_HEAD.pack(kind, len(body)) + body)
+        encoding, body = (_BYTES, message) if isinstance(message, bytes) else (_JSON, json.dumps(message).encode())
+        with self._send_lock:
+            self.sock.sendall(_HEADER.pack(encoding, len(body)) + body)
 
     def receive(self) -> Any:
-        """Wait for a message: a JSON value or bytes."""
-        kind, size = _HEAD.unpack(self._exactly(_HEAD.size))
-        return _opened(kind, self._exactly(size))
+        """Wait for a message, and return it: a JSON value or bytes."""
+        encoding, size = _HEADER.unpack(self._receive_exactly(_HEADER.size))
+        return _decode_body(encoding, self._receive_exactly(size))
 
-    def _exactly(self, count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            part = self.sock.recv(min(count - len(parts), 1 << 20))
-            if not part:
+    def _receive_exactly(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            piece = self.sock.recv(min(count - len(data), _RECEIVE_BYTES))
+            if not piece:
                 raise EOFError
-            parts += part
-        return bytes(parts)
+            data += piece
+        return bytes(data)
 
 
-class Assembler:
-    """Puts messages together from what comes of a socket. Bytes are refused: only a driver sends such."""
+class JsonMessageDecoder:
+    """Decodes the messages of a worker from the data of a socket. Bytes are refused: only a driver sends them."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._buffer = bytearray()
 
-    def take(self, data: bytes) -> Iterator[Any]:
-        """Yield the messages that are complete now.
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Yield the messages that `data` completes.
 
         Raises:
-            ValueError: that is no message.
+            ValueError: If a message is malformed.
         """
-        self._rest += data
-        while len(self._rest) >= _HEAD.size:
-            kind, size = _HEAD.unpack_from(self._rest)
-            if kind != _JSON or size > _MOST:
-                raise ValueError(f"a message of kind {kind!r} with {size} bytes")
-            if len(self._rest) < _HEAD.size + size:
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            encoding, size = _HEADER.unpack_from(self._buffer)
+            if encoding != _JSON or size > _MAX_MESSAGE_BYTES:
+                raise ValueError(f"unexpected message of encoding {encoding!r} with {size} bytes")
+            if len(self._buffer) < _HEADER.size + size:
                 return
-            body = bytes(self._rest[_HEAD.size : _HEAD.size + size])
-            del self._rest[: _HEAD.size + size]
-            yield _opened(kind, body)
+            body = bytes(self._buffer[_HEADER.size : _HEADER.size + size])
+            del self._buffer[: _HEADER.size + size]
+            yield _decode_body(encoding, body)
 
 
-def _opened(kind: bytes, body: bytes) -> Any:
-    return body if kind == _BYTES else json.loads(body)
+def _decode_body(encoding: bytes, body: bytes) -> Any:
+    return body if encoding == _BYTES else json.loads(body)

@@ -1,4 +1,7 @@
-"""Units of work in worker processes of this machine: plain subprocesses, no fork, no ``__main__`` guard."""
+"""An executor that runs work units in worker processes of this machine.
+
+The workers are plain subprocesses: no fork, and no ``__main__`` guard is needed.
+"""
 
 from __future__ import annotations
 
@@ -13,89 +16,84 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import cloudpickle
+from typing_extensions import override
 
-from streamloader.archive.ingest.executors.base import LAST, Event
-from streamloader.archive.ingest.executors.messages import Assembler, Line
-from streamloader.archive.ingest.temp_dir import Scratch
-from streamloader.archive.ingest.unit import Unit
+from streamloader.archive.ingest.executors.base import FINAL_KINDS, Executor, UnitEvent
+from streamloader.archive.ingest.executors.messages import JsonMessageDecoder, WorkerConnection
+from streamloader.archive.ingest.temp_dir import TempDir
+from streamloader.archive.ingest.unit import WorkUnit
 from streamloader.common.subprocesses import child_environment, interrupts_blocked
 from streamloader.errors import ConfigError
 
-__all__ = ["Processes"]
+__all__ = ["ProcessExecutor"]
 
-_END_WITHIN: Final = 2.0  # seconds
-_READS_WITHIN: Final = 60.0  # seconds: a worker that is started on a busy machine
+_EXIT_TIMEOUT_S: Final = 2.0
+_SEND_TIMEOUT_S: Final = 60.0  # covers the start of a worker on a busy machine
+_RECEIVE_BYTES: Final = 1 << 20
 
 
-class Processes:
-    """Does one unit at a time in each of some worker processes, which are started as they are needed.
+class ProcessExecutor(Executor):
+    """Runs units in worker processes, one unit at a time in each. Workers are started on demand.
 
     Args:
-        at_once: processes.
+        max_units: Number of concurrent units, and so of worker processes.
     """
 
-    def __init__(self, at_once: int) -> None:
-        self._at_once = at_once
-        self._scratch = Scratch()
+    def __init__(self, max_units: int) -> None:
+        self._max_units = max_units
+        self._temp_dir = TempDir()
         self._selector = selectors.DefaultSelector()
-        self._idle: list[_Worker] = []
-        self._busy: dict[int, _Worker] = {}
-        self._begun = 0
-        self._news: deque[Event] = deque()
+        self._idle: list[_IngestWorker] = []
+        self._busy: dict[int, _IngestWorker] = {}
+        self._started_workers = 0
 
-    def room(self) -> int:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
-        return self._at_once - len(self._busy)
+    @override
+    def count_free_slots(self) -> int:
+        return self._max_units - len(self._busy)
 
-    def start(self, unit: Unit) -> None:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`.
-
-        Raises:
-            ConfigError: the options of a store cannot be sent to another process.
-        """
+    @override
+    def start_unit(self, unit: WorkUnit) -> None:
         try:
-            pickled = cloudpickle.dumps(unit)
+            pickled_unit = cloudpickle.dumps(unit)
         except Exception as error:
             raise ConfigError(f"storage_options cannot be sent to worker processes: {error}") from error
-        worker = self._idle.pop() if self._idle else self._new()
+        worker = self._idle.pop() if self._idle else self._start_worker()
         self._busy[unit.number] = worker
-        worker.unit = unit.number
-        with contextlib.suppress(OSError):  # it is dead: that is told where its messages come from
-            worker.line.send(pickled)
+        worker.unit_number = unit.number
+        with contextlib.suppress(OSError):  # the worker is dead: wait_for_events() reports it
+            worker.connection.send(pickled_unit)
 
-    def answer(self, number: int, answer: Mapping[str, Any]) -> None:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
+    @override
+    def send_answer(self, number: int, answer: Mapping[str, Any]) -> None:
         if number in self._busy:
             with contextlib.suppress(OSError):
-                self._busy[number].line.send(answer)
+                self._busy[number].connection.send(answer)
 
-    def events(self, seconds: float) -> list[Event]:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
-        found = list(self._news)
-        self._news.clear()
-        for key, _ in self._selector.select(0 if found else seconds):
-            found += self._heard(key.data)
-        return found
+    @override
+    def wait_for_events(self, timeout_s: float) -> list[UnitEvent]:
+        events: list[UnitEvent] = []
+        for key, _ in self._selector.select(timeout_s):
+            events += self._read_from(key.data)
+        return events
 
-    def kill(self, number: int, why: str) -> None:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
+    @override
+    def kill_unit(self, number: int, reason: str) -> None:
         worker = self._busy[number]
-        worker.why = why
+        worker.kill_reason = reason
         worker.process.kill()
 
+    @override
     def close(self) -> None:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
         workers = [*self._idle, *self._busy.values()]
         for worker in self._busy.values():
             worker.process.kill()
         for worker in workers:
-            self._forget(worker)
-        deadline = time.monotonic() + _END_WITHIN
+            self._disconnect(worker)
+        deadline = time.monotonic() + _EXIT_TIMEOUT_S
         for worker in workers:
             try:
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
@@ -104,79 +102,85 @@ class Processes:
                 worker.process.wait()
         self._idle, self._busy = [], {}
         self._selector.close()
-        self._scratch.close()
+        self._temp_dir.close()
 
-    def _new(self) -> _Worker:
-        self._begun += 1
-        folder = os.path.join(self._scratch.folder, f"worker-{self._begun}")
+    def _start_worker(self) -> _IngestWorker:
+        self._started_workers += 1
+        folder = os.path.join(self._temp_dir.folder, f"worker-{self._started_workers}")
         os.mkdir(folder)
-        worker = _Worker(folder, self._scratch.fds)
-        self._selector.register(worker.line.sock, selectors.EVENT_READ, worker)
+        worker = _IngestWorker(folder, self._temp_dir.fds)
+        self._selector.register(worker.connection.sock, selectors.EVENT_READ, worker)
         return worker
 
-    def _heard(self, worker: _Worker) -> Iterator[Event]:
+    def _read_from(self, worker: _IngestWorker) -> Iterator[UnitEvent]:
         try:
-            data = worker.line.sock.recv(1 << 20)
-            messages = list(worker.assembler.take(data))
+            data = worker.connection.sock.recv(_RECEIVE_BYTES)
+            messages = list(worker.decoder.feed(data))
         except (OSError, ValueError):
             data, messages = b"", []
         for message in messages:
             if message["kind"] == "log":
                 logging.getLogger(message["name"]).log(message["level"], "%s", message["text"])
                 continue
-            number = worker.unit
+            number = worker.unit_number
             assert number is not None
-            if message["kind"] in LAST:
+            if message["kind"] in FINAL_KINDS:
                 del self._busy[number]
-                worker.unit = None
+                worker.unit_number = None
                 self._idle.append(worker)
-            yield Event(number, message)
+            yield UnitEvent(number, message)
         if not data:
-            yield from self._ended(worker)
+            yield from self._handle_worker_exit(worker)
 
-    def _ended(self, worker: _Worker) -> Iterator[Event]:
-        """Bury a worker that is gone."""
-        self._forget(worker)
-        worker.process.kill()  # it may have closed its socket only
+    def _handle_worker_exit(self, worker: _IngestWorker) -> Iterator[UnitEvent]:
+        """Clean up after a worker that exited, and yield the event for its unit."""
+        self._disconnect(worker)
+        worker.process.kill()  # it may only have closed its socket
         status = worker.process.wait()
         shutil.rmtree(worker.folder, ignore_errors=True)
         if worker in self._idle:
             self._idle.remove(worker)
-        if worker.unit is not None:
-            del self._busy[worker.unit]
+        if worker.unit_number is not None:
+            del self._busy[worker.unit_number]
             details = {"pid": worker.process.pid, "exit_status": status, "signal": -status if status < 0 else None}
-            yield Event(worker.unit, {"kind": "died", "why": worker.why or _how(status), "details": details})
+            reason = worker.kill_reason or _describe_exit(status)
+            yield UnitEvent(worker.unit_number, {"kind": "died", "why": reason, "details": details})
 
-    def _forget(self, worker: _Worker) -> None:
+    def _disconnect(self, worker: _IngestWorker) -> None:
         with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(worker.line.sock)
-        worker.line.sock.close()
+            self._selector.unregister(worker.connection.sock)
+        worker.connection.sock.close()
 
 
-class _Worker:
-    """One process and this side's end of its socket."""
+class _IngestWorker:
+    """A worker process, and this side's end of its socket.
 
-    def __init__(self, folder: str, held: tuple[int, ...]) -> None:
+    Args:
+        folder: Temporary folder of the worker.
+        inherited_fds: File descriptors that the worker keeps open.
+    """
+
+    def __init__(self, folder: str, inherited_fds: tuple[int, ...]) -> None:
         self.folder = folder
-        self.unit: int | None = None
-        self.why = ""
-        self.assembler = Assembler()
-        ours, theirs = socket.socketpair()
-        ours.settimeout(_READS_WITHIN)
-        self.line = Line(ours)
-        with theirs, interrupts_blocked():  # until the child ignores them itself
-            arguments = [str(value) for value in (theirs.fileno(), os.getpid(), folder)]
+        self.unit_number: int | None = None
+        self.kill_reason = ""
+        self.decoder = JsonMessageDecoder()
+        parent_end, child_end = socket.socketpair()
+        parent_end.settimeout(_SEND_TIMEOUT_S)
+        self.connection = WorkerConnection(parent_end)
+        with child_end, interrupts_blocked():  # until the child ignores interrupts itself
+            arguments = [str(value) for value in (child_end.fileno(), os.getpid(), folder)]
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "streamloader.archive.ingest.executors.worker", *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # which is the command's own
-                pass_fds=(theirs.fileno(), *held),
+                stdout=subprocess.DEVNULL,  # stdout belongs to the command line
+                pass_fds=(child_end.fileno(), *inherited_fds),
                 env=child_environment() | {"TMPDIR": os.path.dirname(folder)},
             )
-        self.line.send(json.dumps([os.path.abspath(path) for path in sys.path]).encode())
+        self.connection.send(json.dumps([os.path.abspath(path) for path in sys.path]).encode())
 
 
-def _how(status: int) -> str:
+def _describe_exit(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
     try:

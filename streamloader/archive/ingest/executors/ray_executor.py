@@ -1,8 +1,8 @@
-"""Units of work as tasks of a Ray cluster.
+"""An executor that runs work units as tasks of a Ray cluster.
 
-The nodes of the cluster need this package, in the same version, and have to reach sources and places by the same
-addresses: local paths are for clusters that share a file system. What units tell goes through an actor that lives as
-long as the driver does.
+The nodes of the cluster need the same version of this package, and must reach sources and places by the same addresses.
+Local paths require a shared file system. All messages of the units pass through an actor that lives as long as the
+driver.
 """
 
 from __future__ import annotations
@@ -17,248 +17,260 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
-from streamloader.archive.ingest.executors.base import Event
-from streamloader.archive.ingest.temp_dir import Scratch
-from streamloader.archive.ingest.unit import Unit, perform
-from streamloader.errors import ConfigError, MissingExtra, StreamloaderError, to_wire
+from typing_extensions import override
+
+from streamloader.archive.ingest.executors.base import Executor, UnitEvent
+from streamloader.archive.ingest.temp_dir import TempDir
+from streamloader.archive.ingest.unit import Channel, WorkUnit, run_unit
+from streamloader.errors import ConfigError, MissingDependency, StreamloaderError, to_wire
 from streamloader.redaction import redact
 
 try:
     import ray
 except ImportError as error:
-    raise MissingExtra("engine='ray' needs Ray: pip install streamloader[ray]") from error
+    raise MissingDependency("executor='ray' needs Ray: pip install streamloader[ray]") from error
 
-__all__ = ["Cluster", "RayTasks", "connected"]
+__all__ = ["RayCluster", "RayExecutor", "connect_cluster"]
 
-_DEADLINE: Final = 60.0  # seconds for the actor to answer
 _VERSION: Final = version("streamloader")
-_CONNECT_WITHIN: Final = 15.0  # seconds
-_STILL_QUEUED: Final = 5.0  # seconds between two words about a task that waits for its turn
+_RESPONSE_TIMEOUT_S: Final = 60.0
+_CONNECT_TIMEOUT_S: Final = 15.0
+_QUEUED_TICK_INTERVAL_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class RayCluster:
     """A Ray cluster that this process is connected to.
 
     Attributes:
-        cpus: of all its nodes.
-        ours: whether the connection was made here, and is to be closed again.
+        cpus: Number of CPUs of all nodes.
+        owns_connection: Whether :func:`connect_cluster` made the connection, so that it has to be closed.
     """
 
     cpus: int
-    ours: bool
+    owns_connection: bool
 
 
-def connected(address: str | None = None) -> Cluster:
-    """Connect to a cluster, unless this process is connected already.
+def connect_cluster(address: str | None = None) -> RayCluster:
+    """Connect to a cluster, unless this process is connected already. No cluster is ever started.
 
     Args:
-        address: of its head (``host:port``, or ``ray://host:port``); by default what ``RAY_ADDRESS`` says, or the
-            cluster that this machine is part of. None is ever started.
+        address: Address of the head node (``host:port``, or ``ray://host:port``). Defaults to ``RAY_ADDRESS``, or to
+            the cluster of this machine.
 
     Raises:
-        ConfigError: there is no such cluster, or this process is connected to another one.
+        ConfigError: If there is no such cluster, or this process is connected to another one.
     """
-    ours = not ray.is_initialized()
-    if ours:
+    owns_connection = not ray.is_initialized()
+    if owns_connection:
         try:
-            _require_somebody(address)
+            _require_listener(address)
             ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = (
-                f"at {redact(address)}" if address else "here: start one with `ray start --head`, or say ray_address="
+                f"at {redact(address)}" if address else "here: start one with `ray start --head`, or pass ray_address="
             )
             raise ConfigError(
-                f"no Ray cluster can be reached {where} ({type(error).__name__}: {error}). Where it asks for a token, "
-                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+                f"no Ray cluster can be reached {where} ({type(error).__name__}: {error}). If the cluster requires a "
+                "token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
     elif address not in (None, "auto", ray.get_runtime_context().gcs_address):
         raise ConfigError(f"this process is connected to another Ray cluster than {address}: call ray.shutdown() first")
     resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return Cluster(max(1, int(resources.get("CPU", 1))), ours)
+    return RayCluster(max(1, int(resources.get("CPU", 1))), owns_connection)
 
 
-def _require_somebody(address: str | None) -> None:
-    """Raise OSError if nobody listens at `host:port`: Ray itself would try again for minutes."""
-    host, sign, port = (address or "").removeprefix("ray://").rpartition(":")
-    if sign and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_WITHIN).close()
+def _require_listener(address: str | None) -> None:
+    """Raise OSError if no process listens at `host:port`. Ray itself would retry for minutes."""
+    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
 
 
-class RayTasks:
-    """Does units as tasks, each with as many CPUs as it has threads.
+class RayExecutor(Executor):
+    """Runs units as Ray tasks. Each task requests as many CPUs as its unit has threads.
 
     Args:
-        cluster: that they are done on; the connection is closed at the end if it was made for this.
-        at_once: tasks that are handed in; how many run is the cluster's business.
-        threads: of each.
+        cluster: Cluster to run on. The connection is closed at the end if :func:`connect_cluster` made it.
+        max_units: Number of submitted tasks. The cluster decides how many of them run.
+        threads: Number of threads of each unit.
     """
 
-    def __init__(self, cluster: Cluster, at_once: int, threads: int) -> None:
+    def __init__(self, cluster: RayCluster, max_units: int, threads: int) -> None:
         self._cluster = cluster
-        self._at_once = at_once
+        self._max_units = max_units
         cpus = min(threads, cluster.cpus)
-        # Ray does not try again by itself: the driver knows which chunks are there, and how often to try.
-        self._task = ray.remote(_perform).options(num_cpus=cpus, max_retries=0, name="streamloader-ingest")
+        # Ray must not retry: the driver knows which chunks exist, and how often to retry.
+        self._task = ray.remote(_run_unit_in_task).options(num_cpus=cpus, max_retries=0, name="streamloader-ingest")
         self._mailbox: Any = ray.remote(_Mailbox).options(num_cpus=0).remote()
-        self._running: dict[int, _Running] = {}
+        self._submitted: dict[int, _SubmittedTask] = {}
         self._attempts = 0
 
-    def room(self) -> int:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
-        return self._at_once - len(self._running)
+    @override
+    def count_free_slots(self) -> int:
+        return self._max_units - len(self._submitted)
 
-    def start(self, unit: Unit) -> None:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`.
-
-        Raises:
-            ConfigError: the options of a store cannot be sent to another process.
-        """
+    @override
+    def start_unit(self, unit: WorkUnit) -> None:
         self._attempts += 1
         try:
             result = self._task.remote(unit, self._mailbox, self._attempts, _VERSION)
         except (TypeError, ray.exceptions.RayError) as error:
             raise ConfigError(f"storage_options cannot be sent to a Ray cluster: {error}") from error
-        self._running[unit.number] = _Running(self._attempts, result, time.monotonic())
+        self._submitted[unit.number] = _SubmittedTask(self._attempts, result, time.monotonic())
 
-    def answer(self, number: int, answer: Mapping[str, Any]) -> None:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
-        if number in self._running:
-            self._mailbox.answer.remote(self._running[number].attempt, dict(answer))
+    @override
+    def send_answer(self, number: int, answer: Mapping[str, Any]) -> None:
+        if number in self._submitted:
+            self._mailbox.answer.remote(self._submitted[number].attempt, dict(answer))
 
-    def events(self, seconds: float) -> list[Event]:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`.
-
-        Raises:
-            StreamloaderError: the cluster is gone.
-        """
-        found = self._told(seconds)
-        tasks = {running.result: number for number, running in self._running.items()}
-        if tasks:
-            ended, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)
+    @override
+    def wait_for_events(self, timeout_s: float) -> list[UnitEvent]:
+        events = self._take_messages(timeout_s)
+        numbers = {task.result: number for number, task in self._submitted.items()}
+        if numbers:
+            ended, _ = ray.wait(list(numbers), num_returns=len(numbers), timeout=0)
             if ended:
-                found += self._told(0)  # all that these told before they ended
-                found += [self._last(tasks[result]) for result in ended]
-        return [*found, *self._queued()]
+                events += self._take_messages(0)  # the messages that these tasks sent before they ended
+                events += [self._take_last_event(numbers[result]) for result in ended]
+        return [*events, *self._make_queued_ticks()]
 
-    def kill(self, number: int, why: str) -> None:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
-        self._running[number].why = why
-        ray.cancel(self._running[number].result, force=True)
+    @override
+    def kill_unit(self, number: int, reason: str) -> None:
+        self._submitted[number].kill_reason = reason
+        ray.cancel(self._submitted[number].result, force=True)
 
+    @override
     def close(self) -> None:
-        """See :class:`streamloader.archive.ingest.executors.base.Engine`."""
         with contextlib.suppress(ray.exceptions.RayError):
-            for running in self._running.values():
-                ray.cancel(running.result, force=True)
+            for task in self._submitted.values():
+                ray.cancel(task.result, force=True)
             ray.kill(self._mailbox)
-        self._running = {}
-        if self._cluster.ours:
+        self._submitted = {}
+        if self._cluster.owns_connection:
             ray.shutdown()
 
-    def _told(self, seconds: float) -> list[Event]:
+    def _take_messages(self, timeout_s: float) -> list[UnitEvent]:
+        """Return new messages, waiting up to `timeout_s` seconds for them.
+
+        Raises:
+            StreamloaderError: If the cluster is gone.
+        """
         try:
-            messages = ray.get(self._mailbox.take.remote(seconds), timeout=seconds + _DEADLINE)
+            messages = ray.get(self._mailbox.take.remote(timeout_s), timeout=timeout_s + _RESPONSE_TIMEOUT_S)
         except ray.exceptions.RayError as error:
             raise StreamloaderError(
-                f"the Ray cluster is gone ({type(error).__name__}): the same call again goes on where it was"
+                f"the Ray cluster is gone ({type(error).__name__}): the same call again resumes the work"
             ) from error
-        attempts = {running.attempt: number for number, running in self._running.items()}
-        found = []
+        numbers = {task.attempt: number for number, task in self._submitted.items()}
+        events = []
         for attempt, message in messages:
-            number = attempts.get(attempt)
-            if number is not None:  # else it died, and another one does its work
-                self._running[number].begun = True
-                found.append(Event(number, message))
-        return found
+            number = numbers.get(attempt)
+            if number is not None:  # otherwise the task died, and another attempt does its work
+                self._submitted[number].started = True
+                events.append(UnitEvent(number, message))
+        return events
 
-    def _last(self, number: int) -> Event:
-        running = self._running.pop(number)
+    def _take_last_event(self, number: int) -> UnitEvent:
+        task = self._submitted.pop(number)
         try:
-            return Event(number, ray.get(running.result, timeout=_DEADLINE))
+            return UnitEvent(number, ray.get(task.result, timeout=_RESPONSE_TIMEOUT_S))
         except ray.exceptions.RayError as error:
-            why = running.why or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            return Event(number, {"kind": "died", "why": redact(why), "details": {}})
+            reason = task.kill_reason or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            return UnitEvent(number, {"kind": "died", "why": redact(reason), "details": {}})
 
-    def _queued(self) -> Iterator[Event]:
-        """Speak for tasks that have not begun: the cluster is busy, and they are not stuck."""
+    def _make_queued_ticks(self) -> Iterator[UnitEvent]:
+        """Yield ticks for tasks that wait for a free CPU, so that the driver does not count them as stalled."""
         now = time.monotonic()
-        for number, running in self._running.items():
-            if not running.begun and now > running.spoken + _STILL_QUEUED:
-                running.spoken = now
-                yield Event(number, {"kind": "tick", "stage": "queued", "done": 0})
+        for number, task in self._submitted.items():
+            if not task.started and now > task.last_tick_at + _QUEUED_TICK_INTERVAL_S:
+                task.last_tick_at = now
+                yield UnitEvent(number, {"kind": "tick", "stage": "queued", "done": 0})
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
-    """A task that was handed in."""
+class _SubmittedTask:
+    """A submitted Ray task.
+
+    Attributes:
+        attempt: Number of the attempt, unique for its executor.
+        result: Ray's reference to the result.
+        last_tick_at: Time of the last tick while the task is queued, by the monotonic clock.
+        started: Whether the task has sent a message.
+        kill_reason: Reason why it was killed. Empty if it was not.
+    """
 
     attempt: int
     result: Any
-    spoken: float
-    begun: bool = False
-    why: str = ""
+    last_tick_at: float
+    started: bool = False
+    kill_reason: str = ""
 
 
 class _Mailbox:
-    """The actor between driver and tasks."""
+    """The actor that carries messages between the driver and the tasks."""
 
     def __init__(self) -> None:
-        self._told: asyncio.Queue[tuple[int, Mapping[str, Any]]] = asyncio.Queue()
+        self._messages: asyncio.Queue[tuple[int, Mapping[str, Any]]] = asyncio.Queue()
         self._answers: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
 
-    async def tell(self, attempt: int, message: Mapping[str, Any]) -> None:
-        """Take a message of a task."""
-        self._told.put_nowait((attempt, message))
+    async def send(self, attempt: int, message: Mapping[str, Any]) -> None:
+        """Put a message of a task into the queue."""
+        self._messages.put_nowait((attempt, message))
 
-    async def ask(self, attempt: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Take a message of a task, and return the answer once it is there."""
-        future = self._answers.setdefault(attempt, asyncio.get_running_loop().create_future())
-        self._told.put_nowait((attempt, message))
+    async def request(self, attempt: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Put a message of a task into the queue, wait for the answer and return it."""
+        future = self._get_answer_future(attempt)
+        self._messages.put_nowait((attempt, message))
         return await future
 
     async def answer(self, attempt: int, answer: Mapping[str, Any]) -> None:
-        """Take the driver's answer."""
-        future = self._answers.setdefault(attempt, asyncio.get_running_loop().create_future())
+        """Pass the driver's answer to a task."""
+        future = self._get_answer_future(attempt)
         if not future.done():
             future.set_result(answer)
 
-    async def take(self, seconds: float) -> list[tuple[int, Mapping[str, Any]]]:
-        """Return what was told, waiting up to so many seconds for it."""
-        found = []
+    async def take(self, timeout_s: float) -> list[tuple[int, Mapping[str, Any]]]:
+        """Return all queued messages, waiting up to `timeout_s` seconds for the first one."""
+        messages = []
         with contextlib.suppress(TimeoutError):
-            if seconds > 0:
-                found.append(await asyncio.wait_for(self._told.get(), seconds))
-        while not self._told.empty():
-            found.append(self._told.get_nowait())
-        return found
+            if timeout_s > 0:
+                messages.append(await asyncio.wait_for(self._messages.get(), timeout_s))
+        while not self._messages.empty():
+            messages.append(self._messages.get_nowait())
+        return messages
+
+    def _get_answer_future(self, attempt: int) -> asyncio.Future[Mapping[str, Any]]:
+        return self._answers.setdefault(attempt, asyncio.get_running_loop().create_future())
 
 
-class _Port:
-    """The port of a unit in a Ray task."""
+class _RayChannel(Channel):
+    """The channel of a unit that runs in a Ray task."""
 
     def __init__(self, mailbox: Any, attempt: int) -> None:
         self._mailbox = mailbox
         self._attempt = attempt
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
-        ray.get(self._mailbox.tell.remote(self._attempt, dict(message)))
+    @override
+    def send(self, message: Mapping[str, Any]) -> None:
+        ray.get(self._mailbox.send.remote(self._attempt, dict(message)))
 
-    def ask(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
-        answer: Mapping[str, Any] = ray.get(self._mailbox.ask.remote(self._attempt, dict(message)))
+    @override
+    def request(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        answer: Mapping[str, Any] = ray.get(self._mailbox.request.remote(self._attempt, dict(message)))
         return answer
 
-    def cancelled(self) -> bool:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
-        return False  # Ray ends the whole process
+    @override
+    def is_cancelled(self) -> bool:
+        return False  # Ray kills the whole process instead
 
 
-def _perform(unit: Unit, mailbox: Any, attempt: int, wanted: str) -> dict[str, Any]:
-    """Be a task."""
-    if wanted != _VERSION:
-        error = ConfigError(f"the cluster has streamloader {_VERSION}, and {wanted} is needed: install the same")
+def _run_unit_in_task(unit: WorkUnit, mailbox: Any, attempt: int, driver_version: str) -> dict[str, Any]:
+    """Run a unit in a Ray task, and return its last message."""
+    if driver_version != _VERSION:
+        error = ConfigError(
+            f"the cluster has streamloader {_VERSION}, but the driver has {driver_version}: install the same version"
+        )
         return {"kind": "failed", "error": to_wire(error), "worthless": False}
-    with Scratch() as scratch:
-        return perform(unit, _Port(mailbox, attempt), scratch.folder)
+    with TempDir() as temp_dir:
+        return run_unit(unit, _RayChannel(mailbox, attempt), temp_dir.folder)

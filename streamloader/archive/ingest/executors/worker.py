@@ -1,9 +1,7 @@
-"""A worker process of ingest: it does one unit of work after the other.
+"""A worker process of an ingest, which runs one work unit after the other.
 
-It is started as ``python -m streamloader.archive.ingest.executors.worker``.
-
-It gets its end of a socket, and the descriptors by which its temporary folder is in use. It ends when the socket does,
-or when its parent does.
+The driver starts it as ``python -m streamloader.archive.ingest.executors.worker``. It inherits its end of a socket, and
+the file descriptors that mark its temporary folder as in use. It exits when the socket is closed or its parent exits.
 """
 
 from __future__ import annotations
@@ -19,67 +17,74 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streamloader.archive.ingest.executors.messages import Line
+from streamloader.archive.ingest.executors.messages import WorkerConnection
 from streamloader.common.subprocesses import LogForwarder, exit_process, exit_with_parent, ignore_interrupts
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Work with the descriptor of the socket, the pid of the parent and the temporary folder in `argv`."""
+    """Run units until the driver closes the socket, and return the exit status.
+
+    Args:
+        argv: File descriptor of the socket, process id of the parent, and path of the temporary folder.
+    """
     ignore_interrupts()
     sock = socket.socket(fileno=int(argv[0]))
     folder = argv[2]
-    line = Line(sock)
+    connection = WorkerConnection(sock)
     exit_with_parent(int(argv[1]))
     with contextlib.suppress(OSError):
-        os.nice(5)  # others have work to do that somebody waits for
+        os.nice(5)  # interactive processes have priority
     try:
-        sys.path[:] = json.loads(line.receive())
-        _forward_logs(line)
-        from streamloader.archive.ingest.unit import perform
+        sys.path[:] = json.loads(connection.receive())
+        _forward_logs(connection)
+        from streamloader.archive.ingest.unit import run_unit
 
         while True:
-            unit = pickle.loads(line.receive())  # noqa: S301 - from our own parent
-            place = os.path.join(folder, str(unit.number))
-            os.makedirs(place, exist_ok=True)
-            last = perform(unit, _Port(line), place)
-            shutil.rmtree(place, ignore_errors=True)
-            line.send(last)
+            unit = pickle.loads(connection.receive())  # noqa: S301 - from the parent process
+            unit_folder = os.path.join(folder, str(unit.number))
+            os.makedirs(unit_folder, exist_ok=True)
+            last_message = run_unit(unit, _ProcessChannel(connection), unit_folder)
+            shutil.rmtree(unit_folder, ignore_errors=True)
+            connection.send(last_message)
     except (EOFError, OSError):
-        return 0  # the driver is gone, or does not want us any more
+        return 0  # the driver is gone, or has closed the connection
 
 
-class _Port:
-    """The port of a unit in a process of its own."""
+class _ProcessChannel:
+    """The channel of a unit that runs in a worker process.
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    It implements :class:`streamloader.archive.ingest.unit.Channel`, whose module is imported after the start.
+    """
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
+    def __init__(self, connection: WorkerConnection) -> None:
+        self._connection = connection
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message. Exit the process if the driver is gone."""
         try:
-            self._line.send(message)
+            self._connection.send(message)
         except OSError:
-            os._exit(0)  # nobody listens any more
+            os._exit(0)
 
-    def ask(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
-        self.tell(message)
+    def request(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Send a message, wait for the answer and return it. Exit the process if the driver is gone."""
+        self.send(message)
         try:
-            answer: Mapping[str, Any] = self._line.receive()
+            answer: Mapping[str, Any] = self._connection.receive()
         except (EOFError, OSError):
             os._exit(0)
         return answer
 
-    def cancelled(self) -> bool:
-        """See :class:`streamloader.archive.ingest.unit.Port`."""
-        return False  # the whole process is killed
+    def is_cancelled(self) -> bool:
+        """Return False: the driver kills the whole process instead."""
+        return False
 
 
-def _forward_logs(line: Line) -> None:
+def _forward_logs(connection: WorkerConnection) -> None:
     def send_log(name: str, level: int, message: str) -> None:
-        line.send({"kind": "log", "name": name, "level": level, "text": message})
+        connection.send({"kind": "log", "name": name, "level": level, "text": message})
 
     logger = logging.getLogger("streamloader")
     logger.addHandler(LogForwarder(send_log))

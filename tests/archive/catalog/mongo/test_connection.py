@@ -1,4 +1,4 @@
-"""Addresses of MongoDB, secrets in them, and servers that do not let us in or do not answer."""
+"""Addresses of MongoDB, secrets in them, and servers that deny access or do not answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECRET = canary("mongo-password")
         ),
     ],
 )
-def test_an_address_is_told_without_what_may_be_secret(url, shown, database, archive, driver):
+def test_an_address_is_shown_without_secrets(url, shown, database, archive, driver):
     address = MongoAddress(url)
     assert (address.url, address.database, address.archive, address.driver) == (shown, database, archive, driver)
     assert ("archive=" in address.uri, "driver=" in address.uri) == (False, False)
@@ -64,15 +64,15 @@ def test_an_address_that_makes_no_sense_is_refused_at_once(url):
 
 @pytest.mark.parametrize("driver", ["motor", "pymongo"])
 @pytest.mark.parametrize("url", [f"mongodb://u:{SECRET}%@h/d", f"mongodb://u:a:{SECRET}@h/d", "mongodb://h:port/d"])
-def test_what_the_driver_does_not_understand_is_told_without_secrets(url, driver):
+def test_errors_of_the_driver_show_no_secrets(url, driver):
     with pytest.raises(ConfigError, match="percent-encoded") as caught:
-        asyncio.run(MongoCatalog(url, driver=driver).header())
+        asyncio.run(MongoCatalog(url, driver=driver).get_header())
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def test_an_option_that_the_driver_does_not_know_is_refused():
-    with pytest.raises(ConfigError, match="options are those of its connection strings"):
-        asyncio.run(MongoCatalog("mongodb://h", driver="pymongo", timeout=1.0, no_such_thing=1).header())
+    with pytest.raises(ConfigError, match="options must be those of MongoDB's connection strings"):
+        asyncio.run(MongoCatalog("mongodb://h", driver="pymongo", timeout=1.0, no_such_thing=1).get_header())
 
 
 # PyMongo leaves a socket to the collector if it is closed while it connects.
@@ -80,31 +80,31 @@ def test_an_option_that_the_driver_does_not_know_is_refused():
 @pytest.mark.usefixtures("motor_threads")
 @pytest.mark.parametrize("driver", ["motor", "pymongo"])
 @pytest.mark.parametrize("listening", [False, True])
-def test_a_server_that_is_not_there_or_says_nothing_costs_the_timeout_and_tells_no_secret(driver, listening):
+def test_a_server_that_does_not_answer_costs_the_timeout_and_shows_no_secret(driver, listening):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         if not listening:
             silent.close()
 
-        async def ask():
+        async def connect():
             url = f"mongodb://u:{SECRET}@127.0.0.1:{port}/d"
             async with contextlib.aclosing(MongoCatalog(url, driver=driver, timeout=0.4)) as catalog:
-                await catalog.header()
+                await catalog.get_header()
 
         with pytest.raises(CatalogTimeout, match=r"127\.0\.0\.1:\d+/d.* took longer than 0\.4 s") as caught:
-            asyncio.run(ask())
+            asyncio.run(connect())
     gc.collect()
-    assert 0.3 < caught.value.details["waited"] < 5.0
+    assert 0.3 < caught.value.details["waited"] < 30.0  # far from it: the driver's own deadline
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("mongo_server", names()[-1:], indirect=True)  # nx-27017 knows no users
-def test_a_wrong_password_is_said_to_be_one_and_not_told(mongo_server):
-    async def ask():
+def test_a_wrong_password_is_reported_and_not_shown(mongo_server):
+    async def connect():
         url = mongo_server.url("d").replace("://", f"://somebody:{SECRET}@")
-        async with contextlib.aclosing(MongoCatalog(url, driver="pymongo", timeout=10.0)) as catalog:
-            await catalog.header()
+        async with contextlib.aclosing(MongoCatalog(url, driver="pymongo", timeout=60.0)) as catalog:
+            await catalog.get_header()
 
-    with pytest.raises(CatalogError, match="does not let us: check user, password and authSource") as caught:
-        asyncio.run(ask())
+    with pytest.raises(CatalogError, match="denies access: check user, password and authSource") as caught:
+        asyncio.run(connect())
     assert SECRET not in "".join(traceback.format_exception(caught.value))

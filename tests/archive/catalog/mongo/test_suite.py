@@ -59,8 +59,8 @@ class TestByPymongo(MongoCatalogSuite):
         super().test_many_writers_of_the_same()
 
     @SLOW
-    def test_what_was_counted_before_stays(self):
-        super().test_what_was_counted_before_stays()
+    def test_numbers_do_not_change_when_videos_are_added(self):
+        super().test_numbers_do_not_change_when_videos_are_added()
 
     @SLOW
     def test_every_range_is_located(self):

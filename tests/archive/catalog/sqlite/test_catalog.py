@@ -1,4 +1,4 @@
-"""SQLite catalogs as files: how they are made, opened and refused, and what they do when the file system is unkind."""
+"""SQLite catalogs as files: creating, opening, migrating and refusing them, on file systems with limits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sqlite_files import database, files, fill, old_form, use
+from sqlite_files import create_old_schema, database, files, fill, use
 
-from streamloader.archive.catalog.base import SCHEMA, Place
+from streamloader.archive.catalog.base import SCHEMA_VERSION, Place
 from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
 from streamloader.errors import CatalogError, CatalogExists, CatalogNotFound, CatalogTimeout, CatalogTooNew, ConfigError
-from streamloader.testing.catalogs.binding import PLACES, made
+from streamloader.testing.catalogs.binding import PLACES, make_sample_video
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_log_of_a_catalog_that_is_gone_is_not_taken_in(path):
         shutil.copy(path + "-wal", path + "-kept")
     os.unlink(path)
     os.rename(path + "-kept", path + "-wal")
-    with pytest.raises(CatalogError, match="-wal was left"):
+    with pytest.raises(CatalogError, match="-wal belongs to a catalog that is gone"):
         use(path, lambda catalog: catalog.create(PLACES))
     assert files(path) == ["catalog.sqlite-wal"]
 
@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         use(path, lambda catalog: catalog.create(PLACES))
     assert caught.value.address == path
     with pytest.raises(CatalogNotFound):
-        use(path, lambda catalog: catalog.header())
+        use(path, lambda catalog: catalog.get_header())
 
 
 def test_it_is_made_on_file_systems_without_links(path, monkeypatch):
@@ -79,7 +79,7 @@ def test_it_is_made_on_file_systems_without_links(path, monkeypatch):
     use(path, fill)
     with pytest.raises(CatalogExists):
         use(path, lambda catalog: catalog.create(PLACES))
-    assert use(path, lambda catalog: catalog.problems()) == []
+    assert use(path, lambda catalog: catalog.find_problems()) == []
     assert files(path) == ["catalog.sqlite"]
 
 
@@ -103,56 +103,60 @@ def test_addresses_of_one_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("data", [b"", b"no database at all", b"SQLite format 3\0" + b"\xff" * 4000, b"\0" * 8192])
 def test_a_file_that_is_no_catalog_is_left_alone(path, data):
     Path(path).write_bytes(data)
-    for call in (lambda catalog: catalog.header(), lambda catalog: catalog.begin(made(0).job)):
-        with pytest.raises(CatalogError, match=r"is no SQLite database|of something else") as caught:
+    for call in (lambda catalog: catalog.get_header(), lambda catalog: catalog.begin_job(make_sample_video(0).job)):
+        with pytest.raises(CatalogError, match=r"is not an SQLite database|another application") as caught:
             use(path, call)
         assert not isinstance(caught.value, (CatalogNotFound, CatalogTimeout))
     assert Path(path).read_bytes() == data
     assert files(path) == ["catalog.sqlite"]
 
 
-def test_a_database_of_something_else_is_left_alone(path):
+def test_a_database_of_another_application_is_left_alone(path):
     with database(path) as db:
         db.execute("CREATE TABLE videos (a)")
         db.execute("PRAGMA user_version = 1")
     before = Path(path).read_bytes()
-    with pytest.raises(CatalogError, match="something else"):
+    with pytest.raises(CatalogError, match="another application"):
         use(path, fill)
     assert Path(path).read_bytes() == before
 
 
-def test_a_newer_form_is_refused_and_not_touched(path):
+def test_a_newer_schema_is_refused_and_not_touched(path):
     use(path, fill)
     with database(path) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     before = Path(path).read_bytes()
-    for call in (lambda catalog: catalog.header(), fill, lambda catalog: catalog.problems()):
+    for call in (lambda catalog: catalog.get_header(), fill, lambda catalog: catalog.find_problems()):
         with pytest.raises(CatalogTooNew, match="upgrade streamloader"):
             use(path, call)
     assert Path(path).read_bytes() == before
     assert files(path) == ["catalog.sqlite"]
 
 
-def test_an_older_form_is_brought_up(path, tmp_path):
-    old_form(path)
+def test_an_older_schema_is_migrated(path, tmp_path):
+    create_old_schema(path)
 
     async def read(catalog):
-        header = await catalog.header()
-        assert (header.archive, header.schema, header.created) == ("0123456789abcdef" * 2, SCHEMA, 1700000000.5)
+        header = await catalog.get_header()
+        assert (header.archive_id, header.schema_version, header.created) == (
+            "0123456789abcdef" * 2,
+            SCHEMA_VERSION,
+            1700000000.5,
+        )
         assert header.places == (Place(0, "/old/place", 1.0),)
-        (held,) = await catalog.locate(0, 50)
+        (held,) = await catalog.locate_frames(0, 50)
         assert (held.video.name, held.video.metadata) == ("old.mp4", {"camera": 7})
-        assert held.video.turn == (True, False, True)
+        assert held.video.orientation == (True, False, True)
         assert held.video.origin == {}
         assert held.chunks[0].path == f"chunks/22/{'22' * 32}/000000-{'4' * 16}.mp4"
-        assert await catalog.indexes("22" * 32, [0]) == [b"\1\2"]
-        assert [job.name for job in await catalog.jobs()] == ["waiting.mp4"]
+        assert await catalog.get_indexes("22" * 32, [0]) == [b"\1\2"]
+        assert [job.name for job in await catalog.list_jobs()] == ["waiting.mp4"]
         await catalog.set_places([Place(0, "/old/place"), *PLACES[1:]])
-        row = await made(1).add(catalog)
-        assert (row.number, row.start, row.nanoseconds) == (1, 50, 2_000_000_000)
-        assert row.origin == made(1).video.origin
-        assert await catalog.problems() == []
+        row = await make_sample_video(1).add(catalog)
+        assert (row.number, row.start, row.start_ns) == (1, 50, 2_000_000_000)
+        assert row.origin == make_sample_video(1).video.origin
+        assert await catalog.find_problems() == []
 
     use(path, read)
     new = str(tmp_path / "new.sqlite")
@@ -166,22 +170,22 @@ def columns(path):
         return {name: db.execute(f"PRAGMA table_info({name})").fetchall() for name in tables}
 
 
-def test_many_bring_it_up_at_once(path):
-    old_form(path)
+def test_many_migrate_it_at_once(path):
+    create_old_schema(path)
 
     async def all_at_once():
         catalogs = [SqliteCatalog(path) for _ in range(5)]
-        headers = await asyncio.gather(*(catalog.header() for catalog in catalogs))
-        assert {header.schema for header in headers} == {SCHEMA}
+        headers = await asyncio.gather(*(catalog.get_header() for catalog in catalogs))
+        assert {header.schema_version for header in headers} == {SCHEMA_VERSION}
         for catalog in catalogs:
-            assert (await catalog.video(0)).name == "old.mp4"
+            assert (await catalog.get_video(0)).name == "old.mp4"
             await catalog.aclose()
 
     asyncio.run(all_at_once())
 
 
-def test_bringing_it_up_is_whole_or_not_done(path, monkeypatch):
-    old_form(path)
+def test_a_migration_is_atomic(path, monkeypatch):
+    create_old_schema(path)
 
     def fail(db):
         db.execute("ALTER TABLE videos ADD COLUMN half TEXT")
@@ -190,7 +194,7 @@ def test_bringing_it_up_is_whole_or_not_done(path, monkeypatch):
     before = columns(path)
     monkeypatch.setattr("streamloader.archive.catalog.sqlite.schema.MIGRATIONS", {0: fail})
     with pytest.raises(RuntimeError, match="power cut"):
-        use(path, lambda catalog: catalog.header())
+        use(path, lambda catalog: catalog.get_header())
     assert columns(path) == before
 
 
@@ -198,40 +202,40 @@ def test_bringing_it_up_is_whole_or_not_done(path, monkeypatch):
 
 
 def test_lookups_search_and_never_scan(path, monkeypatch):
-    """Whatever is looked up, SQLite goes by a key: what it costs does not grow with the archive."""
+    """Every lookup uses a key or an index of SQLite, so its cost does not grow with the archive."""
     use(path, fill)
-    asked = []
+    statements = []
 
-    async def ask(catalog):
-        await catalog._session.do(lambda opened: opened.db.set_trace_callback(asked.append))
-        row = await catalog.video(1)
-        await catalog.snapshot()
-        await catalog.locate(3, 17)
-        await catalog.named(row.name)
-        await catalog.video_at(5)
-        await catalog.containing(row.content)
-        await catalog.chunks(row.content, 0, 2)
-        await catalog.indexes(row.content, [0, 1])
-        await catalog.codings(["0" * 32])
-        await catalog.staged(row.content)
-        await catalog.begin(made(5).job)
-        await catalog.stage(made(5).chunks)
-        await catalog.beat(made(5).content, 1.0)
-        await catalog.commit(made(5).video)
-        await catalog.begin(made(6).job)
-        await catalog.stage(made(6).chunks)
-        await catalog.abandon(made(6).content)
-        await anext(catalog.find())
-        await anext(catalog.paths(0))
-        await catalog._session.do(lambda opened: opened.db.set_trace_callback(None))
+    async def look_up(catalog):
+        await catalog._session.run(lambda file: file.db.set_trace_callback(statements.append))
+        row = await catalog.get_video(1)
+        await catalog.get_snapshot()
+        await catalog.locate_frames(3, 17)
+        await catalog.get_video_by_name(row.name)
+        await catalog.get_video_at(5)
+        await catalog.get_video_by_content(row.content)
+        await catalog.get_chunks(row.content, 0, 2)
+        await catalog.get_indexes(row.content, [0, 1])
+        await catalog.get_codings(["0" * 32])
+        await catalog.get_staged_chunks(row.content)
+        await catalog.begin_job(make_sample_video(5).job)
+        await catalog.stage_chunks(make_sample_video(5).chunks)
+        await catalog.record_heartbeat(make_sample_video(5).content, 1.0)
+        await catalog.commit_video(make_sample_video(5).video)
+        await catalog.begin_job(make_sample_video(6).job)
+        await catalog.stage_chunks(make_sample_video(6).chunks)
+        await catalog.abandon_job(make_sample_video(6).content)
+        await anext(catalog.find_videos())
+        await anext(catalog.list_chunk_paths(0))
+        await catalog._session.run(lambda file: file.db.set_trace_callback(None))
 
-    use(path, ask)
+    use(path, look_up)
     small = ("archive", "places")
     with database(path) as db:
-        for statement in asked:
+        for statement in statements:
             if statement.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE"):
                 plan = [step[3] for step in db.execute(f"EXPLAIN QUERY PLAN {statement}")]
                 scans = [step for step in plan if step.startswith("SCAN") and step.split()[1] not in small]
                 assert [step for step in scans if "CONSTANT" not in step] == [], statement
                 assert not any("TEMP B-TREE" in step for step in plan), statement
-    assert len(asked) > 40
+    assert len(statements) > 40

@@ -1,4 +1,4 @@
-"""Writers are killed at any moment; what they had committed is there, whole, and nothing else of theirs is seen."""
+"""Writers are killed at any moment. Everything that they committed is there and complete, and nothing else is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from catalog_writer import sizes
 
 from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
-from streamloader.testing.catalogs.binding import PLACES, made
+from streamloader.testing.catalogs.binding import PLACES, make_sample_video
 
 pytestmark = pytest.mark.chaos
 
@@ -34,7 +34,7 @@ class Nursery:
         self.committed: list[int] = []
 
     def play(self, number, wait):
-        """Let a writer commit at least once, wait, kill it, and hear what it had committed."""
+        """Let a writer commit at least once, wait, kill it, and read what it had committed."""
         self.process.stdin.write(b"%d\n" % number)
         pid, acknowledged, killed = None, 0, False
         while True:
@@ -54,7 +54,7 @@ class Nursery:
     def close(self):
         self.process.stdin.close()
         self.lines.close()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def kill(path, rounds, writers):
@@ -85,16 +85,18 @@ def check(path, committed):
     async def look():
         catalog = SqliteCatalog(path)
         try:
-            assert await catalog.problems() == []
-            rows = [row async for row in catalog.find()]
+            assert await catalog.find_problems() == []
+            rows = [row async for row in catalog.find_videos()]
             by_content = {row.content: row for row in rows}
-            assert {made(seed, [1]).content for seed in committed} <= by_content.keys()
+            assert {make_sample_video(seed, [1]).content for seed in committed} <= by_content.keys()
             for row in rows:
                 seed = int(row.name.removeprefix("video ").removesuffix(".mp4"))
-                video = made(seed, sizes(seed))
-                assert await catalog.chunks(row.content, 0, 99) == video.rows
-                assert await catalog.indexes(row.content, range(row.chunks)) == [chunk.index for chunk in video.chunks]
-            return rows, await catalog.jobs()
+                video = make_sample_video(seed, sizes(seed))
+                assert await catalog.get_chunks(row.content, 0, 99) == video.rows
+                assert await catalog.get_indexes(row.content, range(row.chunks)) == [
+                    chunk.index for chunk in video.chunks
+                ]
+            return rows, await catalog.list_jobs()
         finally:
             await catalog.aclose()
 
@@ -114,16 +116,16 @@ def test_writers_are_killed(tmp_path):
     path = str(tmp_path / "catalog.sqlite")
     create(path)
     rows, jobs = kill(path, 10, 2)
-    for job in jobs:  # what a dead writer had begun can be taken up
+    for job in jobs:  # the jobs of killed writers can be resumed
         seed = int(job.name.removeprefix("video ").removesuffix(".mp4"))
-        video = made(seed, sizes(seed))
+        video = make_sample_video(seed, sizes(seed))
 
         async def finish(video=video):
             catalog = SqliteCatalog(path)
-            await catalog.begin(video.job)
-            there = {row.number for row in await catalog.staged(video.content)}
-            await catalog.stage([chunk for chunk in video.chunks if chunk.row.number not in there])
-            row = await catalog.commit(video.video)
+            await catalog.begin_job(video.job)
+            there = {row.number for row in await catalog.get_staged_chunks(video.content)}
+            await catalog.stage_chunks([chunk for chunk in video.chunks if chunk.row.number not in there])
+            row = await catalog.commit_video(video.video)
             await catalog.aclose()
             return row
 

@@ -1,4 +1,4 @@
-"""What SQLite catalogs do without rights, without a lock, without space, and with a file that changes under them."""
+"""SQLite catalogs without permissions, without a lock, without space, and with a file that changes while it is open."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlite_files import database, files, fill, old_form, use
+from sqlite_files import create_old_schema, database, files, fill, use
 
 import streamloader as sl
 from streamloader.archive.catalog.sqlite import schema
 from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
 from streamloader.errors import CatalogError, CatalogNotFound, CatalogTimeout
-from streamloader.testing.catalogs.binding import PLACES, made
+from streamloader.testing.catalogs.binding import PLACES, make_sample_video
 
 
 @pytest.fixture
@@ -28,38 +28,40 @@ def path(tmp_path):
     return str(tmp_path / "catalog.sqlite")
 
 
-# --- without rights --------------------------------------------------------------------------------------------------
+# --- without permissions ---------------------------------------------------------------------------------------------
 
-# As root without root's powers: then rights are those of the owner, which are taken away.
-POWERLESS = """
+# As root without root's capabilities: then the permissions of the owner apply, and the test removes them.
+WITHOUT_PERMISSION = """
 import asyncio, ctypes, json, os, sys
 if os.geteuid() == 0:
     assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
 from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
 from streamloader.errors import CatalogError
-from streamloader.testing.catalogs.binding import made
+from streamloader.testing.catalogs.binding import make_sample_video
 async def main():
-    catalog = SqliteCatalog(sys.argv[1], timeout=10)
-    told = {}
+    catalog = SqliteCatalog(sys.argv[1], timeout=60)
+    results = {}
     try:
         for name, call in {CALLS}:
             try:
-                told[name] = await call
+                results[name] = await call
             except CatalogError as error:
-                told[name] = f"{type(error).__name__}: {error.message}"
+                results[name] = f"{type(error).__name__}: {error.message}"
     finally:
         await catalog.aclose()
-    print(json.dumps(told))
+    print(json.dumps(results))
 asyncio.run(main())
 """
 
 
-def powerless(path, calls):
-    """Return what calls of a catalog give in a process without the right to write where it is."""
+def run_without_permission(path, calls):
+    """Return the results of calls of a catalog in a process without write permission."""
     folder = os.path.dirname(path)
     parts = [os.path.join(folder, name) for name in files(path)]
     modes = [os.stat(part).st_mode for part in parts]
-    program = POWERLESS.replace("{CALLS}", "(" + "".join(f"({name!r}, {call})," for name, call in calls.items()) + ")")
+    program = WITHOUT_PERMISSION.replace(
+        "{CALLS}", "(" + "".join(f"({name!r}, {call})," for name, call in calls.items()) + ")"
+    )
     try:
         for part in parts:
             os.chmod(part, 0o444)
@@ -76,44 +78,47 @@ def powerless(path, calls):
     return json.loads(found.stdout)
 
 
-CODINGS = "catalog.codings(['0' * 32])"
+CODINGS = "catalog.get_codings(['0' * 32])"
 
 
-def test_it_can_be_read_without_the_right_to_write(path):
+def test_it_can_be_read_without_write_permission(path):
     use(path, fill)
-    writes = {"begin": "catalog.begin(made(7).job)", "beat": "catalog.beat(made(7).content, 1.0)"}
-    told = powerless(path, {"problems": "catalog.problems()", "codings": CODINGS, **writes})
-    assert told["problems"] == []
-    assert told["codings"] == [made(0).chunks[0].coding]
+    writes = {
+        "begin": "catalog.begin_job(make_sample_video(7).job)",
+        "beat": "catalog.record_heartbeat(make_sample_video(7).content, 1.0)",
+    }
+    results = run_without_permission(path, {"problems": "catalog.find_problems()", "codings": CODINGS, **writes})
+    assert results["problems"] == []
+    assert results["codings"] == [make_sample_video(0).chunks[0].coding]
     for name in writes:
-        assert told[name].startswith("CatalogError")
-        assert "may not be written" in told[name]
+        assert results[name].startswith("CatalogError")
+        assert "is read-only" in results[name]
     assert files(path) == ["catalog.sqlite"]
 
 
-def test_what_cannot_be_shared_with_writers_is_read_anew_when_it_changes(path, monkeypatch):
-    """Who has the right to write may do so while others, who have not, read it as if nobody could."""
+def test_what_cannot_be_shared_with_writers_is_read_again_when_it_changes(path, monkeypatch):
+    """A process with write permission may write while others, without it, read the file as immutable."""
     use(path, fill)
     connect = schema._connect
 
-    def without_lock_file(path, how):
-        if how == "mode=ro":
+    def without_lock_file(path, uri_options):
+        if uri_options == "mode=ro":
             raise cannot_open()
-        return connect(path, how)
+        return connect(path, uri_options)
 
     async def read(catalog):
         with monkeypatch.context() as patch:
             patch.setattr(os, "access", lambda *args: False)
             patch.setattr(schema, "_connect", without_lock_file)
-            assert (await catalog.snapshot()).videos == 2
-            assert catalog._session._worker.opened.frozen
+            assert (await catalog.get_snapshot()).videos == 2
+            assert catalog._session._thread.file.immutable
         await asyncio.to_thread(use, path, lambda writer: fill(writer, [2, 3]))
         with monkeypatch.context() as patch:
             patch.setattr(os, "access", lambda *args: False)
             patch.setattr(schema, "_connect", without_lock_file)
-            assert (await catalog.snapshot()).videos == 4
-            assert catalog._session._worker.opened.frozen
-            assert await catalog.problems() == []
+            assert (await catalog.get_snapshot()).videos == 4
+            assert catalog._session._thread.file.immutable
+            assert await catalog.find_problems() == []
 
     use(path, read)
 
@@ -128,14 +133,16 @@ def cannot_open():
 def test_it_can_be_read_while_others_write(path):
     async def share(catalog):
         await fill(catalog)
-        told = await asyncio.to_thread(powerless, path, {"problems": "catalog.problems()", "codings": CODINGS})
-        assert told == {"problems": [], "codings": [made(0).chunks[0].coding]}
-        await made(5).add(catalog)
+        results = await asyncio.to_thread(
+            run_without_permission, path, {"problems": "catalog.find_problems()", "codings": CODINGS}
+        )
+        assert results == {"problems": [], "codings": [make_sample_video(0).chunks[0].coding]}
+        await make_sample_video(5).add(catalog)
 
     use(path, share)
 
 
-def test_what_a_dead_writer_left_needs_the_right_to_write(path):
+def test_the_log_of_a_killed_writer_needs_write_permission(path):
     use(path, fill)
     with database(path) as db:
         db.execute("UPDATE places SET weight = 5.0 WHERE number = 0")
@@ -143,18 +150,18 @@ def test_what_a_dead_writer_left_needs_the_right_to_write(path):
             shutil.copy(path + part, path + ".copy" + part)
     for part in ("", "-wal"):
         os.replace(path + ".copy" + part, path + part)
-    told = powerless(path, {"codings": CODINGS})
-    assert "a writer died" in told["codings"]
-    assert use(path, lambda catalog: catalog.header()).places[0].weight == 5.0
-    assert powerless(path, {"codings": CODINGS}) == {"codings": [made(0).chunks[0].coding]}
+    results = run_without_permission(path, {"codings": CODINGS})
+    assert "a writer was killed" in results["codings"]
+    assert use(path, lambda catalog: catalog.get_header()).places[0].weight == 5.0
+    assert run_without_permission(path, {"codings": CODINGS}) == {"codings": [make_sample_video(0).chunks[0].coding]}
 
 
-def test_an_older_form_is_not_brought_up_without_the_right_to_write(path):
-    old_form(path)
-    assert "older form 0 and may not be written" in powerless(path, {"codings": CODINGS})["codings"]
+def test_an_older_schema_is_not_migrated_without_write_permission(path):
+    create_old_schema(path)
+    assert "older schema version 0 and is read-only" in run_without_permission(path, {"codings": CODINGS})["codings"]
 
 
-# --- others ----------------------------------------------------------------------------------------------------------
+# --- other processes -------------------------------------------------------------------------------------------------
 
 
 def test_a_lock_of_another_is_waited_for_and_then_named(path):
@@ -162,22 +169,24 @@ def test_a_lock_of_another_is_waited_for_and_then_named(path):
         await fill(catalog)
         with database(path) as db:
             db.execute("BEGIN IMMEDIATE")
+            catalog._session._timeout = 0.5
             with pytest.raises(CatalogTimeout, match="another process holds its lock") as caught:
-                await catalog.begin(made(5).job)
+                await catalog.begin_job(make_sample_video(5).job)
             assert caught.value.details["waited"] >= 0.5
-            assert (await catalog.snapshot()).videos == 2  # readers wait for nobody
-            waiting = asyncio.create_task(catalog.begin(made(6).job))
+            catalog._session._timeout = 60
+            assert (await catalog.get_snapshot()).videos == 2  # readers wait for nobody
+            waiting = asyncio.create_task(catalog.begin_job(make_sample_video(6).job))
             await catalog_waits(catalog)
             db.execute("ROLLBACK")
             assert await waiting is None
-        assert [job.name for job in await catalog.jobs()] == [made(6).job.name]
+        assert [job.name for job in await catalog.list_jobs()] == [make_sample_video(6).job.name]
 
-    use(path, wait, timeout=0.5)
+    use(path, wait)
 
 
 async def catalog_waits(catalog):
-    """Wait until its thread has begun a call."""
-    while catalog._session._worker.now is None:  # noqa: ASYNC110 - a thread sets no event
+    """Wait until its thread has started a call."""
+    while catalog._session._thread.current_call is None:  # noqa: ASYNC110 - a thread sets no event
         await asyncio.sleep(0)
 
 
@@ -186,15 +195,15 @@ def test_a_wait_for_a_lock_can_be_cancelled_and_closed(path):
         await fill(catalog)
         with database(path) as db:
             db.execute("BEGIN IMMEDIATE")
-            task = asyncio.create_task(catalog.begin(made(5).job))
+            task = asyncio.create_task(catalog.begin_job(make_sample_video(5).job))
             await catalog_waits(catalog)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await asyncio.wait_for(catalog.jobs(), 10) == []
-            task = asyncio.create_task(catalog.begin(made(5).job))
+            assert await asyncio.wait_for(catalog.list_jobs(), 60) == []
+            task = asyncio.create_task(catalog.begin_job(make_sample_video(5).job))
             await catalog_waits(catalog)
-            await asyncio.wait_for(catalog.aclose(), 10)
+            await asyncio.wait_for(catalog.aclose(), 60)
             with pytest.raises(sl.errors.ClosedError):
                 await task
 
@@ -206,11 +215,13 @@ def test_long_work_ends_by_the_timeout(path):
 
     async def wait(catalog):
         await fill(catalog)
+        catalog._session._timeout = 0.3
         with pytest.raises(CatalogTimeout):
-            await catalog._session.do(lambda opened: opened.db.execute(slow).fetchall())
-        assert (await catalog.snapshot()).videos == 2
+            await catalog._session.run(lambda file: file.db.execute(slow).fetchall())
+        catalog._session._timeout = 60
+        assert (await catalog.get_snapshot()).videos == 2
 
-    use(path, wait, timeout=0.3)
+    use(path, wait)
 
 
 def test_a_file_that_was_removed_is_noticed(path):
@@ -218,12 +229,12 @@ def test_a_file_that_was_removed_is_noticed(path):
         await fill(catalog)
         os.unlink(path)
         with pytest.raises(CatalogNotFound):
-            await catalog.snapshot()
+            await catalog.get_snapshot()
         for left in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{path}{left}")
         await catalog.create(PLACES)
-        assert (await catalog.snapshot()).videos == 0
+        assert (await catalog.get_snapshot()).videos == 0
 
     use(path, read)
 
@@ -235,29 +246,29 @@ def test_a_file_that_was_replaced_is_noticed(path, tmp_path):
     async def read(catalog):
         await fill(catalog)
         shutil.move(other, path)
-        for call in (catalog.snapshot, lambda: catalog.begin(made(7).job)):
-            with pytest.raises(CatalogError, match="another file was put in the place"):
+        for call in (catalog.get_snapshot, lambda: catalog.begin_job(make_sample_video(7).job)):
+            with pytest.raises(CatalogError, match="was replaced by another file"):
                 await call()
 
     use(path, read)
     for left in ("-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}{left}")
-    assert use(path, lambda catalog: catalog.problems()) == []
-    assert use(path, lambda catalog: catalog.snapshot()).videos == 5
+    assert use(path, lambda catalog: catalog.find_problems()) == []
+    assert use(path, lambda catalog: catalog.get_snapshot()).videos == 5
 
 
-def test_a_catalog_that_was_forgotten_ends_its_thread(path):
+def test_a_leaked_catalog_ends_its_thread(path):
     async def forget():
         catalog = SqliteCatalog(path)
         await fill(catalog)
-        thread = catalog._session._worker.thread
+        thread = catalog._session._thread.thread
         del catalog
         gc.collect()
         return thread
 
     thread = asyncio.run(forget())
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -267,17 +278,17 @@ def test_a_catalog_that_was_forgotten_ends_its_thread(path):
 def test_no_space_left(path):
     async def write(catalog):
         await fill(catalog)
-        await catalog._session.do(lambda opened: opened.db.execute("PRAGMA max_page_count = 1").fetchall())
-        big = made(9, [1] * 2_000)
-        await catalog.begin(big.job)
-        with pytest.raises(CatalogError, match="no space left"):
-            await catalog.stage(big.chunks)
-        assert await catalog.staged(big.content) == []
-        assert await catalog.problems() == []
-        await catalog._session.do(lambda opened: opened.db.execute("PRAGMA max_page_count = 100000").fetchall())
-        await catalog.stage(big.chunks)
-        assert (await catalog.commit(big.video)).number == 2
-        assert await catalog.problems() == []
+        await catalog._session.run(lambda file: file.db.execute("PRAGMA max_page_count = 1").fetchall())
+        big = make_sample_video(9, [1] * 2_000)
+        await catalog.begin_job(big.job)
+        with pytest.raises(CatalogError, match="no space is left"):
+            await catalog.stage_chunks(big.chunks)
+        assert await catalog.get_staged_chunks(big.content) == []
+        assert await catalog.find_problems() == []
+        await catalog._session.run(lambda file: file.db.execute("PRAGMA max_page_count = 100000").fetchall())
+        await catalog.stage_chunks(big.chunks)
+        assert (await catalog.commit_video(big.video)).number == 2
+        assert await catalog.find_problems() == []
 
     use(path, write)
 
@@ -286,19 +297,19 @@ FILLING = """
 import asyncio, os, resource, sys
 from streamloader.archive.catalog.sqlite.catalog import SqliteCatalog
 from streamloader.errors import CatalogError
-from streamloader.testing.catalogs.binding import made
+from streamloader.testing.catalogs.binding import make_sample_video
 async def main():
     catalog = SqliteCatalog(sys.argv[1])
-    await catalog.header()
-    most = os.path.getsize(sys.argv[1]) + 1_500_000
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    await catalog.get_header()
+    limit = os.path.getsize(sys.argv[1]) + 1_500_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         for seed in range(100, 1000):
-            await made(seed, [2] * 30).add(catalog)
+            await make_sample_video(seed, [2] * 30).add(catalog)
             print(seed, flush=True)
     except CatalogError as error:
         print(error.message)
-    assert (await catalog.snapshot()).videos
+    assert (await catalog.get_snapshot()).videos
     await catalog.aclose()
 asyncio.run(main())
 """
@@ -314,13 +325,13 @@ def test_a_file_that_cannot_grow(path):
     assert "SQLITE_" in message
 
     async def read(catalog):
-        assert await catalog.problems() == []
-        names = [row.name async for row in catalog.find()]
-        assert names == [made(seed).video.name for seed in [0, 1, *map(int, seeds)]]
+        assert await catalog.find_problems() == []
+        names = [row.name async for row in catalog.find_videos()]
+        assert names == [make_sample_video(seed).video.name for seed in [0, 1, *map(int, seeds)]]
         assert seeds
-        for job in await catalog.jobs():
-            await catalog.abandon(job.content)
-        assert (await made(5000).add(catalog)).number == len(names)
+        for job in await catalog.list_jobs():
+            await catalog.abandon_job(job.content)
+        assert (await make_sample_video(5000).add(catalog)).number == len(names)
 
     use(path, read)
 
@@ -333,10 +344,10 @@ def test_a_damaged_file_is_named(path):
     Path(path).write_bytes(data)
 
     async def read(catalog):
-        problems = await catalog.problems()
+        problems = await catalog.find_problems()
         assert problems
         assert all(problem.startswith("the file is damaged") for problem in problems)
         with pytest.raises(CatalogError, match="damaged: restore"):
-            await catalog.locate(0, 400)
+            await catalog.locate_frames(0, 400)
 
     use(path, read)

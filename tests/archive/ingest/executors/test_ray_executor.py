@@ -54,14 +54,21 @@ def cluster():
 
 
 def start(catalog, clips, address):
-    command = [sys.executable, str(HERE.parent / "adding_program.py"), catalog.it.url, "ray", "2", *map(str, clips)]
+    command = [
+        sys.executable,
+        str(HERE.parent / "adding_program.py"),
+        catalog.resource.url,
+        "ray",
+        "2",
+        *map(str, clips),
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(address))
 
 
 def finish(program):
-    told, _ = program.communicate(timeout=120)
+    output, _ = program.communicate(timeout=120)
     assert program.returncode == 0
-    return tuple(map(int, told.splitlines()[-1].split()))
+    return tuple(map(int, output.splitlines()[-1].split()))
 
 
 def tasks(head):
@@ -89,7 +96,10 @@ def test_a_killed_ray_workers_video_is_taken_up_again_and_each_chunk_is_there_on
         while len(killed) < 2:  # two workers, each in the middle of a video: some of its chunks are there
             assert time.monotonic() < deadline
             assert program.poll() is None, "it was over before a worker could be killed"
-            staged = [catalog.call(catalog.it.staged(job.content)) for job in catalog.call(catalog.it.jobs())]
+            staged = [
+                catalog.call(catalog.resource.get_staged_chunks(job.content))
+                for job in catalog.call(catalog.resource.list_jobs())
+            ]
             busy = [process for process in tasks(head) if process.pid not in killed]
             if busy and any(0 < len(chunks) < 20 for chunks in staged):
                 busy[0].kill()
@@ -105,8 +115,15 @@ def test_a_killed_ray_workers_video_is_taken_up_again_and_each_chunk_is_there_on
 def test_without_a_cluster_it_is_said_what_to_do(tmp_path):
     clips = [clip(tmp_path / "a.mp4", frames=10)]
     with archive(tmp_path / "archive") as catalog:
-        command = [sys.executable, str(HERE.parent / "adding_program.py"), catalog.it.url, "ray", "2", *map(str, clips)]
-        told = subprocess.run(
+        command = [
+            sys.executable,
+            str(HERE.parent / "adding_program.py"),
+            catalog.resource.url,
+            "ray",
+            "2",
+            *map(str, clips),
+        ]
+        result = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -114,5 +131,5 @@ def test_without_a_cluster_it_is_said_what_to_do(tmp_path):
             timeout=120,
             check=False,
         )
-        assert "ConfigError: no Ray cluster can be reached at 127.0.0.1:1" in told.stderr
+        assert "ConfigError: no Ray cluster can be reached at 127.0.0.1:1" in result.stderr
         assert_whole(catalog)
