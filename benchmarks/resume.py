@@ -31,7 +31,7 @@ def _numbers(item: int) -> Iterator[int]:
 
 @contextmanager
 def _open_dataset(kind: str) -> Iterator[tuple[Any, int]]:
-    """Yield the data set and its number of lanes."""
+    """Yield the dataset and its number of lanes."""
     import numpy as np
 
     import streamloader as sl

@@ -28,7 +28,7 @@ class Walks(sl.StreamDataset):
     """The same streams in full: fill whole windows at once, declare lengths and times, and seek."""
 
     def __init__(self, lengths: Sequence[int], rate: float) -> None:
-        """Create the data set. `rate` is in steps per second."""
+        """Create the dataset. `rate` is in steps per second."""
         self.lengths, self.rate = lengths, rate
 
     @property

@@ -1,7 +1,7 @@
 """streamloader: batches whose rows are continuous in time.
 
 Row *i* of a batch continues exactly where row *i* of the previous batch stopped, and a reset mask marks the first step
-of each stream. Start with :class:`MultiStreamer` and a data set of streams: :class:`VideoStreams`,
+of each stream. Start with :class:`MultiStreamer` and a dataset of streams: :class:`VideoStreams`,
 :class:`TextStreams`, :class:`IterStreams`, or your own :class:`StreamDataset`.
 
 Public names are imported on first use: ``import streamloader`` itself loads none of torch, av, numpy, anyio, uvloop,

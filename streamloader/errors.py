@@ -156,7 +156,7 @@ class CorruptStream(StreamloaderError, OSError):
 
 
 class FrameSizeError(StreamloaderError, ValueError):
-    """The videos of a data set differ in frame size, and no ``size=`` was given."""
+    """The videos of a dataset differ in frame size, and no ``size=`` was given."""
 
 
 class StreamFailed(StreamloaderError, RuntimeError):

@@ -30,7 +30,7 @@ _MAX_LENGTH: Final = np.iinfo(np.int64).max
 
 
 class StreamTable(Sequence[StreamInfo]):
-    """The streams of a data set: a sequence that creates each :class:`StreamInfo` on access.
+    """The streams of a dataset: a sequence that creates each :class:`StreamInfo` on access.
 
     ``StreamDataset.index`` may return a table instead of a list, and should do so for millions of streams.
 
@@ -40,9 +40,9 @@ class StreamTable(Sequence[StreamInfo]):
             unknown. None means that no length is known. An int64 array is not copied and must not be modified later.
         extra: Column of values for each name in ``StreamInfo.extra``. Lists of strings, bools, floats or 64-bit ints,
             all of one type, are stored in arrays, as are one-dimensional arrays of numbers. Other lists stay lists of
-            objects. On the way to a worker these are pickled, and a single object is unpickled on access, if they
-            consist of None, numbers, strings, bytes, lists, tuples, dicts and sets only. Any other sequence, such as a
-            range, is used unchanged.
+            objects. If these objects consist of None, numbers, strings, bytes, lists, tuples, dicts and sets only, a
+            worker receives them pickled, and unpickles each of them on access. Any other sequence, such as a range, is
+            used unchanged.
 
     Attributes:
         lengths: Array of int64 (n,), read-only, -1 where unknown.

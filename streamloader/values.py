@@ -69,7 +69,7 @@ class StreamInfo:
     """Description of a stream, known before the stream is opened.
 
     Attributes:
-        key: Unique name of the stream within its data set, such as a path, an address or an item's number.
+        key: Unique name of the stream within its dataset, such as a path, an address or an item's number.
         length: Number of steps, or None if only reading the stream shows it.
         extra: Additional plain, picklable values for ``open``.
     """

@@ -1,4 +1,4 @@
-"""Secrets that the tests log in with, and a watch over everything that is said while they run: none may be told.
+"""Secrets for logins of the tests, and a watch that searches all output for them: no secret may leak.
 
 Server fixtures take their passwords, keys and tokens from here, so that they travel wherever a user's would. Every log
 record of every library, every error of ours that is made anywhere, and every report of a test is searched for them.
@@ -48,13 +48,13 @@ def canary(name: str) -> str:
 VALUES = {canary(name): name for name in NAMES}
 
 
-def told_in(text: str) -> list[str]:
+def find_secrets(text: str) -> list[str]:
     """Return the names of the secrets that `text` tells."""
     return [name for value, name in VALUES.items() if value in text]
 
 
 class Watch(logging.Handler):
-    """Collects where secrets were told.
+    """Collects the places where secrets leaked.
 
     Attributes:
         lines: one for each time, without the secret itself.
@@ -66,7 +66,7 @@ class Watch(logging.Handler):
 
     def look(self, where: str, text: str) -> None:
         """Search one text."""
-        self.lines += [f"{where} tells the secret {name!r}" for name in told_in(text)]
+        self.lines += [f"{where} tells the secret {name!r}" for name in find_secrets(text)]
 
     def emit(self, record: logging.LogRecord) -> None:
         """Search a log record, its arguments and its traceback."""

@@ -48,7 +48,7 @@ def pytest_configure(config):
     for variable, folder in (("STREAMLOADER_CACHE", scratch / "cache"), ("TMPDIR", scratch / "tmp")):
         folder.mkdir()
         os.environ[variable] = str(folder)
-    tempfile.tempdir = None  # to be found anew
+    tempfile.tempdir = None  # to be looked up again
     # Each core has a test process already: programs of the tests that use torch with a thread per core crawl.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[MARK] = str(os.getpid())
@@ -120,11 +120,11 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(autouse=True)
 def tells_no_secret(secrets_watch):
-    """Fail a test in which a secret was told: in a log, an error, or what was printed."""
+    """Fail a test that leaks a secret in a log, an error or its output."""
     yield
-    told, secrets_watch.lines[:] = list(dict.fromkeys(secrets_watch.lines)), []
-    if told:
-        pytest.fail("\n".join(told), pytrace=False)
+    leaks, secrets_watch.lines[:] = list(dict.fromkeys(secrets_watch.lines)), []
+    if leaks:
+        pytest.fail("\n".join(leaks), pytrace=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -150,7 +150,7 @@ def leaves_nothing_behind(request):
         shared_stores.close_shared_stores()  # they are meant to stay for a while
     request.node.funcargs.clear()  # pytest would hold what fixtures returned beyond their own end
     # A failed test holds what its traceback shows, and has been reported already.
-    lines = left_behind(before, patience=30.0) if request.node.stash.get(_PASSED, False) and marker is None else []
+    lines = left_behind(before, patience=60.0) if request.node.stash.get(_PASSED, False) and marker is None else []
     logging.getLogger("asyncio").removeHandler(complaints)
     if lines or (complaints.lines and marker is None):
         pytest.fail("the test left behind:\n  " + "\n  ".join(lines + complaints.lines), pytrace=False)

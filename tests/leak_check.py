@@ -89,7 +89,7 @@ class AsyncioComplaints(logging.Handler):
 def left_behind(before: Holdings, *, patience: float) -> list[str]:
     """Return what is held beyond `before`, once that is nothing or `patience` seconds have passed.
 
-    Things end a moment after they were told to (a process is reaped, a thread runs out), hence the wait; cycles
+    Resources are released a moment after the request (a process is reaped, a thread ends), hence the wait; cycles
     of garbage are collected first, because Python promises no moment at which it would do so itself.
     """
     if not (lines := Holdings.now().gained_since(before)):

@@ -8,7 +8,7 @@ import pytest
 from servers.jsipfs import INSTALL_TIMEOUT_S
 from xdist.scheduler import LoadScopeScheduling
 
-# Begun first, since they last longest. Those of SPLIT have nothing in common and are dealt out one by one.
+# Started first, because they take longest. The tests in SPLIT share nothing and are distributed one by one.
 SPLIT = (
     "tests/chaos/test_chaos.py",
     "tests/test_examples.py",

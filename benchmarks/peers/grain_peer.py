@@ -1,4 +1,4 @@
-"""grain: a data set of parts that its worker processes produce in turn.
+"""grain: a dataset of parts that its worker processes produce in turn.
 
 Worker n modulo the number of workers produces part n, in order, so a worker keeps the lanes of its rows between parts.
 The parts of a batch are concatenated, as for DataLoader.

@@ -29,9 +29,9 @@ class PlainFile:
     """A file with one request per read, on a persistent connection."""
 
     def __init__(
-        self, address: str, info: ObjectInfo, options: Mapping[str, Any] | None = None, opening: Any = ()
+        self, address: str, info: ObjectInfo, options: Mapping[str, Any] | None = None, initial_spans: Any = ()
     ) -> None:
-        del options, opening
+        del options, initial_spans
         parts = urlsplit(address)
         self._connection = http.client.HTTPConnection(parts.netloc, timeout=60)
         self._path, self._position, self.size = parts.path, 0, info.size or 0
@@ -60,10 +60,12 @@ class PlainFile:
         self._connection.close()
 
 
-def _fsspec_file(address: str, info: ObjectInfo, options: Mapping[str, Any] | None = None, opening: Any = ()) -> Any:
+def _fsspec_file(
+    address: str, info: ObjectInfo, options: Mapping[str, Any] | None = None, initial_spans: Any = ()
+) -> Any:
     import fsspec
 
-    del options, opening
+    del options, initial_spans
     return fsspec.filesystem("http").open(address, size=info.size)
 
 

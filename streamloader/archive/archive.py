@@ -1,4 +1,4 @@
-"""An archive of videos as one array of frames: ``archive[1000:2000]``, exact to the frame, wherever the chunks are."""
+"""An archive of videos as one array of frames, from local and remote chunks: ``archive[1000:2000]``."""
 
 from __future__ import annotations
 
@@ -44,14 +44,18 @@ class Archive(FrameSequence):
     Args:
         address: URL of the catalog, or folder of a local archive.
         size: Size (height, width) to which frames are scaled (bilinear). None keeps their size.
-        pix_fmt: Pixel format: ``"rgb24"``, or ``"gray"`` for one channel of luma stretched to 0..255.
+        pix_fmt: Pixel format: ``"rgb24"``, or ``"gray"`` for one channel of luma stretched to 0..255. Defaults to
+            ``"rgb24"``.
         transform: Function from uint8 (N, H, W, C) to a sequence of N items. Single frames are passed with N = 1.
-        places: Addresses by which this machine reaches the places, by number or URL of the place.
+            Defaults to none.
+        places: Addresses by which this machine reaches the places, by number or URL of the place. Defaults to the
+            addresses in the catalog.
         storage_options: Options of :func:`streamloader.stores.open_store` for the places. If they need different
-            options, see :func:`streamloader.stores.registry.select_options`.
-        catalog_options: Options of the catalog. With ``client=`` among them, the archive cannot be pickled.
-        cache_limit: Maximum number of cached groups of decoded frames and blocks of bytes.
-        max_cache_bytes: Maximum number of bytes of the cache.
+            options, see :func:`streamloader.stores.registry.select_options`. Defaults to none.
+        catalog_options: Options of the catalog. With ``client=`` among them, the archive cannot be pickled. Defaults to
+            none.
+        cache_limit: Maximum number of cached groups of decoded frames and blocks of bytes. Defaults to 256.
+        max_cache_bytes: Maximum size of the cache in bytes. Defaults to 256 MiB.
         prefetch: Whether to fetch the bytes after a sequential read. Defaults to True.
         threads: Number of threads that decode. Defaults to one per core, or one in a worker of a DataLoader.
 
@@ -158,7 +162,7 @@ class Archive(FrameSequence):
         return self.reader.count(where)
 
     def refresh(self) -> Archive:
-        """Include the videos that were added since. Return the archive itself."""
+        """Include the videos that were added since the archive was opened or refreshed. Return the archive itself."""
         self.reader.refresh()
         return self
 

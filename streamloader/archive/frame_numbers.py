@@ -1,4 +1,4 @@
-"""Normalize what is passed between the brackets of an array of frames to frame numbers."""
+"""Normalize the index of an array of frames (a number, slice, list or mask) to frame numbers."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class ArchiveStreams(StreamDataset):
     pixels at the same times. Seeking in a video decodes at most one group of pictures before the step. The keys of the
     streams are the names of the videos.
 
-    The data set has the videos that existed when :meth:`index` was first called, or when `archive` was opened. Videos
+    The dataset has the videos that existed when :meth:`index` was first called, or when `archive` was opened. Videos
     added later are not included.
 
     Args:
@@ -132,7 +132,7 @@ class ArchiveStreams(StreamDataset):
         return describe_settings(self._pix_fmt, self._size, self._selection, self._transform)
 
     async def index(self) -> Sequence[StreamInfo]:
-        """Load all videos from the catalog, and return one stream for each, in the order of the archive."""
+        """Load the matching videos from the catalog, and return one stream for each, in the order of the archive."""
         return await anyio.to_thread.run_sync(self._index, abandon_on_cancel=True)
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
@@ -200,7 +200,7 @@ class ArchiveStreams(StreamDataset):
 
 
 class _SharedReader:
-    """The reader of all streams of a data set in one process. It is connected while one of them is open."""
+    """The reader of all streams of a dataset in one process. It is connected while one of them is open."""
 
     def __init__(self, reader: ArchiveReader) -> None:
         self._reader = reader  # never connected itself: only its clones are

@@ -1,6 +1,6 @@
 """Helpers for Python worker processes and the process that starts them.
 
-The parent calls :func:`child_environment` and :func:`interrupts_blocked` to start a worker. The worker calls the other
+The parent calls :func:`child_environment` and :func:`block_interrupts` to start a worker. The worker calls the other
 functions first, so this module imports only light modules of the standard library.
 """
 
@@ -20,11 +20,11 @@ from typing import Final, NoReturn
 __all__ = [
     "LogForwarder",
     "LogSender",
+    "block_interrupts",
     "child_environment",
     "exit_process",
     "exit_with_parent",
     "ignore_interrupts",
-    "interrupts_blocked",
 ]
 
 _THREAD_COUNT_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -49,7 +49,7 @@ def child_environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
+def block_interrupts() -> Iterator[None]:
     """Block SIGINT in this thread. A child started inside inherits that until it calls :func:`ignore_interrupts`."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -80,7 +80,7 @@ def exit_with_parent(
         parent_pid: Process id of the parent.
         sock: Socket to the parent. When the parent closes its end, this process exits too. Optional.
         working: Event that is set once this process holds resources. From then on, it gets two seconds to close them
-            after the socket was closed; before, it exits at once. Required with `sock`.
+            after the socket was closed; before, it exits at once. Without an event, it always exits at once.
     """
     poll = select.poll()
     if sock is not None:

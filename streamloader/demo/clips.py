@@ -68,7 +68,7 @@ def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], Non
     folder = folder or clips_folder()
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.mp4" for name in CLIPS}
-    with _locked(folder / ".lock"):
+    with _lock_file(folder / ".lock"):
         missing = [name for name, path in paths.items() if not path.is_file() or _sha256(path) != CLIPS[name].sha256]
         if missing:
             if before_download is not None:
@@ -79,7 +79,7 @@ def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], Non
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock_file(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or the process exits
         yield

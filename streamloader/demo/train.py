@@ -128,7 +128,7 @@ def _train(settings: Settings) -> tuple[Result, list[Batch], list[str]]:
     with MultiStreamer(
         videos, settings.lanes, settings.window, num_workers=settings.workers, seed=settings.seed, tail="cycle"
     ) as loader:
-        model = NextFrame(settings.size)  # after the videos were found: to import torch's optimizers takes seconds
+        model = NextFrame(settings.size)  # only now, because importing torch's optimizers takes seconds
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         epoch = max(1, len(loader))
         result.mean_batches = min(_MAX_MEAN_BATCHES, -(-_MIN_MEAN_BATCHES // epoch) * epoch)

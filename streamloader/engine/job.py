@@ -91,7 +91,7 @@ def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
         pickled: bytes = cloudpickle.dumps(job, protocol=5, buffer_callback=keep_in_pickle)
     except Exception as error:
         raise ConfigError(
-            f"the data set, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
+            f"the dataset, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
             "files, locks and connections in make, open() or make_env, not before, or use num_workers=0"
         ) from error
     end = _NUMBER.size * (3 + 2 * len(arrays)) + len(search_path) + len(pickled)

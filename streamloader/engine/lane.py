@@ -28,11 +28,12 @@ class StreamWorkload:
     """Workload of a loader whose lanes read streams.
 
     Attributes:
-        dataset: Data set of the streams.
-        streams: All streams of the data set, by ordinal.
+        dataset: Dataset of the streams.
+        streams: All streams of the dataset, by ordinal.
         plan: Plan of the lanes.
-        on_error: Whether a stream that fails raises in the consumer, or is skipped.
-        fixed_length: Whether a run always has the planned number of batches, because other ranks count on it.
+        on_error: Whether a stream that fails raises in the consumer (the default), or is skipped.
+        fixed_length: Whether a run always has the planned number of batches, because other ranks count on it. Defaults
+            to False.
     """
 
     dataset: StreamDataset

@@ -33,7 +33,7 @@ class LaneList:
     """The streams of one lane in one epoch, in reading order.
 
     Attributes:
-        ordinals: Ordinals of the streams in the data set, int32 or int64 (n,).
+        ordinals: Ordinals of the streams in the dataset, int32 or int64 (n,).
         borrowed: Whether the lane has no stream of its own and repeats another lane's (``tail="cycle"`` only).
     """
 
@@ -84,7 +84,7 @@ class Plan:
             epoch: Epoch of the batch.
             lane: Number of the lane over all ranks.
             batch: Index of the batch, 0 or more. Beyond the end of the epoch, the lane is taken to read on.
-            lengths: Lengths of all streams of the data set, as :func:`make_plan` takes them.
+            lengths: Lengths of all streams of the dataset, as :func:`make_plan` takes them.
 
         Returns:
             (position, step, ended). The next step to be read is number `step` of the stream at `position` of the lane's
@@ -166,7 +166,7 @@ def make_plan(
         batches = _count_batches(loads, window if switch == "pack" else 1, tail)
     bounds = np.zeros(lanes + 1, np.int64)
     np.cumsum(np.bincount(groups, minlength=lanes), out=bounds[1:])
-    ordinals = np.argsort(groups, kind="stable")  # inside a lane: in the order of the data set
+    ordinals = np.argsort(groups, kind="stable")  # inside a lane: in the order of the dataset
     if len(ordinals) < 1 << 31:
         ordinals = ordinals.astype(np.int32)  # halves their size in every worker
     return Plan(lanes, window, seed, shuffle, switch, tail, batches, ordinals, bounds)
@@ -204,7 +204,7 @@ def _deal(costs: Array, lanes: int) -> tuple[Array, Array]:
     sorted_costs = costs[order]
     dealt = np.empty(len(costs), _lane_dtype(lanes))
     loads = np.zeros(lanes, np.int64)
-    # The integers of _deal_by_heap fit into an int64, or else Python's own integers are used_groups.
+    # The integers of _deal_by_heap fit into an int64, or else Python's own integers are used.
     dtype: Any = np.int64 if float(sorted_costs.sum(dtype=np.float64) + 1) * lanes < float(1 << 62) else object
     starts = np.append(np.flatnonzero(np.diff(sorted_costs, prepend=-1)), len(sorted_costs))
     long_runs = np.flatnonzero(np.diff(starts) >= max(_MIN_RUN_STREAMS, 4 * lanes))

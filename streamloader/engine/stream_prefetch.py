@@ -14,16 +14,17 @@ _MAX_PREPARED_STREAMS: Final = 8
 
 
 class StreamPrefetcher:
-    """Has the data set prepare the streams that come next.
+    """Has the dataset prepare the streams that come next.
 
-    One stream is prepared at a time, and twice as many each time that a stream was not ready when it was due.
+    At first, one stream is prepared ahead. The number doubles, up to 8, each time that a stream was not ready when it
+    was due.
 
     Args:
-        dataset: Data set that prepares and opens the streams.
-        streams: All streams of the data set, by ordinal.
+        dataset: Dataset that prepares and opens the streams.
+        streams: All streams of the dataset, by ordinal.
 
     Attributes:
-        depth: Number of streams to prepare. 0 where the data set prepares none.
+        depth: Number of streams to prepare. 0 where the dataset prepares none.
     """
 
     def __init__(self, dataset: StreamDataset, streams: Sequence[StreamInfo]) -> None:
@@ -40,7 +41,7 @@ class StreamPrefetcher:
                 self._prepared[position] = await self._dataset.prepare(self._streams[ordinal])
 
     def take(self, position: int) -> PreparedStream | None:
-        """Return the prepared stream at `position`, or None if it was not prepared; release those before it."""
+        """Return the prepared stream at `position`, or None if none was prepared; release those before it."""
         for skipped in [other for other in self._prepared if other < position]:
             self._release_stream(skipped)
         prepared = self._prepared.pop(position, None)

@@ -135,7 +135,7 @@ class Supervisor:
 
     @property
     def deaths(self) -> list[tuple[int, float, float]]:
-        """The latest deaths: (process id, time of detection, time when the replacement was started), in seconds."""
+        """The latest deaths: (process id, time of detection, time of replacement). Times are monotonic, in seconds."""
         return list(self.failures.deaths)
 
     def fileno(self) -> int:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from streamloader.common.subprocesses import child_environment, interrupts_blocked
+from streamloader.common.subprocesses import block_interrupts, child_environment
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.ring import Ring
 from streamloader.engine.worker import run_in_thread
@@ -52,7 +52,7 @@ class WorkerHandle:
         """Start it as a child process, which inherits only the descriptors that it needs."""
         child_fd = self._child_sock.fileno()
         arguments = [str(value) for value in (self.number, child_fd, ring.fd, job_fd, os.getpid())]
-        with interrupts_blocked():  # until the child ignores them itself
+        with block_interrupts():  # until the child ignores them itself
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "streamloader.engine.worker", *arguments],
                 stdin=subprocess.DEVNULL,

@@ -42,7 +42,7 @@ class Loader(abc.ABC):
         workload: Workload that the workers run.
         layout: Layout of a slot.
         spec: Arrays of a batch over the memory of a slot.
-        hosted: Rows of each worker.
+        worker_rows: Rows of each worker.
         ahead: Number of batches that workers prepare ahead of the consumer.
         spare: Number of additional batches that the user may hold. Batches beyond that are copied out of the ring.
         exact: Whether workers never prepare more than `ahead` batches, even while the user holds none.
@@ -61,7 +61,7 @@ class Loader(abc.ABC):
         layout: SlotLayout,
         spec: BatchSpec,
         *,
-        hosted: Sequence[Sequence[int]],
+        worker_rows: Sequence[Sequence[int]],
         num_workers: int,
         ahead: int,
         spare: int,
@@ -74,7 +74,7 @@ class Loader(abc.ABC):
     ) -> None:
         self.num_workers = num_workers
         self._workload, self._slot_layout, self._spec = workload, layout, spec
-        self._hosted, self._first_lane = hosted, first_lane
+        self._worker_rows, self._first_lane = worker_rows, first_lane
         self._feed = make_feed(device, self._take_batch)
         self._pinning = Pinning(enabled=pin_memory or self._feed is not None)
         self._spare = spare + (self._feed is not None)
@@ -150,7 +150,7 @@ class Loader(abc.ABC):
                 self._slot_layout,
                 self._slot_count,
                 self._first_lane,
-                self._hosted,
+                self._worker_rows,
                 _LOGGER.getEffectiveLevel(),
             )
             supervisor = Supervisor(
@@ -250,7 +250,7 @@ class Loader(abc.ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the loader."""
         self.close()

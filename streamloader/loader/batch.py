@@ -205,12 +205,12 @@ def _shape_in_layout(array: BatchArray) -> tuple[int, ...]:
 
 
 class Batch(SlotBatch):
-    """One batch: `batch_size` lanes by `window` steps of every field, with masks that describe each step.
+    """One batch: `batch_size` lanes by `window` steps of every field, with masks and positions for each step.
 
-    ``batch["name"]`` is the tensor of a field or mask, and ``batch.data`` is ``batch["data"]``. All have the axes
-    (B, T, ...) by default:
+    ``batch["name"]`` is the tensor of a field, mask or position, and ``batch.data`` is ``batch["data"]``. All have the
+    axes (B, T, ...) by default:
 
-    - fields: dtype and shape as the data set declares them, with axes permuted by the loader's ``layout``;
+    - fields: dtype and shape as the dataset declares them, with axes permuted by the loader's ``layout``;
     - ``reset``: bool, True exactly on the first step of a stream, where the hidden state must be cleared;
     - ``valid``: bool, False on padding;
     - ``repeat``: bool, True where a finished lane has started over (``tail="cycle"``);

@@ -104,6 +104,10 @@ class CudaFeed:
 
     Each batch is one copy of one whole slot. The slot stays leased until the copy's event has completed, so no worker
     overwrites a slot that is being copied.
+
+    Args:
+        device: CUDA device of the batches.
+        make_batch: Function that returns the batch of a complete slot, on the CPU.
     """
 
     def __init__(self, device: torch.device, make_batch: Callable[[Grant], SlotBatch]) -> None:

@@ -121,13 +121,13 @@ class EnvStreamer(Loader):
         self.batch_size = batchsize
         self._collate_fn = collate_fn
         self._prepared = False
-        hosted = split_lanes(batchsize, max(1, num_workers))
+        worker_rows = split_lanes(batchsize, max(1, num_workers))
         slots = SlotLayout(_as_fields(array_dims), batchsize, None)
         super().__init__(
-            EnvWorkload.create(make_env, hosted, rank * batchsize, batchsize * world_size, seed),
+            EnvWorkload.create(make_env, worker_rows, rank * batchsize, batchsize * world_size, seed),
             slots,
             BatchSpec(slots, None),
-            hosted=hosted,
+            worker_rows=worker_rows,
             num_workers=num_workers,
             ahead=max_q_size,
             spare=SPARE_SLOTS,

@@ -37,7 +37,7 @@ _SMALL_RING_BYTES = 1 << 20  # for batches so small that several are delivered a
 
 
 class MultiStreamer(Loader):
-    """Streams a data set in temporally coherent batches.
+    """Streams a dataset in temporally coherent batches.
 
     Row i of batch k + 1 continues where row i of batch k stopped. ``batch.reset`` is True where a new stream starts.
     Equal arguments give equal batches, bit for bit, for any number of workers.
@@ -50,7 +50,7 @@ class MultiStreamer(Loader):
         prefetch_factor: Number of batches that workers prepare ahead of the consumer. Defaults to 2, and to more for
             batches that are cheaper to fill than to deliver one by one.
         seed: Seed of the stream order and of all augmentation.
-        shuffle: Whether each epoch has its own order. False keeps the order of the data set.
+        shuffle: Whether each epoch has its own order. False keeps the order of the dataset.
         switch: Start of a lane's next stream. ``"pack"``: immediately, within the same window. ``"align"``: on the next
             window boundary, with padding before it.
         tail: End of an epoch. ``"pad"``: every step is delivered once, and finished lanes are padded until the last
@@ -78,7 +78,7 @@ class MultiStreamer(Loader):
     Raises:
         ConfigError: If an argument is invalid.
         RingTooLarge: If the ring does not fit into free memory.
-        StreamloaderError: If the data set could not be indexed.
+        StreamloaderError: If the dataset could not be indexed.
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class MultiStreamer(Loader):
             switch=switch,
             tail=tail,
         )
-        hosted = range(rank * batch_size, (rank + 1) * batch_size)
-        self._identity = LoaderIdentity.of_loader(dataset, table, self._plan, hosted, on_error)
+        hosted_lanes = range(rank * batch_size, (rank + 1) * batch_size)
+        self._identity = LoaderIdentity.of_loader(dataset, table, self._plan, hosted_lanes, on_error)
         self._collate_fn = collate_fn
         self._next_position = EpochPosition(0, 0)
         self._prepared_position: EpochPosition | None = None  # start of the batches that workers prepare
@@ -136,7 +136,7 @@ class MultiStreamer(Loader):
             StreamWorkload(dataset, table, self._plan, on_error, fixed_length=world_size > 1),
             slots,
             BatchSpec(slots, layout),
-            hosted=split_lanes(batch_size, max(1, num_workers)),
+            worker_rows=split_lanes(batch_size, max(1, num_workers)),
             num_workers=num_workers,
             ahead=ahead,
             spare=max(SPARE_SLOTS, ahead // 2),
@@ -294,7 +294,7 @@ class MultiStreamer(Loader):
         return batch if self._collate_fn is None else self._collate_fn(batch)
 
     def __repr__(self) -> str:
-        """Return the data set and the settings."""
+        """Return the dataset and the settings."""
         return (
             f"MultiStreamer({type(self.dataset).__name__} of {len(self.streams)} streams, "
             f"batch_size={self.batch_size}, window={self.window}, num_workers={self.num_workers})"
@@ -308,7 +308,7 @@ class _BatchSampler(NamedTuple):
 
 
 def _index_dataset(dataset: StreamDataset) -> StreamTable:
-    """Index the data set. Also works in a thread that runs an event loop, such as in a notebook."""
+    """Index the dataset. Also works in a thread that runs an event loop, such as in a notebook."""
     with anyio.from_thread.start_blocking_portal() as portal:
         return StreamTable.from_infos(portal.call(dataset.index))
 

@@ -34,22 +34,22 @@ class LoaderIdentity:
     """Identity of a loader, which a state must match, and the lanes that this rank hosts.
 
     Attributes:
-        fingerprint: Data set, shape, seed and rules of the plan.
+        fingerprint: Dataset, shape, seed and rules of the plan.
         plan: Plan of the epochs, used to infer the positions of lanes that a state does not contain.
-        table: Streams of the data set, used for the same purpose.
-        hosted: Global numbers of this rank's lanes.
+        table: Streams of the dataset, used for the same purpose.
+        hosted_lanes: Global numbers of this rank's lanes.
         on_error: ``"raise"`` or ``"skip"``. With ``"skip"``, positions cannot be inferred from lengths alone.
     """
 
     fingerprint: dict[str, Any]
     plan: Plan
     table: StreamTable
-    hosted: range
+    hosted_lanes: range
     on_error: str
 
     @classmethod
     def of_loader(
-        cls, dataset: StreamDataset, table: StreamTable, plan: Plan, hosted: range, on_error: str
+        cls, dataset: StreamDataset, table: StreamTable, plan: Plan, hosted_lanes: range, on_error: str
     ) -> LoaderIdentity:
         """Return the identity of a loader of `dataset`."""
         fields = {name: [str(field.dtype), list(field.shape)] for name, field in dataset.fields.items()}
@@ -67,14 +67,14 @@ class LoaderIdentity:
             "tail": plan.tail,
             "rules": _PLAN_RULES,
         }
-        return cls(fingerprint, plan, table, hosted, on_error)
+        return cls(fingerprint, plan, table, hosted_lanes, on_error)
 
 
 _DESCRIPTIONS: Final = {
-    "dataset": "the kind of data set",
+    "dataset": "the kind of dataset",
     "streams": "the number of streams",
     "index": "the keys or lengths of streams (SHA-256)",
-    "settings": "the fields or settings of the data set (SHA-256)",
+    "settings": "the fields or settings of the dataset (SHA-256)",
     "lanes": "the number of global lanes (batch_size x world_size)",
     "rules": "the rules of the plan (load the state with the version of streamloader that saved it)",
 }
@@ -82,11 +82,13 @@ _DESCRIPTIONS: Final = {
 
 def make_state(identity: LoaderIdentity, position: EpochPosition, quarantined: Iterable[Quarantined]) -> dict[str, Any]:
     """Return `position` as JSON values. Their size is proportional to the number of lanes of this rank."""
-    hosted = identity.hosted
+    hosted_lanes = identity.hosted_lanes
     cursors = (
-        [list(INITIAL_CURSOR)] * len(hosted) if position.cursors is None else cursor_array(position.cursors).tolist()
+        [list(INITIAL_CURSOR)] * len(hosted_lanes)
+        if position.cursors is None
+        else cursor_array(position.cursors).tolist()
     )
-    entries: dict[str, list[list[Any]]] = {str(lane): [] for lane in hosted}
+    entries: dict[str, list[list[Any]]] = {str(lane): [] for lane in hosted_lanes}
     for entry in quarantined:
         if entry.epoch >= position.epoch:
             entries[str(entry.lane)].append(
@@ -98,7 +100,7 @@ def make_state(identity: LoaderIdentity, position: EpochPosition, quarantined: I
         "on_error": identity.on_error,
         "epoch": position.epoch,
         "batch": position.batch,
-        "lanes": {str(lane): list(cursor) for lane, cursor in zip(hosted, cursors, strict=True)},
+        "lanes": {str(lane): list(cursor) for lane, cursor in zip(hosted_lanes, cursors, strict=True)},
         "quarantined": entries,
     }
 
@@ -110,7 +112,8 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         states: State of each rank, in any order.
 
     Returns:
-        A state that contains the lanes of all these ranks. It can be loaded on any number of ranks.
+        A state that contains the lanes of all these ranks. It can be loaded with any number of ranks that divides the
+        global lanes.
 
     Raises:
         StateError: If the states were not saved after the same batch of the same run.
@@ -152,15 +155,15 @@ def read_state(state: Any, identity: LoaderIdentity) -> tuple[EpochPosition, lis
         position = EpochPosition(epoch, 0)
     else:
         lanes = {int(name): tuple(cursor) for name, cursor in state["lanes"].items()}
-        if not all(lane in lanes for lane in identity.hosted):
+        if not all(lane in lanes for lane in identity.hosted_lanes):
             lanes = _infer_lanes(identity, epoch, batch, lanes, skipping=state["on_error"] == "skip")
-        cursors = [lanes[lane] for lane in identity.hosted]
-        _check_cursors(identity, epoch, dict(zip(identity.hosted, cursors, strict=True)))
+        cursors = [lanes[lane] for lane in identity.hosted_lanes]
+        _check_cursors(identity, epoch, dict(zip(identity.hosted_lanes, cursors, strict=True)))
         position = EpochPosition(epoch, batch, np.array(cursors, np.int64).tobytes())
     quarantined = [
         Quarantined(stream, key, in_epoch, int(name), number, step, reason)
         for name, entries in state["quarantined"].items()
-        if int(name) in identity.hosted
+        if int(name) in identity.hosted_lanes
         for in_epoch, number, step, stream, key, reason in entries
     ]
     return position, quarantined
@@ -172,9 +175,10 @@ def _infer_lanes(
     """Infer the cursors of lanes that a state does not contain from the declared lengths.
 
     Raises:
-        StateError: If the saved cursors contradict the declared lengths, or streams may have been skipped.
+        StateError: If the saved cursors contradict the declared lengths, a length is unknown, or streams may have been
+            skipped.
     """
-    missing = [lane for lane in identity.hosted if lane not in saved]
+    missing = [lane for lane in identity.hosted_lanes if lane not in saved]
     remedy = "load the states of all ranks: load_state_dict([state, state, ...])"
     lengths = identity.table.lengths
     if skipping:

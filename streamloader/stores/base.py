@@ -294,8 +294,8 @@ class Store(abc.ABC):
     async def list_unfinished(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
         """Yield the unfinished files under the directory `prefix`. :meth:`list` never shows them.
 
-        They belong to writers that are running or were killed; their age tells which. Stores that leave no unfinished
-        files, or cannot recognize them, yield nothing.
+        They belong to writers that are running or were killed; old files are from killed writers. Stores that leave no
+        unfinished files, or cannot recognize them, yield nothing.
 
         Raises:
             StoreError: If the request fails.

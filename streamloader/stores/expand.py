@@ -79,13 +79,13 @@ def expand_store_addresses(
         pattern: Filter for the objects of a *directory*, see :func:`make_path_filter`.
         options: Options of the stores.
 
-    The contents of a pattern or directory are sorted by code point; hidden names are left out. Only directories that a
-    pattern can match are listed, and metadata from a listing is not requested again.
+    The matches of a pattern and the contents of a directory are sorted by code point, without hidden names. Only
+    directories that a pattern can match are listed, and metadata from a listing is not requested again.
 
     Raises:
         StreamNotFound: If an object does not exist, or if a pattern or directory contains none.
         NotSupported: If an address is a pattern or a directory and the store has no listings.
-        LimitExceeded: If braces stand for more than ten million addresses.
+        LimitExceeded: If braces expand to more than ten million addresses.
         ConfigError: If an address is malformed or has a scheme that no store serves.
         StoreError: If a store cannot be reached or denies access.
     """
@@ -271,7 +271,7 @@ class _AddressExpander:
         return info if info.path == path else replace(info, path=path)
 
     async def _head_literal(self, path: str) -> tuple[ObjectInfo | None, StoreError | ConfigError | None]:
-        """Return the object with this literal name, or None with the error. An error means the name is a pattern."""
+        """Return the object with this literal name, or None and the error if there is no such object."""
         try:
             return await self._store.head(path), None
         except _NOT_AN_OBJECT as error:

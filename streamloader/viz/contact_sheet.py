@@ -39,10 +39,13 @@ def contact_sheet(
 
     Args:
         batches: Consecutive batches of one loader, or dicts as ``batch.numpy()`` returns them.
-        field: Name of the image field to draw: uint8, (B, T, C, H, W) or (B, T, H, W, C), with C = 1 or 3.
-        names: Name of each stream by ordinal, such as ``[info.key for info in loader.streams]``.
+        field: Name of the image field to draw: uint8, (B, T, C, H, W) or (B, T, H, W, C), with C = 1 or 3. Defaults to
+            ``"data"``.
+        names: Name of each stream by ordinal, such as ``[info.key for info in loader.streams]``, which labels its first
+            step. By default, every label is the number of the step.
         every: Number of steps per column. A column shows the first step on which a stream starts, or its first step.
-        height: Height of a frame in the sheet, in pixels.
+            Defaults to 1.
+        height: Height of a frame in the sheet, in pixels. Defaults to 84.
 
     Returns:
         The sheet, a ``PIL.Image.Image``.

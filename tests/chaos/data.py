@@ -1,4 +1,4 @@
-"""Data sets of these tests: streams of several kinds, and a wrapper in which a worker can die.
+"""Datasets of these tests: streams of several kinds, and a wrapper in which a worker can die.
 
 Imports no torch: workers import this module.
 """
@@ -68,7 +68,7 @@ def make_videos(folder: Path) -> None:
 
 
 def make_dataset(kind: str, rng: np.random.Generator, folder: Path) -> StreamDataset:
-    """Return a data set of one of the :data:`KINDS` whose content `rng` decides.
+    """Return a dataset of one of the :data:`KINDS` whose content `rng` decides.
 
     Args:
         folder: Folder for files. Equal `rng` gives equal names and content.
@@ -178,7 +178,7 @@ class Fuse:
 
 
 class Deadly(StreamDataset):
-    """The unchanged streams of another data set. Some of them end their worker.
+    """The unchanged streams of another dataset. Some of them end their worker.
 
     Args:
         fuses: Deaths, at most one for each stream and epoch.

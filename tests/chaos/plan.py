@@ -1,4 +1,4 @@
-"""Plan of a round: its data set, its loader, and when which workers die. One seed decides all of it."""
+"""Plan of a round: its dataset, its loader, and when which workers die. One seed decides all of it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Round:
     def played(
         self, loader: sl.MultiStreamer, started: Callable[[], object] | None = None
     ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
-        """Yield (epoch, batch, arrays), and leave the epochs that are to be left; `begun` is called before each."""
+        """Yield (epoch, batch, arrays), and break off the epochs in `leaves`; call `started` at the start of each."""
         for epoch, leave in enumerate(self.leaves):
             iterator = iter(loader)
             if started is not None:

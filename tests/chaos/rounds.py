@@ -77,7 +77,7 @@ def play_rounds(
     most: int = MAX_DEATHS,
     on_round: Callable[[Result], object] = lambda _: None,
 ) -> Result:
-    """Play rounds, from number `first` on, until `kills` workers were killed; `told` is called after each."""
+    """Play rounds, from number `first` on, until `kills` workers were killed; call `on_round` after each."""
     total, number = Result(), first
     while sum(total.kills.values()) < kills:
         total.add(play_round(seed, number, folder, most=most))

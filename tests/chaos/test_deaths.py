@@ -353,7 +353,7 @@ def test_a_worker_that_stands_still_once_is_replaced_at_the_deadline(tmp_path, m
         assert loader.quarantined == ()
 
 
-# --- data sets that kill every worker --------------------------------------------------------------------------------
+# --- datasets that kill every worker --------------------------------------------------------------------------------
 
 
 class Deathly:

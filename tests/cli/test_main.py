@@ -33,8 +33,9 @@ def command(*arguments, cwd, **options):
 
 
 def test_the_demo_streams_trains_and_draws(clips, tmp_path):
+    videos = [str(clips[name]) for name in ("carphone_pristine", "carphone_distorted")]
     done = command(
-        "demo", *map(str, clips.values()), "--batches", "100", "--size", "32x40", "--window", "8", "--workers", "1",
+        "demo", *videos, "--batches", "60", "--size", "32x40", "--window", "8", "--workers", "1",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -44,7 +45,7 @@ def test_the_demo_streams_trains_and_draws(clips, tmp_path):
     )
     start, end, copying = map(float, losses.groups())
     assert 0 < end < start
-    assert end < 1.1 * copying  # it begins there, learns to do worse and then better: in a minute, much
+    assert end < 1.1 * copying
     assert re.search(
         r"[\d,]+ frames in [\d.]+ s: [\d,]+ frames/s, [\d.]+% of the time spent waiting for data", done.stdout
     )

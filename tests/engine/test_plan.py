@@ -28,7 +28,7 @@ def loads(plan, lengths, epoch=0):
 
 def test_longest_streams_are_dealt_first_to_the_least_loaded_lane():
     plan = make_plan([3, 7, 5, 1, 4], lanes=2, window=2, shuffle=False)
-    # 7 | 5 -> 7 | 5+4 -> 7+3 | 9 -> 10 | 9+1; inside a lane in the order of the data set
+    # 7 | 5 -> 7 | 5+4 -> 7+3 | 9 -> 10 | 9+1; inside a lane in the order of the dataset
     assert lists(plan) == [[0, 1], [2, 3, 4]]
     assert plan.batches == 5
 
@@ -164,7 +164,7 @@ def test_a_plan_asked_twice_says_the_same():
 
 
 def test_the_order_of_an_epoch_never_changes_between_versions():
-    # Whoever resumes a training or repeats a paper relies on these very numbers.
+    # Resumed trainings and repeated experiments rely on exactly these numbers.
     plan = make_plan([5, 3, 8, 1, 9, 2, 7, 4, 6, 0, 3, 3], lanes=3, window=4, seed=2024)
     assert lists(plan, 0) == GOLDEN[0]
     assert lists(plan, 1) == GOLDEN[1]

@@ -22,28 +22,28 @@ SAYS_EVERY = 5.0  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play the kits that are asked for, and write the table; 1 if anything was wrong."""
+    """Run the chosen kits and write the table. Return 1 if anything was wrong."""
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=kits(), default=kits(), metavar="KIT", help="these kits")
     parser.add_argument("--at-once", type=int, default=4, help="cases that are played at the same time")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this file, between its markers")
-    asked = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     logging.getLogger("streamloader").setLevel(logging.CRITICAL)  # it tells of every retry
     began, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="sl-faults-") as folder:
         os.environ["STREAMLOADER_CACHE"] = os.path.join(folder, "cache")
-        for kit in asked.only:
+        for kit in arguments.only:
             cases = cases_of(kit)
-            outcomes += play(cases, asked.at_once, _Progress(kit, len(cases)))
-    command = "python -m faults" + ("" if asked.only == kits() else f" --only {' '.join(asked.only)}")
+            outcomes += play(cases, arguments.at_once, _Progress(kit, len(cases)))
+    command = "python -m faults" + ("" if arguments.only == kits() else f" --only {' '.join(arguments.only)}")
     about = (
         f"{dt.datetime.now(dt.UTC):%Y-%m-%d}: `{command}`, {time.monotonic() - began:.0f} s on {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, {platform.system()} {platform.release()}."
     )
     text = "\n".join([about, "", *summary(outcomes), "", *table(outcomes)])
     print(f"\n{text}\n", flush=True)
-    if asked.write is not None:
-        put(asked.write, text)
+    if arguments.write is not None:
+        put(arguments.write, text)
     wrong = [f"{outcome.case}: {outcome.wrong}" for outcome in outcomes if outcome.wrong]
     for line in wrong:
         print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What lasts for the whole run, and is begun before a test counts what there is."""
+"""Fixtures that last for the whole run, and that start before a test counts its resources."""
 
 from __future__ import annotations
 

@@ -24,18 +24,18 @@ def cases_of(kit: str) -> list[Case]:
     return found
 
 
-def play(cases: Sequence[Case], at_once: int = AT_ONCE, told: Callable[[Outcome], None] = bool) -> list[Outcome]:
+def play(cases: Sequence[Case], at_once: int = AT_ONCE, report: Callable[[Outcome], None] = bool) -> list[Outcome]:
     """Play cases, some at a time, those with stalls one by one, and return the outcomes in their order."""
-    return run_in(JumpingLoop, lambda: _play(cases, at_once, told))
+    return run_in(JumpingLoop, lambda: _play(cases, at_once, report))
 
 
-async def _play(cases: Sequence[Case], at_once: int, told: Callable[[Outcome], None]) -> list[Outcome]:
+async def _play(cases: Sequence[Case], at_once: int, report: Callable[[Outcome], None]) -> list[Outcome]:
     turns = asyncio.Semaphore(at_once)
 
     async def one(case: Case) -> Outcome:
         async with turns:
             outcome = await settle(case)
-        told(outcome)
+        report(outcome)
         return outcome
 
     others = await asyncio.gather(*(one(case) for case in cases if not case.stalls))

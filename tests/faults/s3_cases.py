@@ -30,9 +30,9 @@ SIZE = 300_007
 DATA = random.Random(4).randbytes(SIZE)
 AT = dict(zip(POSITIONS, (0, SIZE // 2, SIZE - 1), strict=True))
 PARTS = 5  # in which it is read
-TIMEOUTS = Timeouts(connect=30, response=30, window=30, min_rate=500, close=0.5)
+TIMEOUTS = Timeouts(connect=10, response=30, window=30, min_rate=500, close=0.5)  # obstore lingers as long
 STALLS = ("stall", "drip", "stall-head")  # kinds that only a deadline ends
-RETRY = Retry(attempts=4, deadline=15, first_wait=0.01, longest_wait=1.5, jitter=0.01)
+RETRY = Retry(attempts=4, deadline=50, first_wait=0.01, longest_wait=1.5, jitter=0.01)
 
 Reader = Callable[[Store], Awaitable[bytes]]
 

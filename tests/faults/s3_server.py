@@ -46,11 +46,11 @@ class PlainS3:
         headers = {"ETag": tag, "Last-Modified": "Sat, 01 Jan 2022 00:00:00 GMT"}
         if request.headers.get("If-Match", tag) != tag:
             return web.Response(status=412, text="<Error><Code>PreconditionFailed</Code></Error>", headers=headers)
-        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))
-        if asked is None:
+        requested_range = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))
+        if requested_range is None:
             return web.Response(body=data, headers=headers)
-        start = int(asked[1]) if asked[1] else len(data) - int(asked[2])
-        end = min(len(data), int(asked[2]) + 1) if asked[1] and asked[2] else len(data)
+        start = int(requested_range[1]) if requested_range[1] else len(data) - int(requested_range[2])
+        end = min(len(data), int(requested_range[2]) + 1) if requested_range[1] and requested_range[2] else len(data)
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         return web.Response(status=206, body=data[start:end], headers=headers)
 

@@ -37,8 +37,8 @@ OF_THE_WIRE = {
     "reset": ("connection reset in a read", (TransferInterrupted, Unreachable)),
 }
 OF_SFTP = {
-    "short": ("fewer bytes than asked for", ()),
-    "long": ("more bytes than asked for", (ProtocolError,)),
+    "short": ("fewer bytes than requested", ()),
+    "long": ("more bytes than requested", (ProtocolError,)),
     "early end": ("end of file too early", (ProtocolError,)),
     "failure": ("failure status", (StoreError,)),
     "refused": ("permission denied in a read", (AccessDenied,)),

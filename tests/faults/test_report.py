@@ -32,11 +32,11 @@ def test_what_is_wrong_stands_out():
         _outcome("end", "hung", "hung"),
     ]
     assert f"**WRONG: {bad}**, 0.2 s | TransferInterrupted, 0.2 s | **WRONG: hung**" in report.table(outcomes)[2]
-    said = "\n".join(report.summary(outcomes))
-    assert "| **silent wrong bytes** | **1** |" in said
-    assert "| one typed error that names address and offset | 1 |" in said
-    assert "names no place | 1 |" in said
-    assert "| right bytes | 0 |" in said
+    summary = "\n".join(report.summary(outcomes))
+    assert "| **silent wrong bytes** | **1** |" in summary
+    assert "| one typed error that names address and offset | 1 |" in summary
+    assert "names no place | 1 |" in summary
+    assert "| right bytes | 0 |" in summary
 
 
 def test_replaces_what_is_between_the_markers(tmp_path):

@@ -347,7 +347,7 @@ def test_its_parts():
         "window": 3,
         "seed": 0,
     }
-    assert state["lanes"] == {"0": [0, 6, -1], "1": [1, 1, -1]}  # 9, 4 and 7, 5, 3 steps in the order of the data set
+    assert state["lanes"] == {"0": [0, 6, -1], "1": [1, 1, -1]}  # 9, 4 and 7, 5, 3 steps in the order of the dataset
     assert state["quarantined"] == {"0": [], "1": []}
 
 
@@ -704,12 +704,12 @@ def test_skipped_streams_travel_with_their_lane():
         ({"shuffle": False}, "shuffle: True, here False"),
         ({"switch": "align"}, "switch: 'pack', here 'align'"),
         ({"tail": "cycle"}, "tail: 'pad', here 'cycle'"),
-        ({"dataset": Numbered(LENGTHS)}, "kind of data set: 'Seekable', here 'Numbered'"),
+        ({"dataset": Numbered(LENGTHS)}, "kind of dataset: 'Seekable', here 'Numbered'"),
         ({"dataset": Seekable(LENGTHS[:4])}, "number of streams: 5, here 4"),
         ({"dataset": Seekable([5, 9, 3, 7, 5])}, "keys or lengths of streams"),
         ({"dataset": Seekable(LENGTHS, [5, 9, 3, 7, None])}, "keys or lengths of streams"),
         ({"dataset": Seekable(LENGTHS, prefix="t")}, "keys or lengths of streams"),
-        ({"dataset": Seekable(LENGTHS, settings={"fps": 25})}, "fields or settings of the data set"),
+        ({"dataset": Seekable(LENGTHS, settings={"fps": 25})}, "fields or settings of the dataset"),
         ({"seed": 1, "window": 4}, "window: 3, here 4; seed: 0, here 1"),
     ],
 )
@@ -747,7 +747,7 @@ GARBAGE = {
         lambda: changed(fingerprint=saved_after(2)["fingerprint"] | {"rules": 0}),
         "rules of the plan.*: 0, here 1",
     ),
-    "a fingerprint of something else": (lambda: changed(fingerprint={}), "the kind of data set: None"),
+    "a fingerprint of something else": (lambda: changed(fingerprint={}), "the kind of dataset: None"),
     "no fingerprint": (lambda: changed(fingerprint=None), "damaged"),
     "a negative epoch": (lambda: changed(epoch=-1), "damaged"),
     "an epoch that is no number": (lambda: changed(epoch="0"), "damaged"),

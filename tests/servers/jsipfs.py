@@ -1,6 +1,6 @@
 """A real IPFS node on loopback: js-ipfs, with its RPC API and its gateway, offline, in a folder of its own.
 
-Its gateway gives plain files whatever format it is asked for, which makes it a good test of what clients believe.
+Its gateway returns plain files for every requested format, so it tests whether clients verify responses.
 """
 
 from __future__ import annotations
@@ -266,14 +266,14 @@ def _configure(path: Path) -> None:
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> Node:
     deadline = time.monotonic() + SECONDS
-    while "Daemon is ready" not in (said := log.read_text(errors="replace")):
+    while "Daemon is ready" not in (output := log.read_text(errors="replace")):
         if process.poll() is not None:
-            raise Missing(f"js-ipfs ended with {process.returncode}: {said[-500:]}")
+            raise Missing(f"js-ipfs ended with {process.returncode}: {output[-500:]}")
         if time.monotonic() > deadline:
-            raise Missing(f"js-ipfs was not ready within {SECONDS:.0f} s: {said[-500:]}")
+            raise Missing(f"js-ipfs was not ready within {SECONDS:.0f} s: {output[-500:]}")
         time.sleep(0.05)  # between two looks at a condition
     ports = {}
-    for line in said.splitlines():
+    for line in output.splitlines():
         found = _MULTIADDR.search(line)
         if found is not None:
             ports["gateway" if line.startswith("Gateway") else "rpc" if "HTTP API" in line else "other"] = int(found[1])

@@ -25,7 +25,7 @@ def ftp_server(tmp_path_factory):
 
 class TestFsspecOverFtp(StoreSuite):
     secrets = (PASSWORD,)
-    keys = (300, 2_000)  # each is written over a connection of its own
+    listing_sizes = (300, 2_000)  # each is written over a connection of its own
 
     @pytest.fixture(autouse=True)
     def _server(self, ftp_server):

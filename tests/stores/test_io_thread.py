@@ -101,7 +101,7 @@ def test_options_have_to_be_plain():
 
 
 def test_a_store_stays_for_a_while_after_its_last_user(notes, monkeypatch):
-    monkeypatch.setattr(io_thread, "IDLE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(io_thread, "IDLE_TIMEOUT_S", 1000.0)
     first, _ = open_shared_store("counted://a")
     second, _ = open_shared_store("counted://a")
     first.head("x")
@@ -114,6 +114,7 @@ def test_a_store_stays_for_a_while_after_its_last_user(notes, monkeypatch):
     third, _ = open_shared_store("counted://a")  # at once: the same
     third.head("x")
     assert made(notes) == ["made counted://a"]
+    monkeypatch.setattr(io_thread, "IDLE_TIMEOUT_S", 0.01)
     third.close()
     until(lambda: "closed counted://a" in notes)
     until(lambda: not threads())  # nothing is shared any more

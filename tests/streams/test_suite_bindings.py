@@ -33,7 +33,7 @@ def as_tokens(texts):
 
 
 class Bound(StreamSuite):
-    """A binding says of which kind its data set is, so that none of the package goes without one.
+    """A binding says of which kind its dataset is, so that none of the package goes without one.
 
     Where another binding of the same kind is resumed in every run, `resumes_like` names it: then only the slow tier
     resumes this one.
@@ -255,7 +255,7 @@ class TestArchives(Bound):
 
 
 def kinds_of_the_package():
-    """Every data set of streams that the package holds, public or not, in whatever module of it."""
+    """Every dataset of streams that the package holds, public or not, in whatever module of it."""
     for module in pkgutil.walk_packages(sl.__path__, "streamloader."):
         if not module.name.endswith("__main__"):
             with contextlib.suppress(MissingDependency):  # Ray, which only the slow tests have

@@ -140,19 +140,19 @@ def test_a_huge_file_costs_no_memory_to_open_and_seek(tmp_path):
     assert bytes(play_first(sl.TextStreams(path), seek=size - 5)) == b"\0\0end"
 
 
-def test_small_windows_seldom_visit_the_thread(tmp_path, monkeypatch):
-    visits = []
+def test_small_windows_rarely_call_the_thread(tmp_path, monkeypatch):
+    calls = []
 
-    async def visit(function, *args):
-        visits.append(function.__name__)
+    async def call(function, *args):
+        calls.append(function.__name__)
         return function(*args)
 
     for module in (text_module, text_files):
-        monkeypatch.setattr(module, "in_lane_thread", visit)
+        monkeypatch.setattr(module, "in_lane_thread", call)
     path = tmp_path / "a.txt"
     path.write_bytes(bytes(range(256)) * 512)  # 128 KiB: two blocks of 64 KiB
     assert bytes(play_first(sl.TextStreams(path), block=16)) == bytes(range(256)) * 512
-    assert visits == ["_index", "begin", "_read_ahead", "_read_ahead", "_close"]
+    assert calls == ["_index", "open_file", "_fill_buffer", "_fill_buffer", "_close"]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_file_that_changed_after_the_index_is_refused(tmp_path, change, tokeni
     assert (error.stream, error.address, error.offset) == (str(path), str(path), 0)
 
 
-def test_a_file_that_shrinks_while_it_plays_is_noticed(tmp_path, monkeypatch):
+def test_a_file_that_shrinks_while_it_is_read_is_detected(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "_READ_AHEAD_BYTES", 4)
     path = tmp_path / "a.txt"
     path.write_text("0123456789")
@@ -197,7 +197,7 @@ def test_a_file_that_shrinks_while_it_plays_is_noticed(tmp_path, monkeypatch):
     with pytest.raises(sl.CorruptStream) as caught:
         anyio.run(run)
     assert caught.value.offset == 6
-    assert "noticed at byte 6" in str(caught.value)
+    assert "detected at byte 6" in str(caught.value)
 
 
 @pytest.mark.parametrize("tokenizer", [None, list])

@@ -496,7 +496,7 @@ def test_a_mix_of_stores_plays_what_local_files_do(tmp_path, workers, tokenizer)
 
 
 class TakingAlong(sl.StreamDataset):
-    """Another data set, and the objects of a space in memory, which workers have none of."""
+    """Another dataset, and the objects of a space in memory, which workers have none of."""
 
     def __init__(self, dataset, space):
         self._dataset = dataset

@@ -59,14 +59,14 @@ def one(dataset):
 
 
 def times_of(dataset, info, count, rng=None):
-    async def ask():
+    async def read_times():
         stream = await dataset.open(info, rng or stream_rng(0, 0, 0))
         out = np.full(count, -1.0)
         stream.times(0, out)
         await stream.aclose()
         return out.tolist()
 
-    return anyio.run(ask)
+    return anyio.run(read_times)
 
 
 @pytest.mark.parametrize("name", ["bikes", "bigbuckbunny", "carphone_pristine", "carphone_distorted"])
@@ -97,7 +97,7 @@ def test_fields(clip):
         "u": ((6, 11, 1), "uint8", "HWC"),
         "v": ((6, 11, 1), "uint8", "HWC"),
     }
-    assert VideoStreams(clip, size=(10, 20)).fields["data"].shape == (10, 20, 3)  # known without looking
+    assert VideoStreams(clip, size=(10, 20)).fields["data"].shape == (10, 20, 3)  # known before index()
     with pytest.raises(ConfigError, match=r"size="):
         _ = VideoStreams(clip).fields
 
@@ -159,13 +159,13 @@ def test_steps_are_those_of_the_rule(clip, uneven, fps, stride, max_frames):
         dataset = VideoStreams(path, max_frames=max_frames, stride=stride, fps=fps)
         info = one(dataset)
         assert info.length == len(wanted)
-        numbers, times = dataset._selection.choose(index, 0.0)
+        numbers, times = dataset._selection.select_frames(index, 0.0)
         assert numbers.tolist() == [number for number, _ in wanted]
         assert times.tolist() == pytest.approx([float(time) for _, time in wanted], abs=1e-12)
 
 
 @pytest.mark.parametrize(("fps", "stride"), [(None, 3), (10, 1), (60, 1), (60, 2), (3, 1)])
-def test_chosen_frames_are_played(uneven, fps, stride):
+def test_selected_frames_are_read(uneven, fps, stride):
     pictures = as_rgb(linear_decode(uneven))
     index = index_cache.load_index(str(uneven))
     exact = None if fps is None else Fraction(fps)
@@ -202,8 +202,8 @@ def test_random_start_keeps_the_number_of_steps(clip):
 def test_random_start_reaches_the_first_and_the_last_frame(clip):
     dataset = VideoStreams(clip, max_frames=10, random_start=True)
     index = index_cache.load_index(str(clip))
-    assert dataset._selection.choose(index, 0.0)[0].tolist() == list(range(10))
-    assert dataset._selection.choose(index, 1 - 2**-53)[0].tolist() == list(range(30, 40))
+    assert dataset._selection.select_frames(index, 0.0)[0].tolist() == list(range(10))
+    assert dataset._selection.select_frames(index, 1 - 2**-53)[0].tolist() == list(range(30, 40))
 
 
 def test_transform_draws_once_for_a_stream(clip):
@@ -361,7 +361,7 @@ def test_damaged_files_are_refused_or_kept(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="streamloader"):
         dataset = VideoStreams(path, damaged="keep")
         info = one(dataset)
-    assert f"keeping the {info.length} frames" in caplog.text
+    assert f"using the {info.length} frames" in caplog.text
     assert 0 < info.length < 40
     played = play(dataset, info)["data"]
     assert len(played) == info.length

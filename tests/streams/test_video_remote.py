@@ -224,7 +224,7 @@ def test_videos_are_indexed_in_parallel(folder, url, monkeypatch):
 
 
 def test_many_loops_may_come_and_go(url):
-    """A data set is opened in the event loop of each loader; the stores have a thread of their own."""
+    """A dataset is opened in the event loop of each loader; the stores have a thread of their own."""
     dataset = VideoStreams(f"{url}/a.mp4")
     (info,) = describe_streams(dataset)
 

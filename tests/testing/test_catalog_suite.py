@@ -78,7 +78,7 @@ class NextVideo(Plain):
 
 class TruthIsOne(Plain):
     def find_videos(self, where=None, **options):
-        where = {name: 1 if asked is True else asked for name, asked in (where or {}).items()}
+        where = {name: 1 if condition is True else condition for name, condition in (where or {}).items()}
         return super().find_videos(where, **options)
 
 
@@ -285,7 +285,7 @@ class MixesUp(Plain):
 
 class StagesHalfWhenCancelled(Plain):
     def stage_chunks(self, chunks):
-        return asyncio.ensure_future(self.stage_each(chunks))  # begun at once, so that nothing is left to complain
+        return asyncio.ensure_future(self.stage_each(chunks))  # started at once, so that no coroutine is left unawaited
 
     async def stage_each(self, chunks):
         first = asyncio.ensure_future(super().stage_chunks(chunks[:1]))
@@ -321,7 +321,7 @@ FAULTS = [
     (CountsAll, "test_numbers_do_not_change_when_videos_are_added"),
     (ShowsJobs, "test_readers_do_not_see_jobs"),
     (NewJobForgets, "test_a_job_can_be_resumed"),
-    (NeverBeats, "test_a_job_beats"),
+    (NeverBeats, "test_a_heartbeat_is_recorded"),
     (NeverAbandons, "test_an_abandoned_job_leaves_nothing"),
     (KeepsTheFirst, "test_chunks_in_any_order_and_again"),
     (OneByOne, "test_chunks_are_kept_all_or_none"),
@@ -339,7 +339,7 @@ FAULTS = [
     (CreatesAgain, "test_only_one_of_many_creates_it"),
     (CreatesOnTheWay, "test_invalid_places_create_nothing"),
     (CreatesOnTheWay, "test_a_missing_catalog_is_not_found"),
-    (HidesItsAddress, "test_says_where_it_is"),
+    (HidesItsAddress, "test_shows_its_address"),
     (AnyTimeout, "test_refuses_invalid_timeouts"),
     (OpensAgain, "test_closes_twice"),
     (KnowsItsOwnAlone, "test_another_instance_sees_all"),

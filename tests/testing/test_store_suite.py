@@ -716,7 +716,7 @@ FAULTS = [
     (SharesAfterFork, "test_used_after_a_fork"),
     (ShowsItsPassword, "test_shows_no_secrets"),
     (PasswordInErrors, "test_shows_no_secrets"),
-    (Anonymous, "test_says_where_it_is"),
+    (Anonymous, "test_shows_its_address"),
 ]
 ARGUMENTS = {
     "test_refuses_spans_past_the_end": (-1, 1),

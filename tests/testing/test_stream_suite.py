@@ -119,7 +119,7 @@ class OwnRandomness(Counting):
 
 
 class SharedPosition(Counting):
-    """The position belongs to the data set."""
+    """The position belongs to the dataset."""
 
     def __init__(self, dataset, info, rng):
         self.dataset, self.length = dataset, info.length
@@ -176,7 +176,7 @@ class DrawsByRead(Counting):
 
 
 class CountsOpenings(Counting):
-    """Part of what decides the steps is kept in the data set: another one does not know of it."""
+    """Part of what decides the steps is kept in the dataset: another one does not know of it."""
 
     def __init__(self, dataset, info, rng):
         super().__init__(dataset, info, rng)
@@ -237,7 +237,7 @@ class LeavesOpen(Counting):
         dataset.open_files.append(open(os.devnull))  # noqa: SIM115 - that is the fault
 
 
-# --- faulty data sets -------------------------------------------------------------------------------------------------
+# --- faulty datasets -------------------------------------------------------------------------------------------------
 
 
 class Forgetful(CountingStreams):
@@ -372,16 +372,16 @@ FAULTS = [
     (dataset_of(EndsEarly), "test_lengths_are_honest"),
     (dataset_of(EndsEarly), "test_steps_are_those_expected"),
     (dataset_of(BlockBorders), "test_the_size_of_blocks_changes_nothing"),
-    (dataset_of(Unwritten), "test_steps_that_are_returned_are_written_wholly"),
-    (dataset_of(Overrun), "test_steps_that_are_returned_are_written_wholly"),
-    (dataset_of(TooMany), "test_steps_that_are_returned_are_written_wholly"),
+    (dataset_of(Unwritten), "test_returned_steps_are_written_completely"),
+    (dataset_of(Overrun), "test_returned_steps_are_written_completely"),
+    (dataset_of(TooMany), "test_returned_steps_are_written_completely"),
     (dataset_of(StartsAgain), "test_the_end_stays_the_end"),
     (dataset_of(OwnRandomness), "test_the_same_rng_gives_the_same_steps"),
     (ExpectsTheFirst, "test_prepared_streams_are_the_same"),
     (dataset_of(SharedPosition), "test_streams_do_not_disturb_each_other"),
-    (dataset_of(SeeksOneOff), "test_seeking_is_the_same_as_playing_up_to_there"),
-    (dataset_of(SeeksToKeyframes), "test_seeking_is_the_same_as_playing_up_to_there"),
-    (dataset_of(CannotSeek), "test_seeking_is_the_same_as_playing_up_to_there"),
+    (dataset_of(SeeksOneOff), "test_seeking_is_the_same_as_reading_up_to_there"),
+    (dataset_of(SeeksToKeyframes), "test_seeking_is_the_same_as_reading_up_to_there"),
+    (dataset_of(CannotSeek), "test_seeking_is_the_same_as_reading_up_to_there"),
     (dataset_of(CannotSeekToItsEnd), "test_the_end_can_be_sought"),
     (dataset_of(SeeksOneOff), "test_resumes_at_every_step"),
     (dataset_of(SeeksOneOffBeyondTheStart), "test_resumes_at_every_step"),
@@ -457,10 +457,10 @@ def test_streams_that_say_that_they_replay_may_do_so():
 def test_a_suite_that_says_no_seeking_wants_the_error():
     suite = Suite()
     suite.dataset, suite.seekable = dataset_of(CannotSeek), False
-    suite.test_seeking_is_the_same_as_playing_up_to_there()
+    suite.test_seeking_is_the_same_as_reading_up_to_there()
     suite.dataset = CountingStreams
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        suite.test_seeking_is_the_same_as_playing_up_to_there()
+        suite.test_seeking_is_the_same_as_reading_up_to_there()
 
 
 # --- the helpers ------------------------------------------------------------------------------------------------------
@@ -476,7 +476,7 @@ def test_play_reads_what_it_is_told():
 
 
 @pytest.mark.parametrize(
-    ("got", "told"),
+    ("got", "message"),
     [
         ({"a": np.zeros(3, np.uint8)}, r"fields \['a'\] instead of \['data'\]"),
         ({"data": np.zeros(3, np.int8)}, "int8"),
@@ -486,8 +486,8 @@ def test_play_reads_what_it_is_told():
         ({"data": np.zeros(4, np.uint8)}, "4 steps instead of 3"),
     ],
 )
-def test_differing_steps_are_told_apart(got, told):
-    with pytest.raises(AssertionError, match=told):
+def test_different_steps_are_reported(got, message):
+    with pytest.raises(AssertionError, match=message):
         assert_same_steps(got, {"data": np.zeros(3, np.uint8)})
     assert_same_steps(got, got)
 

@@ -2,7 +2,8 @@
 
 A catalog stores the videos of one archive, the chunks of each video, the locations of the chunks, and their frame
 indexes. Videos are numbered in the order in which they were committed, and are only ever appended. Frame numbers
-therefore never change: a reader that holds a :class:`Snapshot` sees the same frames, whatever other processes add.
+therefore never change: a reader that holds a :class:`Snapshot` sees the same frames, even while other processes add
+videos.
 
 A video is added by an ingest job, in steps that are atomic: ``begin_job``, ``stage_chunks`` for each group of chunks,
 ``commit_video``. Readers never see the chunks of a job before its commit. Several processes can call all methods at the
@@ -359,7 +360,7 @@ class Catalog(abc.ABC):
             The video with this content if the archive has it already; no job is started then. Otherwise None.
 
         Raises:
-            NameTaken: If a video with other content has this name.
+            NameConflict: If a video with other content has this name.
         """
 
     @abc.abstractmethod
@@ -387,7 +388,7 @@ class Catalog(abc.ABC):
 
         Raises:
             CatalogError: If the chunks do not cover the video exactly, or there is no such job.
-            NameTaken: If a video with other content has this name. The job remains.
+            NameConflict: If a video with other content has this name. The job remains.
         """
 
     @abc.abstractmethod

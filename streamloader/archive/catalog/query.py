@@ -6,7 +6,7 @@ a value, for equality, or an object of operators that all have to hold:
 
 ===========  ==========================================================================================================
 ``$gt``      greater; likewise ``$gte``, ``$lt``, ``$lte``. Numbers compare with numbers, texts with texts by code point
-``$ne``      not equal: matches whatever equality does not match, also where the name does not exist
+``$ne``      not equal: matches every video that equality does not match, also if the name does not exist
 ``$in``      equal to one item of a list
 ``$exists``  true: the name exists, even with the value null; false: the name does not exist
 ===========  ==========================================================================================================

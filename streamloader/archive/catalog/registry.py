@@ -55,7 +55,7 @@ def open_catalog(url: str | os.PathLike[str], **options: Any) -> Catalog:
 
     Raises:
         ConfigError: If no class is registered for the scheme, or the class does not have such an option.
-        MissingExtra: If the catalog needs a package that is not installed.
+        MissingDependency: If the catalog needs a package that is not installed.
     """
     address = os.fspath(url)
     catalog_class = _import_class(address)
@@ -73,7 +73,7 @@ def get_shared_catalog(
 
     Raises:
         ConfigError: If :func:`open_catalog` refuses the arguments, or the options cannot be pickled.
-        MissingExtra: If the catalog needs a package that is not installed.
+        MissingDependency: If the catalog needs a package that is not installed.
     """
     address, options = os.fspath(url), dict(options or {})
     if not scheme_of(address):

@@ -36,7 +36,7 @@ _CHUNKS_PER_LOOKUP: Final = 8  # chunks whose indexes are held at the same time
 _FRAMES_PER_LOOKUP: Final = 64  # frames located first; four times as many in each further attempt
 _MIN_JOBS_AHEAD: Final = 2  # the job being decoded, and the next one
 _BATCH_READ_AHEAD_BYTES: Final = 64 << 20
-_ALWAYS_CACHED_PIXELS: Final = 8 << 20  # a span of no more pixels is cached the first time already
+_ALWAYS_CACHED_PIXELS: Final = 8 << 20  # a span of at most this many pixels is cached on its first read
 _MAX_CACHE_LOOKUP_FRAMES: Final = 1024  # a longer span is not expected to be cached as a whole
 _BACKWARD_FRAMES: Final = 64  # frames before the requested ones that are cached if access goes backwards
 _MIN_PREFETCH_PACKETS: Final = 64
@@ -203,7 +203,7 @@ class FrameBatchReader:
         return parts if len(parts) > 1 else [job]
 
     def _request_ahead(self, jobs: Iterator[_SpanJob]) -> Generator[_SpanJob, None, None]:
-        """Yield the jobs. The bytes of those that follow are requested before."""
+        """Yield the jobs, and request the bytes of the following jobs before each of them."""
         waiting: deque[_SpanJob] = deque()
         budget = _BATCH_READ_AHEAD_BYTES
         exhausted = False
@@ -323,7 +323,7 @@ class FrameBatchReader:
     # --- planning and reading ahead ----------------------------------------------------------------------------------
 
     def _plan_jobs(self, numbers: Array, *, keep_last_open: bool) -> Iterator[_SpanJob]:
-        """Yield the jobs that give `numbers`. Chunks are looked up when they are needed."""
+        """Yield the jobs that decode the frames `numbers`. Chunks are looked up when they are needed."""
         position = 0
         wanted = numbers.tolist()
         while position < len(wanted):

@@ -60,7 +60,7 @@ class OpenDecoder:
         self.in_flight: set[int] = set()
 
     def can_continue_to(self, span: DecodeSpan) -> bool:
-        """Return whether decoding on gives the frames of `span`, and sooner than starting at the span's key."""
+        """Return whether this decoder can continue to the frames of `span`, and sooner than from the span's key."""
         if span.key_packet > self.next_packet:
             return False
         frame_packets = self.chunk.index.frame_packet[span.frames].tolist()
@@ -187,7 +187,7 @@ class DecoderPool:
                 requested. Defaults to none.
 
         Raises:
-            CorruptStream: If the chunk does not give the requested frames.
+            CorruptStream: If the requested frames cannot be decoded from the chunk.
             StoreError: If bytes of the chunk cannot be read.
         """
         if opened is None:
@@ -257,7 +257,7 @@ class DecoderPool:
                     sorter.add(frames)
                     yield from sorter.pop_ready()
             opened.next_packet = max(opened.next_packet, span.end)
-            # Draining would end the decoder's position: send what follows until the last frame is decoded.
+            # Draining would lose the decoder's position, so the following packets are sent until the last frame is out.
             while keep_open and not sorter.done and opened.next_packet < len(index.offset):
                 packet = opened.next_packet
                 opened.next_packet += 1

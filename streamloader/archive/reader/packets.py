@@ -35,7 +35,7 @@ class PacketReader:
         chunks: Reader of the bytes of chunks.
         chunk: Chunk that contains the packets.
         packets: Numbers of the packets that will be read, ascending.
-        prefetch: Whether the bytes are requested before any frame of them is. This is only counted. Defaults to False.
+        prefetch: Whether the bytes are counted as prefetched. Defaults to False.
 
     Attributes:
         size: Number of bytes that have to be fetched.

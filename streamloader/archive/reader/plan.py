@@ -20,7 +20,7 @@ MAX_GAP_PACKETS: Final = 3  # up to this gap, decoding on is cheaper than restar
 
 @dataclass(frozen=True, slots=True)
 class DecodeSpan:
-    """A range of packets of one chunk that is decoded in one go, and the requested frames in it.
+    """A range of packets of one chunk that is decoded without a restart, and the requested frames in it.
 
     Attributes:
         key_packet: Number of the packet at which decoding starts.

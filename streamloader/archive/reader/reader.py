@@ -57,11 +57,13 @@ class ArchiveReader:
 
     Args:
         address: URL of the catalog, or folder of a local archive.
-        places: Addresses by which this machine reaches the places, by number or URL of the place.
-        storage_options: Options of the stores of the places. See :func:`streamloader.stores.registry.select_options`.
-        catalog_options: Options of the catalog, such as ``client=``.
-        cache_limit: Maximum number of cached groups of decoded frames and blocks of bytes.
-        max_cache_bytes: Maximum number of bytes of the cache.
+        places: Addresses by which this machine reaches the places, by number or URL of the place. Defaults to the
+            addresses in the catalog.
+        storage_options: Options of the stores of the places, see :func:`streamloader.stores.registry.select_options`.
+            Defaults to none.
+        catalog_options: Options of the catalog, such as ``client=``. Defaults to none.
+        cache_limit: Maximum number of cached groups of decoded frames and blocks of bytes. Defaults to 256.
+        max_cache_bytes: Maximum size of the cache in bytes. Defaults to 256 MiB.
         prefetch: Whether to fetch the bytes after a sequential read. Defaults to True.
         threads: Number of threads that decode. Defaults to one per core, or one in a worker of a DataLoader.
 
@@ -131,7 +133,7 @@ class ArchiveReader:
         return self._get_session().catalog
 
     def refresh(self) -> Snapshot:
-        """Include the videos that were added to the archive since. The numbers of frames do not change."""
+        """Include the videos that were added since the first access or the last call. Frame numbers do not change."""
         session = self._get_session()
         snapshot = session.catalog.call(session.catalog.resource.get_snapshot())
         session.lookup.snapshot = session.snapshot = self._snapshot = snapshot

@@ -1,4 +1,4 @@
-"""When the frames of an archived video are shown, from the frame indexes of only the chunks that are needed."""
+"""Timestamps of the frames of an archived video, from the frame indexes of the chunks that are needed."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class DistributedVideoDataset(Dataset[Any]):
             yield frame if self.transform is None else self._apply_transform(frame)
 
     def refresh(self) -> Self:
-        """Include the videos that were added since, at the end. Return the data set itself."""
+        """Include the videos that were added since the last refresh, at the end. Return the dataset itself."""
         self.archive.refresh()
         return self
 
@@ -180,7 +180,7 @@ class ButterflyTorch:
         transform_fn: Callable[[Any], Any] | None = None,
         db_name: str | None = None,
     ) -> DistributedVideoDataset:
-        """Return a data set of all frames that have been saved.
+        """Return a dataset of all frames that have been saved.
 
         Args:
             connection_string: URL of the catalog, see :class:`ChunkTracker`.
@@ -241,7 +241,7 @@ class ButterflyTorch:
         self.remote_handler.make_directory(folder)
 
     def close(self) -> None:
-        """Close the data sets returned by :meth:`load_data`. Safe to call twice."""
+        """Close the datasets returned by :meth:`load_data`. Safe to call twice."""
         for dataset in list(self._loaded):
             dataset.close()
 

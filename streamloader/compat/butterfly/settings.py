@@ -27,13 +27,13 @@ class ButterflySettings:
     Attributes:
         mongodb_uri: URI of the MongoDB server with the catalog. It is never shown. None for an SQLite catalog, in the
             file ``catalog.sqlite`` of `storage_path`.
-        mongodb_db_name: Name of the catalog's database in MongoDB.
-        storage_path: Folder of this machine for chunks and for an SQLite catalog.
+        mongodb_db_name: Name of the catalog's database in MongoDB. Defaults to ``video_chunks_db``.
+        storage_path: Folder of this machine for chunks and for an SQLite catalog. Defaults to ``./storage``.
         videos_path: Folder of this machine with videos.
-        chunk_size: Number of frames of a chunk.
-        cache_limit: Maximum number of cached groups of decoded frames of a data set. None for the default.
-        max_cache_bytes: Maximum number of bytes of the cache of a data set. None for the default.
-        remote_mode: Whether videos and chunks are on `remote_host`. Defaults to whether `remote_host` is set.
+        chunk_size: Number of frames of a chunk. Defaults to 1000.
+        cache_limit: Maximum number of cached groups of decoded frames of a dataset. None for the default.
+        max_cache_bytes: Maximum number of bytes of the cache of a dataset. None for the default.
+        remote_mode: Whether videos and chunks are on `remote_host`. Without the variable, whether REMOTE_HOST is set.
         remote_host: Name of the machine, or its alias in ``~/.ssh/config``.
         remote_port: Port of its SSH server. None for the port in the SSH configuration, or 22.
         remote_user: Name of the user who logs in. None for the user in the SSH configuration.

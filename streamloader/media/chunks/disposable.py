@@ -25,7 +25,7 @@ def find_disposable_packets(codec: str, extradata: bytes, packets: Iterable[byte
 
     Args:
         codec: FFmpeg's name of the codec.
-        extradata: Codec parameters of the container, which tell how NAL units are separated.
+        extradata: Codec parameters of the container, which specify how NAL units are separated.
         packets: All packets of the stream. The highest sub-layer is determined from them.
     """
     if codec == "h264":

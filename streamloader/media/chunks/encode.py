@@ -48,7 +48,7 @@ _CLOSED_GOP_OPTIONS: Final = {
     "libx264": ("x264-params", "open-gop=0"),
     "libx265": ("x265-params", "log-level=1:open-gop=0"),
 }
-_MAX_REWRITTEN_TIMES: Final = 64  # length of `pts` up to which dts are set again; encoders make up dts for few frames
+_MAX_REWRITTEN_TIMES: Final = 64  # chunks of fewer frames get new dts, because encoders invent dts for them
 _MPEG_ENCODERS: Final = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
 
 
@@ -180,7 +180,7 @@ def _encode_frames(
 
 
 def _rewrite_dts(packets: list[Any]) -> list[Any]:
-    """Set the dts of packets again: encoders that need more frames than they receive make them up."""
+    """Set new dts of packets: encoders that need more frames than they receive invent wrong ones."""
     ordered = sorted(packet.pts for packet in packets)
     delay = max(pts - packet.pts for pts, packet in zip(ordered, packets, strict=True))
     for pts, packet in zip(ordered, packets, strict=True):

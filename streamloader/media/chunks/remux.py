@@ -171,7 +171,7 @@ def copy_packets(
             numbered = zip(range(span[1] - span[0]), source, strict=False)
             written = mux_packets(output, stream, (_set_times(packet, times, n) for n, packet in numbered), audio)
     if written < span[1] - span[0]:
-        raise _source_changed(path, span[0] + written)
+        raise _source_changed_error(path, span[0] + written)
     if file.endswith(".mp4"):
         first_pts, end_pts = scan.pts[frames[0]], scan.end if frames[1] == len(scan) else scan.pts[frames[1]]
         _limit_edit_duration(file, (int(end_pts) - int(first_pts)) * scan.time_base)
@@ -265,7 +265,7 @@ def _read_packets(
         yield stream
         for number, packet in enumerate(_demux(container, stream, path, is_cancelled)):
             if number == start and len(key) and zlib.crc32(memoryview(packet)) != key[0, 4]:
-                raise _source_changed(path, start)
+                raise _source_changed_error(path, start)
             if number >= start:
                 yield packet
 
@@ -302,7 +302,7 @@ def write_orientation(stream: VideoStream, orientation: Orientation) -> None:
     stream.set_display_matrix([*matrix, 0, 0, 0, 1 << 30])
 
 
-def _source_changed(path: str, packet: int) -> CorruptStream:
+def _source_changed_error(path: str, packet: int) -> CorruptStream:
     return CorruptStream(
         f"{path} was changed while it was cut: packet {packet} differs from the one that was scanned",
         stream=path,

@@ -23,7 +23,7 @@ from streamloader.values import Array
 
 __all__ = ["NO_TIMESTAMP", "RGB_SAMPLE_EVERY", "SourceScan", "raise_if_cancelled", "scan_source"]
 
-RGB_SAMPLE_EVERY: Final = 16  # frames from one to the next that is also hashed in RGB
+RGB_SAMPLE_EVERY: Final = 16  # every 16th frame is also hashed in RGB
 NO_TIMESTAMP: Final = int(np.iinfo(np.int64).min)
 _KEY_COLUMNS: Final = 6  # of SourceScan.keys
 # The names of the arrays in the JSON form, in its order -> the attributes of SourceScan.

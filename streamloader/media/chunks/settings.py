@@ -42,8 +42,8 @@ class CutSettings:
         fps: Frames per second in mode ``"encode"``. Defaults to all frames of the source, with their times.
         audio: Whether to store the best audio stream in the chunks, for video players. Defaults to False.
         verify: ``"frames"`` compares every frame of every chunk with a decode of the source from its start.
-            ``"edges"`` compares only the first and the last group of pictures of each chunk, if the packets of the
-            source tell which frames they show. Defaults to ``"frames"``.
+            ``"edges"`` compares only the first and the last group of pictures of each chunk, if each packet of the
+            source has the timestamp of one frame. Defaults to ``"frames"``.
 
     Raises:
         ConfigError: If a setting is invalid, or settings contradict each other.

@@ -75,8 +75,8 @@ class ExpectedFrames:
         frame_packet: Packet that contains each frame, int64 (frames,), or None if it is to be determined.
         frame_hash: Function that returns the hash of frame number i, or None if it is unknown.
         rgb_hash: Function that returns the RGB hash of frame number i, or None if it is unknown.
-        clean_keys: Key frames from which all later frames decode correctly. If given, only the groups of pictures of
-            the first and the last one are decoded. Defaults to decoding everything.
+        clean_keys: Packets that are known to be key frames from which all later frames decode correctly, int64 (keys,).
+            If given, only the first and the last group of pictures are decoded. Defaults to decoding everything.
     """
 
     count: int
@@ -199,7 +199,7 @@ class _ChunkVerifier:
         self.disposable = stored.disposable.copy()
 
     def verify_frames(self) -> None:
-        """Decode all frames that are to be compared, in one go, and check that each is present and correct.
+        """Decode all frames that are to be compared, and check that each is present once and correct.
 
         Raises:
             ChunkRejected: If a frame is missing or differs.

@@ -53,8 +53,8 @@ def load_index(video: Video, *, damaged: str = "raise", version: tuple[int, int]
         version: (size in bytes, modification time in ns) of a local file. Defaults to reading them.
 
     Raises:
-        StreamloaderError: If :func:`streamloader.media.video.indexer.index_video` raises. A cache file that cannot be
-            read or written never raises an error: the video is indexed again.
+        StreamloaderError: If :func:`streamloader.media.video.indexer.index_video` fails. A cache file that cannot be
+            read or written is not an error: the video is indexed again.
     """
     header: dict[str, Any] = {"format": _FORMAT}
     if isinstance(video, str):

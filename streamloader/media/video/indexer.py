@@ -46,8 +46,8 @@ _log = logging.getLogger("streamloader")
 def index_video(video: Video, *, damaged: str = "raise") -> VideoIndex:
     """Index a video. This takes one pass over the file, and for some files a full decode.
 
-    Of an MP4 or MOV in a store, only ``moov``, the first frames, the beginnings of the key frames and the last group of
-    pictures are fetched if they yield the same index. All other files in a store are fetched completely.
+    For an MP4 or MOV in a store, ``moov``, the first frames, the beginnings of the key frames and the last group of
+    pictures are fetched, if they yield the same index. All other files in a store are fetched completely.
 
     Args:
         video: Path of a local file, or a video in a store.

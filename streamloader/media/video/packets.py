@@ -31,7 +31,7 @@ _EXACT_CONTAINERS: Final = frozenset({"mov", "mp4", "matroska", "webm"})
 _EXACT_CODECS: Final = frozenset(
     "h264 hevc av1 vp8 vp9 mjpeg prores dnxhd ffv1 png huffyuv ffvhuff utvideo jpeg2000 qtrle".split()  # noqa: SIM905
 )
-PAYLOAD_DEPENDENT_CODECS: Final = frozenset({"vp8", "vp9"})  # the payload of each packet says whether it shows a frame
+PAYLOAD_DEPENDENT_CODECS: Final = frozenset({"vp8", "vp9"})  # their payload determines whether a packet shows a frame
 _H264_IDR: Final = 5  # nal_unit_type of an IDR slice; types 1 to 5 are slices
 _HEVC_SLICE_TYPES_END: Final = 32  # lower nal_unit_types are slices
 _HEVC_IRAP: Final = range(16, 22)  # BLA, IDR and CRA: frames that follow in output order need no earlier packet

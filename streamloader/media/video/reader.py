@@ -147,7 +147,7 @@ class FrameReader:
             CorruptStream: If the decoder shows more frames than the index has.
         """
         if self._next == len(self._pts) and self._advance() is not None:
-            raise self._mismatch(f"has more than the {self._next} frames of its index")
+            raise self._mismatch_error(f"has more than the {self._next} frames of its index")
 
     def seek(self, number: int) -> bool:
         """Make frame `number` the next one. If it is not found, return False and make frame 0 the next one."""
@@ -173,11 +173,11 @@ class FrameReader:
         frame = self._advance()
         number = self._next
         if frame is None:
-            raise self._mismatch(f"ends after {number} frames, but its index has {len(self._pts)}")
+            raise self._mismatch_error(f"ends after {number} frames, but its index has {len(self._pts)}")
         if number >= len(self._pts):
-            raise self._mismatch(f"has more than the {number} frames of its index")
+            raise self._mismatch_error(f"has more than the {number} frames of its index")
         if self._index.has_pts and frame.pts != self._pts[number]:
-            raise self._mismatch(f"has pts {frame.pts} at frame {number}, but its index has {self._pts[number]}")
+            raise self._mismatch_error(f"has pts {frame.pts} at frame {number}, but its index has {self._pts[number]}")
         self._next = number + 1
         self._current = None
         return frame
@@ -195,7 +195,7 @@ class FrameReader:
             self._position_lost = True
             raise interrupted.reason from None
 
-    def _mismatch(self, problem: str) -> CorruptStream:
+    def _mismatch_error(self, problem: str) -> CorruptStream:
         return self._with_stream(
             CorruptStream(
                 f"{self._video} {problem}: the file is damaged, or changed while it was read. Repair or remove it, "

@@ -61,7 +61,7 @@ class Selection:
         return steps if self.max_frames is None else min(steps, self.max_frames)
 
     def frame_range(self, positions: int, start_draw: float) -> range:
-        """Return the selected ones of a number of positions.
+        """Return the positions that become steps.
 
         Args:
             positions: Number of positions.

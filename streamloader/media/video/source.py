@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["IO_BUFFER_BYTES", "decode_error", "file_version", "open_video", "translate_errors"]
 
 IO_BUFFER_BYTES: Final = 256 << 10  # size of FFmpeg's reads of a video in a store
-# Demuxers that open further files listed in the input, or render text: a data set lists its files itself.
+# Demuxers that open further files listed in the input, or render text: a dataset lists its files itself.
 _EXCLUDED_DEMUXERS: Final = frozenset(
     {"hls", "dash", "concat", "concatf", "imf", "lavfi", "tty", "avisynth", "vapoursynth"}
 )

@@ -81,7 +81,7 @@ class _SampleHead(NamedTuple):
 
 
 def _fetch_sample_heads(file: VideoFile, stream: VideoStream, codec: str) -> dict[tuple[int, int], _SampleHead] | None:
-    """Fetch the beginning of each sync sample [start, end), or return None if too large or without a slice."""
+    """Fetch the beginning of each sync sample [start, end). Return None if one has no slice, or all are too large."""
     samples = sorted({(entry.pos, entry.pos + entry.size) for entry in stream.index_entries if entry.is_keyframe})
     length_size = nal_length_size(codec, stream.codec_context.extradata)
     heads: dict[tuple[int, int], _SampleHead] = {}

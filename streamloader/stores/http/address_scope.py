@@ -48,7 +48,7 @@ class ForbiddenAddress(OSError):
 
 
 def classify_address(address: str) -> AddressScope:
-    """Return the scope of a numeric IPv4 or IPv6 address. An embedded IPv4 address decides for an IPv6 one."""
+    """Return the scope of a numeric address. An IPv6 address that embeds an IPv4 address has the scope of that one."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)

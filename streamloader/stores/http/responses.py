@@ -87,7 +87,7 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
     until = _parse_date(text)
     if until is None:
         return None
-    now = _parse_date(headers.get("Date", ""))  # the server's clock, because ours may differ from it
+    now = _parse_date(headers.get("Date", ""))  # the server's clock, because the local clock may differ from it
     return max(0.0, until - (time.time() if now is None else now))
 
 

@@ -165,7 +165,7 @@ class CarFetcher:
         gateway: Gateway that sends the CAR.
         cid: CID of a file.
         start: Offset in the file of the first byte.
-        end: Offset in the file behind the last byte.
+        end: Offset in the file after the last byte.
         blocks: Fetcher whose limits apply.
     """
 

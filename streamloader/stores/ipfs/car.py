@@ -52,7 +52,7 @@ class CarReader:
         cid, offset = Cid.read(section, 0)
         block = section[offset:]
         if len(block) > self._max_block_bytes:
-            raise self._block_too_large()
+            raise self._make_too_large_error()
         return cid, block
 
     def _check_header(self, section: bytes | None) -> None:
@@ -74,7 +74,7 @@ class CarReader:
         if length > max_bytes:
             if not self._header_done:
                 raise self.make_protocol_error("data that is not a CAR")
-            raise self._block_too_large()
+            raise self._make_too_large_error()
         if not length:
             raise self.make_protocol_error("a CAR with an empty section")
         while len(self._buffer) < start + length:
@@ -85,7 +85,7 @@ class CarReader:
         return section
 
     def _parse_length(self) -> tuple[int, int] | None:
-        """Return the length at the start of the buffer and the offset behind it, or None if it is incomplete."""
+        """Return the length at the start of the buffer and the offset after it, or None if it is incomplete."""
         try:
             return read_varint(self._buffer, 0)
         except ProtocolError:
@@ -107,5 +107,5 @@ class CarReader:
         """Return the error for an invalid CAR. `what` describes what the server sent."""
         return ProtocolError(f"{self._origin} sent {what}")
 
-    def _block_too_large(self) -> LimitExceeded:
+    def _make_too_large_error(self) -> LimitExceeded:
         return LimitExceeded(f"{self._origin} sent a block of more than {self._max_block_bytes} bytes")

@@ -101,7 +101,7 @@ class Cid:
 
     @classmethod
     def read(cls, data: bytes, offset: int) -> tuple[Cid, int]:
-        """Decode the binary form at `offset`. Return the CID and the offset behind it.
+        """Decode the binary form at `offset`. Return the CID and the offset after it.
 
         Raises:
             ProtocolError: If there is no CID at `offset`.
@@ -164,7 +164,7 @@ class Cid:
 
 
 def read_varint(data: bytes | bytearray, offset: int) -> tuple[int, int]:
-    """Read an unsigned varint of at most 64 bits in its shortest form. Return its value and the offset behind it.
+    """Read an unsigned varint of at most 64 bits in its shortest form. Return its value and the offset after it.
 
     Raises:
         ProtocolError: If there is no such varint at `offset`.

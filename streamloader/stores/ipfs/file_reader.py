@@ -25,7 +25,7 @@ class _FilePart:
         cid: CID of the linked node.
         size: Size of the part in bytes.
         start: Offset within the part of the first requested byte.
-        end: Offset within the part behind the last requested byte.
+        end: Offset within the part after the last requested byte.
         depth: Level of the node that has the link. The root has level 1.
         task: Task that fetches the node, or None before it is started.
     """

@@ -226,7 +226,7 @@ class Gateway(BlockSource):
         Args:
             cid: CID of the file.
             start: Offset of the first byte.
-            end: Offset behind the last byte.
+            end: Offset after the last byte.
             max_block_bytes: Maximum size of a block.
             timeouts: Time limits of the request.
 

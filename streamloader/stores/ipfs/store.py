@@ -210,7 +210,7 @@ class IpfsStore(Store):
                 address=self.address(prefix),
             )
         if not prefix:
-            raise NotSupported(f"{self.url} cannot be listed as a whole: add a CID", address=self.url)
+            raise NotSupported(f"{self.url} cannot be listed as a whole: name a directory by its CID", address=self.url)
         with self._annotate_errors(prefix, None):
             cid, names = await self._resolve_root(prefix)
             resolved = await self._make_reader().resolve(cid, names)

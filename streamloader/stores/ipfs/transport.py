@@ -88,14 +88,14 @@ class IpfsResponse:
             StoreError: If the transfer fails; see :meth:`pieces`.
         """
         if (announced := self._response.content_length) is not None and announced > max_bytes:
-            raise _too_large(self.origin, what, max_bytes)
+            raise _make_too_large_error(self.origin, what, max_bytes)
         parts: list[bytes] = []
         size = 0
         async with contextlib.aclosing(self.pieces()) as pieces:
             async for piece in pieces:
                 size += len(piece)
                 if size > max_bytes:
-                    raise _too_large(self.origin, what, max_bytes)
+                    raise _make_too_large_error(self.origin, what, max_bytes)
                 parts.append(piece)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -276,5 +276,5 @@ def _get_origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _too_large(origin: str, what: str, max_bytes: int) -> LimitExceeded:
+def _make_too_large_error(origin: str, what: str, max_bytes: int) -> LimitExceeded:
     return LimitExceeded(f"{origin} sent more than {max_bytes} bytes for {what}", address=origin)

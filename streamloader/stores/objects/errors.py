@@ -134,7 +134,7 @@ def translate_error(  # noqa: PLR0911 - one for each kind of error
     if isinstance(error, FileNotFoundError):
         return NotFound(f"no such object: {address}", **location)
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-        return _access_denied(address, "", location)
+        return _make_access_error(address, "", location)
     if isinstance(error, exceptions.NotSupportedError | NotImplementedError):
         return NotSupported(f"{address}: the store does not support this operation", **location)
     return _translate_transport_error(debug, _first_group(_KIND, debug) or "", body=body, location=location)
@@ -146,7 +146,7 @@ def _translate_response(
     """Return the error for an error response of the server."""
     address = location["address"]
     if code in _DENIED_CODES:
-        return _access_denied(address, details, location)
+        return _make_access_error(address, details, location)
     if code in _BUSY_CODES or status == 429 or (status is not None and status >= 500 and status != 501):  # noqa: PLR2004
         return ServerBusy(f"{address}: the server is overloaded or failing{details}", status=status, **location)
     if code in _REGION_CODES or (status is not None and 300 <= status < 400 and status != 304):  # noqa: PLR2004
@@ -154,8 +154,8 @@ def _translate_response(
             f"{address} is served elsewhere{details}: pass the bucket's region= or its endpoint_url=", **location
         )
     by_status: dict[int | None, StreamloaderError | RangeOutsideObject] = {
-        401: _access_denied(address, details, location),
-        403: _access_denied(address, details, location),
+        401: _make_access_error(address, details, location),
+        403: _make_access_error(address, details, location),
         404: NotFound(
             f"no such bucket: {address}" if code in _NO_BUCKET_CODES else f"no such object: {address}",
             code=code,
@@ -194,7 +194,7 @@ def _translate_transport_error(  # noqa: PLR0911
     return ProtocolError(f"{address}: the server's response does not match the request", **location)
 
 
-def _access_denied(address: str, details: str, location: dict[str, Any]) -> AccessDenied:
+def _make_access_error(address: str, details: str, location: dict[str, Any]) -> AccessDenied:
     return AccessDenied(
         f"{address}: access denied{details}; check the credentials (options, environment variables, profile=) and "
         "their permissions",

@@ -40,7 +40,8 @@ class ObjectStore(Store):
 
     Versions are ETags. A read with a version makes the server check that version. Large objects are written in parts
     and appear when the last part has arrived. An upload that fails or is cancelled is aborted. A process that is killed
-    leaves parts behind, which are invisible but cost storage; a lifecycle rule for incomplete uploads removes them.
+    leaves parts on the server, which are invisible but cost storage; a lifecycle rule for incomplete uploads removes
+    them.
 
     Keys with empty parts (``a//b``, ``a/``), with "." or ".." as a part, or with control characters are not supported,
     and a directory that contains one cannot be listed. Objects whose key ends in "/", which consoles create for empty
@@ -324,7 +325,7 @@ class ObjectStore(Store):
             send: Function that sends the request, given the package obstore and the client.
         """
         try:
-            # Kept in no variable, because the traceback of an error that somebody keeps would hold the connection.
+            # Kept in no variable, because the traceback of an error that the caller keeps would hold the connection.
             return await self._await_obstore(send(get_obstore(), self._get_client()))
         except StreamloaderError:
             raise

@@ -132,7 +132,7 @@ async def connect(login: SshLogin, timeouts: Timeouts, address: str) -> list[asy
         UntrustedHost: If a host key is unknown or has changed. Nothing was sent to that host.
         AccessDenied: If a server rejects the credentials.
         Unreachable, StoreTimeout, ServerBusy: If no connection can be made at the moment.
-        ProtocolError: If the server does not speak a usable version of SSH.
+        ProtocolError: If the server does not speak SSH, or has no algorithm in common with this client.
     """
     chain: list[asyncssh.SSHClientConnection] = []
     deadline = asyncio.timeout(timeouts.connect)
@@ -341,7 +341,7 @@ def _translate_error(
         hint = " through its jump hosts" if through_jumps else ""
         return Unreachable(f"cannot connect to {address}{hint}: {_describe_error(error)}", address=address)
     if isinstance(error, asyncssh.Error):
-        return ProtocolError(f"{address} does not speak a supported version of SSH: {error}", address=address)
+        return ProtocolError(f"{address} does not speak SSH as this client supports it: {error}", address=address)
     return ConfigError(  # an unreadable key, or options that exclude each other
         f"{address}: the SSH keys or options cannot be used: {error}; an encrypted key needs passphrase= or the agent"
     )
@@ -363,9 +363,9 @@ def _untrusted_host_error(
         line = f" ({name} {text})"
     if hosts.has_keys:
         problem = (
-            f"which differs from the one in {', '.join(hosts.files)}: somebody may be intercepting the connection, or "
-            f"the server was reinstalled. If it was reinstalled, remove the old key (ssh-keygen -R '{name}') and add "
-            "the new one"
+            f"which differs from the one in {', '.join(hosts.files)}: an attacker may be intercepting the connection, "
+            f"or the server was reinstalled. If it was reinstalled, remove the old key (ssh-keygen -R '{name}') and "
+            "add the new one"
         )
     elif "revoked" in str(error):
         problem = "which was revoked. If that is a mistake, correct your known_hosts"

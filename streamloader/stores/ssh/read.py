@@ -37,7 +37,7 @@ class _ReadBlock:
 
     Attributes:
         start: Offset of the first byte that is still missing.
-        end: Offset behind the last byte.
+        end: Offset after the last byte.
         request: Pending read.
         check: Pending request for the file's attributes after this block, or None.
         needs_check: Whether the version of the file is checked after this block.
@@ -62,7 +62,7 @@ class FileTransfer:
     Attributes:
         info: Size and version of the file when it was opened.
         start: Offset of the first byte of the span.
-        end: Offset behind the last byte of the span.
+        end: Offset after the last byte of the span.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ __all__ = ["ChannelLost", "PendingRequest", "SftpChannel", "SftpError"]
 _PROTOCOL_VERSION: Final = 3
 _MIN_PACKET_BYTES: Final = 5  # packet kind and request number
 _MAX_REPLY_BYTES: Final = 4 << 20
-# OpenSSH's limit, for servers that do not report theirs.
+# OpenSSH's limit, for servers that do not report a limit.
 _DEFAULT_READ_BYTES: Final = 255 << 10
 # Every server has to accept writes of this size.
 _DEFAULT_WRITE_BYTES: Final = 32 << 10
@@ -236,7 +236,7 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
         return pending
 
     def read(self, handle: bytes, offset: int, count: int) -> PendingRequest:
-        """Request bytes of an open file. The server may send fewer, and answers with EOF behind the end of the file."""
+        """Request bytes of an open file. The server may send fewer, and answers with EOF after the end of the file."""
         pending = self.request(READ, pack_string(handle) + struct.pack(">QI", offset, count), DATA, max_bytes=count)
         pending.sent_at, pending.received_before = self._loop.time(), self._received_bytes
         return pending
@@ -300,7 +300,7 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
     def target_queue_depth(self, block: int) -> int:
         """Return how many blocks of `block` bytes one transfer should have in flight.
 
-        The queue is long enough that neither end ever waits for the other, whatever the latency. A longer one would
+        The queue is long enough that neither end waits for the other, at any latency. A longer one would
         only fill the server's queue, which costs the server time and delays other transfers.
         """
         rate = max(self._rates, default=0.0)

@@ -184,7 +184,7 @@ class SshStore(Store):
                     channel.close_handle(handle)
                 await self._rename_to_target(channel, path, unfinished, remote)
             except BaseException:
-                # Queued behind all earlier requests. The reply is not awaited.
+                # The server handles it after all earlier requests. The reply is not awaited.
                 channel.request_path(sftp.REMOVE, unfinished)
                 raise
         finally:

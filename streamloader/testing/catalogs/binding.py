@@ -79,6 +79,7 @@ class SampleVideo:
         video: Row to commit, without number, start and start_ns.
         chunks: Chunks to stage.
         job: Job to begin.
+        content: Content identifier of the video.
     """
 
     def __init__(self, video: VideoRow, chunks: list[StagedChunk]) -> None:

@@ -105,7 +105,7 @@ class LifeCatalogSuite(CatalogBinding):
 
         self.use(check, create=False)
 
-    def test_says_where_it_is(self) -> None:
+    def test_shows_its_address(self) -> None:
         url, _ = self.location()
         catalog = self.make_catalog(timeout=7.5)
         assert catalog.timeout == 7.5
@@ -157,8 +157,8 @@ class LifeCatalogSuite(CatalogBinding):
             rows = [await make_sample_video(seed).add(catalog) for seed in range(4)]
             found = await asyncio.gather(*(catalog.locate_frames(12 * (at % 4), 12 * (at % 4) + 1) for at in range(64)))
             # Compare numbers: for different rows, pytest would compute their differences for minutes.
-            assert all(held[0].video in rows for held in found)
-            assert [rows.index(held[0].video) for held in found] == [at % 4 for at in range(64)]
+            assert all(located[0].video in rows for located in found)
+            assert [rows.index(located[0].video) for located in found] == [at % 4 for at in range(64)]
 
         self.use(read)
 
@@ -233,10 +233,10 @@ class LifeCatalogSuite(CatalogBinding):
 
 
 def _in_fork(function: Callable[[], None]) -> None:
-    """Call a function in a forked child; fail if it does, or takes too long."""
+    """Call a function in a forked child. Fail if the function raises an error, or takes too long."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads are running: that is what is tested
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is the point of the test
         pid = os.fork()
     if pid == 0:
         report = b""
@@ -253,4 +253,4 @@ def _in_fork(function: Callable[[], None]) -> None:
     with os.fdopen(reading, "rb") as pipe:
         report = pipe.read()
     _, status = os.waitpid(pid, 0)
-    assert status == 0, f"the child ended with {status}: {report.decode()}"
+    assert status == 0, f"the child exited with status {status}: {report.decode()}"

@@ -126,7 +126,7 @@ class ReadCatalogSuite(CatalogBinding):
             ]
             for start in range(len(owners)):
                 for stop in range(start, len(owners) + 1):
-                    assert await catalog.locate_frames(start, stop) == _grouped(owners[start:stop]), (start, stop)
+                    assert await catalog.locate_frames(start, stop) == _group_frames(owners[start:stop]), (start, stop)
             for start, stop in ((0, len(owners) + 1), (len(owners), len(owners) + 1), (10**18, 10**18 + 1), (-1, 2)):
                 with pytest.raises(CatalogError):
                     await catalog.locate_frames(start, stop)
@@ -155,9 +155,9 @@ class ReadCatalogSuite(CatalogBinding):
 
         async def read(catalog: Catalog) -> None:
             await video.add(catalog)
-            assert [len(held.chunks) for held in await catalog.locate_frames(0, 3_000)] == [1_200]
-            (held,) = await catalog.locate_frames(1_499, 1_502)
-            assert held.chunks == tuple(video.rows[599:601])
+            assert [len(located.chunks) for located in await catalog.locate_frames(0, 3_000)] == [1_200]
+            (located,) = await catalog.locate_frames(1_499, 1_502)
+            assert located.chunks == tuple(video.rows[599:601])
             numbers = list(range(1_199, -1, -1))
             assert await catalog.get_indexes(video.content, numbers) == [video.chunks[one].index for one in numbers]
 
@@ -198,11 +198,11 @@ class ReadCatalogSuite(CatalogBinding):
             for where, numbers in _QUERIES:
                 wanted = [rows[int(number)] for number in numbers.split()]
                 assert [row async for row in catalog.find_videos(where)] == wanted, where
-                assert await catalog.count_videos(where) == _sums(wanted), where
+                assert await catalog.count_videos(where) == _sum_rows(wanted), where
                 part = [row for row in wanted if 2 <= row.number < 7]
                 assert [row async for row in catalog.find_videos(where, start=2, stop=7)] == part, where
                 below = [row for row in wanted if row.number < 7]
-                assert await catalog.count_videos(where, stop=7) == _sums(below), where
+                assert await catalog.count_videos(where, stop=7) == _sum_rows(below), where
             assert [row async for row in catalog.find_videos(start=5, stop=5)] == []
             assert [row async for row in catalog.find_videos(start=11, stop=99)] == rows[11:]
 
@@ -268,8 +268,8 @@ class ReadCatalogSuite(CatalogBinding):
         self.use(read)
 
 
-def _grouped(owners: list[tuple[VideoRow, ChunkRow]]) -> list[LocatedChunks]:
-    """Group frames, each given as its video and chunk, into the expected result of ``locate``."""
+def _group_frames(owners: list[tuple[VideoRow, ChunkRow]]) -> list[LocatedChunks]:
+    """Group frames, each given as its video and chunk, into the expected result of ``locate_frames``."""
     found: list[LocatedChunks] = []
     for video, chunk in owners:
         if not found or found[-1].video != video:
@@ -279,7 +279,7 @@ def _grouped(owners: list[tuple[VideoRow, ChunkRow]]) -> list[LocatedChunks]:
     return found
 
 
-def _sums(rows: list[VideoRow]) -> Snapshot:
+def _sum_rows(rows: list[VideoRow]) -> Snapshot:
     return Snapshot(
         len(rows),
         sum(row.frames for row in rows),

@@ -67,7 +67,7 @@ class WriteCatalogSuite(CatalogBinding):
 
         self.use(add)
 
-    def test_a_job_beats(self) -> None:
+    def test_a_heartbeat_is_recorded(self) -> None:
         async def add(catalog: Catalog) -> None:
             for seed in (2, 0, 1):
                 await catalog.begin_job(make_sample_video(seed).job)

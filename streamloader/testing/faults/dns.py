@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["host_names"]
+__all__ = ["override_host_names"]
 
 _lock: Final = threading.Lock()
 _remaining: Final[dict[str, list[str]]] = {}  # name -> addresses for the next look-ups
@@ -16,7 +16,7 @@ _original: Final[list[Callable[..., Any]]] = []  # getaddrinfo, while it is repl
 
 
 @contextlib.contextmanager
-def host_names(answers: Mapping[str, Sequence[str]]) -> Iterator[None]:
+def override_host_names(answers: Mapping[str, Sequence[str]]) -> Iterator[None]:
     """Resolve host names to given addresses in this process, without a name server.
 
     It replaces :func:`socket.getaddrinfo`, which asyncio's own event loop uses for every name. uvloop does not.

@@ -135,7 +135,7 @@ class HttpServer:
             return await KINDS[fault.kind](exchange, fault)
         return await self._answer_correctly(exchange)
 
-    async def again(self, exchange: Exchange, *, blind: bool = False) -> bool:
+    async def answer_current(self, exchange: Exchange, *, blind: bool = False) -> bool:
         """Answer a request with the object's current version; a blind server ignores If-Match."""
         now = self._exchange(exchange.request, exchange.writer)
         assert now is not None

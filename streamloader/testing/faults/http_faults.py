@@ -75,7 +75,7 @@ class FaultyServer(Protocol):
 
     Attributes:
         fault: Fault that is switched on, or None.
-        strikes: Number of requests that a fault has affected.
+        fault_count: Number of requests that a fault has affected.
     """
 
     fault: HttpFault | None
@@ -84,7 +84,7 @@ class FaultyServer(Protocol):
     def put(self, path: str, data: bytes) -> None:
         """Replace an object. Its ETag and its date change."""
 
-    async def again(self, exchange: Exchange, *, blind: bool = False) -> bool:
+    async def answer_current(self, exchange: Exchange, *, blind: bool = False) -> bool:
         """Answer a request with the object's current version; a blind server ignores If-Match."""
 
 
@@ -93,6 +93,11 @@ class Exchange:
     """One request and its response.
 
     Attributes:
+        request: Request of the client.
+        server: Server that received it.
+        writer: Connection to the client.
+        path: Path of the requested object.
+        data: Bytes of the whole object.
         start: Offset of the first requested byte.
         end: End offset of the requested range, within the object.
         partial: Whether the request has a range.
@@ -146,7 +151,7 @@ class Exchange:
         await self.head(status, {"Content-Length": str(len(body)), "Content-Type": "text/plain", **(fields or {})})
         return await self.send(0, len(body), body)
 
-    async def until(self, fault: HttpFault) -> None:
+    async def send_until(self, fault: HttpFault) -> None:
         """Send a correct response up to the byte of the fault."""
         await self.begin()
         await self.send(self.start, fault.at)
@@ -164,7 +169,7 @@ class Exchange:
 
 async def _truncated(exchange: Exchange, fault: HttpFault) -> bool:
     """Announce the whole length, and close the connection at the fault."""
-    await exchange.until(fault)
+    await exchange.send_until(fault)
     return False
 
 
@@ -193,20 +198,20 @@ async def _half_closed(exchange: Exchange, fault: HttpFault) -> bool:
 
 async def _reset(exchange: Exchange, fault: HttpFault) -> bool:
     """Reset the connection at the fault."""
-    await exchange.until(fault)
+    await exchange.send_until(fault)
     return exchange.reset()
 
 
 async def _stalls(exchange: Exchange, fault: HttpFault) -> bool:
     """Stop sending at the fault."""
-    await exchange.until(fault)
+    await exchange.send_until(fault)
     await asyncio.Event().wait()
     return False
 
 
 async def _drips(exchange: Exchange, fault: HttpFault) -> bool:
     """Send one byte a second from the fault on."""
-    await exchange.until(fault)
+    await exchange.send_until(fault)
     for at in range(fault.at, exchange.end):
         await asyncio.sleep(1)
         await exchange.send(at, at + 1)
@@ -353,12 +358,12 @@ async def _status(exchange: Exchange, fault: HttpFault) -> bool:
 
 
 async def _login_page(exchange: Exchange, fault: HttpFault) -> bool:
-    """Answers 200 with a page of HTML, as a hotel's network does."""
+    """Answer 200 with a page of HTML, as the login page of a hotel's network does."""
     return await exchange.reply(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>" * 20)
 
 
 async def _zipped(exchange: Exchange, fault: HttpFault) -> bool:
-    """Answers with what unpacks to a thousand times its size."""
+    """Answer with a gzip body that decompresses to a thousand times its size."""
     bomb = gzip.compress(bytes(_BOMB_BYTES), 1)
     await exchange.begin(content_encoding="gzip", content_length=str(len(bomb)))
     return await exchange.send(0, len(bomb), bomb)
@@ -394,21 +399,21 @@ async def _changed(exchange: Exchange, fault: HttpFault) -> bool:
     """Replace the object before answering, and respect If-Match."""
     exchange.server.put(exchange.path, fault.other)
     exchange.server.fault = None
-    return await exchange.server.again(exchange)
+    return await exchange.server.answer_current(exchange)
 
 
 async def _changed_blindly(exchange: Exchange, fault: HttpFault) -> bool:
     """Replace the object before answering, and ignore If-Match."""
     exchange.server.put(exchange.path, fault.other)
     exchange.server.fault = None
-    return await exchange.server.again(exchange, blind=True)
+    return await exchange.server.answer_current(exchange, blind=True)
 
 
 async def _changed_within(exchange: Exchange, fault: HttpFault) -> bool:
     """Close the connection at the fault, and serve another object from then on."""
     exchange.server.put(exchange.path, fault.other)
     exchange.server.fault = None
-    await exchange.until(fault)
+    await exchange.send_until(fault)
     return False
 
 

@@ -81,7 +81,7 @@ class DagBuilder:
 
     def directory(self, entries: Mapping[str, DagEntry]) -> DagEntry:
         """Add a directory in one block."""
-        links = [(name, built) for name, built in sorted(entries.items(), key=lambda item: item[0].encode())]
+        links = [(name, entry) for name, entry in sorted(entries.items(), key=lambda item: item[0].encode())]
         return self._node(encode_unixfs(UnixFsKind.DIRECTORY), links)
 
     def sharded(self, entries: Mapping[str, DagEntry], fanout: int = 256) -> DagEntry:
@@ -103,14 +103,14 @@ class DagBuilder:
         """Add a symbolic link to the path `data`."""
         return self._node(encode_unixfs(UnixFsKind.SYMLINK, data), [])
 
-    def leaves(self, built: DagEntry) -> list[Cid]:
+    def leaves(self, entry: DagEntry) -> list[Cid]:
         """Return the leaf blocks of a file, in the order of its bytes."""
-        node = decode_node(built.cid, self.blocks.get(built.cid, built.cid.digest), max_links=1 << 20)
-        below = [DagEntry(link.cid, 0) for link in node.links]
-        return [cid for child in below for cid in self.leaves(child)] if below else [built.cid]
+        node = decode_node(entry.cid, self.blocks.get(entry.cid, entry.cid.digest), max_links=1 << 20)
+        children = [DagEntry(link.cid, 0) for link in node.links]
+        return [cid for child in children for cid in self.leaves(child)] if children else [entry.cid]
 
     def _tree(
-        self, path: str, files: Mapping[str, bytes], shard_above: int | None, made: dict[str, DagEntry]
+        self, path: str, files: Mapping[str, bytes], shard_above: int | None, entries_by_path: dict[str, DagEntry]
     ) -> DagEntry:
         folders: dict[str, dict[str, bytes]] = {}
         entries: dict[str, DagEntry] = {}
@@ -119,12 +119,12 @@ class DagBuilder:
             if slash:
                 folders.setdefault(first, {})[rest] = data
             else:
-                entries[first] = made[f"{path}{first}"] = self.file(data)
-        for name, below in folders.items():
-            entries[name] = self._tree(f"{path}{name}/", below, shard_above, made)
+                entries[first] = entries_by_path[f"{path}{first}"] = self.file(data)
+        for name, folder in folders.items():
+            entries[name] = self._tree(f"{path}{name}/", folder, shard_above, entries_by_path)
         many = shard_above is not None and len(entries) > shard_above
-        built = made[path.rstrip("/")] = self.sharded(entries) if many else self.directory(entries)
-        return built
+        entry = entries_by_path[path.rstrip("/")] = self.sharded(entries) if many else self.directory(entries)
+        return entry
 
     def _leaf(self, data: bytes) -> DagEntry:
         if self.raw_leaves:
@@ -133,20 +133,20 @@ class DagBuilder:
 
     def _shard(self, entries: Mapping[str, DagEntry], fanout: int, level: int) -> DagEntry:
         width = shard_width(fanout)
-        places: dict[str, dict[str, DagEntry]] = {}
-        for name, built in entries.items():
-            places.setdefault(shard_path(name, level, fanout)[-width:], {})[name] = built
+        groups: dict[str, dict[str, DagEntry]] = {}
+        for name, entry in entries.items():
+            groups.setdefault(shard_path(name, level, fanout)[-width:], {})[name] = entry
         links, bits = [], 0
-        for place, there in sorted(places.items()):
-            bits |= 1 << int(place, 16)
-            name, built = next(iter(there.items()))
-            links.append((place + name, built) if len(there) == 1 else (place, self._shard(there, fanout, level + 1)))
+        for prefix, group in sorted(groups.items()):
+            bits |= 1 << int(prefix, 16)
+            name, entry = next(iter(group.items()))
+            links.append((prefix + name, entry) if len(group) == 1 else (prefix, self._shard(group, fanout, level + 1)))
         bitmap = bits.to_bytes((bits.bit_length() + 7) // 8, "big")
         return self._node(encode_unixfs(UnixFsKind.SHARD, bitmap, fanout=fanout), links)
 
     def _node(self, message: bytes, links: Sequence[tuple[str, DagEntry]], size: int = 0) -> DagEntry:
-        data = encode_node(message, [(built.cid, name, built.total) for name, built in links])
-        return DagEntry(self.block(DAG_PB, data), len(data) + sum(built.total for _, built in links), size)
+        data = encode_node(message, [(entry.cid, name, entry.total) for name, entry in links])
+        return DagEntry(self.block(DAG_PB, data), len(data) + sum(entry.total for _, entry in links), size)
 
 
 def encode_unixfs(

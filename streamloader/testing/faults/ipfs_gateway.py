@@ -7,10 +7,10 @@ sent. The choice of the victim decides the position in a file.
 Example::
 
     dag = DagBuilder(chunk_size=1000)
-    made = dag.file(data)
-    async with FaultyGateway(dag.blocks, "flipped byte", victim=dag.leaves(made)[3]) as gateway:
+    entry = dag.file(data)
+    async with FaultyGateway(dag.blocks, "flipped byte", victim=dag.leaves(entry)[3]) as gateway:
         store = open_store("ipfs://", gateways=gateway.url, retry=None)
-        await store.read(str(made.cid))  # raises IntegrityError, offset 3000
+        await store.read(str(entry.cid))  # raises IntegrityError, offset 3000
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class FaultyGateway:
             self.add_block(cid, block)
         self._fault = fault
         self._victim = victim
-        self._remaining_strikes = times
+        self._remaining_faults = times
         self._plain = plain
         self._records = dict(records or {})
         self._closing = asyncio.Event()
@@ -118,7 +118,7 @@ class FaultyGateway:
             await self._runner.cleanup()
         for transport in self._transports:
             transport.abort()  # do not wait for clients that stopped reading
-        await asyncio.sleep(0)  # to let them close
+        await asyncio.sleep(0)  # lets the connections close
         await asyncio.sleep(0)
 
     def add_block(self, cid: Cid, block: bytes) -> None:
@@ -210,10 +210,10 @@ class FaultyGateway:
     # --- faults ------------------------------------------------------------------------------------------------------
 
     def _match_fault(self, cid: Cid) -> str | None:
-        if self._fault is None or self._victim not in (None, cid) or self._remaining_strikes == 0:
+        if self._fault is None or self._victim not in (None, cid) or self._remaining_faults == 0:
             return None
-        if self._remaining_strikes is not None:
-            self._remaining_strikes -= 1
+        if self._remaining_faults is not None:
+            self._remaining_faults -= 1
         self.fault_count += 1
         return self._fault
 

@@ -107,8 +107,8 @@ class FaultySsh:
         """Return the options for ``open_store(url, **options)``."""
         return {"password": self.password, "known_hosts": self._known_hosts, "config": []}
 
-    def strike(self) -> None:
-        """Record an occurrence of the fault. A network fault begins now."""
+    def record_fault(self) -> None:
+        """Record an occurrence of the fault. A network fault starts now."""
         self.fault_count += 1
 
     @property
@@ -120,7 +120,7 @@ class FaultySsh:
         key, other = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="faulty-ssh-"))
         try:
-            behind = await asyncssh.listen(
+            backend = await asyncssh.listen(
                 "127.0.0.1",
                 0,
                 server_host_keys=[key],
@@ -129,9 +129,9 @@ class FaultySsh:
                 allow_scp=False,
                 gss_host=None,
             )
-            self._stack.push_async_callback(behind.wait_closed)
-            self._stack.callback(behind.close)
-            self._backend_port = behind.get_port()
+            self._stack.push_async_callback(backend.wait_closed)
+            self._stack.callback(backend.close)
+            self._backend_port = backend.get_port()
             front = await asyncio.start_server(self._serve, "127.0.0.1", 0)
             self._stack.push_async_callback(self._stop_pumps)
             self._stack.callback(front.close)
@@ -172,17 +172,17 @@ class FaultySsh:
             writer.transport.abort()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind, to_behind = await asyncio.open_connection("127.0.0.1", self._backend_port)
-        up = asyncio.create_task(_pump(reader, to_behind))
+        backend_reader, backend_writer = await asyncio.open_connection("127.0.0.1", self._backend_port)
+        up = asyncio.create_task(_pump(reader, backend_writer))
         if self.at == "connect":
-            self.strike()
+            self.record_fault()
         sent = 0
         try:
-            while data := await behind.read(1 << 16):
+            while data := await backend_reader.read(1 << 16):
                 if self.at == "key exchange" and sent + len(data) > GREETING_BYTES:
                     writer.write(data[: GREETING_BYTES - sent])
                     data = data[GREETING_BYTES - sent :]
-                    self.strike()
+                    self.record_fault()
                 if self.broken:
                     self._done = True
                     await self._misbehave(writer, data)
@@ -191,7 +191,7 @@ class FaultySsh:
                 sent += len(data)
                 await writer.drain()
         finally:
-            to_behind.transport.abort()
+            backend_writer.transport.abort()
             up.cancel()
             await asyncio.gather(up, return_exceptions=True)
 
@@ -219,7 +219,7 @@ class _FaultySshServer(asyncssh.SSHServer):
 
     def begin_auth(self, username: str) -> bool:
         if self._kit.at == "login":
-            self._kit.strike()
+            self._kit.record_fault()
         return True
 
     def password_auth_supported(self) -> bool:
@@ -227,7 +227,7 @@ class _FaultySshServer(asyncssh.SSHServer):
 
     def validate_password(self, username: str, password: str) -> bool:
         if self._kit.fault == "login refused":
-            self._kit.strike()
+            self._kit.record_fault()
             return False
         right = username == _USER and secrets.compare_digest(password.encode(), self._kit.password.encode())
         self._kit.logins += right
@@ -247,7 +247,7 @@ class _FaultySftpServer(asyncssh.SFTPServer):
     async def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
         self._find(path)
         if self._kit.at == "open":
-            self._kit.strike()
+            self._kit.record_fault()
         return path
 
     async def read(self, file_obj: object, offset: int, size: int) -> bytes:
@@ -260,7 +260,7 @@ class _FaultySftpServer(asyncssh.SFTPServer):
             or not offset <= kit.at < offset + size
         ):
             return data[offset : offset + size]
-        kit.strike()
+        kit.record_fault()
         right = data[offset : offset + size]
         match kit.fault:
             case "short":

@@ -17,13 +17,13 @@ from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
 from streamloader.values import ObjectInfo
 
-__all__ = ["BIG", "DEADLINE_S", "StoreBinding", "describe_difference", "make_bytes", "run"]
+__all__ = ["BIG_OBJECT_BYTES", "DEADLINE_S", "StoreBinding", "describe_difference", "make_bytes", "run"]
 
 T = TypeVar("T")
 
 DEADLINE_S: Final = 60.0
 """Time limit of one part of a test."""
-BIG: Final = 16 << 20
+BIG_OBJECT_BYTES: Final = 16 << 20
 """Size of a big object in bytes."""
 MAX_CONCURRENT_WRITES: Final = 32
 
@@ -40,7 +40,8 @@ class StoreBinding:
         root_lists: Whether ``list("")`` works. If not, it has to raise NotSupported, NotFound or AccessDenied.
         refused_names: Names among :attr:`names` that this kind of store cannot have, each with the reason. Reading and
             writing them has to raise a StoreError or ConfigError.
-        keys: Numbers of entries in the large listings of the fast and of the slow tier. Lower them only with a reason.
+        listing_sizes: Numbers of entries in the large listings of the fast and of the slow tier. Lower them only with
+            a reason.
         names: Object names that have to work, each below a directory of its own.
     """
 
@@ -49,7 +50,7 @@ class StoreBinding:
     versioned: bool = True
     root_lists: bool = True
     refused_names: Mapping[str, str] = {}
-    keys: tuple[int, int] = (1_200, 10_000)
+    listing_sizes: tuple[int, int] = (1_200, 10_000)
     names: Sequence[str] = (
         "Größe und Länge.bin",
         "日本語/動画 001.mp4",

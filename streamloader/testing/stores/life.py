@@ -24,12 +24,19 @@ from streamloader.config import Limits
 from streamloader.errors import ClosedError, NotFound, StoreError
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import close_shared_stores, open_shared_store
-from streamloader.testing.stores.binding import BIG, StoreBinding, describe_difference, make_bytes, require_listing, run
+from streamloader.testing.stores.binding import (
+    BIG_OBJECT_BYTES,
+    StoreBinding,
+    describe_difference,
+    make_bytes,
+    require_listing,
+    run,
+)
 from streamloader.values import ByteRange
 
 __all__ = ["LifeSuite"]
 
-_SIZE = 200_003
+_OBJECT_BYTES = 200_003
 CHILD_TIMEOUT_S = 40
 
 
@@ -40,7 +47,7 @@ class LifeSuite(StoreBinding):
 
     @pytest.mark.parametrize("limits", [Limits(), Limits(connections=2, requests=3)], ids=["usual", "tight"])
     def test_64_reads_at_once(self, limits: Limits) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
         spans = [ByteRange(number * 3_000, number * 3_000 + 5_000 + number) for number in range(62)]
         spans += [ByteRange(-70_001), ByteRange()]
@@ -48,7 +55,7 @@ class LifeSuite(StoreBinding):
         async def read(store: Store) -> None:
             found = await asyncio.gather(*(store.read(path, span) for span in spans))
             for span, got in zip(spans, found, strict=True):
-                start, end = span.within(_SIZE)
+                start, end = span.within(_OBJECT_BYTES)
                 assert not describe_difference(got, data[start:end]), span
 
         self.use(read, limits=limits)
@@ -68,14 +75,18 @@ class LifeSuite(StoreBinding):
         self.use(read)
 
     def test_one_that_fails_does_not_disturb_the_others(self) -> None:
-        path = self.put("a.bin", make_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_OBJECT_BYTES))
         missing = self.path(self.name("none.bin"))
 
         async def read(store: Store) -> None:
             requested = [missing if number % 3 == 0 else path for number in range(30)]
             found = await asyncio.gather(*(store.read(one) for one in requested), return_exceptions=True)
             for one, got in zip(requested, found, strict=True):
-                assert isinstance(got, NotFound) if one == missing else not describe_difference(got, make_bytes(_SIZE))
+                assert (
+                    isinstance(got, NotFound)
+                    if one == missing
+                    else not describe_difference(got, make_bytes(_OBJECT_BYTES))
+                )
 
         self.use(read)
 
@@ -83,7 +94,7 @@ class LifeSuite(StoreBinding):
 
     def test_a_read_that_is_cancelled_disturbs_nothing(self) -> None:
         # Cancel at the first await, the second, and so on: while it connects, sends, waits for the response, and reads.
-        data = make_bytes(BIG)
+        data = make_bytes(BIG_OBJECT_BYTES)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
@@ -99,14 +110,14 @@ class LifeSuite(StoreBinding):
         self.use(read, limits=Limits(connections=2, requests=2))
 
     def test_a_read_that_is_cancelled_in_the_middle_disturbs_nothing(self) -> None:
-        data = make_bytes(BIG)
+        data = make_bytes(BIG_OBJECT_BYTES)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
             for _ in range(6):
-                began = asyncio.Event()
-                task = asyncio.create_task(_stall(store.stream(path), began))
-                await began.wait()
+                started = asyncio.Event()
+                task = asyncio.create_task(_stall(store.stream(path), started))
+                await started.wait()
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
@@ -115,7 +126,7 @@ class LifeSuite(StoreBinding):
         self.use(read, limits=Limits(connections=2, requests=2))
 
     def test_the_others_go_on_when_some_are_cancelled(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
@@ -170,14 +181,14 @@ class LifeSuite(StoreBinding):
 
     def test_closing_ends_the_reads_under_way(self) -> None:
         # Each read returns the right bytes or raises a typed error; none hangs.
-        data = make_bytes(BIG)
+        data = make_bytes(BIG_OBJECT_BYTES)
         path = self.put("big.bin", data)
 
         async def close() -> None:
             store = self.make_store()
-            began = asyncio.Event()
-            tasks = [asyncio.create_task(_collect(store.stream(path), began)) for _ in range(4)]
-            await began.wait()
+            started = asyncio.Event()
+            tasks = [asyncio.create_task(_collect(store.stream(path), started)) for _ in range(4)]
+            await started.wait()
             await store.aclose()
             for got in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(got, BaseException):
@@ -190,7 +201,7 @@ class LifeSuite(StoreBinding):
     # --- other loops and processes -----------------------------------------------------------------------------------
 
     def test_a_second_event_loop(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
         store = self.make_store()
         for _ in range(3):
@@ -198,7 +209,7 @@ class LifeSuite(StoreBinding):
         run(store.aclose)
 
     def test_pickled(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
 
         async def read() -> None:
@@ -218,7 +229,7 @@ class LifeSuite(StoreBinding):
         run(read)
 
     def test_pickled_in_another_process(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
         pickled = pickle.dumps(self.make_store())
 
@@ -229,7 +240,7 @@ class LifeSuite(StoreBinding):
         assert _in_child(read) == "fine"
 
     def test_used_after_a_fork(self) -> None:
-        data = make_bytes(BIG)
+        data = make_bytes(BIG_OBJECT_BYTES)
         path = self.put("big.bin", data)
 
         async def use(store: Store) -> None:
@@ -252,7 +263,7 @@ class LifeSuite(StoreBinding):
     # --- the blocking interface --------------------------------------------------------------------------------------
 
     def test_the_shared_store_gives_the_same(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("sub/a.bin", data)
         info = self.use(lambda store: store.head(path))
         shared, path = open_shared_store(self.address(self.name("sub/a.bin")), self.location()[1])
@@ -277,7 +288,7 @@ class LifeSuite(StoreBinding):
         close_shared_stores()
 
     def test_the_shared_store_serves_many_threads(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         self.put("a.bin", data)
 
         def read(number: int) -> bool:
@@ -292,7 +303,7 @@ class LifeSuite(StoreBinding):
     # --- secrets -----------------------------------------------------------------------------------------------------
 
     def test_shows_no_secrets(self) -> None:
-        path = self.put("a.bin", make_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_OBJECT_BYTES))
         shown = io.StringIO()
         handler = logging.StreamHandler(shown)
         logger = logging.getLogger()
@@ -303,10 +314,10 @@ class LifeSuite(StoreBinding):
         async def show(store: Store) -> None:
             print(repr(store), str(store), store.url, store.address(path), file=shown)
             print(await store.head(path), file=shown)
-            assert not describe_difference(await store.read(path, ByteRange(0, 9)), make_bytes(_SIZE)[:9])
+            assert not describe_difference(await store.read(path, ByteRange(0, 9)), make_bytes(_OBJECT_BYTES)[:9])
             for fail in (
                 lambda: store.head(self.path(self.name("none.bin"))),
-                lambda: store.read(path, ByteRange(_SIZE, _SIZE + 1)),
+                lambda: store.read(path, ByteRange(_OBJECT_BYTES, _OBJECT_BYTES + 1)),
                 lambda: store.read(path, version="no such version"),
                 lambda: store.read(".."),
             ):
@@ -331,7 +342,7 @@ class LifeSuite(StoreBinding):
             assert len(secret) >= 6, "the secret is too short to be searched for"
             assert secret not in text, f"shown: ...{text[max(0, text.index(secret) - 200) : text.index(secret)]}..."
 
-    def test_says_where_it_is(self) -> None:
+    def test_shows_its_address(self) -> None:
         store = self.make_store()
         assert store.url in repr(store)
         assert store.url
@@ -344,27 +355,27 @@ async def _read_some(store: Store, path: str) -> list[bytes]:
     return list(await asyncio.gather(store.read(path, ByteRange(7, 70_000)), store.read(path)))
 
 
-async def _collect(stream: AsyncGenerator[bytes, None], began: asyncio.Event) -> bytes:
+async def _collect(stream: AsyncGenerator[bytes, None], started: asyncio.Event) -> bytes:
     parts = []
     try:
         async with contextlib.aclosing(stream):
             async for part in stream:
                 parts.append(part)
-                began.set()
+                started.set()
                 await asyncio.sleep(0)
     finally:
-        began.set()
+        started.set()
     return b"".join(parts)
 
 
-async def _stall(stream: AsyncGenerator[bytes, None], began: asyncio.Event) -> None:
+async def _stall(stream: AsyncGenerator[bytes, None], started: asyncio.Event) -> None:
     try:
         async with contextlib.aclosing(stream):
             async for _ in stream:
-                began.set()
+                started.set()
                 await asyncio.Event().wait()
     finally:
-        began.set()  # after a failure too
+        started.set()  # after a failure too
 
 
 async def _count(infos: AsyncGenerator[Any, None]) -> int:

@@ -115,11 +115,11 @@ class ListSuite(StoreBinding):
         self.use(check)
 
     def test_many_keys(self) -> None:
-        self._many(self.keys[0])
+        self._many(self.listing_sizes[0])
 
     @pytest.mark.slow
     def test_very_many_keys(self) -> None:
-        self._many(self.keys[1])
+        self._many(self.listing_sizes[1])
 
     def test_too_many_keys_are_an_error(self) -> None:
         self._fill()

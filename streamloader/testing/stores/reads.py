@@ -17,12 +17,18 @@ import pytest
 from streamloader.config import Limits
 from streamloader.errors import ConfigError, NotFound, ObjectChanged, RangeNotSatisfiable, StoreError
 from streamloader.stores.base import Store
-from streamloader.testing.stores.binding import BIG, StoreBinding, assert_names, describe_difference, make_bytes
+from streamloader.testing.stores.binding import (
+    BIG_OBJECT_BYTES,
+    StoreBinding,
+    assert_names,
+    describe_difference,
+    make_bytes,
+)
 from streamloader.values import ByteRange
 
 __all__ = ["ReadSuite"]
 
-_SIZE = 300_007  # not a power of two, and more than one packet
+_OBJECT_BYTES = 300_007  # not a power of two, and more than one packet
 MAX_PIECE_BYTES = 8 << 20  # streaming has to need little memory
 
 
@@ -32,7 +38,7 @@ class ReadSuite(StoreBinding):
     # --- spans -------------------------------------------------------------------------------------------------------
 
     def test_reads_a_whole_object(self) -> None:
-        assert not describe_difference(self._read(make_bytes(_SIZE), None), make_bytes(_SIZE))
+        assert not describe_difference(self._read(make_bytes(_OBJECT_BYTES), None), make_bytes(_OBJECT_BYTES))
 
     def test_reads_an_empty_object(self) -> None:
         path = self.put("empty", b"")
@@ -57,30 +63,32 @@ class ReadSuite(StoreBinding):
         assert not describe_difference(self._read(data, None), data)
 
     def test_reads_an_exact_span(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         assert not describe_difference(self._read(data, ByteRange(1_000, 2_001)), data[1_000:2_001])
 
     def test_reads_single_bytes(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
-            for at in (0, 1, _SIZE // 2, _SIZE - 2, _SIZE - 1):
+            for at in (0, 1, _OBJECT_BYTES // 2, _OBJECT_BYTES - 2, _OBJECT_BYTES - 1):
                 assert not describe_difference(await store.read(path, ByteRange(at, at + 1)), data[at : at + 1]), at
 
         self.use(read)
 
     def test_a_span_of_everything_is_everything(self) -> None:
-        assert not describe_difference(self._read(make_bytes(_SIZE), ByteRange(0, _SIZE)), make_bytes(_SIZE))
+        assert not describe_difference(
+            self._read(make_bytes(_OBJECT_BYTES), ByteRange(0, _OBJECT_BYTES)), make_bytes(_OBJECT_BYTES)
+        )
 
     def test_a_span_of_nothing_is_nothing(self) -> None:
-        path = self.put("a.bin", make_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_OBJECT_BYTES))
 
         async def read(store: Store) -> None:
-            for at in (0, 1, _SIZE // 2, _SIZE):
+            for at in (0, 1, _OBJECT_BYTES // 2, _OBJECT_BYTES):
                 assert await store.read(path, ByteRange(at, at)) == b"", at
             with pytest.raises(RangeNotSatisfiable):
-                await store.read(path, ByteRange(_SIZE + 1, _SIZE + 1))
+                await store.read(path, ByteRange(_OBJECT_BYTES + 1, _OBJECT_BYTES + 1))
 
         self.use(read)
 
@@ -88,21 +96,21 @@ class ReadSuite(StoreBinding):
         self._refuses_missing(ByteRange(0, 0))
 
     def test_reads_with_an_open_end(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
-            for at in (0, 1, _SIZE - 1, _SIZE):
+            for at in (0, 1, _OBJECT_BYTES - 1, _OBJECT_BYTES):
                 assert not describe_difference(await store.read(path, ByteRange(at)), data[at:]), at
 
         self.use(read)
 
     def test_reads_from_the_end(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
-            for count in (1, 22, _SIZE - 1, _SIZE):
+            for count in (1, 22, _OBJECT_BYTES - 1, _OBJECT_BYTES):
                 assert not describe_difference(await store.read(path, ByteRange(-count)), data[-count:]), count
 
         self.use(read)
@@ -113,15 +121,15 @@ class ReadSuite(StoreBinding):
 
     @pytest.mark.parametrize("span", [(-1, 1), (0, 1), (0, 100), (100, 200)])
     def test_refuses_spans_past_the_end(self, span: tuple[int, int]) -> None:
-        path = self.put("a.bin", make_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_OBJECT_BYTES))
 
         async def read(store: Store) -> None:
             with pytest.raises(RangeNotSatisfiable) as caught:
-                await store.read(path, ByteRange(_SIZE + span[0], _SIZE + span[1]))
+                await store.read(path, ByteRange(_OBJECT_BYTES + span[0], _OBJECT_BYTES + span[1]))
             assert_names(caught.value, store, path)
-            assert caught.value.offset == _SIZE + span[0]
+            assert caught.value.offset == _OBJECT_BYTES + span[0]
             assert not describe_difference(
-                await store.read(path, ByteRange(-1)), make_bytes(_SIZE)[-1:]
+                await store.read(path, ByteRange(-1)), make_bytes(_OBJECT_BYTES)[-1:]
             )  # the store still works
 
         self.use(read)
@@ -137,43 +145,49 @@ class ReadSuite(StoreBinding):
         self.use(read)
 
     def test_adjacent_spans_join(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
-            borders = [0, 1, 4_095, 4_096, 65_536, 65_537, 262_143, 262_144, 262_145, _SIZE]
+            borders = [0, 1, 4_095, 4_096, 65_536, 65_537, 262_143, 262_144, 262_145, _OBJECT_BYTES]
             spans = [ByteRange(*pair) for pair in itertools.pairwise(borders)]
             assert not describe_difference(b"".join([await store.read(path, span) for span in spans]), data)
 
         self.use(read)
 
     def test_random_spans(self) -> None:
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
         rng = random.Random(4)  # noqa: S311 - not for secrets
 
         async def read(store: Store) -> None:
             for _ in range(40):
-                start = rng.randrange(_SIZE + 1)
-                end = rng.choice([None, rng.randint(start, _SIZE), min(_SIZE, start + rng.randrange(70_000))])
+                start = rng.randrange(_OBJECT_BYTES + 1)
+                end = rng.choice(
+                    [None, rng.randint(start, _OBJECT_BYTES), min(_OBJECT_BYTES, start + rng.randrange(70_000))]
+                )
                 assert not describe_difference(await store.read(path, ByteRange(start, end)), data[start:end]), (
                     start,
                     end,
                 )
-                count = rng.randint(1, 2 * _SIZE)
+                count = rng.randint(1, 2 * _OBJECT_BYTES)
                 assert not describe_difference(await store.read(path, ByteRange(-count)), data[-count:]), -count
 
         self.use(read)
 
     def test_reads_a_big_object(self) -> None:
-        data = make_bytes(BIG)
+        data = make_bytes(BIG_OBJECT_BYTES)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
             whole = await store.read(path)
-            assert len(whole) == BIG
+            assert len(whole) == BIG_OBJECT_BYTES
             assert hashlib.sha256(whole).hexdigest() == hashlib.sha256(data).hexdigest()
-            for start, end in ((BIG - 5, BIG), (BIG // 2 - 1, BIG // 2 + 1), (3 << 20, (9 << 20) + 1)):
+            for start, end in (
+                (BIG_OBJECT_BYTES - 5, BIG_OBJECT_BYTES),
+                (BIG_OBJECT_BYTES // 2 - 1, BIG_OBJECT_BYTES // 2 + 1),
+                (3 << 20, (9 << 20) + 1),
+            ):
                 assert not describe_difference(await store.read(path, ByteRange(start, end)), data[start:end]), (
                     start,
                     end,
@@ -184,13 +198,13 @@ class ReadSuite(StoreBinding):
     # --- pieces ------------------------------------------------------------------------------------------------------
 
     def test_the_pieces_of_a_stream_join_to_the_whole(self) -> None:
-        data = make_bytes(BIG)
+        data = make_bytes(BIG_OBJECT_BYTES)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
-            for span in (None, ByteRange(1, BIG - 1), ByteRange(-5_000_001)):
+            for span in (None, ByteRange(1, BIG_OBJECT_BYTES - 1), ByteRange(-5_000_001)):
                 found = [piece async for piece in store.stream(path, span)]
-                start, end = (span or ByteRange()).within(BIG)
+                start, end = (span or ByteRange()).within(BIG_OBJECT_BYTES)
                 assert hashlib.sha256(b"".join(found)).digest() == hashlib.sha256(data[start:end]).digest()
                 assert all(isinstance(piece, bytes) and piece for piece in found)
                 assert max(map(len, found)) <= MAX_PIECE_BYTES, "pieces of a stream are small"
@@ -199,7 +213,7 @@ class ReadSuite(StoreBinding):
 
     def test_a_stream_that_is_left_early_disturbs_nothing(self) -> None:
         # More often than there are connections: no connection may be lost.
-        data = make_bytes(BIG)
+        data = make_bytes(BIG_OBJECT_BYTES)
         path = self.put("big.bin", data)
 
         async def read(store: Store) -> None:
@@ -214,7 +228,7 @@ class ReadSuite(StoreBinding):
 
     def test_a_stream_may_be_read_slowly(self) -> None:
         # Other reads finish first and do not change its bytes.
-        data = make_bytes(_SIZE)
+        data = make_bytes(_OBJECT_BYTES)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:
@@ -248,11 +262,11 @@ class ReadSuite(StoreBinding):
             self.use(check)
 
     def test_head_describes_the_object(self) -> None:
-        path = self.put("a.bin", make_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_OBJECT_BYTES))
 
         async def check(store: Store) -> None:
             info = await store.head(path)
-            assert (info.path, info.size, info.is_directory) == (path, _SIZE, False)
+            assert (info.path, info.size, info.is_directory) == (path, _OBJECT_BYTES, False)
             assert (info.version is not None) == self.versioned
             assert info.version is None or (type(info.version) is str and info.version)
             assert info.modified is None or abs(info.modified - time.time()) < 86_400
@@ -309,7 +323,7 @@ class ReadSuite(StoreBinding):
         async def refuse(store: Store) -> None:
             for name, why in self.refused_names.items():
                 assert name in self.names, f"{name} is not one of the names that are tested"
-                assert why, f"say why {name} cannot be"
+                assert why, f"give the reason why the store cannot have {name}"
                 path = self.path(self.name(name))
                 with pytest.raises((StoreError, ConfigError)):
                     await store.read(path)
@@ -334,20 +348,20 @@ class ReadSuite(StoreBinding):
         assert (infos[0].version != infos[1].version) == self.versioned
 
     def test_reads_the_requested_version(self) -> None:
-        path = self.put("a.bin", make_bytes(_SIZE))
+        path = self.put("a.bin", make_bytes(_OBJECT_BYTES))
 
         async def read(store: Store) -> None:
             version = (await store.head(path)).version
-            assert not describe_difference(await store.read(path, version=version), make_bytes(_SIZE))
+            assert not describe_difference(await store.read(path, version=version), make_bytes(_OBJECT_BYTES))
             assert not describe_difference(
-                await store.read(path, ByteRange(5, 9), version=version), make_bytes(_SIZE)[5:9]
+                await store.read(path, ByteRange(5, 9), version=version), make_bytes(_OBJECT_BYTES)[5:9]
             )
             assert not describe_difference(
-                await store.read(path, ByteRange(-9), version=version), make_bytes(_SIZE)[-9:]
+                await store.read(path, ByteRange(-9), version=version), make_bytes(_OBJECT_BYTES)[-9:]
             )
             assert await store.read(path, ByteRange(7, 7), version=version) == b""
             assert not describe_difference(
-                b"".join([piece async for piece in store.stream(path, version=version)]), make_bytes(_SIZE)
+                b"".join([piece async for piece in store.stream(path, version=version)]), make_bytes(_OBJECT_BYTES)
             )
 
         self.use(read)

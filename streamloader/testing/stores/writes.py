@@ -15,7 +15,7 @@ import pytest
 from streamloader.errors import NotFound, ObjectChanged
 from streamloader.stores.base import Store
 from streamloader.testing.stores.binding import (
-    BIG,
+    BIG_OBJECT_BYTES,
     StoreBinding,
     describe_difference,
     iterate_pieces,
@@ -64,15 +64,15 @@ class WriteSuite(StoreBinding):
 
         async def write(store: Store) -> None:
             if await require_writes(store, path):
-                await store.write(path, make_bytes(BIG))
+                await store.write(path, make_bytes(BIG_OBJECT_BYTES))
                 whole = await store.read(path)
-                assert hashlib.sha256(whole).digest() == hashlib.sha256(make_bytes(BIG)).digest()
+                assert hashlib.sha256(whole).digest() == hashlib.sha256(make_bytes(BIG_OBJECT_BYTES)).digest()
 
         self.use(write)
 
     def test_writes_pieces_as_they_come(self) -> None:
-        path, data = self.path(self.name("a.bin")), make_bytes(BIG)
-        cuts = [0, 0, 1, 7, 7, 65_536, 5 << 20, (5 << 20) + 1, BIG - 3, BIG, BIG]
+        path, data = self.path(self.name("a.bin")), make_bytes(BIG_OBJECT_BYTES)
+        cuts = [0, 0, 1, 7, 7, 65_536, 5 << 20, (5 << 20) + 1, BIG_OBJECT_BYTES - 3, BIG_OBJECT_BYTES, BIG_OBJECT_BYTES]
         parts = [data[start:end] for start, end in itertools.pairwise(cuts)]
 
         async def write(store: Store) -> None:
@@ -108,7 +108,7 @@ class WriteSuite(StoreBinding):
         self.use(write)
 
     @pytest.mark.parametrize("before", [b"the old one", None])
-    @pytest.mark.parametrize("size", [0, 3, BIG])
+    @pytest.mark.parametrize("size", [0, 3, BIG_OBJECT_BYTES])
     def test_a_write_that_fails_changes_nothing(self, before: bytes | None, size: int) -> None:
         path = self.path(self.name("a.bin"))
 
@@ -135,8 +135,8 @@ class WriteSuite(StoreBinding):
             reached = asyncio.get_running_loop().create_future()
 
             async def stuck() -> AsyncIterator[bytes]:
-                for at in range(0, BIG, 1 << 20):
-                    yield make_bytes(BIG)[at : at + (1 << 20)]
+                for at in range(0, BIG_OBJECT_BYTES, 1 << 20):
+                    yield make_bytes(BIG_OBJECT_BYTES)[at : at + (1 << 20)]
                 reached.set_result(None)
                 await asyncio.Event().wait()
 
@@ -243,7 +243,7 @@ class WriteSuite(StoreBinding):
         self.use(both)
 
     def test_a_reader_in_the_middle_is_not_disturbed(self) -> None:
-        data = make_bytes(BIG)
+        data = make_bytes(BIG_OBJECT_BYTES)
         path = self.put("a.bin", data)
 
         async def read(store: Store) -> None:

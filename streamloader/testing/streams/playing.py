@@ -42,7 +42,7 @@ def play(
     """Read one stream to its end and return its steps: name -> array (steps, *shape).
 
     Args:
-        dataset: Data set whose :meth:`~streamloader.StreamDataset.index` was called.
+        dataset: Dataset whose :meth:`~streamloader.StreamDataset.index` was called.
         info: Stream to read, as ``index`` returned it.
         block: Number of steps of each read.
         seek: Step to start at. By default, the stream is read from its beginning without seeking.

@@ -39,7 +39,7 @@ class ResumeSuite(abc.ABC):
 
     @abc.abstractmethod
     def make_dataset(self) -> StreamDataset:
-        """Return a new data set. Every call returns an equal one."""
+        """Return a new dataset. Every call returns an equal one."""
 
     def test_settings_are_plain_and_the_same_every_time(self) -> None:
         # They are part of a state's fingerprint: if they differed between processes, no state would be accepted.
@@ -69,7 +69,7 @@ class ResumeSuite(abc.ABC):
                 run.check(run.saved[number], self.make_dataset(), COMPARED_BATCHES)
 
     def test_resumes_in_worker_processes(self) -> None:
-        # A state of this process is resumed in two workers, and one of theirs in this process.
+        # A state saved without workers is resumed with two, and a state saved with two is resumed without.
         run = _ReferenceRun.of(self.make_dataset(), batch_size=2, window=2)
         saved = next(saved for saved in run.saved if saved.batch == len(run.epochs[0]) // 2)
         remaining = len(run.epochs[0]) - saved.batch
@@ -137,7 +137,7 @@ class _ReferenceRun:
                 saved.append(_SavedState.of(loader, epoch + 1, 0))
             for batch in itertools.islice(loader, COMPARED_BATCHES):
                 epochs[2].append(_copy_arrays(batch))
-        assert epochs[0], "the suite needs a data set with steps"
+        assert epochs[0], "the suite needs a dataset with steps"
         return cls(arguments, epochs, saved)
 
     def check(self, saved: _SavedState, dataset: StreamDataset, count: int, **other: Any) -> list[_SavedState]:
@@ -199,7 +199,7 @@ class _ReadLog:
 
 
 class _RecordingStreams(StreamDataset):
-    """A wrapper of a data set that records which steps of its streams are read in this process."""
+    """A wrapper of a dataset that records which steps of its streams are read in this process."""
 
     def __init__(self, dataset: StreamDataset) -> None:
         self.opened: list[_ReadLog] = []
@@ -229,14 +229,14 @@ class _RecordingStreams(StreamDataset):
 
 
 class _RecordingStream(Stream):
-    def __init__(self, stream: Stream, opened: _ReadLog) -> None:
-        self._stream, self._open_stream = stream, opened
+    def __init__(self, stream: Stream, log: _ReadLog) -> None:
+        self._stream, self._log = stream, log
         self._next = 0
         self.replays = stream.replays
 
     async def read_into(self, out: Mapping[str, Array]) -> int:
         count = await self._stream.read_into(out)
-        self._open_stream.read.update(range(self._next, self._next + count))
+        self._log.read.update(range(self._next, self._next + count))
         self._next += count
         return count
 
@@ -244,7 +244,7 @@ class _RecordingStream(Stream):
         try:
             await self._stream.seek(step)
         except NotImplementedError:
-            self._open_stream.can_seek = False
+            self._log.can_seek = False
             raise
         self._next = step
 

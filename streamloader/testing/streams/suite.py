@@ -1,4 +1,4 @@
-"""The conformance suite of streams: a subclass provides a data set and inherits the tests."""
+"""The conformance suite of streams: a subclass provides a dataset and inherits the tests."""
 
 # ruff: noqa: D102 - the name of a test describes it
 
@@ -43,13 +43,13 @@ __all__ = ["StreamSuite"]
 
 T = TypeVar("T")
 
-BLOCK_STEPS = 1 << 12  # of reads that fetch most streams whole
+BLOCK_STEPS = 1 << 12  # one read of this size fetches most streams whole
 
 
 class StreamSuite(ResumeSuite):
     """All tests of streams. Inherit from it in a class whose name pytest collects, and define :meth:`make_dataset`.
 
-    The data set must have at least two streams, one of them with two steps or more, and should be small: each
+    The dataset must have at least two streams, one of them with two steps or more, and should be small: each
     stream is read dozens of times. An autouse fixture of the subclass gives it access to other fixtures::
 
         class TestMyStreams(StreamSuite):
@@ -77,7 +77,7 @@ class StreamSuite(ResumeSuite):
     def test_index_is_the_same_every_time(self) -> None:
         dataset = self.make_dataset()
         infos = list(describe_streams(dataset))
-        assert len(infos) >= 2, "the suite needs a data set with at least two streams"
+        assert len(infos) >= 2, "the suite needs a dataset with at least two streams"
         assert list(describe_streams(dataset)) == infos
         assert list(describe_streams(self.make_dataset())) == infos
 
@@ -102,7 +102,7 @@ class StreamSuite(ResumeSuite):
         assert dict(dataset.fields) == fields
 
     def test_lengths_are_honest(self) -> None:
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         for info in infos:
             assert not self.lengths_known or info.length is not None, f"the length of {info.key} is unknown"
             if info.length is not None:
@@ -114,20 +114,20 @@ class StreamSuite(ResumeSuite):
         expected = self.expected()
         if expected is None:
             pytest.skip("this binding defines no expected steps")
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         for info, steps in zip(infos, expected, strict=True):
             assert_same_steps(play(dataset, info), steps, info.key)
 
     @pytest.mark.parametrize("block", [1, 2, 3, 7])
     def test_the_size_of_blocks_changes_nothing(self, block: int) -> None:
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         for info in infos:
             whole = play(dataset, info, BLOCK_STEPS)
             assert_same_steps(play(dataset, info, block), whole, f"{info.key} by blocks of {block}")
 
-    def test_steps_that_are_returned_are_written_wholly(self) -> None:
+    def test_returned_steps_are_written_completely(self) -> None:
         # Each block is read into buffers with different contents: unwritten bytes would differ.
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
 
         async def read_with(info: StreamInfo, poison: int) -> list[dict[str, Array]]:
             blocks = []
@@ -142,7 +142,7 @@ class StreamSuite(ResumeSuite):
                 assert_same_steps(one, zero, f"{info.key}, read {number}")
 
     def test_the_end_stays_the_end(self) -> None:
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
 
         async def read_on(info: StreamInfo) -> list[int]:
             async with _open_stream(dataset, info) as stream:
@@ -153,17 +153,17 @@ class StreamSuite(ResumeSuite):
             assert _run(read_on, info) == [0, 0, 0], info.key
 
     def test_the_same_rng_gives_the_same_steps(self) -> None:
-        first, infos = self._indexed()
-        second, _ = self._indexed()
+        first, infos = self._index_dataset()
+        second, _ = self._index_dataset()
         for number, info in enumerate(infos):
             rngs = [stream_rng(7, 3, number) for _ in range(3)]
             steps = play(first, info, rng=rngs[0])
             assert_same_steps(play(first, info, rng=rngs[1]), steps, f"{info.key}, read again")
-            assert_same_steps(play(second, info, rng=rngs[2]), steps, f"{info.key} of an equal data set")
+            assert_same_steps(play(second, info, rng=rngs[2]), steps, f"{info.key} of an equal dataset")
 
     def test_prepared_streams_are_the_same(self) -> None:
         # A lane prepares streams while it reads another one.
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
 
         async def read_prepared(info: StreamInfo) -> dict[str, Array] | None:
             unused, prepared = await dataset.prepare(info), await dataset.prepare(info)
@@ -183,18 +183,18 @@ class StreamSuite(ResumeSuite):
 
     def test_streams_do_not_disturb_each_other(self) -> None:
         # One task reads two open copies of each stream, in turns of 2 steps.
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         alone = [play(dataset, info) for info in infos]
 
         async def in_turns() -> list[dict[str, Array]]:
             opened = [await dataset.open(info, stream_rng(0, 0, 0)) for info in (*infos, *infos)]
             blocks: list[list[dict[str, Array]]] = [[] for _ in opened]
             try:
-                playing = list(range(len(opened)))
-                while playing:
-                    for number in playing:
+                active = list(range(len(opened)))
+                while active:
+                    for number in active:
                         blocks[number].append(await read_block(opened[number], dataset, 2))
-                    playing = [number for number in playing if _count(blocks[number][-1])]
+                    active = [number for number in active if _count(blocks[number][-1])]
             finally:
                 for stream in opened:
                     await stream.aclose()
@@ -205,15 +205,15 @@ class StreamSuite(ResumeSuite):
 
     def test_streams_are_read_concurrently(self) -> None:
         # As in a worker: a task and a thread for each lane.
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         alone = [play(dataset, info) for info in infos]
-        played: dict[int, dict[str, Array]] = {}
+        results: dict[int, dict[str, Array]] = {}
 
         async def lane(number: int) -> None:
             thread = LaneThread(f"suite-lane-{number}")
             current_lane_thread.set(thread)
             try:
-                played[number] = await play_async(dataset, infos[number % len(infos)], 3)
+                results[number] = await play_async(dataset, infos[number % len(infos)], 3)
             finally:
                 assert thread.stop(DEADLINE_S)
 
@@ -223,13 +223,13 @@ class StreamSuite(ResumeSuite):
                     tasks.start_soon(lane, number)
 
         _run(all_lanes)
-        for number, steps in sorted(played.items()):
+        for number, steps in sorted(results.items()):
             assert_same_steps(steps, alone[number % len(infos)], infos[number % len(infos)].key)
 
     # --- positions and times -----------------------------------------------------------------------------------------
 
-    def test_seeking_is_the_same_as_playing_up_to_there(self) -> None:
-        dataset, infos = self._indexed()
+    def test_seeking_is_the_same_as_reading_up_to_there(self) -> None:
+        dataset, infos = self._index_dataset()
         if not self.seekable:
             with pytest.raises(NotImplementedError):
                 play(dataset, infos[0], seek=1)
@@ -254,7 +254,7 @@ class StreamSuite(ResumeSuite):
 
     def test_the_end_can_be_sought(self) -> None:
         # A state can have this position: a window may end with the last step of a stream.
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         if not self.seekable:
             pytest.skip("these streams cannot seek")
 
@@ -273,21 +273,21 @@ class StreamSuite(ResumeSuite):
             _run(check, info)
 
     def test_times_never_run_backwards(self) -> None:
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         for info in infos:
-            whole = _run(_times, dataset, info, BLOCK_STEPS)
+            whole = _run(_read_times, dataset, info, BLOCK_STEPS)
             assert np.isfinite(whole).all()
             assert (np.diff(whole) >= 0).all(), info.key
             for block in (1, 3):
-                assert _run(_times, dataset, info, block).tobytes() == whole.tobytes(), info.key
+                assert _run(_read_times, dataset, info, block).tobytes() == whole.tobytes(), info.key
             if self.seekable and len(whole) > 1:
                 middle = len(whole) // 2
-                assert _run(_times, dataset, info, 2, middle).tobytes() == whole[middle:].tobytes(), info.key
+                assert _run(_read_times, dataset, info, 2, middle).tobytes() == whole[middle:].tobytes(), info.key
 
     # --- resources ---------------------------------------------------------------------------------------------------
 
     def test_closing_twice_does_no_harm(self) -> None:
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
 
         async def close_after(info: StreamInfo, reads: int) -> None:
             stream = await dataset.open(info, stream_rng(0, 0, 0))
@@ -300,7 +300,7 @@ class StreamSuite(ResumeSuite):
             _run(close_after, infos[0], reads)
 
     def test_closes_after_a_cancelled_read(self) -> None:
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
 
         async def cancel(info: StreamInfo) -> None:
             stream = await dataset.open(info, stream_rng(0, 0, 0))
@@ -314,7 +314,7 @@ class StreamSuite(ResumeSuite):
 
     def test_closes_after_a_cancelled_open(self) -> None:
         # The lane's thread finishes the call: a stream that it opens late has to be closed as well.
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         before = _list_resources()
 
         async def cancel(info: StreamInfo) -> None:
@@ -337,7 +337,7 @@ class StreamSuite(ResumeSuite):
     def test_nothing_is_held_before_and_after(self) -> None:
         before = _list_resources()
         dataset = self.make_dataset()
-        assert _list_resources() == before, "the constructor of a data set must not open anything"
+        assert _list_resources() == before, "the constructor of a dataset must not open anything"
         infos = describe_streams(dataset)
         assert _list_resources() == before, "index must close what it opens"
         for info in infos:
@@ -346,9 +346,9 @@ class StreamSuite(ResumeSuite):
         assert _list_resources() == before, "aclose must release everything"
 
     def test_travels_to_another_process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        # A worker receives a pickled data set, indexed or not, and may have another current directory.
+        # A worker receives a pickled dataset, indexed or not, and may have another current directory.
         fresh = cloudpickle.dumps(self.make_dataset())
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         alone = [play(dataset, info) for info in infos]
         indexed = cloudpickle.loads(cloudpickle.dumps(dataset))
         assert list(describe_streams(cloudpickle.loads(fresh))) == list(infos)
@@ -358,7 +358,7 @@ class StreamSuite(ResumeSuite):
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
-    def _indexed(self) -> tuple[StreamDataset, Sequence[StreamInfo]]:
+    def _index_dataset(self) -> tuple[StreamDataset, Sequence[StreamInfo]]:
         dataset = self.make_dataset()
         return dataset, describe_streams(dataset)
 
@@ -380,7 +380,7 @@ def _run(function: Callable[..., Awaitable[T]], *args: Any) -> T:
     return anyio.run(with_deadline)
 
 
-async def _times(dataset: StreamDataset, info: StreamInfo, block: int, seek: int = 0) -> Array:
+async def _read_times(dataset: StreamDataset, info: StreamInfo, block: int, seek: int = 0) -> Array:
     """Return the times of the steps from `seek` on, requested after each block as the engine does."""
     parts = [np.empty(0)]
     position = seek

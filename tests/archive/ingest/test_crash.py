@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -103,8 +104,7 @@ def test_deaths_with_new_chunks_in_between_give_up_nothing(catalog, clips, monke
 def test_a_worker_that_hangs_is_killed_and_its_video_taken_up_again(catalog, clips, monkeypatch):
     from streamloader.archive.ingest import driver
 
-    monkeypatch.setattr(driver, "_STALL_TIMEOUT_S", 1.0)
-    inner = catalog.resource.begin_job
+    inner, patient = catalog.resource.begin_job, driver._STALL_TIMEOUT_S
     stopped = []
 
     async def begin(job):
@@ -113,10 +113,19 @@ def test_a_worker_that_hangs_is_killed_and_its_video_taken_up_again(catalog, cli
             stopped.extend(workers())
             for worker in stopped:
                 worker.suspend()
+            monkeypatch.setattr(driver, "_STALL_TIMEOUT_S", 1.0)
+            restorer.start()
         return result
 
+    def wait_and_restore():
+        """Give the next worker all the time that it needs."""
+        psutil.wait_procs(stopped, timeout=60)
+        driver._STALL_TIMEOUT_S = patient
+
+    restorer = threading.Thread(target=wait_and_restore)
     monkeypatch.setattr(catalog.resource, "begin_job", begin)
     add_videos(catalog, clips[:1], SETTINGS, jobs=1)
+    restorer.join(60)
     assert len(stopped) == 1
     assert not stopped[0].is_running()
     tidied(catalog)

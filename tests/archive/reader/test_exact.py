@@ -62,7 +62,7 @@ def _compare(address, truth, seed, **options):
             _same(archive[start:stop:step], truth[start:stop:step], f"[{start}:{stop}:{step}]")
         some = dice.choices(range(count), k=20)
         _same(archive[some], truth[some], f"{some}")
-    with open_archive(address, **options) as archive:  # anew, so that nothing is there from before
+    with open_archive(address, **options) as archive:  # a new one, with empty caches
         _same(archive[:], truth, "all")
 
 

@@ -13,7 +13,7 @@ from streamloader.stores.http.address_scope import (
     allowed_redirect_scope,
     classify_address,
 )
-from streamloader.testing.faults.dns import host_names
+from streamloader.testing.faults.dns import override_host_names
 
 PUBLIC, PRIVATE, LOOPBACK, SPECIAL = AddressScope
 
@@ -74,7 +74,9 @@ def test_the_resolver_allows_smaller_scopes(allowed):
     async def look_up(name):
         return [result["host"] for result in await ScopedResolver(allowed, {}).resolve(name, 80)]
 
-    with host_names({f"{scope.name}.test": [address] for address, scope in SCOPES.items() if ":" not in address}):
+    with override_host_names(
+        {f"{scope.name}.test": [address] for address, scope in SCOPES.items() if ":" not in address}
+    ):
         for scope in AddressScope:
             if scope <= allowed:
                 assert classify_address(asyncio.run(look_up(f"{scope.name}.test"))[0]) is scope
@@ -90,6 +92,6 @@ def test_the_resolver_records_the_smallest_scope():
         for _ in range(3):
             await ScopedResolver(SPECIAL, seen).resolve("a.test", 80)
 
-    with host_names({"a.test": ["127.0.0.1", "8.8.8.8", "10.0.0.1"]}):
+    with override_host_names({"a.test": ["127.0.0.1", "8.8.8.8", "10.0.0.1"]}):
         asyncio.run(look_up())
     assert seen == {"a.test": PUBLIC}

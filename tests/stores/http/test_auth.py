@@ -19,7 +19,7 @@ from streamloader.stores.http.store import HttpStore
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import open_store, split_address
 from streamloader.testing.faults.certificates import make_certificate
-from streamloader.testing.faults.dns import host_names
+from streamloader.testing.faults.dns import override_host_names
 from streamloader.testing.faults.http import HttpFault, HttpServer
 
 DATA = random.Random(5).randbytes(5_000)
@@ -283,7 +283,7 @@ def test_a_certificate_authority_of_ones_own(tmp_path):
                 with pytest.raises(UntrustedHost, match="ca_file="):
                     await store.read("a.bin")
 
-    with host_names({"safe.test": ["127.0.0.1"]}):
+    with override_host_names({"safe.test": ["127.0.0.1"]}):
         asyncio.run(read())
 
 

@@ -14,7 +14,7 @@ from streamloader.stores.http import address_scope
 from streamloader.stores.http.address_scope import AddressScope
 from streamloader.stores.http.store import HttpStore
 from streamloader.testing.faults.certificates import make_certificate
-from streamloader.testing.faults.dns import host_names
+from streamloader.testing.faults.dns import override_host_names
 from streamloader.testing.faults.http import HttpFault, HttpServer
 from streamloader.values import ByteRange
 
@@ -224,7 +224,7 @@ def test_a_redirect_stays_in_the_scope_of_its_server(sender, target, named):
                 await store.head("a.bin")
             assert second.connections == 0
 
-    with host_names(names):
+    with override_host_names(names):
         asyncio.run(read())
 
 
@@ -261,7 +261,7 @@ def test_a_name_that_changes_its_address_gains_nothing():
                 await store.read("a.bin")
             assert second.connections == 0
 
-    with host_names({"rebind.test": ["127.0.0.2", "127.0.0.1"]}):
+    with override_host_names({"rebind.test": ["127.0.0.2", "127.0.0.1"]}):
         asyncio.run(read())
 
 
@@ -324,5 +324,5 @@ def test_the_scope_of_a_server_can_be_restricted(scope, place, named):
                     await store.read("a.bin")
                 assert server.connections == 0
 
-    with host_names({"a.test": [place]}):
+    with override_host_names({"a.test": [place]}):
         asyncio.run(read())

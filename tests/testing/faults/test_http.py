@@ -1,4 +1,4 @@
-"""The misbehaving web server is honest when it should be, and strikes when and where it is told to."""
+"""The misbehaving web server works correctly without a fault, and its faults affect the right requests and bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 from faults import http_cases
 
-from streamloader.testing.faults.dns import host_names
+from streamloader.testing.faults.dns import override_host_names
 from streamloader.testing.faults.http import KINDS, HttpFault, HttpServer
 
 DATA = bytes(range(256)) * 100
@@ -46,17 +46,17 @@ def test_it_is_honest():
         etag, date = headers["ETag"], headers["Last-Modified"]
         status, headers, body = ask(server, method="HEAD")
         assert (status, headers["Content-Length"], headers["ETag"], body) == (200, str(len(DATA)), etag, b"")
-        for asked, start, end in (
+        for requested, start, end in (
             ("5-9", 5, 10),
             ("25599-", 25_599, 25_600),
             ("-3", 25_597, 25_600),
             ("9-99999", 9, 25_600),
         ):
-            status, headers, body = ask(server, Range=f"bytes={asked}")
+            status, headers, body = ask(server, Range=f"bytes={requested}")
             assert (status, headers["Content-Range"]) == (206, f"bytes {start}-{end - 1}/{len(DATA)}")
             assert body == DATA[start:end]
-        for path, asked in (("a.bin", "25600-"), ("empty", "0-")):
-            status, headers, _ = ask(server, path, Range=f"bytes={asked}")
+        for path, requested in (("a.bin", "25600-"), ("empty", "0-")):
+            status, headers, _ = ask(server, path, Range=f"bytes={requested}")
             assert (status, headers["Content-Range"]) == (416, f"bytes */{25_600 if path == 'a.bin' else 0}")
         assert ask(server, "%C3%BC%20b?x=1")[2] == b"x"
         assert ask(server, "none")[0] == 404
@@ -104,15 +104,15 @@ def test_every_fault_is_documented_and_tested():
 
 def test_host_names():
     real = socket.getaddrinfo
-    with host_names({"a.test": ["127.0.0.1", "127.0.0.2"], "b.test": []}):
+    with override_host_names({"a.test": ["127.0.0.1", "127.0.0.2"], "b.test": []}):
         found = [socket.getaddrinfo("a.test", 80, type=socket.SOCK_STREAM)[0][4][0] for _ in range(3)]
         assert found == ["127.0.0.1", "127.0.0.2", "127.0.0.2"]
         with pytest.raises(socket.gaierror):
             socket.getaddrinfo("b.test", 80)
         assert socket.getaddrinfo("127.0.0.9", 80)[0][4][0] == "127.0.0.9"
-        with host_names({"c.test": ["127.0.0.3"]}):
+        with override_host_names({"c.test": ["127.0.0.3"]}):
             assert socket.getaddrinfo("c.test", 80)[0][4][0] == "127.0.0.3"
-        with pytest.raises(ValueError, match=r"a\.test"), host_names({"a.test": []}):
+        with pytest.raises(ValueError, match=r"a\.test"), override_host_names({"a.test": []}):
             pass
         assert socket.getaddrinfo is not real
     assert socket.getaddrinfo is real

@@ -164,7 +164,7 @@ async def try_to_commit(connection: MongoConnection, video: VideoRow) -> VideoRo
 
     Raises:
         CatalogError: If the chunks do not cover the video exactly, or there is no such job.
-        NameTaken: If a video with other content has this name.
+        NameConflict: If a video with other content has this name.
     """
     videos, parts = connection.collection("videos", latest=True), connection.collection("parts", latest=True)
     document = await videos.find_one({"_id": video.content})

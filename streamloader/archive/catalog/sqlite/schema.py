@@ -171,7 +171,7 @@ def create_file(path: str, places: Sequence[Place]) -> None:
     unfinished = os.path.join(folder, f"{_UNFINISHED_PREFIX}{secrets.token_hex(8)}")
     try:
         os.makedirs(folder, exist_ok=True)
-        # Not SQLite: it omits the group's permissions, whatever the umask is.
+        # Not created by SQLite, which omits the group's permissions even if the umask allows them.
         os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         try:
             _write_empty_catalog(unfinished, places)

@@ -26,7 +26,7 @@ from streamloader.archive.ingest.executors.base import FINAL_KINDS, Executor, Un
 from streamloader.archive.ingest.executors.messages import JsonMessageDecoder, WorkerConnection
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.archive.ingest.unit import WorkUnit
-from streamloader.common.subprocesses import child_environment, interrupts_blocked
+from streamloader.common.subprocesses import block_interrupts, child_environment
 from streamloader.errors import ConfigError
 
 __all__ = ["ProcessExecutor"]
@@ -168,7 +168,7 @@ class _IngestWorker:
         parent_end, child_end = socket.socketpair()
         parent_end.settimeout(_SEND_TIMEOUT_S)
         self.connection = WorkerConnection(parent_end)
-        with child_end, interrupts_blocked():  # until the child ignores interrupts itself
+        with child_end, block_interrupts():  # until the child ignores interrupts itself
             arguments = [str(value) for value in (child_end.fileno(), os.getpid(), folder)]
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "streamloader.archive.ingest.executors.worker", *arguments],

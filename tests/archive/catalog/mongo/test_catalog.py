@@ -66,14 +66,14 @@ def test_a_video_goes_in_and_is_found_by_either_driver(mongo_server, database, d
 def test_a_client_that_is_given_is_used_as_it_is_and_stays_open(mongo_server, database, kind):
     async def play():
         client = kind(mongo_server.uri, serverSelectionTimeoutMS=10_000)
-        catalog = MongoCatalog(f"mongodb://not-asked/{database}?archive=mine", client=client)
+        catalog = MongoCatalog(f"mongodb://unused/{database}?archive=mine", client=client)
         await catalog.create(PLACES)
         await add(catalog, 0)
         await catalog.aclose()
         assert sorted(await client[database].list_collection_names()) == [
             "mine_archive", "mine_codings", "mine_parts", "mine_videos",
         ]  # fmt: skip
-        again = MongoCatalog(f"mongodb://not-asked/{database}?archive=mine", client=client)
+        again = MongoCatalog(f"mongodb://unused/{database}?archive=mine", client=client)
         assert (await again.get_snapshot()).videos == 1
         await again.aclose()
         closing = client.close()

@@ -129,7 +129,7 @@ async def _survive(server, driver):
             await hasty.get_snapshot()
         assert isinstance(caught.value, CatalogError)
         waiting = asyncio.create_task(add(patient, 1))
-        await asyncio.sleep(0)  # so that it is asked while there is no server
+        await asyncio.sleep(0)  # so that the request starts while there is no server
         server.spawn()
         after = await waiting
         assert (after.number, after.start) == (1, before.frames)
