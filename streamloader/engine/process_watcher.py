@@ -31,7 +31,7 @@ class ProcessWatcher:
         self._stopping = False
         self._wake_receiver, self._wake_sender = os.pipe()
         os.set_blocking(self._wake_sender, False)
-        self._thread = threading.Thread(target=self._run, name="streamloader-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="streamloader-process-watch", daemon=True)
         self._thread.start()
 
     def add(self, pid: int) -> None:

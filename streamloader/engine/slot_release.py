@@ -59,7 +59,7 @@ class SlotReclaimer:
     def __init__(self, released: queue.SimpleQueue[Any], on_release: Callable[[int], None]) -> None:
         self._released, self._on_release = released, on_release
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="streamloader-returns", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="streamloader-slot-release", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

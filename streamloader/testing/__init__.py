@@ -1,7 +1,7 @@
 """Conformance suites for your own kinds of streams, stores and catalogs, and helpers for their tests.
 
 :class:`StreamSuite` tests single streams (their steps, seeking, resources and closing) and a loader over them that is
-stopped at every step and resumed from its state, in this process and in workers. :func:`play` reads one stream.
+stopped at every step and resumed from its state, in this process and in workers. :func:`read_stream` reads one stream.
 
 Example::
 
@@ -12,8 +12,8 @@ Example::
             return MyStreams("somewhere")
 
 :mod:`streamloader.testing.stores.suite` shows how to bind a store, and
-:mod:`streamloader.testing.catalogs.suite` how to bind a catalog. The suites need pytest; :func:`play` and
-:func:`play_async` do not.
+:mod:`streamloader.testing.catalogs.suite` how to bind a catalog. The suites need pytest; :func:`read_stream` and
+:func:`read_stream_async` do not.
 """
 
 from __future__ import annotations
@@ -21,14 +21,22 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from streamloader.testing.streams.playing import assert_same_steps, describe_streams, play, play_async
+from streamloader.testing.streams.playing import assert_same_steps, describe_streams, read_stream, read_stream_async
 
 if TYPE_CHECKING:
     from streamloader.testing.catalogs.suite import CatalogSuite
     from streamloader.testing.stores.suite import StoreSuite
     from streamloader.testing.streams.suite import StreamSuite
 
-__all__ = ["CatalogSuite", "StoreSuite", "StreamSuite", "assert_same_steps", "describe_streams", "play", "play_async"]
+__all__ = [
+    "CatalogSuite",
+    "StoreSuite",
+    "StreamSuite",
+    "assert_same_steps",
+    "describe_streams",
+    "read_stream",
+    "read_stream_async",
+]
 
 with contextlib.suppress(ImportError):
     import pytest

@@ -16,7 +16,7 @@ from streamloader.archive.reader.reader import ArchiveReader
 from streamloader.archive.streams import ArchiveStreams
 from streamloader.stores.io_thread import close_shared_stores
 from streamloader.streams.base import stream_rng
-from streamloader.testing import assert_same_steps, describe_streams, play
+from streamloader.testing import assert_same_steps, describe_streams, read_stream
 
 KINDS = ("variable_rate.mp4", "late_start.ts", "open_groups.mkv", "rotated.mp4", "mpeg4.avi", "edit_list.mp4")
 
@@ -109,15 +109,17 @@ def test_seeking_decodes_at_most_one_group(tmp_path):
         archive.add(path, chunk_frames=48, jobs=0)
     dataset = ArchiveStreams(tmp_path / "archive")
     (info,) = describe_streams(dataset)
-    whole = play(dataset, info)
+    whole = read_stream(dataset, info)
     with dataset._readers as reader:
         for step in (0, 11, 12, 47, 48, 77, 119):
             before = reader.stats()["packets"]
-            assert_same_steps(play(dataset, info, 1, seek=step, steps=1), {"data": whole["data"][step : step + 1]})
+            assert_same_steps(
+                read_stream(dataset, info, 1, seek=step, steps=1), {"data": whole["data"][step : step + 1]}
+            )
             decoded = reader.stats()["packets"] - before
             assert 1 <= decoded <= step % 12 + 1 + 6, (step, decoded)  # plus the frames that the decoder holds back
         before = reader.stats()["packets"]
-        play(dataset, info)
+        read_stream(dataset, info)
         assert reader.stats()["packets"] - before <= 120 + 6  # decoding continues over groups and chunks
 
 
@@ -150,7 +152,7 @@ def test_an_open_archive_gives_its_own_numbering_and_may_be_closed(made, tmp_pat
     again = pickle.loads(pickle.dumps(dataset))
     infos = describe_streams(again)
     assert len(infos) == 6
-    assert len(play(again, infos[0])["data"]) == infos[0].length
+    assert len(read_stream(again, infos[0])["data"]) == infos[0].length
     assert len(describe_streams(ArchiveStreams(address, size=(32, 40)))) == 7
     reader = ArchiveReader(address)
     with pytest.raises(sl.ConfigError, match="leave them out"):
@@ -185,12 +187,12 @@ def test_a_damaged_chunk_is_an_error_at_its_frame(made, tmp_path):
     dataset = ArchiveStreams(address)
     (info,) = describe_streams(dataset)
     with pytest.raises(sl.CorruptStream) as damaged:
-        play(dataset, info)
+        read_stream(dataset, info)
     assert damaged.value.stream == info.key == "open_groups"
     assert damaged.value.details["chunk"] == 1
     direct = sl.VideoStreams(paths[2])
-    good = play(direct, describe_streams(direct)[0])["data"]
-    before = play(dataset, info, steps=row.first_frame)["data"]
+    good = read_stream(direct, describe_streams(direct)[0])["data"]
+    before = read_stream(dataset, info, steps=row.first_frame)["data"]
     assert before.tobytes() == good[: row.first_frame].tobytes()
 
 
@@ -204,7 +206,7 @@ def test_another_archive_at_the_same_address_is_detected(made, tmp_path):
     with Archive.create(address) as archive:
         archive.add(made[1][3], jobs=0)
     with pytest.raises(sl.CorruptStream, match="is another one"):
-        play(dataset, infos[0], rng=stream_rng(0, 0, 0))
+        read_stream(dataset, infos[0], rng=stream_rng(0, 0, 0))
 
 
 def test_invalid_options_are_refused(made):

@@ -65,6 +65,6 @@ def test_it_stops_while_children_live():
     one = child()
     watcher.add(one.pid)
     watcher.stop()
-    assert not any(thread.name == "streamloader-watch" for thread in threading.enumerate())
+    assert not any(thread.name == "streamloader-process-watch" for thread in threading.enumerate())
     one.kill()
     one.communicate()

@@ -58,7 +58,7 @@ def test_the_reclaimer_reports_slots_at_once():
         leases.pop()
     assert [taken.get(timeout=60) for _ in kept] == list(range(49, -1, -1))
     reclaimer.stop()
-    assert not any(thread.name == "streamloader-returns" for thread in threading.enumerate())
+    assert not any(thread.name == "streamloader-slot-release" for thread in threading.enumerate())
 
 
 def test_draining_leaves_the_stop_signal_in_the_queue():

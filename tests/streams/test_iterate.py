@@ -18,7 +18,7 @@ import streamloader as sl
 from streamloader.streams.base import stream_rng
 from streamloader.streams.lane_thread import LaneThread, current_lane_thread
 from streamloader.streams.step_writer import StepMismatch, StepWriter
-from streamloader.testing import describe_streams, play
+from streamloader.testing import describe_streams, read_stream
 from streamloader.testing.streams.playing import read_steps
 
 BYTE = sl.Field((), "uint8")
@@ -27,7 +27,7 @@ BYTE = sl.Field((), "uint8")
 def only(make, fields=BYTE, item="x", **how):
     """Play the stream of a single item."""
     dataset = sl.IterStreams([item], make, fields=fields)
-    return play(dataset, describe_streams(dataset)[0], **how)
+    return read_stream(dataset, describe_streams(dataset)[0], **how)
 
 
 def in_a_lane(function):
@@ -117,7 +117,7 @@ def test_a_lazy_sequence_is_read_only_for_streams_that_are_opened():
     dataset = sl.IterStreams(Lazy(), list, fields=BYTE)
     infos = describe_streams(dataset)
     assert indices == []
-    assert play(dataset, infos[300])["data"].tolist() == [44, 44]
+    assert read_stream(dataset, infos[300])["data"].tolist() == [44, 44]
     assert indices == [300]
 
 
@@ -368,12 +368,12 @@ def test_steps_before_an_error_are_delivered(block):
 
     dataset = sl.IterStreams(["x"], fail, fields=BYTE)
     (info,) = describe_streams(dataset)
-    assert play(dataset, info, block, steps=3)["data"].tolist() == [5, 6, 7]
+    assert read_stream(dataset, info, block, steps=3)["data"].tolist() == [5, 6, 7]
     with pytest.raises(sl.StreamFailed, match="step 3: KeyError: 'gone'") as caught:
-        play(dataset, info, block)
+        read_stream(dataset, info, block)
     assert (caught.value.offset, type(caught.value.__cause__)) == (3, KeyError)
     with pytest.raises(sl.StreamFailed, match="step 3"):
-        play(dataset, info, block, seek=5)
+        read_stream(dataset, info, block, seek=5)
 
 
 def test_errors_of_the_package_pass_unchanged():

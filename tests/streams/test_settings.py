@@ -15,7 +15,7 @@ import pytest
 import streamloader as sl
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import stream_rng
-from streamloader.testing import describe_streams, play
+from streamloader.testing import describe_streams, read_stream
 
 
 class Upper:
@@ -155,7 +155,7 @@ def test_the_index_of_a_million_items_makes_no_object_for_each():
     table, kept, peak = traced_index(dataset)
     assert (kept < 100_000, peak < 1_000_000) == (True, True)
     assert table[777_777] == sl.StreamInfo("777777", 27, {"item": 777_777})
-    assert play(dataset, table[200])["data"].tolist() == list(range(200))
+    assert read_stream(dataset, table[200])["data"].tolist() == list(range(200))
     buffers = []
     assert len(pickle.dumps((dataset, table), protocol=5, buffer_callback=buffers.append)) < 2000
 
@@ -205,7 +205,7 @@ def test_texts_in_memory_travel_as_one_array():
     table = describe_streams(dataset)
     buffers = []
     assert len(pickle.dumps((dataset, table), protocol=5, buffer_callback=buffers.append)) < 2000
-    assert play(dataset, table[4999])["data"].tobytes() == b"text 4999"
+    assert read_stream(dataset, table[4999])["data"].tobytes() == b"text 4999"
 
 
 def test_an_index_is_a_table(tmp_path, clips):

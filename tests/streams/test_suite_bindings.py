@@ -15,7 +15,7 @@ from made_clips import as_rgb, linear_decode, make_clip
 import streamloader as sl
 from streamloader.errors import MissingDependency
 from streamloader.streams.base import stream_rng
-from streamloader.testing import StreamSuite, play
+from streamloader.testing import StreamSuite, read_stream
 
 TEXTS = ["", "a", "Ein Wort: größer.", "0123456789" * 15]
 
@@ -137,7 +137,7 @@ class TestGenerators(Bound):
 
     def test_randomness_comes_from_the_rng(self):
         dataset, infos = self._indexed()
-        one, other = (play(dataset, infos[3], rng=stream_rng(seed, 0, 0))["data"] for seed in (1, 2))
+        one, other = (read_stream(dataset, infos[3], rng=stream_rng(seed, 0, 0))["data"] for seed in (1, 2))
         assert not np.array_equal(one, other)
 
 

@@ -13,7 +13,7 @@ import streamloader as sl
 from streamloader.streams import text as text_module
 from streamloader.streams import text_files
 from streamloader.streams.base import stream_rng
-from streamloader.testing import describe_streams, play
+from streamloader.testing import describe_streams, read_stream
 
 NAMES = [*"abcdefghijklmnopqrstuvwxyz", "A"]
 TEXTS = ["".join(f"{name}_{number};" for number in range(9)) for name in NAMES]
@@ -129,7 +129,7 @@ def test_arguments_are_checked_at_once(tmp_path):
 
 
 def play_first(dataset, **how):
-    return play(dataset, describe_streams(dataset)[0], **how)["data"]
+    return read_stream(dataset, describe_streams(dataset)[0], **how)["data"]
 
 
 def test_a_huge_file_costs_no_memory_to_open_and_seek(tmp_path):
@@ -172,7 +172,7 @@ def test_a_file_that_changed_after_the_index_is_refused(tmp_path, change, tokeni
     (info,) = describe_streams(dataset)
     change(path)
     with pytest.raises(sl.CorruptStream, match="changed since it was indexed") as caught:
-        play(dataset, info)
+        read_stream(dataset, info)
     error = caught.value
     assert (error.stream, error.address, error.offset) == (str(path), str(path), 0)
 
@@ -208,7 +208,7 @@ def test_a_file_that_vanished_is_not_found(tmp_path, tokenizer):
     (info,) = describe_streams(dataset)
     path.unlink()
     with pytest.raises(sl.StreamNotFound, match="was deleted") as caught:
-        play(dataset, info)
+        read_stream(dataset, info)
     assert caught.value.address == str(path)
 
 

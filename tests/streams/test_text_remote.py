@@ -33,7 +33,7 @@ from streamloader.stores.memory import MemoryStore
 from streamloader.stores.readahead import UNIT_BYTES
 from streamloader.streams import text_files
 from streamloader.streams.base import stream_rng
-from streamloader.testing import StreamSuite, describe_streams, play
+from streamloader.testing import StreamSuite, describe_streams, read_stream
 from streamloader.values import ObjectInfo
 
 PLAIN = {"retry": None}
@@ -150,7 +150,7 @@ def test_infos_are_plain_and_have_no_secrets(folder, url):
     for text_form in (repr(infos), repr(dataset), json.dumps(dict(dataset.settings)), repr(infos[2].extra)):
         assert not any(secret in text_form for secret in (password, signature, token))
     there = pickle.loads(pickle.dumps(dataset))
-    assert [bytes(play(there, info)["data"]) for info in infos] == [b"", b"", b"a", b""]
+    assert [bytes(read_stream(there, info)["data"]) for info in infos] == [b"", b"", b"a", b""]
 
 
 def test_a_state_outlives_its_signatures(url):
@@ -233,10 +233,10 @@ def test_seeking_fetches_nothing_before_the_position(requests):
     dataset = sl.TextStreams(address, storage_options=PLAIN)
     (info,) = describe_streams(dataset)
     assert requests == []
-    assert bytes(play(dataset, info, seek=size - 5)["data"]) == b"\0\0end"
+    assert bytes(read_stream(dataset, info, seek=size - 5)["data"]) == b"\0\0end"
     assert min(start for _, (start, _) in requests) == size - UNIT_BYTES
     requests.clear()
-    assert len(play(dataset, info, seek=20 * UNIT_BYTES + 7, steps=10)["data"]) == 10
+    assert len(read_stream(dataset, info, seek=20 * UNIT_BYTES + 7, steps=10)["data"]) == 10
     assert min(start for _, (start, _) in requests) == 20 * UNIT_BYTES
 
 
@@ -245,7 +245,7 @@ def test_small_windows_are_served_from_memory(requests):
     address = write(f"{a_space()}/a.txt", text)
     dataset = sl.TextStreams(address, storage_options=PLAIN)
     (info,) = describe_streams(dataset)
-    assert bytes(play(dataset, info, block=16)["data"]) == text
+    assert bytes(read_stream(dataset, info, block=16)["data"]) == text
     assert sorted(requests) == requests
     assert len(requests) <= 4
     assert sum(end - start for _, (start, end) in requests) == len(text), "each byte is fetched once"
@@ -261,7 +261,7 @@ def test_documents_are_tokenized_from_one_read_each(requests):
     assert [info.length for info in infos] == [len(text) for text in texts]
     assert requests == [(f"{number}.txt", None) for number in range(3)]
     requests.clear()
-    assert [play(dataset, info)["data"].tolist() for info in infos] == [code_points(text) for text in texts]
+    assert [read_stream(dataset, info)["data"].tolist() for info in infos] == [code_points(text) for text in texts]
     assert requests == [(f"{number}.txt", None) for number in range(3)]
 
 
@@ -314,7 +314,7 @@ def test_a_text_that_changed_after_the_index_is_refused(tokenizer, new):
     (info,) = describe_streams(dataset)
     write(address, new)
     with pytest.raises((ObjectChanged, CorruptStream)) as caught:
-        play(dataset, info)
+        read_stream(dataset, info)
     assert (caught.value.stream, caught.value.address, caught.value.offset) == (info.key, address, 0)
 
 
@@ -328,11 +328,11 @@ def test_a_text_behind_http_that_changed_is_refused(tmp_path, tokenizer):
         path.write_text("9876543210")
         os.utime(path, (1, 1))
         with pytest.raises(ObjectChanged) as caught:
-            play(dataset, info)
+            read_stream(dataset, info)
         assert (caught.value.stream, caught.value.address, caught.value.offset) == (info.key, info.key, 0)
         path.unlink()
         with pytest.raises(NotFound) as missing:
-            play(dataset, info)
+            read_stream(dataset, info)
         assert missing.value.stream == info.key
 
 
@@ -382,16 +382,16 @@ def test_a_text_of_a_store_without_versions_is_checked_again(monkeypatch, tokeni
     write(f"{space}/b.txt", b"abc")
     dataset = sl.TextStreams(space, tokenizer, storage_options=PLAIN)
     infos = describe_streams(dataset)
-    assert [len(play(dataset, info)["data"]) for info in infos] == [10, 3]
+    assert [len(read_stream(dataset, info)["data"]) for info in infos] == [10, 3]
     with sl.MultiStreamer(dataset, batch_size=1, window=4) as loader:
         assert sum(int(batch.numpy()["valid"].sum()) for batch in loader) == 13
     write(address, b"9876543210")
     with pytest.raises(CorruptStream, match="changed since it was indexed") as caught:
-        play(dataset, infos[0])
+        read_stream(dataset, infos[0])
     assert (caught.value.stream, caught.value.address, caught.value.offset) == (address, address, 0)
     del plain_spaces[space]["a.txt"]
     with pytest.raises(NotFound) as missing:
-        play(dataset, infos[0])
+        read_stream(dataset, infos[0])
     assert missing.value.stream == address
 
 
@@ -536,4 +536,4 @@ def test_memory_for_the_read_ahead_of_small_windows(monkeypatch):
     dataset = sl.TextStreams(write(f"{a_space()}/a.txt", text), storage_options=PLAIN)
     (info,) = describe_streams(dataset)
     for block in (1, 4, 5, 7, 200):
-        assert bytes(play(dataset, info, block)["data"]) == text
+        assert bytes(read_stream(dataset, info, block)["data"]) == text

@@ -29,7 +29,7 @@ from streamloader.errors import (
 from streamloader.media.video import index_cache
 from streamloader.streams.base import stream_rng
 from streamloader.streams.video import VideoStreams
-from streamloader.testing import describe_streams, play
+from streamloader.testing import describe_streams, read_stream
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_real_clips_bit_for_bit(clips, name):
     info = one(dataset)
     frames = linear_decode(clips[name])
     assert info.length == len(frames)
-    played = play(dataset, info, block=16)["data"]
+    played = read_stream(dataset, info, block=16)["data"]
     assert len(played) == len(frames)
     for number, frame in enumerate(frames):
         assert np.array_equal(played[number], frame.to_ndarray(format="rgb24")), number
@@ -105,7 +105,7 @@ def test_fields(clip):
 @pytest.mark.parametrize("pix_fmt", ["rgb24", "gray"])
 def test_scaling_is_that_of_pyav(clip, pix_fmt):
     dataset = VideoStreams(clip, size=(30, 50), pix_fmt=pix_fmt)
-    played = play(dataset, one(dataset))["data"]
+    played = read_stream(dataset, one(dataset))["data"]
     for frame, got in zip(linear_decode(clip), played, strict=True):
         wanted = frame.to_ndarray(format=pix_fmt, width=50, height=30).reshape(30, 50, -1)
         assert np.array_equal(got, wanted)
@@ -113,7 +113,7 @@ def test_scaling_is_that_of_pyav(clip, pix_fmt):
 
 def test_planes(clip):
     dataset = VideoStreams(clip, pix_fmt="yuv420p")
-    played = play(dataset, one(dataset))
+    played = read_stream(dataset, one(dataset))
     for number, frame in enumerate(linear_decode(clip)):
         for name, plane in zip("yuv", frame.planes, strict=True):
             stored = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
@@ -126,10 +126,10 @@ def test_rotated_video_is_upright(tmp_path):
     assert dataset.fields["data"].shape == (64, 48, 3)
     frames = linear_decode(tmp_path / "rotated.mp4")
     assert frames[0].rotation == 90  # counter-clockwise
-    assert np.array_equal(play(dataset, info)["data"], np.rot90(as_rgb(frames), axes=(1, 2)))
+    assert np.array_equal(read_stream(dataset, info)["data"], np.rot90(as_rgb(frames), axes=(1, 2)))
     small = VideoStreams(tmp_path / "rotated.mp4", size=(32, 24))
     wanted = np.rot90(as_rgb(frames, width=32, height=24), axes=(1, 2))
-    assert np.array_equal(play(small, one(small))["data"], wanted)
+    assert np.array_equal(read_stream(small, one(small))["data"], wanted)
 
 
 def plain_selection(pts, end, time_base, *, max_frames, stride, fps):
@@ -173,8 +173,10 @@ def test_selected_frames_are_read(uneven, fps, stride):
     dataset = VideoStreams(uneven, stride=stride, fps=fps, max_frames=60)
     info = one(dataset)
     numbers = [number for number, _ in wanted]
-    assert np.array_equal(play(dataset, info)["data"], pictures[numbers])
-    assert np.array_equal(play(dataset, info, seek=len(numbers) // 2)["data"], pictures[numbers[len(numbers) // 2 :]])
+    assert np.array_equal(read_stream(dataset, info)["data"], pictures[numbers])
+    assert np.array_equal(
+        read_stream(dataset, info, seek=len(numbers) // 2)["data"], pictures[numbers[len(numbers) // 2 :]]
+    )
     assert times_of(dataset, info, len(numbers)) == pytest.approx([float(time) for _, time in wanted], abs=1e-12)
 
 
@@ -187,10 +189,10 @@ def test_random_start_keeps_the_number_of_steps(clip):
         seen = set()
         for epoch in range(25 if starts == 4 else 8):
             rng = stream_rng(1, epoch, 0)
-            played = play(dataset, info, rng=rng)["data"]
+            played = read_stream(dataset, info, rng=rng)["data"]
             numbers = [pictures.index(picture.tobytes()) for picture in played]
             assert numbers == list(range(numbers[0], numbers[0] + stride * info.length, stride))
-            again = play(dataset, info, block=3, rng=stream_rng(1, epoch, 0))["data"]
+            again = read_stream(dataset, info, block=3, rng=stream_rng(1, epoch, 0))["data"]
             assert np.array_equal(again, played)
             times = times_of(dataset, info, info.length, stream_rng(1, epoch, 0))
             assert times == pytest.approx([number / 25 for number in numbers])
@@ -215,22 +217,22 @@ def test_transform_draws_once_for_a_stream(clip):
     field = dataset.fields["data"]
     assert (field.shape, str(field.dtype), field.axes) == ((20, 30, 3), "float32", "HWC")
     pictures = as_rgb(linear_decode(clip))[:, :20, :30].astype(np.float32)
-    whole = play(dataset, info, block=40, rng=stream_rng(0, 0, 5))["data"]
+    whole = read_stream(dataset, info, block=40, rng=stream_rng(0, 0, 5))["data"]
     noise = whole - pictures
     assert np.ptp(noise, axis=0).max() < 1e-4, "the same for all frames"
     assert np.ptp(noise) > 1
     for block, seek in ((1, None), (7, None), (7, 13)):
         assert np.array_equal(
-            play(dataset, info, block, seek=seek, rng=stream_rng(0, 0, 5))["data"], whole[seek or 0 :]
+            read_stream(dataset, info, block, seek=seek, rng=stream_rng(0, 0, 5))["data"], whole[seek or 0 :]
         )
-    assert not np.array_equal(play(dataset, info, rng=stream_rng(0, 1, 5))["data"], whole)
+    assert not np.array_equal(read_stream(dataset, info, rng=stream_rng(0, 1, 5))["data"], whole)
 
 
 def test_transform_may_return_numbers(clip):
     dataset = VideoStreams(clip, pix_fmt="gray", transform=lambda frames, rng: frames.mean(axis=(1, 2, 3)))
     info = one(dataset)
     assert (dataset.fields["data"].shape, dataset.fields["data"].axes) == ((), None)
-    assert play(dataset, info)["data"].shape == (40,)
+    assert read_stream(dataset, info)["data"].shape == (40,)
 
 
 def test_transforms_that_do_not_fit(clip):
@@ -250,7 +252,7 @@ def test_transforms_that_do_not_fit(clip):
     dataset = VideoStreams(clip, transform=changes)
     info = one(dataset)
     with pytest.raises(StreamFailed, match=r"shape and dtype of a step must not change") as caught:
-        play(dataset, info)
+        read_stream(dataset, info)
     assert (caught.value.stream, caught.value.offset) == (info.key, 0)
 
 
@@ -363,10 +365,10 @@ def test_damaged_files_are_refused_or_kept(tmp_path, caplog):
         info = one(dataset)
     assert f"using the {info.length} frames" in caplog.text
     assert 0 < info.length < 40
-    played = play(dataset, info)["data"]
+    played = read_stream(dataset, info)["data"]
     assert len(played) == info.length
     assert np.array_equal(played[:-1], as_rgb(linear_decode(tmp_path / "b_frames.mkv"))[: info.length - 1])
-    assert np.array_equal(play(dataset, info, seek=5)["data"], played[5:])
+    assert np.array_equal(read_stream(dataset, info, seek=5)["data"], played[5:])
 
 
 def test_damage_found_while_reading_is_raised_after_the_good_frames(clip, tmp_path, monkeypatch):
@@ -402,12 +404,12 @@ def test_a_file_that_changed_is_refused(clip, tmp_path):
     info = one(dataset)
     make_clip(path, frames=12)
     with pytest.raises(CorruptStream, match="was changed since the loader was built") as caught:
-        play(dataset, info)
+        read_stream(dataset, info)
     assert caught.value.stream == info.key
     assert one(VideoStreams(path)).length == 12
     path.unlink()
     with pytest.raises(StreamNotFound):
-        play(dataset, info)
+        read_stream(dataset, info)
 
 
 def test_what_is_stored_for_a_stream_is_small(clip):
@@ -428,7 +430,7 @@ def test_cache_hit_miss_and_change(clip, tmp_path, monkeypatch, calls):
     assert one(VideoStreams(path)).length == 40
     assert calls == [str(path)]
     dataset = VideoStreams(path, size=(20, 20))
-    play(dataset, one(dataset))
+    read_stream(dataset, one(dataset))
     assert calls == [str(path)]
     os.utime(path, ns=(1, 1))
     assert one(VideoStreams(path)).length == 40
@@ -476,7 +478,7 @@ def test_a_cache_that_cannot_be_written_does_no_harm(clip, tmp_path, monkeypatch
     monkeypatch.setenv("STREAMLOADER_CACHE", str(tmp_path / "file"))
     dataset = VideoStreams(clip)
     info = one(dataset)
-    assert len(play(dataset, info)["data"]) == 40
+    assert len(read_stream(dataset, info)["data"]) == 40
     assert len(calls) == 2
 
 

@@ -20,7 +20,7 @@ from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.memory import MemoryStore
 from streamloader.streams.base import stream_rng
 from streamloader.streams.video import VideoStreams
-from streamloader.testing import StreamSuite, describe_streams, play
+from streamloader.testing import StreamSuite, describe_streams, read_stream
 
 PLAIN = {"retry": None}
 NAMES = ("no_pts.avi", "one_frame.mp4", "open_groups.mkv")
@@ -110,7 +110,7 @@ def test_infos_are_plain_and_have_no_secrets(folder, url):
         assert "secret" not in text_form
     with_secrets = pickle.loads(pickle.dumps(dataset))
     for info in infos:
-        assert len(play(with_secrets, info)["data"]) == 13
+        assert len(read_stream(with_secrets, info)["data"]) == 13
 
 
 def test_signatures_of_addresses_are_not_shown(url):
@@ -118,7 +118,7 @@ def test_signatures_of_addresses_are_not_shown(url):
     (info,) = describe_streams(dataset)
     assert info.key == f"{url}/a.mp4?x=1&signature=***"
     assert "secret" not in repr(info)
-    assert len(play(dataset, info)["data"]) == 13
+    assert len(read_stream(dataset, info)["data"]) == 13
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -151,13 +151,13 @@ def test_a_video_that_is_replaced_is_not_mixed_up(folder, tmp_path):
     (info,) = describe_streams(dataset)
     stored(make_clip(tmp_path / "other.mp4", frames=13, gop=5, height=64), address)
     with pytest.raises((ObjectChanged, CorruptStream)) as caught:
-        play(dataset, info)
+        read_stream(dataset, info)
     assert (caught.value.stream, caught.value.address) == (info.key, address)
     store, name = open_shared_store(address, PLAIN)
     with store:
         store.delete(name)
     with pytest.raises(NotFound) as missing:
-        play(dataset, info)
+        read_stream(dataset, info)
     assert missing.value.stream == info.key
 
 

@@ -12,7 +12,7 @@ import pytest
 import streamloader as sl
 from streamloader.streams.base import PreparedStream
 from streamloader.streams.lane_thread import in_lane_thread
-from streamloader.testing import StreamSuite, assert_same_steps, describe_streams, play
+from streamloader.testing import StreamSuite, assert_same_steps, describe_streams, read_stream
 from streamloader.testing.streams.playing import read_steps
 
 
@@ -469,10 +469,10 @@ def test_a_suite_that_says_no_seeking_wants_the_error():
 def test_play_reads_what_it_is_told():
     dataset = CountingStreams()
     info = describe_streams(dataset)[2]
-    assert play(dataset, info)["data"].tolist() == list(range(9))
-    assert play(dataset, info, 2, seek=3, steps=5)["data"].tolist() == [3, 4, 5, 6, 7]
-    assert play(dataset, info, seek=9)["data"].shape == (0,)
-    assert play(dataset, info)["data"].dtype == np.uint8
+    assert read_stream(dataset, info)["data"].tolist() == list(range(9))
+    assert read_stream(dataset, info, 2, seek=3, steps=5)["data"].tolist() == [3, 4, 5, 6, 7]
+    assert read_stream(dataset, info, seek=9)["data"].shape == (0,)
+    assert read_stream(dataset, info)["data"].dtype == np.uint8
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from streamloader.streams.base import Stream, StreamDataset, stream_rng
 if TYPE_CHECKING:
     from streamloader.values import Array, StreamInfo
 
-__all__ = ["assert_same_steps", "describe_streams", "play", "play_async", "read_block", "seek_targets"]
+__all__ = ["assert_same_steps", "describe_streams", "read_block", "read_stream", "read_stream_async", "seek_targets"]
 
 DEADLINE_S = 60.0  # a stream that hangs fails its test, with the traceback of its wait
 MAX_EXHAUSTIVE_STEPS = 64  # streams of at most this length are tested at every position
@@ -30,7 +30,7 @@ def describe_streams(dataset: StreamDataset) -> Sequence[StreamInfo]:
     return anyio.run(describe)
 
 
-def play(
+def read_stream(
     dataset: StreamDataset,
     info: StreamInfo,
     block: int = 7,
@@ -55,12 +55,12 @@ def play(
 
     async def run() -> dict[str, Array]:
         with anyio.fail_after(DEADLINE_S):
-            return await play_async(dataset, info, block, seek=seek, steps=steps, rng=rng)
+            return await read_stream_async(dataset, info, block, seek=seek, steps=steps, rng=rng)
 
     return anyio.run(run)
 
 
-async def play_async(
+async def read_stream_async(
     dataset: StreamDataset,
     info: StreamInfo,
     block: int = 7,
@@ -69,7 +69,7 @@ async def play_async(
     steps: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> dict[str, Array]:
-    """Read one stream like :func:`play`, in the running event loop."""
+    """Read one stream like :func:`read_stream`, in the running event loop."""
     stream = await dataset.open(info, stream_rng(0, 0, 0) if rng is None else rng)
     try:
         if seek is not None:

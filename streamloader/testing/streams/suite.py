@@ -27,10 +27,10 @@ from streamloader.testing.streams.playing import (
     DEADLINE_S,
     assert_same_steps,
     describe_streams,
-    play,
-    play_async,
     read_block,
     read_steps,
+    read_stream,
+    read_stream_async,
     seek_targets,
 )
 from streamloader.testing.streams.resume import ResumeSuite
@@ -106,7 +106,7 @@ class StreamSuite(ResumeSuite):
         for info in infos:
             assert not self.lengths_known or info.length is not None, f"the length of {info.key} is unknown"
             if info.length is not None:
-                assert _count(play(dataset, info, BLOCK_STEPS)) == info.length, f"steps of {info.key}"
+                assert _count(read_stream(dataset, info, BLOCK_STEPS)) == info.length, f"steps of {info.key}"
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -116,14 +116,14 @@ class StreamSuite(ResumeSuite):
             pytest.skip("this binding defines no expected steps")
         dataset, infos = self._index_dataset()
         for info, steps in zip(infos, expected, strict=True):
-            assert_same_steps(play(dataset, info), steps, info.key)
+            assert_same_steps(read_stream(dataset, info), steps, info.key)
 
     @pytest.mark.parametrize("block", [1, 2, 3, 7])
     def test_the_size_of_blocks_changes_nothing(self, block: int) -> None:
         dataset, infos = self._index_dataset()
         for info in infos:
-            whole = play(dataset, info, BLOCK_STEPS)
-            assert_same_steps(play(dataset, info, block), whole, f"{info.key} by blocks of {block}")
+            whole = read_stream(dataset, info, BLOCK_STEPS)
+            assert_same_steps(read_stream(dataset, info, block), whole, f"{info.key} by blocks of {block}")
 
     def test_returned_steps_are_written_completely(self) -> None:
         # Each block is read into buffers with different contents: unwritten bytes would differ.
@@ -157,9 +157,9 @@ class StreamSuite(ResumeSuite):
         second, _ = self._index_dataset()
         for number, info in enumerate(infos):
             rngs = [stream_rng(7, 3, number) for _ in range(3)]
-            steps = play(first, info, rng=rngs[0])
-            assert_same_steps(play(first, info, rng=rngs[1]), steps, f"{info.key}, read again")
-            assert_same_steps(play(second, info, rng=rngs[2]), steps, f"{info.key} of an equal dataset")
+            steps = read_stream(first, info, rng=rngs[0])
+            assert_same_steps(read_stream(first, info, rng=rngs[1]), steps, f"{info.key}, read again")
+            assert_same_steps(read_stream(second, info, rng=rngs[2]), steps, f"{info.key} of an equal dataset")
 
     def test_prepared_streams_are_the_same(self) -> None:
         # A lane prepares streams while it reads another one.
@@ -179,12 +179,12 @@ class StreamSuite(ResumeSuite):
 
         for info in infos:
             if (steps := _run(read_prepared, info)) is not None:
-                assert_same_steps(steps, play(dataset, info), f"{info.key}, prepared")
+                assert_same_steps(steps, read_stream(dataset, info), f"{info.key}, prepared")
 
     def test_streams_do_not_disturb_each_other(self) -> None:
         # One task reads two open copies of each stream, in turns of 2 steps.
         dataset, infos = self._index_dataset()
-        alone = [play(dataset, info) for info in infos]
+        alone = [read_stream(dataset, info) for info in infos]
 
         async def in_turns() -> list[dict[str, Array]]:
             opened = [await dataset.open(info, stream_rng(0, 0, 0)) for info in (*infos, *infos)]
@@ -206,14 +206,14 @@ class StreamSuite(ResumeSuite):
     def test_streams_are_read_concurrently(self) -> None:
         # As in a worker: a task and a thread for each lane.
         dataset, infos = self._index_dataset()
-        alone = [play(dataset, info) for info in infos]
+        alone = [read_stream(dataset, info) for info in infos]
         results: dict[int, dict[str, Array]] = {}
 
         async def lane(number: int) -> None:
             thread = LaneThread(f"suite-lane-{number}")
             current_lane_thread.set(thread)
             try:
-                results[number] = await play_async(dataset, infos[number % len(infos)], 3)
+                results[number] = await read_stream_async(dataset, infos[number % len(infos)], 3)
             finally:
                 assert thread.stop(DEADLINE_S)
 
@@ -232,14 +232,14 @@ class StreamSuite(ResumeSuite):
         dataset, infos = self._index_dataset()
         if not self.seekable:
             with pytest.raises(NotImplementedError):
-                play(dataset, infos[0], seek=1)
+                read_stream(dataset, infos[0], seek=1)
             return
 
         async def check(info: StreamInfo) -> None:
-            whole = await play_async(dataset, info, BLOCK_STEPS)
+            whole = await read_stream_async(dataset, info, BLOCK_STEPS)
             chosen = seek_targets(_count(whole))
             for step in chosen:  # each from a fresh stream
-                got = await play_async(dataset, info, 3, seek=step, steps=4)
+                got = await read_stream_async(dataset, info, 3, seek=step, steps=4)
                 assert_same_steps(got, _slice(whole, step, 4), f"{info.key} from step {step}")
             async with _open_stream(dataset, info) as stream:  # backwards and forwards in one stream
                 for step in [*reversed(chosen), *chosen]:
@@ -259,7 +259,7 @@ class StreamSuite(ResumeSuite):
             pytest.skip("these streams cannot seek")
 
         async def check(info: StreamInfo) -> None:
-            whole = await play_async(dataset, info, BLOCK_STEPS)
+            whole = await read_stream_async(dataset, info, BLOCK_STEPS)
             for reads in (0, 1):
                 async with _open_stream(dataset, info) as stream:
                     for _ in range(reads):
@@ -310,7 +310,7 @@ class StreamSuite(ResumeSuite):
 
         for info in infos:
             _run(cancel, info)
-            play(dataset, info)
+            read_stream(dataset, info)
 
     def test_closes_after_a_cancelled_open(self) -> None:
         # The lane's thread finishes the call: a stream that it opens late has to be closed as well.
@@ -341,20 +341,20 @@ class StreamSuite(ResumeSuite):
         infos = describe_streams(dataset)
         assert _list_resources() == before, "index must close what it opens"
         for info in infos:
-            play(dataset, info, steps=1)
-            play(dataset, info)
+            read_stream(dataset, info, steps=1)
+            read_stream(dataset, info)
         assert _list_resources() == before, "aclose must release everything"
 
     def test_travels_to_another_process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # A worker receives a pickled dataset, indexed or not, and may have another current directory.
         fresh = cloudpickle.dumps(self.make_dataset())
         dataset, infos = self._index_dataset()
-        alone = [play(dataset, info) for info in infos]
+        alone = [read_stream(dataset, info) for info in infos]
         indexed = cloudpickle.loads(cloudpickle.dumps(dataset))
         assert list(describe_streams(cloudpickle.loads(fresh))) == list(infos)
         monkeypatch.chdir(tmp_path)
         for info, wanted in zip(infos, alone, strict=True):
-            assert_same_steps(play(indexed, pickle.loads(pickle.dumps(info))), wanted, info.key)  # noqa: S301
+            assert_same_steps(read_stream(indexed, pickle.loads(pickle.dumps(info))), wanted, info.key)  # noqa: S301
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
