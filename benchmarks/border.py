@@ -26,9 +26,9 @@ def question(quick: bool) -> Question:
     table = Table(
         "border",
         "Boundary between two epochs",
-        "640x360 video, 16 clips of 40 frames, 10 batches an epoch; the consumer sleeps 100 ms per batch. Border: "
-        "time from the end of the work on the last batch to the first batch of the next epoch. Inside: the same "
-        "between two batches of one epoch. Medians, in ms.",
+        "640x360 video, 16 clips of 40 frames, 10 batches an epoch; the consumer sleeps 100 ms per batch. "
+        "Boundary: time from the end of the work on the last batch to the first batch of the next epoch. Inside: the "
+        "same between two batches of one epoch. Medians, in ms.",
         Job("video", (HEIGHT, WIDTH, 3), paths=tuple(clips(frames=SHORT))),
         "border",
         {"epochs": 3 if quick else 6, "work": 0.1},
@@ -42,11 +42,11 @@ def question(quick: bool) -> Question:
             contenders.STREAMLOADER,
         ),
         (
-            Column("border_ms", "border, ms", 1, less_is_better=True),
+            Column("border_ms", "boundary, ms", 1, less_is_better=True),
             Column("inside_ms", "inside, ms", 2),
         ),
     )
-    return Question("border", "Epoch border", (table,))
+    return Question("border", "Epoch boundary", (table,))
 
 
 if __name__ == "__main__":

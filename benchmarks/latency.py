@@ -47,7 +47,7 @@ _WORKING = (
 )
 _READY_NOTE = (
     "Median time of `next()` for a batch that is ready: the consumer sleeps {gap:.0f} ms before each call. Batches of "
-    "{size}, in the form in which each contender hands them out."
+    "{size}, in the form in which each contender returns them."
 )
 _WORK_NOTE = (
     "640x360 video as in the question about video. The consumer works on each batch for 20 ms, {how}. "

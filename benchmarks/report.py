@@ -30,9 +30,7 @@ def format_machine(machine: dict[str, Any]) -> str:
 
 
 def _table(table: Table, results: dict[str, Any]) -> str:
-    main = table.columns[0]
-    word = "of the contender" if main.less_is_better else "x the contender"
-    header = ["", "hands out", *(column.title for column in table.columns), f"streamloader, {word}"]
+    header = ["", "returns", *(column.title for column in table.columns), "streamloader / contender"]
     lines = [
         f"### {table.title}",
         "",
@@ -48,7 +46,11 @@ def _table(table: Table, results: dict[str, Any]) -> str:
         )
     lines += _failure_lines(table, results)
     if table.bars:
-        lines += ["", _markdown_row(["bar", "required", "measured", ""]), _markdown_row(["---", "---:", "---:", "---"])]
+        lines += [
+            "",
+            _markdown_row(["target", "required", "measured", ""]),
+            _markdown_row(["---", "---:", "---:", "---"]),
+        ]
         lines += [_bar_row(table, results, bar) for bar in table.bars]
     return "\n".join(lines)
 

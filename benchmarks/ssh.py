@@ -205,7 +205,7 @@ def question(quick: bool) -> OwnQuestion:
         "loop of the package (uvloop if it is installed). `default`: asyncssh's `SFTPClientFile.read()`. `by hand`: "
         f"its reads with {_MAX_REQUESTS} requests of {_BLOCK_BYTES >> 10} KiB in flight and AES-GCM. `cat` with "
         "AES-GCM over an exec channel (`tail | head` for parts). paramiko with `prefetch`, and its plain reads (of a "
-        "tenth of the file). The bars: 1.5 x asyncssh's default, and 0.9 x the better of `by hand` and `cat` in the "
+        "tenth of the file). The targets: 1.5 x asyncssh's default, and 0.9 x the better of `by hand` and `cat` in the "
         "same round. CPU: seconds of the client's processor per gigabyte.",
         [
             Row("one stream", {"megabytes": megabytes, "streams": 1}),
@@ -218,8 +218,8 @@ def question(quick: bool) -> OwnQuestion:
             Column("cat", "cat"),
             Column("paramiko_ahead", "paramiko prefetch"),
             Column("paramiko_plain", "paramiko plain"),
-            Column("to_default", "streamloader / default (bar 1.5)", 2),
-            Column("to_best", "streamloader / best of by hand, cat (bar 0.9)", 2),
+            Column("to_default", "streamloader / default (target 1.5)", 2),
+            Column("to_best", "streamloader / best of by hand, cat (target 0.9)", 2),
             Column("to_paramiko", "streamloader / best paramiko", 2),
             Column("streamloader_cpu", "CPU s/GB, streamloader", 2),
             Column("asyncssh_default_cpu", "default", 2),

@@ -73,7 +73,7 @@ def question(quick: bool) -> Question:
         "big",
         "15.7 MB batches",
         _NOTE.format(shape="(8, 8, 256, 320, 3)")
-        + ' Rows that end in "each batch cloned" compare directly with rows that hand out their own memory.',
+        + ' Rows that end in "each batch cloned" compare directly with rows that return their own memory.',
         BIG,
         "throughput",
         args,

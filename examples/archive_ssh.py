@@ -100,15 +100,15 @@ def train(archive: sl.Archive, steps: int) -> tuple[float, float]:
     for parameter in last.parameters():
         torch.nn.init.zeros_(parameter)  # it starts by copying the last frame
     model = torch.nn.Sequential(torch.nn.Conv2d(6, 8, 3, padding=1), torch.nn.ReLU(), last)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     errors, copying = [], []
     for start in torch.randint(len(archive) - 16, (steps,)).tolist():
         frames = archive[start : start + 16].permute(0, 3, 1, 2).float() / 255  # (16, 3, H, W)
         before, now, after = frames[:-2], frames[1:-1], frames[2:]
         loss = (now + model(torch.cat([before, now], 1)) - after).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         errors.append(loss.item())
         copying.append((now - after).square().mean().item())
     part = steps // 3

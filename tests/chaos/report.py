@@ -18,15 +18,15 @@ _MOMENTS = {
     OPENING: "opening a stream",
     DECODING: "decoding",
     HALFWAY: "half way through a row",
-    WRITTEN: "data of a row written, its marks not",
+    WRITTEN: "after the data of a row, before its marks",
     MARKING: "marks of a row half written",
     UNPUBLISHED: "between data and publication",
     "between streams": "between two streams",
     CLOSING: "closing a stream",
     IDLE: "idle",
-    RESTARTING: "restarting in the place of one that died",
+    RESTARTING: "starting as a replacement",
     SHUTDOWN: "during shutdown",
-    BLAMED: "at the step of a stream that always kills it, which is left the second time",
+    BLAMED: "at the step of a stream that always crashes it (quarantined the second time)",
 }
 
 
@@ -38,11 +38,11 @@ def format_workers(result: Result) -> str:
     moments = [(words, f"{result.kills[moment]:,}") for moment, words in _MOMENTS.items()]
     rows = [
         ("batches compared by SHA-256, in order", f"{result.batches:,}"),
-        ("**batches that differ, are missing or too many; streams wrongly blamed**", f"**{len(result.mismatches)}**"),
+        ("**batches that differ, are missing or too many; streams wrongly quarantined**", f"**{len(result.mismatches)}**"),
         ("restarts", f"{result.restarts:,}"),
         ("deaths by number of workers", _counted(result.workers)),
         ("deaths by cause", _counted(result.causes)),
-        ("kills left out, as a stream would have been blamed", f"{result.given_up:,}"),
+        ("kills omitted, because a stream would have been quarantined", f"{result.given_up:,}"),
         ("from death to notice", _spread(result.latencies)),
         ("from notice to another process", _spread(result.replaced)),
     ]
@@ -73,7 +73,7 @@ def format_programs(ended: Sequence[Ended], within: float) -> str:
             )
         )
     heads = (
-        "what was done",
+        "signal",
         "times",
         "by number of workers",
         "while workers started",

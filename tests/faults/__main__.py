@@ -60,7 +60,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
         ("right bytes", f"{right:,}"),
         ("one typed error that names address and offset", f"{len(outcomes) - right - wrong:,}"),
         ("**silent wrong bytes**", f"**{silent:,}**"),
-        ("anything else: hung, an error of another kind, one that names no place", f"{wrong - silent:,}"),
+        ("anything else: hung, an error of another kind, one without address and offset", f"{wrong - silent:,}"),
         ("longest", f"{max((outcome.seconds for outcome in outcomes), default=0):.1f} s"),
     ]
     return _markdown(("outcome", "times"), rows)

@@ -144,7 +144,7 @@ WAYS = [
     Way("range of wrong length", "range-length", (ProtocolError,)),
     Way("206 without Content-Range", "range-nameless", (ProtocolError,)),
     Way("multipart/byteranges", "range-several", (ProtocolError,)),
-    Way("416 for what is there", "range-refused", (ProtocolError,)),
+    Way("416 for an existing range", "range-refused", (ProtocolError,)),
     Way("stall before the header", "silent", (StoreTimeout,)),
     Way("header at 1 B/s", "slow-head", (StoreTimeout,)),
     Way("endless header", "endless-head", (ProtocolError,)),

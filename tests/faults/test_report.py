@@ -35,7 +35,7 @@ def test_what_is_wrong_stands_out():
     summary = "\n".join(report.summary(outcomes))
     assert "| **silent wrong bytes** | **1** |" in summary
     assert "| one typed error that names address and offset | 1 |" in summary
-    assert "names no place | 1 |" in summary
+    assert "one without address and offset | 1 |" in summary
     assert "| right bytes | 0 |" in summary
 
 

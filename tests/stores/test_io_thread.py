@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import types
 import warnings
 
 import pytest
@@ -101,7 +102,9 @@ def test_options_have_to_be_plain():
 
 
 def test_a_store_stays_for_a_while_after_its_last_user(notes, monkeypatch):
-    monkeypatch.setattr(io_thread, "IDLE_TIMEOUT_S", 1000.0)
+    monkeypatch.setattr(io_thread, "IDLE_TIMEOUT_S", 0.2)
+    now = 0.0  # stands still until the store has been idle for long enough
+    monkeypatch.setattr(io_thread, "time", types.SimpleNamespace(monotonic=lambda: now))
     first, _ = open_shared_store("counted://a")
     second, _ = open_shared_store("counted://a")
     first.head("x")
@@ -114,8 +117,9 @@ def test_a_store_stays_for_a_while_after_its_last_user(notes, monkeypatch):
     third, _ = open_shared_store("counted://a")  # at once: the same
     third.head("x")
     assert made(notes) == ["made counted://a"]
-    monkeypatch.setattr(io_thread, "IDLE_TIMEOUT_S", 0.01)
     third.close()
+    until(lambda: not next(iter(io_thread._process.entries.values())).users)
+    now = 1.0
     until(lambda: "closed counted://a" in notes)
     until(lambda: not threads())  # nothing is shared any more
     fourth, _ = open_shared_store("counted://a")
