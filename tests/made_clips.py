@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +22,23 @@ def moving_frame(number: int, height: int, width: int, pix_fmt: str = "yuv420p")
     blue = ((x // 8 + y // 8 + number) % 2) * 180 + number % 64
     picture = np.stack([red, green, blue], axis=-1).astype(np.uint8)
     return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)
+
+
+@contextlib.contextmanager
+def _same_priority() -> Iterator[None]:
+    """Restore the scheduling policy of this thread, which SVT-AV1 raises to real time if the user is root.
+
+    All programs that the thread starts later would inherit it, and starve what else runs on the machine.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 def make_clip(
@@ -41,7 +60,7 @@ def make_clip(
     muxer: str | None = None,
 ) -> Path:
     """Encode `frames` pictures; frame k is shown at ticks(k) x time_base."""
-    with av.open(str(path), "w", format=muxer, options=container_options or {}) as output:
+    with _same_priority(), av.open(str(path), "w", format=muxer, options=container_options or {}) as output:
         stream = output.add_stream(codec, rate=RATE, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.gop_size = gop

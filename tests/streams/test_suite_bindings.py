@@ -136,7 +136,7 @@ class TestGenerators(Bound):
         return [{"data": walk.astype(np.float32)} for walk in walks]
 
     def test_randomness_comes_from_the_rng(self):
-        dataset, infos = self._indexed()
+        dataset, infos = self._index_dataset()
         one, other = (read_stream(dataset, infos[3], rng=stream_rng(seed, 0, 0))["data"] for seed in (1, 2))
         assert not np.array_equal(one, other)
 

@@ -214,7 +214,7 @@ class WriteSuite(StoreBinding):
             for number in range(2, 18):
                 before = ended
                 while ended == before:  # noqa: ASYNC110 - until one read ends while others are in the middle
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.001)  # a busy loop would starve a server in a thread of this process
                 for _ in range(number % 5):
                     await asyncio.sleep(0)
                 if store.supports_writes:
