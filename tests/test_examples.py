@@ -26,7 +26,7 @@ SHOWS = {
     "vector_env": "balls caught",
 }
 NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart"}
-SLOW = {"archive_ssh", "ddp", "resume"}
+SLOW = {"archive_ssh", "ddp", "quickstart", "resume"}  # parts of these are in other tests, here and in test_readme.py
 
 
 def test_every_example_is_tested_and_listed():

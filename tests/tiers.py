@@ -13,10 +13,17 @@ RESUME_TESTS = {"test_resumes_at_every_step", "test_resumes_in_longer_windows", 
 
 def fast_first(parameters: Iterable[Any]) -> list[Any]:
     """Mark all parameters but the first as slow: they repeat what it shows."""
-    first, *others = parameters
+    parameters = list(parameters)
+    return only_fast(parameters, parameters[:1])
+
+
+def only_fast(parameters: Iterable[Any], fast: Iterable[Any]) -> list[Any]:
+    """Mark all parameters as slow but those in `fast`, whose proofs they repeat."""
+    fast = list(fast)
     return [
-        first, *(pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow) for one in others)
-    ]  # fmt: skip
+        one if one in fast else pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow)
+        for one in parameters
+    ]
 
 
 def mark_repeats(items: Iterable[pytest.Item]) -> None:

@@ -38,7 +38,10 @@ def format_workers(result: Result) -> str:
     moments = [(words, f"{result.kills[moment]:,}") for moment, words in _MOMENTS.items()]
     rows = [
         ("batches compared by SHA-256, in order", f"{result.batches:,}"),
-        ("**batches that differ, are missing or too many; streams wrongly quarantined**", f"**{len(result.mismatches)}**"),
+        (
+            "**batches that differ, are missing or too many; streams wrongly quarantined**",
+            f"**{len(result.mismatches)}**",
+        ),
         ("restarts", f"{result.restarts:,}"),
         ("deaths by number of workers", _counted(result.workers)),
         ("deaths by cause", _counted(result.causes)),

@@ -103,7 +103,7 @@ def test_version(tmp_path):
 
 
 def test_ctrl_c_saves_what_there_is(clips, tmp_path):
-    arguments = ["demo", str(clips["bikes"]), "--seconds", "600", "--size", "32x40", "--window", "8"]
+    arguments = ["demo", str(clips["carphone_pristine"]), "--seconds", "600", "--size", "32x40", "--window", "8"]
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "streamloader", *arguments],
         cwd=tmp_path,

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from env_data import DIMS, Counter, Walks, expected_batches, numbers, released
+from tiers import only_fast
 
 import streamloader as sl
 from streamloader.loader.envstreamer import EnvBatch, EnvStreamer
@@ -54,7 +55,7 @@ def play_until_error(loader):
 # --- what is delivered ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("num_workers", only_fast([0, 1, 2, 3, 7], fast=[0, 3]))
 def test_the_same_bytes_for_any_number_of_workers(num_workers):
     expected = expected_batches(range(5), 25)
     with sl.MultiStreamer.from_env(Walks, DIMS, 5, 3, num_workers, timeout=DEADLINE) as loader:

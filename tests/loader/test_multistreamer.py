@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_data import Numbered, assert_same_batches, copies, has_torch, model_epoch
+from tiers import fast_first
 
 import streamloader as sl
 
@@ -369,7 +370,7 @@ def test_the_log_of_a_worker_arrives_in_this_process(caplog):
     assert not any("not wanted" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("size", [1000, 100_000])
+@pytest.mark.parametrize("size", fast_first([1000, 100_000]))
 def test_a_flood_of_log_lines_disturbs_nothing(size, monkeypatch):
     # The threads of four lanes log more than the socket holds, while this process does not read.
     def make(item):

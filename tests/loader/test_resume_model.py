@@ -221,7 +221,7 @@ def play(case, worlds, listed, workers=0, most=8):
     return training
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(), actions([0]))
 def test_moving_about_changes_no_step(case, listed):
     play(*case, listed)
@@ -235,7 +235,7 @@ def test_moving_about_changes_no_step_in_many_cases(case, listed):
     play(*case, listed)
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(cases(processes=True), actions([0, 1, 2]))
 def test_neither_do_workers_that_are_killed(case, listed):
     play(*case, listed, workers=1, most=2)

@@ -225,10 +225,12 @@ class TestVideos(Bound):
     kind = "VideoStreams"
     resumes_like = "TestVideoFiles of test_video_suite.py"
 
-    @pytest.fixture(autouse=True)
-    def _clips(self, clips, tmp_path):
-        self.paths = [clips["carphone_pristine"], tmp_path / "again.mp4"]
-        self.paths[1].symlink_to(clips["carphone_pristine"])
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _clips(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("clips")
+        cls.paths = [make_clip(folder / "one.mp4", frames=25, gop=6), folder / "again.mp4"]
+        cls.paths[1].symlink_to(cls.paths[0])
 
     def make_dataset(self):
         return sl.VideoStreams(self.paths, max_frames=20)

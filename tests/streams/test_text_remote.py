@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from canaries import canary
 from range_server import served
 from store_leaves import Plain
 from store_leaves import spaces as plain_spaces
+from tiers import only_fast
 
 import streamloader as sl
 from streamloader.errors import (
@@ -469,8 +471,10 @@ def assert_same_batches(some, others):
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("tokenizer", [None, code_points], ids=["bytes", "tokens"])
+@pytest.mark.parametrize(
+    ("tokenizer", "workers"),
+    only_fast(itertools.product((None, code_points), (0, 2)), fast=[(None, 0), (code_points, 2)]),
+)
 def test_a_mix_of_stores_plays_what_local_files_do(tmp_path, workers, tokenizer):
     """One list, three kinds of store: the same bits as from files, at once or resumed elsewhere."""
     texts = {f"{number:02}.txt": f"{number}:".encode() + b"text " * (number * 3 % 17) for number in range(15)}

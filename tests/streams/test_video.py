@@ -17,6 +17,7 @@ import anyio.to_thread
 import numpy as np
 import pytest
 from made_clips import VARIANTS, as_rgb, linear_decode, make_clip
+from tiers import fast_first
 
 from streamloader.errors import (
     ConfigError,
@@ -69,7 +70,7 @@ def times_of(dataset, info, count, rng=None):
     return anyio.run(read_times)
 
 
-@pytest.mark.parametrize("name", ["bikes", "bigbuckbunny", "carphone_pristine", "carphone_distorted"])
+@pytest.mark.parametrize("name", fast_first(["bikes", "carphone_pristine", "carphone_distorted", "bigbuckbunny"]))
 def test_real_clips_bit_for_bit(clips, name):
     dataset = VideoStreams(clips[name])
     info = one(dataset)

@@ -21,7 +21,7 @@ from streamloader.testing.catalogs.binding import PLACES, CatalogBinding, make_s
 
 __all__ = ["LifeCatalogSuite"]
 
-CHILD_TIMEOUT_S = 40
+CHILD_TIMEOUT_S = 100
 
 
 class LifeCatalogSuite(CatalogBinding):

@@ -21,7 +21,7 @@ __all__ = ["BIG_OBJECT_BYTES", "DEADLINE_S", "StoreBinding", "describe_differenc
 
 T = TypeVar("T")
 
-DEADLINE_S: Final = 60.0
+DEADLINE_S: Final = 120.0
 """Time limit of one part of a test."""
 BIG_OBJECT_BYTES: Final = 16 << 20
 """Size of a big object in bytes."""

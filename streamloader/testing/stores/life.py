@@ -37,7 +37,7 @@ from streamloader.values import ByteRange
 __all__ = ["LifeSuite"]
 
 _OBJECT_BYTES = 200_003
-CHILD_TIMEOUT_S = 40
+CHILD_TIMEOUT_S = 100
 
 
 class LifeSuite(StoreBinding):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import hashlib
 import inspect
 import logging
@@ -181,8 +182,18 @@ def test_when_the_first_is_cancelled_the_next_one_fetches(store):
     play(read)
 
 
-def test_when_the_first_fails_so_do_those_who_waited(tmp_path):
+def test_when_the_first_fails_so_do_those_who_waited(tmp_path, monkeypatch):
     store = make(tmp_path, None, *([""] * 5), busy_error())
+    get = store.inner._get
+
+    @contextlib.asynccontextmanager
+    async def get_once_all_wait(*args):
+        while not gets(store) and sum(call.users for call in store._single_flight._calls.values()) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        async with get(*args) as body:
+            yield body
+
+    monkeypatch.setattr(store.inner, "_get", get_once_all_wait)
 
     async def read():
         tasks = [store.read("big", ByteRange(number, 9)) for number in range(5)]
