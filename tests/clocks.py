@@ -9,6 +9,8 @@ import types
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
+
 from streamloader.engine import consumer_wait
 from streamloader.engine.ring import Status
 
@@ -82,34 +84,40 @@ def use_loop_time(monkeypatch: Any, module: types.ModuleType) -> None:
 
 
 class StallClock:
-    """A `time.perf_counter` that runs only while `is_stalled()` is true.
+    """A `time.perf_counter` that runs only while a loader stalls.
 
     A deadline that it measures expires because of the stall under test, and of nothing else that is slow.
+
+    Args:
+        get_stall: Function that returns the state of a loader that stalls, or None. Time counts between two calls that
+            find the same state.
     """
 
-    def __init__(self, is_stalled: Callable[[], bool]) -> None:
-        self._is_stalled = is_stalled
-        self._stalled = False
+    def __init__(self, get_stall: Callable[[], bytes | None]) -> None:
+        self._get_stall = get_stall
+        self._stall: bytes | None = None
         self._elapsed_s = 0.0
         self._last_s = time.perf_counter()
 
     def __call__(self) -> float:
-        """Return the seconds between calls that both met the stall."""
-        now, before = time.perf_counter(), self._stalled
-        self._stalled = self._is_stalled()
-        if before and self._stalled:
+        """Return the seconds of the stalls so far."""
+        now, before = time.perf_counter(), self._stall
+        self._stall = self._get_stall()
+        if before is not None and before == self._stall:
             self._elapsed_s += now - self._last_s
         self._last_s = now
         return self._elapsed_s
 
 
-def count_only_stalls(monkeypatch: Any, is_stalled: Callable[[], bool]) -> None:
-    """Let the `timeout` of loaders count only the time in which `is_stalled()` is true. It must not take a lock."""
-    monkeypatch.setattr(consumer_wait, "time", types.SimpleNamespace(perf_counter=StallClock(is_stalled)))
+def count_only_stalls(monkeypatch: Any, get_stall: Callable[[], bytes | None]) -> None:
+    """Let the `timeout` of loaders count only the time of stalls. `get_stall` must not take a lock."""
+    monkeypatch.setattr(consumer_wait, "time", types.SimpleNamespace(perf_counter=StallClock(get_stall)))
 
 
-def stalls_at(loader: Any, lane: int, stage: int, step: int) -> bool:
-    """Whether a lane stands at this step, and all other lanes have filled every row that they may."""
-    status = loader._ring.status
-    busy = [row for row in range(len(status)) if status[row, Status.BUSY]]
-    return busy == [lane] and status[lane, [Status.STAGE, Status.STEP]].tolist() == [stage, step]
+def stall_at(loader: Any, lane: int, stage: int, step: int) -> bytes | None:
+    """Return the status of all lanes if `lane` stands at this step, and all others have got further and rest."""
+    status = loader._ring.status.copy()
+    others = np.delete(status, lane, axis=0)
+    is_there = status[lane, [Status.BUSY, Status.STAGE, Status.STEP]].tolist() == [1, stage, step]
+    rest = not others[:, Status.BUSY].any() and (others[:, Status.SEQ] > status[lane, Status.SEQ]).all()
+    return status.tobytes() if is_there and rest else None

@@ -312,14 +312,19 @@ def test_a_state_remembers_what_was_left():
 # --- streams that do not come back -----------------------------------------------------------------------------------
 
 
-def has_stalled(loader, fuse):
-    """Whether one of the workers hangs at the fuse, and the lane is the only one that is still to move."""
+def get_stall(loader, fuse):
+    """Return the status of all lanes if a worker hangs at the fuse, and it is the one that all others wait for."""
     log = Path(fuse.log)
     pids = log.read_text().split() if log.exists() else []
     if not pids or int(pids[-1]) not in loader._supervisor.pids or not lives(int(pids[-1])):
-        return False
+        return None
+    worker = loader._supervisor._pool.workers[loader._supervisor.pids.index(int(pids[-1]))]
+    status = loader._ring.status.copy()
+    others = np.delete(status, list(worker.lanes), axis=0)
+    is_awaited = others[:, Status.SEQ].min() > status[list(worker.lanes), Status.SEQ].min()
     # Where the event loop runs on, the worker's other lane fills its rows first.
-    return fuse.cause != "spins" or loader._ring.status[:, Status.BUSY].sum() == 1
+    is_last = fuse.cause != "spins" or status[list(worker.lanes), Status.BUSY].sum() == 1
+    return status.tobytes() if is_awaited and is_last else None
 
 
 @pytest.mark.parametrize(
@@ -332,7 +337,7 @@ def test_a_stream_that_does_not_come_back_is_killed_at_the_deadline(fuse, on_err
         expected, left = played(loader), places(loader)
     fuse = replace(fuse, log=str(tmp_path / "log"))
     with loader_of([fuse], 2, on_error=on_error, timeout=0.5) as loader:
-        count_only_stalls(monkeypatch, lambda: has_stalled(loader, fuse))
+        count_only_stalls(monkeypatch, lambda: get_stall(loader, fuse))
         if on_error == "skip":
             assert_same_batches(played(loader), expected)
             assert places(loader) == left
@@ -347,7 +352,7 @@ def test_a_stream_that_does_not_come_back_is_killed_at_the_deadline(fuse, on_err
 def test_a_worker_that_stands_still_once_is_replaced_at_the_deadline(tmp_path, monkeypatch):
     fuse = Fuse(0, "1", 7, DECODING, "stops", str(tmp_path / "fuse"), str(tmp_path / "log"))
     with loader_of([fuse], 2, timeout=0.5) as loader:
-        count_only_stalls(monkeypatch, lambda: has_stalled(loader, fuse))
+        count_only_stalls(monkeypatch, lambda: get_stall(loader, fuse))
         assert_same_batches(played(loader), undisturbed())
         assert loader.stats().restarts == 1
         assert loader.quarantined == ()

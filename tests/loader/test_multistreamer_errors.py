@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from clocks import count_only_stalls, stalls_at
+from clocks import count_only_stalls, stall_at
 from engine_data import Numbered, assert_same_batches, copies, model_epoch
 
 import streamloader as sl
@@ -215,7 +215,7 @@ def test_a_stuck_stream_is_named(how, monkeypatch):
             yield step
 
     with stuck_loader(in_thread if how == "thread" else awaiting, timeout=0.3) as loader:
-        count_only_stalls(monkeypatch, lambda: stalls_at(loader, 1, Status.READING, 3))
+        count_only_stalls(monkeypatch, lambda: stall_at(loader, 1, Status.READING, 3))
         got, error = play_until_error(loader)
         release.set()
     assert len(got) == 1
@@ -238,7 +238,7 @@ def test_a_stream_stuck_in_opening_is_named_also_in_async_for(monkeypatch):
 
     async def main():
         with stuck_loader(make, timeout=0.3) as loader:
-            count_only_stalls(monkeypatch, lambda: stalls_at(loader, 1, Status.OPENING, 0))
+            count_only_stalls(monkeypatch, lambda: stall_at(loader, 1, Status.OPENING, 0))
             async for _ in loader:
                 pass
 
@@ -255,7 +255,7 @@ def test_a_stuck_worker_process_is_named_and_ended(monkeypatch):
             yield step
 
     with stuck_loader(make, timeout=0.3, num_workers=2, on_worker_death="raise") as loader:
-        count_only_stalls(monkeypatch, lambda: stalls_at(loader, 0, Status.READING, 3))
+        count_only_stalls(monkeypatch, lambda: stall_at(loader, 0, Status.READING, 3))
         got, error = play_until_error(loader)
         assert len(got) == 1
         assert (type(error), error.stream, error.details["lane"]) == (sl.LoaderTimeout, "a", 0)
@@ -275,7 +275,7 @@ def test_the_lane_that_is_stuck_is_named_also_after_another_iteration_ran_ahead(
             yield step
 
     with stuck_loader(make, timeout=0.3, prefetch_factor=3, window=1) as loader:
-        count_only_stalls(monkeypatch, lambda: stalls_at(loader, 1, Status.READING, 0))
+        count_only_stalls(monkeypatch, lambda: stall_at(loader, 1, Status.READING, 0))
         held = next(iter(loader))
         while any(lane.rows_ready < loader.stats().slots - 1 for lane in loader.stats().lanes):
             time.sleep(0.001)  # between two looks
