@@ -75,11 +75,15 @@ def play_rounds(
     *,
     first: int = 0,
     most: int = MAX_DEATHS,
+    workers: Iterable[int] = (),
     on_round: Callable[[Result], object] = lambda _: None,
 ) -> Result:
-    """Play rounds, from number `first` on, until `kills` workers were killed; call `on_round` after each."""
+    """Play rounds, from number `first` on, until `kills` workers were killed; call `on_round` after each.
+
+    Rounds go on until some died with each of these numbers of workers.
+    """
     total, number = Result(), first
-    while sum(total.kills.values()) < kills:
+    while sum(total.kills.values()) < kills or not set(workers) <= set(total.workers):
         total.add(play_round(seed, number, folder, most=most))
         number += 1
         on_round(total)

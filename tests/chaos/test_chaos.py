@@ -24,7 +24,8 @@ def few_and_many(few, many):
 
 @few_and_many(30, 1000)
 def test_workers_that_die_change_no_batch(count, tmp_path):
-    result = rounds.play_rounds(SEED, count, tmp_path, most=min(count // 6, rounds.MAX_DEATHS))
+    most = min(count // 6, rounds.MAX_DEATHS)
+    result = rounds.play_rounds(SEED, count, tmp_path, most=most, workers=plan.WORKERS)
     assert result.mismatches == []
     assert sum(result.kills.values()) >= count
     assert result.restarts == sum(result.kills.values()) - result.kills["during shutdown"]
