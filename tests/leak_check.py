@@ -94,9 +94,11 @@ def left_behind(before: Holdings, *, patience: float) -> list[str]:
     """
     if not (lines := Holdings.now().gained_since(before)):
         return []
-    gc.collect()
     deadline = time.monotonic() + patience
-    while (lines := Holdings.now().gained_since(before)) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        gc.collect()  # again each time: what a thread has just let go of may be a cycle as well
+        if not (lines := Holdings.now().gained_since(before)):
+            break
         time.sleep(0.02)  # between two looks at a condition
     return lines
 
