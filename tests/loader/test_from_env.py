@@ -7,11 +7,11 @@ import itertools
 import os
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
 from env_data import DIMS, Counter, Walks, expected_batches, numbers, released
+from polling import wait_until
 from tiers import only_fast
 
 import streamloader as sl
@@ -32,13 +32,6 @@ def counters(at_call=None, batchsize=4, max_q_size=2, num_workers=0, path=None, 
 
 def rows(call, lanes=4, first=0):
     return [1000 * lane + call for lane in range(first, first + lanes)]
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)  # between two looks
 
 
 def play_until_error(loader):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from polling import wait_until
 from tiers import only_fast
 
 DEADLINE = 60.0
@@ -331,10 +332,7 @@ while True:
 
 def wait_until_it_polls(pid):
     """Wait until the main thread of a process sleeps in epoll, which means that it is inside next()."""
-    deadline = time.monotonic() + 60
-    while "poll" not in Path(f"/proc/{pid}/wchan").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: "poll" in Path(f"/proc/{pid}/wchan").read_text())
 
 
 @pytest.mark.chaos

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 import warnings
 
 import anyio
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_data import Numbered, assert_same_batches, copies, has_torch, model_epoch
+from polling import wait_until
 from tiers import fast_first
 
 import streamloader as sl
@@ -301,14 +301,6 @@ def numbers(item):
         yield np.array([item, step])
 
 
-def until(condition):
-    """Wait for a condition by polling it."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def test_stats_add_up():
     held_up, go_on = threading.Event(), threading.Event()
 
@@ -324,7 +316,7 @@ def test_stats_add_up():
         iterator = iter(loader)
         first = next(iterator)
         assert held_up.wait(DEADLINE)
-        until(lambda: loader.stats().lanes[0].rows_ready >= 3)
+        wait_until(lambda: loader.stats().lanes[0].rows_ready >= 3)
         stats = loader.stats()
         assert (stats.batches, stats.steps, stats.bytes) == (1, 6, 6 * 16)
         assert (stats.leased, stats.copied, stats.slots) == (1, 0, 12)
@@ -388,7 +380,7 @@ def test_a_flood_of_log_lines_disturbs_nothing(size, monkeypatch):
         for _ in range(2):
             iterator = iter(loader)
             first = next(iterator)
-            until(lambda: all(lane.rows_ready >= 11 for lane in loader.stats().lanes))
+            wait_until(lambda: all(lane.rows_ready >= 11 for lane in loader.stats().lanes))
             steps = [batch.data[:, 0].tolist() for batch in (first, *iterator)]
             assert steps == [[[lane, step] for lane in range(4)] for step in range(12)]
 

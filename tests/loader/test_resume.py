@@ -7,12 +7,12 @@ import copy
 import io
 import itertools
 import json
-import time
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from engine_data import Numbered, assert_same_batches, copies, model_epoch
+from polling import wait_until
 from resume_data import Seekable, arrays, plain, rows_of_ranks, take
 
 import streamloader as sl
@@ -118,10 +118,9 @@ def test_what_was_made_ahead_is_not_in_it():
             one, other = iter(far), iter(near)
             for _ in range(len(far)):
                 assert_same_batches(take(one, 1), take(other, 1))
-                deadline = time.monotonic() + DEADLINE
-                while min(lane.rows_ready for lane in far.stats().lanes) < 3:  # the next epoch is made ahead as well
-                    assert time.monotonic() < deadline
-                    time.sleep(0.001)
+                wait_until(
+                    lambda: min(lane.rows_ready for lane in far.stats().lanes) >= 3
+                )  # the next epoch is made ahead as well
                 assert plain(far.state_dict()) == plain(near.state_dict())
             take(one), take(other)
 

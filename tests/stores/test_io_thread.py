@@ -9,11 +9,11 @@ import gc
 import os
 import signal
 import threading
-import time
 import types
 import warnings
 
 import pytest
+from polling import wait_until
 from store_leaves import Plain
 
 import streamloader as sl
@@ -56,13 +56,6 @@ def notes(monkeypatch):
 
 def made(notes):
     return [note for note in notes if note.startswith("made")]
-
-
-def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)  # between two looks
 
 
 def threads():
@@ -110,7 +103,7 @@ def test_a_store_stays_for_a_while_after_its_last_user(notes, monkeypatch):
     first.head("x")
     first.close()
     first.close()
-    until(lambda: io_thread._process.entries and next(iter(io_thread._process.entries.values())).users == 1)
+    wait_until(lambda: io_thread._process.entries and next(iter(io_thread._process.entries.values())).users == 1)
     second.head("x")
     assert "closed counted://a" not in notes
     second.close()
@@ -118,10 +111,10 @@ def test_a_store_stays_for_a_while_after_its_last_user(notes, monkeypatch):
     third.head("x")
     assert made(notes) == ["made counted://a"]
     third.close()
-    until(lambda: not next(iter(io_thread._process.entries.values())).users)
+    wait_until(lambda: not next(iter(io_thread._process.entries.values())).users)
     now = 1.0
-    until(lambda: "closed counted://a" in notes)
-    until(lambda: not threads())  # nothing is shared any more
+    wait_until(lambda: "closed counted://a" in notes)
+    wait_until(lambda: not threads())  # nothing is shared any more
     fourth, _ = open_shared_store("counted://a")
     fourth.head("x")
     assert len(made(notes)) == 2
@@ -133,7 +126,7 @@ def test_one_that_is_forgotten_is_given_back(notes, monkeypatch):
     found.head("x")
     del found
     gc.collect()
-    until(lambda: "closed counted://a" in notes)
+    wait_until(lambda: "closed counted://a" in notes)
 
 
 def test_closed_ones_say_so():
@@ -153,7 +146,7 @@ def test_closing_all_of_them_ends_what_is_under_way(notes):
     found, _ = open_shared_store("counted://a")
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(found.head, "stuck")
-        until(lambda: "stuck" in notes)
+        wait_until(lambda: "stuck" in notes)
         close_shared_stores()
         with pytest.raises(sl.ClosedError):
             waiting.result(10)
@@ -201,7 +194,7 @@ def test_from_another_loop(notes):
                 await task
 
     asyncio.run(look())
-    until(lambda: "ended" in notes)  # a cancelled wait cancels the work
+    wait_until(lambda: "ended" in notes)  # a cancelled wait cancels the work
 
 
 def test_closing_all_of_them_while_another_loop_waits(notes):
@@ -242,7 +235,7 @@ def test_an_interrupted_wait_cancels_the_work(notes):
     finally:
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, before)
-    until(lambda: "ended" in notes)
+    wait_until(lambda: "ended" in notes)
 
 
 def test_a_listing_comes_in_pages_and_can_be_left(monkeypatch):

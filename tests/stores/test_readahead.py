@@ -11,9 +11,11 @@ import os
 import random
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
+from polling import wait_until
 
 from streamloader.config import Retry
 from streamloader.errors import ClosedError, NotFound, NotSupported, ObjectChanged, ServerBusy, TransferInterrupted
@@ -96,16 +98,6 @@ def exactly(file, count):
     while len(parts) < count and (part := file.read(count - len(parts))):
         parts += part
     return parts
-
-
-def until(condition):
-    """Wait until another thread has made `condition` true."""
-    ticks = threading.Event()
-    for _ in range(60_000):
-        if condition():
-            return
-        ticks.wait(0.001)
-    raise AssertionError("it did not happen")
 
 
 # --- the right bytes -------------------------------------------------------------------------------------------------
@@ -209,7 +201,7 @@ def test_several_requests_are_under_way_before_the_first_answers(gated):
     with opened(data, "gated") as file:
         reader = threading.Thread(target=file.read, args=(1,))
         reader.start()
-        until(lambda: len(gated.requests) == 2)
+        wait_until(lambda: len(gated.requests) == 2)
         gated.gate.set()
         reader.join(60)
         assert gated.requests == [(0, UNIT_BYTES), (UNIT_BYTES, 2 * UNIT_BYTES)]
@@ -217,16 +209,17 @@ def test_several_requests_are_under_way_before_the_first_answers(gated):
         assert file.stats.waited > 0
 
 
-def test_depth_and_requests_grow_while_the_reader_has_to_wait(gated):
-    data = noise(160 * UNIT_BYTES)
-    with opened(data, "gated") as file:
-        whole = b""
+def test_depth_and_requests_grow_while_the_reader_has_to_wait(gated, monkeypatch):
+    monkeypatch.setattr(readahead, "_MIN_RELEVANT_WAIT_S", 0.0)
+    data = noise(320 * UNIT_BYTES)
+    with opened(data, "gated") as file, ThreadPoolExecutor(1) as pool:
+        whole, reads = b"", []
         while len(whole) < len(data):
             gated.gate.clear()
-            opener = threading.Timer(0.01, gated.gate.set)
-            opener.start()
-            whole += file.read(UNIT_BYTES)
-            opener.join()
+            reads.append(pool.submit(file.read, UNIT_BYTES))
+            wait_until(lambda: file._progress.waiting or reads[-1].done())
+            gated.gate.set()
+            whole += reads[-1].result(60)
         assert whole == data
         sizes = [end - start for start, end in gated.requests]
         assert sizes[0] == UNIT_BYTES
@@ -239,7 +232,7 @@ def test_a_reader_that_never_waits_stays_shallow(gated):
     data = noise(40 * UNIT_BYTES)
     with opened(data, "gated") as file:
         for number in range(40):
-            until(lambda: all(segment.done for segment in file._segments.values()))
+            wait_until(lambda: all(segment.done for segment in file._segments.values()))
             assert exactly(file, UNIT_BYTES) == data[number * UNIT_BYTES : (number + 1) * UNIT_BYTES]
         assert {end - start for start, end in gated.requests} == {UNIT_BYTES}
 
@@ -263,7 +256,7 @@ def test_a_seek_gives_up_what_is_not_needed_any_more(gated):
     with opened(data, "gated") as file:
         file._window = 16 * UNIT_BYTES
         exactly(file, 8 * UNIT_BYTES)
-        until(lambda: all(segment.done for segment in file._segments.values()))
+        wait_until(lambda: all(segment.done for segment in file._segments.values()))
         gated.gate.clear()
         exactly(file, 4 * UNIT_BYTES)
         under_way = [segment.start for segment in file._segments.values() if not segment.done]
@@ -274,7 +267,7 @@ def test_a_seek_gives_up_what_is_not_needed_any_more(gated):
         opener.start()
         assert file.read(100) == data[150 * UNIT_BYTES : 150 * UNIT_BYTES + 100]
         opener.join()
-        until(lambda: gated.cancelled == under_way)
+        wait_until(lambda: gated.cancelled == under_way)
         assert file.stats.dropped >= len(under_way) * UNIT_BYTES
 
 
@@ -285,7 +278,7 @@ def test_both_ends_are_kept_while_they_are_needed(gated):
         exactly(file, 64)
         file.seek(-UNIT_BYTES, os.SEEK_END)
         exactly(file, UNIT_BYTES)
-        until(lambda: all(segment.done for segment in file._segments.values()))
+        wait_until(lambda: all(segment.done for segment in file._segments.values()))
         requests = list(gated.requests)
         for _ in range(5):
             file.seek(0)
@@ -299,7 +292,7 @@ def test_initial_spans_are_requested_at_once(gated):
     gated.gate.clear()
     data = noise(100 * UNIT_BYTES)
     with opened(data, "gated", initial_spans=((0, UNIT_BYTES), (98 * UNIT_BYTES, 100 * UNIT_BYTES))) as file:
-        until(lambda: gated.requests == [(0, UNIT_BYTES), (98 * UNIT_BYTES, 100 * UNIT_BYTES)])
+        wait_until(lambda: gated.requests == [(0, UNIT_BYTES), (98 * UNIT_BYTES, 100 * UNIT_BYTES)])
         gated.gate.set()
         file.seek(99 * UNIT_BYTES)
         assert exactly(file, UNIT_BYTES) == data[99 * UNIT_BYTES :]
@@ -329,7 +322,7 @@ def test_an_error_of_what_is_never_read_raises_nothing(gated):
     gated.failing[UNIT_BYTES + 5] = TransferInterrupted("broke off", address="gated://x", offset=UNIT_BYTES + 5)
     with opened(data, "gated") as file:
         assert exactly(file, UNIT_BYTES) == data[:UNIT_BYTES]
-        until(lambda: all(segment.done for segment in file._segments.values()))
+        wait_until(lambda: all(segment.done for segment in file._segments.values()))
         assert any(segment.error for segment in file._segments.values())
         file.seek(4 * UNIT_BYTES)
         assert exactly(file, UNIT_BYTES) == data[4 * UNIT_BYTES : 5 * UNIT_BYTES]
@@ -378,20 +371,20 @@ def test_retries_are_those_of_the_store(gated):
 def test_closing_cancels_what_is_under_way(gated):
     gated.gate.clear()
     file = opened(noise(20 * UNIT_BYTES), "gated", initial_spans=((0, 4 * UNIT_BYTES),))
-    until(lambda: len(gated.requests) == 1)
+    wait_until(lambda: len(gated.requests) == 1)
     file.close()
     file.close()
-    until(lambda: gated.cancelled == [0])
+    wait_until(lambda: gated.cancelled == [0])
     assert not readahead._open_files
 
 
 def test_a_file_that_is_dropped_is_closed(gated):
     gated.gate.clear()
     file = opened(noise(20 * UNIT_BYTES), "gated", initial_spans=((0, 4 * UNIT_BYTES),))
-    until(lambda: len(gated.requests) == 1)
+    wait_until(lambda: len(gated.requests) == 1)
     del file
     gc.collect()
-    until(lambda: gated.cancelled == [0])
+    wait_until(lambda: gated.cancelled == [0])
     assert not readahead._open_files
 
 
@@ -408,7 +401,7 @@ def test_readers_get_an_error_when_the_stores_are_closed(gated):
     with opened(noise(20 * UNIT_BYTES), "gated") as file:
         reader = threading.Thread(target=read)
         reader.start()
-        until(lambda: file._progress.waiting)
+        wait_until(lambda: file._progress.waiting)
         close_shared_stores()
         reader.join(60)
         assert len(errors) == 1
@@ -421,7 +414,7 @@ def test_a_waiting_reader_notices_that_the_thread_has_ended(gated, monkeypatch):
     monkeypatch.setattr(readahead, "_THREAD_CHECK_INTERVAL_S", 0.01)
     with opened(noise(4 * UNIT_BYTES), "gated") as file:
         exactly(file, 1)
-        until(lambda: all(segment.done for segment in file._segments.values()))
+        wait_until(lambda: all(segment.done for segment in file._segments.values()))
         close_shared_stores()
         segment = readahead._Segment(3 * UNIT_BYTES, 4 * UNIT_BYTES)
         with pytest.raises(ClosedError):
@@ -433,7 +426,7 @@ def test_ctrl_c_while_waiting(gated):
     data = noise(4 * UNIT_BYTES)
     with opened(data, "gated") as file:
         stopper = threading.Thread(
-            target=lambda: (until(lambda: file._progress.waiting), os.kill(os.getpid(), signal.SIGINT))
+            target=lambda: (wait_until(lambda: file._progress.waiting), os.kill(os.getpid(), signal.SIGINT))
         )
         stopper.start()
         with pytest.raises(KeyboardInterrupt):

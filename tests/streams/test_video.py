@@ -17,6 +17,7 @@ import anyio.to_thread
 import numpy as np
 import pytest
 from made_clips import VARIANTS, as_rgb, linear_decode, make_clip
+from polling import wait_until
 from tiers import fast_first
 
 from streamloader.errors import (
@@ -343,8 +344,7 @@ def test_a_cancelled_index_stops_at_the_next_file(clip, tmp_path, monkeypatch):
     before = set(threading.enumerate())
     anyio.run(cancel)
     go_on.set()
-    for thread in set(threading.enumerate()) - before:
-        thread.join(60)
+    wait_until(lambda: set(threading.enumerate()) <= before)
     assert 0 < len(looked) <= os.cpu_count()
 
 

@@ -11,11 +11,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 
 import psutil
 import pytest
+from polling import wait_until
 
 from streamloader.archive.ingest import temp_dir
 from streamloader.archive.ingest.executors.messages import JsonMessageDecoder, WorkerConnection
@@ -90,10 +90,7 @@ def test_a_folder_is_gone_once_its_user_was_killed():
         folder = holder.stdout.readline().strip()
         holder.kill()
         holder.wait()
-        deadline = time.monotonic() + 60
-        while os.path.exists(folder):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: not os.path.exists(folder))
 
 
 def test_a_folder_whose_remover_was_killed_as_well_is_swept_and_never_before(monkeypatch):
