@@ -1,14 +1,23 @@
-"""Expand what a user passes (a path, an address, a pattern, a directory, a list of these) into a list of files."""
+"""Check and expand what a user passes: a path, an address, a pattern, a directory, or a list of these.
+
+Host and user names of addresses have an allow-list of characters (:func:`check_host_name`, :func:`check_user_name`):
+letters, digits, and the few others that names of hosts and users consist of. A name with any other character is not a
+name but an attack: a ProxyCommand of an SSH configuration, for example, puts it into the command line of a shell.
+"""
 
 from __future__ import annotations
 
 import errno
 import glob
+import ipaddress
 import itertools
 import os
+import re
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from streamloader.errors import ConfigError, StreamNotFound, UnreadableStream
 from streamloader.stores.expand import SourceFile, expand_store_addresses
@@ -16,10 +25,33 @@ from streamloader.stores.local import local_path
 from streamloader.stores.patterns import Pattern, expand_braces, make_path_filter
 from streamloader.stores.registry import scheme_of
 
-__all__ = ["Address", "Addresses", "Pattern", "SourceFile", "as_addresses", "expand_addresses", "make_unique_keys"]
+__all__ = [
+    "Address",
+    "Addresses",
+    "Pattern",
+    "SourceFile",
+    "as_addresses",
+    "check_authority",
+    "check_host_name",
+    "check_user_name",
+    "expand_addresses",
+    "is_numeric_host",
+    "make_unique_keys",
+    "split_url",
+]
 
 Address: TypeAlias = "str | os.PathLike[str]"
 Addresses: TypeAlias = "Address | Iterable[Address]"
+
+_MAX_HOST_NAME_CHARS: Final = 253  # RFC 1035, section 2.3.4, without the length bytes
+_MAX_USER_NAME_CHARS: Final = 256
+_HOST_PUNCTUATION: Final = "._-"
+_USER_PUNCTUATION: Final = "._-@+=,:"
+_DOMAIN_SEPARATOR: Final = re.compile(r"(?<=\w)\\(?=\w)")  # of Windows: DOMAIN\\user
+_ADDRESS_ZONE: Final = re.compile(r"[A-Za-z0-9._-]{1,32}")  # of link-local IPv6 addresses: the network interface
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+_MAX_PORT: Final = 65_535
+_LETTERS_AND_DIGITS: Final = ("L", "M", "Nd")  # general categories of Unicode
 
 
 def expand_addresses(
@@ -71,6 +103,99 @@ def as_addresses(addresses: Addresses) -> list[str]:
     if not listed:
         raise ConfigError("the list of addresses is empty: name at least one file, directory or pattern")
     return listed
+
+
+def check_host_name(host: str) -> str:
+    """Return `host` if it is the name of a host, an alias of one, or an IP address without brackets.
+
+    A name consists of letters, digits, ".", "_" and "-", and does not begin with "-" or ".".
+
+    Raises:
+        ConfigError: If it is none. The message does not show it, because parts of a password could be in it.
+    """
+    if ":" in host:
+        address, has_zone, zone = host.partition("%")
+        try:
+            ipaddress.IPv6Address(address)
+        except ValueError:
+            raise ConfigError("an address contains a malformed IPv6 address: write it as in ssh://[::1]:22/") from None
+        if has_zone and not _ADDRESS_ZONE.fullmatch(zone):
+            raise ConfigError("the zone of an IPv6 address must be the name of a network interface")
+        return host
+    _check_characters("host name", host, _HOST_PUNCTUATION, _MAX_HOST_NAME_CHARS)
+    return host
+
+
+def check_user_name(user: str) -> str:
+    r"""Return `user` if it is the name of a user.
+
+    A name consists of letters, digits and ``._-@+=,:``, and does not begin with "-" or ".". It may have the form
+    ``DOMAIN\user``.
+
+    Raises:
+        ConfigError: If it is none. The message does not show it, because parts of a password could be in it.
+    """
+    _check_characters("user name", _DOMAIN_SEPARATOR.sub("", user), _USER_PUNCTUATION, _MAX_USER_NAME_CHARS)
+    return user
+
+
+def is_numeric_host(host: str) -> bool:
+    """Return whether a host is written as a number, so that no name server is involved."""
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def split_url(url: str) -> SplitResult:
+    """Split a URL as :func:`urllib.parse.urlsplit` does, but refuse the characters that it removes without a word.
+
+    Raises:
+        ConfigError: If the URL contains white space or control characters, or is malformed.
+    """
+    if any(char.isspace() or unicodedata.category(char) == "Cc" for char in url):
+        raise ConfigError("an address of a server contains white space or control characters: percent-encode them")
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ConfigError("an address is not a valid URL") from None  # the original error would show it
+
+
+def check_authority(authority: str) -> None:
+    """Check the host, port and user of the part of an address between ``://`` and the next "/".
+
+    Args:
+        authority: Text of the form ``user:password@host:port``, percent-encoded. Only the host is required.
+
+    Raises:
+        ConfigError: If the host or the user is not a name, or if the port is not a number.
+    """
+    login, _, location = authority.rpartition("@")
+    if login and (user := unquote(login.partition(":")[0])):
+        check_user_name(user)
+    host, closed, port = location.rpartition("]")
+    if closed and host.startswith("["):
+        check_host_name(host.removeprefix("["))
+    else:
+        host, _, port = location.partition(":")
+        port = f":{port}" if port else ""
+        check_host_name(host)
+    number = port.removeprefix(":")
+    if (port and not port.startswith(":")) or (number and not (_PORT.fullmatch(number) and int(number) <= _MAX_PORT)):
+        raise ConfigError("the port of an address is not a number from 0 to 65535")
+
+
+def _check_characters(kind: str, name: str, punctuation: str, max_chars: int) -> None:
+    bad = next((char for char in name if not _is_letter_or_digit(char) and char not in punctuation), None)
+    if bad is not None:
+        raise ConfigError(
+            f"the {kind} of an address contains {bad!r}: only letters, digits and {punctuation!r} are allowed there"
+        )
+    if not name or name[0] in "-." or len(name) > max_chars:
+        raise ConfigError(
+            f"the {kind} of an address must have 1 to {max_chars} characters, and must not begin with '-' or '.'"
+        )
+
+
+def _is_letter_or_digit(char: str) -> bool:
+    return char.isalnum() if char.isascii() else unicodedata.category(char).startswith(_LETTERS_AND_DIGITS)
 
 
 def make_unique_keys(names: Iterable[str]) -> list[str]:

@@ -30,6 +30,7 @@ from streamloader.errors import (
     StoreError,
     StoreTimeout,
 )
+from streamloader.stores.addresses import check_host_name, check_user_name, split_url
 from streamloader.stores.ipfs.car import CarReader
 from streamloader.stores.ipfs.cid import Cid
 from streamloader.stores.ipfs.transport import IpfsHttpClient
@@ -45,16 +46,20 @@ def parse_http_url(address: str) -> str:
     """Return the URL of a server given as URL or as multiaddr, such as ``/ip4/127.0.0.1/tcp/5001``.
 
     Raises:
-        ConfigError: If the address is neither an http(s) URL nor a multiaddr of an HTTP server.
+        ConfigError: If the address is neither an http(s) URL nor a multiaddr of an HTTP server, or if its host or user
+            name has characters that such names must not have.
     """
     if not address.startswith("/"):
-        parts = urlsplit(address)
+        parts = split_url(address)
         try:
             valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
         except ValueError:
             valid = False
         if not valid or parts.query or parts.fragment:
             raise ConfigError(f"{address!r} is not an http(s) URL or multiaddr of a node or gateway")
+        check_host_name(parts.hostname or "")
+        if parts.username:
+            check_user_name(unquote(parts.username))
         return address.rstrip("/")
     host, port, scheme = "", "", ""
     words = iter(address.strip("/").split("/"))
@@ -74,6 +79,7 @@ def parse_http_url(address: str) -> str:
             raise ConfigError(f"{address!r} is a multiaddr, but not one of an HTTP server: unexpected {word!r}")
     if not host or not (port.isdigit() if port else scheme):
         raise ConfigError(f"{address!r} is not a multiaddr of an HTTP server, such as /ip4/127.0.0.1/tcp/5001")
+    check_host_name(host.strip("[]"))
     return f"{scheme or 'http'}://{host}{f':{port}' if port else ''}"
 
 

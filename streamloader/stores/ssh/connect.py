@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import asyncssh
 
@@ -23,6 +23,7 @@ from streamloader.errors import (
     Unreachable,
     UntrustedHost,
 )
+from streamloader.stores.addresses import check_host_name, check_user_name, split_url
 from streamloader.stores.ssh.transport import ChunkedTransport
 
 __all__ = ["TRUST_ANY", "SshLogin", "SshTarget", "close_chain", "connect"]
@@ -61,22 +62,28 @@ class SshTarget:
         """Parse an address, with or without ``ssh://`` in front.
 
         Raises:
-            ConfigError: If the address is malformed.
+            ConfigError: If the address is malformed, or if its host or user name has characters that such names must
+                not have: the ProxyCommand of a configuration may put both into the command line of a shell.
         """
-        malformed = ConfigError(
-            "the address of an SSH server has the form ssh://host:port/path; put 'user@' before the host if needed"
-        )
+        form = "the address of an SSH server has the form ssh://host:port/path; put 'user@' before the host if needed"
+        malformed = ConfigError(form)
         try:
-            parts = urlsplit(url if "://" in url else f"ssh://{url}")
+            parts = split_url(url if "://" in url else f"ssh://{url}")
             host, port = parts.hostname, parts.port
         except ValueError:
             raise malformed from None  # the original error would show the address
-        if host is None or host.startswith("-") or port == 0:
+        if host is None or port == 0 or parts.path.strip("/") or parts.query or parts.fragment:
             raise malformed
         host_and_port = parts.netloc.rpartition("@")[2]
         if not host_and_port.startswith("["):
             host = host_and_port.partition(":")[0]  # urlsplit lowers the case, but aliases are case-sensitive
         user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
+        try:
+            check_host_name(host)
+            if user:
+                check_user_name(user)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {form}") from None
         return cls(host, port, user or None, password)
 
     def __str__(self) -> str:
@@ -198,6 +205,9 @@ async def _extend_chain(
         options = await asyncio.to_thread(lambda: asyncssh.SSHClientConnectionOptions(client_keys=None, **common))
     except (OSError, ValueError, asyncssh.Error) as error:  # ConfigParseError is a ValueError
         raise ConfigError(f"{address}: the SSH configuration cannot be used: {error}") from error
+    # The configuration may replace both, and its ProxyCommand contains the results (%h, %r).
+    check_host_name(options.host)
+    check_user_name(options.username)
     if jumps is None:
         proxy_jump = options.config.get("ProxyJump")
         jumps = [SshTarget.parse(hop) for hop in str(proxy_jump).split(",")] if proxy_jump not in (None, "none") else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,6 +23,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from streamloader.errors import CatalogError, CatalogTimeout, ClosedError, ConfigError, StreamloaderError
+from streamloader.stores.addresses import check_authority, check_user_name
 
 __all__ = ["DRIVERS", "SCHEMES", "MongoAddress", "MongoConnection", "is_duplicate_key_error"]
 
@@ -34,6 +36,7 @@ _PUBLIC_OPTIONS: Final = frozenset(  # options that are not secret, and select t
     {"archive", "authsource", "directconnection", "loadbalanced", "replicaset", "ssl", "tls"}
 )
 _MAX_NAME_BYTES: Final = 63
+_SOCKET_FILE: Final = re.compile(r"(?:%2[Ff][A-Za-z0-9_-][A-Za-z0-9._-]*)+\.sock")  # in place of a host
 _GRACE_S: Final = 2.0  # for the driver to end a call by its own timeout
 _RETRY_DELAYS_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _AUTH_ERROR_CODES: Final = frozenset({13, 18, 8000})
@@ -86,11 +89,19 @@ class MongoAddress:
         self.url = f"{base}?{urllib.parse.urlencode(public)}"
         driver_query = urllib.parse.urlencode([option for option in options if option[0].lower() not in _OWN_OPTIONS])
         self.uri = f"{scheme.lower()}://{login}{at_sign}{hosts}/{path}" + (f"?{driver_query}" if driver_query else "")
-        self._check(hosts)
+        self._check(hosts, urllib.parse.unquote(login.partition(":")[0]))
 
-    def _check(self, hosts: str) -> None:
+    def _check(self, hosts: str, user: str) -> None:
         if not hosts:
             raise ConfigError(f"{self.url!r} names no server")
+        try:
+            for host in hosts.split(","):
+                if not _SOCKET_FILE.fullmatch(host):
+                    check_authority(host)
+            if user:
+                check_user_name(user)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; user and password of a MongoDB address must be percent-encoded") from None
         if self.driver not in DRIVERS:
             raise ConfigError(f"driver={self.driver!r} of {self.url!r} is not one of {', '.join(DRIVERS)}")
         # Letters, digits and "_" only: some servers of this protocol accept no other characters.
