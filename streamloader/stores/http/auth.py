@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import logging
 import netrc
 import os
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from yarl import URL
 
 from streamloader.errors import ConfigError
+from streamloader.stores.addresses import check_host_name, check_user_name, split_url
 
 __all__ = ["Credentials", "has_authorization", "make_credentials", "parse_server_url", "read_netrc_login"]
 
@@ -62,10 +64,11 @@ def parse_server_url(url: str) -> tuple[str, tuple[str, str] | None]:
     """Return scheme, host and port in normal form, and the user with the password, if any.
 
     Raises:
-        ConfigError: If the URL does not name an HTTP server.
+        ConfigError: If the URL does not name an HTTP server, or if its host or user name has characters that such names
+            must not have.
     """
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
         origin = str(URL(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}").origin())
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
@@ -74,7 +77,12 @@ def parse_server_url(url: str) -> tuple[str, tuple[str, str] | None]:
         raise ConfigError(
             f"{url!r} is not the address of an HTTP server: expected http(s)://host or http(s)://host:port"
         )
-    user = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
+    check_host_name(parts.hostname or "")
+    if parts.username is None:
+        return origin, None
+    user = unquote(parts.username), unquote(parts.password or "")
+    if user[0]:
+        check_user_name(user[0])
     return origin, user
 
 
@@ -114,7 +122,19 @@ def _encode_basic_login(user: str, password: str) -> str:
 
 
 def read_netrc_login(url: str) -> str | None:
-    """Return the login that the user's netrc file has for a server, or None."""
+    """Return the login that the user's netrc file has for a server, or None.
+
+    An entry for a host is used for https only, unless the host is this machine, and for the default port of the scheme
+    only. An entry ``machine host:port`` is used for exactly that port. Other services on the same host, and readers of
+    the network, therefore receive no password.
+
+    Args:
+        url: Scheme, host and port.
+    """
+    server = URL(url)
+    host = server.host or ""
+    if server.scheme != "https" and not _is_this_machine(host):
+        return None
     file = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
     try:
         hosts = netrc.netrc(file).hosts
@@ -123,5 +143,13 @@ def read_netrc_login(url: str) -> str | None:
     except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
         _log.warning("%s cannot be used: %s", file, type(error).__name__)  # the error's text may contain secrets
         return None
-    entry = hosts.get(urlsplit(url).hostname or "")
+    exact = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+    entry = hosts.get(exact) or (hosts.get(host) if server.is_default_port() else None)
     return None if entry is None else _encode_basic_login(entry[0], entry[2] or "")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
@@ -26,28 +24,23 @@ from streamloader.errors import (
     Unreachable,
     UntrustedHost,
 )
-from streamloader.stores.http.address_scope import (
-    AddressScope,
-    ForbiddenAddress,
-    ScopedResolver,
-    allowed_redirect_scope,
+from streamloader.stores.http.address_scope import AddressScope, ForbiddenAddress, PinnedHosts, ScopedResolver
+from streamloader.stores.http.redirects import (
+    REDIRECT_STATUSES,
+    RedirectChain,
+    ScopedSessions,
+    quote_url_path,
+    resolve_redirect,
 )
 from streamloader.stores.http.responses import ErrorContext, make_protocol_error
 
-__all__ = ["HttpClient", "HttpServerConfig", "quote_url_path", "translate_errors"]
+__all__ = ["HttpClient", "HttpServerConfig", "describe_forbidden", "translate_errors"]
 
-_REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
 _MAX_DRAINED_BYTES: Final = 64 << 10  # reading a short unwanted body is cheaper than another connection
 _READ_BUFFER_BYTES: Final = 256 << 10
 _MAX_HEADER_BYTES: Final = 64 << 10  # of one line: signed addresses in Location are long
 _DNS_CACHE_S: Final = 10
 _KEEPALIVE_S: Final = 15.0
-
-# RFC 3986. A "%" that begins an escape is kept, see `quote_url_path`.
-_LONE_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_ABSOLUTE_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)(.*)", re.DOTALL)
-_SAFE_IN_PATH: Final = "%/:@!$&'()*+,;=-._~"
-_SAFE_IN_QUERY: Final = _SAFE_IN_PATH + "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +52,14 @@ class HttpServerConfig:
         headers: Headers that only this server may receive.
         scope: Largest scope of addresses that the server's name may resolve to.
         ca_file: PEM file of the trusted certificate authorities. None for those of the system.
+        pinned_hosts: Scope of the first addresses of the server's name. The clients of one store share it.
     """
 
     root: str
     headers: Mapping[str, str] = field(repr=False)
     scope: AddressScope
     ca_file: str | None
+    pinned_hosts: PinnedHosts
 
 
 class HttpClient:
@@ -84,13 +79,10 @@ class HttpClient:
     def __init__(self, server: HttpServerConfig, timeouts: Timeouts, limits: Limits) -> None:
         self.pid = os.getpid()
         self._server = server
-        self._origin = URL(server.root)
         self._timeouts = timeouts
         self._limits = limits
-        self._seen_scopes: dict[str, AddressScope] = {}
         self._ssl: ssl.SSLContext | bool = True if server.ca_file is None else _load_authorities(server.ca_file)
-        # By allowed scope, so that a connection of one scope is never used where only a smaller one is allowed.
-        self._sessions: dict[AddressScope, tuple[aiohttp.ClientSession, ScopedResolver]] = {}
+        self._sessions = ScopedSessions(self._make_session, server.pinned_hosts)
         self._closer = self._close_with_loop()
         self._closed = False
 
@@ -129,78 +121,58 @@ class HttpClient:
     async def _follow_redirects(
         self, method: str, url: str, headers: Mapping[str, str], context: ErrorContext
     ) -> aiohttp.ClientResponse:
-        current = URL(url, encoded=True)
-        scope, trusted, visited = self._server.scope, True, {current}
+        chain = self._sessions.start(URL(url, encoded=True), self._server.scope)
         while True:
-            response = await self._send(method, current, headers, scope, context, trusted=trusted)
-            if response.status not in _REDIRECT_STATUSES or "Location" not in response.headers:
+            response = await self._send(method, chain, headers, context)
+            if response.status not in REDIRECT_STATUSES or "Location" not in response.headers:
                 return response
             try:
                 await self.drain(response)
-                target = _resolve_redirect(current, response.headers["Location"], context)
+                target = resolve_redirect(chain.url, response.headers["Location"], context)
             finally:
                 response.close()
-            if target in visited:
+            if target in chain.visited:
                 raise make_protocol_error(context, f"{target.origin()} redirects in a circle")
-            if len(visited) > self._limits.redirects:
+            if len(chain.visited) > self._limits.redirects:
                 raise LimitExceeded(
                     f"{context.address}: redirected more than {self._limits.redirects} times: raise "
                     "Limits(redirects=...)",
                     address=context.address,
                     offset=context.offset,
                 )
-            visited.add(target)
-            if target.origin() != self._origin:
-                trusted = False  # for all later redirects, too: only the server that the user named gets credentials
-            if not trusted:
-                sender = self._seen_scopes.get(current.raw_host or "", AddressScope.PUBLIC)
-                scope = min(scope, allowed_redirect_scope(sender))
-            current = target
+            chain.move_to(target)
 
     async def _send(
-        self,
-        method: str,
-        url: URL,
-        headers: Mapping[str, str],
-        scope: AddressScope,
-        context: ErrorContext,
-        *,
-        trusted: bool,
+        self, method: str, chain: RedirectChain, headers: Mapping[str, str], context: ErrorContext
     ) -> aiohttp.ClientResponse:
-        session, resolver = self._get_session(scope, context)
-        sent = {"Accept": "*/*", "User-Agent": "streamloader", **(self._server.headers if trusted else {})}
-        sent.update(headers)
-        sent["Accept-Encoding"] = "identity"
-        with translate_errors(context, str(url.origin()), self._timeouts):
-            if url.raw_host is not None and _is_numeric(url.raw_host):
-                resolver.check(url.raw_host, url.raw_host)  # aiohttp resolves names only
-            return await session.request(method, url, headers=sent, allow_redirects=False)
-
-    def _get_session(self, scope: AddressScope, context: ErrorContext) -> tuple[aiohttp.ClientSession, ScopedResolver]:
         if self._closed:
             raise ClosedError(f"the store of {context.address} was closed", address=context.address)
-        if scope not in self._sessions:
-            resolver = ScopedResolver(scope, self._seen_scopes)
-            session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,
-                    limit_per_host=self._limits.connections,
-                    keepalive_timeout=_KEEPALIVE_S,
-                    ttl_dns_cache=_DNS_CACHE_S,
-                    resolver=resolver,
-                    ssl=self._ssl,
-                ),
-                # The store limits every other wait.
-                timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect or None),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-                read_bufsize=_READ_BUFFER_BYTES,
-                max_line_size=_MAX_HEADER_BYTES,
-                max_field_size=_MAX_HEADER_BYTES,
-            )
-            self._sessions[scope] = session, resolver
-        return self._sessions[scope]
+        sent = {"Accept": "*/*", "User-Agent": "streamloader", **(self._server.headers if chain.trusted else {})}
+        sent.update(headers)
+        sent["Accept-Encoding"] = "identity"
+        with translate_errors(context, str(chain.url.origin()), self._timeouts):
+            session = self._sessions.select(chain)
+            return await session.request(method, chain.url, headers=sent, allow_redirects=False)
+
+    def _make_session(self, resolver: ScopedResolver) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                limit_per_host=self._limits.connections,
+                keepalive_timeout=_KEEPALIVE_S,
+                ttl_dns_cache=_DNS_CACHE_S,
+                resolver=resolver,
+                ssl=self._ssl,
+            ),
+            # The store limits every other wait.
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect or None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=_READ_BUFFER_BYTES,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+        )
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         """Close the sessions when this generator is closed: by :meth:`aclose`, or by an ending event loop."""
@@ -208,47 +180,7 @@ class HttpClient:
             yield
         finally:
             self._closed = True
-            sessions = [session for session, _ in self._sessions.values()]
-            self._sessions.clear()
-            for session in sessions:
-                await session.close()
-
-
-def quote_url_path(path: str) -> str:
-    """Percent-encode the characters of a path and query that a URL must not contain. Existing escapes are kept."""
-    path, mark, query = path.partition("?")
-    return _quote(path, _SAFE_IN_PATH) + mark + _quote(query, _SAFE_IN_QUERY)
-
-
-def _quote(text: str, safe: str) -> str:
-    return quote(_LONE_PERCENT.sub("%25", text), safe=safe)
-
-
-def _resolve_redirect(current: URL, location: str, context: ErrorContext) -> URL:
-    """Return the target of a redirect.
-
-    Raises:
-        ProtocolError: If the target is malformed, or if it is HTTP and the current address is HTTPS.
-    """
-    # aiohttp keeps bytes that are not UTF-8 as surrogates.
-    text = location.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip().partition("#")[0]
-    absolute = _ABSOLUTE_URL.fullmatch(text)
-    try:
-        if absolute is None:
-            target = current.join(URL(quote_url_path(text), encoded=True)).with_user(None)
-        else:
-            origin = URL(absolute[1]).origin()
-            target = URL(f"{origin}/{quote_url_path(absolute[2].removeprefix('/'))}", encoded=True)
-        valid = target.scheme in ("http", "https") and bool(target.host) and bool(target.port)
-    except ValueError:
-        raise make_protocol_error(context, f"{current.origin()} redirects to a malformed address") from None
-    if not valid:
-        raise make_protocol_error(context, f"{current.origin()} redirects to an address that is not HTTP")
-    if current.scheme == "https" and target.scheme != "https":
-        raise make_protocol_error(
-            context, f"{current.origin()} redirects to {target.origin()}, which is not encrypted: not followed"
-        )
-    return target
+            await self._sessions.close()
 
 
 @contextlib.contextmanager
@@ -279,10 +211,7 @@ def translate_errors(
     except (aiohttp.ClientConnectorDNSError, ForbiddenAddress) as error:
         cause = getattr(error, "os_error", error)
         if isinstance(cause, ForbiddenAddress):
-            raise make_error(
-                UntrustedHost,
-                f"{cause}, which a redirect must not reach; if it is intended, name that address itself",
-            ) from None
+            raise make_error(UntrustedHost, describe_forbidden(cause)) from None
         raise make_error(Unreachable, f"its name does not resolve: {_describe(error)}") from error
     except aiohttp.ServerTimeoutError as error:
         raise StoreTimeout(
@@ -295,15 +224,18 @@ def translate_errors(
     except aiohttp.InvalidURL:
         raise make_error(ProtocolError, f"{origin} is not the address of a server") from None
     except aiohttp.ClientResponseError as error:
-        raise make_error(ProtocolError, f"the response is not valid HTTP: {error.message[:200]}") from None
+        # Another origin's text may come from any service inside the user's network.
+        reason = f": {error.message[:200]}" if origin in context.address else ""
+        raise make_error(ProtocolError, f"the response is not valid HTTP{reason}") from None
     except (aiohttp.ClientError, OSError, RuntimeError) as error:
         # aiohttp raises RuntimeError for a wait on a connection that was closed from this side.
         closed = started and str(error) == "Connection closed."
         if isinstance(error, StoreError) or (isinstance(error, RuntimeError) and not closed):
             raise
         if started:
+            reason = _describe(error) if origin in context.address else type(error).__name__
             raise make_error(
-                TransferInterrupted, f"the transfer broke off at byte {context.offset}: {_describe(error)}"
+                TransferInterrupted, f"the transfer broke off at byte {context.offset}: {reason}"
             ) from None
         raise make_error(Unreachable, f"no connection, or it was closed by the server: {_describe(error)}") from error
 
@@ -314,8 +246,15 @@ def _describe(error: BaseException) -> str:
     return reason[:200]
 
 
-def _is_numeric(host: str) -> bool:
-    return ":" in host or host.replace(".", "").isdigit()
+def describe_forbidden(error: ForbiddenAddress) -> str:
+    """Return why an address is not contacted, and what to do if it should be."""
+    if error.pinned is None:
+        return f"{error}, which a redirect must not reach; if it is intended, name that address itself"
+    before = error.pinned.name.lower().replace("special", "link-local or reserved")
+    return (
+        f"{error}, but it had a {before} address before, so the new one is not contacted (DNS rebinding); if the "
+        "server was really moved, create the loader again"
+    )
 
 
 def _load_authorities(ca_file: str) -> ssl.SSLContext:

@@ -17,7 +17,7 @@ from typing_extensions import override
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import ConfigError, RangeNotSatisfiable
 from streamloader.stores.base import Body, Store
-from streamloader.stores.http.address_scope import AddressScope
+from streamloader.stores.http.address_scope import AddressScope, PinnedHosts
 from streamloader.stores.http.auth import (
     Credentials,
     has_authorization,
@@ -64,11 +64,14 @@ class HttpStore(Store):
 
     At most ``limits.redirects`` redirects are followed, never from https to http. Servers with another scheme, host or
     port than the address receive no headers, cookies or credentials. Only a server in a private network or on this
-    machine may redirect to other addresses there (:mod:`streamloader.stores.http.address_scope`).
+    machine may redirect to other addresses there (:mod:`streamloader.stores.http.address_scope`). If the server's name
+    first had a public address, it is refused when it later has one inside (DNS rebinding).
 
     Credentials come from the address (``https://user:password@host``), from ``auth``, ``token`` or ``headers``, or from
     the entry of the host in the file named by ``$NETRC``, or in ``~/.netrc`` (entries for a ``machine``; not
-    ``default``). Cookies are neither kept nor sent. Proxies, including those of the environment, are not used.
+    ``default``). Such an entry is sent over https only, or to this machine (``localhost``, ``127.0.0.1``, ``::1``), and
+    to the scheme's own port (443, 80) only; an entry ``machine host:port`` is for exactly that port. Cookies are
+    neither kept nor sent. Proxies, including those of the environment, are not used.
 
     Args:
         url: Scheme, host and port.
@@ -113,6 +116,7 @@ class HttpStore(Store):
         if scope not in _SCOPES:
             raise ConfigError(f"scope={scope!r}: expected one of {', '.join(map(repr, _SCOPES))}")
         self._scope = _SCOPES[scope]
+        self._pinned_hosts: PinnedHosts = {}  # outlives the connections
         self._client: HttpClient | None = None
         self._warned_no_ranges = False
 
@@ -168,7 +172,7 @@ class HttpStore(Store):
             login = self._credentials.login or (None if has_authorization(headers) else read_netrc_login(self.url))
             if login is not None:
                 headers["Authorization"] = login
-            server = HttpServerConfig(self.url, headers, self._scope, self._ca_file)
+            server = HttpServerConfig(self.url, headers, self._scope, self._ca_file, self._pinned_hosts)
             client = HttpClient(server, self.timeouts, self.limits)
             self._client = client  # before the next await, so that no other task creates another one
             await client.open()

@@ -14,7 +14,8 @@ from canaries import canary
 from servers.nginx_fixture import USER
 
 from streamloader.errors import AccessDenied, ConfigError, NotFound, UntrustedHost
-from streamloader.stores.http.client import quote_url_path
+from streamloader.stores.http.auth import parse_server_url, read_netrc_login
+from streamloader.stores.http.redirects import quote_url_path
 from streamloader.stores.http.store import HttpStore
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import open_store, split_address
@@ -176,20 +177,79 @@ def test_passwords_with_anything_in_them():
     assert base64.b64decode(request.headers["authorization"].removeprefix("Basic ")).decode() == "m@e:p/:ü"
 
 
+async def sent_login(name, **options):
+    """Return the Authorization that a server with this name receives, or None."""
+    async with HttpServer({"a.bin": DATA}, name=name) as server, HttpStore(server.url, **options) as store:
+        assert await store.read("a.bin") == DATA
+        return server.requests[-1].headers.get("authorization")
+
+
+def entry(machine):
+    return f"machine {machine} login {USER} password {PASSWORD}\n"
+
+
 def test_netrc(no_netrc):
-    no_netrc.write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\ndefault login x password y\n")
-    assert asyncio.run(asked_by()).headers["authorization"] == BASIC
+    async def read(address="{url}", **options):
+        async with (
+            HttpServer({"a.bin": DATA}) as server,
+            HttpStore(address.format(url=server.url, host=server.url[7:]), **options) as store,
+        ):
+            no_netrc.write_text(entry(server.url.partition("//")[2]) + "default login x password y\n")
+            assert await store.read("a.bin") == DATA
+            return server.requests[-1].headers["authorization"]
+
+    assert asyncio.run(read()) == BASIC
     # The options of the store take precedence.
     for options, sent in WAYS.values():
         if sent is not None:
-            assert asyncio.run(asked_by(**options)).headers["authorization"] == sent
+            assert asyncio.run(read(**options)) == sent
 
 
 def test_netrc_of_the_home_directory(no_netrc, tmp_path, monkeypatch):
     monkeypatch.delenv("NETRC")
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".netrc").write_text(f"machine 127.0.0.1\nlogin {USER}\npassword {PASSWORD}\n")
-    assert asyncio.run(asked_by()).headers["authorization"] == BASIC
+    (tmp_path / ".netrc").write_text(f"machine data.test\nlogin {USER}\npassword {PASSWORD}\n")
+    assert read_netrc_login("https://data.test") == BASIC
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("https://data.test", True),
+        ("https://data.test:443", True),
+        ("https://data.test:8443", False),
+        ("https://data.test:80", False),
+        ("https://exact.test:8443", True),
+        ("https://exact.test", False),
+        ("https://sub.data.test", False),
+        ("http://data.test", False),
+        ("http://data.test:443", False),
+        ("http://exact.test:8443", False),
+        ("http://127.0.0.1", True),
+        ("http://127.0.0.1:8000", False),
+        ("http://127.0.0.1:8080", True),
+        ("http://localhost:80", True),
+        ("http://localhost:3128", False),
+        ("http://[::1]:8080", True),
+        ("http://[::1]", False),
+        ("http://10.0.0.1", False),
+        ("http://127.0.0.1.data.test", False),
+        ("http://localhost.data.test", False),
+    ],
+)
+def test_netrc_logins_are_sent_encrypted_and_to_the_port_that_they_are_for(no_netrc, url, sent):
+    machines = ["data.test", "exact.test:8443", "127.0.0.1", "127.0.0.1:8080", "localhost", "[::1]:8080", "10.0.0.1"]
+    machines += ["127.0.0.1.data.test", "localhost.data.test"]
+    no_netrc.write_text("".join(map(entry, machines)))
+    assert read_netrc_login(parse_server_url(url)[0]) == (BASIC if sent else None)
+
+
+def test_netrc_logins_do_not_cross_the_network_in_plain_text(no_netrc):
+    # The name belongs to this machine at the moment, but who knows later.
+    no_netrc.write_text(entry("data.test") + entry("127.0.0.1"))
+    with override_host_names({"data.test": ["127.0.0.1"]}):
+        assert asyncio.run(sent_login("data.test")) is None
+    assert asyncio.run(sent_login("127.0.0.1")) is None, "the entry names no port, and the server has an unusual one"
 
 
 def test_netrc_of_other_hosts(no_netrc):

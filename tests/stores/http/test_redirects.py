@@ -119,11 +119,12 @@ def test_follows_nothing_else(location):
 def test_other_servers_get_no_credentials(tmp_path, monkeypatch):
     # Not by options, nor from the address of the redirect, nor from .netrc; and not when it leads back again.
     netrc = tmp_path / "netrc"
-    netrc.write_text(f"machine 127.0.0.1 login me password {canary('http-netrc')}\n")
     monkeypatch.setenv("NETRC", str(netrc))
 
     async def read(**options):
         async with HttpServer({"a.bin": DATA}) as first, HttpServer({"a.bin": DATA, "b.bin": DATA}) as second:
+            servers = [server.url.partition("//")[2] for server in (first, second)]
+            netrc.write_text("".join(f"machine {name} login me password {canary('http-netrc')}\n" for name in servers))
             with_user = second.url.replace("//", f"//me:{canary('http-password')}@")
             first.fault = redirected(f"{with_user}/b.bin", times=1)
             second.fault = redirected(f"{first.url}/a.bin?again", times=1)
@@ -326,3 +327,39 @@ def test_the_scope_of_a_server_can_be_restricted(scope, place, named):
 
     with override_host_names({"a.test": [place]}):
         asyncio.run(read())
+
+
+@pytest.mark.parametrize(
+    "answer", [b"220 page-of-the-inside ready\r\n", b"HTTP/1.1 200 page-of-the-inside\r\nA\r\n\r\n"]
+)
+def test_a_service_that_is_no_web_server_is_not_quoted(answer):
+    # A server on this machine sends us to another port of it, where mail or a database is served.
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async def read():
+        inner = await asyncio.start_server(serve, "127.0.0.1", 0)
+        try:
+            async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
+                server.fault = redirected(f"http://127.0.0.1:{inner.sockets[0].getsockname()[1]}/")
+                with pytest.raises(ProtocolError) as caught:
+                    await store.read("a.bin")
+                return f"{caught.value} {caught.value!r} {caught.value.__cause__}"
+        finally:
+            inner.close()
+            await inner.wait_closed()
+
+    assert "page-of-the-inside" not in asyncio.run(read())
+
+
+def test_a_redirect_to_a_host_with_forbidden_characters_is_refused():
+    async def read(location):
+        async with HttpServer({"a.bin": DATA}) as server, HttpStore(server.url) as store:
+            server.fault = redirected(location)
+            with pytest.raises(ProtocolError, match="redirects to"):
+                await store.read("a.bin")
+
+    for location in ("http://a;b/", "http://$(id)/", "http://-a/", "http://a`b/"):
+        asyncio.run(read(location))
