@@ -23,6 +23,7 @@ from streamloader.errors import (
     StoreError,
 )
 from streamloader.stores.base import Body, Store
+from streamloader.stores.http.address_scope import PinnedHosts
 from streamloader.stores.http.store import HttpStore
 from streamloader.stores.ipfs.blocks import CarFetcher, IpfsBlockFetcher, combine_errors
 from streamloader.stores.ipfs.cid import Cid
@@ -121,6 +122,7 @@ class IpfsStore(Store):
             (HttpStore(root, timeouts=self.timeouts, limits=self.limits), f"{folder}/" if folder else "")
             for root, folder in roots
         ]
+        self._pinned_hosts: PinnedHosts = {}  # outlives the connections
         self._session: _IpfsSession | None = None
 
     def _check_options(self, verify: str) -> None:
@@ -251,7 +253,7 @@ class IpfsStore(Store):
         if self._closed:
             raise ClosedError(f"{self!r} was closed", address=self.url)
         if self._session is None:
-            client = IpfsHttpClient(self.limits)
+            client = IpfsHttpClient(self.limits, self._pinned_hosts)
             nodes: list[BlockSource] = [RpcNode(client, self._rpc, self._token)] if self._rpc else []
             blocks = IpfsBlockFetcher(
                 [*nodes, *(Gateway(client, gateway) for gateway in self._gateways)],

@@ -10,9 +10,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
@@ -29,11 +29,14 @@ from streamloader.errors import (
 )
 from streamloader.redaction import redact
 from streamloader.stores.deadlines import TransferDeadline
+from streamloader.stores.http.address_scope import AddressScope, ForbiddenAddress, PinnedHosts, ScopedResolver
+from streamloader.stores.http.client import describe_forbidden
+from streamloader.stores.http.redirects import REDIRECT_STATUSES, ScopedSessions, resolve_redirect
+from streamloader.stores.http.responses import ErrorContext
 
 __all__ = ["IpfsHttpClient", "IpfsResponse"]
 
 _READ_BYTES: Final = 256 << 10
-_REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
 _MAX_ERROR_TEXT_BYTES: Final = 400
 
 
@@ -45,6 +48,7 @@ class IpfsResponse:
         response: Response of aiohttp.
         origin: Scheme, host and port of the server, for messages.
         deadline: Deadlines of the transfer.
+        trusted: Whether it comes from the server that the user named. Errors do not quote other servers.
 
     Attributes:
         origin: Scheme, host and port of the server.
@@ -52,9 +56,16 @@ class IpfsResponse:
     """
 
     def __init__(
-        self, client: IpfsHttpClient, response: aiohttp.ClientResponse, origin: str, deadline: TransferDeadline
+        self,
+        client: IpfsHttpClient,
+        response: aiohttp.ClientResponse,
+        origin: str,
+        deadline: TransferDeadline,
+        *,
+        trusted: bool,
     ) -> None:
         self.origin = origin
+        self._trusted = trusted
         self._client = client
         self.headers: Mapping[str, str] = response.headers
         self._response = response
@@ -68,7 +79,7 @@ class IpfsResponse:
             StoreTimeout: If the transfer is too slow.
         """
         while True:
-            with self._client.translate_errors(self.origin, in_transfer=True):
+            with self._client.translate_errors(self.origin, in_transfer=True, trusted=self._trusted):
                 async with self._deadline.limit_next_bytes("fetching"):
                     piece = await self._response.content.read(_READ_BYTES)
             if not piece:
@@ -105,15 +116,16 @@ class IpfsHttpClient:
 
     Args:
         limits: Limits of the store. `connections` applies to each server.
+        pinned_hosts: Scopes of the first addresses of the servers that the user named. It outlives the client.
 
     Attributes:
         pid: Process that the client belongs to.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, pinned_hosts: PinnedHosts) -> None:
         self.pid = os.getpid()
         self._limits = limits
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions = ScopedSessions(_make_session, pinned_hosts)
         self._session_closer: AsyncGenerator[None, None] | None = None
         self._closed = False
         self._connection_slots: dict[str, asyncio.Semaphore] = {}
@@ -141,47 +153,59 @@ class IpfsHttpClient:
         Raises:
             StoreError: If there is no successful response.
         """
-        origin = _get_origin(url)
+        chain = self._sessions.start(URL(url), AddressScope.SPECIAL)
+        origin = str(chain.url.origin())
         slots = self._connection_slots.setdefault(origin, asyncio.Semaphore(self._limits.connections))
         deadline = TransferDeadline(timeouts, origin)
+        hops = 0
         async with slots, contextlib.AsyncExitStack() as stack:
             with self.translate_errors(origin, in_transfer=False):
-                session = await self._get_session()
-            for _ in range(self._limits.redirects + 1):
-                sent_headers = {**(headers or {}), **(secrets or {})} if _get_origin(url) == origin else headers
-                with self.translate_errors(origin, in_transfer=False):
+                await self._open()
+            while True:
+                sent_headers = {**(headers or {}), **((secrets or {}) if chain.trusted else {})}
+                with self.translate_errors(origin, in_transfer=False, trusted=chain.trusted):
+                    self._require_open()
                     async with deadline.limit_response("waiting for an answer"):
-                        response = await session.request(
-                            method, url, headers=sent_headers, data=body, allow_redirects=False
+                        response = await self._sessions.select(chain).request(
+                            method, chain.url, headers=sent_headers, data=body, allow_redirects=False
                         )
                 stack.callback(response.close)
-                if response.status not in _REDIRECT_STATUSES:
+                if response.status not in REDIRECT_STATUSES:
                     break
-                url = _resolve_redirect(url, response.headers.get("Location", ""), origin)
+                target = _resolve_redirect(chain.url, response.headers.get("Location", ""), origin)
+                if method != "GET" and target.origin() != chain.url.origin():
+                    raise ProtocolError(
+                        f"{origin} redirects a call to {target.origin()}, which is not followed: if you trust that "
+                        "node, pass its address",
+                        address=origin,
+                    )
                 response.release()
-            else:
-                raise ProtocolError(f"{origin} redirects more than {self._limits.redirects} times", address=origin)
+                if hops == self._limits.redirects:
+                    raise ProtocolError(f"{origin} redirects more than {hops} times", address=origin)
+                hops += 1
+                chain.move_to(target)
             if response.status != HTTPStatus.OK:
-                raise await self._read_error(response, origin, deadline)
+                raise await self._read_error(response, origin, deadline, trusted=chain.trusted)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise ProtocolError(f"{origin} sent an encoding that was not requested", address=origin)
-            yield IpfsResponse(self, response, origin, deadline)
+            yield IpfsResponse(self, response, origin, deadline, trusted=chain.trusted)
             response.release()  # reuses the connection if the body was read completely
 
     async def close(self) -> None:
         """Close all connections."""
         self._closed = True
-        closer, self._session_closer, self._session = self._session_closer, None, None
+        closer, self._session_closer = self._session_closer, None
         if closer is not None:
             await closer.aclose()
 
     @contextlib.contextmanager
-    def translate_errors(self, origin: str, *, in_transfer: bool) -> Iterator[None]:
+    def translate_errors(self, origin: str, *, in_transfer: bool, trusted: bool = True) -> Iterator[None]:
         """Translate errors of aiohttp to errors of this package.
 
         Args:
             origin: Scheme, host and port of the server.
             in_transfer: Whether the response has started. A lost connection is then an interruption.
+            trusted: Whether errors may quote the response. Defaults to True. False after a redirect to another server.
         """
         try:
             yield
@@ -191,26 +215,36 @@ class IpfsHttpClient:
             raise ClosedError(f"the store was closed during a request to {origin}", address=origin) from error
         except StoreError:
             raise
+        except (aiohttp.ClientConnectorDNSError, ForbiddenAddress) as error:
+            cause = getattr(error, "os_error", error)
+            if isinstance(cause, ForbiddenAddress):
+                raise UntrustedHost(f"{origin}: {describe_forbidden(cause)}", address=origin) from None
+            raise Unreachable(f"{origin} cannot be reached: {error}", address=origin) from error
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
             raise UntrustedHost(f"{origin}: TLS failed: {error}", address=origin) from error
         except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError) as error:
-            reason = str(error) or type(error).__name__
+            reason = (str(error) if trusted else "") or type(error).__name__
             if in_transfer:
                 raise TransferInterrupted(f"{origin} interrupted the transfer: {reason}", address=origin) from error
             raise Unreachable(f"{origin} cannot be reached: {reason}", address=origin) from error
         except aiohttp.ClientError as error:
+            if not trusted:
+                raise ProtocolError(f"{origin} redirects to a server that violates HTTP", address=origin) from None
             raise ProtocolError(f"{origin} violates the HTTP protocol: {error}", address=origin) from error
 
     async def _read_error(
-        self, response: aiohttp.ClientResponse, origin: str, deadline: TransferDeadline
+        self, response: aiohttp.ClientResponse, origin: str, deadline: TransferDeadline, *, trusted: bool
     ) -> StoreError:
-        """Return the error for a response whose status is not 200."""
+        """Return the error for a response whose status is not 200. It quotes only the server that the user named."""
         text = ""
-        with contextlib.suppress(StoreError), self.translate_errors(origin, in_transfer=True):
-            async with deadline.limit_next_bytes("reading an error"):
-                text = (await response.content.read(_MAX_ERROR_TEXT_BYTES)).decode("utf-8", "replace")
+        if trusted:
+            with contextlib.suppress(StoreError), self.translate_errors(origin, in_transfer=True):
+                async with deadline.limit_next_bytes("reading an error"):
+                    text = (await response.content.read(_MAX_ERROR_TEXT_BYTES)).decode("utf-8", "replace")
         status = response.status
         message = f"{origin} answers {status}: {' '.join(redact(text).split())[:200]}"
+        if not trusted:
+            message = f"{origin} redirects to {response.url.origin()}, which answers {status}"
         if status in (404, 410):
             return NotFound(message, address=origin)
         if status in (401, 403, 407, 451):
@@ -221,29 +255,35 @@ class IpfsHttpClient:
             return ServerBusy(message, address=origin, status=status, text=text, **details)
         return ProtocolError(message, address=origin)
 
-    async def _get_session(self) -> aiohttp.ClientSession:
+    async def _open(self) -> None:
+        """Register the sessions with the event loop, which closes them at its end."""
+        self._require_open()
+        if self._session_closer is None:
+            self._session_closer = _close_with_loop(self._sessions)
+            await anext(self._session_closer)
+
+    def _require_open(self) -> None:
         if self._closed:
             raise RuntimeError("closed")
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # limited by the connection slots
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept-Encoding": "identity", "User-Agent": "streamloader"},
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # limited by the TransferDeadline
-                auto_decompress=False,
-                read_bufsize=_READ_BYTES,
-            )
-            self._session_closer = _close_with_loop(self._session)
-            await anext(self._session_closer)
-        return self._session
 
 
-async def _close_with_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
-    """Close the session when this generator is closed. An event loop closes all open generators before it ends."""
+def _make_session(resolver: ScopedResolver) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, resolver=resolver),  # limited by the connection slots
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept-Encoding": "identity", "User-Agent": "streamloader"},
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # limited by the TransferDeadline
+        auto_decompress=False,
+        read_bufsize=_READ_BYTES,
+    )
+
+
+async def _close_with_loop(sessions: ScopedSessions) -> AsyncGenerator[None, None]:
+    """Close the sessions when this generator is closed. An event loop closes all open generators before it ends."""
     try:
         yield
     finally:
-        await session.close()
+        await sessions.close()
 
 
 def _parse_retry_after(text: str) -> float | None:
@@ -256,24 +296,19 @@ def _parse_retry_after(text: str) -> float | None:
         return None
 
 
-def _resolve_redirect(url: str, location: str, origin: str) -> str:
+def _resolve_redirect(current: URL, location: str, origin: str) -> URL:
     """Return the target of a redirect. Only the same host and its subdomains are allowed; gateways use subdomains."""
-    target = urljoin(url, location)
-    old, new = urlsplit(url), urlsplit(target)
-    host = old.hostname or ""
-    same = new.hostname == host or (new.hostname or "").endswith(f".{host}")
-    if not location or not same or new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
+    if not location:
+        raise ProtocolError(f"{origin} redirects to no address", address=origin)
+    target = resolve_redirect(current, location, ErrorContext(origin))
+    old, new = current.raw_host or "", target.raw_host or ""
+    if new != old and not new.endswith(f".{old}"):
         raise ProtocolError(
-            f"{origin} redirects to {_get_origin(target)}, but gateways may only redirect to their own subdomains. If "
-            "you trust the other gateway, pass its address",
+            f"{origin} redirects to {target.origin()}, but gateways may only redirect to their own subdomains. If you "
+            "trust the other gateway, pass its address",
             address=origin,
         )
     return target
-
-
-def _get_origin(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _make_too_large_error(origin: str, what: str, max_bytes: int) -> LimitExceeded:
