@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any, Final, TypeAlias
 
 from streamloader.config import Timeouts
-from streamloader.errors import ConfigError
-from streamloader.stores.objects.aws_profiles import ProfileCredentials, read_profile
+from streamloader.errors import AccessDenied, ConfigError
+from streamloader.stores.addresses import check_host_name, split_url
+from streamloader.stores.objects.aws_profiles import AwsProfile, ProfileCredentials, read_profile
 from streamloader.stores.objects.fork_safety import get_obstore
+from streamloader.stores.objects.network import restrict_connections
 
-__all__ = ["CredentialSource", "ObjectStoreConfig"]
+__all__ = ["CredentialSource", "ObjectStoreConfig", "ObstoreSettings"]
 
 # obstore limits whole transfers only. The deadlines of the store are finer, so this limit is never reached.
 _TRANSFER_TIMEOUT: Final = timedelta(days=30)
@@ -40,6 +42,48 @@ _CONNECTION_STRING_OPTIONS: Final = {
     "AccountKey": "account_key",
     "SharedAccessSignature": "sas_token",
 }
+_NAME: Final = re.compile(r"\$?[A-Za-z0-9][A-Za-z0-9._-]{0,254}")  # of buckets, containers, accounts and regions
+_EXPRESS_ZONE: Final = re.compile(r"--([a-z0-9-]+)--x-s3$")
+# Keys of `config` that name the server. obstore accepts each of them with and without the name of the cloud in front.
+_ENDPOINT_KEYS: Final = ("endpoint_url_s3", "endpoint", "endpoint_url", "base_url", "storage_endpoint")
+_CLOUD_PREFIXES: Final = ("aws_", "google_", "azure_storage_", "azure_")
+# Parts of the names of settings with which obstore gets credentials or needs none.
+_CREDENTIAL_WORDS: Final = (
+    "key",
+    "token",
+    "credential",
+    "skip_signature",
+    "service_account",
+    "client_",
+    "sas",
+    "msi",
+    "cli",
+)
+_AWS_METADATA_HOST: Final = "169.254.169.254"
+_AWS_CONTAINER_HOST: Final = "169.254.170.2"
+_AZURE_METADATA_SETTING: Final = "IDENTITY_ENDPOINT=http://169.254.169.254/metadata/identity/oauth2/token"
+_AZURE_EMULATOR: Final = "http://127.0.0.1:10000"
+_AZURE_LOGIN_HOST: Final = "login.microsoftonline.com"
+_GOOGLE_HOSTS: Final = ("accounts.google.com", "oauth2.googleapis.com", "iamcredentials.googleapis.com")
+_GOOGLE_METADATA_VARIABLES: Final = ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP")
+_AZURE_METADATA_VARIABLES: Final = ("IDENTITY_ENDPOINT", "MSI_ENDPOINT", "AZURE_MSI_ENDPOINT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObstoreSettings:
+    """Settings of one obstore client, from the options, the environment and the files of the user.
+
+    Attributes:
+        config: Settings for obstore's S3Config, GCSConfig or AzureConfig.
+        provider: Provider of credentials. None if obstore finds them by itself.
+        endpoint: Address of the server.
+        credential_hosts: Hosts from which obstore itself requests credentials.
+    """
+
+    config: dict[str, Any] = field(repr=False)
+    provider: Callable[[], Any] | None = field(repr=False)
+    endpoint: str
+    credential_hosts: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +128,9 @@ class ObjectStoreConfig:
             raise ConfigError(f"{self.scheme}:// has no option {unknown[0]}; it has {', '.join(sorted(valid))}")
         if self.endpoint_url is not None:
             _check_endpoint(self.endpoint_url)
+        for name in ("bucket", "region", "account_name"):  # each becomes a part of a host name or of a path
+            if (value := getattr(self, name)) is not None and not (isinstance(value, str) and _NAME.fullmatch(value)):
+                raise ConfigError(f"the {name} of {self.scheme}:// may contain only letters, digits, '.', '_' and '-'")
         if bool(self.access_key_id) != bool(self.secret_access_key):
             raise ConfigError("s3://: access_key_id and secret_access_key must be given together")
         if self.session_token and not self.access_key_id:
@@ -113,35 +160,55 @@ class ObjectStoreConfig:
         """Option values that must not appear in messages."""
         return tuple(value for name in _SECRET_OPTIONS if (value := getattr(self, name)))
 
-    def create_client(self, timeouts: Timeouts) -> tuple[Any, CredentialSource | None]:
-        """Create obstore's store object, which connects with its first request.
-
-        Returns:
-            The store object, and the source of its credentials, or None if obstore finds them by itself.
+    def find_settings(self) -> ObstoreSettings:
+        """Collect the settings of the client from the options, the environment and the user's files.
 
         Raises:
             ConfigError: If an option is invalid, or the profile does not exist.
         """
         configure = {"s3": self._configure_s3, "gs": self._configure_gs, "az": self._configure_az}[self.scheme]
-        config, provider = configure()
+        config, provider, default_endpoint, hosts = configure()
         if self.anonymous:
             config["skip_signature"], provider = True, None
         elif provider is not None:
             config["skip_signature"] = False  # overrides the environment variables
-        credentials = None if provider is None else CredentialSource(provider)
+        endpoint = _find_endpoint({**config, **self.config}) or default_endpoint
+        if self.scheme == "az" and _is_set({**os.environ, **self.config}, "use_emulator"):
+            endpoint = os.environ.get("AZURITE_BLOB_STORAGE_URL", _AZURE_EMULATOR)
+        _check_endpoint(endpoint)
+        return ObstoreSettings(config=config, provider=provider, endpoint=endpoint, credential_hosts=tuple(hosts))
+
+    def create_client(
+        self, settings: ObstoreSettings, server_address: str | None, timeouts: Timeouts
+    ) -> tuple[Any, CredentialSource | None]:
+        """Create obstore's store object, which connects with its first request, and only to the servers of `settings`.
+
+        Args:
+            settings: Result of :meth:`find_settings`.
+            server_address: Numeric address of the server, see
+                :func:`streamloader.stores.objects.network.find_server_address`.
+            timeouts: Time limits of the store.
+
+        Returns:
+            The store object, and the source of its credentials, or None if obstore finds them by itself.
+
+        Raises:
+            ConfigError: If an option is invalid.
+        """
+        credentials = None if settings.provider is None else CredentialSource(settings.provider)
         class_name = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}[self.scheme]
-        endpoint = str(config.get("endpoint") or config.get("base_url") or "")
         client_options = {
-            "allow_http": endpoint.startswith("http://") or bool(config.get("use_emulator")),
+            "allow_http": settings.endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=timeouts.connect),
             "timeout": _TRANSFER_TIMEOUT,
             "pool_idle_timeout": _CONNECTION_IDLE_TIMEOUT,
+            **restrict_connections(settings.endpoint, server_address, settings.credential_hosts),
             **self.client_options,
         }
         try:
             store = getattr(get_obstore().store, class_name)(
                 self.bucket,
-                config={**config, **self.config},
+                config={**settings.config, **self.config},
                 client_options=client_options,
                 # The retry policy of this package retries instead, because it knows all deadlines.
                 retry_config={"max_retries": 0},
@@ -152,35 +219,21 @@ class ObjectStoreConfig:
             raise ConfigError(f"{self.scheme}://{self.bucket} cannot be set up: {reason}") from None
         return store, credentials
 
-    def _configure_s3(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
-        """Return obstore's configuration and the provider of credentials."""
+    def _names_credentials(self, variables: Iterable[str]) -> bool:
+        """Return whether `config` or one of these variables tells obstore how to get credentials."""
+        return any(word in name.lower() for name in (*self.config, *variables) for word in _CREDENTIAL_WORDS)
+
+    def _configure_s3(self) -> _Configuration:
+        """Return obstore's configuration, the provider of credentials, the usual server, and those of credentials."""
         environment = os.environ
         config: dict[str, Any] = {"disable_bulk_delete": True}  # so that each deletion has its own response
-        provider = self.credential_provider
-        profile = None
-        keys_in_environment = not self.profile and "AWS_ACCESS_KEY_ID" in environment
-        if self.access_key_id:
-            provider = _StaticCredentials(
-                access_key_id=self.access_key_id, secret_access_key=self.secret_access_key, token=self.session_token
-            )
-        elif provider is None and not self.anonymous:
-            profile = read_profile(self.profile)
-            if keys_in_environment:
-                provider = _EnvironmentCredentials()
-            elif not self.profile and _has_machine_identity(environment):
-                pass  # obstore uses it and refreshes the credentials
-            elif profile is not None and profile.web_identity is not None:
-                config.update(profile.web_identity)
-            elif profile is not None and profile.has_credentials:
-                provider = ProfileCredentials(profile.name)
-            elif self.profile:
-                raise ConfigError(f"the AWS profile {self.profile!r} names no way to get credentials")
-        elif self.anonymous:
-            profile = None
+        metadata_hosts = self._find_aws_metadata_hosts(config)
+        provider, profile = self._find_aws_credentials(config, may_ask_metadata=bool(metadata_hosts))
         endpoint = (
             self.endpoint_url
             or environment.get("AWS_ENDPOINT_URL_S3")
             or environment.get("AWS_ENDPOINT_URL")
+            or environment.get("AWS_ENDPOINT")
             or (profile.endpoint_url if profile else None)
         )
         region = self.region or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
@@ -191,16 +244,65 @@ class ObjectStoreConfig:
             config["endpoint"] = endpoint.rstrip("/")
             if "AWS_ENDPOINT_URL_S3" in environment:
                 config["aws_endpoint_url_s3"] = config["endpoint"]  # otherwise the variable takes precedence
-        return config, provider
+        region = str(self.config.get("region") or self.config.get("aws_region") or region or "us-east-1")
+        if not _NAME.fullmatch(region):
+            raise ConfigError("the region of s3:// may contain only letters, digits and '-'")
+        hosts = []
+        if provider is None and not self.anonymous:
+            hosts = [*metadata_hosts, f"sts.{region}.amazonaws.com"]
+            hosts += _find_hosts(environment, "AWS_ENDPOINT_URL_STS", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
+            hosts += [_AWS_CONTAINER_HOST] if "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI" in environment else []
+        if (zone := _EXPRESS_ZONE.search(self.bucket)) is not None:  # S3 Express has a server for each bucket
+            hosts.append(f"{self.bucket}.s3express-{zone[1]}.{region}.amazonaws.com")
+        return config, provider, f"https://s3.{region}.amazonaws.com", hosts
 
-    def _configure_gs(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
-        """Return obstore's configuration and the provider of credentials."""
+    def _find_aws_credentials(  # noqa: PLR0911 - one for each source
+        self, config: dict[str, Any], *, may_ask_metadata: bool
+    ) -> tuple[Callable[[], Any] | None, AwsProfile | None]:
+        """Return the provider of credentials (None if obstore finds them) and the profile. Add settings to `config`."""
+        if self.access_key_id:
+            keys = {"secret_access_key": self.secret_access_key, "token": self.session_token}
+            return _StaticCredentials(access_key_id=self.access_key_id, **keys), None
+        if self.credential_provider is not None or self.anonymous:
+            return self.credential_provider, None
+        profile = read_profile(self.profile)
+        if not self.profile and "AWS_ACCESS_KEY_ID" in os.environ:
+            return _EnvironmentCredentials(), profile
+        if not self.profile and _has_machine_identity(os.environ):
+            return None, profile  # obstore uses it and refreshes the credentials
+        if profile is not None and profile.web_identity is not None:
+            config.update(profile.web_identity)
+            return None, profile
+        if profile is not None and profile.has_credentials:
+            return ProfileCredentials(profile.name), profile
+        if self.profile:
+            raise ConfigError(f"the AWS profile {self.profile!r} names no way to get credentials")
+        if may_ask_metadata or self._names_credentials(os.environ.keys() & {"AWS_SKIP_SIGNATURE"}):
+            return None, profile
+        return _NoCredentials(f"s3://{self.bucket}", "AWS_EC2_METADATA_DISABLED=false"), profile
+
+    def _find_aws_metadata_hosts(self, config: dict[str, Any]) -> list[str]:
+        """Return the host of the metadata service if the environment names it or allows it. Add it to `config`."""
+        environment = os.environ
+        given = self.config.get("metadata_endpoint") or self.config.get("aws_metadata_endpoint")
+        if given or environment.get("AWS_METADATA_ENDPOINT"):
+            return [split_url(str(given or environment["AWS_METADATA_ENDPOINT"])).hostname or ""]
+        disabled = environment.get("AWS_EC2_METADATA_DISABLED", "").strip().lower()
+        if disabled not in ("", "false"):
+            return []
+        if endpoint := environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"):
+            config["metadata_endpoint"] = endpoint.rstrip("/")
+            return [split_url(endpoint).hostname or ""]
+        return [_AWS_METADATA_HOST] if disabled else []
+
+    def _configure_gs(self) -> _Configuration:
+        """Return obstore's configuration, the provider of credentials, the usual server, and those of credentials."""
         config: dict[str, Any] = {}
         provider = self.credential_provider
         emulator = os.environ.get("STORAGE_EMULATOR_HOST")
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
-        if endpoint := self.endpoint_url or emulator:
+        if endpoint := self.endpoint_url or emulator or os.environ.get("GOOGLE_BASE_URL"):
             _check_endpoint(endpoint)
             config["base_url"] = endpoint.rstrip("/")
         if self.token:
@@ -209,10 +311,23 @@ class ObjectStoreConfig:
             config["service_account"] = os.path.expanduser(self.service_account)
         elif provider is None and emulator and not self.endpoint_url:
             config["skip_signature"] = True  # emulators have no accounts
-        return config, provider
+        elif provider is None and not self.anonymous and not self._finds_google_credentials():
+            provider = _NoCredentials(f"gs://{self.bucket}", "GCE_METADATA_HOST=metadata.google.internal")
+        hosts = [] if provider is not None or self.anonymous else [*_GOOGLE_HOSTS]
+        if hosts and (names := [os.environ[name] for name in _GOOGLE_METADATA_VARIABLES if name in os.environ]):
+            hosts += ["metadata.google.internal", "169.254.169.254", *(name.partition(":")[0] for name in names)]
+        return config, provider, "https://storage.googleapis.com", hosts
 
-    def _configure_az(self) -> tuple[dict[str, Any], Callable[[], Any] | None]:
-        """Return obstore's configuration and the provider of credentials."""
+    def _finds_google_credentials(self) -> bool:
+        """Return whether obstore finds credentials of Google, or may ask the metadata service for them."""
+        return (
+            self._names_credentials(name for name in os.environ if name.startswith("GOOGLE_"))
+            or any(name in os.environ for name in ("SERVICE_ACCOUNT", *_GOOGLE_METADATA_VARIABLES))
+            or os.path.isfile(os.path.expanduser("~/.config/gcloud/application_default_credentials.json"))
+        )
+
+    def _configure_az(self) -> _Configuration:
+        """Return obstore's configuration, the provider of credentials, the usual server, and those of credentials."""
         environment = os.environ
         config: dict[str, Any] = {}
         provider = self.credential_provider
@@ -228,6 +343,7 @@ class ObjectStoreConfig:
         else:
             raise ConfigError("az:// needs an account: pass account_name=, or set AZURE_STORAGE_ACCOUNT_NAME")
         endpoint = self.endpoint_url or parts.get("BlobEndpoint") or environment.get("AZURE_STORAGE_ENDPOINT")
+        endpoint = endpoint or environment.get("AZURE_ENDPOINT")
         if endpoint:
             _check_endpoint(endpoint)
             config["endpoint"] = endpoint.rstrip("/")
@@ -240,7 +356,24 @@ class ObjectStoreConfig:
             provider = _StaticCredentials(sas_token=signature.lstrip("?"))
         elif self.token:
             provider = _StaticCredentials(token=self.token)
-        return config, provider
+        elif provider is None and not self.anonymous and not self._finds_azure_credentials():
+            provider = _NoCredentials(f"az://{self.bucket}", _AZURE_METADATA_SETTING)
+        hosts = [] if provider is not None or self.anonymous else [_AZURE_LOGIN_HOST]
+        if hosts:
+            hosts += _find_hosts(environment, "AZURE_AUTHORITY_HOST", *_AZURE_METADATA_VARIABLES)
+        if not _NAME.fullmatch(str(name)):
+            raise ConfigError("the account_name of az:// may contain only letters, digits and '-'")
+        fabric = _is_set({**environment, **self.config}, "use_fabric_endpoint")
+        domain = "fabric.microsoft.com" if fabric else "core.windows.net"
+        return config, provider, f"https://{name}.blob.{domain}", hosts
+
+    def _finds_azure_credentials(self) -> bool:
+        """Return whether obstore finds credentials of Azure, or may ask the machine's identity service for them."""
+        names = [name for name in os.environ if name.startswith("AZURE_")]
+        return self._names_credentials(names) or any(name in os.environ for name in _AZURE_METADATA_VARIABLES)
+
+
+_Configuration: TypeAlias = tuple[dict[str, Any], Callable[[], Any] | None, str, list[str]]
 
 
 class CredentialSource:
@@ -308,6 +441,27 @@ class _EnvironmentCredentials:
         }
 
 
+class _NoCredentials:
+    """Provider for a user without credentials. It is used instead of obstore's query to a metadata service.
+
+    Args:
+        address: Address of the bucket.
+        setting: Environment variable that allows the query.
+    """
+
+    def __init__(self, address: str, setting: str) -> None:
+        self._address = address
+        self._setting = setting
+
+    def __call__(self) -> dict[str, Any]:
+        raise AccessDenied(
+            f"no credentials for {self._address}: pass them as options (profile=, access_key_id=, token=, ...), "
+            "set the environment variables, or pass anonymous=True for public data. The metadata service of a cloud is "
+            f"used only if the environment names it: {self._setting}",
+            address=self._address,
+        )
+
+
 def _has_machine_identity(environment: Mapping[str, str]) -> bool:
     """Return whether the environment provides a web identity or the credentials of a container."""
     return any(
@@ -320,9 +474,29 @@ def _has_machine_identity(environment: Mapping[str, str]) -> bool:
     )
 
 
+def _find_endpoint(config: Mapping[str, Any]) -> str | None:
+    """Return the address of the server in a configuration of obstore, or None."""
+    plain = {str(name).lower(): value for name, value in config.items() if value}
+    names = [prefix + key for key in _ENDPOINT_KEYS for prefix in ("", *_CLOUD_PREFIXES)]
+    return next((str(plain[name]).rstrip("/") for name in names if name in plain), None)
+
+
+def _is_set(settings: Mapping[str, Any], name: str) -> bool:
+    """Return whether a setting of Azure is switched on, by a variable or in a configuration of obstore."""
+    plain = {str(key).lower(): str(value).lower() for key, value in settings.items()}
+    return any(
+        plain.get(prefix + name, "") in ("1", "true", "t", "yes", "y", "on") for prefix in ("", *_CLOUD_PREFIXES)
+    )
+
+
+def _find_hosts(environment: Mapping[str, str], *variables: str) -> list[str]:
+    """Return the hosts of the addresses in environment variables."""
+    return [split_url(environment[name]).hostname or "" for name in variables if name in environment]
+
+
 def _check_endpoint(endpoint: str) -> None:
     try:
-        parts = urlsplit(endpoint)
+        parts = split_url(endpoint)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query
         port = parts.port  # raises if it is not a number
     except ValueError:
@@ -332,3 +506,4 @@ def _check_endpoint(endpoint: str) -> None:
         raise ConfigError(f"endpoint_url={endpoint!r} is not an address of the form https://host:port")
     if parts is not None and "@" in parts.netloc:
         raise ConfigError("endpoint_url= must not contain a user name or password; pass credentials as options")
+    check_host_name((parts.hostname or "") if parts is not None else "")

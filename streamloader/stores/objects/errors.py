@@ -28,6 +28,7 @@ from streamloader.errors import (
     UntrustedHost,
 )
 from streamloader.stores.objects.fork_safety import get_obstore
+from streamloader.stores.objects.network import FENCE
 
 __all__ = ["RangeOutsideObject", "obstore_errors", "remove_secrets", "translate_error"]
 
@@ -42,6 +43,8 @@ _METADATA_URL: Final = re.compile(
     r"https?://[^/]+/(?:latest/(?:api/token|meta-data/)|computeMetadata/v1/|metadata/identity/)"
 )
 _TLS_FAILURE: Final = re.compile(r"certificate|CertNotValid|UnknownIssuer|\bTls|tls handshake", re.IGNORECASE)
+# The request after a redirect ends at the fence, or the client refuses it: too many redirects, or no https.
+_REDIRECT_FAILURE: Final = re.compile(rf"^\s+(?:kind: Redirect|{re.escape(FENCE)}),$", re.MULTILINE)
 
 _DENIED_CODES: Final = frozenset(
     {
@@ -129,6 +132,12 @@ def translate_error(  # noqa: PLR0911 - one for each kind of error
     if status is not None or code:
         details = _format_details(code, _first_group(_MESSAGE, response), secrets)
         return _translate_response(status, code, details, location)
+    if _REDIRECT_FAILURE.search(debug):
+        return UntrustedHost(
+            f"{address}: the server redirects to another server, which is not followed: if you trust that one, pass "
+            "its address as endpoint_url=, or the bucket's region=",
+            **location,
+        )
     if isinstance(error, exceptions.PreconditionError | exceptions.NotModifiedError):
         return ObjectChanged(f"{address} is not the requested version", **location)
     if isinstance(error, FileNotFoundError):

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
@@ -17,13 +17,18 @@ from streamloader.errors import (
     NotSupported,
     ProtocolError,
     StreamloaderError,
+    Unreachable,
 )
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.objects.config import CredentialSource, ObjectStoreConfig
 from streamloader.stores.objects.errors import RangeOutsideObject, obstore_errors, translate_error
 from streamloader.stores.objects.fork_safety import SHUTDOWN_GRACE_S, get_obstore, leak_on_purpose
+from streamloader.stores.objects.network import find_server_address
 from streamloader.stores.objects.upload import PART_BYTES, run_with_deadline, split_data, upload_in_parts
 from streamloader.values import ByteRange, ObjectInfo
+
+if TYPE_CHECKING:
+    from streamloader.stores.http.address_scope import PinnedHosts
 
 __all__ = ["ObjectStore"]
 
@@ -48,6 +53,10 @@ class ObjectStore(Store):
     directories, are not listed if the directory contains other objects. A non-recursive listing is fetched completely
     before its first entry is yielded.
 
+    Redirects to another server are refused. The store connects to the server of the bucket only, and to those that give
+    it credentials (:mod:`streamloader.stores.objects.network`). A plain ``http://`` server by name is used under the
+    address that the name had at first.
+
     A forked child loads its own copy of obstore, because obstore's threads do not survive a fork. This works on Linux
     only; on other systems it is an error.
 
@@ -61,13 +70,14 @@ class ObjectStore(Store):
         profile: Profile (s3) of ``~/.aws/config`` and ``~/.aws/credentials``. Keys and the output of
             ``credential_process`` are refreshed before they expire. Roles and single sign-on need boto3. Without any
             option, the credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a web identity or container,
-            AWS_PROFILE or the default profile, or the machine's metadata service, in this order.
+            AWS_PROFILE or the default profile, or the machine's metadata service, in this order. The last one is used
+            only if AWS_EC2_METADATA_SERVICE_ENDPOINT names it, or with AWS_EC2_METADATA_DISABLED=false.
         access_key_id: Access key (s3). Needs `secret_access_key`.
         secret_access_key: Secret key (s3) of `access_key_id`.
         session_token: Session token (s3) of `access_key_id`, for temporary credentials.
         token: Bearer token (gs, az; OAuth).
         service_account: Path of a JSON key file (gs). Defaults to GOOGLE_APPLICATION_CREDENTIALS, the login of gcloud,
-            or the metadata service.
+            or the metadata service if GCE_METADATA_HOST names it.
         account_name: Storage account (az). Defaults to AZURE_STORAGE_ACCOUNT_NAME.
         account_key: Key of the account (az). Defaults to AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_KEY.
         sas_token: Shared access signature (az).
@@ -77,7 +87,8 @@ class ObjectStore(Store):
             ``access_key``, ``sas_token``, ``token``. It is called again before the credentials expire, and must be
             picklable if worker processes use the store.
         config: Further settings for obstore's S3Config, GCSConfig or AzureConfig (requester pays, encryption, ...).
-        client_options: Further settings for obstore's ClientConfig (proxy, own root certificate, ...).
+        client_options: Further settings for obstore's ClientConfig (own root certificate, ...). With a ``proxy_url`` of
+            your own, that proxy decides about redirects.
         timeouts: Time limits; see :class:`streamloader.config.Timeouts`.
         limits: Size limits; see :class:`streamloader.config.Limits`. Each request uses one connection, so the lower one
             of `requests` and `connections` applies.
@@ -116,7 +127,7 @@ class ObjectStore(Store):
         limits = replace(limits, requests=min(limits.requests, limits.connections))
         super().__init__(url, timeouts=timeouts, limits=limits)
         scheme, _, bucket = url.partition("://")
-        if not bucket or set(bucket) & set("/@:?#"):
+        if not bucket or set(bucket) & set("/@:?#"):  # the configuration checks the rest
             raise ConfigError(f"{self.url} names no bucket: write {scheme}://bucket/path; credentials are options")
         self._config = ObjectStoreConfig(
             scheme=scheme.lower(),
@@ -139,6 +150,7 @@ class ObjectStore(Store):
             client_options=dict(client_options or {}),
         )
         self.identity = self._config.identity
+        self._pinned_hosts: PinnedHosts = {}  # outlives the client
         self._client: Any = None
         self._credentials: CredentialSource | None = None
         self._client_pid = 0  # process that made the client
@@ -236,7 +248,8 @@ class ObjectStore(Store):
             yield held
 
     async def _list_pages(self, prefix: str) -> AsyncGenerator[list[Any], None]:
-        stream = get_obstore().list(self._get_client(), prefix or None, chunk_size=_ENTRIES_PER_PAGE)
+        client = await self._get_client()
+        stream = get_obstore().list(client, prefix or None, chunk_size=_ENTRIES_PER_PAGE)
         self._needs_grace = True
         try:
             while True:
@@ -309,11 +322,14 @@ class ObjectStore(Store):
         if path.endswith("/") or "//" in path:
             raise ConfigError(f"{path!r} is not a supported key: it has an empty part")
 
-    def _get_client(self) -> Any:
+    async def _get_client(self) -> Any:
         """Return obstore's store object, creating it in this process if necessary."""
         if self._client is None:
-            self._client, self._credentials = self._config.create_client(self.timeouts)
-            self._client_pid = os.getpid()
+            settings = self._config.find_settings()
+            server_address = await find_server_address(settings.endpoint, self._pinned_hosts, self.url)
+            if self._client is None:  # unless another task has created it
+                self._client, self._credentials = self._config.create_client(settings, server_address, self.timeouts)
+                self._client_pid = os.getpid()
         return self._client
 
     async def _request(self, path: str, offset: int | None, send: Callable[[Any, Any], Awaitable[T]]) -> T:
@@ -326,7 +342,7 @@ class ObjectStore(Store):
         """
         try:
             # Kept in no variable, because the traceback of an error that the caller keeps would hold the connection.
-            return await self._await_obstore(send(get_obstore(), self._get_client()))
+            return await self._await_obstore(send(get_obstore(), await self._get_client()))
         except StreamloaderError:
             raise
         except obstore_errors() as error:
@@ -358,7 +374,10 @@ class ObjectStore(Store):
                 "('//'): list directories without such keys, or rename them",
                 address=self.address(path),
             ) from None
-        raise translate_error(error, self.address(path), secrets, offset=offset, body=body) from None
+        translated = translate_error(error, self.address(path), secrets, offset=offset, body=body)
+        if isinstance(translated, Unreachable) and self._pinned_hosts:
+            self._client = None  # the next request resolves the server's name again
+        raise translated from None
 
 
 def _empty_body(info: ObjectInfo, offset: int) -> Body:

@@ -28,6 +28,7 @@ from streamloader.testing.faults.http_faults import KINDS, Exchange, HttpFault, 
 
 __all__ = ["KINDS", "HttpFault", "HttpRequest", "HttpServer"]
 
+_ORIGIN: Final = re.compile(r"https?://[^/?]*")  # of targets in the form for proxies, RFC 9112, section 3.2.2
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
 _FIRST_MODIFIED_S: Final = 1_700_000_000  # Unix time of the first version of each object
 
@@ -166,6 +167,7 @@ def _parse_request(head: bytes) -> HttpRequest:
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ", 2)
     fields = (line.partition(":") for line in lines if line)
+    target = _ORIGIN.sub("", target, count=1) if _ORIGIN.match(target) else target
     return HttpRequest(method, target, {name.strip().lower(): value.strip() for name, _, value in fields})
 
 

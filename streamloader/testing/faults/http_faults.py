@@ -61,7 +61,7 @@ class HttpRequest:
 
     Attributes:
         method: HTTP method: GET, HEAD, ...
-        target: Path and query, as received.
+        target: Path and query, as received, without the server in front.
         headers: Headers by lower-case name.
     """
 
