@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Final, NoReturn
 
@@ -30,8 +30,11 @@ from streamloader.errors import (
     StreamloaderError,
     TransferInterrupted,
     Unreachable,
+    UntrustedHost,
 )
+from streamloader.stores.addresses import check_authority, check_host_name, check_user_name
 from streamloader.stores.base import Body, Data, Store
+from streamloader.stores.connection_guard import ConnectionGuard
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["FsspecStore"]
@@ -55,6 +58,10 @@ _VERSION_KEYS: Final = (  # of the metadata that change with the content
 )
 _TIME_KEYS: Final = ("mtime", "LastModified", "last_modified", "last_commit", "modified", "updated", "date_time")
 _FALLBACK_VERSION_KEYS: Final = ("ino", "modify", "unique", "date_time", "CRC")  # used together with size and time
+_LOCAL_SCHEMES: Final = frozenset({"local", "file", "memory"})
+_HOST_OPTIONS: Final = ("host", "hostname", "server", "namenode")
+_ADDRESS_OPTIONS: Final = ("base_url", "endpoint", "endpoint_url", "instance", "url")
+_USER_OPTIONS: Final = ("user", "username")
 _SCHEMES_WITHOUT_HOST: Final = frozenset({"hf", "zip", "tar", "dir", "libarchive", "git", "reference", "data"})
 
 
@@ -67,6 +74,9 @@ class FsspecStore(Store):
     A version is metadata that changes with the content: an ETag, a checksum, or size and time. If the file system
     reports none of these, replacing a file during a read may go unnoticed. A read queries the metadata first. A read
     that names a version, that reads up to the end, or that takes several requests queries it again after each request.
+
+    The first address that a store connects to limits the later ones, as in HTTP: a public server cannot redirect to
+    addresses in the user's network (:mod:`streamloader.stores.connection_guard`).
 
     If the file system can rename files, a write creates a hidden file next to the target and then renames it.
     Otherwise it writes under the final name; whether that is atomic depends on the file system (for object stores it
@@ -92,7 +102,9 @@ class FsspecStore(Store):
         self._url = url
         self._scheme = url.partition("://")[0].lower()
         self._load_filesystem_class()
+        _check_names(self._scheme, url, options)
         self._options = options
+        self._guard = ConnectionGuard()
         # Any option may name a server, an account or a folder, so all of them are part of the identity.
         text = repr(sorted((name, repr(value)) for name, value in options.items()))
         self.identity += hashlib.sha256(text.encode()).hexdigest() if options else ""
@@ -328,15 +340,23 @@ class FsspecStore(Store):
     async def _call(self, path: str, offset: int | None, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the file system, and translate its errors."""
         address = self.address(path)
-        try:
-            if self._load_filesystem_class().async_impl:
-                function = getattr(await self._open_async_filesystem(), f"_{method}")
-                return await function(*args, **kwargs)
-            return await self._call_in_thread(method, *args, **kwargs)
-        except StreamloaderError:
-            raise
-        except Exception as error:  # noqa: BLE001 - file systems of many packages raise errors of many types
-            _raise_translated(error, address, offset)
+        with self._guard.watch() as call:
+            try:
+                if self._load_filesystem_class().async_impl:
+                    function = getattr(await self._open_async_filesystem(), f"_{method}")
+                    return await function(*args, **kwargs)
+                return await self._call_in_thread(method, *args, **kwargs)
+            except StreamloaderError:
+                raise
+            except Exception as error:  # noqa: BLE001 - file systems of many packages raise errors of many types
+                if call.refusal is not None:
+                    raise UntrustedHost(
+                        f"{address}: {call.refusal}, which a redirect or a changed name must not reach; if it is "
+                        "intended, name that address itself",
+                        address=address,
+                        offset=offset,
+                    ) from None
+                _raise_translated(error, address, offset)
 
     async def _call_in_thread(self, method: str, *args: Any, **kwargs: Any) -> Any:
         self._thread_slots = self._thread_slots or asyncio.Semaphore(min(_MAX_THREADS, self.limits.connections))
@@ -389,6 +409,26 @@ class FsspecStore(Store):
         if root and name != root and not name.startswith(f"{root}/"):
             return None
         return name[len(root) :].lstrip("/")
+
+
+def _check_names(scheme: str, url: str, options: Mapping[str, Any]) -> None:
+    """Check the host and user names in the address and in the options of a file system.
+
+    Raises:
+        ConfigError: If one of them has characters that such names must not have.
+    """
+    authority = url.partition("://")[2].partition("/")[0]
+    if authority and scheme not in _SCHEMES_WITHOUT_HOST | _LOCAL_SCHEMES:
+        check_authority(authority)
+    for name, value in options.items():
+        if not isinstance(value, str) or not value:
+            continue
+        if name in _USER_OPTIONS:
+            check_user_name(value)
+        elif name in _ADDRESS_OPTIONS and "://" in value:
+            check_authority(value.partition("://")[2].partition("/")[0])
+        elif name in _HOST_OPTIONS:
+            check_host_name(value.strip("[]")) if ":" not in value or value.count(":") > 1 else check_authority(value)
 
 
 def _close_filesystem(filesystem: Any) -> None:
