@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import os
 
+import fsspec
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
 from servers.ftpd import PASSWORD, USER, Missing, ftpd
 
 from streamloader.testing import StoreSuite
+from streamloader.testing.stores.binding import HttpLocation
+
+
+class WebFileSystem(HTTPFileSystem):
+    """A file system over HTTP, under a scheme that the package leaves to fsspec."""
+
+    protocol = ("webtest",)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return path.replace("webtest://", "http://")
+
+
+fsspec.register_implementation("webtest", WebFileSystem, clobber=True)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +46,9 @@ class TestFsspecOverFtp(StoreSuite):
     @pytest.fixture(autouse=True)
     def _server(self, ftp_server):
         self.port = ftp_server
+
+    def http_location(self, server_url):
+        return HttpLocation(server_url.replace("http://", "webtest://"), "a.bin", {})
 
     def location(self):
         return f"ftp://127.0.0.1:{self.port}", {"username": USER, "password": PASSWORD}

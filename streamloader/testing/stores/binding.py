@@ -7,6 +7,7 @@ import functools
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeVar
 
 import pytest
@@ -17,7 +18,7 @@ from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
 from streamloader.values import ObjectInfo
 
-__all__ = ["BIG_OBJECT_BYTES", "DEADLINE_S", "StoreBinding", "describe_difference", "make_bytes", "run"]
+__all__ = ["BIG_OBJECT_BYTES", "DEADLINE_S", "HttpLocation", "StoreBinding", "describe_difference", "make_bytes", "run"]
 
 T = TypeVar("T")
 
@@ -26,6 +27,23 @@ DEADLINE_S: Final = 120.0
 BIG_OBJECT_BYTES: Final = 16 << 20
 """Size of a big object in bytes."""
 MAX_CONCURRENT_WRITES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLocation:
+    """A store at a given web server, and an object in it.
+
+    Attributes:
+        url: Address of the store.
+        path: Path of an object.
+        options: Options of the store, with credentials of every kind that it takes.
+        secrets: Passwords and keys in the options.
+    """
+
+    url: str
+    path: str
+    options: Mapping[str, Any] = field(repr=False)
+    secrets: Sequence[str] = field(default=(), repr=False)
 
 
 class StoreBinding:
@@ -95,6 +113,16 @@ class StoreBinding:
     def address(self, name: str) -> str:
         """Return the full address of an object, as users write it."""
         return f"{self.location()[0].rstrip('/')}/{self.path(name)}"
+
+    def http_location(self, server_url: str) -> HttpLocation | None:
+        """Return a store of this kind whose objects are on a web server, for the tests of redirects.
+
+        The default, None, is for stores that do not speak HTTP.
+
+        Args:
+            server_url: Scheme, host and port of the server, which answers every request with a redirect.
+        """
+        return None
 
     def populate(self, files: Mapping[str, bytes]) -> None:
         """Create objects, given as name -> bytes. Existing objects are replaced atomically, never overwritten in place.

@@ -27,6 +27,12 @@ percent-encoded: ``return urllib.parse.quote(name)``. A wrapper, or a store that
 open, overrides ``make_store`` instead of ``location``. :class:`streamloader.testing.stores.binding.StoreBinding` lists
 all settings.
 
+A store that speaks HTTP is tested for redirects into the user's network if the binding says how it is pointed to a
+given server::
+
+        def http_location(self, server_url):
+            return HttpLocation(server_url, "a.bin", {"token": "sesame-open"}, secrets=("sesame-open",))
+
 A store declares missing features by ``supports_writes`` and ``supports_listing`` of its class; the tests then expect
 NotSupported. The suite uses ``os.fork``, so it runs on Linux and macOS.
 """
@@ -36,10 +42,11 @@ from __future__ import annotations
 from streamloader.testing.stores.life import LifeSuite
 from streamloader.testing.stores.lists import ListSuite
 from streamloader.testing.stores.reads import ReadSuite
+from streamloader.testing.stores.redirects import RedirectSuite
 from streamloader.testing.stores.writes import WriteSuite
 
 __all__ = ["StoreSuite"]
 
 
-class StoreSuite(ReadSuite, ListSuite, WriteSuite, LifeSuite):
+class StoreSuite(ReadSuite, ListSuite, WriteSuite, RedirectSuite, LifeSuite):
     """All tests of stores. Inherit from it in a class whose name pytest collects."""

@@ -10,6 +10,7 @@ from servers import web
 from servers.nginx_fixture import USER
 
 from streamloader.testing import StoreSuite
+from streamloader.testing.stores.binding import HttpLocation
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,10 @@ class OfHttp(StoreSuite):
 
     def populate(self, files):
         self.server.put(files)
+
+    def http_location(self, server_url):
+        secret = canary("http-bearer")
+        return HttpLocation(server_url, "a.bin", {"token": secret, "headers": {"X-Key": secret}}, (secret,))
 
 
 class TestHttpStore(OfHttp):

@@ -10,6 +10,7 @@ from servers.ipns_records import Owner
 from streamloader.testing import StoreSuite
 from streamloader.testing.faults.ipfs_dags import DagBuilder
 from streamloader.testing.faults.ipfs_gateway import FaultyGateway
+from streamloader.testing.stores.binding import HttpLocation
 
 
 class _GatewaySuite(StoreSuite):
@@ -41,6 +42,11 @@ class TestIpfsStore(_GatewaySuite):
     schemes = ("ipfs",)
     root_lists = False
 
+    def http_location(self, server_url):
+        secret = canary("ipfs-rpc-token")
+        gateway = server_url.replace("://", f"://me:{secret}@")
+        return HttpLocation("ipfs://", str(self.dag.file(b"x").cid), {"gateways": gateway}, (secret,))
+
     def location(self):
         return "ipfs://", self.options()
 
@@ -53,6 +59,11 @@ class TestIpfsStore(_GatewaySuite):
 
 class TestIpnsStore(_GatewaySuite):
     schemes = ("ipns",)
+
+    def http_location(self, server_url):
+        # A node of the user's own, which is asked with POST.
+        secret = canary("ipfs-rpc-token")
+        return HttpLocation("ipns://", f"{self.owner.cid}/a.bin", {"rpc": server_url, "token": secret}, (secret,))
 
     def location(self):
         return f"ipns://{self.owner.cid}", self.options()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 
 import pytest
+from canaries import canary
 from servers.seaweed import FULL
 
 from streamloader.testing import StoreSuite
+from streamloader.testing.stores.binding import HttpLocation
 
 
 class TestObjectStore(StoreSuite):
@@ -25,3 +27,11 @@ class TestObjectStore(StoreSuite):
 
     def location(self):
         return f"s3://{self.bucket}", self.server.options()
+
+    def http_location(self, server_url):
+        keys = {
+            "access_key_id": FULL.access_key_id,
+            "secret_access_key": canary("s3-secret-key"),
+            "session_token": canary("s3-session-token"),
+        }
+        return HttpLocation("s3://bucket", "a.bin", {"endpoint_url": server_url, **keys}, tuple(keys.values())[1:])
