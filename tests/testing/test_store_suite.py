@@ -10,6 +10,8 @@ import os
 import secrets
 import tempfile
 import threading
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from types import MappingProxyType
 from urllib.parse import unquote
@@ -21,6 +23,7 @@ import streamloader as sl
 from streamloader.stores.base import Body
 from streamloader.stores.registry import register_store
 from streamloader.testing import StoreSuite
+from streamloader.testing.stores.binding import HttpLocation
 from streamloader.values import ByteRange
 
 register_store("plain", Plain)
@@ -39,6 +42,40 @@ class Suite(StoreSuite):
 
     def make_store(self, **options):
         return self.kind(self.url, password="open-sesame", **options)
+
+    def http_location(self, server_url):
+        if not issubclass(self.kind, FollowsRedirects):
+            return None
+        options = {"password": "open-sesame"}
+        return HttpLocation(server_url.replace("http", "follows"), "a.bin", options, ("open-sesame",))
+
+
+class FollowsRedirects(Plain):
+    """Reads from a web server with a client that follows all redirects, sends the password along, and quotes errors."""
+
+    def __init__(self, url, *, password, **options):
+        super().__init__(url, password=password, **options)
+        self.server, self.sent = url.replace("follows", "http"), password
+
+    def info(self, path):
+        request = urllib.request.Request(f"{self.server}/{path}", headers={"Authorization": self.sent})
+        try:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=0.1).close()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise sl.AccessDenied(f"{self.address(path)}: {error.read()!r}", address=self.address(path)) from None
+        except OSError as error:
+            raise sl.Unreachable(f"{self.address(path)}: {error}", address=self.address(path)) from None
+
+    async def _head(self, path):
+        return self.info(path)
+
+    @contextlib.asynccontextmanager
+    async def _get(self, path, span, version):
+        yield self.info(path)
+
+
+register_store("follows", FollowsRedirects)
 
 
 class TestItself(Suite):
@@ -717,6 +754,10 @@ FAULTS = [
     (ShowsItsPassword, "test_shows_no_secrets"),
     (PasswordInErrors, "test_shows_no_secrets"),
     (Anonymous, "test_shows_its_address"),
+    (FollowsRedirects, "test_a_public_server_cannot_redirect_to_this_machine"),
+    (FollowsRedirects, "test_another_server_receives_no_secrets_and_is_not_quoted"),
+    (FollowsRedirects, "test_no_server_can_redirect_to_a_metadata_service"),
+    (FollowsRedirects, "test_a_public_name_cannot_move_to_this_machine"),
 ]
 ARGUMENTS = {
     "test_refuses_spans_past_the_end": (-1, 1),
@@ -724,6 +765,8 @@ ARGUMENTS = {
     "test_a_write_that_fails_changes_nothing": (3, b"the old one"),
     "test_a_write_that_is_cancelled_changes_nothing": b"the old one",
     "test_64_reads_at_once": sl.Limits(),
+    "test_a_public_server_cannot_redirect_to_this_machine": ("localhost", 302),
+    "test_another_server_receives_no_secrets_and_is_not_quoted": "127.0.0.1",
 }
 # No fault of one class of store: what they go through is tested with the shared stores themselves, or by bindings.
 ELSEWHERE = {
@@ -746,7 +789,9 @@ def play(kind, test):
     suite = Suite()
     suite.kind = kind
     arguments = ARGUMENTS.get(test, ())
-    if test == "test_a_write_that_fails_changes_nothing":
+    if test == "test_a_public_server_cannot_redirect_to_this_machine":
+        suite.test_a_public_server_cannot_redirect_to_this_machine(*arguments)
+    elif test == "test_a_write_that_fails_changes_nothing":
         suite.test_a_write_that_fails_changes_nothing(size=arguments[0], before=arguments[1])
     else:
         getattr(suite, test)(*((arguments,) if test in ARGUMENTS else ()))

@@ -124,6 +124,7 @@ class RedirectSuite(StoreBinding):
                 for request in (store.read, store.head):
                     with pytest.raises(StoreError) as caught:
                         await request(path)
+                    assert not caught.value.transient, f"the redirect was tried, not refused: {caught.value!r}"
                     shown += "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
             return shown
 

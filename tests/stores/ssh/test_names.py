@@ -13,7 +13,7 @@ from streamloader.stores.registry import open_store
 from streamloader.stores.ssh.connect import SshTarget
 
 # The usual form for cloud instances: a shell that gets the host, as "%h" or "%n", and the user, as "%r".
-PROXY = 'sh -c "echo %r > ran; exec {python} {relay} 127.0.0.1 {port} # %h %n %p"'
+PROXY = 'sh -c "echo %r %h %n > ran; exec {python} {relay} 127.0.0.1 {port}"'
 RELAY = """
 import os, socket, sys, threading
 peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
@@ -79,7 +79,7 @@ def test_a_proxy_command_gets_the_names_of_honest_addresses(ssh_server, config, 
     (ssh_server.data / "object").write_bytes(b"honest")
     url = f"ssh://{ssh_server.user}@i-0ab1_c.eu-west-1"
     assert read(url, ssh_server.path("object"), config()) == b"honest"
-    assert (tmp_path / "ran").read_text().split() == [ssh_server.user]
+    assert (tmp_path / "ran").read_text().split() == [ssh_server.user, "i-0ab1_c.eu-west-1", "i-0ab1_c.eu-west-1"]
 
 
 @pytest.mark.parametrize("part", HOSTILE_PARTS)
