@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from streamloader.errors import AccessDenied, ConfigError, MissingDependency
 
-__all__ = ["AwsProfile", "ProfileCredentials", "read_profile"]
+__all__ = ["AwsProfile", "ProfileCredentials", "may_query_metadata_service", "read_profile"]
 
 # Keys are read from the files again after this time, because login tools write new keys there.
 _REFRESH_INTERVAL: Final = timedelta(minutes=5)
@@ -128,7 +128,10 @@ class ProfileCredentials:
         if "credential_process" in settings:
             return await _run_credential_process(settings["credential_process"], self._name)
         if profile.has_credentials:
-            return await asyncio.to_thread(_get_boto3_credentials, self._name)
+            may_query = (
+                profile.settings.get("credential_source") == "Ec2InstanceMetadata" or may_query_metadata_service()
+            )
+            return await asyncio.to_thread(_get_boto3_credentials, self._name, may_query_metadata=may_query)
         raise AccessDenied(f"the AWS profile {self._name!r} has no credentials and names no way to get them")
 
     def __repr__(self) -> str:
@@ -177,16 +180,26 @@ async def _run_credential_process(command: str, name: str) -> dict[str, Any]:
         ) from None
 
 
-def _get_boto3_credentials(name: str) -> dict[str, Any]:
+def may_query_metadata_service() -> bool:
+    """Return whether the environment names the metadata service of this machine, or allows to query the usual one."""
+    disabled = os.environ.get("AWS_EC2_METADATA_DISABLED", "").strip().lower()
+    return disabled == "false" or (not disabled and bool(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")))
+
+
+def _get_boto3_credentials(name: str, *, may_query_metadata: bool) -> dict[str, Any]:
     """Log in with boto3, which supports roles and single sign-on."""
     try:
-        boto3, exceptions = importlib.import_module("boto3"), importlib.import_module("botocore.exceptions")
+        boto3, session = importlib.import_module("boto3"), importlib.import_module("botocore.session")
+        exceptions = importlib.import_module("botocore.exceptions")
     except ImportError as error:
         raise MissingDependency(
             f"the AWS profile {name!r} assumes a role or uses single sign-on, which needs boto3: pip install boto3"
         ) from error
     try:
-        credentials = boto3.Session(profile_name=name).get_credentials()
+        settings = session.Session(profile=name)
+        if not may_query_metadata:  # boto3 would query it if all else failed
+            settings.set_config_variable("metadata_service_num_attempts", 0)
+        credentials = boto3.Session(botocore_session=settings).get_credentials()
         frozen = credentials.get_frozen_credentials()
     except (exceptions.BotoCoreError, exceptions.ClientError, AttributeError) as error:
         raise AccessDenied(f"the AWS profile {name!r} provides no credentials ({type(error).__name__})") from None

@@ -13,7 +13,12 @@ from typing import Any, Final, TypeAlias
 from streamloader.config import Timeouts
 from streamloader.errors import AccessDenied, ConfigError
 from streamloader.stores.addresses import check_host_name, split_url
-from streamloader.stores.objects.aws_profiles import AwsProfile, ProfileCredentials, read_profile
+from streamloader.stores.objects.aws_profiles import (
+    AwsProfile,
+    ProfileCredentials,
+    may_query_metadata_service,
+    read_profile,
+)
 from streamloader.stores.objects.fork_safety import get_obstore
 from streamloader.stores.objects.network import restrict_connections
 
@@ -287,13 +292,12 @@ class ObjectStoreConfig:
         given = self.config.get("metadata_endpoint") or self.config.get("aws_metadata_endpoint")
         if given or environment.get("AWS_METADATA_ENDPOINT"):
             return [split_url(str(given or environment["AWS_METADATA_ENDPOINT"])).hostname or ""]
-        disabled = environment.get("AWS_EC2_METADATA_DISABLED", "").strip().lower()
-        if disabled not in ("", "false"):
+        if not may_query_metadata_service():
             return []
         if endpoint := environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"):
             config["metadata_endpoint"] = endpoint.rstrip("/")
             return [split_url(endpoint).hostname or ""]
-        return [_AWS_METADATA_HOST] if disabled else []
+        return [_AWS_METADATA_HOST]
 
     def _configure_gs(self) -> _Configuration:
         """Return obstore's configuration, the provider of credentials, the usual server, and those of credentials."""

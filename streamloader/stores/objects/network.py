@@ -5,8 +5,8 @@ Authorization: the session token too. It resolves names by itself, on its own th
 decide about each connection, so that they serve as a fence:
 
 - For ``https://`` servers, the proxy is an address where nothing can listen, and the server itself is exempt from it. A
-  redirect to another host ends there. Subdomains of the server are exempt as well: their certificate proves that they
-  belong to it, and a service inside the user's network has none for such a name.
+  redirect to another host ends there. Subdomains and other ports of the server are exempt as well: their certificate
+  proves that they belong to it, and a service inside the user's network has none for such a name.
 - For ``http://`` servers, the proxy is the server itself, under the address that its name had at first. HTTP servers
   accept requests in the form for proxies (RFC 9112, section 3.2.2). Whatever a redirect or a name server says, all
   requests go to that address and port.

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import servers.obstore_threads  # noqa: F401
@@ -13,6 +15,7 @@ from canaries import canary
 
 from streamloader.errors import AccessDenied, StoreError, UntrustedHost
 from streamloader.stores.http.address_scope import AddressScope
+from streamloader.stores.objects.aws_profiles import ProfileCredentials
 from streamloader.stores.objects.config import ObjectStoreConfig
 from streamloader.stores.registry import open_store
 from streamloader.testing.faults.certificates import make_certificate
@@ -204,3 +207,45 @@ def test_which_variables_allow_the_metadata_service_of_amazon(variables, allowed
     for options in ({"access_key_id": "a", "secret_access_key": "b"}, {"anonymous": True}):
         settings = ObjectStoreConfig(scheme="s3", bucket="bucket", endpoint_url=endpoint, **options).find_settings()
         assert settings.credential_hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "variables", "allowed"),
+    [
+        ("sso_start_url = https://x.test", {}, False),
+        ("role_arn = arn:x", {"AWS_EC2_METADATA_DISABLED": "true"}, False),
+        ("role_arn = arn:x", {"AWS_EC2_METADATA_DISABLED": "false"}, True),
+        ("role_arn = arn:x\ncredential_source = Ec2InstanceMetadata", {}, True),
+        ("role_arn = arn:x\ncredential_source = Environment", {}, False),
+    ],
+)
+def test_boto3_asks_the_metadata_service_only_if_the_user_says_so(lines, variables, allowed, tmp_path, monkeypatch):
+    # It is the last resort of boto3 for a profile of any kind. Zero attempts keep it from that.
+    (tmp_path / "config").write_text(f"[profile p]\n{lines}\n")
+    for name, value in {"AWS_CONFIG_FILE": str(tmp_path / "config"), **variables}.items():
+        monkeypatch.setenv(name, value)
+    settings = {}
+
+    class CoreSession:
+        def __init__(self, profile):
+            settings["profile"] = profile
+
+        def set_config_variable(self, name, value):
+            settings[name] = value
+
+    class Session:
+        def __init__(self, botocore_session):
+            assert isinstance(botocore_session, CoreSession)
+
+        def get_credentials(self):
+            keys = SimpleNamespace(access_key="key-id", secret_key="key-text", token=None)
+            return SimpleNamespace(get_frozen_credentials=lambda: keys)
+
+    modules = {"boto3": {"Session": Session}, "botocore.session": {"Session": CoreSession}}
+    modules["botocore.exceptions"] = {"BotoCoreError": KeyError, "ClientError": KeyError}
+    for name, contents in modules.items():
+        module = ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    assert asyncio.run(ProfileCredentials("p")())["access_key_id"] == "key-id"
+    assert settings == {"profile": "p", **({} if allowed else {"metadata_service_num_attempts": 0})}
