@@ -186,6 +186,16 @@ def test_a_metadata_service_that_the_environment_names_is_asked(monkeypatch):
     assert isinstance(error, AccessDenied)
 
 
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://localhost:9", "https://s3.test"])
+def test_the_credentials_of_a_container_are_asked_for(endpoint, monkeypatch, tmp_path):
+    (tmp_path / "token").write_text(canary("s3-session-token"))
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
+    with InnerServer() as agent:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/credentials")
+        asyncio.run(fail("s3://bucket", endpoint_url=endpoint, retry=None))
+        assert [request.line for request in agent.requests] == ["GET /credentials HTTP/1.1"]
+
+
 @pytest.mark.parametrize(
     ("variables", "allowed"),
     [
