@@ -88,7 +88,8 @@ class ObjectStore(Store):
             picklable if worker processes use the store.
         config: Further settings for obstore's S3Config, GCSConfig or AzureConfig (requester pays, encryption, ...).
         client_options: Further settings for obstore's ClientConfig (own root certificate, ...). With a ``proxy_url`` of
-            your own, that proxy decides about redirects.
+            your own, that proxy decides about redirects. A plain ``http://`` server that refuses requests with its full
+            address (the form for proxies) needs ``{"proxy_url": "http://127.0.0.1:0", "proxy_excludes": "its.host"}``.
         timeouts: Time limits; see :class:`streamloader.config.Timeouts`.
         limits: Size limits; see :class:`streamloader.config.Limits`. Each request uses one connection, so the lower one
             of `requests` and `connections` applies.
