@@ -20,7 +20,13 @@ from typing import Any, Final
 
 from streamloader.errors import AccessDenied, ConfigError, MissingDependency
 
-__all__ = ["AwsProfile", "ProfileCredentials", "may_query_metadata_service", "read_profile"]
+__all__ = [
+    "AwsProfile",
+    "ProfileCredentials",
+    "is_metadata_service_disabled",
+    "may_query_metadata_service",
+    "read_profile",
+]
 
 # Keys are read from the files again after this time, because login tools write new keys there.
 _REFRESH_INTERVAL: Final = timedelta(minutes=5)
@@ -178,6 +184,11 @@ async def _run_credential_process(command: str, name: str) -> dict[str, Any]:
         raise AccessDenied(
             f"the credential_process of the AWS profile {name!r} printed no credentials of version 1"
         ) from None
+
+
+def is_metadata_service_disabled() -> bool:
+    """Return whether AWS_EC2_METADATA_DISABLED forbids to query the metadata service."""
+    return os.environ.get("AWS_EC2_METADATA_DISABLED", "").strip().lower() not in ("", "false")
 
 
 def may_query_metadata_service() -> bool:

@@ -16,6 +16,7 @@ from streamloader.stores.addresses import check_host_name, split_url
 from streamloader.stores.objects.aws_profiles import (
     AwsProfile,
     ProfileCredentials,
+    is_metadata_service_disabled,
     may_query_metadata_service,
     read_profile,
 )
@@ -65,6 +66,8 @@ _CREDENTIAL_WORDS: Final = (
     "cli",
 )
 _AWS_METADATA_HOST: Final = "169.254.169.254"
+_AZURE_METADATA_HOST: Final = "169.254.169.254"
+_GOOGLE_METADATA_HOSTS: Final = ("metadata.google.internal", "169.254.169.254")
 _AWS_CONTAINER_HOST: Final = "169.254.170.2"
 _AZURE_METADATA_SETTING: Final = "IDENTITY_ENDPOINT=http://169.254.169.254/metadata/identity/oauth2/token"
 _AZURE_EMULATOR: Final = "http://127.0.0.1:10000"
@@ -232,15 +235,16 @@ class ObjectStoreConfig:
         """Return obstore's configuration, the provider of credentials, the usual server, and those of credentials."""
         environment = os.environ
         config: dict[str, Any] = {"disable_bulk_delete": True}  # so that each deletion has its own response
-        metadata_hosts = self._find_aws_metadata_hosts(config)
-        provider, profile = self._find_aws_credentials(config, may_ask_metadata=bool(metadata_hosts))
         endpoint = (
             self.endpoint_url
             or environment.get("AWS_ENDPOINT_URL_S3")
             or environment.get("AWS_ENDPOINT_URL")
             or environment.get("AWS_ENDPOINT")
-            or (profile.endpoint_url if profile else None)
         )
+        is_provider = not (endpoint or _find_endpoint(self.config))
+        metadata_hosts = self._find_aws_metadata_hosts(config, is_provider=is_provider)
+        provider, profile = self._find_aws_credentials(config, may_ask_metadata=bool(metadata_hosts))
+        endpoint = endpoint or (profile.endpoint_url if profile else None)
         region = self.region or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
         if region := region or (profile.region if profile else None):
             config["region"] = region
@@ -282,17 +286,23 @@ class ObjectStoreConfig:
             return ProfileCredentials(profile.name), profile
         if self.profile:
             raise ConfigError(f"the AWS profile {self.profile!r} names no way to get credentials")
-        if may_ask_metadata or self._names_credentials(os.environ.keys() & {"AWS_SKIP_SIGNATURE"}):
+        has_own_server = profile is not None and profile.endpoint_url and not may_query_metadata_service()
+        if may_ask_metadata and not has_own_server:
+            return None, profile
+        if self._names_credentials(os.environ.keys() & {"AWS_SKIP_SIGNATURE"}):
             return None, profile
         return _NoCredentials(f"s3://{self.bucket}", "AWS_EC2_METADATA_DISABLED=false"), profile
 
-    def _find_aws_metadata_hosts(self, config: dict[str, Any]) -> list[str]:
-        """Return the host of the metadata service if the environment names it or allows it. Add it to `config`."""
+    def _find_aws_metadata_hosts(self, config: dict[str, Any], *, is_provider: bool) -> list[str]:
+        """Return the host of the metadata service if it may be asked. Add it to `config`.
+
+        It may if the environment names it or allows it. By default it may for Amazon's own servers, and for no others.
+        """
         environment = os.environ
         given = self.config.get("metadata_endpoint") or self.config.get("aws_metadata_endpoint")
         if given or environment.get("AWS_METADATA_ENDPOINT"):
             return [split_url(str(given or environment["AWS_METADATA_ENDPOINT"])).hostname or ""]
-        if not may_query_metadata_service():
+        if not may_query_metadata_service() and not (is_provider and not is_metadata_service_disabled()):
             return []
         if endpoint := environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"):
             config["metadata_endpoint"] = endpoint.rstrip("/")
@@ -306,7 +316,8 @@ class ObjectStoreConfig:
         emulator = os.environ.get("STORAGE_EMULATOR_HOST")
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
-        if endpoint := self.endpoint_url or emulator or os.environ.get("GOOGLE_BASE_URL"):
+        endpoint = self.endpoint_url or emulator or os.environ.get("GOOGLE_BASE_URL") or _find_endpoint(self.config)
+        if endpoint:
             _check_endpoint(endpoint)
             config["base_url"] = endpoint.rstrip("/")
         if self.token:
@@ -315,11 +326,12 @@ class ObjectStoreConfig:
             config["service_account"] = os.path.expanduser(self.service_account)
         elif provider is None and emulator and not self.endpoint_url:
             config["skip_signature"] = True  # emulators have no accounts
-        elif provider is None and not self.anonymous and not self._finds_google_credentials():
+        elif provider is None and endpoint and not self.anonymous and not self._finds_google_credentials():
             provider = _NoCredentials(f"gs://{self.bucket}", "GCE_METADATA_HOST=metadata.google.internal")
         hosts = [] if provider is not None or self.anonymous else [*_GOOGLE_HOSTS]
-        if hosts and (names := [os.environ[name] for name in _GOOGLE_METADATA_VARIABLES if name in os.environ]):
-            hosts += ["metadata.google.internal", "169.254.169.254", *(name.partition(":")[0] for name in names)]
+        names = [os.environ[name] for name in _GOOGLE_METADATA_VARIABLES if name in os.environ]
+        if hosts and (names or not endpoint):
+            hosts += [*_GOOGLE_METADATA_HOSTS, *(name.partition(":")[0] for name in names)]
         return config, provider, "https://storage.googleapis.com", hosts
 
     def _finds_google_credentials(self) -> bool:
@@ -347,7 +359,7 @@ class ObjectStoreConfig:
         else:
             raise ConfigError("az:// needs an account: pass account_name=, or set AZURE_STORAGE_ACCOUNT_NAME")
         endpoint = self.endpoint_url or parts.get("BlobEndpoint") or environment.get("AZURE_STORAGE_ENDPOINT")
-        endpoint = endpoint or environment.get("AZURE_ENDPOINT")
+        endpoint = endpoint or environment.get("AZURE_ENDPOINT") or _find_endpoint(self.config)
         if endpoint:
             _check_endpoint(endpoint)
             config["endpoint"] = endpoint.rstrip("/")
@@ -360,11 +372,12 @@ class ObjectStoreConfig:
             provider = _StaticCredentials(sas_token=signature.lstrip("?"))
         elif self.token:
             provider = _StaticCredentials(token=self.token)
-        elif provider is None and not self.anonymous and not self._finds_azure_credentials():
+        elif provider is None and endpoint and not self.anonymous and not self._finds_azure_credentials():
             provider = _NoCredentials(f"az://{self.bucket}", _AZURE_METADATA_SETTING)
         hosts = [] if provider is not None or self.anonymous else [_AZURE_LOGIN_HOST]
         if hosts:
             hosts += _find_hosts(environment, "AZURE_AUTHORITY_HOST", *_AZURE_METADATA_VARIABLES)
+            hosts += [] if endpoint else [_AZURE_METADATA_HOST]
         if not _NAME.fullmatch(str(name)):
             raise ConfigError("the account_name of az:// may contain only letters, digits and '-'")
         fabric = _is_set({**environment, **self.config}, "use_fabric_endpoint")
@@ -461,7 +474,7 @@ class _NoCredentials:
         raise AccessDenied(
             f"no credentials for {self._address}: pass them as options (profile=, access_key_id=, token=, ...), "
             "set the environment variables, or pass anonymous=True for public data. The metadata service of a cloud is "
-            f"used only if the environment names it: {self._setting}",
+            f"used for the cloud's own servers, and for others only if the environment names it: {self._setting}",
             address=self._address,
         )
 

@@ -71,13 +71,14 @@ class ObjectStore(Store):
             ``credential_process`` are refreshed before they expire. Roles and single sign-on need boto3. Without any
             option, the credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a web identity or container,
             AWS_PROFILE or the default profile, or the machine's metadata service, in this order. The last one is used
-            only if AWS_EC2_METADATA_SERVICE_ENDPOINT names it, or with AWS_EC2_METADATA_DISABLED=false.
+            for Amazon's own servers, and for others only if AWS_EC2_METADATA_SERVICE_ENDPOINT names it, or with
+            AWS_EC2_METADATA_DISABLED=false.
         access_key_id: Access key (s3). Needs `secret_access_key`.
         secret_access_key: Secret key (s3) of `access_key_id`.
         session_token: Session token (s3) of `access_key_id`, for temporary credentials.
         token: Bearer token (gs, az; OAuth).
         service_account: Path of a JSON key file (gs). Defaults to GOOGLE_APPLICATION_CREDENTIALS, the login of gcloud,
-            or the metadata service if GCE_METADATA_HOST names it.
+            or the metadata service (for a server other than Google's only if GCE_METADATA_HOST names it).
         account_name: Storage account (az). Defaults to AZURE_STORAGE_ACCOUNT_NAME.
         account_key: Key of the account (az). Defaults to AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_KEY.
         sas_token: Shared access signature (az).

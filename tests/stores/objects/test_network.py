@@ -1,4 +1,4 @@
-"""obstore connects only to the server of the bucket, and to no metadata service that the environment does not name."""
+"""obstore connects only to the server of the bucket, and asks metadata services only for servers of their cloud."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ async def listed(store):
     return [info async for info in store.list("")]
 
 
+SERVICE = "http://169.254.169.254"
 WORKS = {
     "read": lambda store: store.read("a.bin"),
     "head": lambda store: store.head("a.bin"),
@@ -165,6 +166,14 @@ def test_the_proxy_of_the_environment_gets_all_requests(variable, monkeypatch):
 # --- metadata services -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_metadata_services_of_other_clouds_are_asked_for_their_own_servers_only(scheme):
+    options = {"account_name": "acc"} if scheme == "az" else {}
+    for endpoint in (None, "https://cloud.test"):
+        settings = ObjectStoreConfig(scheme=scheme, bucket="bucket", endpoint_url=endpoint, **options).find_settings()
+        assert ("169.254.169.254" in settings.credential_hosts) == (settings.provider is None) == (endpoint is None)
+
+
 @pytest.mark.parametrize("url", CLOUDS)
 def test_nothing_asks_a_metadata_service_by_itself(url):
     # The server is also the only one that obstore could ask through the fence.
@@ -197,20 +206,21 @@ def test_the_credentials_of_a_container_are_asked_for(endpoint, monkeypatch, tmp
 
 
 @pytest.mark.parametrize(
-    ("variables", "allowed"),
+    ("variables", "for_amazon", "for_others"),
     [
-        ({}, False),
-        ({"AWS_EC2_METADATA_DISABLED": "true"}, False),
-        ({"AWS_EC2_METADATA_DISABLED": "true", "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://169.254.169.254"}, False),
-        ({"AWS_EC2_METADATA_DISABLED": "false"}, True),
-        ({"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://169.254.169.254/"}, True),
-        ({"AWS_METADATA_ENDPOINT": "http://169.254.169.254"}, True),
+        ({}, True, False),
+        ({"AWS_EC2_METADATA_DISABLED": "true"}, False, False),
+        ({"AWS_EC2_METADATA_DISABLED": "true", "AWS_EC2_METADATA_SERVICE_ENDPOINT": SERVICE}, False, False),
+        ({"AWS_EC2_METADATA_DISABLED": "false"}, True, True),
+        ({"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"{SERVICE}/"}, True, True),
+        ({"AWS_METADATA_ENDPOINT": SERVICE}, True, True),
     ],
 )
 @pytest.mark.parametrize("endpoint", [None, "https://s3.test"])
-def test_which_variables_allow_the_metadata_service_of_amazon(variables, allowed, endpoint, monkeypatch):
+def test_when_the_metadata_service_of_amazon_is_asked(variables, for_amazon, for_others, endpoint, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    allowed = for_others if endpoint else for_amazon
     settings = ObjectStoreConfig(scheme="s3", bucket="bucket", endpoint_url=endpoint).find_settings()
     assert ("169.254.169.254" in settings.credential_hosts) == allowed
     assert (settings.provider is None) == allowed
