@@ -41,6 +41,7 @@ def plant(path: Path, kind: str) -> None:
     else:
         assert kind == "link to a pipe"
         target = path.with_name(f"{path.name}.pipe")
+        target.unlink(missing_ok=True)
         os.mkfifo(target)
         path.symlink_to(target)
 

@@ -68,6 +68,8 @@ class GuardedFolder:
         OSError: If the folder cannot be opened or created.
     """
 
+    fd: int
+
     def __init__(self, path: str, *, create: bool = False, parent: GuardedFolder | None = None) -> None:
         self.path = path = path.rstrip("/") or "/"
         name, dir_fd = (path, None) if parent is None else (os.path.basename(path), parent.fd)
@@ -176,7 +178,7 @@ def lock_file(folder: GuardedFolder, name: str, timeout_s: float) -> Iterator[No
 
 
 def open_regular_file(path: str) -> int:
-    """Open a file that the user named for reading, whoever owns it, and return its descriptor. Links are followed.
+    """Open a file of any owner that the user named for reading, and return its descriptor. Links are followed.
 
     Raises:
         OSError: If the file cannot be opened, or is a folder, pipe, socket or device.

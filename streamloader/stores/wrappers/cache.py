@@ -48,9 +48,9 @@ class CachingStore(StoreWrapper):
     or read-only), objects come from the store, and one warning is logged. A killed process leaves complete blocks and
     at most one unfinished file for each thread, which other processes delete after ten minutes.
 
-    A cache belongs to one user, because a user who can write to it controls what is read: a directory that is a symbolic
-    link, that belongs to another user than this one or root, or that others can write to (unless its sticky bit is set)
-    is refused by a :class:`streamloader.errors.ConfigError` on first use. Users who share a disk need a directory each.
+    A cache belongs to one user, because a user who can write to it controls what is read. A directory that is a link,
+    that belongs to another user than this one or root, or that others can write to (unless its sticky bit is set), is
+    refused by a :class:`streamloader.errors.ConfigError` on first use. Users who share a disk need a directory each.
 
     Args:
         inner: Store to wrap. Its address and its identity are part of the blocks' names.

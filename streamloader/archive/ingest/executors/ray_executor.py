@@ -270,7 +270,8 @@ def _run_unit_in_task(unit: WorkUnit, mailbox: Any, attempt: int, driver_version
     try:
         if driver_version != _VERSION:
             raise ConfigError(
-                f"the cluster has streamloader {_VERSION}, but the driver has {driver_version}: install the same version"
+                f"the cluster has streamloader {_VERSION}, but the driver has {driver_version}: install the same "
+                "version"
             )
         temp_dir = TempDir()
     except ConfigError as error:
