@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import platformdirs
+from servers.cache import cache_folder
 
 from streamloader.demo import clips
 from streamloader.demo.clips import CLIPS, ClipFacts
@@ -18,7 +17,4 @@ ClipsMissing = StreamNotFound
 
 def fetch_clips() -> dict[str, Path]:
     """Return name -> path of all clips. ``$STREAMLOADER_TEST_CACHE`` sets the cache folder."""
-    configured = os.environ.get("STREAMLOADER_TEST_CACHE")
-    default = platformdirs.user_cache_dir("streamloader-tests", appauthor=False)
-    folder = Path(configured or default)
-    return clips.fetch_clips(folder / "clips")
+    return clips.fetch_clips(cache_folder() / "clips")

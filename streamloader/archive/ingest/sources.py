@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import anyio.to_thread
 
 from streamloader.archive.ingest.naming import remove_secrets
+from streamloader.common.guarded_files import open_regular_file
 from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamNotFound
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
@@ -121,7 +122,7 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
     hasher = hashlib.sha256()
     size = 0
     try:
-        with open(path, "rb", buffering=0) as file:
+        with os.fdopen(open_regular_file(path), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             buffer = bytearray(_BATCH_BYTES)
             while count := file.readinto(buffer):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
+import secrets
 import struct
-import tempfile
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, Final
 import numpy as np
 import platformdirs
 
+from streamloader.common.guarded_files import GuardedFolder, UnsafePath
+from streamloader.errors import ConfigError
 from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.indexer import index_video
 from streamloader.media.video.orientation import Orientation
@@ -32,13 +35,14 @@ _SCALARS: Final = ("end", "height", "width", "has_pts", "seekable", "damaged", "
 # A file holds: the size in bytes of a JSON object, a CRC-32 of all that follows, the JSON object, the arrays end to
 # end. NumPy's own format is not used because CPython 3.11 cannot run its parser in several threads (SystemError).
 _HEADER: Final = struct.Struct("<QI")
+_CACHE_VARIABLE: Final = "STREAMLOADER_CACHE"
 _log = logging.getLogger("streamloader")
 
 
 def index_cache_folder() -> Path:
     """Return the folder of cached indexes, in ``$STREAMLOADER_CACHE`` or else in the user's cache folder."""
-    root = os.environ.get("STREAMLOADER_CACHE") or platformdirs.user_cache_dir("streamloader")
-    return Path(root) / "index"
+    root = os.environ.get(_CACHE_VARIABLE) or platformdirs.user_cache_dir("streamloader")
+    return Path(os.path.abspath(root)) / "index"
 
 
 def load_index(video: Video, *, damaged: str = "raise", version: tuple[int, int] | None = None) -> VideoIndex:
@@ -55,6 +59,8 @@ def load_index(video: Video, *, damaged: str = "raise", version: tuple[int, int]
     Raises:
         StreamloaderError: If :func:`streamloader.media.video.indexer.index_video` fails. A cache file that cannot be
             read or written is not an error: the video is indexed again.
+        ConfigError: If other users can change what is in the folder that ``STREAMLOADER_CACHE`` names. The usual cache
+            folder is only ignored then, with a warning.
     """
     header: dict[str, Any] = {"format": _FORMAT}
     if isinstance(video, str):
@@ -81,8 +87,10 @@ def _cache_file(name: str, damaged: str) -> Path:
 
 def _read(file: Path, header: dict[str, Any]) -> VideoIndex | None:
     """Return the index in a cache file, or None if the file is missing, damaged, or of another version."""
+    stored = _read_file(file)
+    if stored is None:
+        return None
     try:
-        stored = file.read_bytes()
         size, checksum = _HEADER.unpack_from(stored)
         if zlib.crc32(memoryview(stored)[_HEADER.size :]) != checksum:
             raise ValueError("its checksum is wrong")
@@ -101,9 +109,7 @@ def _read(file: Path, header: dict[str, Any]) -> VideoIndex | None:
             initial_spans=tuple((int(start), int(end)) for start, end in document["opening"]),
             **{name: document[name] for name in _SCALARS},
         )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, struct.error) as error:
         _log.info("cannot use the cached index %s, indexing the video again: %s", file, error)
         return None
     return index if _is_valid(index) else None
@@ -130,15 +136,61 @@ def _write(file: Path, header: dict[str, Any], index: VideoIndex) -> None:
     document["arrays"] = {name: [array.dtype.str, len(array)] for name, array in arrays.items()}
     encoded = json.dumps(document).encode()
     body = b"".join([encoded, *(array.tobytes() for array in arrays.values())])
-    temporary = None
+    _write_file(file, _HEADER.pack(len(encoded), zlib.crc32(body)) + body)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _read_file(file: Path) -> bytes | None:
+    """Return the content of a cache file, or None if there is none that can be used."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".new-", suffix=".index", delete=False) as output:
-            temporary = output.name
-            output.write(_HEADER.pack(len(encoded), zlib.crc32(body)) + body)
-        os.replace(temporary, file)
+        with _open_subfolder(file) as subfolder, os.fdopen(subfolder.open_file(file.name), "rb") as stored:
+            return stored.read()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        _log.info("cannot read the cached index %s: %s", file, error)
+    return None
+
+
+def _write_file(file: Path, content: bytes) -> None:
+    """Write a cache file atomically, if that is possible."""
+    temporary = f".new-{secrets.token_hex(8)}.index"
+    try:
+        with _open_subfolder(file, create=True) as subfolder:
+            try:
+                with os.fdopen(subfolder.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as output:
+                    output.write(content)
+                subfolder.replace(temporary, file.name)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    subfolder.unlink(temporary)
+                raise
     except OSError as error:
         _log.info("cannot write the cached index %s: %s", file, error)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+
+
+def _open_subfolder(file: Path, *, create: bool = False) -> GuardedFolder:
+    """Open the folder of a cache file.
+
+    Raises:
+        ConfigError: If others can change what is in it, and the user named the cache folder.
+        OSError: If the folder cannot be used otherwise.
+    """
+    try:
+        with GuardedFolder(str(file.parents[1]), create=create) as folder:
+            return folder.open_folder(file.parent.name, create=create)
+    except UnsafePath as error:
+        if os.environ.get(_CACHE_VARIABLE):
+            raise ConfigError(
+                f"the indexes of videos cannot be cached in {_CACHE_VARIABLE}: {error.message}",
+                address=str(file.parent),
+            ) from error
+        _warn_once(error.message)
+        raise
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    _log.warning("the indexes of videos are not cached: %s. Or let %s name another folder", problem, _CACHE_VARIABLE)

@@ -10,16 +10,17 @@ import abc
 import base64
 import contextlib
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
 import aiohttp
 from typing_extensions import override
 
+from streamloader.common.guarded_files import GuardedFolder, UnsafePath
 from streamloader.config import Timeouts
 from streamloader.errors import (
     ConfigError,
@@ -39,7 +40,9 @@ __all__ = ["BlockSource", "Gateway", "RpcNode", "get_default_gateways", "get_def
 
 _MAX_NAME_RECORD_BYTES: Final = 10 << 10  # by the specification of IPNS
 _MAX_JSON_BYTES: Final = 64 << 10
+_MAX_API_FILE_BYTES: Final = 4 << 10
 _NOT_FOUND_PHRASES: Final = ("not found", "could not find", "not find", "no link named")
+_log: Final = logging.getLogger("streamloader")
 
 
 def parse_http_url(address: str) -> str:
@@ -84,15 +87,22 @@ def parse_http_url(address: str) -> str:
 
 
 def get_default_rpc() -> str | None:
-    """Return the address of the user's own node: $IPFS_API, or the content of the file that the node writes."""
+    """Return the address of the user's own node: $IPFS_API, or the content of the file that the node writes.
+
+    That file is ignored, with a warning, if another user could have written it.
+    """
     address = os.environ.get("IPFS_API", "").strip()
     if address:
         return address
-    folder = Path(os.environ.get("IPFS_PATH") or "~/.ipfs").expanduser()
+    path = os.path.realpath(os.path.expanduser(os.environ.get("IPFS_PATH") or "~/.ipfs"))
     try:
-        return (folder / "api").read_text().strip() or None
+        with GuardedFolder(path) as folder, os.fdopen(folder.open_file("api"), "rb") as file:
+            return file.read(_MAX_API_FILE_BYTES).decode().strip() or None
+    except UnsafePath as error:
+        _log.warning("the IPFS node of %s is not used: %s. Or give its address in IPFS_API", path, error.message)
     except (OSError, UnicodeDecodeError):
-        return None
+        pass
+    return None
 
 
 def get_default_gateways() -> list[str]:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import asyncssh
 
+from streamloader.common.guarded_files import UnsafePath, check_socket
 from streamloader.config import Timeouts
 from streamloader.errors import (
     AccessDenied,
@@ -223,6 +224,7 @@ async def _extend_chain(
         connection = await asyncssh.connect(
             **common,
             **_authentication_options(login, target, options.config),
+            agent_path=_find_agent(options, address),
             tunnel=_select_tunnel(chain, options),
             known_hosts=None if login.trust_any else hosts.match,
             client_factory=lambda: client,
@@ -268,6 +270,22 @@ def _authentication_options(login: SshLogin, target: SshTarget, config: Any) -> 
         "passphrase": login.passphrase,
         "password": target.password,
     }
+
+
+def _find_agent(options: asyncssh.SSHClientConnectionOptions, address: str) -> str | None:
+    """Return the path of the agent's socket, or None if there is no agent, or one that another user listens to."""
+    configured = options.config.get("IdentityAgent", ())  # None for "none"
+    path = os.path.expanduser(str((os.environ.get("SSH_AUTH_SOCK") if configured == () else configured) or ""))
+    if not path:
+        return None
+    try:
+        check_socket(path)
+    except UnsafePath as error:
+        _log.warning("%s: the SSH agent is not used: %s", address, error.message)
+        return None
+    except OSError:
+        return None  # there is no agent
+    return path
 
 
 def _find_known_hosts_files(login: SshLogin, config: Any) -> list[str]:

@@ -8,12 +8,13 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, TypeVar
 
 import anyio.to_thread
 from typing_extensions import override
 
+from streamloader.common.guarded_files import UnsafePath
 from streamloader.errors import ConfigError, ObjectChanged, TransferInterrupted
 from streamloader.stores.base import OnStart, Store
 from streamloader.stores.wrappers.base import StoreWrapper
@@ -22,6 +23,8 @@ from streamloader.stores.wrappers.single_flight import SingleFlight
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["CachingStore"]
+
+T = TypeVar("T")
 
 _MIN_CACHE_BLOCKS: Final = 10
 _MAX_REMEMBERED_OBJECTS: Final = 4096  # whose sizes are kept in memory
@@ -44,6 +47,10 @@ class CachingStore(StoreWrapper):
     Every read of a block is checked, and a damaged block is fetched again. If the directory cannot be used (it is full
     or read-only), objects come from the store, and one warning is logged. A killed process leaves complete blocks and
     at most one unfinished file for each thread, which other processes delete after ten minutes.
+
+    A cache belongs to one user, because a user who can write to it controls what is read. A directory that is a link,
+    that belongs to another user than this one or root, or that others can write to (unless its sticky bit is set), is
+    refused by a :class:`streamloader.errors.ConfigError` on first use. Users who share a disk need a directory each.
 
     Args:
         inner: Store to wrap. Its address and its identity are part of the blocks' names.
@@ -102,7 +109,7 @@ class CachingStore(StoreWrapper):
             for number in range(-(-info.size // BLOCK_BYTES)):
                 name = self._block_name(path, version, number)
                 with contextlib.suppress(OSError):  # then a later read finds it wrong again
-                    await anyio.to_thread.run_sync(self._blocks.delete, name, abandon_on_cancel=True)
+                    await self._run_in_thread(self._blocks.delete, name)
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -177,17 +184,29 @@ class CachingStore(StoreWrapper):
 
     async def _load_block(self, name: str, start: int, end: int | None) -> BlockPart | None:
         try:
-            return await anyio.to_thread.run_sync(self._blocks.read, name, start, end, abandon_on_cancel=True)
+            return await self._run_in_thread(self._blocks.read, name, start, end)
         except OSError as error:
             self._warn_once(error)
             return None
 
     async def _store_block(self, name: str, data: bytes, object_size: int) -> None:
         try:
-            await anyio.to_thread.run_sync(self._blocks.write, name, data, object_size, abandon_on_cancel=True)
+            await self._run_in_thread(self._blocks.write, name, data, object_size)
         except OSError as error:
             self._writes_paused_until = time.monotonic() + _WRITE_PAUSE_S
             self._warn_once(error)
+
+    async def _run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a blocking function of the cache in a thread.
+
+        Raises:
+            ConfigError: If another user can change what is in the cache.
+        """
+        try:
+            return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
+        except UnsafePath as error:
+            folder = self._blocks.folder
+            raise ConfigError(f"the cache cache_dir={folder!r} is not used: {error.message}", address=folder) from error
 
     def _warn_once(self, error: OSError) -> None:
         if not self._warned:

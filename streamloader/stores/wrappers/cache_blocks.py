@@ -10,6 +10,9 @@ the wrong name is invalid. A page is 64 KiB: reading a span reads and checks the
 
 Files appear by a rename and are never changed, so no locks are needed: concurrent readers, writers and deleters see
 complete blocks or none.
+
+Digests do not protect from someone who can write to the directory, so it is used only if no other user can: see
+:mod:`streamloader.common.guarded_files`.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import secrets
 import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from streamloader.common.guarded_files import GuardedFolder, UnsafePath
 
 __all__ = ["BLOCK_BYTES", "BlockFiles", "BlockPart"]
 
@@ -35,6 +41,7 @@ _HEADER: Final = struct.Struct("<8sQQ")
 _DIGEST_BYTES: Final = 16
 _SUBFOLDER_LETTERS: Final = 2  # first letters of a block's name
 _UNFINISHED_PREFIX: Final = ".new-"
+_FILE_NAME: Final = re.compile(r"[0-9a-f]{2,}-[0-9a-f]+|\.new-\w+")  # of blocks and of unfinished ones
 _MAX_UNFINISHED_AGE_S: Final = 600.0  # older files belong to killed writers
 _MIN_TOUCH_INTERVAL_S: Final = 60.0
 _EVICTION_TARGET: Final = 0.9  # fraction of the limit that eviction keeps
@@ -56,7 +63,10 @@ class BlockPart:
 
 
 class BlockFiles:
-    """Reads and writes blocks. All methods block, and raise OSError if the directory fails.
+    """Reads and writes blocks. All methods block.
+
+    They raise OSError if the directory fails, and :class:`streamloader.common.guarded_files.UnsafePath` if another user
+    can change what is in it.
 
     Args:
         folder: Directory of the blocks.
@@ -74,49 +84,58 @@ class BlockFiles:
 
         A damaged block is deleted.
         """
-        path = self._path(name)
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with self._open_subfolder(name) as subfolder:
+                return self._read_block(subfolder, name, start, end)
         except FileNotFoundError:
             return None
+
+    def _read_block(self, subfolder: GuardedFolder, name: str, start: int, end: int | None) -> BlockPart | None:
+        problem = "damaged"
         try:
-            part = _read_checked(file, name, start, end)
-            if part is not None:
-                _touch(file)
-        finally:
-            os.close(file)
+            file = subfolder.open_file(name)
+        except UnsafePath as error:
+            problem, part = f"untrusted ({error.strerror})", None
+        else:
+            try:
+                part = _read_checked(file, name, start, end)
+                if part is not None:
+                    _touch(file)
+            finally:
+                os.close(file)
         if part is None:
-            _log.warning("deleted a damaged block of the cache, which will be fetched again: %s", path)
+            path = f"{subfolder.path}/{name}"
+            _log.warning("deleted a block of the cache, which is %s and will be fetched again: %s", problem, path)
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                subfolder.unlink(name)
         return part
 
     def write(self, name: str, data: bytes, object_size: int) -> None:
         """Store a block of an object of `object_size` bytes."""
-        path = self._path(name)
         parts = [_make_header(name, data, object_size), data]
         if self.limit is not None:
             self._bytes_until_scan -= sum(map(len, parts))
             if self._bytes_until_scan < 0:
                 self._bytes_until_scan = max(0, self.evict() + self._bytes_until_scan)
-        unfinished = os.path.join(os.path.dirname(path), f"{_UNFINISHED_PREFIX}{secrets.token_hex(8)}")
-        try:
-            file = _create(unfinished)
+        unfinished = f"{_UNFINISHED_PREFIX}{secrets.token_hex(8)}"
+        with self._open_subfolder(name, create=True) as subfolder:
             try:
-                for part in parts:
-                    _write_all(file, part)
-            finally:
-                os.close(file)
-            os.replace(unfinished, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
-            raise
+                file = subfolder.open_file(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                try:
+                    for part in parts:
+                        _write_all(file, part)
+                finally:
+                    os.close(file)
+                subfolder.replace(unfinished, name)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    subfolder.unlink(unfinished)
+                raise
 
     def delete(self, name: str) -> None:
         """Delete a block, if it exists."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(name))
+        with contextlib.suppress(FileNotFoundError), self._open_subfolder(name) as subfolder:
+            subfolder.unlink(name)
 
     def evict(self) -> int:
         """Delete the least recently used blocks if the limit is exceeded.
@@ -126,43 +145,41 @@ class BlockFiles:
         Returns:
             Number of bytes that may be written until the next scan.
         """
+        with contextlib.suppress(FileNotFoundError), GuardedFolder(self.folder) as folder:
+            return self._evict_from(folder)
+        return self._count_scan_bytes()
+
+    def _evict_from(self, folder: GuardedFolder) -> int:
         now = time.time()
         blocks: list[tuple[float, int, str]] = []
         total = 0
-        for entry in _iterate_files(self.folder):
-            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
-                status = entry.stat(follow_symlinks=False)
-                if not entry.name.startswith(_UNFINISHED_PREFIX):
-                    blocks.append((status.st_mtime, status.st_size, entry.path))
-                elif now - status.st_mtime > _MAX_UNFINISHED_AGE_S:
-                    os.unlink(entry.path)
-                    continue
-                total += status.st_size
-        if self.limit is None:
-            return 0
-        scan_bytes = int(self.limit * _SCAN_INTERVAL)
-        if total + scan_bytes > self.limit:
-            for _, size, path in sorted(blocks):
+        for name, status in _iterate_files(folder):
+            if not name.startswith(_UNFINISHED_PREFIX, _SUBFOLDER_LETTERS + 1):
+                blocks.append((status.st_mtime, status.st_size, name))
+            elif now - status.st_mtime > _MAX_UNFINISHED_AGE_S:
+                _delete_file(folder, name)
+                continue
+            total += status.st_size
+        scan_bytes = self._count_scan_bytes()
+        if self.limit is not None and total + scan_bytes > self.limit:
+            for _, size, name in sorted(blocks):
                 if total + scan_bytes <= self.limit * _EVICTION_TARGET:
                     break
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                _delete_file(folder, name)
                 total -= size
         return scan_bytes
 
-    def _path(self, name: str) -> str:
-        return os.path.join(self.folder, name[:_SUBFOLDER_LETTERS], name)
+    def _count_scan_bytes(self) -> int:
+        return 0 if self.limit is None else int(self.limit * _SCAN_INTERVAL)
 
-
-def _create(path: str) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        subfolder = os.path.dirname(path)
-        for folder in (os.path.dirname(subfolder), subfolder):  # makedirs applies the mode to the last level only
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-        return os.open(path, flags, 0o600)
+    @contextlib.contextmanager
+    def _open_subfolder(self, name: str, *, create: bool = False) -> Iterator[GuardedFolder]:
+        """Open the folder of a block."""
+        with (
+            GuardedFolder(self.folder, create=create) as folder,
+            folder.open_folder(name[:_SUBFOLDER_LETTERS], create=create) as subfolder,
+        ):
+            yield subfolder
 
 
 def _write_all(file: int, data: bytes) -> None:
@@ -218,12 +235,18 @@ def _touch(file: int) -> None:
             os.utime(file)
 
 
-def _iterate_files(folder: str) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as subfolders:
-            for subfolder in subfolders:
-                if subfolder.is_dir(follow_symlinks=False) and len(subfolder.name) == _SUBFOLDER_LETTERS:
-                    with contextlib.suppress(FileNotFoundError), os.scandir(subfolder.path) as entries:
-                        yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
-    except FileNotFoundError:
-        return
+def _iterate_files(folder: GuardedFolder) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the files of the cache, with their paths in `folder`. Files of other names are not of the cache."""
+    for name in os.listdir(folder.fd):
+        if len(name) != _SUBFOLDER_LETTERS:
+            continue
+        with contextlib.suppress(OSError), folder.open_folder(name) as subfolder, os.scandir(subfolder.fd) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another process has deleted it
+                    if _FILE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        yield f"{name}/{entry.name}", entry.stat(follow_symlinks=False)
+
+
+def _delete_file(folder: GuardedFolder, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError), folder.open_folder(path[:_SUBFOLDER_LETTERS]) as subfolder:
+        subfolder.unlink(path[_SUBFOLDER_LETTERS + 1 :])

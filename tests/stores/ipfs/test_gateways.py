@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import sys
 import pytest
 from aiohttp import web
 from clocks import JumpingLoop, run_in
+from planted import KINDS, give_away, plant
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
@@ -29,6 +31,7 @@ from streamloader.errors import (
 )
 from streamloader.stores.ipfs import store
 from streamloader.stores.ipfs.cid import DAG_PB, RAW, Cid
+from streamloader.stores.ipfs.sources import get_default_rpc
 from streamloader.stores.ipfs.store import IpfsStore
 from streamloader.stores.ipfs.unixfs import UnixFsKind
 from streamloader.testing.faults.ipfs_dags import DagBuilder, DagEntry, encode_car, encode_node, encode_unixfs
@@ -248,6 +251,31 @@ def test_gateways_of_the_environment(monkeypatch, tmp_path):
                 assert await store.read(str(file.cid)) == DATA
 
     play(main)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", [*KINDS, "owner", "owner of the folder", "permissions", "large"])
+def test_the_address_of_a_node_that_another_user_may_have_written(monkeypatch, tmp_path, caplog, kind):
+    monkeypatch.delenv("IPFS_API", raising=False)
+    monkeypatch.setenv("IPFS_PATH", str(tmp_path / "link"))
+    (tmp_path / "ipfs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "ipfs")
+    (tmp_path / "ipfs" / "api").write_text("/ip4/127.0.0.1/tcp/5001")
+    assert get_default_rpc() == "/ip4/127.0.0.1/tcp/5001"
+    if kind.startswith("owner"):
+        if os.geteuid() != 0:
+            pytest.skip("files of another user take root")
+        give_away(tmp_path / "ipfs" if kind.endswith("folder") else tmp_path / "ipfs" / "api")
+    elif kind == "permissions":
+        (tmp_path / "ipfs" / "api").chmod(0o666)
+    elif kind == "large":
+        (tmp_path / "ipfs" / "api").write_text("/" * (1 << 20))
+        assert len(get_default_rpc()) == 4096
+        return
+    else:
+        plant(tmp_path / "ipfs" / "api", kind)
+    assert get_default_rpc() is None
+    assert "IPFS_API" in caplog.text
 
 
 def test_a_node_and_gateways_together():

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from canaries import canary
 from clocks import JumpingLoop, run_in
+from planted import give_away, needs_root, plant
 from servers.sshd import agent
 from servers.sshd_fixture import started
 
@@ -86,6 +87,26 @@ def test_the_agent(ssh_server, monkeypatch, tmp_path):
     with agent(ssh_server.key) as socket_path:
         monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
         assert _read(_store(ssh_server, client_keys=()), ssh_server.path("object"), ByteRange(0, 3)) == DATA[:3]
+
+
+@needs_root
+def test_an_agent_of_another_user_is_not_used(ssh_server, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no keys there
+    with agent(ssh_server.key) as socket_path:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
+        give_away(Path(socket_path))
+        with pytest.raises(AccessDenied):
+            _read(_store(ssh_server, client_keys=()), ssh_server.path("object"), ByteRange(0, 3))
+    assert f"the SSH agent is not used: {socket_path} belongs to another user" in caplog.text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "nothing"])
+def test_an_agent_that_is_none(ssh_server, monkeypatch, tmp_path, kind):
+    if kind == "pipe":
+        plant(tmp_path / "agent", kind)
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+    assert _read(_store(ssh_server), ssh_server.path("object"), ByteRange(0, 3)) == DATA[:3]
 
 
 def test_a_key_that_the_server_does_not_know(ssh_server):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from cache_program import OBJECTS, make_cache, make_object
+from planted import KINDS, give_away, needs_root, plant
 from store_leaves import Scripted, busy_error, interrupted
 
 import streamloader as sl
@@ -444,6 +445,96 @@ def test_a_place_where_nothing_can_be_made(tmp_path, caplog):
 
     play(read)
     assert caplog.text.count("cannot be used") == 1
+
+
+# --- a directory that others can change -------------------------------------------------------------------------------
+
+
+def forge(block):
+    """Put another content, with the right digests, in the place of a block."""
+    block.write_bytes(blocks_module._make_header(block.name, SMALL[::-1], len(SMALL)) + SMALL[::-1])
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "change", ["0777", "0775", "owner", "link", "0777 below", "0775 below", "owner below", "link below"]
+)
+def test_a_directory_that_another_user_can_change_is_refused(tmp_path, change):
+    store = make(tmp_path / "cache")
+    play(lambda: store.read("small"))
+    (block,) = kept(store._blocks.folder)
+    forge(block)
+    folder = block.parent if change.endswith("below") else tmp_path / "cache"
+    if change.startswith("owner"):
+        give_away(folder)
+    elif change.startswith("link"):
+        folder.rename(folder.with_name("elsewhere"))
+        folder.symlink_to(folder.with_name("elsewhere"))
+    else:
+        folder.chmod(int(change.split()[0], 8))
+    for name, span in (("small", None), ("small", ByteRange(3, 5)), ("big", ByteRange(1, 2))):
+        if name == "big" and change.endswith("below"):
+            continue  # its block has another folder
+        with pytest.raises(sl.ConfigError, match=rf"cache_dir='{tmp_path}/cache' is not used: {folder} .* folder"):
+            play(lambda name=name, span=span: make(tmp_path / "cache").read(name, span))
+
+
+@needs_root
+def test_a_directory_with_a_sticky_bit_is_used(tmp_path):
+    tmp_path.chmod(0o1777)
+    store = make(tmp_path)
+    for _ in range(2):
+        assert play(lambda: store.read("small")) == SMALL
+    assert len(gets(store)) == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_something_else_in_the_place_of_a_block_is_replaced(store, kind, caplog):
+    async def read():
+        return await store.read("small")
+
+    play(read)
+    (block,) = kept(store._blocks.folder)
+    plant(block, kind)
+    with caplog.at_level(logging.WARNING, "streamloader"):
+        assert play(read) == SMALL
+    assert "untrusted (is not a regular file" in caplog.text
+    assert play(read) == SMALL
+    assert len(gets(store)) == 2
+    if kind == "link":
+        assert block.with_name(f"{block.name}.target").read_bytes() == b"of the victim"
+
+
+@needs_root
+@pytest.mark.parametrize("change", ["owner", "0666"])
+def test_a_block_that_another_user_can_change_is_replaced(store, change):
+    play(lambda: store.read("small"))
+    (block,) = kept(store._blocks.folder)
+    forge(block)
+    assert play(lambda: store.read("small")) == SMALL[::-1]  # nothing else protects from it
+    if change == "owner":
+        give_away(block)
+    else:
+        block.chmod(0o666)
+    for _ in range(2):
+        assert play(lambda: store.read("small")) == SMALL
+    assert len(gets(store)) == 2
+    assert block.stat().st_uid == 0
+
+
+def test_only_files_of_the_cache_are_evicted(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "go").mkdir()
+    (tmp_path / "ab").symlink_to(tmp_path / "target")
+    files = [tmp_path / "go" / "notes.txt", tmp_path / "go" / "1-a.txt", tmp_path / "target" / ("ab" * 20 + "-0")]
+    for file in files:
+        file.write_bytes(bytes(1 << 20))
+        os.utime(file, (1000, 1000))
+    blocks = BlockFiles(str(tmp_path), 1 << 20)
+    blocks.write("cd" * 20 + "-0", b"x", 1)
+    blocks.evict()
+    assert all(file.exists() for file in files)
 
 
 # --- how much is kept -------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import errno
 import os
 import secrets
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
 
 from streamloader.archive.catalog.base import SCHEMA_VERSION, Place
+from streamloader.common.guarded_files import open_regular_file
 from streamloader.errors import CatalogError, CatalogExists, CatalogNotFound, CatalogTooNew
 
 __all__ = [
@@ -25,6 +27,7 @@ _MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100
 _PAGE_BYTES: Final = 8192  # holds a few frame indexes, or a hundred chunks
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"
+_SIDE_FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal")  # of the files that SQLite keeps beside a database
 
 # `key` stands for the content of a video or job inside the file. A job allocates the key, and its video takes it over.
 # Chunks are stored in the order of their lookups. The id of an index is key * 2^24 + number of its chunk.
@@ -177,7 +180,7 @@ def create_file(path: str, places: Sequence[Place]) -> None:
             _write_empty_catalog(unfinished, places)
             _publish_file(unfinished, path)
         finally:
-            for suffix in ("", "-wal", "-shm", "-journal"):
+            for suffix in ("", *_SIDE_FILE_SUFFIXES):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(unfinished + suffix)
         _fsync(folder)
@@ -238,9 +241,13 @@ def open_file(path: str) -> CatalogFile:
     Raises:
         CatalogNotFound: If there is no file.
         CatalogTooNew: If a newer version of this package made the catalog.
-        CatalogError: If the file is not a catalog, or cannot be read.
+        CatalogError: If the file is not a catalog, or cannot be read, or if another user planted a file beside it.
     """
     _check_file_header(path)
+    try:
+        _check_side_files(path)
+    except FileNotFoundError as error:
+        raise CatalogNotFound(f"there is no catalog at {path}", address=path) from error
     writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK | os.X_OK)
     file = _open_writable(path) if writable else _open_read_only(path)
     try:
@@ -301,7 +308,7 @@ def _check_file_header(path: str) -> None:
     try:
         if os.path.isdir(path):
             raise CatalogNotFound(f"{path} is a folder, not the file of a catalog", address=path)
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular_file(path), "rb") as file:
             header = file.read(_HEADER_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CatalogNotFound(f"there is no catalog at {path}", address=path) from error
@@ -311,6 +318,35 @@ def _check_file_header(path: str) -> None:
         raise CatalogError(f"{path} is not an SQLite database", address=path)
     if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
         raise CatalogError(f"{path} is another application's database, not the catalog of an archive", address=path)
+
+
+def _check_side_files(path: str) -> None:
+    """Check the files that SQLite keeps beside a catalog, because SQLite applies their contents to the catalog.
+
+    Raises:
+        CatalogError: If one of them is not a regular file, or belongs to a user who cannot replace the catalog itself.
+            This user, root and the owners of the catalog and of its folder can, and in a folder that users share on
+            purpose (with write permission and without sticky bit) all of them.
+    """
+    folder = os.stat(os.path.dirname(path))
+    is_shared = not folder.st_mode & stat.S_ISVTX and folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    writers = {0, os.geteuid(), folder.st_uid, os.stat(path).st_uid}
+    for side_file in [path + suffix for suffix in _SIDE_FILE_SUFFIXES]:
+        try:
+            status = os.stat(side_file, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            problem = "is not a regular file"
+        elif status.st_uid not in writers and not is_shared:
+            problem = f"belongs to another user (uid {status.st_uid})"
+        else:
+            continue
+        raise CatalogError(
+            f"{side_file} {problem}: another user may have put it there. Remove it, and keep the catalog in a folder "
+            "where only its owner can put files",
+            address=path,
+        )
 
 
 def _migrate(file: CatalogFile) -> None:

@@ -267,10 +267,14 @@ class _RayChannel(Channel):
 
 def _run_unit_in_task(unit: WorkUnit, mailbox: Any, attempt: int, driver_version: str) -> dict[str, Any]:
     """Run a unit in a Ray task, and return its last message."""
-    if driver_version != _VERSION:
-        error = ConfigError(
-            f"the cluster has streamloader {_VERSION}, but the driver has {driver_version}: install the same version"
-        )
+    try:
+        if driver_version != _VERSION:
+            raise ConfigError(
+                f"the cluster has streamloader {_VERSION}, but the driver has {driver_version}: install the same "
+                "version"
+            )
+        temp_dir = TempDir()
+    except ConfigError as error:
         return {"kind": "failed", "error": to_wire(error), "worthless": False}
-    with TempDir() as temp_dir:
+    with temp_dir:
         return run_unit(unit, _RayChannel(mailbox, attempt), temp_dir.folder)

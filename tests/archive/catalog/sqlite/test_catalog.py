@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from planted import KINDS, STRANGER_UID, give_away, needs_root, plant
 from sqlite_files import create_old_schema, database, files, fill, use
 
 from streamloader.archive.catalog.base import SCHEMA_VERSION, Place
@@ -119,6 +120,41 @@ def test_a_database_of_another_application_is_left_alone(path):
     with pytest.raises(CatalogError, match="another application"):
         use(path, fill)
     assert Path(path).read_bytes() == before
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "link" not in kind])
+def test_something_else_in_the_place_of_a_catalog_is_refused(path, kind):
+    plant(Path(path), kind)
+    with pytest.raises(CatalogError, match=r"catalog\.sqlite.* not a"):
+        use(path, lambda catalog: catalog.get_header())
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_planted_beside_a_catalog_is_refused(path, kind, suffix):
+    use(path, fill)
+    plant(Path(path + suffix), kind)
+    with pytest.raises(CatalogError, match=rf"catalog\.sqlite{suffix} is not a regular file.*[Rr]emove it"):
+        use(path, lambda catalog: catalog.get_header())
+
+
+@needs_root
+def test_the_log_of_another_user_is_used_only_where_users_share_a_folder(path, tmp_path):
+    header = use(path, lambda catalog: catalog.create(PLACES))
+    Path(path + "-wal").write_bytes(b"")
+    give_away(Path(path + "-wal"))
+    for mode in (0o755, 0o1777):
+        tmp_path.chmod(mode)
+        with pytest.raises(CatalogError, match=rf"belongs to another user \(uid {STRANGER_UID}\)"):
+            use(path, lambda catalog: catalog.get_header())
+    tmp_path.chmod(0o2770)
+    assert use(path, lambda catalog: catalog.get_header()).archive_id == header.archive_id
+    tmp_path.chmod(0o1777)
+    Path(path + "-wal").write_bytes(b"")
+    give_away(Path(path + "-wal"), Path(path))  # of the owner of the catalog
+    assert use(path, lambda catalog: catalog.get_header()).archive_id == header.archive_id
 
 
 def test_a_newer_schema_is_refused_and_not_touched(path):
