@@ -36,10 +36,11 @@ from __future__ import annotations
 from streamloader.testing.stores.life import LifeSuite
 from streamloader.testing.stores.lists import ListSuite
 from streamloader.testing.stores.reads import ReadSuite
+from streamloader.testing.stores.totals import TotalsSuite
 from streamloader.testing.stores.writes import WriteSuite
 
 __all__ = ["StoreSuite"]
 
 
-class StoreSuite(ReadSuite, ListSuite, WriteSuite, LifeSuite):
+class StoreSuite(ReadSuite, ListSuite, WriteSuite, LifeSuite, TotalsSuite):
     """All tests of stores. Inherit from it in a class whose name pytest collects."""
