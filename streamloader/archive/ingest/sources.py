@@ -9,6 +9,7 @@ import os
 import posixpath
 import re
 import shutil
+import stat
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -16,7 +17,7 @@ from typing import Any, Final, TypeAlias
 import anyio.to_thread
 
 from streamloader.archive.ingest.naming import remove_secrets
-from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamNotFound
+from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamNotFound, UnreadableStream
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
@@ -98,6 +99,9 @@ def open_source(
     Raises:
         StreamNotFound: If there is no such file.
         ObjectChanged: If the file was changed while it was read.
+        UnreadableStream: If the path is a pipe, socket or device.
+        LimitExceeded: If the store does not declare the size of the file, and sends more than
+            ``limits.unsized_bytes``.
         StoreError: If the file cannot be read, or there is not enough space for a copy.
     """
     if is_local(address):
@@ -121,13 +125,17 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
     hasher = hashlib.sha256()
     size = 0
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableStream(f"{path} is not a regular file", stream=path, address=path)
             buffer = bytearray(_BATCH_BYTES)
-            while count := file.readinto(buffer):
+            while size <= status.st_size and (count := file.readinto(buffer)):  # another program may append for ever
                 hasher.update(memoryview(buffer)[:count])
                 size += count
                 report("reading", size)
+    except UnreadableStream:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StreamNotFound(f"{path} does not exist", address=path) from error
     except OSError as error:
@@ -135,6 +143,10 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
     source = LocalSource(path, path, f"sha256:{hasher.hexdigest()}", size, get_local_version(status), in_place=True)
     source.check_unchanged()
     return source
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe waits for its writer otherwise
 
 
 async def _fetch(
@@ -147,7 +159,13 @@ async def _fetch(
 
     def take_info(response_info: ObjectInfo, _: int) -> None:
         nonlocal fetched
+        declared = None if info is None else info.size
         fetched = replace(response_info, version=response_info.version or fetched.version)
+        if None not in (declared, fetched.size) and declared != fetched.size:
+            raise _make_changed_error(store.address(path), declared, fetched.size)
+        if fetched.size is None:
+            fetched = replace(fetched, size=declared)
+        _require_space(os.path.dirname(copy_path), store.address(path), fetched.size)
 
     def save(batch: list[bytes]) -> None:
         for piece in batch:
@@ -160,6 +178,8 @@ async def _fetch(
                 async for batch in batches:
                     await anyio.to_thread.run_sync(save, batch)
                     size += sum(map(len, batch))
+                    if fetched.size is not None and size > fetched.size:
+                        raise _make_changed_error(store.address(path), fetched.size, size)
                     report("fetching", size)
     except StoreError:
         raise
@@ -171,6 +191,15 @@ async def _fetch(
             errno=error.errno,
         ) from error
     return fetched, f"sha256:{hasher.hexdigest()}", size
+
+
+def _make_changed_error(address: str, declared: int | None, size: int | None) -> ObjectChanged:
+    return ObjectChanged(
+        f"{address} had {declared} bytes when it was listed, and has {size} or more now: add it again, and do not "
+        "change it during that time",
+        address=address,
+        offset=declared,
+    )
 
 
 async def read_batches(

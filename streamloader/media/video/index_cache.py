@@ -32,6 +32,7 @@ _SCALARS: Final = ("end", "height", "width", "has_pts", "seekable", "damaged", "
 # A file holds: the size in bytes of a JSON object, a CRC-32 of all that follows, the JSON object, the arrays end to
 # end. NumPy's own format is not used because CPython 3.11 cannot run its parser in several threads (SystemError).
 _HEADER: Final = struct.Struct("<QI")
+_MAX_FILE_BYTES: Final = 1 << 30  # an index has 8 bytes for each frame, and 17 for each key frame
 _log = logging.getLogger("streamloader")
 
 
@@ -82,7 +83,7 @@ def _cache_file(name: str, damaged: str) -> Path:
 def _read(file: Path, header: dict[str, Any]) -> VideoIndex | None:
     """Return the index in a cache file, or None if the file is missing, damaged, or of another version."""
     try:
-        stored = file.read_bytes()
+        stored = _read_bounded(file)
         size, checksum = _HEADER.unpack_from(stored)
         if zlib.crc32(memoryview(stored)[_HEADER.size :]) != checksum:
             raise ValueError("its checksum is wrong")
@@ -103,10 +104,18 @@ def _read(file: Path, header: dict[str, Any]) -> VideoIndex | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError, struct.error) as error:
         _log.info("cannot use the cached index %s, indexing the video again: %s", file, error)
         return None
     return index if _is_valid(index) else None
+
+
+def _read_bounded(file: Path) -> bytes:
+    with open(file, "rb") as opened:
+        stored = opened.read(_MAX_FILE_BYTES + 1)
+    if len(stored) > _MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {_MAX_FILE_BYTES} bytes")
+    return stored
 
 
 def _is_valid(index: VideoIndex) -> bool:

@@ -19,6 +19,7 @@ _BOX_TYPES: Final = frozenset(
     b"ftyp moov mdat free skip wide pnot udta moof mfra sidx ssix styp uuid meta emsg prft pdin".split()
 )
 _MAX_REMOTE_BOXES: Final = 256  # in a store, each box may cost a request
+_MAX_LOCAL_BOXES: Final = 1 << 20  # fragments of a week
 _MAX_EBML_ELEMENTS: Final = 16  # the header and some padding come before the segment
 
 
@@ -33,7 +34,7 @@ def declared_size(file: str | VideoFile) -> int | None:
     """Return the file size in bytes that the outermost structure declares, or None if it declares none.
 
     Supported are ISO base media and QuickTime (ISO/IEC 14496-12, 4.2), Matroska and WebM (RFC 8794, RFC 9559), and
-    RIFF. None is returned for a fragmented file in a store with more than 256 boxes.
+    RIFF. None is returned for a fragmented file with more than a million boxes, or more than 256 in a store.
 
     Args:
         file: Path of a local file, or an open file in a store.
@@ -41,7 +42,7 @@ def declared_size(file: str | VideoFile) -> int | None:
     if isinstance(file, VideoFile):
         return _declared_size(file.remote.read_at, file.remote.size, _MAX_REMOTE_BOXES)
     with open(file, "rb") as local:
-        return _declared_size(_make_reader(local), local.seek(0, 2), None)
+        return _declared_size(_make_reader(local), local.seek(0, 2), _MAX_LOCAL_BOXES)
 
 
 def payload_spans(file: VideoFile) -> ByteSpans:
@@ -68,7 +69,7 @@ def _make_reader(file: BinaryIO) -> ReadAt:
     return read
 
 
-def _declared_size(read: ReadAt, size: int, max_boxes: int | None) -> int | None:
+def _declared_size(read: ReadAt, size: int, max_boxes: int) -> int | None:
     start = read(0, 12)
     if start[4:8] in _BOX_TYPES:
         end = 0
