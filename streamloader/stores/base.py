@@ -262,12 +262,10 @@ class Store(abc.ABC):
 
         Raises:
             NotSupported: If this store is read-only.
-            LimitExceeded: If the object would be nested more than ``limits.depth`` levels deep.
             StoreError: If the request fails otherwise.
         """
         self._prepare_call(path)
         self._require_writes(path)
-        ListingBudget(self.limits, self.address(path)).check_depth(path.count("/") + 1, self.address(path))
         async with self._request_slots:
             await self._write(path, data)
 

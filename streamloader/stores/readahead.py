@@ -118,7 +118,8 @@ class RemoteFile(io.RawIOBase):
         options: Options of the store.
         max_bytes: Maximum number of buffered bytes. Defaults to MAX_FILE_BYTES. The limit is lower while all open files
             together would otherwise exceed MAX_PROCESS_BYTES.
-        initial_spans: Spans [start, end) that will be read first, in bytes. All of them are requested immediately.
+        initial_spans: Spans [start, end) that will be read first, in bytes. They are requested immediately, up to
+            MAX_FILE_BYTES.
 
     Attributes:
         size: Size of the object in bytes.
@@ -176,8 +177,13 @@ class RemoteFile(io.RawIOBase):
         self._sequential_bytes = 0  # read without a jump
         self._current: _Segment | None = None
         _open_files.add(id(self))
+        remaining_bytes = MAX_FILE_BYTES
         for start, end in initial_spans:
-            self._fetch_units(start // UNIT_BYTES * UNIT_BYTES, min(end, self.size), self._buffer_limit())
+            start, end = max(0, start) // UNIT_BYTES * UNIT_BYTES, min(end, self.size)  # noqa: PLW2901
+            remaining_bytes -= end - start
+            if remaining_bytes < 0:
+                break
+            self._fetch_units(start, end, self._buffer_limit())
 
     @property
     def stats(self) -> ReadStats:

@@ -27,17 +27,17 @@ from streamloader.values import ObjectInfo
 LEVELS = 1_100
 
 
-@pytest.fixture
-def deep_folder(tmp_path):
+@pytest.fixture(scope="module")
+def deep_folder(tmp_path_factory):
     """A folder with a file below 1,100 levels of folders."""
-    folder = str(tmp_path)
+    root = folder = str(tmp_path_factory.mktemp("deep"))
     for _ in range(LEVELS):
         folder = f"{folder}/d"
         os.mkdir(folder)
     with open(f"{folder}/a.txt", "w") as file:
         file.write("deep")
-    yield str(tmp_path)
-    subprocess.run(["rm", "-rf", f"{tmp_path}/d"], check=True)  # shutil.rmtree calls itself for each level
+    yield root
+    subprocess.run(["rm", "-rf", root], check=True)  # shutil.rmtree calls itself for each level
 
 
 @pytest.fixture
@@ -80,6 +80,7 @@ def test_deep_folders_of_a_store_are_an_error_or_listed(deep_folder):
         path = f"{'d/' * 5}{'e/' * 1_090}b.txt"
         await store.write(path, b"b")
         assert await store.read(path) == b"b"
+        await store.delete(path)
 
     asyncio.run(write())
 

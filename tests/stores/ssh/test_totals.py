@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ import asyncssh
 import pytest
 
 from streamloader.config import Limits
-from streamloader.errors import LimitExceeded
+from streamloader.errors import LimitExceeded, ProtocolError
 from streamloader.stores.ssh.store import SshStore
 from streamloader.testing.faults import ssh as faulty_ssh
 from streamloader.testing.faults.ssh import FaultySsh
@@ -103,3 +104,24 @@ def test_names_without_end_are_an_error(monkeypatch, kind, limits):
 
     with pytest.raises(LimitExceeded, match="|".join(limits)):
         asyncio.run(main())
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_server_cannot_demand_compression(monkeypatch, tmp_path, wanted):
+    # asyncssh inflates each packet without a limit.
+    listen = functools.partial(asyncssh.listen, compression_algs=["zlib@openssh.com"])
+    monkeypatch.setattr(asyncssh, "listen", listen)
+    config = tmp_path / "config"
+    config.write_text("Compression yes\n")
+
+    async def main():
+        async with FaultySsh({"a": b"data"}) as server:
+            options = {**server.options(), **({"config": str(config)} if wanted else {})}
+            async with SshStore(server.url, **options) as store:
+                return await store.read("a")
+
+    if wanted:
+        assert asyncio.run(main()) == b"data"
+    else:
+        with pytest.raises(ProtocolError, match="compression"):
+            asyncio.run(main())
