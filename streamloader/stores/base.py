@@ -249,8 +249,9 @@ class Store(abc.ABC):
                 address=self.address(prefix),
             )
         prefix = prefix.rstrip("/")
-        async with contextlib.aclosing(self._limit_listing(prefix, self._list(prefix, recursive=recursive))) as entries:
-            async for info in entries:
+        async with contextlib.aclosing(self._list(prefix, recursive=recursive)) as entries:
+            guard = _ListingGuard(self, prefix)
+            while (info := await guard.fetch_next(entries)) is not None:
                 yield info
 
     async def write(self, path: str, data: Data) -> None:
@@ -305,8 +306,9 @@ class Store(abc.ABC):
         """
         prefix = prefix.rstrip("/")
         self._prepare_call(prefix, allow_empty=True)
-        async with contextlib.aclosing(self._limit_listing(prefix, self._list_unfinished(prefix))) as entries:
-            async for info in entries:
+        async with contextlib.aclosing(self._list_unfinished(prefix)) as entries:
+            guard = _ListingGuard(self, prefix)
+            while (info := await guard.fetch_next(entries)) is not None:
                 yield info
 
     async def aclose(self) -> None:
@@ -403,24 +405,6 @@ class Store(abc.ABC):
                 self._check_version(await self._head(path), version, error.offset or 0)
             raise
 
-    async def _limit_listing(
-        self, prefix: str, infos: AsyncGenerator[ObjectInfo, None]
-    ) -> AsyncGenerator[ObjectInfo, None]:
-        """Yield the entries of a listing, with a deadline for each of them and limits for all of them."""
-        address = self.address(prefix)
-        deadline, budget = TransferDeadline(self.timeouts, address), ListingBudget(self.limits, address)
-        own_depth = prefix.count("/") if prefix else -1
-        async with contextlib.aclosing(infos):
-            while True:
-                async with deadline.limit_response("listing"):
-                    info = await anext(infos, None)
-                if info is None:
-                    return
-                budget.count_entry(info.path, info.version)
-                if info.path.count("/") - own_depth > self.limits.depth:
-                    budget.check_depth(info.path.rstrip("/").count("/") - own_depth, self.address(info.path))
-                yield info
-
     def _require_writes(self, path: str) -> None:
         if not self.supports_writes:
             raise NotSupported(f"{self.url} is read-only: write to another kind of store", address=self.address(path))
@@ -497,6 +481,29 @@ class Store(abc.ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._request_slots = asyncio.Semaphore(self.limits.requests)
+
+
+class _ListingGuard:
+    """Fetches the entries of a listing, with a deadline for each of them and limits for all of them."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        address = store.address(prefix)
+        self._store = store
+        self._deadline = TransferDeadline(store.timeouts, address)
+        self._budget = ListingBudget(store.limits, address)
+        self._own_depth = prefix.count("/") if prefix else -1
+        self._max_slashes = self._own_depth + store.limits.depth
+
+    async def fetch_next(self, entries: AsyncGenerator[ObjectInfo, None]) -> ObjectInfo | None:
+        """Return the next entry, or None at the end."""
+        async with self._deadline.limit_response("listing"):
+            info = await anext(entries, None)
+        if info is not None:
+            self._budget.count_entry(info.path, info.version)
+            if info.path.count("/") > self._max_slashes:
+                depth = info.path.rstrip("/").count("/") - self._own_depth
+                self._budget.check_depth(depth, self._store.address(info.path))
+        return info
 
 
 def _current_loop_id() -> tuple[int, asyncio.AbstractEventLoop]:

@@ -45,7 +45,9 @@ class ListingBudget:
         self._count += 1
         if self._count > self._limits.listed:
             raise self._make_error(f"has more than {self._limits.listed} entries", "listed")
-        self._count_bytes(len(path) + self._entry_bytes + (0 if version is None else len(version)))
+        self._bytes += len(path) + self._entry_bytes + (0 if version is None else len(version))
+        if self._bytes > self._limits.listing_bytes:
+            raise self._make_size_error()
 
     def hold_directory(self, path: str, depth: int) -> None:
         """Count a directory that is kept until it is visited.
@@ -57,7 +59,9 @@ class ListingBudget:
         Raises:
             LimitExceeded: If the directories that are kept need too much memory.
         """
-        self._count_bytes(HELD_ENTRY_BYTES + len(path) + 8 * depth)
+        self._bytes += HELD_ENTRY_BYTES + len(path) + 8 * depth
+        if self._bytes > self._limits.listing_bytes:
+            raise self._make_size_error()
 
     def check_depth(self, depth: int, address: str) -> None:
         """Check the nesting level of a directory. The listed directory itself has level 1.
@@ -91,12 +95,10 @@ class ListingBudget:
                 "shared_directories",
             )
 
-    def _count_bytes(self, count: int) -> None:
-        self._bytes += count
-        if self._bytes > self._limits.listing_bytes:
-            raise self._make_error(
-                f"needs more than {self._limits.listing_bytes} bytes for its {self._count} entries", "listing_bytes"
-            )
+    def _make_size_error(self) -> LimitExceeded:
+        return self._make_error(
+            f"needs more than {self._limits.listing_bytes} bytes for its {self._count} entries", "listing_bytes"
+        )
 
     def _make_error(self, problem: str, limit: str) -> LimitExceeded:
         return LimitExceeded(
