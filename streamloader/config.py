@@ -103,7 +103,7 @@ class Limits:
     object_bytes: int = 8 << 30
     stream_bytes: int = 1 << 40
     unsized_bytes: int = 256 << 20
-    header_bytes: int = 256 << 20
+    header_bytes: int = 64 << 20
     listed: int = 50_000_000
     listing_bytes: int = 2 << 30
     shared_directories: int = 100_000

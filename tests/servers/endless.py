@@ -17,20 +17,26 @@ NULL_PACKET = b"\x47\x1f\xff\x10" + b"\xff" * 184  # of an MPEG transport stream
 
 def moov(start, count):
     """Return bytes of an MP4 whose moov has an endless number of empty boxes."""
-    head = FTYP + MOOV
-    if start < len(head):
-        return (head + EMPTY_BOX * (count // 8 + 1))[start : start + count]
-    shift = (start - len(head)) % 8
-    return (EMPTY_BOX * (count // 8 + 2))[shift : shift + count]
+    return _with_head(FTYP + MOOV, EMPTY_BOX, start, count)
+
+
+def boxes(start, count):
+    """Return bytes of an MP4 that has an endless number of empty boxes instead of a moov."""
+    return _with_head(FTYP, EMPTY_BOX, start, count)
+
+
+def _with_head(head, unit, start, count):
+    shift = (start - len(head)) % len(unit)
+    body = (unit * (count // len(unit) + 2))[shift if start >= len(head) else 0 :]
+    return (head[start:] + body)[:count]
 
 
 def padding(start, count):
     """Return bytes of a transport stream of padding."""
-    shift = start % len(NULL_PACKET)
-    return (NULL_PACKET * (count // len(NULL_PACKET) + 2))[shift : shift + count]
+    return _with_head(b"", NULL_PACKET, start, count)
 
 
-CONTENT = {"moov.mp4": moov, "padding.ts": padding}
+CONTENT = {"moov.mp4": moov, "boxes.mp4": boxes, "padding.ts": padding}
 
 
 class EndlessServer(ThreadingHTTPServer):

@@ -42,6 +42,7 @@ def read_sparse(video: Video, file: VideoFile) -> PacketTable | None:
     """Return the packet table of a video if ``moov`` and a few spans of bytes suffice for it, otherwise None.
 
     Raises:
+        LimitExceeded: If ``moov`` is larger than ``limits.header_bytes``.
         StoreError: If the store fails to deliver bytes.
     """
     payload = payload_spans(file)

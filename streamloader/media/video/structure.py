@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
+from streamloader.errors import LimitExceeded
 from streamloader.media.video.remote import ByteSpans, VideoFile
 
 __all__ = ["declared_size", "payload_spans"]
@@ -49,11 +50,25 @@ def payload_spans(file: VideoFile) -> ByteSpans:
     """Return the byte ranges of an ISO base media file that contain only coded samples, all described by ``moov``.
 
     Empty for fragmented files, for other formats, and for a structure that is not understood.
+
+    Raises:
+        LimitExceeded: If ``moov`` declares more than ``limits.header_bytes``.
     """
+    limit = file.remote.limits.header_bytes
     spans: list[tuple[int, int]] = []
     kinds = set()
     for count, box in enumerate(_iterate_boxes(file.remote.read_at, file.remote.size)):
-        if box is None or count >= _MAX_REMOTE_BOXES or box.kind == b"moof" or box.end > file.remote.size:
+        if box is None or count >= _MAX_REMOTE_BOXES or box.kind == b"moof":
+            return ()
+        header_bytes = min(box.end, file.remote.size) - box.start if box.kind == b"moov" else 0
+        if header_bytes > limit:
+            raise LimitExceeded(
+                f"{file.remote.address}: its header has {header_bytes} bytes, more than {limit}: if that is correct, "
+                "raise Limits(header_bytes=...)",
+                address=file.remote.address,
+                offset=box.start,
+            )
+        if box.end > file.remote.size:
             return ()
         kinds.add(box.kind)
         if box.kind == b"mdat":

@@ -87,13 +87,19 @@ def test_a_copy_for_cutting_has_the_size_of_the_listing(server, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["moov.mp4", "padding.ts"])
+@pytest.mark.parametrize("name", ["moov.mp4", "boxes.mp4", "padding.ts"])
 def test_the_search_for_a_video_ends(server, name):
     info = ObjectInfo(f"declared/{name}", 1 << 39, '"endless"')
     with pytest.raises(LimitExceeded, match="header_bytes") as caught:
         index_video(RemoteVideo(server.url(f"declared/{name}"), info, OPTIONS))
     assert caught.value.address == server.url(f"declared/{name}")
     assert server.sent_bytes < LIMITS.header_bytes + MAX_FILE_BYTES + IN_FLIGHT_BYTES
+
+
+def test_an_endless_header_is_refused_by_its_size(server):
+    with pytest.raises(LimitExceeded, match="its header has"):
+        index_video(RemoteVideo(server.url("declared/moov.mp4"), ObjectInfo("moov.mp4", 1 << 39), {"retry": None}))
+    assert server.sent_bytes < IN_FLIGHT_BYTES
 
 
 def test_the_index_of_a_dataset_ends(server):
