@@ -106,7 +106,7 @@ class Limits:
     header_bytes: int = 64 << 20
     listed: int = 50_000_000
     listing_bytes: int = 2 << 30
-    shared_directories: int = 100_000
+    shared_directories: int = 10_000
     redirects: int = 5
     block_bytes: int = 4 << 20
     depth: int = 128

@@ -84,7 +84,9 @@ def match_local_pattern(pattern: str, budget: ListingBudget) -> tuple[list[str],
             found = [path for folder in found for path in _match_below(folder, parts[number:], budget)]
             break
         if has_magic(part):
-            found = [os.path.join(folder, name) for folder in found for name in _match_names(folder, part, budget)]
+            found = [
+                os.path.join(folder, name) for folder in found for name in _match_names(folder, part, number, budget)
+            ]
         else:
             found = [path for folder in found if os.path.lexists(path := os.path.join(folder, part))]
     folders = {path for path in found if os.path.isdir(path)}
@@ -101,8 +103,11 @@ def _match_below(folder: str, parts: Sequence[str], budget: ListingBudget) -> It
             yield path
 
 
-def _match_names(folder: str, part: str, budget: ListingBudget) -> list[str]:
+def _match_names(folder: str, part: str, level: int, budget: ListingBudget) -> list[str]:
+    """Return the matching names in a folder. Links may lead to it again and again on one level of the pattern."""
     try:
+        status = os.stat(folder or os.curdir)
+        budget.enter_directory((level, status.st_dev, status.st_ino))
         entries = _scan_folder(folder, budget)
     except LimitExceeded:
         raise
