@@ -83,7 +83,16 @@ class Limits:
         connections: Maximum number of connections to one server.
         object_bytes: Maximum size in bytes of an object that is read into memory as a whole. Use ranges or ``stream``
             for larger objects.
+        stream_bytes: Maximum number of bytes of one transfer, and maximum size of an object that is opened for random
+            access. It applies to the size that the server declares, before the first byte.
+        unsized_bytes: Maximum size in bytes of an object whose server does not declare a size, because nothing else
+            ends such a transfer.
+        header_bytes: Maximum number of bytes of a media file that are read without finding a packet of its video.
         listed: Maximum number of entries in one listing.
+        listing_bytes: Maximum size in bytes of the names and versions of one listing. Where the entries are kept in
+            memory, 256 bytes for each entry are added.
+        shared_directories: Maximum number of times that one listing enters a directory that it has entered before,
+            through links or shared subtrees.
         redirects: Maximum number of consecutive redirects.
         block_bytes: Maximum size in bytes of a block in a content-addressed store.
         depth: Maximum number of levels of directories, or of a tree of such blocks.
@@ -92,7 +101,12 @@ class Limits:
     requests: int = 256
     connections: int = 64
     object_bytes: int = 8 << 30
+    stream_bytes: int = 1 << 40
+    unsized_bytes: int = 256 << 20
+    header_bytes: int = 64 << 20
     listed: int = 50_000_000
+    listing_bytes: int = 2 << 30
+    shared_directories: int = 10_000
     redirects: int = 5
     block_bytes: int = 4 << 20
     depth: int = 128

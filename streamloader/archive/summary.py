@@ -103,7 +103,10 @@ async def summarize_video(catalog: Catalog, name: str, limit: int = 20) -> dict[
     chunks = await catalog.get_chunks(row.content, 0, min(row.chunks, _MAX_SCANNED_CHUNKS))
     listed = chunks[:limit]
     encoded = await catalog.get_indexes(row.content, [chunk.number for chunk in listed])
-    indexes = [ChunkIndex.decode(data) for data in encoded]
+    indexes = [
+        ChunkIndex.decode(data, frames=chunk.frames, chunk_bytes=chunk.bytes)
+        for chunk, data in zip(listed, encoded, strict=True)
+    ]
     keys = list(dict.fromkeys(chunk.coding for chunk in listed))
     codings = dict(zip(keys, await catalog.get_codings(keys), strict=True))
     places = {place.number: redact(place.url) for place in header.places}

@@ -8,21 +8,23 @@ name but an attack: a ProxyCommand of an SSH configuration, for example, puts it
 from __future__ import annotations
 
 import errno
-import glob
 import ipaddress
 import itertools
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from streamloader.config import Limits
 from streamloader.errors import ConfigError, StreamNotFound, UnreadableStream
 from streamloader.stores.expand import SourceFile, expand_store_addresses
+from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.local import local_path
-from streamloader.stores.patterns import Pattern, expand_braces, make_path_filter
+from streamloader.stores.local_search import SEARCH_ENTRY_BYTES, match_local_pattern, walk_files
+from streamloader.stores.patterns import Pattern, expand_braces, has_magic, make_path_filter
 from streamloader.stores.registry import scheme_of
 
 __all__ = [
@@ -75,12 +77,15 @@ def expand_addresses(
         ConfigError: If an address is empty, is neither a string nor a path, or has a scheme that no store serves.
         StreamNotFound: If a path does not exist, or if a directory or pattern contains no file.
         UnreadableStream: If a directory cannot be listed, or if a path is a pipe, socket or device.
+        LimitExceeded: If a listing has too many entries or too many levels, or if links lead to the same directories
+            again and again; see :class:`streamloader.config.Limits`.
         StoreError: If a store cannot be reached or denies access.
     """
     files: list[SourceFile] = []
     for is_local, group in itertools.groupby(as_addresses(addresses), _is_local):
         if is_local:
-            files += [SourceFile(path) for address in group for path in _expand_local_address(address, pattern)]
+            limits = (options or {}).get("limits") or Limits()
+            files += [SourceFile(path) for address in group for path in _expand_local_address(address, pattern, limits)]
         else:
             files += expand_store_addresses(list(group), pattern, options)
     return files
@@ -222,21 +227,21 @@ def _as_text(address: object) -> str:
     return text
 
 
-def _expand_local_address(address: str, pattern: Pattern) -> list[str]:
+def _expand_local_address(address: str, pattern: Pattern, limits: Limits) -> list[str]:
     path = _as_path(address)
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         expanded = expand_braces(path)
         if expanded != [path] and not os.path.islink(path):
-            return [file for item in expanded for file in _expand_local_address(item, pattern)]
-        return _expand_glob(path, address)
+            return [file for item in expanded for file in _expand_local_address(item, pattern, limits)]
+        return _expand_glob(path, address, limits)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise StreamNotFound(f"the path is too long: {address!r:.80}", address=address) from error
         raise UnreadableStream(f"cannot access {address}: {error.strerror}", address=address) from error
     if stat.S_ISDIR(mode):
-        return _list_directory(path, address, pattern)
+        return _list_directory(path, address, pattern, limits)
     if not stat.S_ISREG(mode):
         raise UnreadableStream(f"{address} is a pipe, socket or device: a stream needs a file", address=address)
     return [path]
@@ -247,21 +252,19 @@ def _as_path(address: str) -> str:
     return os.path.expanduser(path) if path.startswith("~") and not os.path.lexists(path) else path
 
 
-def _expand_glob(path: str, address: str) -> list[str]:
+def _expand_glob(path: str, address: str, limits: Limits) -> list[str]:
     if os.path.islink(path):
         raise StreamNotFound(f"{address} is a link to {os.readlink(path)}, which does not exist", address=address)
-    if not glob.has_magic(path):
+    if not has_magic(path):
         raise StreamNotFound(f"{address} does not exist (working directory: {os.getcwd()})", address=address)
-    # glob repeats some matches (of **/**), and lets x/** match x/ even if x does not exist.
-    matches = sorted(set(filter(os.path.lexists, glob.glob(path, recursive=True))))
-    files = [match for match in matches if not os.path.isdir(match)]
-    if not matches:
+    files, folder_count = match_local_pattern(path, ListingBudget(limits, address, entry_bytes=SEARCH_ENTRY_BYTES))
+    if not files and not folder_count:
         raise StreamNotFound(
             f"no file matches the pattern {address} (working directory: {os.getcwd()})", address=address
         )
     if not files:
         raise StreamNotFound(
-            f"the pattern {address} matches {len(matches)} directories and no file; append **/ to search inside them",
+            f"the pattern {address} matches {folder_count} directories and no file; append **/ to search inside them",
             address=address,
         )
     for file in files:
@@ -269,11 +272,11 @@ def _expand_glob(path: str, address: str) -> list[str]:
     return files
 
 
-def _list_directory(path: str, address: str, pattern: Pattern) -> list[str]:
+def _list_directory(path: str, address: str, pattern: Pattern, limits: Limits) -> list[str]:
     accept = make_path_filter(pattern)
     file_count = 0
     files = []
-    for file in _walk_directory(path, ()):
+    for file in walk_files(path, ListingBudget(limits, address, entry_bytes=SEARCH_ENTRY_BYTES)):
         file_count += 1
         if accept(file):
             _require_file(file)
@@ -284,23 +287,6 @@ def _list_directory(path: str, address: str, pattern: Pattern) -> list[str]:
             f"the directory {address} contains no {wanted} ({file_count} other files)", address=address
         )
     return sorted(files)
-
-
-def _walk_directory(path: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    try:
-        status = os.stat(path)
-        with os.scandir(path) as listing:
-            entries = [entry for entry in listing if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UnreadableStream(f"cannot list the directory {path}: {error.strerror}", address=path) from error
-    identity = (status.st_dev, status.st_ino)
-    if identity in ancestors:  # a link to a directory that contains it
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk_directory(entry.path, (*ancestors, identity))
-        else:
-            yield entry.path
 
 
 def _require_file(path: str) -> None:

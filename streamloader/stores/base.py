@@ -29,6 +29,7 @@ from streamloader.errors import (
 )
 from streamloader.redaction import redact
 from streamloader.stores.deadlines import TransferDeadline
+from streamloader.stores.listing_budget import ListingBudget
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["Body", "Data", "OnStart", "Store"]
@@ -131,21 +132,31 @@ class Store(abc.ABC):
             NotFound: If the object does not exist.
             RangeNotSatisfiable: If the object does not have all of these bytes.
             ObjectChanged: If the object has another version.
-            LimitExceeded: If the result is larger than ``limits.object_bytes``.
+            LimitExceeded: If the result is larger than ``limits.object_bytes``. If the size is declared, nothing is
+                fetched.
             StoreError: If the request fails otherwise.
         """
         parts: list[bytes] = []
         size = 0
-        async with contextlib.aclosing(self.stream(path, span, version=version)) as pieces:
+
+        def check_size(bytes_read: int | None) -> None:
+            if bytes_read is not None and bytes_read > self.limits.object_bytes:
+                raise LimitExceeded(
+                    f"{self.address(path)} has more than {self.limits.object_bytes} bytes, the limit for a single "
+                    "read into memory: read it in spans, or raise Limits(object_bytes=...)",
+                    address=self.address(path),
+                    offset=size,
+                )
+
+        def check_announced(info: ObjectInfo, start: int) -> None:
+            end = info.size if span is None or span.end is None else span.end
+            check_size(None if end is None else end - start)
+
+        pieces = self.stream(path, span, version=version, on_start=check_announced)
+        async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 size += len(piece)
-                if size > self.limits.object_bytes:
-                    raise LimitExceeded(
-                        f"{self.address(path)} has more than {self.limits.object_bytes} bytes, the limit for a single "
-                        "read into memory: read it in spans, or raise Limits(object_bytes=...)",
-                        address=self.address(path),
-                        offset=size,
-                    )
+                check_size(size)
                 parts.append(piece)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -167,6 +178,10 @@ class Store(abc.ABC):
             version: Version that the object must still have, see :meth:`read`.
             on_start: Callback for the start of the transfer. It receives the object's metadata and the offset of the
                 first byte before that byte is yielded.
+
+        Raises:
+            LimitExceeded: If the transfer is larger than ``limits.stream_bytes``, or if the size of the object is not
+                declared and exceeds ``limits.unsized_bytes``.
         """
         self._prepare_call(path)
         if span is not None and span.start == span.end:
@@ -186,6 +201,7 @@ class Store(abc.ABC):
             self._check_span(body, span)
             if on_start is not None:
                 on_start(body.info, body.start)
+            end = self._find_end(body, span)
             deadline.offset = offset = body.start - body.skip
             pieces = aiter(body.pieces)
             if isinstance(pieces, AsyncGenerator):
@@ -196,12 +212,8 @@ class Store(abc.ABC):
                 if piece is None:
                     break
                 offset += len(piece)
-                if body.end is not None and offset > body.end:
-                    raise ProtocolError(
-                        f"{self.address(path)}: received more than the announced {body.end - body.start} bytes",
-                        address=self.address(path),
-                        offset=body.end,
-                    )
+                if offset > (self.limits.unsized_bytes if end is None else end):
+                    raise self._make_endless_error(path, body.start, end)
                 deadline.count_received(len(piece))
                 if offset - len(piece) < body.start:
                     piece = piece[max(0, len(piece) - offset + body.start) :]
@@ -225,6 +237,8 @@ class Store(abc.ABC):
 
         Raises:
             NotSupported: If this store has no listings.
+            LimitExceeded: If there are too many entries, their names are too long, directories are nested too deeply,
+                or links lead to the same directories again and again; see :class:`streamloader.config.Limits`.
             StoreError: If the request fails otherwise.
         """
         self._prepare_call(prefix.rstrip("/"), allow_empty=True)
@@ -234,20 +248,10 @@ class Store(abc.ABC):
                 "a list",
                 address=self.address(prefix),
             )
-        count = 0
-        deadline = TransferDeadline(self.timeouts, self.address(prefix))
-        async with contextlib.aclosing(self._list(prefix.rstrip("/"), recursive=recursive)) as entries:
-            while True:
-                async with deadline.limit_response("listing"):
-                    info = await anext(entries, None)
-                if info is None:
-                    return
-                count += 1
-                if count > self.limits.listed:
-                    raise LimitExceeded(
-                        f"{self.address(prefix)} has more than {self.limits.listed} entries: raise Limits(listed=...)",
-                        address=self.address(prefix),
-                    )
+        prefix = prefix.rstrip("/")
+        async with contextlib.aclosing(self._list(prefix, recursive=recursive)) as entries:
+            guard = _ListingGuard(self, prefix)
+            while (info := await guard.fetch_next(entries)) is not None:
                 yield info
 
     async def write(self, path: str, data: Data) -> None:
@@ -300,14 +304,11 @@ class Store(abc.ABC):
         Raises:
             StoreError: If the request fails.
         """
-        self._prepare_call(prefix.rstrip("/"), allow_empty=True)
-        deadline = TransferDeadline(self.timeouts, self.address(prefix))
-        async with contextlib.aclosing(self._list_unfinished(prefix.rstrip("/"))) as entries:
-            while True:
-                async with deadline.limit_response("listing"):
-                    info = await anext(entries, None)
-                if info is None:
-                    return
+        prefix = prefix.rstrip("/")
+        self._prepare_call(prefix, allow_empty=True)
+        async with contextlib.aclosing(self._list_unfinished(prefix)) as entries:
+            guard = _ListingGuard(self, prefix)
+            while (info := await guard.fetch_next(entries)) is not None:
                 yield info
 
     async def aclose(self) -> None:
@@ -418,6 +419,38 @@ class Store(abc.ABC):
                 offset=offset,
             )
 
+    def _find_end(self, body: Body, span: ByteRange | None) -> int | None:
+        """Return the offset at which a transfer has to end, or None if neither the server nor the request defines it.
+
+        Raises:
+            LimitExceeded: If the transfer is too large.
+        """
+        end = body.end
+        if end is None and body.info.size is not None:
+            end = (span or ByteRange()).within(body.info.size, self.address(body.info.path))[1]
+        if end is not None and end - body.start + body.skip > self.limits.stream_bytes:
+            raise LimitExceeded(
+                f"{self.address(body.info.path)}: {end - body.start + body.skip} bytes would be transferred, more than "
+                f"{self.limits.stream_bytes}: read less of it, or raise Limits(stream_bytes=...)",
+                address=self.address(body.info.path),
+                offset=body.start,
+            )
+        return end
+
+    def _make_endless_error(self, path: str, start: int, end: int | None) -> ProtocolError | LimitExceeded:
+        """Build the error for a server that sends more bytes than it announced, or than a limit allows."""
+        address = self.address(path)
+        if end is not None:
+            message = f"{address}: received more than the announced {end - start} bytes"
+            return ProtocolError(message, address=address, offset=end)
+        limit = self.limits.unsized_bytes
+        return LimitExceeded(
+            f"{address}: its server does not declare its size, and has sent {limit} bytes without an end: raise "
+            "Limits(unsized_bytes=...)",
+            address=address,
+            offset=limit,
+        )
+
     def _check_span(self, body: Body, span: ByteRange | None) -> None:
         """Compare the response with the request."""
         address = self.address(body.info.path)
@@ -448,6 +481,29 @@ class Store(abc.ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._request_slots = asyncio.Semaphore(self.limits.requests)
+
+
+class _ListingGuard:
+    """Fetches the entries of a listing, with a deadline for each of them and limits for all of them."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        address = store.address(prefix)
+        self._store = store
+        self._deadline = TransferDeadline(store.timeouts, address)
+        self._budget = ListingBudget(store.limits, address)
+        self._own_depth = prefix.count("/") if prefix else -1
+        self._max_slashes = self._own_depth + store.limits.depth
+
+    async def fetch_next(self, entries: AsyncGenerator[ObjectInfo, None]) -> ObjectInfo | None:
+        """Return the next entry, or None at the end."""
+        async with self._deadline.limit_response("listing"):
+            info = await anext(entries, None)
+        if info is not None:
+            self._budget.count_entry(info.path, info.version)
+            if info.path.count("/") > self._max_slashes:
+                depth = info.path.rstrip("/").count("/") - self._own_depth
+                self._budget.check_depth(depth, self._store.address(info.path))
+        return info
 
 
 def _current_loop_id() -> tuple[int, asyncio.AbstractEventLoop]:

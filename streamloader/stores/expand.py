@@ -23,6 +23,7 @@ from streamloader.errors import (
 from streamloader.redaction import redact
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import SharedStore, open_shared_store
+from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.stores.patterns import (
     Pattern,
     expand_braces,
@@ -85,7 +86,8 @@ def expand_store_addresses(
     Raises:
         StreamNotFound: If an object does not exist, or if a pattern or directory contains none.
         NotSupported: If an address is a pattern or a directory and the store has no listings.
-        LimitExceeded: If braces expand to more than ten million addresses.
+        LimitExceeded: If braces expand to more than ten million addresses, or if the listings of a store are too large;
+            see :class:`streamloader.config.Limits`.
         ConfigError: If an address is malformed or has a scheme that no store serves.
         StoreError: If a store cannot be reached or denies access.
     """
@@ -171,6 +173,9 @@ class _AddressExpander:
         self.root = root
         self._store: Store = shared.store
         self._listing_slots = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
+        limits, address = self._store.limits, redact(root)
+        self._listed = ListingBudget(limits, address)  # all listings together, which a pattern can multiply
+        self._held = ListingBudget(limits, address, entry_bytes=HELD_ENTRY_BYTES)
 
     async def match_paths(self, paths: Sequence[str]) -> list[_Match]:
         """Return the match of each path."""
@@ -268,6 +273,7 @@ class _AddressExpander:
             info = await self._store.head(path)
         except NotFound as error:
             raise StreamNotFound(error.message, address=error.address) from error
+        self._held.count_entry(path, info.version)
         return info if info.path == path else replace(info, path=path)
 
     async def _head_literal(self, path: str) -> tuple[ObjectInfo | None, StoreError | ConfigError | None]:
@@ -328,7 +334,9 @@ class _AddressExpander:
         folders: list[str] = []
         async with self._listing_slots, contextlib.aclosing(self._store.list(folder, recursive=recursive)) as entries:
             async for info in entries:
+                self._listed.count_entry(info.path, info.version)
                 if accept(info.path[prefix_length:].rstrip("/")):
+                    self._held.count_entry(info.path, info.version)
                     if info.is_directory:
                         folders.append(info.path.rstrip("/"))
                     else:

@@ -19,6 +19,7 @@ from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
+    LimitExceeded,
     MissingDependency,
     NotFound,
     NotSupported,
@@ -35,6 +36,7 @@ from streamloader.errors import (
 from streamloader.stores.addresses import check_authority, check_host_name, check_user_name
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.connection_guard import ConnectionGuard
+from streamloader.stores.listing_budget import ListingBudget
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["FsspecStore"]
@@ -147,7 +149,16 @@ class FsspecStore(Store):
                     f"{self.address(path)}: its size is unknown, so no part of it can be read: read it as a whole",
                     address=self.address(path),
                 )
-            whole = await self._call(path, 0, "cat_file", self._to_filesystem_path(path))
+            limit = min(self.limits.unsized_bytes, self.limits.object_bytes)
+            name = self._to_filesystem_path(path)
+            whole = await self._call(path, 0, "cat_file", name, start=0, end=limit + 1)
+            if len(whole) > limit:
+                raise LimitExceeded(
+                    f"{self.address(path)}: its file system does not declare its size, and has sent more than {limit} "
+                    "bytes: raise Limits(unsized_bytes=...)",
+                    address=self.address(path),
+                    offset=limit,
+                )
             yield Body(info, 0, len(whole), _split_into_pieces(whole))
             return
         self._check_version(info, version, max(0, span.start))
@@ -188,20 +199,17 @@ class FsspecStore(Store):
 
     @override
     async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
-        pending = [(prefix, 0)]
+        pending = [(prefix, 1)]
+        budget = ListingBudget(self.limits, self.address(prefix))
         while pending:
             folder, depth = pending.pop()
-            if depth > self.limits.depth:
-                raise StoreError(
-                    f"{self.address(folder)} is nested deeper than {self.limits.depth} directories: raise "
-                    "Limits(depth=...)",
-                    address=self.address(folder),
-                )
+            budget.check_depth(depth, self.address(folder))
             try:
                 entries = await self._call(folder, None, "ls", self._to_filesystem_path(folder), detail=True)
             except NotFound:
                 continue
             for entry in entries:
+                budget.count_entry(entry["name"])
                 path = self._to_store_path(entry["name"])
                 if path == folder and entry.get("type") != "directory":
                     continue  # the prefix is a file
@@ -211,6 +219,7 @@ class FsspecStore(Store):
                     if not path.rpartition("/")[2].startswith(_UNFINISHED_PREFIX):
                         yield _make_info(path, entry)
                 elif recursive:
+                    budget.hold_directory(path, depth)
                     pending.append((path, depth + 1))
                 else:
                     yield ObjectInfo(f"{path}/")

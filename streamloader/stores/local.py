@@ -15,8 +15,9 @@ from urllib.parse import unquote, urlsplit
 import anyio.to_thread
 from typing_extensions import override
 
-from streamloader.errors import AccessDenied, ConfigError, LimitExceeded, NotFound, ObjectChanged, StoreError
+from streamloader.errors import AccessDenied, ConfigError, NotFound, ObjectChanged, StoreError
 from streamloader.stores.base import Body, Data, Store
+from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["LocalStore", "local_path"]
@@ -112,21 +113,21 @@ class LocalStore(Store):
         self, prefix: str, *, recursive: bool = True, unfinished: bool = False
     ) -> AsyncGenerator[ObjectInfo, None]:
         pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [(prefix, ())]
+        budget = ListingBudget(self.limits, self.address(prefix))
         while pending:
             folder, ancestors = pending.pop()
-            identity, files, subfolders = await self._run_in_thread(folder, _scan_folder, folder, unfinished)
+            held = ListingBudget(self.limits, self.address(folder), entry_bytes=HELD_ENTRY_BYTES)
+            identity, files, subfolders = await self._run_in_thread(folder, _scan_folder, folder, unfinished, held)
             if identity in ancestors:  # a link to a directory that contains it
                 continue
-            if len(ancestors) >= self.limits.depth:
-                raise LimitExceeded(
-                    f"{self.address(folder)} is nested deeper than {self.limits.depth} directories: raise "
-                    "Limits(depth=...)",
-                    address=self.address(folder),
-                )
+            budget.check_depth(len(ancestors) + 1, self.address(folder))
+            budget.enter_directory(identity)
             for info in files:
                 yield info
             for name in subfolders:
+                budget.count_entry(name)
                 if recursive:
+                    budget.hold_directory(name, len(ancestors))
                     pending.append((name, (*ancestors, identity)))
                 else:
                     yield ObjectInfo(f"{name}/")
@@ -201,13 +202,16 @@ def _query_free_bytes(folder: str) -> int:
             return status.f_frsize * status.f_bavail
 
 
-def _scan_folder(folder: str, unfinished: bool) -> tuple[tuple[int, int], list[ObjectInfo], list[str]]:
+def _scan_folder(
+    folder: str, unfinished: bool, held: ListingBudget
+) -> tuple[tuple[int, int], list[ObjectInfo], list[str]]:
     """Return the identity of a folder, its files (finished or unfinished ones), and its subfolders."""
     files, subfolders = [], []
     try:
         status = os.stat(f"/{folder}")
         for entry in _iterate_entries(f"/{folder}"):
             path = f"{folder}/{entry.name}" if folder else entry.name
+            held.count_entry(path)
             if _is_link_loop(entry):
                 continue
             if entry.is_dir():
@@ -263,7 +267,7 @@ class _CancellableFile:
         try:
             self.open(self._unfinished, _CREATE_FLAGS)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(self._unfinished), exist_ok=True)
+            _make_folders(os.path.dirname(self._unfinished))
             self.open(self._unfinished, _CREATE_FLAGS)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -306,6 +310,17 @@ class _CancellableFile:
             if self._unfinished is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(self._unfinished)
+
+
+def _make_folders(folder: str) -> None:
+    """Create a folder and its parents, however many (os.makedirs calls itself for each level)."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another writer may have made it
+            os.mkdir(path)
 
 
 def _sync_folder(folder: str) -> None:

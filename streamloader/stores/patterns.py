@@ -18,6 +18,7 @@ __all__ = ["Pattern", "expand_braces", "has_magic", "is_hidden", "make_path_filt
 Pattern: TypeAlias = "str | Callable[[str], bool] | None"
 
 _MAX_BRACE_EXPANSIONS: Final = 10_000_000
+_MAX_BRACE_EXPANSION_BYTES: Final = 2 << 30  # of all addresses together
 _GLOB_CHARACTER: Final = re.compile(r"[*?[]")
 
 
@@ -42,17 +43,17 @@ def expand_braces(address: str) -> list[str]:
     An address without braces is returned unchanged.
 
     Raises:
-        LimitExceeded: If there are more than ten million addresses.
+        LimitExceeded: If there are more than ten million addresses, or if they would have more than 2 GiB together.
         ConfigError: If braces are nested hundreds of levels deep.
     """
     if "{" not in address:
         return [address]
+    limit = min(_MAX_BRACE_EXPANSIONS, _MAX_BRACE_EXPANSION_BYTES // len(address))
     try:
-        expanded = bracex.expand(address, keep_escapes=True, limit=_MAX_BRACE_EXPANSIONS)
+        expanded = bracex.expand(address, keep_escapes=True, limit=limit)
     except bracex.ExpansionLimitException as error:
         raise LimitExceeded(
-            f"{redact(address)} expands to more than {_MAX_BRACE_EXPANSIONS:,} addresses: use a pattern or a directory "
-            "instead",
+            f"{redact(address)} expands to more than {limit:,} addresses: use a pattern or a directory instead",
             address=address,
         ) from error
     except RecursionError as error:

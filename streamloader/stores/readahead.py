@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from streamloader.errors import ClosedError, NotSupported, ProtocolError, TransferInterrupted
+from streamloader.config import Limits
+from streamloader.errors import ClosedError, LimitExceeded, NotSupported, ProtocolError, TransferInterrupted
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.values import ByteRange, ObjectInfo
@@ -117,14 +118,18 @@ class RemoteFile(io.RawIOBase):
         options: Options of the store.
         max_bytes: Maximum number of buffered bytes. Defaults to MAX_FILE_BYTES. The limit is lower while all open files
             together would otherwise exceed MAX_PROCESS_BYTES.
-        initial_spans: Spans [start, end) that will be read first, in bytes. All of them are requested immediately.
+        initial_spans: Spans [start, end) that will be read first, in bytes. They are requested immediately, up to
+            MAX_FILE_BYTES.
 
     Attributes:
         size: Size of the object in bytes.
+        limits: Limits of the store.
         stats: Statistics of reading, see :class:`ReadStats`.
 
     Raises:
         NotSupported: If the size of the object is unknown.
+        LimitExceeded: If the object is larger than ``limits.stream_bytes``, or if more than ``limits.object_bytes`` are
+            read at once.
         ConfigError: If an option is invalid, see :func:`streamloader.stores.io_thread.open_shared_store`.
         StoreError: If a read fails; ObjectChanged if the object has another version than `info`.
         ClosedError: If a read follows the closing of the process's shared stores, or happens in a forked child.
@@ -153,6 +158,14 @@ class RemoteFile(io.RawIOBase):
                 address=self._address,
             )
         self.size: int = info.size
+        self.limits: Limits = self._store.store.limits
+        if self.size > self.limits.stream_bytes:
+            self._store.close()
+            raise LimitExceeded(
+                f"{self._address} has {self.size} bytes according to its server, more than "
+                f"{self.limits.stream_bytes}: raise Limits(stream_bytes=...)",
+                address=self._address,
+            )
         self._version = info.version
         self._progress = _FetchProgress()
         self._stats = ReadStats()
@@ -164,14 +177,24 @@ class RemoteFile(io.RawIOBase):
         self._sequential_bytes = 0  # read without a jump
         self._current: _Segment | None = None
         _open_files.add(id(self))
+        remaining_bytes = MAX_FILE_BYTES
         for start, end in initial_spans:
-            self._fetch_units(start // UNIT_BYTES * UNIT_BYTES, min(end, self.size), self._buffer_limit())
+            start, end = max(0, start) // UNIT_BYTES * UNIT_BYTES, min(end, self.size)  # noqa: PLW2901
+            remaining_bytes -= end - start
+            if remaining_bytes < 0:
+                break
+            self._fetch_units(start, end, self._buffer_limit())
 
     @property
     def stats(self) -> ReadStats:
         """Statistics of reading so far."""
         self._stats.fetched = self._progress.fetched
         return self._stats
+
+    @property
+    def address(self) -> str:
+        """Address of the object, without secrets."""
+        return self._address
 
     @property
     def is_idle(self) -> bool:
@@ -225,6 +248,13 @@ class RemoteFile(io.RawIOBase):
     @override
     def readall(self) -> bytes:
         """Return all bytes from the position to the end."""
+        if self.size - self._position > self.limits.object_bytes:
+            raise LimitExceeded(
+                f"{self._address}: {self.size - self._position} bytes would be read into memory, more than "
+                f"{self.limits.object_bytes}: read it in parts, or raise Limits(object_bytes=...)",
+                address=self._address,
+                offset=self._position,
+            )
         parts = []
         while part := self.read(_MAX_REQUEST_BYTES):
             parts.append(part)

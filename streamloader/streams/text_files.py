@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
+import stat
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -162,6 +163,10 @@ def _stat_file(path: str, absolute: str, key: str) -> os.stat_result:
         raise StreamNotFound(f"{path} was deleted during indexing", stream=key, address=absolute) from error
     except OSError as error:
         raise UnreadableStream(f"cannot inspect {path}: {error.strerror}", stream=key, address=absolute) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableStream(
+            f"{path} is a pipe, socket or device: a stream needs a file", stream=key, address=absolute
+        )
     if not os.access(absolute, os.R_OK):
         raise UnreadableStream(f"{path} cannot be read (permission denied)", stream=key, address=absolute)
     return status
@@ -229,7 +234,7 @@ class _LocalTextFile(_TextFile):
     @override
     def open(self) -> Any:
         try:
-            return open(self.path, "rb", buffering=0)
+            return open(self.path, "rb", buffering=0, opener=_open_without_waiting)
         except FileNotFoundError as error:
             raise StreamNotFound(
                 f"{self.key} was deleted since it was indexed", stream=self.key, address=self.path
@@ -249,11 +254,23 @@ class _LocalTextFile(_TextFile):
     def read_all(self) -> bytes:
         with self.open() as handle:
             self.check(handle, 0)
-            data = bytes(handle.readall())
+            data = _read_up_to(handle, self.size + 1)  # the file may grow as fast as it is read
             self.check(handle, len(data))
         if len(data) != self.size:
             raise self.changed_error(min(len(data), self.size))
         return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe waits for its writer otherwise
+
+
+def _read_up_to(handle: Any, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    while max_bytes and (part := handle.read(max_bytes)):
+        parts.append(part)
+        max_bytes -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ def ftp_server(tmp_path_factory):
 class TestFsspecOverFtp(StoreSuite):
     secrets = (PASSWORD,)
     listing_sizes = (300, 2_000)  # each is written over a connection of its own
+    deep_levels = 10  # each folder takes many commands
 
     @pytest.fixture(autouse=True)
     def _server(self, ftp_server):

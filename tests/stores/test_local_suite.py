@@ -11,6 +11,7 @@ from streamloader.testing import StoreSuite
 
 class TestLocalStore(StoreSuite):
     schemes = ("", "file")
+    deep_levels = 300
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path):

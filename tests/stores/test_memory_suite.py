@@ -10,6 +10,7 @@ from streamloader.testing import StoreSuite
 
 class TestMemoryStore(StoreSuite):
     schemes = ("memory",)
+    deep_levels = 1_100
 
     @functools.cached_property
     def space(self):

@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -286,6 +287,15 @@ def test_both_ends_are_kept_while_they_are_needed(gated):
             file.seek(-500, os.SEEK_END)
             assert exactly(file, 500) == data[-500:]
         assert gated.requests == requests
+
+
+def test_initial_spans_are_requested_up_to_a_limit(gated):
+    data = noise(10 * UNIT_BYTES)
+    address, info = put(data, "gated")
+    spans = [(-5 * UNIT_BYTES, UNIT_BYTES), (0, 1 << 50), (2 * UNIT_BYTES, 3 * UNIT_BYTES)]
+    with RemoteFile(address, replace(info, size=1 << 40), PLAIN, initial_spans=spans) as file:
+        assert file.stats.requests == 1
+        assert file.read_at(0, 10) == data[:10]
 
 
 def test_initial_spans_are_requested_at_once(gated):

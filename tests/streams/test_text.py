@@ -293,3 +293,24 @@ def test_a_tokenizer_that_changes_its_mind_is_noticed():
     dataset = sl.TextStreams.from_texts(["some text"], lambda text: [0] * next(counts))
     with pytest.raises(sl.StreamFailed, match="returned 3 tokens for 0 when the loader was built, and 5 now"):
         play_first(dataset)
+
+
+@pytest.mark.parametrize("tokenizer", [None, lambda text: list(text.encode())])
+def test_a_file_that_becomes_a_pipe_or_a_device_is_no_text(tmp_path, tokenizer):
+    paths = [tmp_path / "pipe.txt", tmp_path / "device.txt"]
+    for path in paths:
+        path.write_bytes(b"a text")
+    dataset = sl.TextStreams([str(path) for path in paths], tokenizer)
+    infos = describe_streams(dataset)
+    for path in paths:
+        path.unlink()
+    os.mkfifo(paths[0])
+    paths[1].symlink_to("/dev/zero")
+    for info in infos:
+        with pytest.raises(sl.CorruptStream, match="changed since it was indexed"):
+            read_stream(dataset, info)
+
+
+def test_no_more_is_read_than_the_size_of_a_file():
+    with open("/dev/zero", "rb", buffering=0) as endless:
+        assert text_files._read_up_to(endless, 100_000) == bytes(100_000)

@@ -500,3 +500,17 @@ def test_describing_the_data_set_imports_no_av():
         "assert not {'av', 'torch', 'platformdirs'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("damage", ["large", "deep"])
+def test_a_large_or_deep_cached_index_is_made_again(clip, calls, monkeypatch, damage):
+    index = index_cache.load_index(str(clip))
+    calls.clear()
+    if damage == "large":
+        monkeypatch.setattr(index_cache, "_MAX_FILE_BYTES", 100)
+    else:
+        document = b"[" * 100_000
+        header = index_cache._HEADER.pack(len(document), zlib.crc32(document))
+        index_cache._cache_file(str(clip), "raise").write_bytes(header + document)
+    assert np.array_equal(index_cache.load_index(str(clip)).pts, index.pts)
+    assert calls == [str(clip)]

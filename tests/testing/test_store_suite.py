@@ -32,6 +32,7 @@ register_store("plain", Plain)
 class Suite(StoreSuite):
     kind = Plain
     secrets = ("open-sesame",)
+    deep_levels = 1_100
 
     @functools.cached_property
     def url(self):
@@ -602,6 +603,20 @@ class ForgetsItsLimits(Plain):
         return {**super().__getstate__(), "limits": sl.Limits(requests=1)}
 
 
+class IgnoresItsLimits(Plain):
+    def __init__(self, url, **options):
+        super().__init__(url, **{**options, "limits": sl.Limits()})
+
+
+class CallsItselfForEachFolder(Plain):
+    def find(self, path):
+        def descend(names):
+            return descend(names[1:]) if names else None
+
+        descend(path.split("/"))
+        return super().find(path)
+
+
 class HomeSick(Plain):
     """Works in the process in which it was made."""
 
@@ -717,6 +732,10 @@ FAULTS = [
     (SaysItDoesNotList, "test_many_keys"),
     (SaysItDoesNotList, "test_lists_at_any_depth"),
     (NoLimitOfListings, "test_too_many_keys_are_an_error"),
+    (IgnoresItsLimits, "test_an_endless_body_is_an_error"),
+    (IgnoresItsLimits, "test_an_endless_listing_is_an_error"),
+    (IgnoresItsLimits, "test_too_deep_folders_are_an_error"),
+    (CallsItselfForEachFolder, "test_very_deep_folders_are_written_and_listed_or_refused"),
     (ListsOnce, "test_a_listing_that_is_left_early_disturbs_nothing"),
     (DropsWrites, "test_writes_bytes"),
     (KeepsThemToItself, "test_other_instances_read_what_was_written"),
@@ -767,6 +786,8 @@ ARGUMENTS = {
     "test_64_reads_at_once": sl.Limits(),
     "test_a_public_server_cannot_redirect_to_this_machine": ("localhost", 302),
     "test_another_server_receives_no_secrets_and_is_not_quoted": "127.0.0.1",
+    "test_an_endless_body_is_an_error": None,
+    "test_an_endless_listing_is_an_error": "listed",
 }
 # No fault of one class of store: what they go through is tested with the shared stores themselves, or by bindings.
 ELSEWHERE = {

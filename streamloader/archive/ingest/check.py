@@ -180,7 +180,7 @@ class _ArchiveCheck:
             return "missing", "is missing"
         if size != row.bytes:
             return "size", f"has {size:,} bytes instead of {row.bytes:,}"
-        if self._deep and inventory.compute_digest(row.path) != row.digest:
+        if self._deep and inventory.compute_digest(row.path, row.bytes) != row.digest:
             return "digest", "is damaged"
         return None
 

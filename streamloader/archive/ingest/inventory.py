@@ -79,9 +79,9 @@ class PlaceInventory:
         except NotFound:
             return None
 
-    def compute_digest(self, path: str) -> str:
-        """Read a file, and return its digest."""
-        return self._store.call(_compute_digest(self._store.store, self._root + path))
+    def compute_digest(self, path: str, size: int) -> str | None:
+        """Read a file, and return its digest. Return None if it has more than `size` bytes."""
+        return self._store.call(_compute_digest(self._store.store, self._root + path, size))
 
     def find_unknown_files(self, known_paths: Iterable[str]) -> list[ObjectInfo]:
         """Return the files of the last scan that are not among `known_paths`."""
@@ -132,7 +132,7 @@ async def _collect(infos: AsyncIterable[ObjectInfo]) -> list[ObjectInfo]:
     return [info async for info in infos]
 
 
-async def _compute_digest(store: Store, path: str) -> str:
+async def _compute_digest(store: Store, path: str, size: int) -> str | None:
     hasher = hashlib.sha256()
 
     def update(batch: list[bytes]) -> None:
@@ -141,5 +141,8 @@ async def _compute_digest(store: Store, path: str) -> str:
 
     async with contextlib.aclosing(read_batches(store, path, None, lambda info, start: None)) as batches:
         async for batch in batches:
+            size -= sum(map(len, batch))
+            if size < 0:
+                return None
             await asyncio.to_thread(update, batch)
     return f"sha256:{hasher.hexdigest()}"

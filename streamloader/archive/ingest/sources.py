@@ -99,6 +99,9 @@ def open_source(
     Raises:
         StreamNotFound: If there is no such file.
         ObjectChanged: If the file was changed while it was read.
+        UnreadableStream: If the path is a pipe, socket or device.
+        LimitExceeded: If the store does not declare the size of the file, and sends more than
+            ``limits.unsized_bytes``.
         StoreError: If the file cannot be read, or there is not enough space for a copy.
     """
     if is_local(address):
@@ -125,7 +128,7 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
         with os.fdopen(open_regular_file(path), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             buffer = bytearray(_BATCH_BYTES)
-            while count := file.readinto(buffer):
+            while size <= status.st_size and (count := file.readinto(buffer)):  # another program may append for ever
                 hasher.update(memoryview(buffer)[:count])
                 size += count
                 report("reading", size)
@@ -148,7 +151,13 @@ async def _fetch(
 
     def take_info(response_info: ObjectInfo, _: int) -> None:
         nonlocal fetched
+        declared = None if info is None else info.size
         fetched = replace(response_info, version=response_info.version or fetched.version)
+        if None not in (declared, fetched.size) and declared != fetched.size:
+            raise _make_changed_error(store.address(path), declared, fetched.size)
+        if fetched.size is None:
+            fetched = replace(fetched, size=declared)
+        _require_space(os.path.dirname(copy_path), store.address(path), fetched.size)
 
     def save(batch: list[bytes]) -> None:
         for piece in batch:
@@ -161,6 +170,8 @@ async def _fetch(
                 async for batch in batches:
                     await anyio.to_thread.run_sync(save, batch)
                     size += sum(map(len, batch))
+                    if fetched.size is not None and size > fetched.size:
+                        raise _make_changed_error(store.address(path), fetched.size, size)
                     report("fetching", size)
     except StoreError:
         raise
@@ -172,6 +183,15 @@ async def _fetch(
             errno=error.errno,
         ) from error
     return fetched, f"sha256:{hasher.hexdigest()}", size
+
+
+def _make_changed_error(address: str, declared: int | None, size: int | None) -> ObjectChanged:
+    return ObjectChanged(
+        f"{address} had {declared} bytes when it was listed, and has {size} or more now: add it again, and do not "
+        "change it during that time",
+        address=address,
+        offset=declared,
+    )
 
 
 async def read_batches(

@@ -240,14 +240,11 @@ class ChunkLookup:
 
 def _decode_index(video: VideoRow, row: ChunkRow, data: bytes) -> ChunkIndex:
     try:
-        index = ChunkIndex.decode(data)
-        if len(index) != row.frames:
-            raise CorruptStream(f"the frame index has {len(index)} frames, the catalog says {row.frames}")
+        return ChunkIndex.decode(data, frames=row.frames, chunk_bytes=row.bytes)
     except StreamloaderError as error:
         raise CorruptStream(
             f"chunk {row.number} of video {video.name!r}: {error.message}", stream=video.name, offset=row.first_frame
         ) from error
-    return index
 
 
 async def _locate_spans(catalog: Catalog, spans: Sequence[tuple[int, int]]) -> list[LocatedChunks]:

@@ -134,12 +134,11 @@ class FrameTimes:
         return [ticks[row.first_frame] for row in rows]
 
     def _decode_ticks(self, row: ChunkRow, data: bytes) -> Array:
-        index = ChunkIndex.decode(data)
-        if len(index) != row.frames:
+        try:
+            return ChunkIndex.decode(data, frames=row.frames, chunk_bytes=row.bytes).pts
+        except CorruptStream as error:
             raise CorruptStream(
-                f"chunk {row.number} of video {self._video.name!r}: its frame index has {len(index)} frames, the "
-                f"catalog says {row.frames}",
+                f"chunk {row.number} of video {self._video.name!r}: {error.message}",
                 stream=self._video.name,
                 offset=row.first_frame,
-            )
-        return index.pts
+            ) from error

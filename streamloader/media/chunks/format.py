@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from streamloader.common.inflate import inflate
 from streamloader.errors import CorruptStream
 from streamloader.values import Array
 
@@ -28,6 +29,9 @@ __all__ = ["ChunkIndex", "Coding"]
 _MAGIC: Final = b"SLX1"
 _HEADER: Final = struct.Struct("<4sIIIIq")  # magic, CRC-32 of all that follows, packets, keys, frames, end
 _MAX_PACKETS: Final = 1 << 26  # a larger number means damage
+# Packets that an index may hold if it has fewer stored bytes than packets. The checksums alone take four bytes each.
+_MAX_DENSE_PACKETS: Final = 1 << 18
+_MAX_PACKET_BYTES: Final = 1 << 30
 _ALLOWED_OPTIONS: Final = frozenset({"strict"})  # decoder options that a catalog may set
 
 
@@ -149,28 +153,37 @@ class ChunkIndex:
         return _MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
 
     @classmethod
-    def decode(cls, data: bytes) -> ChunkIndex:
-        """Rebuild an index from :meth:`encode`.
+    def decode(cls, data: bytes, *, frames: int | None = None, chunk_bytes: int | None = None) -> ChunkIndex:
+        """Rebuild an index from :meth:`encode`. Its size is checked before it is decompressed.
+
+        Args:
+            data: Encoded index.
+            frames: Number of frames that the index must have. Defaults to any number.
+            chunk_bytes: Size of the chunk's file in bytes, in which all packets must lie. Defaults to any size.
 
         Raises:
-            CorruptStream: If `data` is not a valid index.
+            CorruptStream: If `data` is not a valid index, or not the index of such a chunk.
         """
         try:
-            magic, checksum, packets, keys, frames, end = _HEADER.unpack_from(data)
+            magic, checksum, packets, keys, frame_count, end = _HEADER.unpack_from(data)
             if magic != _MAGIC:
                 raise ValueError(f"it starts with {magic!r} instead of {_MAGIC!r}: is it from a newer version?")
             if zlib.crc32(memoryview(data)[8:]) != checksum:
                 raise ValueError("its checksum is wrong")
-            if not (0 < keys <= packets <= _MAX_PACKETS and 0 < frames <= packets):
-                raise ValueError(f"{packets} packets, {keys} key frames, {frames} frames are not possible")
-            counts = [packets, packets, packets, keys, keys, frames, frames, packets]
-            inflater = zlib.decompressobj()
-            body = inflater.decompress(data[_HEADER.size :], 8 * sum(counts) + 1)
+            if not (0 < keys <= packets <= _MAX_PACKETS and 0 < frame_count <= packets):
+                raise ValueError(f"{packets} packets, {keys} key frames, {frame_count} frames are not possible")
+            if frames not in (None, frame_count):
+                raise ValueError(f"it has {frame_count} frames, the catalog says {frames}")
+            max_packets = max(len(data), _MAX_DENSE_PACKETS)
+            if packets > min(max_packets, max_packets if chunk_bytes is None else chunk_bytes):
+                raise ValueError(f"it has {packets} packets, more than its {len(data)} bytes or its chunk can hold")
+            counts = [packets, packets, packets, keys, keys, frame_count, frame_count, packets]
+            body = inflate(memoryview(data)[_HEADER.size :], 8 * sum(counts))
             if len(body) == 8 * sum(counts[:-1]):
                 counts.pop()  # this index has no checksums of packets
-            if len(body) != 8 * sum(counts) or not inflater.eof:
+            if len(body) != 8 * sum(counts):
                 raise ValueError("its columns have the wrong length")
-        except (ValueError, struct.error, zlib.error) as error:
+        except (ValueError, struct.error) as error:
             raise CorruptStream(f"the frame index of a chunk is damaged: {error}") from error
         gaps, size, disposable, key_packet, key_frame, frame_packet, pts, *crc = _split_columns(body, counts)
         offset = np.cumsum(gaps + size) - size
@@ -178,17 +191,18 @@ class ChunkIndex:
             offset, size, disposable.astype(bool), np.cumsum(key_packet), np.cumsum(key_frame),
             np.cumsum(frame_packet), np.cumsum(np.cumsum(pts)), end, *crc,
         )  # fmt: skip
-        index._check()
+        index._check(chunk_bytes)
         return index
 
     def key_for(self, frame: int) -> int:
         """Return the number (in `key_packet`) of the last key from which `frame` decodes correctly."""
         return int(np.searchsorted(self.key_frame, frame, side="right")) - 1
 
-    def _check(self) -> None:
+    def _check(self, chunk_bytes: int | None) -> None:
         packets = len(self.offset)
         valid = (
-            bool((self.size > 0).all() and (self.offset >= 0).all())
+            bool((self.size > 0).all() and (self.offset >= 0).all() and (self.size <= _MAX_PACKET_BYTES).all())
+            and (chunk_bytes is None or bool((self.offset <= chunk_bytes - self.size).all()))
             and self.key_packet[0] == 0
             and self.key_frame[0] == 0
             and bool((np.diff(self.key_packet) > 0).all() and (np.diff(self.key_frame) > 0).all())

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from streamloader.common.inflate import inflate
 from streamloader.errors import ClosedError, CorruptStream
 from streamloader.media.chunks.frame_hash import HASH_BYTES, frame_hash, rgb_hash
 from streamloader.media.video.index import VideoIndex
@@ -26,6 +27,7 @@ __all__ = ["NO_TIMESTAMP", "RGB_SAMPLE_EVERY", "SourceScan", "raise_if_cancelled
 RGB_SAMPLE_EVERY: Final = 16  # every 16th frame is also hashed in RGB
 NO_TIMESTAMP: Final = int(np.iinfo(np.int64).min)
 _KEY_COLUMNS: Final = 6  # of SourceScan.keys
+_MAX_COLUMN_BYTES: Final = 256 << 20  # of one array in the JSON form: the timestamps of 32 million frames
 # The names of the arrays in the JSON form, in its order -> the attributes of SourceScan.
 _JSON_ARRAYS: Final = {
     "pts": "pts", "packet": "frame_packet", "times": "packet_pts", "keys": "keys", "shapes": "shape_changes",
@@ -104,11 +106,11 @@ class SourceScan:
             values["codec"] = str(document["codec"])
             values["time_base"] = Fraction(document["time_base"])
             for name, attribute in (_JSON_ARRAYS | _JSON_BYTES).items():
-                values[attribute] = zlib.decompress(base64.b64decode(document[name], validate=True))
+                values[attribute] = inflate(base64.b64decode(document[name], validate=True), _MAX_COLUMN_BYTES)
             for attribute in _JSON_ARRAYS.values():
                 values[attribute] = np.frombuffer(values[attribute], "<i8").astype(np.int64)
             values["keys"] = np.ascontiguousarray(values["keys"].reshape(_KEY_COLUMNS, -1).T)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError, zlib.error, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError, ZeroDivisionError, binascii.Error) as error:
             raise CorruptStream(f"this is not a valid plan for cutting a video: {error!r}") from error
         return cls(**values)
 

@@ -36,6 +36,7 @@ _SCALARS: Final = ("end", "height", "width", "has_pts", "seekable", "damaged", "
 # end. NumPy's own format is not used because CPython 3.11 cannot run its parser in several threads (SystemError).
 _HEADER: Final = struct.Struct("<QI")
 _CACHE_VARIABLE: Final = "STREAMLOADER_CACHE"
+_MAX_FILE_BYTES: Final = 1 << 30  # an index has 8 bytes for each frame, and 17 for each key frame
 _log = logging.getLogger("streamloader")
 
 
@@ -109,7 +110,7 @@ def _read(file: Path, header: dict[str, Any]) -> VideoIndex | None:
             initial_spans=tuple((int(start), int(end)) for start, end in document["opening"]),
             **{name: document[name] for name in _SCALARS},
         )
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError, struct.error) as error:
         _log.info("cannot use the cached index %s, indexing the video again: %s", file, error)
         return None
     return index if _is_valid(index) else None
@@ -146,7 +147,10 @@ def _read_file(file: Path) -> bytes | None:
     """Return the content of a cache file, or None if there is none that can be used."""
     try:
         with _open_subfolder(file) as subfolder, os.fdopen(subfolder.open_file(file.name), "rb") as stored:
-            return stored.read()
+            content = stored.read(_MAX_FILE_BYTES + 1)
+        if len(content) <= _MAX_FILE_BYTES:
+            return content
+        _log.info("cannot use the cached index %s: it has more than %d bytes", file, _MAX_FILE_BYTES)
     except FileNotFoundError:
         pass
     except OSError as error:

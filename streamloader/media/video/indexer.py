@@ -22,7 +22,7 @@ import numpy as np
 from streamloader.errors import CorruptStream, UnreadableStream
 from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.orientation import UPRIGHT, Orientation
-from streamloader.media.video.packets import PacketTable, read_packets
+from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
 from streamloader.media.video.reader import FrameReader, decode_frames
 from streamloader.media.video.remote import ByteSpans, ReadInterrupted, Video, VideoFile, open_video_file
 from streamloader.media.video.source import decode_error, open_video, translate_errors
@@ -92,7 +92,7 @@ def _index_intact(video: Video, file: VideoFile | None) -> VideoIndex:
         declared = stream.frames
         table = PacketTable()
         try:
-            read_packets(container, stream, video, table)
+            read_packets(container, stream, video, table, file=file)
         except CorruptStream as error:
             raise _truncated_error(video, declared, table, str(error.__cause__)) from error
     _check_complete(video, declared, table, file)
@@ -143,7 +143,7 @@ def _index_from_packets(video: Video, table: PacketTable, file: VideoFile | None
         stop_recording = _start_recording(file)
         container, stream = open_video(video, file)
         with contextlib.closing(container), translate_errors(video):
-            first = next(decode_frames(container, stream), None)
+            first = next(decode_frames(container, stream, file=file), None)
             if first is None:
                 return None
             ends = np.array(table.ends, np.int64)[order]
@@ -174,6 +174,7 @@ def _index_by_decoding(
     table = table or PacketTable()
     checked_pts = _spread_evenly(sorted(set(table.key_pts)))
     checksums: dict[int, int] = {}
+    max_frames = count_max_packets(video)
     stop_recording = _start_recording(file)
     container, stream = open_video(video, file)
     pts: list[int | None] = []
@@ -181,7 +182,11 @@ def _index_by_decoding(
     first, duration = None, 0
     with contextlib.closing(container):
         try:
-            for frame in decode_frames(container, stream, tolerant=tolerant):
+            for frame in decode_frames(container, stream, tolerant=tolerant, file=file):
+                if len(pts) >= max_frames:
+                    raise UnreadableStream(
+                        f"{video} has more than {max_frames:,} frames", stream=str(video), address=str(video)
+                    )
                 if first is None:
                     first, initial_spans = frame, stop_recording()
                 if frame.pts in checked_pts or (pts and pts[-1] in checked_pts):

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from streamloader.errors import UnreadableStream
 from streamloader.media.video.source import translate_errors
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-    from streamloader.media.video.remote import Video
+    from streamloader.media.video.remote import Video, VideoFile
     from streamloader.values import Array
 
 __all__ = [
     "PAYLOAD_DEPENDENT_CODECS",
     "PacketTable",
     "codec_name",
+    "count_max_packets",
     "is_clean_key",
     "nal_length_size",
     "read_packets",
 ]
 
+_MAX_PACKETS: Final = 1 << 24  # of one video: 77 hours at 60 frames per second
 # Containers in which each frame has its own packet and timestamp, and codecs that show one frame per packet (VP8 and
 # VP9 do so once their hidden frames are left out). The frames of all others are only known after decoding.
 _EXACT_CONTAINERS: Final = frozenset({"mov", "mp4", "matroska", "webm"})
@@ -77,7 +81,13 @@ def codec_name(stream: VideoStream) -> str:
 
 
 def read_packets(
-    container: InputContainer, stream: VideoStream, video: Video, table: PacketTable, *, payload_missing: bool = False
+    container: InputContainer,
+    stream: VideoStream,
+    video: Video,
+    table: PacketTable,
+    *,
+    file: VideoFile | None = None,
+    payload_missing: bool = False,
 ) -> None:
     """Demux the whole file once and add its packets to `table`.
 
@@ -86,10 +96,12 @@ def read_packets(
         stream: Video stream of the file.
         video: Path of a local file, or a video in a store, for error messages.
         table: Table to which the packets are added.
+        file: Open bytes of a video in a store. Defaults to none, for a local file.
         payload_missing: Whether the bytes of the packets read as zeros. The caller then sets ``key_clean``.
 
     Raises:
         CorruptStream: If the demuxer fails. `table` then holds the packets before the error.
+        UnreadableStream: If there are more packets than an index can hold.
         StoreError: If the store fails to deliver bytes.
     """
     codec = codec_name(stream)
@@ -97,11 +109,21 @@ def read_packets(
     table.exact = bool(formats & _EXACT_CONTAINERS) and codec in _EXACT_CODECS
     seeks_by_dts = bool(formats & {"mpegts", "mpeg"})  # in these, a seek to the pts lands after the key frame
     length_size = nal_length_size(codec, stream.codec_context.extradata)
+    max_packets = count_max_packets(video)
     with translate_errors(video):
         for packet in container.demux(stream):
             if packet.size == 0 and packet.pts is None and packet.dts is None:
                 continue  # the flush packet at the end
             table.count += 1
+            if file is not None:
+                file.mark_progress()
+            if table.count > max_packets:
+                raise UnreadableStream(
+                    f"{video} has more than {max_packets:,} packets, which is more than one for each of its bytes, or "
+                    "more than an index can hold",
+                    stream=str(video),
+                    address=str(video),
+                )
             if packet.pos is not None and packet.pos >= 0:
                 table.end_offset = max(table.end_offset, packet.pos + packet.size)
             if packet.is_corrupt or packet.is_discard or packet.pts is None:
@@ -120,6 +142,11 @@ def read_packets(
                 table.pts.append(packet.pts)
                 table.ends.append(packet.pts + (packet.duration or 0))
     table.exact = table.exact and len(set(table.pts)) == len(table.pts) > 0
+
+
+def count_max_packets(video: Video) -> int:
+    """Return the maximum number of packets of a video: one for each byte of the file, or what an index can hold."""
+    return min(_MAX_PACKETS, os.path.getsize(video) if isinstance(video, str) else video.info.size or 0)
 
 
 def _shows_frame(codec: str, packet: Any) -> bool:

@@ -38,6 +38,7 @@ def decode_frames(
     *,
     tolerant: bool = False,
     from_key: int | None = None,
+    file: VideoFile | None = None,
 ) -> Iterator[VideoFrame]:
     """Yield the frames that the decoder shows, from the demuxer's position on.
 
@@ -47,6 +48,7 @@ def decode_frames(
         tolerant: Whether to skip packets that cannot be decoded, and to end where the demuxer fails.
         from_key: Timestamp of a key frame. Packets before the first key frame are skipped; if that key frame is later
             than this timestamp, no frames are yielded. Defaults to no skipping.
+        file: Open bytes of a video in a store. Defaults to none, for a local file.
     """
     packets: Iterator[Packet[Any]] = container.demux(stream)
     skipping = from_key is not None
@@ -62,6 +64,8 @@ def decode_frames(
             packet.stream = stream
         if packet is None:
             return
+        if file is not None:
+            file.mark_progress()
         if skipping:
             if not packet.is_keyframe:
                 continue
@@ -116,7 +120,9 @@ class FrameReader:
             if isinstance(error, StoreError):
                 error.stream = self._name
             raise
-        self._frames: Iterator[VideoFrame] = decode_frames(self._container, self._stream, tolerant=index.damaged)
+        self._frames: Iterator[VideoFrame] = decode_frames(
+            self._container, self._stream, tolerant=index.damaged, file=self._file
+        )
         self._position_lost = False  # an error of the store left the demuxer at an unknown position
         self._next = 0  # number of the frame that the decoder returns next
         self._current: VideoFrame | None = None  # frame number self._next - 1
@@ -254,7 +260,9 @@ class FrameReader:
         try:
             with translate_errors(self._video, number):
                 self._container.seek(int(self._index.key_seek[key_number]), stream=self._stream, backward=True)
-                frames = decode_frames(self._container, self._stream, tolerant=self._index.damaged, from_key=key)
+                frames = decode_frames(
+                    self._container, self._stream, tolerant=self._index.damaged, from_key=key, file=self._file
+                )
                 for frame in frames:
                     if frame.pts is None or frame.pts < reliable:
                         continue  # also skips frames of an open group that are shown before its key frame
@@ -273,7 +281,7 @@ class FrameReader:
         self._close_frames()
         self._container.close()
         self._container, self._stream = open_video(self._video, self._file)
-        self._frames = decode_frames(self._container, self._stream, tolerant=self._index.damaged)
+        self._frames = decode_frames(self._container, self._stream, tolerant=self._index.damaged, file=self._file)
         self._next = 0
 
     def _close_frames(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from streamloader.errors import LimitExceeded
 from streamloader.redaction import redact
 from streamloader.stores.readahead import MAX_FILE_BYTES, UNIT_BYTES, RemoteFile
 from streamloader.values import ObjectInfo
@@ -65,6 +66,7 @@ class VideoFile:
         self.overlays: list[tuple[int, int, bytes | None]] = []
         self._failed = False
         self._read_units: set[int] | None = None
+        self._unproductive_bytes = 0  # read since the last packet
 
     def readable(self) -> bool:
         """Return True."""
@@ -90,6 +92,7 @@ class VideoFile:
             if self.overlays:
                 return self._read_overlaid(size)
             data = self.remote.read(size)
+            self._count_unproductive(len(data))
         except Exception:
             self._failed = True
             raise
@@ -104,7 +107,28 @@ class VideoFile:
     def restart(self) -> None:
         """Clear an earlier error and return to the start of the file, before a new container is opened."""
         self._failed = False
+        self._unproductive_bytes = 0
         self.remote.seek(0)
+
+    def mark_progress(self) -> None:
+        """Called when the demuxer has found a packet of the video."""
+        self._unproductive_bytes = 0
+
+    def _count_unproductive(self, count: int) -> None:
+        """Count bytes in which the demuxer has found no packet. A header, or padding, may otherwise have no end.
+
+        Raises:
+            LimitExceeded: If there are too many.
+        """
+        self._unproductive_bytes += count
+        limit = self.remote.limits.header_bytes
+        if self._unproductive_bytes > limit:
+            raise LimitExceeded(
+                f"no packet of a video was found in {limit} bytes of this file, up to byte {self.remote.tell()}: it is "
+                "not a video, or its header is too large. If it is correct, raise Limits(header_bytes=...)",
+                address=self.remote.address,
+                offset=self.remote.tell(),
+            )
 
     def start_recording(self) -> None:
         """Start to record which byte ranges are read."""
@@ -138,7 +162,9 @@ class VideoFile:
                 return _ZEROS[:count] if data is None else data[position - start : position - start + count]
         if number < len(self.overlays):
             size = min(size, self.overlays[number][0] - position)
-        return self.remote.read(size)
+        data = self.remote.read(size)
+        self._count_unproductive(len(data))
+        return data
 
 
 class ReadInterrupted(Exception):

@@ -18,6 +18,7 @@ from streamloader.media.video.packets import (
     PAYLOAD_DEPENDENT_CODECS,
     PacketTable,
     codec_name,
+    count_max_packets,
     is_clean_key,
     nal_length_size,
     read_packets,
@@ -34,12 +35,14 @@ __all__ = ["read_sparse"]
 _HEAD_SIZES_BYTES: Final = (2 << 10, 64 << 10)  # tried in turn: parameter sets and SEI may precede the first slice
 _MAX_GAP_BYTES: Final = 16 << 10  # spans with a smaller gap between them are fetched together
 _MAX_FETCHED_SHARE: Final = 1 / 4  # of the file; beyond that, reading the whole file is preferred
+_MAX_FETCHED_BYTES: Final = 512 << 20  # held in memory at once
 
 
 def read_sparse(video: Video, file: VideoFile) -> PacketTable | None:
     """Return the packet table of a video if ``moov`` and a few spans of bytes suffice for it, otherwise None.
 
     Raises:
+        LimitExceeded: If ``moov`` is larger than ``limits.header_bytes``.
         StoreError: If the store fails to deliver bytes.
     """
     payload = payload_spans(file)
@@ -50,13 +53,14 @@ def read_sparse(video: Video, file: VideoFile) -> PacketTable | None:
         container, stream = open_video(video, file)
         with contextlib.closing(container):
             codec = codec_name(stream)
-            if codec in PAYLOAD_DEPENDENT_CODECS or "mov" not in container.format.name.split(","):
+            is_mov = "mov" in container.format.name.split(",")
+            if codec in PAYLOAD_DEPENDENT_CODECS or not is_mov or stream.frames > count_max_packets(video):
                 return None
             heads = _fetch_sample_heads(file, stream, codec)
             if heads is None:
                 return None
             file.overlays = _build_overlays(payload, heads)
-            read_packets(container, stream, video, table, payload_missing=True)
+            read_packets(container, stream, video, table, file=file, payload_missing=True)
             declared = stream.frames
     except (CorruptStream, UnreadableStream):
         return None
@@ -111,7 +115,8 @@ def _fetch_spans(file: VideoFile, spans: list[tuple[int, int]]) -> dict[tuple[in
         return {}
     size = file.remote.size
     fetched_bytes = sum(end - start for start, end in joined)
-    if joined[0][0] < 0 or joined[-1][1] > size or fetched_bytes > size * _MAX_FETCHED_SHARE:
+    max_bytes = min(size * _MAX_FETCHED_SHARE, _MAX_FETCHED_BYTES)
+    if joined[0][0] < 0 or joined[-1][1] > size or fetched_bytes > max_bytes:
         return None
     result: dict[tuple[int, int], bytes] = {}
     blocks = iter(zip(joined, file.remote.read_spans(joined), strict=True))

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
+from streamloader.errors import LimitExceeded
 from streamloader.media.video.remote import ByteSpans, VideoFile
 
 __all__ = ["declared_size", "payload_spans"]
@@ -19,6 +20,7 @@ _BOX_TYPES: Final = frozenset(
     b"ftyp moov mdat free skip wide pnot udta moof mfra sidx ssix styp uuid meta emsg prft pdin".split()
 )
 _MAX_REMOTE_BOXES: Final = 256  # in a store, each box may cost a request
+_MAX_LOCAL_BOXES: Final = 1 << 20  # fragments of a week
 _MAX_EBML_ELEMENTS: Final = 16  # the header and some padding come before the segment
 
 
@@ -33,7 +35,7 @@ def declared_size(file: str | VideoFile) -> int | None:
     """Return the file size in bytes that the outermost structure declares, or None if it declares none.
 
     Supported are ISO base media and QuickTime (ISO/IEC 14496-12, 4.2), Matroska and WebM (RFC 8794, RFC 9559), and
-    RIFF. None is returned for a fragmented file in a store with more than 256 boxes.
+    RIFF. None is returned for a fragmented file with more than a million boxes, or more than 256 in a store.
 
     Args:
         file: Path of a local file, or an open file in a store.
@@ -41,18 +43,32 @@ def declared_size(file: str | VideoFile) -> int | None:
     if isinstance(file, VideoFile):
         return _declared_size(file.remote.read_at, file.remote.size, _MAX_REMOTE_BOXES)
     with open(file, "rb") as local:
-        return _declared_size(_make_reader(local), local.seek(0, 2), None)
+        return _declared_size(_make_reader(local), local.seek(0, 2), _MAX_LOCAL_BOXES)
 
 
 def payload_spans(file: VideoFile) -> ByteSpans:
     """Return the byte ranges of an ISO base media file that contain only coded samples, all described by ``moov``.
 
     Empty for fragmented files, for other formats, and for a structure that is not understood.
+
+    Raises:
+        LimitExceeded: If ``moov`` declares more than ``limits.header_bytes``.
     """
+    limit = file.remote.limits.header_bytes
     spans: list[tuple[int, int]] = []
     kinds = set()
     for count, box in enumerate(_iterate_boxes(file.remote.read_at, file.remote.size)):
-        if box is None or count >= _MAX_REMOTE_BOXES or box.kind == b"moof" or box.end > file.remote.size:
+        if box is None or count >= _MAX_REMOTE_BOXES or box.kind == b"moof":
+            return ()
+        header_bytes = min(box.end, file.remote.size) - box.start if box.kind == b"moov" else 0
+        if header_bytes > limit:
+            raise LimitExceeded(
+                f"{file.remote.address}: its header has {header_bytes} bytes, more than {limit}: if that is correct, "
+                "raise Limits(header_bytes=...)",
+                address=file.remote.address,
+                offset=box.start,
+            )
+        if box.end > file.remote.size:
             return ()
         kinds.add(box.kind)
         if box.kind == b"mdat":
@@ -68,7 +84,7 @@ def _make_reader(file: BinaryIO) -> ReadAt:
     return read
 
 
-def _declared_size(read: ReadAt, size: int, max_boxes: int | None) -> int | None:
+def _declared_size(read: ReadAt, size: int, max_boxes: int) -> int | None:
     start = read(0, 12)
     if start[4:8] in _BOX_TYPES:
         end = 0

@@ -20,7 +20,7 @@ __all__ = ["CarFetcher", "IpfsBlockFetcher", "combine_errors", "verify_block"]
 
 T = TypeVar("T")
 
-_MAX_UNREQUESTED_BLOCKS: Final = 64  # of a CAR, one after the other
+_MAX_UNREQUESTED_BLOCKS: Final = 64  # of a CAR, one after the other, and in total beyond the number of requested blocks
 # Cache for blocks of a CAR, because a gateway may omit a block that it has sent before.
 _CAR_CACHE_BYTES: Final = 8 << 20
 
@@ -176,6 +176,7 @@ class CarFetcher:
         self._origin = gateway.origin
         self._cache: OrderedDict[Cid, bytes] = OrderedDict()
         self._cached_bytes = 0
+        self._allowed_unrequested = _MAX_UNREQUESTED_BLOCKS
 
     async def __aenter__(self) -> Self:
         self._car = await self._stack.enter_async_context(self._open_car())
@@ -198,10 +199,11 @@ class CarFetcher:
         if cid.inline is not None:
             return await self._blocks.get_block(cid)
         cid.require_known_hash()
+        self._allowed_unrequested += 1
         if cid in self._cache:
             self._cache.move_to_end(cid)
             return self._cache[cid]
-        for _ in range(_MAX_UNREQUESTED_BLOCKS + 1):
+        for _ in range(min(_MAX_UNREQUESTED_BLOCKS, self._allowed_unrequested) + 1):
             received = await self._car.read_block()
             if received is None:
                 raise self._car.make_truncated_error()
@@ -210,11 +212,12 @@ class CarFetcher:
                 verify_block(cid, block, self._origin)
                 self._cache_block(cid, block)
                 return block
+            self._allowed_unrequested -= 1
             if received_cid.inline is None and received_cid.hash_code == cid.hash_code:
                 verify_block(received_cid, block, self._origin)
                 self._cache_block(received_cid, block)
         raise self._car.make_protocol_error(
-            f"a CAR with more than {_MAX_UNREQUESTED_BLOCKS} consecutive blocks that were not requested"
+            f"a CAR with more than {_MAX_UNREQUESTED_BLOCKS} blocks that were not requested"
         )
 
     def _cache_block(self, cid: Cid, block: bytes) -> None:

@@ -6,10 +6,19 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from streamloader.common.gather import map_bounded
-from streamloader.errors import LimitExceeded, ProtocolError
+from streamloader.errors import ProtocolError
 from streamloader.stores.ipfs.cid import RAW
 from streamloader.stores.ipfs.file_reader import GetNode, check_child_shard
-from streamloader.stores.ipfs.unixfs import UnixFsKind, UnixFsLink, UnixFsNode, check_name, shard_path, shard_width
+from streamloader.stores.ipfs.unixfs import (
+    UnixFsKind,
+    UnixFsLink,
+    UnixFsNode,
+    check_name,
+    check_shard_levels,
+    shard_path,
+    shard_width,
+)
+from streamloader.stores.listing_budget import ListingBudget
 from streamloader.values import ObjectInfo
 
 __all__ = ["IpfsListing"]
@@ -21,41 +30,38 @@ class IpfsListing:
     Args:
         get_node: Coroutine function that returns the node of a CID.
         max_concurrent: Maximum number of nodes fetched at the same time for each level of directories.
-        max_depth: Maximum number of nested directories.
-        max_nodes: Maximum number of nodes fetched for the listing.
+        budget: Budget of the listing. It counts nodes, and the directories and shards that are visited repeatedly: a
+            few blocks that link to each other twice describe 2**n directories.
         recursive: Whether subdirectories are listed too.
     """
 
-    def __init__(
-        self, get_node: GetNode, *, max_concurrent: int, max_depth: int, max_nodes: int, recursive: bool
-    ) -> None:
+    def __init__(self, get_node: GetNode, *, max_concurrent: int, budget: ListingBudget, recursive: bool) -> None:
         self._get_node = get_node
         self._max_concurrent = max_concurrent
-        self._max_depth = max_depth
-        self._max_nodes = max_nodes
+        self._budget = budget
         self._recursive = recursive
-        self._visited_nodes = 0
 
-    async def list_entries(self, node: UnixFsNode, path: str, depth: int = 1) -> AsyncGenerator[ObjectInfo, None]:
+    async def list_entries(self, node: UnixFsNode, path: str) -> AsyncGenerator[ObjectInfo, None]:
         """Yield the entries of a directory. Symbolic links are listed without a size.
 
         Args:
             node: Node of the directory.
             path: Path of the directory.
-            depth: Nesting level of the directory. Defaults to 1.
 
         Raises:
             ProtocolError: If the directory is malformed.
-            LimitExceeded: If the tree is too deep, or has too many nodes.
+            LimitExceeded: If the tree is too deep, has too many nodes, or contains the same directories too often.
             StoreError: If a block cannot be fetched.
         """
-        if depth > self._max_depth:
-            raise LimitExceeded(
-                f"{path} is nested more than {self._max_depth} directories deep: raise Limits(depth=...)"
-            )
-        resolved = map_bounded(self._resolve_entry, self._iterate_links(node), limit=self._max_concurrent)
-        async with contextlib.aclosing(resolved) as entries:
-            async for name, link, child in entries:
+        open_directories = [(path, self._open_directory(node))]
+        try:
+            while open_directories:
+                path, entries = open_directories[-1]
+                entry = await anext(entries, None)
+                if entry is None:
+                    open_directories.pop()
+                    continue
+                name, link, child = entry
                 child_path = f"{path}/{check_name(name)}"
                 if child is None:
                     size = len(link.cid.digest) if link.cid.inline is not None else link.total_bytes
@@ -65,9 +71,15 @@ class IpfsListing:
                 elif not self._recursive:
                     yield ObjectInfo(f"{child_path}/", version=str(link.cid))
                 else:
-                    async with contextlib.aclosing(self.list_entries(child, child_path, depth + 1)) as below:
-                        async for info in below:
-                            yield info
+                    self._budget.check_depth(len(open_directories) + 1, child_path)
+                    self._budget.enter_directory(link.cid)
+                    open_directories.append((child_path, self._open_directory(child)))
+        finally:
+            for _, entries in reversed(open_directories):
+                await entries.aclose()
+
+    def _open_directory(self, node: UnixFsNode) -> AsyncGenerator[tuple[str, UnixFsLink, UnixFsNode | None], None]:
+        return map_bounded(self._resolve_entry, self._iterate_links(node), limit=self._max_concurrent)
 
     async def _resolve_entry(self, entry: tuple[str, UnixFsLink]) -> tuple[str, UnixFsLink, UnixFsNode | None]:
         """Fetch the node of an entry. The node is None for a raw block, whose link has the size of the file."""
@@ -77,9 +89,7 @@ class IpfsListing:
         return name, link, await self._fetch_node(link)
 
     async def _fetch_node(self, link: UnixFsLink) -> UnixFsNode:
-        self._visited_nodes += 1
-        if self._visited_nodes > self._max_nodes:
-            raise LimitExceeded(f"a listing with more than {self._max_nodes} nodes: raise Limits(listed=...)")
+        self._budget.count_entry(link.name)
         return await self._get_node(link.cid)
 
     async def _iterate_links(
@@ -97,9 +107,11 @@ class IpfsListing:
                 yield link.name, link
             return
         width = shard_width(node.fanout)
+        check_shard_levels(levels, node.fanout)
 
         async def fetch_shard(link: UnixFsLink) -> tuple[UnixFsLink, UnixFsNode | None]:
             if len(link.name) == width:
+                self._budget.enter_directory(link.cid)
                 return link, check_child_shard(await self._fetch_node(link), node.fanout)
             return link, None
 

@@ -40,6 +40,7 @@ from streamloader.stores.ipfs.sources import (
 )
 from streamloader.stores.ipfs.transport import IpfsHttpClient
 from streamloader.stores.ipfs.unixfs import UnixFsKind, UnixFsNode
+from streamloader.stores.listing_budget import ListingBudget
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["IpfsStore"]
@@ -221,8 +222,7 @@ class IpfsStore(Store):
         listing = IpfsListing(
             self._get_session().blocks.get_node,
             max_concurrent=self._prefetch_blocks,
-            max_depth=self.limits.depth,
-            max_nodes=self.limits.listed,
+            budget=ListingBudget(self.limits, self.address(prefix)),
             recursive=recursive,
         )
         async with contextlib.aclosing(listing.list_entries(resolved[1], prefix)) as entries:

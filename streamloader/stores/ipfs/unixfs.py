@@ -24,6 +24,7 @@ __all__ = [
     "UnixFsLink",
     "UnixFsNode",
     "check_name",
+    "check_shard_levels",
     "decode_node",
     "murmur3",
     "read_fields",
@@ -34,6 +35,7 @@ __all__ = [
 MURMUR3: Final = 0x22  # murmur3-x64-64, the only hash function that sharded directories use
 _MIN_FANOUT, _MAX_FANOUT = 8, 1024  # all known programs use 256
 _HASH_BITS: Final = 64
+_MAX_FILE_BYTES: Final = (1 << 63) - 1
 _MASK: Final = (1 << 64) - 1
 
 
@@ -151,6 +153,8 @@ def _make_node(links: tuple[UnixFsLink, ...], message: _UnixFsMessage) -> UnixFs
         if len(message.sizes) != len(links):
             raise ProtocolError(f"it has {len(links)} links and {len(message.sizes)} sizes for them")
         size = len(data) + sum(message.sizes)
+        if size > _MAX_FILE_BYTES:
+            raise ProtocolError(f"its parts have {size} bytes, more than a file can have")
         if message.size is not None and message.size != size:
             raise ProtocolError(f"its size is given as {message.size} bytes, but its parts have {size}")
         return UnixFsNode(kind, data, links, tuple(message.sizes), size, modified=message.modified)
@@ -198,6 +202,20 @@ def _parse_slot(name: str, width: int, fanout: int) -> int:
     return int(text, 16)
 
 
+def check_shard_levels(levels: int, fanout: int) -> None:
+    """Check the number of nested shards.
+
+    Args:
+        levels: Number of shards from the root of a directory to one of its shards, including both.
+        fanout: Fanout of the shards.
+
+    Raises:
+        ProtocolError: If the hash of a name has too few bits for that many levels.
+    """
+    if levels * (fanout.bit_length() - 1) > _HASH_BITS:
+        raise ProtocolError("the shards of a directory are nested deeper than the hash of a name allows")
+
+
 def shard_path(name: str, levels: int, fanout: int) -> str:
     """Return the slots on the way to an entry, as hexadecimal digits.
 
@@ -209,9 +227,8 @@ def shard_path(name: str, levels: int, fanout: int) -> str:
     Raises:
         ProtocolError: If the hash of a name has too few bits for that many levels.
     """
+    check_shard_levels(levels, fanout)
     bits, width = fanout.bit_length() - 1, shard_width(fanout)
-    if levels * bits > _HASH_BITS:
-        raise ProtocolError("the shards of a directory are nested deeper than the hash of a name allows")
     hashed = murmur3(name.encode())
     return "".join(f"{hashed >> _HASH_BITS - (n + 1) * bits & (fanout - 1):0{width}X}" for n in range(levels))
 

@@ -229,6 +229,7 @@ async def _extend_chain(
             known_hosts=None if login.trust_any else hosts.match,
             client_factory=lambda: client,
             encryption_algs=() if options.config.get("Ciphers") else _PREFERRED_CIPHERS,
+            compression_algs=() if options.config.get("Compression") else None,  # asyncssh inflates without a limit
             connect_timeout=None,
             login_timeout=timeouts.connect,
             keepalive_interval=max(1.0, min(timeouts.response, timeouts.window) / _MAX_UNANSWERED_KEEPALIVES),
@@ -351,7 +352,7 @@ def _translate_error(
 ) -> StoreError | ConfigError:
     """Return the error of this package that corresponds to an error of asyncssh."""
     if isinstance(error, asyncssh.HostKeyNotVerifiable) or (
-        isinstance(error, asyncssh.KeyExchangeFailed) and hosts.has_keys
+        isinstance(error, asyncssh.KeyExchangeFailed) and hosts.has_keys and "compression" not in str(error)
     ):
         return _untrusted_host_error(error, options, client, hosts, address)
     if isinstance(error, asyncssh.PermissionDenied) or (

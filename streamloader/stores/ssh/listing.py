@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from streamloader.config import Limits
-from streamloader.errors import LimitExceeded
+from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.ssh import packets as sftp
 from streamloader.stores.ssh.packets import Attrs
 from streamloader.stores.ssh.read import make_object_info, translate_errors
@@ -24,6 +24,7 @@ __all__ = ["DirectoryListing"]
 _MAX_OPEN_DIRECTORIES: Final = 8
 _READDIR_QUEUE_DEPTH: Final = 4  # requests in flight for one directory
 _MAX_QUEUED_PAGES: Final = 64
+_PAGE_ENTRIES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,17 @@ class DirectoryListing:
         self._limits = limits
         self._pages: asyncio.Queue[list[ObjectInfo]] = asyncio.Queue(_MAX_QUEUED_PAGES)
         self._waiting: deque[_PendingDirectory] = deque()
+        self._budget = ListingBudget(limits, "")
 
     async def list_entries(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         """Yield files, and directories as paths that end in "/" unless `recursive`.
 
         Raises:
             StoreError: If a directory cannot be read.
-            LimitExceeded: If the tree is too deep.
+            LimitExceeded: If the tree is too deep or has too many entries, or if links lead to the same directories
+                again and again.
         """
+        self._budget = ListingBudget(self._limits, self._address(prefix))
         self._waiting.append(_PendingDirectory(prefix, ""))
         tasks: set[asyncio.Task[None]] = set()
         pages: asyncio.Task[list[ObjectInfo]] | None = None
@@ -102,11 +106,7 @@ class DirectoryListing:
     async def _scan(self, directory: _PendingDirectory, *, recursive: bool) -> None:
         """Put the entries of a directory into the queues of pages and directories."""
         address = self._address(directory.path)
-        if len(directory.ancestors) >= self._limits.depth:
-            raise LimitExceeded(
-                f"{address} is nested more than {self._limits.depth} directories deep: raise Limits(depth=...)",
-                address=address,
-            )
+        self._budget.check_depth(len(directory.ancestors) + 1, address)
         async with self._channel() as channel:
             with translate_errors(address):
                 remote = self._remote(directory.path)
@@ -116,6 +116,7 @@ class DirectoryListing:
                     if real_path in directory.ancestors:
                         await _close_when_open(channel, opening)
                         return
+                    self._budget.enter_directory(real_path)
                     handle = sftp.parse_handle(await opening.wait_for_reply())
                 except SftpError as error:
                     if error.code == sftp.NO_SUCH_FILE or await self._is_not_directory(channel, remote):
@@ -140,12 +141,17 @@ class DirectoryListing:
                 if error.code == sftp.EOF:
                     return
                 raise
-            await self._sort_names(channel, directory, real_path, names, recursive=recursive)
+            self._budget.count_entry("")  # an empty reply is progress for the server only
+            for start in range(0, len(names), _PAGE_ENTRIES):  # a hostile server sends hundreds of thousands at once
+                page = names[start : start + _PAGE_ENTRIES]
+                await self._sort_names(channel, directory, real_path, page, recursive=recursive)
 
     async def _sort_names(
         self, channel: SftpChannel, directory: _PendingDirectory, real_path: str, names: sftp.Names, *, recursive: bool
     ) -> None:
         """Sort the names of a directory into files and directories."""
+        for name, _ in names:
+            self._budget.count_entry(_join(directory.path, name))
         valid = [(name, attrs) for name, attrs in names if name not in (".", "..") and "/" not in name]
         stats = {  # of links, and of files whose type the server did not report
             name: channel.stat(self._remote(_join(directory.path, name)))
@@ -165,6 +171,7 @@ class DirectoryListing:
                 if recursive:
                     is_link = name in stats
                     child_real_path = "" if is_link else posixpath.join(real_path, name)
+                    self._budget.hold_directory(path + child_real_path, len(directory.ancestors))
                     self._waiting.append(_PendingDirectory(path, child_real_path, (*directory.ancestors, real_path)))
                 else:
                     page.append(ObjectInfo(f"{path}/"))

@@ -55,9 +55,9 @@ class CachingStore(StoreWrapper):
     Args:
         inner: Store to wrap. Its address and its identity are part of the blocks' names.
         cache_dir: Directory of the cache. It is created on first use, accessible to this user only.
-        cache_bytes: Maximum size of the cache in bytes. Defaults to None: as much as the disk holds. Beyond the limit,
-            the least recently used blocks are deleted. Each process that writes at the same time may exceed the limit
-            by at most 2 %.
+        cache_bytes: Maximum size of the cache in bytes. Defaults to None: as much as the disk holds, except for 1 GiB
+            or 1 % of it, whichever is less. Beyond the limit, the least recently used blocks are deleted. Each process
+            that writes at the same time may exceed the limit by at most 2 %.
 
     Raises:
         ConfigError: If `cache_bytes` is less than ten blocks.
@@ -106,7 +106,8 @@ class CachingStore(StoreWrapper):
         """Delete the cached blocks of one version of an object, whose content has proved wrong."""
         info = self._infos.pop((path, version), None)
         if info is not None and info.size is not None:
-            for number in range(-(-info.size // BLOCK_BYTES)):
+            # A larger object was never read, whatever size its server declares.
+            for number in range(-(-min(info.size, self.limits.stream_bytes) // BLOCK_BYTES)):
                 name = self._block_name(path, version, number)
                 with contextlib.suppress(OSError):  # then a later read finds it wrong again
                     await self._run_in_thread(self._blocks.delete, name)

@@ -18,11 +18,13 @@ Digests do not protect from someone who can write to the directory, so it is use
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
 import re
 import secrets
+import shutil
 import struct
 import time
 from collections.abc import Iterator
@@ -46,6 +48,10 @@ _MAX_UNFINISHED_AGE_S: Final = 600.0  # older files belong to killed writers
 _MIN_TOUCH_INTERVAL_S: Final = 60.0
 _EVICTION_TARGET: Final = 0.9  # fraction of the limit that eviction keeps
 _SCAN_INTERVAL: Final = 0.02  # fraction of the limit that is written between two scans of the directory
+# Without a limit, this much of the disk stays free for others.
+_MAX_RESERVE_BYTES: Final = 1 << 30
+_RESERVE: Final = 0.01  # fraction of the disk
+_FREE_CHECK_BYTES: Final = 64 << 20  # written between two looks at the free space
 _log: Final = logging.getLogger("streamloader")
 
 
@@ -70,8 +76,9 @@ class BlockFiles:
 
     Args:
         folder: Directory of the blocks.
-        limit: Maximum size of all blocks in bytes. None for as much as the disk holds. Each process that writes may
-            exceed the limit by at most 2 % (and a block); then the least recently used blocks are deleted.
+        limit: Maximum size of all blocks in bytes. None for as much as the disk holds, except for 1 GiB or 1 % of it,
+            whichever is less. Each process that writes may exceed the limit by at most 2 % (and a block); then the
+            least recently used blocks are deleted.
     """
 
     def __init__(self, folder: str, limit: int | None) -> None:
@@ -113,9 +120,12 @@ class BlockFiles:
     def write(self, name: str, data: bytes, object_size: int) -> None:
         """Store a block of an object of `object_size` bytes."""
         parts = [_make_header(name, data, object_size), data]
-        if self.limit is not None:
-            self._bytes_until_scan -= sum(map(len, parts))
-            if self._bytes_until_scan < 0:
+        self._bytes_until_scan -= sum(map(len, parts))
+        if self._bytes_until_scan < 0:
+            if self.limit is None:
+                _require_free_space(self.folder)
+                self._bytes_until_scan = _FREE_CHECK_BYTES
+            else:
                 self._bytes_until_scan = max(0, self.evict() + self._bytes_until_scan)
         unfinished = f"{_UNFINISHED_PREFIX}{secrets.token_hex(8)}"
         with self._open_subfolder(name, create=True) as subfolder:
@@ -180,6 +190,17 @@ class BlockFiles:
             folder.open_folder(name[:_SUBFOLDER_LETTERS], create=create) as subfolder,
         ):
             yield subfolder
+
+
+def _require_free_space(folder: str) -> None:
+    """Raise an OSError if too little of the disk is free. The folder need not exist yet."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    usage = shutil.disk_usage(folder)
+    if usage.free < min(_MAX_RESERVE_BYTES, int(usage.total * _RESERVE)):
+        raise OSError(
+            errno.ENOSPC, f"only {usage.free} bytes of its disk are free: give the cache a size, cache_bytes="
+        )
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -43,10 +43,11 @@ from streamloader.testing.stores.life import LifeSuite
 from streamloader.testing.stores.lists import ListSuite
 from streamloader.testing.stores.reads import ReadSuite
 from streamloader.testing.stores.redirects import RedirectSuite
+from streamloader.testing.stores.totals import TotalsSuite
 from streamloader.testing.stores.writes import WriteSuite
 
 __all__ = ["StoreSuite"]
 
 
-class StoreSuite(ReadSuite, ListSuite, WriteSuite, RedirectSuite, LifeSuite):
+class StoreSuite(ReadSuite, ListSuite, WriteSuite, RedirectSuite, LifeSuite, TotalsSuite):
     """All tests of stores. Inherit from it in a class whose name pytest collects."""

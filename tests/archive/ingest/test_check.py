@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
 import shutil
 import time
@@ -11,7 +13,9 @@ from archive.ingest.archives import CHUNK, archive, assert_whole, clip, rows
 
 from streamloader.archive.catalog.base import IngestJob
 from streamloader.archive.ingest import add_videos, check_archive
+from streamloader.archive.ingest.inventory import _compute_digest
 from streamloader.media.chunks.settings import CutSettings
+from streamloader.stores.memory import MemoryStore
 
 SETTINGS = CutSettings(chunk_frames=CHUNK)
 
@@ -141,3 +145,13 @@ def test_a_place_that_cannot_be_looked_at_is_one_problem_and_no_reason_to_delete
     assert not report.ok
     catalog.call(catalog.resource.set_places([first, second]))
     assert check_archive(catalog, deep=True).problems == ()
+
+
+def test_no_more_of_a_chunk_is_hashed_than_its_row_declares():
+    async def hash_with(size):
+        async with MemoryStore("memory://hashed") as store:
+            await store.write("a", bytes(6 << 20))
+            return await _compute_digest(store, "a", size)
+
+    assert asyncio.run(hash_with(6 << 20)) == f"sha256:{hashlib.sha256(bytes(6 << 20)).hexdigest()}"
+    assert asyncio.run(hash_with((6 << 20) - 1)) is None

@@ -659,3 +659,26 @@ def test_processes_share_it(tmp_path):
             program.kill()
             assert program.communicate()[0] == ""
     assert total(tmp_path) <= 10 * BLOCK_BYTES * 1.06 + 10 * BLOCK_BYTES
+
+
+def test_without_a_size_a_part_of_the_disk_stays_free(tmp_path, caplog, monkeypatch):
+    store = make(tmp_path / "cache")
+    play(lambda: store.read("small"))
+    assert len(kept(tmp_path)) == 1
+    monkeypatch.setattr(blocks_module, "_RESERVE", 1.0)
+    monkeypatch.setattr(blocks_module, "_MAX_RESERVE_BYTES", 1 << 62)
+    monkeypatch.setattr(blocks_module, "_FREE_CHECK_BYTES", BLOCK_BYTES)
+    full = make(tmp_path / "full")
+    assert play(lambda: full.read("big")) == BIG
+    assert kept(tmp_path / "full") == []
+    assert "give the cache a size" in caplog.text
+    limited = make(tmp_path / "limited", 100 * BLOCK_BYTES)
+    play(lambda: limited.read("small"))
+    assert len(kept(tmp_path / "limited")) == 1
+
+
+def test_forgetting_an_object_of_any_declared_size_ends(tmp_path):
+    store = make(tmp_path / "cache")
+    store.limits = sl.Limits(stream_bytes=100 * BLOCK_BYTES)
+    store._infos["small", "v1"] = sl.ObjectInfo("small", 1 << 62, "v1")
+    play(lambda: store.forget("small", "v1"))

@@ -256,6 +256,7 @@ def _translate_error(error: sqlite3.Error, code: int, path: str) -> CatalogError
         sqlite3.SQLITE_NOTADB: "it is damaged: restore it from a copy",
         sqlite3.SQLITE_CANTOPEN: "the file, or the files that SQLite keeps beside it, cannot be opened",
         sqlite3.SQLITE_IOERR: "its file system fails",
+        sqlite3.SQLITE_TOOBIG: "one of its values is too large to be part of a catalog",
     }.get(code, "SQLite fails")
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return CatalogError(f"the catalog {path}: {description} ({name}: {error})", address=path)

@@ -28,6 +28,8 @@ _HEADER_BYTES: Final = 100
 _PAGE_BYTES: Final = 8192  # holds a few frame indexes, or a hundred chunks
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"
 _SIDE_FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal")  # of the files that SQLite keeps beside a database
+_MAX_VALUE_BYTES: Final = 64 << 20  # of a value or row: a view or a generated column can make any number of bytes
+_TABLES: Final = ("archive", "places", "jobs", "videos", "codings", "chunks", "indexes")
 
 # `key` stands for the content of a video or job inside the file. A job allocates the key, and its video takes it over.
 # Chunks are stored in the order of their lookups. The id of an index is key * 2^24 + number of its chunk.
@@ -251,6 +253,7 @@ def open_file(path: str) -> CatalogFile:
     writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK | os.X_OK)
     file = _open_writable(path) if writable else _open_read_only(path)
     try:
+        _check_tables(file)
         _migrate(file)
     except BaseException:
         file.db.close()
@@ -300,6 +303,7 @@ def _connect(path: str, uri_options: str) -> sqlite3.Connection:
         "cell_size_check = ON",
     ):
         db.execute(f"PRAGMA {setting}")
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
     return db
 
 
@@ -347,6 +351,21 @@ def _check_side_files(path: str) -> None:
             "where only its owner can put files",
             address=path,
         )
+
+
+def _check_tables(file: CatalogFile) -> None:
+    """Check that tables hold stored rows. Views and generated columns compute rows without end from a few bytes."""
+    for name in _TABLES:
+        row = file.db.execute("SELECT type, sql FROM sqlite_schema WHERE name = ?", (name,)).fetchone()
+        kind, sql = row or ("table", "")
+        columns = file.db.execute("SELECT hidden FROM pragma_table_xinfo(?)", (name,)).fetchall()
+        triggers = file.db.execute(
+            "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?", (name,)
+        ).fetchone()
+        if kind != "table" or "VIRTUAL" in str(sql).upper() or any(hidden for (hidden,) in columns) or triggers[0]:
+            raise CatalogError(
+                f"{file.path} is not the catalog of an archive: its {name} is not a plain table", address=file.path
+            )
 
 
 def _migrate(file: CatalogFile) -> None:
