@@ -19,6 +19,7 @@ import numpy as np
 from typing_extensions import override
 
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamloaderError
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection
 from streamloader.redaction import redact
 from streamloader.stores.addresses import Addresses, as_addresses, expand_addresses, make_unique_keys
@@ -85,6 +86,8 @@ class VideoStreams(StreamDataset):
             alike, because n depends on the loader. Cannot be combined with ``yuv420p``. Defaults to None.
         damaged: ``"raise"`` raises an error for truncated or damaged files; ``"keep"`` uses their decodable frames.
             Defaults to ``"raise"``.
+        max_pixels: Maximum number of pixels of a frame, before `size` is applied. Files with larger frames are refused
+            before memory is allocated for them. Defaults to 2^26, which is 8192 x 8192.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
 
     Indexes are cached for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. To index a
@@ -95,6 +98,7 @@ class VideoStreams(StreamDataset):
         ConfigError: If the arguments contradict each other, or `transform` is not suitable.
         StreamNotFound: If a path does not exist, or a directory or pattern contains no video (from :meth:`index`).
         UnreadableStream: If a file contains no video that can be decoded.
+        MediaLimitExceeded: If a file exceeds `max_pixels` or another limit.
         CorruptStream: If a file is truncated or damaged, or changed since it was indexed. ``offset`` is the frame.
         StoreError: If a store fails to deliver bytes; ObjectChanged if a video in a store was replaced.
         FrameSizeError: If videos differ in size and `size` is not given.
@@ -112,6 +116,7 @@ class VideoStreams(StreamDataset):
         transform: Transform | None = None,
         *,
         damaged: Literal["raise", "keep"] = "raise",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(paths)
@@ -120,6 +125,7 @@ class VideoStreams(StreamDataset):
             raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
         self._size = None if size is None else validate_size(size)
         self._damaged: str = damaged
+        self._max_pixels = validate_max_pixels(max_pixels)
         self._storage_options = None if storage_options is None else dict(storage_options)
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self._transform = transform
@@ -188,15 +194,16 @@ class VideoStreams(StreamDataset):
         return _build_table(keys, names, files, summaries)
 
     def _summarize(self, file: SourceFile) -> _VideoSummary:
+        from streamloader.media.video.files import file_version
         from streamloader.media.video.index_cache import load_index
-        from streamloader.media.video.source import file_version
 
         if file.info is None:
             version = file_version(file.address)
-            index = load_index(file.address, damaged=self._damaged, version=version)
+            index = load_index(file.address, damaged=self._damaged, version=version, max_pixels=self._max_pixels)
         else:
             version = 0, 0
-            index = load_index(self._remote_video(file.address, file.info), damaged=self._damaged)
+            video = self._remote_video(file.address, file.info)
+            index = load_index(video, damaged=self._damaged, max_pixels=self._max_pixels)
         return _VideoSummary(version, len(index), self._selection.count_video_steps(index), index.upright_size)
 
     def _remote_video(self, address: str, info: ObjectInfo) -> Video:
@@ -217,7 +224,7 @@ class VideoStreams(StreamDataset):
                     address=str(video),
                 )
             owned_file, file = file, None
-            reader = FrameReader(video, index, info.key, owned_file=owned_file)
+            reader = FrameReader(video, index, info.key, owned_file=owned_file, max_pixels=self._max_pixels)
         except StreamloaderError as error:
             error.stream = info.key
             raise
@@ -234,8 +241,8 @@ class VideoStreams(StreamDataset):
 
     def _load_indexed(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
+        from streamloader.media.video.files import file_version
         from streamloader.media.video.index_cache import load_index
-        from streamloader.media.video.source import file_version
 
         extra = info.extra
         if "path" in extra:
@@ -243,7 +250,7 @@ class VideoStreams(StreamDataset):
             version = file_version(path)
             if version != (extra["bytes"], extra["modified"]):
                 raise _changed_error(path, version[0], extra["bytes"])
-            return path, load_index(path, damaged=self._damaged, version=version)
+            return path, load_index(path, damaged=self._damaged, version=version, max_pixels=self._max_pixels)
         address = self._secret_addresses.get(info.key, extra["address"])
         path = split_address(address)[1]
         indexed = ObjectInfo(path, extra["size"], extra["version"], extra["modified"])
@@ -253,7 +260,7 @@ class VideoStreams(StreamDataset):
             if (current.size, current.modified) != (indexed.size, indexed.modified):
                 raise _changed_error(extra["address"], current.size, indexed.size)
         video = self._remote_video(address, indexed)
-        return video, load_index(video, damaged=self._damaged)
+        return video, load_index(video, damaged=self._damaged, max_pixels=self._max_pixels)
 
 
 class _PreparedVideo(PreparedStream):

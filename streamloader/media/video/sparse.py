@@ -14,6 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from streamloader.errors import CorruptStream, UnreadableStream
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.packets import (
     PAYLOAD_DEPENDENT_CODECS,
     PacketTable,
@@ -36,8 +37,13 @@ _MAX_GAP_BYTES: Final = 16 << 10  # spans with a smaller gap between them are fe
 _MAX_FETCHED_SHARE: Final = 1 / 4  # of the file; beyond that, reading the whole file is preferred
 
 
-def read_sparse(video: Video, file: VideoFile) -> PacketTable | None:
+def read_sparse(video: Video, file: VideoFile, max_pixels: int = DEFAULT_MAX_PIXELS) -> PacketTable | None:
     """Return the packet table of a video if ``moov`` and a few spans of bytes suffice for it, otherwise None.
+
+    Args:
+        video: Video in a store.
+        file: Open bytes of the video.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
         StoreError: If the store fails to deliver bytes.
@@ -47,7 +53,7 @@ def read_sparse(video: Video, file: VideoFile) -> PacketTable | None:
         return None
     table = PacketTable()
     try:
-        container, stream = open_video(video, file)
+        container, stream = open_video(video, file, max_pixels=max_pixels)
         with contextlib.closing(container):
             codec = codec_name(stream)
             if codec in PAYLOAD_DEPENDENT_CODECS or "mov" not in container.format.name.split(","):

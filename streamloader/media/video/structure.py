@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
+from streamloader.media.video.files import open_regular_file
 from streamloader.media.video.remote import ByteSpans, VideoFile
 
 __all__ = ["declared_size", "payload_spans"]
@@ -40,7 +41,7 @@ def declared_size(file: str | VideoFile) -> int | None:
     """
     if isinstance(file, VideoFile):
         return _declared_size(file.remote.read_at, file.remote.size, _MAX_REMOTE_BOXES)
-    with open(file, "rb") as local:
+    with open(open_regular_file(file), "rb") as local:
         return _declared_size(_make_reader(local), local.seek(0, 2), None)
 
 

@@ -1,0 +1,211 @@
+"""The opener of media files: the only place of the package where FFmpeg gets a file to read.
+
+Media files are untrusted, so FFmpeg is restricted before it sees their first byte:
+
+- It gets an open descriptor or a Python object, never a file name, so it cannot derive other names from it.
+- It may use no protocol, so nothing that a file refers to (other files, addresses, ``data:``) is opened.
+- It may use the demuxers of video containers only. Playlists, scripts, picture sequences, subtitles, virtual devices
+  and single pictures are none.
+- The numbers of streams, the sizes of their headers, and the size of frames are limited.
+
+:func:`check_declarations` checks what a file declares before any decoder is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import av
+import av.error
+
+from streamloader.errors import MediaLimitExceeded, UnreadableStream
+from streamloader.media.video.files import open_regular_file
+from streamloader.media.video.limits import PixelLimit
+from streamloader.media.video.remote import VideoFile
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+__all__ = ["ALLOWED_CONTAINERS", "check_declarations", "identify_format", "open_container"]
+
+# FFmpeg's demuxers of video containers and of bare video streams. None of them opens other files by itself.
+ALLOWED_CONTAINERS: Final = tuple(
+    "apng asf av1 avi avs2 avs3 cavsvideo cine dhav dirac dnxhd dv evc flic flv gif gxf h261 h263 h264 hevc "  # noqa: SIM905
+    "ivf kux live_flv lxf m4v matroska mjpeg mjpeg_2000 mov mp4 mpeg mpegts mpegvideo mpjpeg mxf nsv nut nuv obu "
+    "ogg pva rm ser smjpeg vc1 vc1test vvc webm wtv yuv4mpegpipe".split()
+)
+_MAX_STREAMS: Final = 256  # of all kinds: subtitles and fonts are streams too
+_MAX_VIDEO_STREAMS: Final = 16  # FFmpeg decodes the first frames of each
+_MAX_HEADER_BYTES: Final = 16 << 20  # of the codec parameters of one video stream
+_MAX_METADATA_CHARACTERS: Final = 16 << 20
+_DEFAULT_BUFFER_BYTES: Final = 256 << 10
+_NO_CODEC: Final = "none"  # no codec has this name
+# Formats that are not allowed, by their first bytes, for error messages.
+_SIGNATURES: Final = (
+    (b"\x89PNG\r\n", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"II*\0", "a TIFF picture"),
+    (b"MM\0*", "a TIFF picture"),
+    (b"BM", "a BMP picture"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (b"#EXTM3U", "an HLS playlist"),
+    (b"ffconcat version", "a concatenation script"),
+    (b"# VobSub index file", "a VobSub index"),
+    (b";FFMETADATA", "an FFmpeg metadata file"),
+    (b"<?xml", "an XML document"),
+    (b"<MPD", "a DASH manifest"),
+    (b"v=0", "a session description"),
+)
+_SIGNATURE_BYTES: Final = 512
+
+
+def open_container(
+    source: str | VideoFile,
+    limit: PixelLimit,
+    *,
+    options: Mapping[str, str] | None = None,
+    buffer_bytes: int = _DEFAULT_BUFFER_BYTES,
+    can_decode: bool = True,
+) -> InputContainer:
+    """Open a media file under the restrictions of this module.
+
+    Args:
+        source: Path of a local file, or the open bytes of a video in a store.
+        limit: Limit on the size of frames. `limit.name` is the name of the file for error messages.
+        options: Further options of the demuxer. Defaults to none.
+        buffer_bytes: Size of FFmpeg's reads of a video in a store. Defaults to 256 KiB.
+        can_decode: Whether FFmpeg may decode the first frames of each stream to complete what the file declares.
+
+    Raises:
+        UnreadableStream: If the path is not a regular file.
+        MediaLimitExceeded: If the file exceeds a limit.
+        FFmpegError: If FFmpeg cannot open the file. OSError and ValueError are possible too.
+        ReadInterrupted: If the read of a video in a store was interrupted.
+    """
+    demuxer_options = {
+        "format_whitelist": ",".join(ALLOWED_CONTAINERS),
+        "max_streams": str(_MAX_STREAMS),
+        **(options or {}),
+    }
+    if not can_decode:  # nor does it have to read much
+        demuxer_options |= {"codec_whitelist": _NO_CODEC, "analyzeduration": "1", "fpsprobesize": "0"}
+    container = _open_restricted(source, demuxer_options, limit, buffer_bytes)
+    try:
+        _check_container(container, limit)
+    except BaseException:
+        container.close()
+        raise
+    return container
+
+
+def _open_restricted(
+    source: str | VideoFile, demuxer_options: dict[str, str], limit: PixelLimit, buffer_bytes: int
+) -> InputContainer:
+    try:
+        if isinstance(source, str):
+            fd = open_regular_file(source)
+            try:
+                return av.open(
+                    "fd:",
+                    container_options=demuxer_options | {"fd": str(fd), "protocol_whitelist": "fd"},
+                    options=limit.decoder_option,
+                    metadata_errors="replace",
+                )
+            finally:
+                os.close(fd)  # FFmpeg has a duplicate
+        source.restart()
+        return av.open(
+            source,
+            "r",
+            container_options=demuxer_options | {"protocol_whitelist": "none"},  # no protocol has this name
+            options=limit.decoder_option,
+            metadata_errors="replace",
+            buffer_size=buffer_bytes,
+        )
+    except (av.error.FFmpegError, MemoryError) as error:
+        if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+            raise _limit_error(
+                limit,
+                f"has more than {_MAX_STREAMS} streams, or needs more memory than there is, to be opened",
+                limit_name="streams",
+                allowed=_MAX_STREAMS,
+            ) from error
+        raise
+
+
+def check_declarations(
+    source: str | VideoFile, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+) -> None:
+    """Check what a media file declares, with all decoders disabled: its format, its streams, and their frame sizes.
+
+    The arguments and errors are those of :func:`open_container`.
+    """
+    with contextlib.closing(open_container(source, limit, buffer_bytes=buffer_bytes, can_decode=False)):
+        pass
+
+
+def _check_container(container: InputContainer, limit: PixelLimit) -> None:
+    if set(container.format.name.split(",")).isdisjoint(ALLOWED_CONTAINERS):
+        raise UnreadableStream(
+            f"{limit.name} has the format {container.format.name}, which is not accepted",
+            stream=limit.name,
+            address=limit.name,
+        )
+    video = container.streams.video
+    if len(video) > _MAX_VIDEO_STREAMS:
+        raise _limit_error(
+            limit, f"has {len(video)} video streams", limit_name="video streams", found=len(video),
+            allowed=_MAX_VIDEO_STREAMS,
+        )  # fmt: skip
+    for stream in video:
+        context = stream.codec_context
+        if context is None:
+            continue
+        limit.check(context.width, context.height)
+        if context.extradata_size > _MAX_HEADER_BYTES:
+            raise _limit_error(
+                limit, f"has {context.extradata_size} bytes of codec parameters", limit_name="bytes of parameters",
+                found=context.extradata_size, allowed=_MAX_HEADER_BYTES,
+            )  # fmt: skip
+    entries = [container.metadata, *(stream.metadata for stream in container.streams)]
+    characters = sum(len(name) + len(value) for entry in entries for name, value in entry.items())
+    if characters > _MAX_METADATA_CHARACTERS:
+        raise _limit_error(
+            limit, f"has {characters} characters of metadata", limit_name="characters of metadata", found=characters,
+            allowed=_MAX_METADATA_CHARACTERS,
+        )  # fmt: skip
+
+
+def _limit_error(
+    limit: PixelLimit, problem: str, *, limit_name: str, allowed: int, found: int | None = None
+) -> MediaLimitExceeded:
+    return MediaLimitExceeded(
+        f"{limit.name} {problem}, but at most {allowed} {limit_name} are allowed. If you trust the file, copy the "
+        "stream that you need into a new file, for example with `ffmpeg -i FILE -map 0:v:0 -c copy NEW.mkv`",
+        stream=limit.name,
+        address=limit.name,
+        limit=limit_name,
+        found=found,
+        allowed=allowed,
+    )
+
+
+def identify_format(source: str | VideoFile) -> str | None:
+    """Return a description of a format that is not accepted, for error messages, or None if it is unknown."""
+    if isinstance(source, str):
+        fd = open_regular_file(source)
+        try:
+            start = os.pread(fd, _SIGNATURE_BYTES, 0)
+        finally:
+            os.close(fd)
+    else:
+        start = source.remote.read_at(0, _SIGNATURE_BYTES)
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "a WebP picture"
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return next((name for signature, name in _SIGNATURES if start.startswith(signature)), None)
