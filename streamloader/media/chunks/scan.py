@@ -16,6 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import ClosedError, CorruptStream
 from streamloader.media.chunks.frame_hash import HASH_BYTES, frame_hash, rgb_hash
+from streamloader.media.progress import PROGRESS
 from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
@@ -120,6 +121,7 @@ def raise_if_cancelled(is_cancelled: Callable[[], bool], path: str) -> None:
     Raises:
         ClosedError: If the work was cancelled.
     """
+    PROGRESS.packets += 1
     if is_cancelled():
         raise ClosedError(f"cutting {path} was cancelled", stream=path, address=path)
 

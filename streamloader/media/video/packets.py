@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from streamloader.media.progress import PROGRESS
 from streamloader.media.video.source import translate_errors
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def read_packets(
             if packet.size == 0 and packet.pts is None and packet.dts is None:
                 continue  # the flush packet at the end
             table.count += 1
+            PROGRESS.packets += 1
             if packet.pos is not None and packet.pos >= 0:
                 table.end_offset = max(table.end_offset, packet.pos + packet.size)
             if packet.is_corrupt or packet.is_discard or packet.pts is None:

@@ -12,6 +12,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 
 from streamloader.errors import CorruptStream, MediaLimitExceeded, StoreError
+from streamloader.media.progress import PROGRESS
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
 from streamloader.media.video.source import decode_error, open_video, translate_errors
@@ -69,6 +70,7 @@ def decode_frames(
             packet.stream = stream
         if packet is None:
             return
+        PROGRESS.packets += 1
         if skipping:
             if not packet.is_keyframe:
                 continue

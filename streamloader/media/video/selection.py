@@ -87,7 +87,9 @@ class Selection:
         return positions, ticks * index.time_base.numerator / index.time_base.denominator
 
     def _count_positions(self, index: VideoIndex) -> int:
-        return len(index) if self.fps is None else len(frames_at_rate(index, self.fps))
+        if self.fps is None:
+            return len(index)
+        return steps_at_rate(index.end - int(index.pts[0]), index.time_base, self.fps)
 
 
 def frames_at_rate(index: VideoIndex, fps: Fraction) -> Array:
