@@ -202,7 +202,8 @@ class _ParserProcess:
         self._logged = 0
         self._last_progress_at = 0.0
         self._sock, child_end = socket.socketpair()
-        with child_end, block_interrupts():  # until the child ignores interrupts itself
+        with contextlib.ExitStack() as on_error, child_end, block_interrupts():  # until the child ignores them itself
+            on_error.callback(self._sock.close)
             arguments = [
                 str(value) for value in (child_end.fileno(), os.getpid(), memory_bytes or 0, _log.getEffectiveLevel())
             ]
@@ -213,6 +214,7 @@ class _ParserProcess:
                 pass_fds=(child_end.fileno(),),
                 env=child_environment(),
             )
+            on_error.pop_all()
         self._reader = threading.Thread(target=self._read_replies, name="streamloader-parser", daemon=True)
         self._reader.start()
         self._send(0, json.dumps([os.path.abspath(path) for path in sys.path]).encode())
