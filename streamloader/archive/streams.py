@@ -164,6 +164,7 @@ class ArchiveStreams(StreamDataset):
                 for row in reader.find(self._where, start, min(start + _VIDEOS_PER_PAGE, videos)):
                     names.append(row.name)
                     lengths.append(self._selection.count_steps(self._count_positions(row)))
+                    self._selection.check_steps(lengths[-1], row.frames, row.name)
                     numbers.append(row.number)
                     contents.append(row.content)
                     sizes.setdefault((row.height, row.width), row.name)

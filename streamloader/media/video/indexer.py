@@ -104,16 +104,28 @@ def _header_spans(size: int) -> ByteSpans:
 
 def _index_checked(source: _Source, damaged: str) -> VideoIndex:
     try:
-        return _index_intact(source)
+        with _refuse_impossible_times(source.video):
+            return _index_intact(source)
     except (CorruptStream, MediaLimitExceeded) as error:
         is_too_large = isinstance(error, MediaLimitExceeded) and error.details.get("found") is not None
         if damaged != "keep" or is_too_large:
             raise
-        index = _index_by_decoding(source, None, tolerant=True)
+        with _refuse_impossible_times(source.video):
+            index = _index_by_decoding(source, None, tolerant=True)
         _log.warning(
             "%s is damaged; using the %d frames that can be decoded: %s", source.video, len(index), error.message
         )
         return replace(index, damaged=True, seekable=False, note=error.message)
+
+
+@contextlib.contextmanager
+def _refuse_impossible_times(video: Video) -> Iterator[None]:
+    try:
+        yield
+    except ArithmeticError as error:  # sums of timestamps and durations that exceed 64 bits, a time base of 0, ...
+        raise CorruptStream(
+            f"{video} is damaged: its timestamps are impossible ({error})", stream=str(video), address=str(video)
+        ) from error
 
 
 def _index_intact(source: _Source) -> VideoIndex:

@@ -48,7 +48,7 @@ def summarize_video(
     """
     from streamloader.media.video.index_cache import load_index
 
-    return _summarize(load_index(video, damaged=damaged, version=version, max_pixels=max_pixels), selection)
+    return _summarize(video, load_index(video, damaged=damaged, version=version, max_pixels=max_pixels), selection)
 
 
 def summarize_in_child(
@@ -75,14 +75,16 @@ def summarize_in_child(
 
     index = find_index(video, damaged=damaged, version=version, max_pixels=max_pixels)
     if index is not None:
-        return _summarize(index, selection)
+        return _summarize(video, index, selection)
     arguments = video, version, damaged, max_pixels, selection
     answer = parsers.call(str(video), _summarize_for_parent, *arguments, shared_by=shared_by)
-    return _check_answer(answer, PixelLimit(max_pixels, str(video)))
+    return _check_answer(answer, PixelLimit(max_pixels, str(video)), selection)
 
 
-def _summarize(index: VideoIndex, selection: Selection) -> VideoSummary:
-    return VideoSummary(len(index), selection.count_video_steps(index), index.upright_size)
+def _summarize(video: Video, index: VideoIndex, selection: Selection) -> VideoSummary:
+    steps = selection.count_video_steps(index)
+    selection.check_steps(steps, len(index), str(video))
+    return VideoSummary(len(index), steps, index.upright_size)
 
 
 def _summarize_for_parent(*arguments: Any) -> list[int]:
@@ -90,7 +92,7 @@ def _summarize_for_parent(*arguments: Any) -> list[int]:
     return [summary.frames, summary.steps, *summary.size]
 
 
-def _check_answer(answer: Any, limit: PixelLimit) -> VideoSummary:
+def _check_answer(answer: Any, limit: PixelLimit, selection: Selection) -> VideoSummary:
     is_valid = isinstance(answer, list) and len(answer) == 4 and all(type(number) is int for number in answer)
     if not is_valid or min(answer) < 1 or max(answer) > _MAX_FRAMES:
         raise CorruptStream(
@@ -101,4 +103,5 @@ def _check_answer(answer: Any, limit: PixelLimit) -> VideoSummary:
         )
     frames, steps, height, width = answer
     limit.check(width, height)
+    selection.check_steps(steps, frames, limit.name)
     return VideoSummary(frames, steps, (height, width))
