@@ -102,6 +102,20 @@ def matroska(
     return header + element(0x18538067, info + element(0x1654AE6B, entries) + b"".join(extra) + cluster)
 
 
+def leaping(times: list[int], duration: int) -> bytes:
+    """Return a Matroska file of MJPEG pictures at these milliseconds, each of which lasts `duration`."""
+    picture = b"\x81\0\0\0" + _encode_picture("mjpeg", "yuvj420p")
+    clusters = [
+        element(
+            0x1F43B675,
+            element(0xE7, time.to_bytes(8, "big"))
+            + element(0xA0, element(0xA1, picture) + element(0x9B, duration.to_bytes(8, "big"))),
+        )
+        for time in times
+    ]
+    return matroska([("V_MJPEG", 64, 48)], (), *clusters)
+
+
 def attachment(name: str, kind: str, data: bytes) -> bytes:
     """Return the Attachments element of a Matroska segment, with one file."""
     body = (

@@ -6,18 +6,18 @@ Media files are untrusted, so FFmpeg is restricted before it sees their first by
 - It may use no protocol, so nothing that a file refers to (other files, addresses, ``data:``) is opened.
 - It may use the demuxers of video containers only. Playlists, scripts, picture sequences, subtitles, virtual devices
   and single pictures are none.
-- The numbers of streams, the sizes of their headers, and the size of frames are limited.
+- The numbers of streams, the sizes of headers and attachments, and the size of frames are limited.
 
 :func:`check_declarations` checks what a file declares before any decoder is opened.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from io import FileIO
+from typing import TYPE_CHECKING, Any, Final
 
 import av
 import av.error
@@ -41,6 +41,8 @@ ALLOWED_CONTAINERS: Final = tuple(
 _MAX_STREAMS: Final = 256  # of all kinds: subtitles and fonts are streams too
 _MAX_VIDEO_STREAMS: Final = 16  # FFmpeg decodes the first frames of each
 _MAX_HEADER_BYTES: Final = 16 << 20  # of the codec parameters of one video stream
+_MAX_OPENING_BYTES: Final = 256 << 20  # hours of video have a few megabytes of tables
+_MAX_READ_BYTES: Final = 1 << 20
 _MAX_METADATA_CHARACTERS: Final = 16 << 20
 _DEFAULT_BUFFER_BYTES: Final = 256 << 10
 _NO_CODEC: Final = "none"  # no codec has this name
@@ -64,13 +66,58 @@ _SIGNATURES: Final = (
 _SIGNATURE_BYTES: Final = 512
 
 
+class _HeaderFile:
+    """A file object through which FFmpeg may read a limited number of bytes: it loads headers and attachments whole.
+
+    Args:
+        file: File object to read from.
+        limit: Limit whose `name` is used in error messages.
+    """
+
+    def __init__(self, file: FileIO | VideoFile, limit: PixelLimit) -> None:
+        self.name = file.name if isinstance(file, VideoFile) else ""
+        self.seek, self.tell = file.seek, file.tell
+        self._read = file.read
+        self._limit = limit
+        self._bytes_read = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._read(min(size, _MAX_READ_BYTES))
+        self._bytes_read += len(data)
+        if self._bytes_read > _MAX_OPENING_BYTES:
+            raise _limit_error(
+                self._limit, "has large headers or attachments", limit_name="bytes of them", allowed=_MAX_OPENING_BYTES
+            )
+        return data
+
+
+def check_declarations(
+    source: str | VideoFile, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+) -> None:
+    """Check what a media file declares, with all decoders disabled: its format, its streams, and their frame sizes.
+
+    FFmpeg does not have to read much for that, and it is limited. The arguments and errors are those of
+    :func:`open_container`.
+    """
+    options = {"codec_whitelist": _NO_CODEC, "analyzeduration": "1", "fpsprobesize": "0"}
+    if isinstance(source, str):
+        with (
+            FileIO(open_regular_file(source)) as file,
+            _open_file(_HeaderFile(file, limit), limit, options) as container,
+        ):
+            _check_container(container, limit)
+        return
+    source.restart()
+    with _open_file(_HeaderFile(source, limit), limit, options, buffer_bytes) as container:
+        _check_container(container, limit)
+
+
 def open_container(
     source: str | VideoFile,
     limit: PixelLimit,
     *,
     options: Mapping[str, str] | None = None,
     buffer_bytes: int = _DEFAULT_BUFFER_BYTES,
-    can_decode: bool = True,
 ) -> InputContainer:
     """Open a media file under the restrictions of this module.
 
@@ -79,7 +126,6 @@ def open_container(
         limit: Limit on the size of frames. `limit.name` is the name of the file for error messages.
         options: Further options of the demuxer. Defaults to none.
         buffer_bytes: Size of FFmpeg's reads of a video in a store. Defaults to 256 KiB.
-        can_decode: Whether FFmpeg may decode the first frames of each stream to complete what the file declares.
 
     Raises:
         UnreadableStream: If the path is not a regular file.
@@ -87,14 +133,16 @@ def open_container(
         FFmpegError: If FFmpeg cannot open the file. OSError and ValueError are possible too.
         ReadInterrupted: If the read of a video in a store was interrupted.
     """
-    demuxer_options = {
-        "format_whitelist": ",".join(ALLOWED_CONTAINERS),
-        "max_streams": str(_MAX_STREAMS),
-        **(options or {}),
-    }
-    if not can_decode:  # nor does it have to read much
-        demuxer_options |= {"codec_whitelist": _NO_CODEC, "analyzeduration": "1", "fpsprobesize": "0"}
-    container = _open_restricted(source, demuxer_options, limit, buffer_bytes)
+    options = options or {}
+    if isinstance(source, str):
+        fd = open_regular_file(source)
+        try:
+            container = _open_restricted("fd:", limit, {**options, "fd": str(fd), "protocol_whitelist": "fd"})
+        finally:
+            os.close(fd)  # FFmpeg has a duplicate
+    else:
+        source.restart()
+        container = _open_file(source, limit, options, buffer_bytes)
     try:
         _check_container(container, limit)
     except BaseException:
@@ -103,26 +151,25 @@ def open_container(
     return container
 
 
-def _open_restricted(
-    source: str | VideoFile, demuxer_options: dict[str, str], limit: PixelLimit, buffer_bytes: int
+def _open_file(
+    file: _HeaderFile | VideoFile,
+    limit: PixelLimit,
+    options: Mapping[str, str],
+    buffer_bytes: int = _DEFAULT_BUFFER_BYTES,
 ) -> InputContainer:
+    # No protocol has this name.
+    return _open_restricted(file, limit, {**options, "protocol_whitelist": "none"}, buffer_bytes)
+
+
+def _open_restricted(
+    file: Any, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+) -> InputContainer:
+    restrictions = {"format_whitelist": ",".join(ALLOWED_CONTAINERS), "max_streams": str(_MAX_STREAMS)}
     try:
-        if isinstance(source, str):
-            fd = open_regular_file(source)
-            try:
-                return av.open(
-                    "fd:",
-                    container_options=demuxer_options | {"fd": str(fd), "protocol_whitelist": "fd"},
-                    options=limit.decoder_option,
-                    metadata_errors="replace",
-                )
-            finally:
-                os.close(fd)  # FFmpeg has a duplicate
-        source.restart()
-        return av.open(
-            source,
+        container: InputContainer = av.open(
+            file,
             "r",
-            container_options=demuxer_options | {"protocol_whitelist": "none"},  # no protocol has this name
+            container_options=restrictions | dict(options),
             options=limit.decoder_option,
             metadata_errors="replace",
             buffer_size=buffer_bytes,
@@ -136,17 +183,7 @@ def _open_restricted(
                 allowed=_MAX_STREAMS,
             ) from error
         raise
-
-
-def check_declarations(
-    source: str | VideoFile, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
-) -> None:
-    """Check what a media file declares, with all decoders disabled: its format, its streams, and their frame sizes.
-
-    The arguments and errors are those of :func:`open_container`.
-    """
-    with contextlib.closing(open_container(source, limit, buffer_bytes=buffer_bytes, can_decode=False)):
-        pass
+    return container
 
 
 def _check_container(container: InputContainer, limit: PixelLimit) -> None:

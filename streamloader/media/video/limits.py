@@ -91,7 +91,7 @@ class PixelLimit:
     def _error(self, problem: str, pixels: int | None, remedy: str) -> MediaLimitExceeded:
         return MediaLimitExceeded(
             f"{self.name} {problem}, but at most max_pixels={self.max_pixels} are allowed. If you trust the file, pass "
-            f"{remedy}",
+            f"{remedy} (on the command line: --max-pixels)",
             stream=self.name,
             address=self.name,
             limit="max_pixels",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import struct
 import subprocess
@@ -14,8 +15,16 @@ import av
 import hostile_media as hostile
 import pytest
 from made_clips import VARIANTS, make_clip
+from tiers import fast_first
 
-from streamloader.errors import ConfigError, MediaLimitExceeded, StreamloaderError, StreamNotFound, UnreadableStream
+from streamloader.errors import (
+    ConfigError,
+    CorruptStream,
+    MediaLimitExceeded,
+    StreamloaderError,
+    StreamNotFound,
+    UnreadableStream,
+)
 from streamloader.media.chunks.format import Coding
 from streamloader.media.chunks.packet_decoder import PacketDecoder
 from streamloader.media.chunks.plan import plan_cuts
@@ -27,7 +36,7 @@ from streamloader.media.video.indexer import index_video
 from streamloader.media.video.limits import PixelLimit
 from streamloader.media.video.reader import FrameReader
 from streamloader.streams.video import VideoStreams
-from streamloader.testing import describe_streams
+from streamloader.testing import describe_streams, read_stream
 
 PACKAGE = Path(container_module.__file__).parents[2]
 
@@ -184,6 +193,39 @@ def test_large_codec_parameters_and_metadata(tmp_path, monkeypatch):
         index_video(write(tmp_path / "tags.mkv", data))
 
 
+def test_headers_and_attachments_are_limited(tmp_path, monkeypatch):
+    """FFmpeg loads them whole when it opens a file."""
+    monkeypatch.setattr(container_module, "_MAX_OPENING_BYTES", 1 << 20)
+    packets = [(1, hostile._encode_picture("mjpeg", "yuvj420p"))] * 3
+    for size, refused in ((100_000, False), (2 << 20, True)):
+        extra = hostile.attachment("font.ttf", "font/ttf", bytes(size))
+        path = write(tmp_path / f"{size}.mkv", hostile.matroska([("V_MJPEG", 64, 48)], packets, extra))
+        if not refused:
+            assert len(index_video(path)) == 3
+            continue
+        with pytest.raises(MediaLimitExceeded, match=r"large headers or attachments, but at most 1048576 bytes"):
+            index_video(path)
+
+
+def test_times_that_leap_make_no_endless_streams(tmp_path):
+    path = write(tmp_path / "leaping.mkv", hostile.leaping([0, 1 << 40], 40))
+    (whole,) = describe_streams(VideoStreams(path))
+    assert whole.length == 2
+    with pytest.raises(CorruptStream, match=r"leaping\.mkv has 2 frames, and \d{11} steps at fps=25"):
+        describe_streams(VideoStreams(path, fps=25))
+    with pytest.raises(CorruptStream, match=r"leaping\.mkv has 2 frames"):
+        plan_cuts(path, CutSettings("encode", fps=25))
+    dataset = VideoStreams(path, fps=25, max_frames=4)  # nothing is allocated for the others
+    (info,) = describe_streams(dataset)
+    assert len(read_stream(dataset, info)["data"]) == info.length == 4
+
+
+def test_times_that_exceed_all_numbers_are_damage(tmp_path):
+    path = write(tmp_path / "late.mkv", hostile.leaping([0, 1 << 62], (1 << 63) - 1))
+    with pytest.raises(CorruptStream, match=r"late\.mkv is damaged: its timestamps are impossible"):
+        index_video(path)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify tells which files are opened")
 def test_files_that_name_others_open_none_of_them(tmp_path, clip):
     attacks = hostile.naming_files(tmp_path, clip)
@@ -270,6 +312,40 @@ def test_ingest_has_the_limits_of_its_settings(tmp_path, clip):
     path = str(hostile.growing_h264(tmp_path, 1600, 1200))
     with pytest.raises(MediaLimitExceeded, match="1600x1200"):
         plan_cuts(path, CutSettings(max_pixels=100_000))
+
+
+def mutate(data, rng, name):
+    """Overwrite a few bytes, most often in the tables."""
+    data = bytearray(data)
+    start = data.index(b"moov") if name.endswith((".mp4", ".mov")) and rng.random() < 0.8 else 0
+    length = len(data) - start if start or rng.random() < 0.4 else min(len(data), 1500)
+    for _ in range(rng.choice([1, 1, 2, 4, 8])):
+        position = start + rng.randrange(length)
+        new = rng.choice(
+            [b"\xff" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0", bytes(4), rng.randbytes(1), rng.randbytes(4)]
+        )
+        data[position : position + len(new)] = new
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", fast_first(range(20)))
+def test_damage_of_any_kind_is_a_typed_error(tmp_path, seed):
+    rng = random.Random(seed)
+    for name in (
+        "b_frames.mp4",
+        "b_frames.mkv",
+        "fragments.mp4",
+        "no_pts.avi",
+        "b_frames.ts",
+        "b_frames.flv",
+        "vp9.webm",
+    ):
+        whole = VARIANTS[name](tmp_path).read_bytes()
+        for _ in range(4):
+            path = write(tmp_path / f"mutated_{name}", mutate(whole, rng, name))
+            for damaged in ("raise", "keep"):
+                with contextlib.suppress(StreamloaderError):
+                    index_video(path, damaged=damaged)
 
 
 PROGRAM = """
