@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from made_clips import copy_packets, make_clip
+from made_clips import RATE, copy_packets, make_clip
 
 HUGE = 65_535  # pixels
 LARGE = 16_000  # pixels; FFmpeg accepts 16,000 x 16,000 without a limit, and not much more
@@ -183,6 +183,33 @@ def growing_h264(folder: Path, width: int, height: int, *, name: str = "growing.
     )
     target = folder / name
     target.write_bytes(small + large)
+    return target
+
+
+def growing_in(folder: Path, suffix: str, width: int, height: int) -> Path:
+    """Write three small frames of H.264 and then large ones into a container in which streams appear late."""
+    small = make_clip(folder / "first.h264", frames=3, options={"profile": "baseline"})
+    units = small.read_bytes().split(b"\0\0\1")
+    large = folder / "then.h264"
+    large.write_bytes(
+        b"\0\0\1".join(
+            resized_sps(unit.rstrip(b"\0"), width, height) if unit[:1] in (b"\x67", b"\x27") else unit for unit in units
+        )
+    )
+    without_decoders = {"codec_whitelist": "none"}
+    target = folder / f"growing.{suffix}"
+    with av.open(str(small), container_options=without_decoders) as template, av.open(str(target), "w") as output:
+        stream = output.add_stream_from_template(template.streams.video[0])
+        number = 0
+        for path in (small, *[large] * 6):
+            with av.open(str(path), container_options=without_decoders) as source:
+                for packet in source.demux(source.streams.video[0]):
+                    if packet.size:
+                        copy = av.Packet(bytes(packet))
+                        copy.stream, copy.time_base, copy.is_keyframe = stream, Fraction(1, RATE), True
+                        copy.pts = copy.dts = number
+                        output.mux(copy)
+                        number += 1
     return target
 
 

@@ -55,6 +55,7 @@ _VIDEO_NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _MAX_REMOTE_INDEXERS: Final = 32  # threads for videos in stores, which mostly wait
+_REMOTE_VIDEOS_PER_PROCESS: Final = 8  # indexed concurrently; each process has its own connections
 # Private memory of a process that indexes videos. A decoder holds up to 17 frames of 1.5 to 8 bytes per pixel.
 _BASE_MEMORY_BYTES: Final = 1 << 30
 _MEMORY_BYTES_PER_PIXEL: Final = 48
@@ -218,7 +219,7 @@ class VideoStreams(StreamDataset):
         arguments = video, version, self._damaged, self._max_pixels, self._selection
         if parsers is None:
             return _IndexedFile(version or (0, 0), summarize_video(*arguments))
-        shared_by = 1 if file.info is None else -(-_MAX_REMOTE_INDEXERS // (os.cpu_count() or 1))
+        shared_by = 1 if file.info is None else _REMOTE_VIDEOS_PER_PROCESS
         return _IndexedFile(version or (0, 0), summarize_in_child(parsers, shared_by, *arguments))
 
     def _remote_video(self, address: str, info: ObjectInfo) -> Video:

@@ -13,11 +13,12 @@ Media files are untrusted, so FFmpeg is restricted before it sees their first by
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
 from io import FileIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import av
 import av.error
@@ -29,6 +30,7 @@ from streamloader.media.video.remote import VideoFile
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.frame import VideoFrame
 
 __all__ = ["ALLOWED_CONTAINERS", "check_declarations", "identify_format", "open_container"]
 
@@ -43,6 +45,11 @@ _MAX_VIDEO_STREAMS: Final = 16  # FFmpeg decodes the first frames of each
 _MAX_HEADER_BYTES: Final = 16 << 20  # of the codec parameters of one video stream
 _MAX_OPENING_BYTES: Final = 256 << 20  # hours of video have a few megabytes of tables
 _MAX_READ_BYTES: Final = 1 << 20
+_PROBED_BYTES: Final = 5_000_000  # FFmpeg's "probesize", the packets that it reads to open a file
+_PROBED_FRAMES: Final = 24  # FFmpeg decodes up to 20
+_FORMATS_WITH_FIXED_STREAMS: Final = frozenset(
+    "apng av1 avi gif h264 hevc ivf m4v matroska mjpeg mov mpegvideo mxf nut obu vvc yuv4mpegpipe".split()  # noqa: SIM905
+)
 _MAX_METADATA_CHARACTERS: Final = 16 << 20
 _DEFAULT_BUFFER_BYTES: Final = 256 << 10
 _NO_CODEC: Final = "none"  # no codec has this name
@@ -96,20 +103,57 @@ def check_declarations(
 ) -> None:
     """Check what a media file declares, with all decoders disabled: its format, its streams, and their frame sizes.
 
-    FFmpeg does not have to read much for that, and it is limited. The arguments and errors are those of
-    :func:`open_container`.
+    FFmpeg does not have to read much for that, and it is limited. In some formats, streams appear while the file is
+    read, and FFmpeg opens their decoders without a limit. Their first frames are decoded here before.
+
+    The arguments and errors are those of :func:`open_container`.
     """
     options = {"codec_whitelist": _NO_CODEC, "analyzeduration": "1", "fpsprobesize": "0"}
-    if isinstance(source, str):
-        with (
-            FileIO(open_regular_file(source)) as file,
-            _open_file(_HeaderFile(file, limit), limit, options) as container,
-        ):
-            _check_container(container, limit)
-        return
-    source.restart()
-    with _open_file(_HeaderFile(source, limit), limit, options, buffer_bytes) as container:
+    formats = _check_declarations(source, limit, options, buffer_bytes, probes_frames=False)
+    if formats.isdisjoint(_FORMATS_WITH_FIXED_STREAMS):
+        _check_declarations(source, limit, {"codec_whitelist": _NO_CODEC}, buffer_bytes, probes_frames=True)
+
+
+def _check_declarations(
+    source: str | VideoFile, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int, *, probes_frames: bool
+) -> set[str]:
+    """Check the container, and its first frames on request. Return the names of its format."""
+    with contextlib.ExitStack() as stack:
+        file: FileIO | VideoFile
+        if isinstance(source, str):
+            file = stack.enter_context(FileIO(open_regular_file(source)))
+        else:
+            file = source
+            file.restart()
+        container = stack.enter_context(_open_file(_HeaderFile(file, limit), limit, options, buffer_bytes))
         _check_container(container, limit)
+        if probes_frames:
+            _probe_frames(container, limit)
+        return set(container.format.name.split(","))
+
+
+def _probe_frames(container: InputContainer, limit: PixelLimit) -> None:
+    """Decode as many frames of each video stream, with limited decoders, as FFmpeg decodes to open a file."""
+    missing = {}
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = limit.decoder_option
+            missing[stream.index] = _PROBED_FRAMES
+    if not missing:
+        return
+    probed_bytes = 0
+    for packet in container.demux([container.streams[index] for index in missing]):
+        context = packet.stream.codec_context
+        probed_bytes += packet.size
+        try:
+            frames = cast("list[VideoFrame]", packet.decode())
+            limit.check_frames(frames)
+            missing[packet.stream.index] -= len(frames)
+        except (av.error.FFmpegError, EOFError):
+            limit.check_refusal(context.width, context.height)
+        if probed_bytes > _PROBED_BYTES or max(missing.values()) <= 0:
+            return
 
 
 def open_container(

@@ -152,6 +152,18 @@ def test_a_parameter_set_that_grows_in_the_middle(tmp_path, width, height, found
             index_video(path, damaged=damaged)
 
 
+@pytest.mark.parametrize("suffix", ["flv", "mpg", "ts"])
+def test_frames_that_grow_while_ffmpeg_opens_the_file(tmp_path, suffix, monkeypatch):
+    """Streams appear late in these formats, so that FFmpeg decodes their first frames without a limit."""
+    path = str(hostile.growing_in(tmp_path, suffix, 1600, 1200))
+    opened = []
+    real = av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(k["container_options"]) or real(*a, **k))
+    with pytest.raises(MediaLimitExceeded, match="1600x1200"):
+        index_video(path, max_pixels=100_000)
+    assert {options.get("codec_whitelist") for options in opened} == {"none"}
+
+
 def test_a_reader_refuses_frames_that_its_index_does_not_announce(tmp_path):
     """The file was exchanged, or is another one on this machine."""
     path = str(hostile.growing_h264(tmp_path, 1600, 1200))
