@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import av
 import av.error
+from av.stream import Disposition
 
 from streamloader.errors import MediaLimitExceeded, UnreadableStream
 from streamloader.media.video.files import open_regular_file
@@ -144,7 +145,7 @@ def _probe_frames(container: InputContainer, limit: PixelLimit) -> None:
         return
     probed_bytes = 0
     for packet in container.demux([container.streams[index] for index in missing]):
-        context = packet.stream.codec_context
+        context: Any = packet.stream.codec_context
         probed_bytes += packet.size
         try:
             frames = cast("list[VideoFrame]", packet.decode())
@@ -247,7 +248,8 @@ def _check_container(container: InputContainer, limit: PixelLimit) -> None:
         context = stream.codec_context
         if context is None:
             continue
-        limit.check(context.width, context.height)
+        if not stream.disposition & Disposition.attached_pic:  # cover art is never decoded by this package
+            limit.check(context.width, context.height)
         if context.extradata_size > _MAX_HEADER_BYTES:
             raise _limit_error(
                 limit, f"has {context.extradata_size} bytes of codec parameters", limit_name="bytes of parameters",

@@ -37,7 +37,8 @@ class PixelLimit:
         FFmpeg counts the padding of frames to whole blocks too. Its limit is therefore higher, and the frames that pass
         are checked by :meth:`check_frames`.
         """
-        return {"max_pixels": str(min(_MAX_DECODER_PIXELS, 2 * self.max_pixels + _MIN_PADDING_PIXELS))}
+        pixels = self.max_pixels + self.max_pixels // 4 + _MIN_PADDING_PIXELS
+        return {"max_pixels": str(min(_MAX_DECODER_PIXELS, pixels))}
 
     def check(self, width: int, height: int, verb: str = "declares") -> None:
         """Check the size of frames.

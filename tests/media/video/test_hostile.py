@@ -256,7 +256,8 @@ def test_attachments_and_references_are_not_followed(tmp_path, clip):
     (tmp_path / "canary.mp4").write_bytes(clip.read_bytes())
     picture = hostile._encode_picture("mjpeg", "yuvj420p")
     extra = hostile.attachment("list.m3u8", "application/x-mpegurl", playlist)
-    data = hostile.matroska([("V_MJPEG", 64, 48)], [(1, picture)] * 3, extra)
+    cover = hostile.attachment("cover.png", "image/png", hostile.png(30_000, 30_000))
+    data = hostile.matroska([("V_MJPEG", 64, 48)], [(1, picture)] * 3, extra, cover)
     path = write(tmp_path / "attached.mkv", data)
     referring = bytearray(clip.read_bytes())  # the data reference of the track becomes one to another file
     start = referring.index(b"url \0\0\0\1")
