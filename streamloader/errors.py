@@ -31,6 +31,7 @@ __all__ = [
     "LengthUnknown",
     "LimitExceeded",
     "LoaderTimeout",
+    "MediaLimitExceeded",
     "MissingDependency",
     "NameConflict",
     "NotFound",
@@ -149,6 +150,10 @@ class StreamNotFound(StreamloaderError, FileNotFoundError):
 
 class UnreadableStream(StreamloaderError, OSError):
     """The object exists, but it cannot be opened as this kind of stream."""
+
+
+class MediaLimitExceeded(UnreadableStream):
+    """A media file exceeds a limit, such as ``max_pixels``. ``details``: limit (its name), found and allowed."""
 
 
 class CorruptStream(StreamloaderError, OSError):

@@ -16,6 +16,7 @@ from streamloader.archive.frames import ArchiveVideo, ArchiveVideos, FrameSequen
 from streamloader.archive.pixels import PIX_FMTS, ConverterPool, validate_size
 from streamloader.archive.reader.reader import DEFAULT_CACHE_LIMIT, DEFAULT_MAX_CACHE_BYTES, ArchiveReader
 from streamloader.errors import ConfigError
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Snapshot, VideoRow
@@ -58,6 +59,8 @@ class Archive(FrameSequence):
         max_cache_bytes: Maximum size of the cache in bytes. Defaults to 256 MiB.
         prefetch: Whether to fetch the bytes after a sequential read. Defaults to True.
         threads: Number of threads that decode. Defaults to one per core, or one in a worker of a DataLoader.
+        max_pixels: Maximum number of pixels of a frame, before `size` is applied. Defaults to 2^26, which is
+            8192 x 8192.
 
     Raises:
         ConfigError: If an argument is invalid.
@@ -66,6 +69,7 @@ class Archive(FrameSequence):
         VideoNotFound: If there is no video of this name (at a read). It is a KeyError.
         FrameSizeError: If the requested frames differ in size, and `size` is None (at a read).
         CorruptStream: If a chunk is damaged (at a read). ``offset`` is the frame of the video.
+        MediaLimitExceeded: If a frame exceeds `max_pixels` (at a read).
         StoreError: If bytes cannot be read (at a read).
     """
 
@@ -83,6 +87,7 @@ class Archive(FrameSequence):
         max_cache_bytes: int = DEFAULT_MAX_CACHE_BYTES,
         prefetch: bool = True,
         threads: int | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         if pix_fmt not in PIX_FMTS:
             hint = ": ArchiveStreams has it" if pix_fmt == "yuv420p" else ""
@@ -90,7 +95,7 @@ class Archive(FrameSequence):
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform must be callable, got {transform!r}")
         self._archive = self
-        self._converters = ConverterPool(pix_fmt, validate_size(size))
+        self._converters = ConverterPool(pix_fmt, validate_size(size), validate_max_pixels(max_pixels))
         self._transform = transform
         self._buffers = BufferPool(max_cache_bytes // 2 if isinstance(max_cache_bytes, int) else 0)
         self.reader = ArchiveReader(
@@ -102,6 +107,7 @@ class Archive(FrameSequence):
             max_cache_bytes=max_cache_bytes,
             prefetch=prefetch,
             threads=threads,
+            max_pixels=max_pixels,
         )
 
     @classmethod
@@ -290,7 +296,8 @@ def open_archive(address: str | os.PathLike[str], **options: Any) -> Archive:
     Args:
         address: URL of the catalog (a path, ``sqlite:///path``, ``mongodb://...``), or folder of a local archive.
         **options: Arguments of :class:`Archive`: ``size``, ``pix_fmt``, ``transform``, ``places``,
-            ``storage_options``, ``catalog_options``, ``cache_limit``, ``max_cache_bytes``, ``prefetch``, ``threads``.
+            ``storage_options``, ``catalog_options``, ``cache_limit``, ``max_cache_bytes``, ``prefetch``, ``threads``,
+            ``max_pixels``.
 
     Raises:
         CatalogNotFound: If there is no archive.

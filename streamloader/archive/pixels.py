@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from streamloader.errors import ConfigError, FrameSizeError
 from streamloader.media.video.convert import Converter, OutputArray
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.orientation import Orientation
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ class ConverterPool:
     Args:
         pix_fmt: Pixel format, ``"rgb24"`` or ``"gray"``.
         size: Size (height, width) of the converted frames. None keeps the size of the videos.
+        max_pixels: Maximum number of pixels of a frame whose size is kept. Defaults to 2^26.
     """
 
-    def __init__(self, pix_fmt: str, size: tuple[int, int] | None) -> None:
+    def __init__(self, pix_fmt: str, size: tuple[int, int] | None, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self.pix_fmt = pix_fmt
         self.size = size
+        self._max_pixels = max_pixels
         self.channels = 3 if pix_fmt == "rgb24" else 1
         self._lock = threading.Lock()
         self._idle: OrderedDict[_Conversion, list[Converter]] = OrderedDict()
@@ -43,10 +46,12 @@ class ConverterPool:
 
         Raises:
             FrameSizeError: If the videos differ in size, and the pool has no `size`.
+            MediaLimitExceeded: If the catalog declares frames that exceed `max_pixels`, and the pool has no `size`.
         """
         if self.size is not None:
             return (*self.size, self.channels)
         first = videos[0]
+        PixelLimit(self._max_pixels, first.name).check(first.width, first.height)
         for video in videos[1:]:
             if (video.height, video.width) != (first.height, first.width):
                 raise FrameSizeError(
@@ -99,10 +104,10 @@ class ConverterPool:
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit the converters."""
-        return {"pix_fmt": self.pix_fmt, "size": self.size}
+        return {"pix_fmt": self.pix_fmt, "size": self.size, "max_pixels": self._max_pixels}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["pix_fmt"], state["size"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
 
 def validate_size(size: Any) -> tuple[int, int] | None:

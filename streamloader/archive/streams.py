@@ -15,6 +15,7 @@ from typing_extensions import override
 from streamloader.archive.reader.reader import ArchiveReader
 from streamloader.archive.reader.timestamps import FrameTimes
 from streamloader.errors import ConfigError, CorruptStream, StreamloaderError, StreamNotFound
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.orientation import Orientation
 from streamloader.media.video.selection import Selection, steps_at_rate
 from streamloader.stream_table import StreamTable
@@ -77,12 +78,15 @@ class ArchiveStreams(StreamDataset):
             :mod:`streamloader.archive.catalog.query`. Defaults to all videos.
         places: Addresses by which this machine, and all workers, reach the places, by number or URL of the place.
         storage_options: Options of :func:`streamloader.stores.open_store`, for all places.
+        max_pixels: Maximum number of pixels of a frame, before `size` is applied. Defaults to that of an open archive,
+            or to 2^26.
 
     Raises:
         ConfigError: If the arguments do not go together, or `transform` does not fit.
         StreamNotFound: If the archive is empty, or no video matches `where` (from :meth:`index`).
         CatalogNotFound: If there is no archive (from :meth:`index`). Other errors of the catalog are CatalogErrors.
         FrameSizeError: If videos differ in size and `size` is None.
+        MediaLimitExceeded: If a frame exceeds `max_pixels`.
         CorruptStream: If a chunk is damaged. ``offset`` is the frame of the video.
         StoreError: If bytes of a chunk cannot be read.
     """
@@ -101,6 +105,7 @@ class ArchiveStreams(StreamDataset):
         where: Mapping[str, Any] | None = None,
         places: Mapping[int | str, str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self._pix_fmt = validate_pix_fmt(pix_fmt, transform)
         self._size = None if size is None else validate_size(size)
@@ -111,9 +116,12 @@ class ArchiveStreams(StreamDataset):
         if self._size is not None and transform is None:
             self._fields = frame_fields(pix_fmt, *self._size)
         if isinstance(archive, (str, os.PathLike)):
-            reader = ArchiveReader(archive, places=places, storage_options=storage_options, threads=1)
-        elif places is not None or storage_options is not None:
-            raise ConfigError("an open archive has its places= and storage_options= already: leave them out here")
+            limit = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
+            reader = ArchiveReader(archive, places=places, storage_options=storage_options, threads=1, max_pixels=limit)
+        elif places is not None or storage_options is not None or max_pixels is not None:
+            raise ConfigError(
+                "an open archive has its places=, storage_options= and max_pixels= already: leave them out here"
+            )
         else:
             opened = archive if isinstance(archive, ArchiveReader) else archive.reader
             reader = opened.clone(threads=1)  # one thread per lane is enough: lanes run in parallel
@@ -156,12 +164,16 @@ class ArchiveStreams(StreamDataset):
                 for row in reader.find(self._where, start, min(start + _VIDEOS_PER_PAGE, videos)):
                     names.append(row.name)
                     lengths.append(self._selection.count_steps(self._count_positions(row)))
+                    self._selection.check_steps(lengths[-1], row.frames, row.name)
                     numbers.append(row.number)
                     contents.append(row.content)
                     sizes.setdefault((row.height, row.width), row.name)
             if not names:
                 problem = "is empty" if not videos else f"has {videos} videos, and none matches where={self._where!r}"
                 raise StreamNotFound(f"the archive {reader.url} {problem}", address=reader.url)
+        if self._size is None:
+            for (height, width), name in sizes.items():
+                PixelLimit(self._readers.max_pixels, name).check(width, height)
         size = self._size or require_common_size((name, size) for size, name in sizes.items())
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
         return StreamTable(names, lengths, {"number": numbers, "content": contents})
@@ -210,6 +222,11 @@ class _SharedReader:
         self._lock = threading.Lock()
         self._opened: ArchiveReader | None = None
         self._users = 0
+
+    @property
+    def max_pixels(self) -> int:
+        """Maximum number of pixels of a frame."""
+        return self._reader.max_pixels
 
     def acquire(self) -> ArchiveReader:
         """Return the reader. Each caller has to release it once."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamloader.cli.arguments import parse_count, parse_frame_size, parse_positive_count, parse_seconds
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 
 __all__ = ["EXIT_INTERRUPTED", "add_parser"]
 
@@ -32,6 +33,10 @@ def add_parser(commands: Any) -> None:
         "--size", type=_parse_model_size, default=(96, 128), metavar="HxW", help="frame size, multiples of 8"
     )
     parser.add_argument("--stride", type=parse_positive_count, default=3, help="use every n-th frame")
+    parser.add_argument(
+        "--max-pixels", type=parse_positive_count, default=DEFAULT_MAX_PIXELS, metavar="N",
+        help="refuse videos with frames of more pixels",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=parse_seconds, default=60.0, help="duration of the training")
     parser.add_argument(
         "--batches", type=parse_positive_count, help="train on this number of batches, however long it takes"
@@ -59,6 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             size=arguments.size,
             stride=arguments.stride,
+            max_pixels=arguments.max_pixels,
             seconds=arguments.seconds,
             batches=arguments.batches,
             seed=arguments.seed,

@@ -14,10 +14,12 @@ from streamloader.cli.arguments import (
     parse_frame_rate,
     parse_frame_size,
     parse_json_pair,
+    parse_positive_count,
     parse_text_pair,
     parse_weight,
 )
 from streamloader.errors import ConfigError
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog
@@ -97,6 +99,10 @@ def _add_cutting(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gop", type=int, metavar="N", help="frames between key frames of encoded chunks (12)")
     group.add_argument("--size", type=parse_frame_size, metavar="HxW", help="frame size of --mode encode")
     group.add_argument("--fps", type=parse_frame_rate, help="frame rate of --mode encode, such as 25 or 30000/1001")
+    group.add_argument(
+        "--max-pixels", type=parse_positive_count, default=DEFAULT_MAX_PIXELS, metavar="N",
+        help=f"refuse videos with frames of more pixels ({DEFAULT_MAX_PIXELS})",
+    )  # fmt: skip
     group.add_argument("--audio", action="store_true", help="keep the audio in the chunks, for media players")
     group.add_argument(
         "--verify",
@@ -122,6 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
         fps=arguments.fps,
         audio=arguments.audio,
         verify=arguments.verify,
+        max_pixels=arguments.max_pixels,
     )
     with get_shared_catalog(_catalog_url(arguments)) as catalog, _resume_hint():
         only = _resolve_places(catalog, arguments.to, arguments.weight)

@@ -184,7 +184,7 @@ def open_regular_file(path: str) -> int:
         OSError: If the file cannot be opened, or is a folder, pipe, socket or device.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise _not_a_file(path) from error

@@ -18,6 +18,7 @@ import torch
 from streamloader.demo.model import NextFrame, State
 from streamloader.errors import MissingDependency
 from streamloader.loader.multistreamer import MultiStreamer
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.streams.video import VideoStreams
 from streamloader.viz.contact_sheet import contact_sheet
 
@@ -45,6 +46,7 @@ class Settings:
         workers: Number of worker processes. 0 uses a thread.
         size: Height and width of the frames in pixels, multiples of 8.
         stride: Distance between the used frames.
+        max_pixels: Maximum number of pixels of a frame, before it is scaled.
         seconds: Duration of the training in seconds.
         batches: Number of batches to train on, regardless of `seconds`. None trains for `seconds`.
         seed: Seed of the stream order and of the model.
@@ -57,6 +59,7 @@ class Settings:
     workers: int = 2
     size: tuple[int, int] = (96, 128)
     stride: int = 3
+    max_pixels: int = DEFAULT_MAX_PIXELS
     seconds: float = 60.0
     batches: int | None = None
     seed: int = 0
@@ -124,7 +127,9 @@ def _train(settings: Settings) -> tuple[Result, list[Batch], list[str]]:
     torch.set_num_threads(min(_MAX_THREADS, max(1, _available_cores() - settings.workers)))
     result = Result()
     first_batches: list[Batch] = []
-    videos = VideoStreams(list(settings.videos), size=settings.size, stride=settings.stride)
+    videos = VideoStreams(
+        list(settings.videos), size=settings.size, stride=settings.stride, max_pixels=settings.max_pixels
+    )
     with MultiStreamer(
         videos, settings.lanes, settings.window, num_workers=settings.workers, seed=settings.seed, tail="cycle"
     ) as loader:

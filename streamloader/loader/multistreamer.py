@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -21,6 +22,7 @@ from streamloader.loader.distributed import resolve_rank
 from streamloader.loader.envstreamer import Dims, EnvStreamer
 from streamloader.loader.state import LoaderIdentity, make_state, read_state
 from streamloader.stream_table import StreamTable
+from streamloader.streams.base import parse_in_processes
 from streamloader.values import StreamInfo, as_fields
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ class MultiStreamer(Loader):
         if prefetch_factor is not None and prefetch_factor < 1:
             raise ConfigError(f"prefetch_factor must be 1 or more, got {prefetch_factor}")
         self.dataset, self.batch_size, self.window = dataset, batch_size, window
-        table = _index_dataset(dataset)
+        table = _index_dataset(dataset, in_processes=num_workers > 0)
         self.streams: Sequence[StreamInfo] = table
         self._plan = make_plan(
             table.lengths,
@@ -307,9 +309,12 @@ class _BatchSampler(NamedTuple):
     sampler: MultiStreamer
 
 
-def _index_dataset(dataset: StreamDataset) -> StreamTable:
+def _index_dataset(dataset: StreamDataset, *, in_processes: bool) -> StreamTable:
     """Index the dataset. Also works in a thread that runs an event loop, such as in a notebook."""
-    with anyio.from_thread.start_blocking_portal() as portal:
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        parse_in_processes() if in_processes else contextlib.nullcontext(),
+    ):
         return StreamTable.from_infos(portal.call(dataset.index))
 
 

@@ -9,7 +9,9 @@ and must not block it: pass blocking calls to :func:`streamloader.streams.lane_t
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,27 @@ import numpy as np
 if TYPE_CHECKING:
     from streamloader.values import Array, Field, StreamInfo
 
-__all__ = ["PreparedStream", "Stream", "StreamDataset", "stream_rng"]
+__all__ = ["PreparedStream", "Stream", "StreamDataset", "parse_in_processes", "parses_in_processes", "stream_rng"]
+
+_parses_in_processes: ContextVar[bool] = ContextVar("parses_in_processes", default=False)
+
+
+@contextlib.contextmanager
+def parse_in_processes() -> Iterator[None]:
+    """Have datasets that are indexed inside parse untrusted files in child processes, never in this process.
+
+    Loaders with worker processes do this.
+    """
+    token = _parses_in_processes.set(True)
+    try:
+        yield
+    finally:
+        _parses_in_processes.reset(token)
+
+
+def parses_in_processes() -> bool:
+    """Return whether this process must not parse untrusted files, because child processes do."""
+    return _parses_in_processes.get()
 
 
 def stream_rng(seed: int, epoch: int, ordinal: int) -> np.random.Generator:
@@ -45,7 +67,7 @@ class StreamDataset(abc.ABC):
         """Describe all streams, in an order that is the same for every call and on every machine.
 
         For millions of streams, return a :class:`~streamloader.stream_table.StreamTable`, which takes much less memory
-        than a list.
+        than a list. Where :func:`parses_in_processes` is true, parse untrusted files in child processes.
 
         Raises:
             StreamNotFound: If an address does not exist, or a pattern matches nothing.

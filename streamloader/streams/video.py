@@ -9,16 +9,16 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import anyio.to_thread
 import numpy as np
 from typing_extensions import override
 
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamloaderError
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection
 from streamloader.redaction import redact
 from streamloader.stores.addresses import Addresses, as_addresses, expand_addresses, make_unique_keys
@@ -26,7 +26,7 @@ from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import split_address
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
-from streamloader.streams.base import PreparedStream, Stream, StreamDataset
+from streamloader.streams.base import PreparedStream, Stream, StreamDataset, parses_in_processes
 from streamloader.streams.frames import (
     FrameStream,
     describe_settings,
@@ -39,10 +39,12 @@ from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.values import Array, Field, ObjectInfo, StreamInfo
 
 if TYPE_CHECKING:
+    from streamloader.media.parser_pool import ParserPool
     from streamloader.media.video.convert import Converter
     from streamloader.media.video.index import VideoIndex
     from streamloader.media.video.reader import FrameReader, VideoFrame
     from streamloader.media.video.remote import Video, VideoFile
+    from streamloader.media.video.summary import VideoSummary
     from streamloader.stores.addresses import SourceFile
 
 __all__ = ["VideoStreams", "is_video"]
@@ -53,6 +55,10 @@ _VIDEO_NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _MAX_REMOTE_INDEXERS: Final = 32  # threads for videos in stores, which mostly wait
+_REMOTE_VIDEOS_PER_PROCESS: Final = 8  # indexed concurrently; each process has its own connections
+# Private memory of a process that indexes videos. A decoder holds up to 17 frames of 1.5 to 8 bytes per pixel.
+_BASE_MEMORY_BYTES: Final = 1 << 30
+_MEMORY_BYTES_PER_PIXEL: Final = 48
 _LOG_INTERVAL_S: Final = 5.0  # while files are indexed
 _log = logging.getLogger("streamloader")
 
@@ -85,16 +91,21 @@ class VideoStreams(StreamDataset):
             alike, because n depends on the loader. Cannot be combined with ``yuv420p``. Defaults to None.
         damaged: ``"raise"`` raises an error for truncated or damaged files; ``"keep"`` uses their decodable frames.
             Defaults to ``"raise"``.
+        max_pixels: Maximum number of pixels of a frame, before `size` is applied. Files with larger frames are refused
+            before memory is allocated for them. Defaults to 2^26, which is 8192 x 8192.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
 
     Indexes are cached for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. To index a
     video in a store, all of it is read once; of an MP4 or MOV file, usually only a small part. Keys of streams are
     their addresses without user names, passwords and signatures.
 
+    Videos are untrusted: a loader with worker processes has them indexed and decoded in child processes only.
+
     Raises:
         ConfigError: If the arguments contradict each other, or `transform` is not suitable.
         StreamNotFound: If a path does not exist, or a directory or pattern contains no video (from :meth:`index`).
         UnreadableStream: If a file contains no video that can be decoded.
+        MediaLimitExceeded: If a file exceeds `max_pixels` or another limit.
         CorruptStream: If a file is truncated or damaged, or changed since it was indexed. ``offset`` is the frame.
         StoreError: If a store fails to deliver bytes; ObjectChanged if a video in a store was replaced.
         FrameSizeError: If videos differ in size and `size` is not given.
@@ -112,6 +123,7 @@ class VideoStreams(StreamDataset):
         transform: Transform | None = None,
         *,
         damaged: Literal["raise", "keep"] = "raise",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(paths)
@@ -120,6 +132,7 @@ class VideoStreams(StreamDataset):
             raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
         self._size = None if size is None else validate_size(size)
         self._damaged: str = damaged
+        self._max_pixels = validate_max_pixels(max_pixels)
         self._storage_options = None if storage_options is None else dict(storage_options)
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self._transform = transform
@@ -142,12 +155,22 @@ class VideoStreams(StreamDataset):
         return settings | {"damaged": self._damaged}
 
     async def index(self) -> Sequence[StreamInfo]:
-        """Index all files (in threads, with a cache), and describe one stream for each, in order."""
+        """Index all files (concurrently, with a cache), and describe one stream for each, in order.
+
+        For a loader with worker processes, child processes index the files that are not in the cache.
+        """
         stop = threading.Event()
+        parsers = None
+        if parses_in_processes():
+            from streamloader.media.parser_pool import ParserPool
+
+            parsers = ParserPool(_BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * self._max_pixels)
         try:
-            return await anyio.to_thread.run_sync(self._index, stop, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(self._index, stop, parsers, abandon_on_cancel=True)
         finally:
-            stop.set()  # after a cancellation, only files that are being read are finished
+            stop.set()  # after a cancellation, only files that are being read in this process are finished
+            if parsers is not None:
+                parsers.close()
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one video. `rng` determines its start, and is the source of the random generator of `transform`."""
@@ -173,31 +196,31 @@ class VideoStreams(StreamDataset):
         except StreamloaderError:  # open() raises it again
             return None
 
-    def _index(self, stop: threading.Event) -> StreamTable:
+    def _index(self, stop: threading.Event, parsers: ParserPool | None) -> StreamTable:
         files = expand_addresses(self._paths, is_video, self._storage_options)
         names = [file.address if file.info is None else redact(file.address) for file in files]
-        summaries = _summarize_in_threads(self._summarize, files, stop)
+        indexed = _summarize_in_threads(partial(self._summarize, parsers), files, stop)
         size = self._size
         if size is None:
-            size = require_common_size((name, each.size) for name, each in zip(names, summaries, strict=True))
+            size = require_common_size((name, each.summary.size) for name, each in zip(names, indexed, strict=True))
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
         keys = make_unique_keys(names)
         self._secret_addresses = {
             key: file.address for key, name, file in zip(keys, names, files, strict=True) if name != file.address
         }
-        return _build_table(keys, names, files, summaries)
+        return _build_table(keys, names, files, indexed)
 
-    def _summarize(self, file: SourceFile) -> _VideoSummary:
-        from streamloader.media.video.index_cache import load_index
-        from streamloader.media.video.source import file_version
+    def _summarize(self, parsers: ParserPool | None, file: SourceFile) -> _IndexedFile:
+        from streamloader.media.video.files import file_version
+        from streamloader.media.video.summary import summarize_in_child, summarize_video
 
-        if file.info is None:
-            version = file_version(file.address)
-            index = load_index(file.address, damaged=self._damaged, version=version)
-        else:
-            version = 0, 0
-            index = load_index(self._remote_video(file.address, file.info), damaged=self._damaged)
-        return _VideoSummary(version, len(index), self._selection.count_video_steps(index), index.upright_size)
+        version = file_version(file.address) if file.info is None else None
+        video = file.address if file.info is None else self._remote_video(file.address, file.info)
+        arguments = video, version, self._damaged, self._max_pixels, self._selection
+        if parsers is None:
+            return _IndexedFile(version or (0, 0), summarize_video(*arguments))
+        shared_by = 1 if file.info is None else _REMOTE_VIDEOS_PER_PROCESS
+        return _IndexedFile(version or (0, 0), summarize_in_child(parsers, shared_by, *arguments))
 
     def _remote_video(self, address: str, info: ObjectInfo) -> Video:
         from streamloader.media.video.remote import RemoteVideo
@@ -217,7 +240,7 @@ class VideoStreams(StreamDataset):
                     address=str(video),
                 )
             owned_file, file = file, None
-            reader = FrameReader(video, index, info.key, owned_file=owned_file)
+            reader = FrameReader(video, index, info.key, owned_file=owned_file, max_pixels=self._max_pixels)
         except StreamloaderError as error:
             error.stream = info.key
             raise
@@ -234,8 +257,8 @@ class VideoStreams(StreamDataset):
 
     def _load_indexed(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
+        from streamloader.media.video.files import file_version
         from streamloader.media.video.index_cache import load_index
-        from streamloader.media.video.source import file_version
 
         extra = info.extra
         if "path" in extra:
@@ -243,7 +266,7 @@ class VideoStreams(StreamDataset):
             version = file_version(path)
             if version != (extra["bytes"], extra["modified"]):
                 raise _changed_error(path, version[0], extra["bytes"])
-            return path, load_index(path, damaged=self._damaged, version=version)
+            return path, load_index(path, damaged=self._damaged, version=version, max_pixels=self._max_pixels)
         address = self._secret_addresses.get(info.key, extra["address"])
         path = split_address(address)[1]
         indexed = ObjectInfo(path, extra["size"], extra["version"], extra["modified"])
@@ -253,7 +276,7 @@ class VideoStreams(StreamDataset):
             if (current.size, current.modified) != (indexed.size, indexed.modified):
                 raise _changed_error(extra["address"], current.size, indexed.size)
         video = self._remote_video(address, indexed)
-        return video, load_index(video, damaged=self._damaged)
+        return video, load_index(video, damaged=self._damaged, max_pixels=self._max_pixels)
 
 
 class _PreparedVideo(PreparedStream):
@@ -329,46 +352,42 @@ class _VideoStream(FrameStream):
         super()._close()
 
 
-@dataclass(frozen=True, slots=True)
-class _VideoSummary:
-    """Summary of one video for the table of streams.
+class _IndexedFile(NamedTuple):
+    """One indexed video, for the table of streams.
 
     Attributes:
         version: (size in bytes, modification time in ns) of a local file, (0, 0) for a video in a store.
-        frames: Number of frames in the file.
-        steps: Number of steps of the stream.
-        size: (height, width) of the upright frames in pixels.
+        summary: Summary of its index.
     """
 
     version: tuple[int, int]
-    frames: int
-    steps: int
-    size: tuple[int, int]
+    summary: VideoSummary
 
 
 def _build_table(
-    keys: list[str], names: list[str], files: Sequence[SourceFile], summaries: Sequence[_VideoSummary]
+    keys: list[str], names: list[str], files: Sequence[SourceFile], indexed: Sequence[_IndexedFile]
 ) -> StreamTable:
     """Return the streams, with the data needed to open them."""
-    steps = [summary.steps for summary in summaries]
+    steps = [each.summary.steps for each in indexed]
     local = [file.info is None for file in files]
-    extras = [_stream_extra(*each) for each in zip(names, files, summaries, strict=True)]
+    extras = [_stream_extra(*each) for each in zip(names, files, indexed, strict=True)]
     if any(local) and not all(local):
         return StreamTable.from_infos([StreamInfo(*each) for each in zip(keys, steps, extras, strict=True)])
     return StreamTable(keys, steps, {column: [extra[column] for extra in extras] for column in extras[0]})
 
 
-def _stream_extra(name: str, file: SourceFile, summary: _VideoSummary) -> dict[str, Any]:
+def _stream_extra(name: str, file: SourceFile, indexed: _IndexedFile) -> dict[str, Any]:
+    frames = indexed.summary.frames
     if file.info is None:
-        size, modified = summary.version
-        return {"path": name, "bytes": size, "modified": modified, "frames": summary.frames}
+        size, modified = indexed.version
+        return {"path": name, "bytes": size, "modified": modified, "frames": frames}
     info = file.info
     return {
         "address": name,
         "size": info.size,
         "version": info.version,
         "modified": info.modified,
-        "frames": summary.frames,
+        "frames": frames,
     }
 
 
@@ -386,20 +405,20 @@ def is_video(path: str) -> bool:
 
 
 def _summarize_in_threads(
-    summarize: Callable[[SourceFile], _VideoSummary], files: Sequence[SourceFile], stop: threading.Event
-) -> list[_VideoSummary]:
+    summarize: Callable[[SourceFile], _IndexedFile], files: Sequence[SourceFile], stop: threading.Event
+) -> list[_IndexedFile]:
     """Summarize all files in a few threads. If some fail, raise the first error in their order, with their number."""
 
-    def summarize_unless_stopped(file: SourceFile) -> _VideoSummary:
+    def summarize_unless_stopped(file: SourceFile) -> _IndexedFile:
         if stop.is_set():
             raise ClosedError("indexing the videos was cancelled")
         return summarize(file)
 
     last_log = time.monotonic()
     max_threads = (os.cpu_count() or 1) if all(file.info is None for file in files) else _MAX_REMOTE_INDEXERS
-    started: dict[SourceFile, Future[_VideoSummary]] = {}  # a video in a store that is listed twice is fetched once
+    started: dict[SourceFile, Future[_IndexedFile]] = {}  # a video in a store that is listed twice is fetched once
     with ThreadPoolExecutor(max_workers=min(len(files), max_threads), thread_name_prefix="index") as pool:
-        futures: list[Future[_VideoSummary]] = []
+        futures: list[Future[_IndexedFile]] = []
         for file in files:
             future = started.get(file) or pool.submit(summarize_unless_stopped, file)
             if file.info is not None:

@@ -50,6 +50,17 @@ def test_a_video_that_fails_is_reported_and_the_status_is_1(tmp_path, videos, ca
     assert [failed["error"] for failed in report["failed"]] == ["UnreadableStream"]
 
 
+def test_large_frames_are_refused_unless_they_are_allowed(tmp_path, videos, capsys):
+    assert ingest(videos, "--to", tmp_path / "archive", "--max-pixels", "3071") == 1
+    out = capsys.readouterr().out
+    assert "0 videos added, 2 failed" in out
+    assert "64x48 (width x height)" in out
+    assert "--max-pixels" in out
+    assert ingest(videos, "--to", tmp_path / "archive", "--max-pixels", "3072") == 0
+    with pytest.raises(SystemExit):
+        ingest(videos, "--to", tmp_path / "archive", "--max-pixels", "0")
+
+
 def test_several_places_and_one_more_later(tmp_path, videos, capsys):
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     assert ingest(videos / "a.mp4", "--to", one, "--to", two, "--weight", "0", "--weight", "1") == 0

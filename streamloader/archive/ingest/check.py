@@ -15,6 +15,7 @@ from streamloader.archive.ingest.rebuild import BrokenChunk, rebuild_chunks
 from streamloader.archive.ingest.report import CheckReport, Problem
 from streamloader.archive.ingest.temp_dir import remove_stale_dirs
 from streamloader.errors import NotSupported, StoreError, StreamloaderError
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.stores.io_thread import SharedResource
 from streamloader.stores.registry import select_options
 
@@ -33,6 +34,7 @@ def check_archive(
     deep: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     stale_after: float = STALE_AFTER_S,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> CheckReport:
     """Check the catalog, the presence and size of each chunk, and that there are no other files.
 
@@ -47,11 +49,12 @@ def check_archive(
         storage_options: Options of the stores of places and sources, see
             :func:`streamloader.stores.registry.select_options`.
         stale_after: Time in seconds without a sign of life after which a job or a partial file counts as abandoned.
+        max_pixels: Maximum number of pixels of a frame of a source from which chunks are rebuilt. Defaults to 2^26.
 
     Raises:
         CatalogError: If the catalog cannot be used.
     """
-    return _ArchiveCheck(catalog, repair, deep, storage_options, stale_after).run()
+    return _ArchiveCheck(catalog, repair, deep, storage_options, stale_after, validate_max_pixels(max_pixels)).run()
 
 
 class _ArchiveCheck:
@@ -64,12 +67,14 @@ class _ArchiveCheck:
         deep: bool,
         storage_options: Mapping[str, Any] | None,
         stale_after: float,
+        max_pixels: int,
     ) -> None:
         self._catalog = catalog
         self._repair = repair
         self._deep = deep
         self._storage_options = storage_options
         self._stale_after = stale_after
+        self._max_pixels = max_pixels
         self._problems: list[Problem] = []
         self._inventories: dict[int, PlaceInventory] = {}
         self._videos = self._chunks = self._bytes = 0
@@ -187,7 +192,7 @@ class _ArchiveCheck:
     def _report_broken_chunks(self, broken: list[BrokenChunk]) -> None:
         """Rebuild broken chunks if requested, and report them."""
         if self._repair:
-            broken = rebuild_chunks(broken, self._inventories, self._storage_options)
+            broken = rebuild_chunks(broken, self._inventories, self._storage_options, self._max_pixels)
         for chunk in broken:
             problem = chunk.problem
             text = f"{chunk.video.name}: {problem.text}" + (f". {chunk.outcome}" if chunk.outcome else "")

@@ -136,12 +136,14 @@ class DecoderPool:
         chunks: Reader of the bytes of chunks.
         counts: Counters to update.
         threads: Maximum number of threads of a decoder.
+        max_pixels: Maximum number of pixels of a frame.
     """
 
-    def __init__(self, chunks: ChunkReader, counts: ReadCounts, threads: int) -> None:
+    def __init__(self, chunks: ChunkReader, counts: ReadCounts, threads: int, max_pixels: int) -> None:
         self._chunks = chunks
         self._counts = counts
         self._threads = threads
+        self._max_pixels = max_pixels
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle: list[tuple[str, int, PacketDecoder]] = []  # with key of the coding and number of threads
@@ -283,7 +285,7 @@ class DecoderPool:
         for start in dict.fromkeys((key, 0)):
             with self._lock:
                 self._counts.retried += 1
-            decoder = PacketDecoder(chunk.coding, threads=1, name=self._describe(chunk))
+            decoder = self._create_decoder(chunk, 1)
             opened = OpenDecoder(chunk, decoder, 1)
             opened.next_packet = start
             end = len(index.offset) if start == 0 else int(index.frame_packet[frames].max()) + 1
@@ -315,10 +317,14 @@ class DecoderPool:
             )
             decoder = None if position is None else self._idle.pop(position)[2]
         if decoder is None:
-            decoder = PacketDecoder(chunk.coding, threads=threads, name=self._describe(chunk))
+            decoder = self._create_decoder(chunk, threads)
         opened = OpenDecoder(chunk, decoder, threads)
         opened.next_packet = span.key_packet
         return opened
+
+    def _create_decoder(self, chunk: Chunk, threads: int) -> PacketDecoder:
+        name = self._describe(chunk)
+        return PacketDecoder(chunk.coding, threads=threads, name=name, max_pixels=self._max_pixels)
 
     def _return_decoder(self, opened: OpenDecoder, *, keep_open: bool) -> None:
         resumable = keep_open and (

@@ -25,6 +25,7 @@ from streamloader.archive.reader.decoders import DecoderPool, leak_object
 from streamloader.archive.reader.lookup import ChunkLookup
 from streamloader.archive.reader.stats import ReadCounts
 from streamloader.errors import ClosedError, ConfigError, FrameIndexError, VideoNotFound
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.redaction import redact
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class ArchiveReader:
         max_cache_bytes: Maximum size of the cache in bytes. Defaults to 256 MiB.
         prefetch: Whether to fetch the bytes after a sequential read. Defaults to True.
         threads: Number of threads that decode. Defaults to one per core, or one in a worker of a DataLoader.
+        max_pixels: Maximum number of pixels of a frame, before it is scaled. Defaults to 2^26.
 
     Raises:
         ConfigError: If an argument is invalid.
@@ -82,6 +84,7 @@ class ArchiveReader:
         max_cache_bytes: int = DEFAULT_MAX_CACHE_BYTES,
         prefetch: bool = True,
         threads: int | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         for name, value in (("cache_limit", cache_limit), ("max_cache_bytes", max_cache_bytes)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -96,6 +99,7 @@ class ArchiveReader:
         self._max_cache_bytes = max_cache_bytes
         self._prefetch = bool(prefetch)
         self._threads = threads
+        self._max_pixels = validate_max_pixels(max_pixels)
         self._snapshot: Snapshot | None = None
         self._init_process_state()
 
@@ -114,6 +118,11 @@ class ArchiveReader:
     def storage_options(self) -> Mapping[str, Any] | None:
         """The options of the stores of the places."""
         return self._storage_options
+
+    @property
+    def max_pixels(self) -> int:
+        """The maximum number of pixels of a frame."""
+        return self._max_pixels
 
     @property
     def snapshot(self) -> Snapshot:
@@ -306,8 +315,9 @@ class ArchiveReader:
         cache_limits = self._cache_limit, self._max_cache_bytes
         threads = self._threads or default_threads()
         return _ReaderSession(
-            catalog, header, self._snapshot, places, self._storage_options, cache_limits, threads, self._prefetch
-        )
+            catalog, header, self._snapshot, places, self._storage_options, cache_limits, threads, self._prefetch,
+            self._max_pixels,
+        )  # fmt: skip
 
     def abandon_after_fork(self) -> None:
         """Called in the child after a fork. The session belongs to the parent process and is never freed here."""
@@ -350,6 +360,7 @@ class _ReaderSession:
         cache_limits: tuple[int, int],
         threads: int,
         prefetch: bool,
+        max_pixels: int,
     ) -> None:
         self.pid = os.getpid()
         self.catalog = catalog
@@ -359,7 +370,7 @@ class _ReaderSession:
         self.cache = FrameCache(*cache_limits, self._on_cache_drop)
         self.chunks = ChunkReader(places, storage_options, self.cache, self.counts)
         self.lookup = ChunkLookup(catalog, snapshot, self.counts)
-        self.decoders = DecoderPool(self.chunks, self.counts, threads)
+        self.decoders = DecoderPool(self.chunks, self.counts, threads, max_pixels)
         self.batches = FrameBatchReader(
             self.lookup, self.chunks, self.decoders, self.cache, self.counts, threads, prefetch=prefetch
         )

@@ -155,6 +155,7 @@ class _ChunkBuilder:
             start + shift if self._cut.start else None,
             end + shift if self._cut.end < self._plan.frames else None,
             start + shift,
+            self._settings.max_pixels,
         ) as audio:
             yield audio
 
@@ -191,8 +192,9 @@ class _ChunkBuilder:
         scan, frames, count = self._scan, (self._cut.start, self._cut.end), len(frame_packet)
         with self._create_file(suffix) as file:
             copy_packets(
-                self._path, scan, (start, end), frames, file, self._plan.orientation, audio, self._is_cancelled
-            )
+                self._path, scan, (start, end), frames, file, self._plan.orientation, audio, self._is_cancelled,
+                self._settings.max_pixels,
+            )  # fmt: skip
             if scan.frame_hashes:
                 expected = ExpectedFrames(
                     count,
@@ -202,7 +204,7 @@ class _ChunkBuilder:
                 )
                 return self._verify(file, suffix, expected, "", end - start)
             clean_keys = scan.keys[scan.keys[:, 5] == 1, 0] - start
-            with contextlib.closing(FrameReader(self._path, load_index(self._path))) as reader:
+            with contextlib.closing(self._open_reader()) as reader:
                 hasher = _SeekingHasher(reader, frames[0])
                 expected = ExpectedFrames(count, frame_packet, hasher.frame_hash, hasher.rgb_hash, clean_keys)
                 return self._verify(file, suffix, expected, "", end - start)
@@ -239,10 +241,13 @@ class _ChunkBuilder:
 
     def _probe_first_frame(self) -> tuple[str, tuple[int, int]]:
         """Return the pixel format of the chunk's first frame, and the stored (height, width) of the video."""
-        index = load_index(self._path)
-        with contextlib.closing(FrameReader(self._path, index)) as reader:
+        with contextlib.closing(self._open_reader()) as reader:
             frame = reader.read_frame(int(self._plan.source_frames(self._cut)[0]))
-            return frame.format.name, (index.height, index.width)
+            return frame.format.name, (reader.index.height, reader.index.width)
+
+    def _open_reader(self) -> FrameReader:
+        max_pixels = self._settings.max_pixels
+        return FrameReader(self._path, load_index(self._path, max_pixels=max_pixels), max_pixels=max_pixels)
 
     def _encode(
         self, encoder: EncoderSettings, suffix: str, audio: AudioPackets | None, note: str, *, exact: bool
@@ -272,8 +277,8 @@ class _ChunkBuilder:
             rgb_hashes: Dictionary to which the RGB hashes of some frames are added, or None.
         """
         numbers = self._plan.source_frames(self._cut).tolist()
-        index, reformatter = load_index(self._path), VideoReformatter()
-        with contextlib.closing(FrameReader(self._path, index)) as reader:
+        reformatter = VideoReformatter()
+        with contextlib.closing(self._open_reader()) as reader:
             last, digest = -1, b""
             for step, number in enumerate(numbers):
                 raise_if_cancelled(self._is_cancelled, self._path)
@@ -309,7 +314,7 @@ class _ChunkBuilder:
 
     def _verify(self, file: str, suffix: str, expected: ExpectedFrames, note: str, packets: int | None) -> BuiltChunk:
         """Verify the chunk file. `packets` is the number of packets written to it, if known."""
-        stored = read_stored_packets(file)
+        stored = read_stored_packets(file, self._settings.max_pixels)
         if packets is not None and len(stored) != packets:
             raise ChunkRejected(f"{packets} packets were written to {suffix.upper()}, but {len(stored)} are in it")
         pts = np.ascontiguousarray(self._pts[:-1])

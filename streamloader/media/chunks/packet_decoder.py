@@ -9,8 +9,9 @@ import av.error
 from av.codec.context import ThreadType
 from av.packet import Packet
 
-from streamloader.errors import ClosedError, CorruptStream, UnreadableStream
+from streamloader.errors import ClosedError, CorruptStream, MediaLimitExceeded, UnreadableStream
 from streamloader.media.chunks.format import Coding
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
@@ -50,14 +51,20 @@ class PacketDecoder:
         coding: Coding of the packets.
         threads: Number of FFmpeg's decoder threads. Defaults to 1.
         name: Name of the source of the packets, for error messages. Defaults to "a chunk".
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
+        MediaLimitExceeded: If `coding` declares larger frames.
         UnreadableStream: If this build of FFmpeg has no decoder for the codec.
         CorruptStream: If the decoder rejects `coding`.
     """
 
-    def __init__(self, coding: Coding, *, threads: int = 1, name: str = "") -> None:
+    def __init__(
+        self, coding: Coding, *, threads: int = 1, name: str = "", max_pixels: int = DEFAULT_MAX_PIXELS
+    ) -> None:
         self._name = name or "a chunk"
+        self._limit = PixelLimit(max_pixels, self._name)
+        self._limit.check(coding.width, coding.height)
         self._coding = coding
         self._context: VideoCodecContext | None = None
         context = self._create_context()
@@ -75,8 +82,7 @@ class PacketDecoder:
             context.thread_count = threads
             if threads != 1:
                 context.thread_type = ThreadType.AUTO
-            if coding.options:
-                context.options = dict(coding.options)
+            context.options = dict(coding.options) | self._limit.decoder_option
             context.open(strict=False)
         except (av.error.FFmpegError, ValueError, TypeError, OverflowError) as error:
             raise self._corrupt_error(f"its decoder cannot be configured: {error}") from error
@@ -91,6 +97,7 @@ class PacketDecoder:
 
         Raises:
             CorruptStream: If the packet cannot be decoded. ``offset`` is its number.
+            MediaLimitExceeded: If a frame is too large. ``offset`` is the number of the packet.
             ClosedError: If the decoder is closed.
         """
         # FFmpeg allocates the packet, with zeros after it: decoders read past the end, and some depend on the zeros.
@@ -136,7 +143,12 @@ class PacketDecoder:
             raise ClosedError(f"the decoder of {self._name} is closed")
         try:
             frames = self._context.decode(packet)
+            self._limit.check_frames(frames)
+        except MediaLimitExceeded as error:
+            error.offset = number
+            raise
         except (av.error.FFmpegError, EOFError) as error:
+            self._limit.check(self._context.width, self._context.height, "has")
             raise self._corrupt_error(getattr(error, "strerror", None) or str(error), number) from error
         numbered = []
         for frame in frames:

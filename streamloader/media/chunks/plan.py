@@ -16,7 +16,7 @@ from streamloader.media.chunks.scan import SourceScan, scan_source
 from streamloader.media.chunks.settings import CutSettings
 from streamloader.media.video.index_cache import load_index
 from streamloader.media.video.orientation import Orientation
-from streamloader.media.video.selection import latest_ticks, steps_at_rate
+from streamloader.media.video.selection import check_resampling, latest_ticks, steps_at_rate
 from streamloader.values import Array
 
 __all__ = ["Cut", "CutPlan", "plan_cuts"]
@@ -128,13 +128,14 @@ def plan_cuts(path: str, settings: CutSettings, is_cancelled: Callable[[], bool]
         CorruptStream: If the file is truncated or damaged.
         ClosedError: If the work was cancelled.
     """
-    index = load_index(path)
+    index = load_index(path, max_pixels=settings.max_pixels)
     decode = settings.verify == "frames" or settings.mode == "lossless"  # lossless chunks end where the size changes
-    scan = scan_source(path, index, decode=decode, is_cancelled=is_cancelled)
+    scan = scan_source(path, index, decode=decode, is_cancelled=is_cancelled, max_pixels=settings.max_pixels)
     height, width = settings.size or index.upright_size
     frames, time_base, first_pts, end = len(index), index.time_base, int(index.pts[0]), index.end
     if settings.fps is not None:
         frames = steps_at_rate(index.end - first_pts, index.time_base, settings.fps)
+        check_resampling(frames, len(index), settings.fps, path)
         time_base, first_pts, end = 1 / settings.fps, 0, frames
     cuts = _choose_cuts(settings, scan, frames)
     return CutPlan(frames, height, width, index.orientation, time_base, first_pts, end, cuts, scan)

@@ -15,6 +15,7 @@ import numpy as np
 
 from streamloader.errors import CorruptStream
 from streamloader.media.chunks.scan import NO_TIMESTAMP, SourceScan, raise_if_cancelled
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.orientation import UPRIGHT, Orientation
 from streamloader.media.video.source import open_video, translate_errors
 from streamloader.values import Array
@@ -90,7 +91,11 @@ def create_chunk_file(file: str, tick: Fraction) -> Iterator[OutputContainer]:
 
 @contextlib.contextmanager
 def collect_audio(
-    path: str, start: Fraction | None, end: Fraction | None, origin: Fraction
+    path: str,
+    start: Fraction | None,
+    end: Fraction | None,
+    origin: Fraction,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Iterator[AudioPackets | None]:
     """Collect the packets of the best audio stream that start in [start, end). Yields None if there is no audio.
 
@@ -99,8 +104,9 @@ def collect_audio(
         start: Start time in seconds, or None for the start of the source.
         end: End time in seconds, or None for the end of the source.
         origin: Time in seconds at which the chunk starts.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
     """
-    container, video = open_video(path)
+    container, video = open_video(path, max_pixels=max_pixels)
     with contextlib.closing(container), translate_errors(path):
         stream = container.streams.best("audio")
         if stream is None or stream.codec_context is None:
@@ -141,6 +147,7 @@ def copy_packets(
     orientation: Orientation,
     audio: AudioPackets | None,
     is_cancelled: Callable[[], bool],
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> None:
     """Copy packets of the source into a new file, in which players show some of its frames from time 0 on.
 
@@ -155,6 +162,7 @@ def copy_packets(
         orientation: Orientation of the frames, for video players.
         audio: Audio packets, for video players, or None.
         is_cancelled: Function that returns whether to stop. Called before each packet.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
         ChunkRejected: If the container rejects the packets.
@@ -162,7 +170,7 @@ def copy_packets(
         ClosedError: If the work was cancelled.
     """
     times = _compute_times(scan, span, frames)
-    with contextlib.closing(_read_packets(path, scan, span[0], is_cancelled)) as source:
+    with contextlib.closing(_read_packets(path, scan, span[0], is_cancelled, max_pixels)) as source:
         template = next(source)
         with create_chunk_file(file, times.tick) as output:
             stream = output.add_stream_from_template(template, opaque=True)
@@ -247,12 +255,12 @@ def _compute_times(scan: SourceScan, span: tuple[int, int], frames: tuple[int, i
 
 
 def _read_packets(
-    path: str, scan: SourceScan, start: int, is_cancelled: Callable[[], bool]
+    path: str, scan: SourceScan, start: int, is_cancelled: Callable[[], bool], max_pixels: int
 ) -> Generator[Any, None, None]:
     """Yield the video stream of the source, then its packets from number `start` on."""
     key = scan.keys[np.flatnonzero(scan.keys[:, 0] == start)]
     if start > 0 and len(key) and NO_TIMESTAMP not in key[0, 1:3]:
-        container, stream = open_video(path)
+        container, stream = open_video(path, max_pixels=max_pixels)
         with contextlib.closing(container), translate_errors(path):
             key_packet = _seek_key_packet(container, stream, key[0])
             if key_packet is not None:
@@ -260,7 +268,7 @@ def _read_packets(
                 yield key_packet
                 yield from _demux(container, stream, path, is_cancelled)
                 return
-    container, stream = open_video(path)
+    container, stream = open_video(path, max_pixels=max_pixels)
     with contextlib.closing(container), translate_errors(path):
         yield stream
         for number, packet in enumerate(_demux(container, stream, path, is_cancelled)):

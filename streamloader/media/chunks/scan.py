@@ -17,7 +17,9 @@ from av.video.reformatter import VideoReformatter
 from streamloader.common.inflate import inflate
 from streamloader.errors import ClosedError, CorruptStream
 from streamloader.media.chunks.frame_hash import HASH_BYTES, frame_hash, rgb_hash
+from streamloader.media.progress import PROGRESS
 from streamloader.media.video.index import VideoIndex
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
 from streamloader.media.video.source import open_video, translate_errors
 from streamloader.values import Array
@@ -121,11 +123,19 @@ def raise_if_cancelled(is_cancelled: Callable[[], bool], path: str) -> None:
     Raises:
         ClosedError: If the work was cancelled.
     """
+    PROGRESS.packets += 1
     if is_cancelled():
         raise ClosedError(f"cutting {path} was cancelled", stream=path, address=path)
 
 
-def scan_source(path: str, index: VideoIndex, *, decode: bool, is_cancelled: Callable[[], bool]) -> SourceScan:
+def scan_source(
+    path: str,
+    index: VideoIndex,
+    *,
+    decode: bool,
+    is_cancelled: Callable[[], bool],
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> SourceScan:
     """Read all packets of a source. Decode it once from the start if requested, or if its packets are not sufficient.
 
     Args:
@@ -133,9 +143,11 @@ def scan_source(path: str, index: VideoIndex, *, decode: bool, is_cancelled: Cal
         index: Index of the video.
         decode: Whether to hash all frames.
         is_cancelled: Function that returns whether to stop. Called before each packet.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
         CorruptStream: If the source is damaged, or changed since it was indexed.
+        MediaLimitExceeded: If a frame exceeds `max_pixels`.
         ClosedError: If the work was cancelled.
     """
     scan = SourceScan(
@@ -143,9 +155,10 @@ def scan_source(path: str, index: VideoIndex, *, decode: bool, is_cancelled: Cal
         packet_pts=np.empty(0, np.int64), keys=np.empty((0, _KEY_COLUMNS), np.int64),
         shape_changes=np.empty(0, np.int64),
     )  # fmt: skip
+    limit = PixelLimit(max_pixels, path)
     if not decode and index.has_pts and index.seekable:
         packets = _PacketLog()
-        with contextlib.closing(_demux_numbered(path, packets, is_cancelled)) as demuxed:
+        with contextlib.closing(_demux_numbered(path, packets, is_cancelled, limit)) as demuxed:
             for _ in demuxed:
                 pass
         frame_packet = packets.match_frames(index)
@@ -154,7 +167,7 @@ def scan_source(path: str, index: VideoIndex, *, decode: bool, is_cancelled: Cal
                 scan, frame_packet=frame_packet, packet_pts=packets.pts_array(), keys=packets.key_table(),
                 codec=packets.codec,
             )  # fmt: skip
-    return _scan_by_decoding(path, index, scan, is_cancelled)
+    return _scan_by_decoding(path, index, scan, is_cancelled, limit)
 
 
 class _PacketLog:
@@ -188,9 +201,11 @@ class _PacketLog:
         return order if np.array_equal(pts[order], index.pts) else None
 
 
-def _demux_numbered(path: str, packets: _PacketLog, is_cancelled: Callable[[], bool]) -> Generator[Any, None, None]:
+def _demux_numbered(
+    path: str, packets: _PacketLog, is_cancelled: Callable[[], bool], limit: PixelLimit
+) -> Generator[Any, None, None]:
     """Yield all packets with their numbers as timestamps, then the empty packet that flushes the decoder."""
-    container, stream = open_video(path)
+    container, stream = open_video(path, max_pixels=limit.max_pixels)
     with contextlib.closing(container), translate_errors(path):
         codec = packets.codec = codec_name(stream)
         length_size = nal_length_size(codec, stream.codec_context.extradata)
@@ -216,14 +231,18 @@ def _demux_numbered(path: str, packets: _PacketLog, is_cancelled: Callable[[], b
             yield packet
 
 
-def _scan_by_decoding(path: str, index: VideoIndex, scan: SourceScan, is_cancelled: Callable[[], bool]) -> SourceScan:
+def _scan_by_decoding(
+    path: str, index: VideoIndex, scan: SourceScan, is_cancelled: Callable[[], bool], limit: PixelLimit
+) -> SourceScan:
     packets, frame_hashes, rgb_hashes = _PacketLog(), bytearray(), bytearray()
     numbers: list[int] = []
     shape_changes: list[int] = []
     reformatter, shape = VideoReformatter(), None
-    with contextlib.closing(_demux_numbered(path, packets, is_cancelled)) as demuxed, translate_errors(path):
+    with contextlib.closing(_demux_numbered(path, packets, is_cancelled, limit)) as demuxed, translate_errors(path):
         for packet in demuxed:
-            for frame in packet.decode():
+            frames = packet.decode()
+            limit.check_frames(frames)
+            for frame in frames:
                 if shape is not None and shape != (frame.format.name, frame.width, frame.height):
                     shape_changes.append(len(numbers))
                 shape = frame.format.name, frame.width, frame.height

@@ -11,6 +11,7 @@ import av
 import av.error
 
 from streamloader.errors import ConfigError
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection, as_int
 
 __all__ = ["CutSettings"]
@@ -44,6 +45,8 @@ class CutSettings:
         verify: ``"frames"`` compares every frame of every chunk with a decode of the source from its start.
             ``"edges"`` compares only the first and the last group of pictures of each chunk, if each packet of the
             source has the timestamp of one frame. Defaults to ``"frames"``.
+        max_pixels: Maximum number of pixels of a frame of the source. Sources with larger frames are refused. It
+            changes no chunk, and is not stored. Defaults to 2^26, which is 8192 x 8192.
 
     Raises:
         ConfigError: If a setting is invalid, or settings contradict each other.
@@ -58,6 +61,7 @@ class CutSettings:
     fps: Fraction | None = None
     audio: bool = False
     verify: str = "frames"
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
         """Validate all settings, and fill in defaults that depend on the mode."""
@@ -73,6 +77,7 @@ class CutSettings:
             given = [name for name in ("codec", "options", "size", "fps") if getattr(self, name)]
             if given:
                 raise ConfigError(f"{given[0]}= needs mode='encode': mode={self.mode!r} changes no pixel of any frame")
+        validate_max_pixels(self.max_pixels)
         gop = self.gop if self.gop is not None else _DEFAULT_GOP_FRAMES.get(self.mode)
         if gop is not None and as_int(gop) < 1:
             raise ConfigError(f"gop must be a whole number of at least 1, got {self.gop!r}")

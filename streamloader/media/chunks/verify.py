@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
@@ -20,6 +19,8 @@ from streamloader.media.chunks.frame_hash import frame_hash, rgb_hash
 from streamloader.media.chunks.packet_decoder import PacketDecoder, read_coding
 from streamloader.media.chunks.remux import ChunkRejected
 from streamloader.media.chunks.scan import raise_if_cancelled
+from streamloader.media.video.container import open_container
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import is_clean_key, nal_length_size
 from streamloader.values import Array
 
@@ -45,6 +46,7 @@ class StoredPackets:
         crc: CRC-32 of each packet, int64 (packets,).
         keys: Packets that are key frames, int64 (keys,).
         disposable: Whether each packet is disposable according to its headers, bool (packets,).
+        max_pixels: Maximum number of pixels of a frame.
     """
 
     file: str
@@ -54,6 +56,7 @@ class StoredPackets:
     crc: Array
     keys: Array
     disposable: Array
+    max_pixels: int
 
     def __len__(self) -> int:
         """Return the number of packets."""
@@ -86,15 +89,19 @@ class ExpectedFrames:
     clean_keys: Array | None = None
 
 
-def read_stored_packets(file: str) -> StoredPackets:
+def read_stored_packets(file: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> StoredPackets:
     """Find the packets of a chunk in its file.
+
+    Args:
+        file: Path of the file.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
         ChunkRejected: If the container does not store each packet in one piece, as FFmpeg returns it.
     """
     # Edit lists are for players; all packets are needed here.
     options = {"ignore_editlist": "1"} if file.endswith(".mp4") else {}
-    container = av.open("file:" + file, options=options)
+    container = open_container(file, PixelLimit(max_pixels, file), options=options)
     stream = container.streams.video[0]
     columns: tuple[list[int], ...] = [], [], [], []
     offset, size, crc, keys = columns
@@ -122,7 +129,7 @@ def read_stored_packets(file: str) -> StoredPackets:
     arrays = dict(
         zip(("offset", "size", "crc", "keys"), (np.array(column, np.int64) for column in columns), strict=True)
     )
-    stored = StoredPackets(file, coding, **arrays, disposable=np.zeros(len(offset), bool))
+    stored = StoredPackets(file, coding, **arrays, disposable=np.zeros(len(offset), bool), max_pixels=max_pixels)
     packets = (data for _, data in stored.read(range(len(offset))))
     disposable = find_disposable_packets(coding.codec, coding.extradata, packets)
     return replace(stored, disposable=np.array(disposable, bool))
@@ -309,7 +316,7 @@ class _ChunkVerifier:
 
     def _decode(self, packets: Iterable[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Decode packets with a new decoder."""
-        decoder = PacketDecoder(self._coding, name=self._stored.file)
+        decoder = PacketDecoder(self._coding, name=self._stored.file, max_pixels=self._stored.max_pixels)
         with contextlib.closing(decoder):
             try:
                 for number, data in self._stored.read(packets):

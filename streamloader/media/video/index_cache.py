@@ -20,13 +20,13 @@ import platformdirs
 
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath
 from streamloader.errors import ConfigError
+from streamloader.media.video.files import file_version
 from streamloader.media.video.index import VideoIndex
-from streamloader.media.video.indexer import index_video
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.orientation import Orientation
 from streamloader.media.video.remote import Video
-from streamloader.media.video.source import file_version
 
-__all__ = ["index_cache_folder", "load_index"]
+__all__ = ["find_index", "index_cache_folder", "load_index"]
 
 _FORMAT: Final = 3  # raise it when the files below or the results of index_video change
 # The names of the arrays in a file -> the attributes of VideoIndex.
@@ -46,7 +46,13 @@ def index_cache_folder() -> Path:
     return Path(os.path.abspath(root)) / "index"
 
 
-def load_index(video: Video, *, damaged: str = "raise", version: tuple[int, int] | None = None) -> VideoIndex:
+def load_index(
+    video: Video,
+    *,
+    damaged: str = "raise",
+    version: tuple[int, int] | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> VideoIndex:
     """Return the index of the current version of a video, from the cache if possible. A new index is cached.
 
     The index of a video in a store is valid for its version; if the store has no versions, for its size and
@@ -56,6 +62,7 @@ def load_index(video: Video, *, damaged: str = "raise", version: tuple[int, int]
         video: Path of a local file, or a video in a store.
         damaged: ``"raise"`` or ``"keep"``, as for :func:`streamloader.media.video.indexer.index_video`.
         version: (size in bytes, modification time in ns) of a local file. Defaults to reading them.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
         StreamloaderError: If :func:`streamloader.media.video.indexer.index_video` fails. A cache file that cannot be
@@ -63,6 +70,32 @@ def load_index(video: Video, *, damaged: str = "raise", version: tuple[int, int]
         ConfigError: If other users can change what is in the folder that ``STREAMLOADER_CACHE`` names. The usual cache
             folder is only ignored then, with a warning.
     """
+    file, header = _describe_cache_file(video, damaged, version)
+    index = _read_checked(file, header, video, max_pixels)
+    if index is None:
+        index = index_video(video, damaged=damaged, max_pixels=max_pixels)
+        _write(file, header, index)
+    return index
+
+
+def index_video(video: Video, *, damaged: str, max_pixels: int) -> VideoIndex:
+    """Index a video. FFmpeg is only imported now: reading the cache does not need it."""
+    from streamloader.media.video import indexer
+
+    return indexer.index_video(video, damaged=damaged, max_pixels=max_pixels)
+
+
+def find_index(video: Video, *, damaged: str, version: tuple[int, int] | None, max_pixels: int) -> VideoIndex | None:
+    """Return the index of a video if it is in the cache. The arguments are those of :func:`load_index`.
+
+    Raises:
+        MediaLimitExceeded: If the frames of the video exceed `max_pixels`.
+    """
+    return _read_checked(*_describe_cache_file(video, damaged, version), video, max_pixels)
+
+
+def _describe_cache_file(video: Video, damaged: str, version: tuple[int, int] | None) -> tuple[Path, dict[str, Any]]:
+    """Return the path of a cache file, and the header that it has if it is valid."""
     header: dict[str, Any] = {"format": _FORMAT}
     if isinstance(video, str):
         name = os.path.abspath(video)
@@ -73,11 +106,13 @@ def load_index(video: Video, *, damaged: str = "raise", version: tuple[int, int]
         header |= {"address": name, "size": info.size, "version": info.version}
         if info.version is None:
             header["modified"] = info.modified
-    file = _cache_file(name, damaged)
+    return _cache_file(name, damaged), header
+
+
+def _read_checked(file: Path, header: dict[str, Any], video: Video, max_pixels: int) -> VideoIndex | None:
     index = _read(file, header)
-    if index is None:
-        index = index_video(video, damaged=damaged)
-        _write(file, header, index)
+    if index is not None:
+        PixelLimit(max_pixels, str(video)).check(index.width, index.height)
     return index
 
 

@@ -11,26 +11,28 @@ import contextlib
 import logging
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import av.error
 import numpy as np
 
-from streamloader.errors import CorruptStream, UnreadableStream
+from streamloader.errors import CorruptStream, MediaLimitExceeded, UnreadableStream
 from streamloader.media.video.index import VideoIndex
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.orientation import UPRIGHT, Orientation
 from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
 from streamloader.media.video.reader import FrameReader, decode_frames
 from streamloader.media.video.remote import ByteSpans, ReadInterrupted, Video, VideoFile, open_video_file
-from streamloader.media.video.source import decode_error, open_video, translate_errors
+from streamloader.media.video.source import check_video, decode_error, open_video, translate_errors
 from streamloader.media.video.sparse import read_sparse
 from streamloader.media.video.structure import declared_size
 from streamloader.stores.readahead import UNIT_BYTES
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -43,7 +45,7 @@ _MAX_CHECKED_KEYS: Final = 32  # key frames of a decoded file to which seeking i
 _log = logging.getLogger("streamloader")
 
 
-def index_video(video: Video, *, damaged: str = "raise") -> VideoIndex:
+def index_video(video: Video, *, damaged: str = "raise", max_pixels: int = DEFAULT_MAX_PIXELS) -> VideoIndex:
     """Index a video. This takes one pass over the file, and for some files a full decode.
 
     For an MP4 or MOV in a store, ``moov``, the first frames, the beginnings of the key frames and the last group of
@@ -53,22 +55,20 @@ def index_video(video: Video, *, damaged: str = "raise") -> VideoIndex:
         video: Path of a local file, or a video in a store.
         damaged: ``"raise"``, or ``"keep"`` to index the decodable frames of a truncated or damaged file. Defaults to
             ``"raise"``.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
         StreamNotFound: If the file does not exist.
         UnreadableStream: If the file cannot be opened, contains no video, or none of its frames can be decoded.
+        MediaLimitExceeded: If the file exceeds `max_pixels` or another limit.
         CorruptStream: If the file is truncated, or some packets cannot be read or decoded.
         StoreError: If the store fails to deliver bytes.
     """
     file = None if isinstance(video, str) else open_video_file(video, _header_spans(video.info.size or 0))
+    source = _Source(video, file, max_pixels)
     try:
-        return _index_intact(video, file)
-    except CorruptStream as error:
-        if damaged != "keep":
-            raise
-        index = _index_by_decoding(video, None, file, tolerant=True)
-        _log.warning("%s is damaged; using the %d frames that can be decoded: %s", video, len(index), error.message)
-        return replace(index, damaged=True, seekable=False, note=error.message)
+        check_video(video, file, max_pixels=max_pixels)
+        return _index_checked(source, damaged)
     except ReadInterrupted as interrupted:
         raise interrupted.reason from None
     finally:
@@ -76,18 +76,66 @@ def index_video(video: Video, *, damaged: str = "raise") -> VideoIndex:
             file.close()
 
 
+class _Source(NamedTuple):
+    """A video that is being indexed.
+
+    Attributes:
+        video: Path of a local file, or a video in a store.
+        file: Open bytes of a video in a store. None for a local file.
+        max_pixels: Maximum number of pixels of a frame.
+    """
+
+    video: Video
+    file: VideoFile | None
+    max_pixels: int
+
+    def open(self) -> tuple[InputContainer, VideoStream]:
+        return open_video(self.video, self.file, max_pixels=self.max_pixels)
+
+    def decode(self, container: InputContainer, stream: VideoStream, *, tolerant: bool = False) -> Iterator[VideoFrame]:
+        limit = PixelLimit(self.max_pixels, str(self.video))
+        return decode_frames(container, stream, tolerant=tolerant, file=self.file, limit=limit)
+
+
 def _header_spans(size: int) -> ByteSpans:
     """Return the byte ranges at both ends of a file in which most containers store their header."""
     return (0, 2 * UNIT_BYTES), (max(0, size - UNIT_BYTES) // UNIT_BYTES * UNIT_BYTES, size)
 
 
-def _index_intact(video: Video, file: VideoFile | None) -> VideoIndex:
+def _index_checked(source: _Source, damaged: str) -> VideoIndex:
+    try:
+        with _refuse_impossible_times(source.video):
+            return _index_intact(source)
+    except (CorruptStream, MediaLimitExceeded) as error:
+        is_too_large = isinstance(error, MediaLimitExceeded) and error.details.get("found") is not None
+        if damaged != "keep" or is_too_large:
+            raise
+        with _refuse_impossible_times(source.video):
+            index = _index_by_decoding(source, None, tolerant=True)
+        _log.warning(
+            "%s is damaged; using the %d frames that can be decoded: %s", source.video, len(index), error.message
+        )
+        return replace(index, damaged=True, seekable=False, note=error.message)
+
+
+@contextlib.contextmanager
+def _refuse_impossible_times(video: Video) -> Iterator[None]:
+    try:
+        yield
+    except ArithmeticError as error:  # sums of timestamps and durations that exceed 64 bits, a time base of 0, ...
+        raise CorruptStream(
+            f"{video} is damaged: its timestamps are impossible ({error})", stream=str(video), address=str(video)
+        ) from error
+
+
+def _index_intact(source: _Source) -> VideoIndex:
+    video, file, _ = source
     if file is not None:
-        sparse = read_sparse(video, file)
-        index = None if sparse is None else _index_from_packets(video, sparse, file)
+        sparse = read_sparse(video, file, source.max_pixels)
+        index = None if sparse is None else _index_from_packets(source, sparse)
         if index is not None:
             return index
-    container, stream = open_video(video, file)
+    container, stream = source.open()
     with contextlib.closing(container):
         declared = stream.frames
         table = PacketTable()
@@ -97,10 +145,10 @@ def _index_intact(video: Video, file: VideoFile | None) -> VideoIndex:
             raise _truncated_error(video, declared, table, str(error.__cause__)) from error
     _check_complete(video, declared, table, file)
     if table.exact:
-        index = _index_from_packets(video, table, file)
+        index = _index_from_packets(source, table)
         if index is not None:
             return index
-    return _index_by_decoding(video, table, file, tolerant=False)
+    return _index_by_decoding(source, table, tolerant=False)
 
 
 def _check_complete(video: Video, declared_frames: int, table: PacketTable, file: VideoFile | None) -> None:
@@ -135,22 +183,23 @@ def _truncated_error(video: Video, declared_frames: int, table: PacketTable, cau
     )
 
 
-def _index_from_packets(video: Video, table: PacketTable, file: VideoFile | None) -> VideoIndex | None:
+def _index_from_packets(source: _Source, table: PacketTable) -> VideoIndex | None:
     """Build the index from packets, or return None if decoding both ends of the video does not confirm it."""
     order = np.argsort(np.array(table.pts, np.int64), kind="stable")
     pts = np.array(table.pts, np.int64)[order]
     try:
-        stop_recording = _start_recording(file)
-        container, stream = open_video(video, file)
-        with contextlib.closing(container), translate_errors(video):
-            first = next(decode_frames(container, stream, file=file), None)
+        stop_recording = _start_recording(source.file)
+        container, stream = source.open()
+        with contextlib.closing(container), translate_errors(source.video):
+            first = next(source.decode(container, stream), None)
             if first is None:
                 return None
             ends = np.array(table.ends, np.int64)[order]
             index = _build_index(first, stream, pts, _last_frame_end(pts, int(ends[-1] - pts[-1])), table)
         index = replace(index, initial_spans=stop_recording())
         last_group = int(np.searchsorted(pts, index.key_pts[-1]))
-        with contextlib.closing(FrameReader(video, index, file=file)) as reader:
+        reader = FrameReader(source.video, index, file=source.file, max_pixels=source.max_pixels)
+        with contextlib.closing(reader):
             for number in (*range(min(_CHECKED_HEAD_FRAMES, len(pts))), *range(last_group, len(pts))):
                 reader.read_frame(number)
             reader.check_end()
@@ -167,22 +216,21 @@ def _start_recording(file: VideoFile | None) -> Callable[[], ByteSpans]:
     return file.stop_recording
 
 
-def _index_by_decoding(
-    video: Video, table: PacketTable | None, file: VideoFile | None, *, tolerant: bool
-) -> VideoIndex:
+def _index_by_decoding(source: _Source, table: PacketTable | None, *, tolerant: bool) -> VideoIndex:
     """Build the index by decoding the whole file."""
+    video = source.video
     table = table or PacketTable()
     checked_pts = _spread_evenly(sorted(set(table.key_pts)))
     checksums: dict[int, int] = {}
     max_frames = count_max_packets(video)
-    stop_recording = _start_recording(file)
-    container, stream = open_video(video, file)
+    stop_recording = _start_recording(source.file)
+    container, stream = source.open()
     pts: list[int | None] = []
     initial_spans: ByteSpans = ()
     first, duration = None, 0
     with contextlib.closing(container):
         try:
-            for frame in decode_frames(container, stream, tolerant=tolerant, file=file):
+            for frame in source.decode(container, stream, tolerant=tolerant):
                 if len(pts) >= max_frames:
                     raise UnreadableStream(
                         f"{video} has more than {max_frames:,} frames", stream=str(video), address=str(video)
@@ -204,13 +252,20 @@ def _index_by_decoding(
             return replace(_index_without_pts(first, stream, len(pts)), initial_spans=initial_spans)
         index = _build_index(first, stream, times, _last_frame_end(times, duration), table)
     index = replace(index, initial_spans=initial_spans)
-    return index if _is_seekable(video, index, checksums, file) else replace(index, seekable=False)
+    is_seekable = _is_seekable(video, index, checksums, source.file, source.max_pixels)
+    return index if is_seekable else replace(index, seekable=False)
 
 
-def _is_seekable(video: Video, index: VideoIndex, checksums: dict[int, int], file: VideoFile | None = None) -> bool:
+def _is_seekable(
+    video: Video,
+    index: VideoIndex,
+    checksums: dict[int, int],
+    file: VideoFile | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> bool:
     """Return whether seeking finds frames, and each found frame has the checksum that it had before."""
     works = False
-    with contextlib.closing(FrameReader(video, index, file=file)) as reader:
+    with contextlib.closing(FrameReader(video, index, file=file, max_pixels=max_pixels)) as reader:
         for number, checksum in reversed(checksums.items()):
             found = reader.seek(number)
             if found and _luma_checksum(reader.read_frame(number)) != checksum:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from streamloader.errors import UnreadableStream
+from streamloader.media.progress import PROGRESS
 from streamloader.media.video.source import translate_errors
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def read_packets(
                     stream=str(video),
                     address=str(video),
                 )
+            PROGRESS.packets += 1
             if packet.pos is not None and packet.pos >= 0:
                 table.end_offset = max(table.end_offset, packet.pos + packet.size)
             if packet.is_corrupt or packet.is_discard or packet.pts is None:

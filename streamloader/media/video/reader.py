@@ -11,7 +11,9 @@ import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from streamloader.errors import CorruptStream, StoreError
+from streamloader.errors import CorruptStream, MediaLimitExceeded, StoreError
+from streamloader.media.progress import PROGRESS
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
 from streamloader.media.video.source import decode_error, open_video, translate_errors
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FrameReader", "VideoFrame", "decode_frames", "frame_bytes"]
 
 _MAX_SEEK_ATTEMPTS: Final = 8  # each attempt goes twice as many key frames back; then decoding starts at frame 0
+_DEFAULT_LIMIT: Final = PixelLimit()
 _MIN_SEEK_FRAMES: Final = 32  # shorter distances are decoded instead of seeking to a key frame
 
 
@@ -39,6 +42,7 @@ def decode_frames(
     tolerant: bool = False,
     from_key: int | None = None,
     file: VideoFile | None = None,
+    limit: PixelLimit = _DEFAULT_LIMIT,
 ) -> Iterator[VideoFrame]:
     """Yield the frames that the decoder shows, from the demuxer's position on.
 
@@ -49,6 +53,10 @@ def decode_frames(
         from_key: Timestamp of a key frame. Packets before the first key frame are skipped; if that key frame is later
             than this timestamp, no frames are yielded. Defaults to no skipping.
         file: Open bytes of a video in a store. Defaults to none, for a local file.
+        limit: Limit on the size of the frames.
+
+    Raises:
+        MediaLimitExceeded: If a frame exceeds `limit`.
     """
     packets: Iterator[Packet[Any]] = container.demux(stream)
     skipping = from_key is not None
@@ -66,6 +74,7 @@ def decode_frames(
             return
         if file is not None:
             file.mark_progress()
+        PROGRESS.packets += 1
         if skipping:
             if not packet.is_keyframe:
                 continue
@@ -73,12 +82,17 @@ def decode_frames(
                 return
             skipping = False
         try:
-            yield from cast("list[VideoFrame]", packet.decode())
+            frames = cast("list[VideoFrame]", packet.decode())
         except EOFError:  # the decoder was flushed before
             return
         except av.error.FFmpegError:
+            limit.check_refusal(stream.codec_context.width, stream.codec_context.height, tolerant=tolerant)
             if not tolerant:
                 raise
+            continue
+        limit.check_frames(frames)
+        yield from frames
+        del frames
 
 
 class FrameReader:
@@ -93,6 +107,10 @@ class FrameReader:
         name: Key of the stream for error messages. Defaults to the name of the video.
         file: Open bytes of a video in a store, which stay open. By default, the reader opens its own.
         owned_file: Open bytes of a video in a store, which the reader closes.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
+
+    Attributes:
+        index: Index of the video.
     """
 
     def __init__(
@@ -102,10 +120,13 @@ class FrameReader:
         name: str | None = None,
         file: VideoFile | None = None,
         owned_file: VideoFile | None = None,
+        *,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         self._video = video
         self._name = name or str(video)
-        self._index = index
+        self._limit = PixelLimit(max_pixels, str(video))
+        self.index = index
         self._pts = index.pts
         self._keys: list[int] = index.key_pts.tolist()
         self._owned_file = (
@@ -113,16 +134,14 @@ class FrameReader:
         )
         self._file = file or self._owned_file
         try:
-            self._container, self._stream = open_video(video, self._file)
+            self._container, self._stream = open_video(video, self._file, max_pixels=max_pixels)
         except BaseException as error:
             if self._owned_file is not None:
                 self._owned_file.close()
             if isinstance(error, StoreError):
                 error.stream = self._name
             raise
-        self._frames: Iterator[VideoFrame] = decode_frames(
-            self._container, self._stream, tolerant=index.damaged, file=self._file
-        )
+        self._frames = self._decode()
         self._position_lost = False  # an error of the store left the demuxer at an unknown position
         self._next = 0  # number of the frame that the decoder returns next
         self._current: VideoFrame | None = None  # frame number self._next - 1
@@ -182,7 +201,7 @@ class FrameReader:
             raise self._mismatch_error(f"ends after {number} frames, but its index has {len(self._pts)}")
         if number >= len(self._pts):
             raise self._mismatch_error(f"has more than the {number} frames of its index")
-        if self._index.has_pts and frame.pts != self._pts[number]:
+        if self.index.has_pts and frame.pts != self._pts[number]:
             raise self._mismatch_error(f"has pts {frame.pts} at frame {number}, but its index has {self._pts[number]}")
         self._next = number + 1
         self._current = None
@@ -193,6 +212,9 @@ class FrameReader:
             return next(self._frames, None)
         except (av.error.FFmpegError, EOFError) as error:
             raise self._with_stream(decode_error(self._video, self._next, error)) from error
+        except MediaLimitExceeded as error:
+            error.stream, error.offset = self._name, self._next
+            raise
         except StoreError as error:
             self._position_lost = True
             error.stream = self._name
@@ -216,7 +238,7 @@ class FrameReader:
         return error
 
     def _is_key_between(self, number: int) -> bool:
-        if not self._index.seekable:
+        if not self.index.seekable:
             return False
         key = self._start_key(int(self._pts[number]))
         return key >= 0 and self._keys[key] > int(self._pts[self._next])
@@ -224,12 +246,12 @@ class FrameReader:
     def _start_key(self, pts: int) -> int:
         """Return the number of the key frame from which the frame at `pts` decodes; -1 for the start of the file."""
         key = bisect.bisect_right(self._keys, pts) - 1
-        if key >= 0 and not self._index.key_clean[key]:
+        if key >= 0 and not self.index.key_clean[key]:
             key -= 1  # frames after a recovery point may depend on the key frame before it
         return key
 
     def _seek(self, number: int) -> bool:
-        if self._index.seekable:
+        if self.index.seekable:
             key, back = self._start_key(int(self._pts[number])), 1
             for _ in range(_MAX_SEEK_ATTEMPTS):
                 if key < 0:
@@ -255,14 +277,12 @@ class FrameReader:
         self._close_frames()
         key = self._keys[key_number]
         # After a recovery point, frames may be broken or missing up to the next key frame.
-        reliable = key if self._index.key_clean[key_number] else self._keys[key_number + 1]
+        reliable = key if self.index.key_clean[key_number] else self._keys[key_number + 1]
         expected = int(np.searchsorted(self._pts, reliable))
         try:
             with translate_errors(self._video, number):
-                self._container.seek(int(self._index.key_seek[key_number]), stream=self._stream, backward=True)
-                frames = decode_frames(
-                    self._container, self._stream, tolerant=self._index.damaged, from_key=key, file=self._file
-                )
+                self._container.seek(int(self.index.key_seek[key_number]), stream=self._stream, backward=True)
+                frames = self._decode(from_key=key)
                 for frame in frames:
                     if frame.pts is None or frame.pts < reliable:
                         continue  # also skips frames of an open group that are shown before its key frame
@@ -280,9 +300,19 @@ class FrameReader:
     def _rewind(self) -> None:
         self._close_frames()
         self._container.close()
-        self._container, self._stream = open_video(self._video, self._file)
-        self._frames = decode_frames(self._container, self._stream, tolerant=self._index.damaged, file=self._file)
+        self._container, self._stream = open_video(self._video, self._file, max_pixels=self._limit.max_pixels)
+        self._frames = self._decode()
         self._next = 0
+
+    def _decode(self, from_key: int | None = None) -> Iterator[VideoFrame]:
+        return decode_frames(
+            self._container,
+            self._stream,
+            tolerant=self.index.damaged,
+            from_key=from_key,
+            file=self._file,
+            limit=self._limit,
+        )
 
     def _close_frames(self) -> None:
         close: Callable[[], Any] | None = getattr(self._frames, "close", None)

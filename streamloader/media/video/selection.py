@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from streamloader.errors import ConfigError
+from streamloader.errors import ConfigError, CorruptStream
 
 if TYPE_CHECKING:
     from streamloader.media.video.index import VideoIndex
     from streamloader.values import Array
 
-__all__ = ["Selection", "as_int", "frames_at_rate", "latest_ticks", "steps_at_rate"]
+__all__ = ["Selection", "as_int", "check_resampling", "frames_at_rate", "latest_ticks", "steps_at_rate"]
+
+_MIN_MAX_STEPS: Final = 10_000_000  # days of a still picture at 25 frames per second
+_MAX_STEPS_PER_FRAME: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,10 @@ class Selection:
         steps = -(-positions // self.stride)
         return steps if self.max_frames is None else min(steps, self.max_frames)
 
+    def check_steps(self, steps: int, frames: int, name: str) -> None:
+        """Check the number of steps of a video, as :func:`check_resampling` does."""
+        check_resampling(steps, frames, self.fps, name)
+
     def frame_range(self, positions: int, start_draw: float) -> range:
         """Return the positions that become steps.
 
@@ -82,28 +89,56 @@ class Selection:
         positions = np.arange(selected.start, selected.stop, selected.step, dtype=np.int64)
         if self.fps is not None:
             times = positions * self.fps.denominator / self.fps.numerator
-            return frames_at_rate(index, self.fps)[positions], times
+            return frames_at_rate(index, self.fps, positions), times
         ticks = index.pts[positions] - index.pts[0]
         return positions, ticks * index.time_base.numerator / index.time_base.denominator
 
     def _count_positions(self, index: VideoIndex) -> int:
-        return len(index) if self.fps is None else len(frames_at_rate(index, self.fps))
+        if self.fps is None:
+            return len(index)
+        return steps_at_rate(index.end - int(index.pts[0]), index.time_base, self.fps)
 
 
-def frames_at_rate(index: VideoIndex, fps: Fraction) -> Array:
-    """Return the frame shown at each multiple of 1/fps from the first frame to the end of the last one, int64.
+def frames_at_rate(index: VideoIndex, fps: Fraction, steps: Array) -> Array:
+    """Return the frames that are shown at multiples of 1/fps, int64.
 
-    Step k shows the last frame whose pts is not after t0 + k/fps, in exact arithmetic. There is at least one step.
+    Step k shows the last frame whose pts is not after t0 + k/fps, in exact arithmetic.
+
+    Args:
+        index: Index of the video.
+        fps: Rate in frames per second.
+        steps: Numbers of the steps, int64, below :func:`steps_at_rate`.
     """
     first = int(index.pts[0])
-    count = steps_at_rate(index.end - first, index.time_base, fps)
-    latest = latest_ticks(np.arange(count, dtype=np.int64), index.time_base, fps)
+    latest = latest_ticks(steps, index.time_base, fps)
     return np.searchsorted(index.pts, latest + first, side="right").astype(np.int64) - 1
 
 
 def steps_at_rate(ticks: int, time_base: Fraction, fps: Fraction) -> int:
     """Return the number of steps at a rate, at least 1, of a video that lasts `ticks` units of `time_base` seconds."""
     return max(1, math.ceil(ticks * time_base * fps))
+
+
+def check_resampling(steps: int, frames: int, fps: Fraction | None, name: str) -> None:
+    """Check that the timestamps of a video do not leap so far that `fps` makes absurdly many steps of its frames.
+
+    Args:
+        steps: Number of steps.
+        frames: Number of frames of the video.
+        fps: Rate in frames per second, or None for no resampling.
+        name: Name of the video for the error message.
+
+    Raises:
+        CorruptStream: If they do.
+    """
+    max_steps = _MIN_MAX_STEPS + _MAX_STEPS_PER_FRAME * frames
+    if fps is not None and steps > max_steps:
+        raise CorruptStream(
+            f"{name} has {frames} frames, and {steps} steps at fps={fps}, but at most {max_steps} are plausible: its "
+            "timestamps leap. Repair the file, or do not resample it",
+            stream=name,
+            address=name,
+        )
 
 
 def latest_ticks(steps: Array, time_base: Fraction, fps: Fraction) -> Array:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import av
 import av.error
 
-from streamloader.errors import CorruptStream, StreamloaderError, StreamNotFound, UnreadableStream
+from streamloader.errors import CorruptStream, StreamloaderError, UnreadableStream
+from streamloader.media.video.container import ALLOWED_CONTAINERS, check_declarations, identify_format, open_container
+from streamloader.media.video.files import file_version
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile
 from streamloader.media.video.structure import declared_size
 
@@ -20,70 +22,37 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["IO_BUFFER_BYTES", "decode_error", "file_version", "open_video", "translate_errors"]
+__all__ = ["IO_BUFFER_BYTES", "check_video", "decode_error", "open_video", "translate_errors"]
 
 IO_BUFFER_BYTES: Final = 256 << 10  # size of FFmpeg's reads of a video in a store
-# Demuxers that open further files listed in the input, or render text: a dataset lists its files itself.
-_EXCLUDED_DEMUXERS: Final = frozenset(
-    {"hls", "dash", "concat", "concatf", "imf", "lavfi", "tty", "avisynth", "vapoursynth"}
-)
-# Demuxers that find further files by the name of the input: a video in a store has no file name.
-_NAME_BASED_DEMUXERS: Final = frozenset({"image2"})
 
 
-@lru_cache(maxsize=2)
-def _allowed_demuxers(*, local: bool) -> str:
-    excluded = _EXCLUDED_DEMUXERS | (frozenset() if local else _NAME_BASED_DEMUXERS)
-    return ",".join(sorted(av.formats_available - excluded))
+def check_video(video: Video, file: VideoFile | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    """Check what a video declares before any decoder is opened, with the arguments and errors of :func:`open_video`."""
+    with _translate_open_errors(video, file):
+        limit = PixelLimit(max_pixels, str(video))
+        check_declarations(_require_source(video, file), limit, buffer_bytes=IO_BUFFER_BYTES)
 
 
-def file_version(path: str) -> tuple[int, int]:
-    """Return (size in bytes, modification time in ns) of a local file.
-
-    Raises:
-        StreamNotFound: If the file does not exist.
-        UnreadableStream: If the path is not a file, or the file is empty or cannot be read.
-    """
-    try:
-        status = os.stat(path)
-    except FileNotFoundError as error:
-        raise StreamNotFound(f"no such video file: {path}", stream=path, address=path) from error
-    except OSError as error:
-        raise UnreadableStream(f"{path} cannot be read: {error.strerror}", stream=path, address=path) from error
-    if not Path(path).is_file():
-        raise UnreadableStream(f"{path} is not a file", stream=path, address=path)
-    if status.st_size == 0:
-        raise UnreadableStream(f"{path} is empty (0 bytes)", stream=path, address=path)
-    return status.st_size, status.st_mtime_ns
-
-
-def open_video(video: Video, file: VideoFile | None = None) -> tuple[InputContainer, VideoStream]:
+def open_video(
+    video: Video, file: VideoFile | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[InputContainer, VideoStream]:
     """Open a video and its best video stream, for decoding in the calling thread only.
 
     Args:
         video: Path of a local file, or a video in a store.
         file: Open bytes of a video in a store. They stay open when the container is closed.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
         StreamNotFound: If the file does not exist.
         UnreadableStream: If FFmpeg cannot open the file, or it contains no video.
+        MediaLimitExceeded: If the file exceeds `max_pixels` or another limit.
         StoreError: If the store fails to deliver bytes.
     """
-    options = {"format_whitelist": _allowed_demuxers(local=isinstance(video, str))}
-    try:
-        if isinstance(video, str):
-            file_version(video)
-            options["protocol_whitelist"] = "file"
-            container = av.open("file:" + os.path.abspath(video), options=options, metadata_errors="replace")
-        else:
-            container = _open_remote(file, options)
-    except StreamloaderError as error:
-        error.stream = error.stream or str(video)
-        raise
-    except ReadInterrupted as interrupted:
-        raise interrupted.reason from None
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _unreadable_error(video, file, f"cannot be opened as a video: {_ffmpeg_message(error)}") from error
+    limit = PixelLimit(max_pixels, str(video))
+    with _translate_open_errors(video, file):
+        container = open_container(_require_source(video, file), limit, buffer_bytes=IO_BUFFER_BYTES)
     try:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
@@ -95,23 +64,42 @@ def open_video(video: Video, file: VideoFile | None = None) -> tuple[InputContai
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
         stream.codec_context.thread_count = 1  # lanes already run in parallel
+        stream.codec_context.options = limit.decoder_option
     except BaseException:
         container.close()
         raise
     return container, stream  # type: ignore[return-value]
 
 
-def _open_remote(file: VideoFile | None, options: dict[str, str]) -> InputContainer:
+def _require_source(video: Video, file: VideoFile | None) -> str | VideoFile:
+    """Return what FFmpeg reads a video from: a path, or the open bytes of a video in a store. Neither is empty."""
+    if isinstance(video, str):
+        file_version(video)
+        return os.path.abspath(video)
     assert file is not None, "a video in a store is read through a VideoFile"
     if file.remote.size == 0:
         raise ValueError("it is empty (0 bytes)")
-    file.restart()
-    # No protocol has this name: FFmpeg must not open a file or an address that the bytes refer to.
-    options["protocol_whitelist"] = "none"
-    container: InputContainer = av.open(
-        file, "r", options=options, metadata_errors="replace", buffer_size=IO_BUFFER_BYTES
-    )
-    return container
+    return file
+
+
+@contextlib.contextmanager
+def _translate_open_errors(video: Video, file: VideoFile | None) -> Iterator[None]:
+    try:
+        yield
+    except StreamloaderError as error:
+        error.stream = error.stream or str(video)
+        raise
+    except ReadInterrupted as interrupted:
+        raise interrupted.reason from None
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = _ffmpeg_message(error)
+        if isinstance(error, av.error.FFmpegError):
+            format_ = identify_format(_require_source(video, file))
+            if format_ is not None:
+                reason = f"it is {format_}, and not a video"
+            elif error.errno == errno.EINVAL:  # this is FFmpeg's answer to a format that is not allowed
+                reason = f"it has none of the accepted formats ({', '.join(ALLOWED_CONTAINERS)}), or is damaged"
+        raise _unreadable_error(video, file, f"cannot be opened as a video: {reason}") from error
 
 
 def _unreadable_error(video: Video, file: VideoFile | None, problem: str) -> UnreadableStream:

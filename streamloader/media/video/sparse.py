@@ -14,6 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from streamloader.errors import CorruptStream, UnreadableStream
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.packets import (
     PAYLOAD_DEPENDENT_CODECS,
     PacketTable,
@@ -38,8 +39,13 @@ _MAX_FETCHED_SHARE: Final = 1 / 4  # of the file; beyond that, reading the whole
 _MAX_FETCHED_BYTES: Final = 512 << 20  # held in memory at once
 
 
-def read_sparse(video: Video, file: VideoFile) -> PacketTable | None:
+def read_sparse(video: Video, file: VideoFile, max_pixels: int = DEFAULT_MAX_PIXELS) -> PacketTable | None:
     """Return the packet table of a video if ``moov`` and a few spans of bytes suffice for it, otherwise None.
+
+    Args:
+        video: Video in a store.
+        file: Open bytes of the video.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
         LimitExceeded: If ``moov`` is larger than ``limits.header_bytes``.
@@ -50,7 +56,7 @@ def read_sparse(video: Video, file: VideoFile) -> PacketTable | None:
         return None
     table = PacketTable()
     try:
-        container, stream = open_video(video, file)
+        container, stream = open_video(video, file, max_pixels=max_pixels)
         with contextlib.closing(container):
             codec = codec_name(stream)
             is_mov = "mov" in container.format.name.split(",")

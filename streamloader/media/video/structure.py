@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
 from streamloader.errors import LimitExceeded
+from streamloader.media.video.files import open_media_file
 from streamloader.media.video.remote import ByteSpans, VideoFile
 
 __all__ = ["declared_size", "payload_spans"]
@@ -42,7 +43,7 @@ def declared_size(file: str | VideoFile) -> int | None:
     """
     if isinstance(file, VideoFile):
         return _declared_size(file.remote.read_at, file.remote.size, _MAX_REMOTE_BOXES)
-    with open(file, "rb") as local:
+    with open(open_media_file(file), "rb") as local:
         return _declared_size(_make_reader(local), local.seek(0, 2), _MAX_LOCAL_BOXES)
 
 

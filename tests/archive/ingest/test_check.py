@@ -155,3 +155,38 @@ def test_no_more_of_a_chunk_is_hashed_than_its_row_declares():
 
     assert asyncio.run(hash_with(6 << 20)) == f"sha256:{hashlib.sha256(bytes(6 << 20)).hexdigest()}"
     assert asyncio.run(hash_with((6 << 20) - 1)) is None
+
+
+def test_sources_are_parsed_in_other_processes_and_within_limits(catalog, source, monkeypatch):
+    path = chunk_files(catalog)[1]
+    os.unlink(path)
+    monkeypatch.setattr("streamloader.media.chunks.plan.plan_cuts", None)  # of this process
+    refused = check_archive(catalog, repair=True, max_pixels=1000)
+    assert kinds(refused) == [("missing", False)]
+    assert "64x48" in refused.problems[0].text
+    assert str(source) in refused.problems[0].text
+    assert kinds(check_archive(catalog, repair=True)) == [("missing", True)]
+    assert_whole(catalog)
+
+
+def test_a_process_that_was_taken_over_writes_no_other_chunk(catalog, tmp_path, monkeypatch):
+    path = chunk_files(catalog)[1]
+    os.unlink(path)
+    (tmp_path / "other").write_text("no chunk")
+    for answer in ("/etc/passwd", "../one/nothing", str(tmp_path / "other"), 5, ["x"]):
+        monkeypatch.setattr("streamloader.media.parser_pool.ParserPool.call", lambda *a, answer=answer, **k: answer)
+        assert kinds(check_archive(catalog, repair=True)) == [("missing", False)]
+        assert not os.path.exists(path)
+
+
+def test_a_catalog_chooses_no_option_that_can_name_files(tmp_path, source):
+    stats = tmp_path / "stats"
+    settings = CutSettings("encode", options={"x264-params": f"stats={stats}:pass=1"})
+    with archive(tmp_path / "encoded", ["one"]) as catalog:
+        add_videos(catalog, source, settings, jobs=0)
+        os.unlink(chunk_files(catalog)[0])
+        stats.unlink()
+        report = check_archive(catalog, repair=True)
+    assert kinds(report) == [("missing", False)]
+    assert "option 'x264-params', which may name files" in report.problems[0].text
+    assert not stats.exists()

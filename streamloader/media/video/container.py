@@ -1,0 +1,294 @@
+"""The opener of media files: the only place of the package where FFmpeg gets a file to read.
+
+Media files are untrusted, so FFmpeg is restricted before it sees their first byte:
+
+- It gets an open descriptor or a Python object, never a file name, so it cannot derive other names from it.
+- It may use no protocol, so nothing that a file refers to (other files, addresses, ``data:``) is opened.
+- It may use the demuxers of video containers only. Playlists, scripts, picture sequences, subtitles, virtual devices
+  and single pictures are none.
+- The numbers of streams, the sizes of headers and attachments, and the size of frames are limited.
+
+:func:`check_declarations` checks what a file declares before any decoder is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping
+from io import FileIO
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import av
+import av.error
+from av.stream import Disposition
+
+from streamloader.errors import MediaLimitExceeded, UnreadableStream
+from streamloader.media.video.files import open_media_file
+from streamloader.media.video.limits import PixelLimit
+from streamloader.media.video.remote import VideoFile
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+__all__ = ["ALLOWED_CONTAINERS", "check_declarations", "identify_format", "open_container"]
+
+# FFmpeg's demuxers of video containers and of bare video streams. None of them opens other files by itself.
+ALLOWED_CONTAINERS: Final = tuple(
+    "apng asf av1 avi avs2 avs3 cavsvideo cine dhav dirac dnxhd dv evc flic flv gif gxf h261 h263 h264 hevc "  # noqa: SIM905
+    "ivf kux live_flv lxf m4v matroska mjpeg mjpeg_2000 mov mp4 mpeg mpegts mpegvideo mpjpeg mxf nsv nut nuv obu "
+    "ogg pva rm ser smjpeg vc1 vc1test vvc webm wtv yuv4mpegpipe".split()
+)
+_MAX_STREAMS: Final = 256  # of all kinds: subtitles and fonts are streams too
+_MAX_VIDEO_STREAMS: Final = 16  # FFmpeg decodes the first frames of each
+_MAX_HEADER_BYTES: Final = 16 << 20  # of the codec parameters of one video stream
+_MAX_OPENING_BYTES: Final = 256 << 20  # hours of video have a few megabytes of tables
+_MAX_READ_BYTES: Final = 1 << 20
+_PROBED_BYTES: Final = 5_000_000  # FFmpeg's "probesize", the packets that it reads to open a file
+_PROBED_FRAMES: Final = 24  # FFmpeg decodes up to 20
+_FORMATS_WITH_FIXED_STREAMS: Final = frozenset(
+    "apng av1 avi gif h264 hevc ivf m4v matroska mjpeg mov mpegvideo mxf nut obu vvc yuv4mpegpipe".split()  # noqa: SIM905
+)
+_MAX_METADATA_CHARACTERS: Final = 16 << 20
+_DEFAULT_BUFFER_BYTES: Final = 256 << 10
+_NO_CODEC: Final = "none"  # no codec has this name
+# Formats that are not allowed, by their first bytes, for error messages.
+_SIGNATURES: Final = (
+    (b"\x89PNG\r\n", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"II*\0", "a TIFF picture"),
+    (b"MM\0*", "a TIFF picture"),
+    (b"BM", "a BMP picture"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (b"#EXTM3U", "an HLS playlist"),
+    (b"ffconcat version", "a concatenation script"),
+    (b"# VobSub index file", "a VobSub index"),
+    (b";FFMETADATA", "an FFmpeg metadata file"),
+    (b"<?xml", "an XML document"),
+    (b"<MPD", "a DASH manifest"),
+    (b"v=0", "a session description"),
+)
+_SIGNATURE_BYTES: Final = 512
+
+
+class _HeaderFile:
+    """A file object through which FFmpeg may read a limited number of bytes: it loads headers and attachments whole.
+
+    Args:
+        file: File object to read from.
+        limit: Limit whose `name` is used in error messages.
+    """
+
+    def __init__(self, file: FileIO | VideoFile, limit: PixelLimit) -> None:
+        self.name = file.name if isinstance(file, VideoFile) else ""
+        self.seek, self.tell = file.seek, file.tell
+        self._read = file.read
+        self._limit = limit
+        self._bytes_read = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._read(min(size, _MAX_READ_BYTES))
+        self._bytes_read += len(data)
+        if self._bytes_read > _MAX_OPENING_BYTES:
+            raise _limit_error(
+                self._limit, "has large headers or attachments", limit_name="bytes of them", allowed=_MAX_OPENING_BYTES
+            )
+        return data
+
+
+def check_declarations(
+    source: str | VideoFile, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+) -> None:
+    """Check what a media file declares, with all decoders disabled: its format, its streams, and their frame sizes.
+
+    FFmpeg does not have to read much for that, and it is limited. In some formats, streams appear while the file is
+    read, and FFmpeg opens their decoders without a limit. Their first frames are decoded here before.
+
+    The arguments and errors are those of :func:`open_container`.
+    """
+    options = {"codec_whitelist": _NO_CODEC, "analyzeduration": "1", "fpsprobesize": "0"}
+    formats = _check_declarations(source, limit, options, buffer_bytes, probes_frames=False)
+    if formats.isdisjoint(_FORMATS_WITH_FIXED_STREAMS):
+        _check_declarations(source, limit, {"codec_whitelist": _NO_CODEC}, buffer_bytes, probes_frames=True)
+
+
+def _check_declarations(
+    source: str | VideoFile, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int, *, probes_frames: bool
+) -> set[str]:
+    """Check the container, and its first frames on request. Return the names of its format."""
+    with contextlib.ExitStack() as stack:
+        file: FileIO | VideoFile
+        if isinstance(source, str):
+            file = stack.enter_context(FileIO(open_media_file(source)))
+        else:
+            file = source
+            file.restart()
+        container = stack.enter_context(_open_file(_HeaderFile(file, limit), limit, options, buffer_bytes))
+        _check_container(container, limit)
+        if probes_frames:
+            _probe_frames(container, limit)
+        return set(container.format.name.split(","))
+
+
+def _probe_frames(container: InputContainer, limit: PixelLimit) -> None:
+    """Decode as many frames of each video stream, with limited decoders, as FFmpeg decodes to open a file."""
+    missing = {}
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = limit.decoder_option
+            missing[stream.index] = _PROBED_FRAMES
+    if not missing:
+        return
+    probed_bytes = 0
+    for packet in container.demux([container.streams[index] for index in missing]):
+        context: Any = packet.stream.codec_context
+        probed_bytes += packet.size
+        try:
+            frames = cast("list[VideoFrame]", packet.decode())
+            limit.check_frames(frames)
+            missing[packet.stream.index] -= len(frames)
+        except (av.error.FFmpegError, EOFError):
+            limit.check_refusal(context.width, context.height)
+        if probed_bytes > _PROBED_BYTES or max(missing.values()) <= 0:
+            return
+
+
+def open_container(
+    source: str | VideoFile,
+    limit: PixelLimit,
+    *,
+    options: Mapping[str, str] | None = None,
+    buffer_bytes: int = _DEFAULT_BUFFER_BYTES,
+) -> InputContainer:
+    """Open a media file under the restrictions of this module.
+
+    Args:
+        source: Path of a local file, or the open bytes of a video in a store.
+        limit: Limit on the size of frames. `limit.name` is the name of the file for error messages.
+        options: Further options of the demuxer. Defaults to none.
+        buffer_bytes: Size of FFmpeg's reads of a video in a store. Defaults to 256 KiB.
+
+    Raises:
+        UnreadableStream: If the path is not a regular file.
+        MediaLimitExceeded: If the file exceeds a limit.
+        FFmpegError: If FFmpeg cannot open the file. OSError and ValueError are possible too.
+        ReadInterrupted: If the read of a video in a store was interrupted.
+    """
+    options = options or {}
+    if isinstance(source, str):
+        fd = open_media_file(source)
+        try:
+            container = _open_restricted("fd:", limit, {**options, "fd": str(fd), "protocol_whitelist": "fd"})
+        finally:
+            os.close(fd)  # FFmpeg has a duplicate
+    else:
+        source.restart()
+        container = _open_file(source, limit, options, buffer_bytes)
+    try:
+        _check_container(container, limit)
+    except BaseException:
+        container.close()
+        raise
+    return container
+
+
+def _open_file(
+    file: _HeaderFile | VideoFile,
+    limit: PixelLimit,
+    options: Mapping[str, str],
+    buffer_bytes: int = _DEFAULT_BUFFER_BYTES,
+) -> InputContainer:
+    # No protocol has this name.
+    return _open_restricted(file, limit, {**options, "protocol_whitelist": "none"}, buffer_bytes)
+
+
+def _open_restricted(
+    file: Any, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+) -> InputContainer:
+    restrictions = {"format_whitelist": ",".join(ALLOWED_CONTAINERS), "max_streams": str(_MAX_STREAMS)}
+    try:
+        container: InputContainer = av.open(
+            file,
+            "r",
+            container_options=restrictions | dict(options),
+            options=limit.decoder_option,
+            metadata_errors="replace",
+            buffer_size=buffer_bytes,
+        )
+    except (av.error.FFmpegError, MemoryError) as error:
+        if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+            raise _limit_error(
+                limit,
+                f"has more than {_MAX_STREAMS} streams, or needs more memory than there is, to be opened",
+                limit_name="streams",
+                allowed=_MAX_STREAMS,
+            ) from error
+        raise
+    return container
+
+
+def _check_container(container: InputContainer, limit: PixelLimit) -> None:
+    if set(container.format.name.split(",")).isdisjoint(ALLOWED_CONTAINERS):
+        raise UnreadableStream(
+            f"{limit.name} has the format {container.format.name}, which is not accepted",
+            stream=limit.name,
+            address=limit.name,
+        )
+    video = container.streams.video
+    if len(video) > _MAX_VIDEO_STREAMS:
+        raise _limit_error(
+            limit, f"has {len(video)} video streams", limit_name="video streams", found=len(video),
+            allowed=_MAX_VIDEO_STREAMS,
+        )  # fmt: skip
+    for stream in video:
+        context = stream.codec_context
+        if context is None:
+            continue
+        if not stream.disposition & Disposition.attached_pic:  # cover art is never decoded by this package
+            limit.check(context.width, context.height)
+        if context.extradata_size > _MAX_HEADER_BYTES:
+            raise _limit_error(
+                limit, f"has {context.extradata_size} bytes of codec parameters", limit_name="bytes of parameters",
+                found=context.extradata_size, allowed=_MAX_HEADER_BYTES,
+            )  # fmt: skip
+    entries = [container.metadata, *(stream.metadata for stream in container.streams)]
+    characters = sum(len(name) + len(value) for entry in entries for name, value in entry.items())
+    if characters > _MAX_METADATA_CHARACTERS:
+        raise _limit_error(
+            limit, f"has {characters} characters of metadata", limit_name="characters of metadata", found=characters,
+            allowed=_MAX_METADATA_CHARACTERS,
+        )  # fmt: skip
+
+
+def _limit_error(
+    limit: PixelLimit, problem: str, *, limit_name: str, allowed: int, found: int | None = None
+) -> MediaLimitExceeded:
+    return MediaLimitExceeded(
+        f"{limit.name} {problem}, but at most {allowed} {limit_name} are allowed. If you trust the file, copy the "
+        "stream that you need into a new file, for example with `ffmpeg -i FILE -map 0:v:0 -c copy NEW.mkv`",
+        stream=limit.name,
+        address=limit.name,
+        limit=limit_name,
+        found=found,
+        allowed=allowed,
+    )
+
+
+def identify_format(source: str | VideoFile) -> str | None:
+    """Return a description of a format that is not accepted, for error messages, or None if it is unknown."""
+    if isinstance(source, str):
+        fd = open_media_file(source)
+        try:
+            start = os.pread(fd, _SIGNATURE_BYTES, 0)
+        finally:
+            os.close(fd)
+    else:
+        start = source.remote.read_at(0, _SIGNATURE_BYTES)
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "a WebP picture"
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return next((name for signature, name in _SIGNATURES if start.startswith(signature)), None)
