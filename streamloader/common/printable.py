@@ -1,0 +1,56 @@
+"""Make text of foreign origin printable: names and messages from servers, files, catalogs and worker processes.
+
+A terminal obeys escape sequences in what it prints, and shows text in the order that bidirectional controls state. A
+line break in a name forges another line of a log. Such characters are therefore shown as escapes, as ``repr`` does.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["MAX_SHOWN_CHARACTERS", "make_error_printable", "make_printable"]
+
+MAX_SHOWN_CHARACTERS: Final = 200
+_OMISSION: Final = "..."
+_LINE_BREAK: Final = "\n"
+
+
+def make_printable(text: object, limit: int | None = MAX_SHOWN_CHARACTERS, *, keep_lines: bool = False) -> str:
+    r"""Return text that a terminal or log shows as it is, on one line, and shortened in the middle if it is long.
+
+    Control characters, line breaks, bidirectional controls, invisible characters and lone surrogates become escapes
+    such as ``\x1b``, ``\n``, ``\u202e`` and ``\udcff``. Letters of all scripts are kept.
+
+    Args:
+        text: Text to show. Other values are converted with ``str``.
+        limit: Maximum number of characters. None for no limit. Defaults to 200.
+        keep_lines: Whether line feeds are kept, for text that this package has composed. Defaults to False.
+    """
+    shown = text if isinstance(text, str) else str(text)
+    if limit is not None and len(shown) > limit:  # first, so that huge text costs nothing
+        shown = _shorten(shown, limit)
+    if shown.isprintable():
+        return shown
+    escaped = "".join(
+        character if character.isprintable() or (keep_lines and character == _LINE_BREAK) else _escape(character)
+        for character in shown
+    )
+    return escaped if limit is None or len(escaped) <= limit else _shorten(escaped, limit)
+
+
+def make_error_printable(error: BaseException) -> None:
+    """Make the texts of another package's exception printable, so that its traceback may be shown.
+
+    For exceptions that quote a server or a file, before they become the cause of an error of this package.
+    """
+    error.args = tuple(make_printable(item) if isinstance(item, str) else item for item in error.args)
+
+
+def _shorten(text: str, limit: int) -> str:
+    end = max(0, limit - len(_OMISSION)) // 3
+    start = max(0, limit - len(_OMISSION) - end)
+    return f"{text[:start]}{_OMISSION}{text[len(text) - end :]}"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
