@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import os
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,6 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
+from streamloader.common.printable import make_printable
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
@@ -29,6 +28,7 @@ from streamloader.errors import (
 )
 from streamloader.redaction import redact
 from streamloader.stores.deadlines import TransferDeadline
+from streamloader.stores.http.responses import parse_retry_after
 
 __all__ = ["IpfsHttpClient", "IpfsResponse"]
 
@@ -192,14 +192,16 @@ class IpfsHttpClient:
         except StoreError:
             raise
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
-            raise UntrustedHost(f"{origin}: TLS failed: {error}", address=origin) from error
+            raise UntrustedHost(f"{origin}: TLS failed: {make_printable(error)}", address=origin) from error
         except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError) as error:
-            reason = str(error) or type(error).__name__
+            reason = make_printable(str(error) or type(error).__name__)
             if in_transfer:
                 raise TransferInterrupted(f"{origin} interrupted the transfer: {reason}", address=origin) from error
             raise Unreachable(f"{origin} cannot be reached: {reason}", address=origin) from error
         except aiohttp.ClientError as error:
-            raise ProtocolError(f"{origin} violates the HTTP protocol: {error}", address=origin) from error
+            raise ProtocolError(
+                f"{origin} violates the HTTP protocol: {make_printable(error)}", address=origin
+            ) from error
 
     async def _read_error(
         self, response: aiohttp.ClientResponse, origin: str, deadline: TransferDeadline
@@ -210,13 +212,13 @@ class IpfsHttpClient:
             async with deadline.limit_next_bytes("reading an error"):
                 text = (await response.content.read(_MAX_ERROR_TEXT_BYTES)).decode("utf-8", "replace")
         status = response.status
-        message = f"{origin} answers {status}: {' '.join(redact(text).split())[:200]}"
+        message = f"{origin} answers {status}: {make_printable(' '.join(redact(text).split()))}"
         if status in (404, 410):
             return NotFound(message, address=origin)
         if status in (401, 403, 407, 451):
             return AccessDenied(message, address=origin)
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            retry_after = _parse_retry_after(response.headers.get("Retry-After", ""))
+            retry_after = parse_retry_after(response.headers)
             details: dict[str, Any] = {} if retry_after is None else {"retry_after": retry_after}
             return ServerBusy(message, address=origin, status=status, text=text, **details)
         return ProtocolError(message, address=origin)
@@ -246,20 +248,13 @@ async def _close_with_loop(session: aiohttp.ClientSession) -> AsyncGenerator[Non
         await session.close()
 
 
-def _parse_retry_after(text: str) -> float | None:
-    """Return the seconds to wait, or None if the header is missing or invalid."""
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
 def _resolve_redirect(url: str, location: str, origin: str) -> str:
     """Return the target of a redirect. Only the same host and its subdomains are allowed; gateways use subdomains."""
-    target = urljoin(url, location)
-    old, new = urlsplit(url), urlsplit(target)
+    try:
+        target = urljoin(url, location)
+        old, new = urlsplit(url), urlsplit(target)
+    except ValueError:
+        raise ProtocolError(f"{origin} redirects to a malformed address", address=origin) from None
     host = old.hostname or ""
     same = new.hostname == host or (new.hostname or "").endswith(f".{host}")
     if not location or not same or new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
