@@ -22,6 +22,7 @@ from streamloader.errors import (
     ProtocolError,
     StoreError,
 )
+from streamloader.redaction import redact_address
 from streamloader.stores.base import Body, Store
 from streamloader.stores.http.store import HttpStore
 from streamloader.stores.ipfs.blocks import CarFetcher, IpfsBlockFetcher, combine_errors
@@ -150,7 +151,7 @@ class IpfsStore(Store):
 
     @override
     def address(self, path: str) -> str:
-        return f"{self.url}{path}"
+        return redact_address(f"{self.url}{path}")
 
     async def add(self, data: bytes) -> str:
         """Add a file to the node of `rpc` and pin it there. Return its CID, of version 1 with raw leaves.
