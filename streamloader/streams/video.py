@@ -20,8 +20,7 @@ from typing_extensions import override
 
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video.selection import Selection
-from streamloader.redaction import redact
-from streamloader.stores.addresses import Addresses, as_addresses, expand_addresses, make_unique_keys
+from streamloader.stores.addresses import Addresses, FileKeys, as_addresses, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import split_address
 from streamloader.stream_table import StreamTable
@@ -89,7 +88,8 @@ class VideoStreams(StreamDataset):
 
     Indexes are cached for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. To index a
     video in a store, all of it is read once; of an MP4 or MOV file, usually only a small part. Keys of streams are
-    their addresses without user names, passwords and signatures.
+    their addresses without user names, passwords, and the values of query parameters
+    (:func:`streamloader.redaction.redact_address`). Keys that are equal then get ``#2``, ``#3``, ...
 
     Raises:
         ConfigError: If the arguments contradict each other, or `transform` is not suitable.
@@ -175,17 +175,14 @@ class VideoStreams(StreamDataset):
 
     def _index(self, stop: threading.Event) -> StreamTable:
         files = expand_addresses(self._paths, is_video, self._storage_options)
-        names = [file.address if file.info is None else redact(file.address) for file in files]
+        keys = FileKeys.of_files(files)
         summaries = _summarize_in_threads(self._summarize, files, stop)
         size = self._size
         if size is None:
-            size = require_common_size((name, each.size) for name, each in zip(names, summaries, strict=True))
+            size = require_common_size((name, each.size) for name, each in zip(keys.names, summaries, strict=True))
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
-        keys = make_unique_keys(names)
-        self._secret_addresses = {
-            key: file.address for key, name, file in zip(keys, names, files, strict=True) if name != file.address
-        }
-        return _build_table(keys, names, files, summaries)
+        self._secret_addresses = keys.secret_addresses
+        return _build_table(keys, files, summaries)
 
     def _summarize(self, file: SourceFile) -> _VideoSummary:
         from streamloader.media.video.index_cache import load_index
@@ -346,16 +343,16 @@ class _VideoSummary:
     size: tuple[int, int]
 
 
-def _build_table(
-    keys: list[str], names: list[str], files: Sequence[SourceFile], summaries: Sequence[_VideoSummary]
-) -> StreamTable:
+def _build_table(keys: FileKeys, files: Sequence[SourceFile], summaries: Sequence[_VideoSummary]) -> StreamTable:
     """Return the streams, with the data needed to open them."""
     steps = [summary.steps for summary in summaries]
     local = [file.info is None for file in files]
-    extras = [_stream_extra(*each) for each in zip(names, files, summaries, strict=True)]
+    extras = [_stream_extra(*each) for each in zip(keys.names, files, summaries, strict=True)]
     if any(local) and not all(local):
-        return StreamTable.from_infos([StreamInfo(*each) for each in zip(keys, steps, extras, strict=True)])
-    return StreamTable(keys, steps, {column: [extra[column] for extra in extras] for column in extras[0]})
+        infos = [StreamInfo(*each) for each in zip(keys.keys, steps, extras, strict=True)]
+        return StreamTable.from_infos(infos, keys.identities)
+    columns = {column: [extra[column] for extra in extras] for column in extras[0]}
+    return StreamTable(keys.keys, steps, columns, keys.identities)
 
 
 def _stream_extra(name: str, file: SourceFile, summary: _VideoSummary) -> dict[str, Any]:
