@@ -11,9 +11,10 @@ from streamloader.archive.catalog.base import ChunkRow, VideoRow
 from streamloader.archive.ingest.inventory import PlaceInventory
 from streamloader.archive.ingest.naming import compute_content
 from streamloader.archive.ingest.report import Problem
-from streamloader.archive.ingest.sources import open_source
+from streamloader.archive.ingest.sources import is_local, open_source
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.errors import StreamloaderError
+from streamloader.redaction import MASK
 from streamloader.stores.registry import select_options
 
 __all__ = ["BrokenChunk", "rebuild_chunks"]
@@ -79,6 +80,12 @@ def _rebuild_video(
     origin = video.origin
     if not origin.get("digest") or not origin.get("settings"):
         outcomes += [replace(chunk, outcome="The catalog does not store how it was made") for chunk in broken]
+        return
+    if origin.get("address") or (MASK in video.source and not is_local(video.source)):
+        message = (
+            "It cannot be rebuilt: the catalog does not store the complete address of its source, which has secrets"
+        )
+        outcomes += [replace(chunk, outcome=message) for chunk in broken]
         return
     settings = CutSettings.from_json(origin["settings"])
     options = select_options(video.source, storage_options)
