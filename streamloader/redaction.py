@@ -81,6 +81,10 @@ _PATH_SECRETS: Final = (
         re.compile(r"(?i)(/[\w-]*(?:auth|hdn|hmac|jwt|key|md5|pass|secret|sig|tok)[\w-]*=)[^/]*"),
         r"\1" + MASK,
     ),
+    (re.compile(r"(?i)(%3a(?:%2f)+)[^/]*(?:%40|@)"), rf"\1{MASK}%40"),  # the login of an encoded address
+)
+_NAMED_PATH_VALUES: Final = re.compile(
+    r"(?i)((?:password|passwd|passphrase|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]+)=)[^&/;\s'\"]+"
 )
 
 # --- secrets by their names ------------------------------------------------------------------------------------------
@@ -289,14 +293,14 @@ def _show_tail(scheme: str, tail: str) -> str:
         for pattern, replacement in _PATH_SECRETS:
             path = pattern.sub(replacement, path)
         fragment = fragment if _SHOWN_FRAGMENT.fullmatch(fragment) else MASK
-        return f"{_show_nested(path)}{question}{_show_query(query)}{mark}{fragment}"
+        return f"{_show_path(path)}{question}{_show_query(query)}{mark}{fragment}"
     found = _LITERAL_QUERY.search(tail)
     if found is None:
-        return _show_nested(tail)
+        return _show_path(tail)
     path, rest = tail[: found.start()], tail[found.start() + 1 :]
     query, mark, fragment = rest.partition("#")
     fragment = fragment if _SHOWN_FRAGMENT.fullmatch(fragment) else MASK
-    return f"{_show_nested(path)}{tail[found.start()]}{_show_query(query)}{mark}{fragment}"
+    return f"{_show_path(path)}{tail[found.start()]}{_show_query(query)}{mark}{fragment}"
 
 
 def _show_query(query: str) -> str:
@@ -312,8 +316,9 @@ def _show_parameter(parameter: str) -> str:
     return f"{name if _SHOWN_NAME.fullmatch(name) else MASK}={value}"
 
 
-def _show_nested(path: str) -> str:
-    """Return a path without the secrets of an address that is part of it, as proxies have it."""
+def _show_path(path: str) -> str:
+    """Return a path without named secrets, and without those of an address that is part of it, as proxies have it."""
+    path = _NAMED_PATH_VALUES.sub(rf"\1{MASK}", path)
     return path if ":/" not in path else _NESTED_ADDRESS.sub(lambda match: _show_nested_address(match[0]), path)
 
 

@@ -47,6 +47,7 @@ PATHS = [
     "/p/ZebraZebraZebraZebraZebra/n/space/b/bucket/o/a.mp4", "/eyJhbGciOiJ.ZebraZebra.Yonder/a.mp4",
     "/s/ZebraZebraZebraZebra12,1700000000/a.mp4", "/ZebraZebraZebraZebra12/1700000000/a.mp4",
     "/1700000000/ZebraZebraZebraZebra12/a.mp4", "/hdntl=exp=1~acl=!~hmac=Zebra/a.mp4", "/bcdn_token=Zebra&e=1/a.mp4",
+    "/https%3A%2F%2Fme%3AZebra%40host%2Fx.mp4", "/token=Zebra/a.mp4", "/a.mp4&token=Zebra&x-amz-date=Yonder",
     "/https://me:Zebra@host.example/x.mp4", "/https:/me:Zebra@host.example/x?a=Yonder",
 ]  # fmt: skip
 
