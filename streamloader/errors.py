@@ -89,7 +89,7 @@ class StreamloaderError(Exception):
         for name in (address, stream):
             if name and (not name.isprintable() or redact_address(name) != name):
                 message = message.replace(name, make_printable(redact_address(name), _MAX_MESSAGE_CHARACTERS))
-        super().__init__(make_printable(clean(message), _MAX_MESSAGE_CHARACTERS, keep_lines=True))
+        super().__init__(clean(message, _MAX_MESSAGE_CHARACTERS))
         self.stream = stream
         self.address = None if address is None else redact_address(address)
         self.offset = offset

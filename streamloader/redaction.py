@@ -25,6 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 MASK: Final = "***"
+_MAX_NESTING: Final = 8  # of addresses within addresses
 
 # --- the parts of an address -----------------------------------------------------------------------------------------
 
@@ -84,7 +85,7 @@ _PATH_SECRETS: Final = (
     (re.compile(r"(?i)(%3a(?:%2f)+)[^/]*(?:%40|@)"), rf"\1{MASK}%40"),  # the login of an encoded address
 )
 _NAMED_PATH_VALUES: Final = re.compile(
-    r"(?i)((?:password|passwd|passphrase|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]+)=)[^&/;\s'\"]+"
+    r"(?i)((?:password|passwd|passphrase|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]{1,40})=)[^&/;\s'\"]+"
 )
 
 # --- secrets by their names ------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ _NAMED_PATH_VALUES: Final = re.compile(
 # These rules decide which values are never part of an identity. Adding a name here gives other identities to addresses
 # that have such a value, and therefore other saved states and other files of the index cache.
 _NAMED_SECRETS: Final = re.compile(
-    r"(?i)((?:password|passwd|passphrase|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]+)=)[^&\s'\"]+"
+    r"(?i)((?:password|passwd|passphrase|secret|token|signature|access_?key|api_?key|x-amz-[a-z-]{1,40})=)[^&\s'\"]+"
 )
 _QUERY_SECRETS: Final = re.compile(
     r"(?i)([?&;](?:md5|expires|hmac|sign|[^=&\s'\"#]*"
@@ -108,17 +109,24 @@ _SECRET_WORDS: Final = (
 )
 _QUOTED: Final = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _TEXT_SECRETS: Final = (
-    (re.compile(rf"(?i)(\b[\w-]*{_SECRET_WORDS}=)(?:b?{_QUOTED}|(?![,;)\]}}'\"]|\.\.\.|\*\*\*)[^&\s'\"]+)"), MASK),
-    (re.compile(r"(?i)(x-amz-[a-z-]+=)(?!\*\*\*)[^&\s'\"]+"), MASK),
-    (re.compile(rf"""(?i)((['"])[\w-]*{_SECRET_WORDS}\2\s*:\s*)b?{_QUOTED}"""), f"'{MASK}'"),
+    (
+        re.compile(
+            rf"(?i)(\b[\w-]{{0,40}}{_SECRET_WORDS}=)"
+            rf"(?:b?{_QUOTED}|(?![,;)\]}}'\"]|\.\.\.|\*\*\*)[^&\s'\"]+)"
+        ),
+        MASK,
+    ),
+    (re.compile(r"(?i)(x-amz-[a-z-]{1,40}=)(?!\*\*\*)[^&\s'\"]+"), MASK),
+    (re.compile(rf"""(?i)((['"])[\w-]{{0,40}}{_SECRET_WORDS}\2\s*:\s*)b?{_QUOTED}"""), f"'{MASK}'"),
     (re.compile(r"(?im)^(\s*(?:proxy-)?(?:authorization|(?:set-)?cookie|x-[\w-]*(?:token|key))\s*:\s*)\S.*$"), MASK),
     (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=[\w.~+/=-]*\d)[\w.~+/=-]{8,}"), MASK),
-    (re.compile(r"(\b)eyJ[\w-]{5,}\.[\w-]+\.[\w-]*"), MASK),
+    (re.compile(r"(\b)eyJ[\w-]{5,2000}\.[\w-]{1,9000}\.[\w-]*"), MASK),
 )  # fmt: skip
 _SECRET_HINT: Final = re.compile(rf"(?i){_SECRET_WORDS}|x-amz-|bearer|basic|eyJ|x-[\w-]*key")
 # Logins in text that looks like an address and is none: "https:/me:word@host", "//me:word@host".
 _BROKEN_ADDRESS: Final = re.compile(
-    r"(?i)\b((?:https?|s?ftps?|ssh|s3|gs|az|webdavs?|smb|mongodb(?:\+srv)?):)(?!//)(?!/?\*\*\*@)[^\s@]*@\S*|(?<![:\w/])(//)[^\s/@]*:\S*@\S*"
+    r"(?i)\b((?:https?|s?ftps?|ssh|s3|gs|az|webdavs?|smb|mongodb(?:\+srv)?):)(?!//)(?!/?\*\*\*@)[^\s@]{0,300}@\S*"
+    r"|(?<![:\w/])(//)[^\s/@]{0,100}:\S{0,300}@\S*"
 )
 
 
@@ -214,9 +222,14 @@ def identify_address(address: str) -> str:
     return text
 
 
-def clean(text: str) -> str:
-    """Return the text of a message without secrets, and with all characters but line feeds printable."""
-    return make_printable(redact(text), limit=None, keep_lines=True)
+def clean(text: str, limit: int | None = None) -> str:
+    """Return the text of a message without secrets, and with all characters but line feeds printable.
+
+    Args:
+        text: Text of a message.
+        limit: Maximum number of characters that are kept. Defaults to all.
+    """
+    return redact(make_printable(text, limit, keep_lines=True))
 
 
 class SafeLogFilter(logging.Filter):
@@ -279,12 +292,12 @@ def _is_ambiguous(parts: _Parts) -> bool:
     return ":" in before or (parts.login is None and before[0] != "/" and "=" not in before)
 
 
-def _show_parts(parts: _Parts) -> str:
+def _show_parts(parts: _Parts, depth: int = 0) -> str:
     login = "" if parts.login is None else f"{MASK}@"
-    return f"{parts.scheme}://{login}{parts.hosts}{_show_tail(parts.scheme.lower(), parts.tail)}"
+    return f"{parts.scheme}://{login}{parts.hosts}{_show_tail(parts.scheme.lower(), parts.tail, depth)}"
 
 
-def _show_tail(scheme: str, tail: str) -> str:
+def _show_tail(scheme: str, tail: str, depth: int) -> str:
     """Return path, query and fragment without secrets."""
     if scheme in _HTTP_SCHEMES:
         rest, mark, fragment = tail.partition("#")
@@ -293,14 +306,14 @@ def _show_tail(scheme: str, tail: str) -> str:
         for pattern, replacement in _PATH_SECRETS:
             path = pattern.sub(replacement, path)
         fragment = fragment if _SHOWN_FRAGMENT.fullmatch(fragment) else MASK
-        return f"{_show_path(path)}{question}{_show_query(query)}{mark}{fragment}"
+        return f"{_show_path(path, depth)}{question}{_show_query(query)}{mark}{fragment}"
     found = _LITERAL_QUERY.search(tail)
     if found is None:
-        return _show_path(tail)
+        return _show_path(tail, depth)
     path, rest = tail[: found.start()], tail[found.start() + 1 :]
     query, mark, fragment = rest.partition("#")
     fragment = fragment if _SHOWN_FRAGMENT.fullmatch(fragment) else MASK
-    return f"{_show_path(path)}{tail[found.start()]}{_show_query(query)}{mark}{fragment}"
+    return f"{_show_path(path, depth)}{tail[found.start()]}{_show_query(query)}{mark}{fragment}"
 
 
 def _show_query(query: str) -> str:
@@ -316,20 +329,24 @@ def _show_parameter(parameter: str) -> str:
     return f"{name if _SHOWN_NAME.fullmatch(name) else MASK}={value}"
 
 
-def _show_path(path: str) -> str:
+def _show_path(path: str, depth: int) -> str:
     """Return a path without named secrets, and without those of an address that is part of it, as proxies have it."""
     path = _NAMED_PATH_VALUES.sub(rf"\1{MASK}", path)
-    return path if ":/" not in path else _NESTED_ADDRESS.sub(lambda match: _show_nested_address(match[0]), path)
+    if ":/" not in path:
+        return path
+    if depth >= _MAX_NESTING:
+        return MASK
+    return _NESTED_ADDRESS.sub(lambda match: _show_nested_address(match[0], depth + 1), path)
 
 
-def _show_nested_address(text: str) -> str:
+def _show_nested_address(text: str, depth: int) -> str:
     scheme, _, rest = text.partition(":")
     slashes = rest[: len(rest) - len(rest.lstrip("/"))]
     rest = rest.lstrip("/")
     parts = _split_address(scheme, rest)
     if parts is None and "@" not in rest:
         return text
-    shown = MASK if parts is None else _show_parts(parts).partition("://")[2]
+    shown = MASK if parts is None else _show_parts(parts, depth).partition("://")[2]
     return f"{scheme}:{slashes}{shown}"
 
 
@@ -340,12 +357,14 @@ def _has_path_secrets(path: str) -> bool:
 # --- addresses in other text -----------------------------------------------------------------------------------------
 
 
-def _redact_addresses(text: str) -> str:
+def _redact_addresses(text: str, depth: int = 0) -> str:
+    if depth > _MAX_NESTING:
+        return MASK
     parts: list[str] = []
     position = 0
     while (match := _ADDRESS.search(text, position)) is not None:
         parts.append(text[position : match.start()])
-        shown, position = _show_token(match[1] or "", match[2]), match.end(2)
+        shown, position = _show_token(match[1] or "", match[2], depth), match.end(2)
         if shown is None:
             shown = f"{match[1] or ''}://{MASK}"
             position = _find_login_end(text, position)
@@ -353,7 +372,7 @@ def _redact_addresses(text: str) -> str:
     return "".join([*parts, text[position:]])
 
 
-def _show_token(scheme: str, token: str) -> str | None:
+def _show_token(scheme: str, token: str, depth: int) -> str | None:
     """Return an address in a text, up to the next blank, without secrets. Return None if it cannot be taken apart."""
     rest = token.rstrip(_PUNCTUATION)
     if rest.count("[") > rest.count("]") and token[len(rest) :].startswith("]"):
@@ -367,7 +386,7 @@ def _show_token(scheme: str, token: str) -> str | None:
     remainder = rest[hosts.end() :] if hosts is not None else rest
     if "@" in rest or not remainder or remainder[0] not in _PUNCTUATION or _is_port_like(remainder):
         return None
-    return f"{scheme}://{rest[: len(rest) - len(remainder)]}{redact(remainder)}{punctuation}"
+    return f"{scheme}://{rest[: len(rest) - len(remainder)]}{_redact_addresses(remainder, depth + 1)}{punctuation}"
 
 
 def _is_port_like(remainder: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import string
+import time
 
 import pytest
 
@@ -209,6 +210,23 @@ def test_identities_distinguish_what_is_hidden_and_contain_no_login():
 )
 def test_what_may_be_stored_of_an_address(address, user, secret):
     assert (get_user_name(address), has_secrets(address)) == (user, secret)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "https://h/x:/", "https://h','", "x:/", "://", "//a:", "ssh:", "a-", "eyJ", "?auth", "'token", "https://u:p",
+        "@", "bearer ", "https://h/https:/", "https://u:p@h/?a=b&", "%3a%2f%2f", ";a=", "x-amz-", "password='\\",
+    ],
+)  # fmt: skip
+def test_repeated_pieces_cost_no_time_and_no_stack(piece):
+    """Text that a server or catalog made to slow down its reader: the time is linear, or bounded by the limits."""
+    text = (piece * 10_000)[:10_000] + " token=@ bearer eyJ"
+    started = time.process_time()
+    for shown in (redact(text), redact_address(text), identify_address(text), clean(text)):
+        assert isinstance(shown, str)
+    has_secrets(text)
+    assert time.process_time() - started < 20.0
 
 
 def test_log_records_are_cleaned_whatever_their_arguments(caplog):

@@ -16,7 +16,7 @@ _LINE_BREAK: Final = "\n"
 
 
 def make_printable(text: object, limit: int | None = MAX_SHOWN_CHARACTERS, *, keep_lines: bool = False) -> str:
-    r"""Return text that a terminal or log shows as it is, on one line, and shortened in the middle if it is long.
+    r"""Return text that a terminal or log shows as it is, on one line, and cut off if it is long.
 
     Control characters, line breaks, bidirectional controls, invisible characters and lone surrogates become escapes
     such as ``\x1b``, ``\n``, ``\u202e`` and ``\udcff``. Letters of all scripts are kept.
@@ -27,15 +27,15 @@ def make_printable(text: object, limit: int | None = MAX_SHOWN_CHARACTERS, *, ke
         keep_lines: Whether line feeds are kept, for text that this package has composed. Defaults to False.
     """
     shown = text if isinstance(text, str) else str(text)
-    if limit is not None and len(shown) > limit:  # first, so that huge text costs nothing
-        shown = _shorten(shown, limit)
+    if limit is not None:  # first, so that huge text costs nothing
+        shown = _cut(shown, limit)
     if shown.isprintable():
         return shown
     escaped = "".join(
         character if character.isprintable() or (keep_lines and character == _LINE_BREAK) else _escape(character)
         for character in shown
     )
-    return escaped if limit is None or len(escaped) <= limit else _shorten(escaped, limit)
+    return escaped if limit is None else _cut(escaped, limit)
 
 
 def make_error_printable(error: BaseException) -> None:
@@ -46,10 +46,9 @@ def make_error_printable(error: BaseException) -> None:
     error.args = tuple(make_printable(item) if isinstance(item, str) else item for item in error.args)
 
 
-def _shorten(text: str, limit: int) -> str:
-    end = max(0, limit - len(_OMISSION)) // 3
-    start = max(0, limit - len(_OMISSION) - end)
-    return f"{text[:start]}{_OMISSION}{text[len(text) - end :]}"
+def _cut(text: str, limit: int) -> str:
+    """Return the beginning of a long text. Its end alone could be the end of a password without its address."""
+    return text if len(text) <= limit else text[: max(0, limit - len(_OMISSION))] + _OMISSION
 
 
 def _escape(character: str) -> str:

@@ -27,9 +27,9 @@ def test_what_is_shown(text, shown):
     assert make_printable(text) == shown
 
 
-def test_long_text_is_shortened_in_the_middle():
-    assert make_printable("a" * 150 + "b" * 150) == "a" * 132 + "..." + "b" * 65
-    assert make_printable("x" * 30, 10) == "xxxxx...xx"
+def test_long_text_is_cut_off():
+    assert make_printable("a" * 150 + "b" * 150) == "a" * 150 + "b" * 47 + "..."
+    assert make_printable("x" * 30, 10) == "xxxxxxx..."
     assert make_printable("x" * 30, None) == "x" * 30
     assert len(make_printable("\x1b" * 10**7)) == 200
 
