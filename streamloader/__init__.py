@@ -14,6 +14,8 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from streamloader.redaction import SafeLogFilter
+
 if TYPE_CHECKING:
     from streamloader.archive.archive import Archive, open_archive
     from streamloader.archive.clips import ArchiveClips
@@ -195,6 +197,7 @@ _MODULES: Final = {
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+logging.getLogger(__name__).addFilter(SafeLogFilter())
 
 
 def __getattr__(name: str) -> Any:

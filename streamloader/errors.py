@@ -12,7 +12,8 @@ from __future__ import annotations
 import traceback
 from typing import Any, ClassVar, Final
 
-from streamloader.redaction import redact
+from streamloader.common.printable import make_printable
+from streamloader.redaction import clean, redact_address
 
 __all__ = [
     "AccessDenied",
@@ -58,8 +59,14 @@ __all__ = [
 ]
 
 
+_MAX_MESSAGE_CHARACTERS: Final = 20_000
+
+
 class StreamloaderError(Exception):
     """Base class of all errors of this package.
+
+    Message, address, texts among the details and traceback contain no secrets, and no characters that a terminal would
+    obey: the constructor cleans them. A message has at most 20,000 characters.
 
     Attributes:
         stream: Key of the stream that failed, or None.
@@ -79,12 +86,18 @@ class StreamloaderError(Exception):
         worker_traceback: str | None = None,
         **details: Any,
     ) -> None:
-        super().__init__(redact(message))
+        # A name with a line feed would forge another line, and a password with a blank would end an address too early.
+        for name in (address, stream):
+            if name and (not name.isprintable() or redact_address(name) != name):
+                message = message.replace(name, make_printable(redact_address(name), _MAX_MESSAGE_CHARACTERS))
+        super().__init__(clean(message, _MAX_MESSAGE_CHARACTERS))
         self.stream = stream
-        self.address = None if address is None else redact(address)
+        self.address = None if address is None else redact_address(address)
         self.offset = offset
-        self.details = details
-        self.worker_traceback = worker_traceback
+        self.details: dict[str, Any] = {
+            name: clean(value) if isinstance(value, str) else value for name, value in details.items()
+        }
+        self.worker_traceback = None if worker_traceback is None else clean(worker_traceback)
 
     @property
     def message(self) -> str:
@@ -97,7 +110,7 @@ class StreamloaderError(Exception):
         context = [
             f"{name}={value!r}"
             for name, value in (("stream", self.stream), ("address", self.address), ("offset", self.offset))
-            if value is not None and str(value) not in message
+            if value is not None and make_printable(redact_address(str(value)), None) not in message
         ]
         text = f"{message} ({', '.join(context)})" if context else message
         if self.worker_traceback:
@@ -296,8 +309,8 @@ def to_wire(error: BaseException) -> dict[str, Any]:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     wire: dict[str, Any] = {
         "type": type(error).__name__,
-        "message": redact(str(error)),
-        "worker_traceback": redact(text),
+        "message": clean(str(error)),
+        "worker_traceback": clean(text),
     }
     if isinstance(error, StreamloaderError):
         wire["message"] = error.message

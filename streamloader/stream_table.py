@@ -43,6 +43,8 @@ class StreamTable(Sequence[StreamInfo]):
             objects. If these objects consist of None, numbers, strings, bytes, lists, tuples, dicts and sets only, a
             worker receives them pickled, and unpickles each of them on access. Any other sequence, such as a range, is
             used unchanged.
+        identities: Text of each stream that takes the place of its key in :meth:`digest`, for keys that do not show
+            everything in which streams differ. It is never shown. Defaults to the keys.
 
     Attributes:
         lengths: Array of int64 (n,), read-only, -1 where unknown.
@@ -51,10 +53,14 @@ class StreamTable(Sequence[StreamInfo]):
         ConfigError: If columns differ in size, a key is not a string, or a length is not a number of steps.
     """
 
-    __slots__ = ("_digest", "_extra", "_keys", "_rows", "lengths")
+    __slots__ = ("_digest", "_extra", "_identities", "_keys", "_rows", "lengths")
 
     def __init__(
-        self, keys: Iterable[str] | int, lengths: Lengths = None, extra: Mapping[str, Sequence[Any]] | None = None
+        self,
+        keys: Iterable[str] | int,
+        lengths: Lengths = None,
+        extra: Mapping[str, Sequence[Any]] | None = None,
+        identities: Iterable[str] | None = None,
     ) -> None:
         self._keys = (
             _NumberedKeys(keys)
@@ -68,11 +74,16 @@ class StreamTable(Sequence[StreamInfo]):
             len(self._keys), {name: pack_column(column) for name, column in (extra or {}).items()}
         )
         self._rows: Sequence[StreamInfo] | None = None  # infos of a subclass of StreamInfo
+        self._identities = None if identities is None else _pack_keys(identities)
         self._digest = ""
 
     @classmethod
-    def from_infos(cls, infos: Sequence[StreamInfo]) -> StreamTable:
+    def from_infos(cls, infos: Sequence[StreamInfo], identities: Iterable[str] | None = None) -> StreamTable:
         """Return a table of `infos`. A table is returned unchanged.
+
+        Args:
+            infos: Streams of the table.
+            identities: Texts for :meth:`digest`, see the class. Defaults to the keys.
 
         Raises:
             ConfigError: If a key is not a string, or a length is not a number of steps.
@@ -80,7 +91,7 @@ class StreamTable(Sequence[StreamInfo]):
         if isinstance(infos, StreamTable):
             return infos
         infos = list(infos)
-        table = cls([info.key for info in infos], [info.length for info in infos])
+        table = cls([info.key for info in infos], [info.length for info in infos], identities=identities)
         if all(type(info) is StreamInfo for info in infos):
             table._extra = _pack_mappings([info.extra for info in infos])
         else:  # a subclass may have further attributes
@@ -118,20 +129,22 @@ class StreamTable(Sequence[StreamInfo]):
         """Return a table of the same streams with other lengths."""
         other = StreamTable(0)
         other._keys, other._extra, other.lengths = self._keys, self._extra, as_lengths(lengths, self._keys)
+        other._identities = self._identities
         return other
 
     def digest(self) -> str:
         """Return the SHA-256 of all keys and lengths in order, in hex. Tables of equal streams have equal digests.
 
-        The hashed bytes are "streams-1" and a zero byte, the number of streams, and then for each block of 65,536
-        streams their lengths (-1 where unknown), the sizes of their keys in bytes, and their keys as UTF-8 without
-        separators. Numbers are little-endian int64.
+        If the table has identities, they take the place of the keys. The hashed bytes are "streams-1" and a zero byte,
+        the number of streams, and then for each block of 65,536 streams their lengths (-1 where unknown), the sizes of
+        their keys in bytes, and their keys as UTF-8 without separators. Numbers are little-endian int64.
         """
         if not self._digest:
+            keys = self._keys if self._identities is None else self._identities
             sha = hashlib.sha256(b"streams-1\0" + len(self).to_bytes(8, "little"))
             for start in range(0, len(self), _BLOCK_STREAMS):
                 end = min(start + _BLOCK_STREAMS, len(self))
-                sizes, data = self._keys.encode(start, end)
+                sizes, data = keys.encode(start, end)
                 for part in (self.lengths[start:end].astype("<i8"), sizes.astype("<i8"), data):
                     sha.update(part.data)
             self._digest = sha.hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamloader.errors import ConfigError, RangeNotSatisfiable
+from streamloader.redaction import redact_address
 
 __all__ = ["Array", "ByteRange", "Field", "ObjectInfo", "StreamInfo", "as_fields"]
 
@@ -137,6 +138,10 @@ class ObjectInfo:
     size: int | None = None
     version: str | None = None
     modified: float | None = None
+
+    def __repr__(self) -> str:
+        path = redact_address(f"http://-/{self.path}").removeprefix("http://-/")  # of an HTTP server, it has a query
+        return f"ObjectInfo({path!r}, {self.size!r}, {self.version!r}, {self.modified!r})"
 
     @property
     def is_directory(self) -> bool:

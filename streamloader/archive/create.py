@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamloader.archive.location import CATALOG_FILE, catalog_url, open_shared_catalog
 from streamloader.errors import CatalogNotFound, ConfigError
-from streamloader.redaction import redact
+from streamloader.redaction import redact_address
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of
 
@@ -52,7 +52,8 @@ def create_archive(
         first = places[0].url
         if scheme_of(first) not in ("", "file"):
             raise ConfigError(
-                f"the archive in {redact(first)} needs catalog=: a local file such as 'videos.sqlite', or mongodb://..."
+                f"the archive in {redact_address(first)} needs catalog=: a local file such as 'videos.sqlite', or "
+                "mongodb://..."
             )
         catalog = os.path.join(local_path(first), CATALOG_FILE)
     url = catalog_url(catalog)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.errors import VideoNotFound
 from streamloader.media.chunks.format import ChunkIndex
-from streamloader.redaction import redact
+from streamloader.redaction import redact_address
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog, ChunkRow, IngestJob, VideoRow
@@ -71,7 +71,8 @@ async def summarize_archive(
             "modes": dict(modes.most_common()),
         },
         "places": [
-            {"number": number, "url": redact(place.url), "weight": place.weight} | _count_in_place(chunks, number)
+            {"number": number, "url": redact_address(place.url), "weight": place.weight}
+            | _count_in_place(chunks, number)
             for number, place in places.items()
         ],
         "chunks_scanned": len(chunks),
@@ -109,13 +110,13 @@ async def summarize_video(catalog: Catalog, name: str, limit: int = 20) -> dict[
     ]
     keys = list(dict.fromkeys(chunk.coding for chunk in listed))
     codings = dict(zip(keys, await catalog.get_codings(keys), strict=True))
-    places = {place.number: redact(place.url) for place in header.places}
+    places = {place.number: redact_address(place.url) for place in header.places}
     return _video_to_json(row) | {
         "catalog": catalog.url,
         "turn": list(row.orientation),
         "time_base": str(row.time_base),
         "first_pts": row.first_pts,
-        "source": redact(row.source),
+        "source": redact_address(row.source),
         "added": row.added,
         "metadata": dict(row.metadata),
         "content": row.content,
@@ -180,7 +181,7 @@ def _video_to_json(row: VideoRow) -> dict[str, Any]:
 def _job_to_json(job: IngestJob) -> dict[str, Any]:
     return {
         "name": job.name,
-        "source": redact(job.source),
+        "source": redact_address(job.source),
         "started": job.started,
         "heartbeat": job.heartbeat,
         "content": job.content,

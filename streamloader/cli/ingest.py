@@ -18,8 +18,10 @@ from streamloader.cli.arguments import (
     parse_text_pair,
     parse_weight,
 )
+from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
+from streamloader.redaction import clean
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _CATALOG_FILE: Final = "catalog.sqlite"  # within the folder of a local archive
+_MAX_ADDRESS_CHARACTERS: Final = 1000
 _MAX_LISTED: Final = 10  # notes, and known videos, that are printed one by one
 
 
@@ -220,11 +223,13 @@ def _format_report(report: IngestReport, settings: CutSettings) -> str:
     lines = []
     for note in report.notes[:_MAX_LISTED]:
         last = note.first_frame + note.frames - 1
-        lines.append(f"note: {note.video}, chunk {note.chunk} (frames {note.first_frame}-{last}): {note.note}")
+        where = f"{make_printable(note.video)}, chunk {note.chunk} (frames {note.first_frame}-{last})"
+        lines.append(f"note: {where}: {make_printable(note.note)}")
     if len(report.notes) > _MAX_LISTED:
         lines.append(f"note: and {len(report.notes) - _MAX_LISTED} more chunks (--json lists all)")
     lines += [
-        f"known: {known.source} is already in the archive as {known.video.name!r}"
+        f"known: {make_printable(known.source, _MAX_ADDRESS_CHARACTERS)} is already in the archive as "
+        f"{make_printable(repr(known.video.name))}"
         for known in report.existing[:_MAX_LISTED]
     ]
     if len(report.existing) > _MAX_LISTED:
@@ -232,7 +237,8 @@ def _format_report(report: IngestReport, settings: CutSettings) -> str:
     for failed in report.failed:
         kept = " (its finished chunks are kept)" if failed.resumable else ""
         reason = failed.error.message
-        lines.append(f"failed: {reason if failed.source in reason else f'{failed.source}: {reason}'}{kept}")
+        source = make_printable(failed.source, _MAX_ADDRESS_CHARACTERS)
+        lines.append(f"failed: {reason if source in reason else f'{source}: {reason}'}{kept}")
     counts = [f"{len(report.added)} {'video' if len(report.added) == 1 else 'videos'} added"]
     counts += [f"{len(report.existing)} already known"] if report.existing else []
     counts += [f"{len(report.failed)} failed"] if report.failed else []
@@ -245,8 +251,8 @@ def _format_report(report: IngestReport, settings: CutSettings) -> str:
             f"{format_size(report.bytes_in)} in, {format_size(report.bytes_out)} out ({ratio:.0%}), "
             f"{report.frames_per_second:,.0f} frames/s"
         )
-    return "\n".join(lines)
+    return clean("\n".join(lines))
 
 
 def _print_message(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(clean(text), file=sys.stderr)

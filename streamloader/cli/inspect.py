@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,6 +174,8 @@ def _format_counts(counts: Mapping[str, int], unit: str) -> str:
 
 
 def _format_duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "unknown"
     if seconds < 60:  # noqa: PLR2004
         return f"{seconds:.2f} s"
     minutes, remainder = divmod(round(seconds), 60)
@@ -181,7 +184,10 @@ def _format_duration(seconds: float) -> str:
 
 
 def _format_date(timestamp: float) -> str:
-    return dt.datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    try:
+        return dt.datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+    except (ValueError, OverflowError, OSError):  # not a time that this machine can represent
+        return "unknown"
 
 
 def _format_age(timestamp: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from streamloader import __version__
 from streamloader.cli import demo, ingest, inspect
 from streamloader.errors import StreamloaderError
+from streamloader.redaction import clean
 
 __all__ = ["main"]
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, StreamloaderError):
             error.worker_traceback = None  # shown with --debug only
-        print(f"streamloader: {error}", file=sys.stderr)
+        print(f"streamloader: {clean(str(error))}", file=sys.stderr)
         return 2
     return status
 

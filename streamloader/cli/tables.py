@@ -7,8 +7,11 @@ from typing import Final
 
 from typing_extensions import override
 
+from streamloader.common.printable import make_printable
+
 __all__ = ["PlainPrinter", "Section", "open_printer"]
 
+_MAX_CELL_CHARACTERS: Final = 1000
 _RIGHT_ALIGNED: Final = frozenset(
     {"#", "videos", "frames", "chunks", "size", "in", "out", "time", "key frames", "first"}
 )
@@ -16,6 +19,8 @@ _RIGHT_ALIGNED: Final = frozenset(
 
 class Section:
     """A table, or a list of named values, with a title. Columns whose cells are all empty are dropped.
+
+    Cells may come from servers and files: they are made printable, and shortened if they are very long.
 
     Args:
         title: Heading, or ``""``.
@@ -34,7 +39,10 @@ class Section:
         facts: Mapping[str, str] | None = None,
     ) -> None:
         self.title, self.columns, self.footer = title, columns, footer
-        self.rows = rows if facts is None else list(facts.items())
+        given = rows if facts is None else list(facts.items())
+        self.rows: Sequence[Sequence[str]] = [
+            [make_printable(cell, _MAX_CELL_CHARACTERS) for cell in row] for row in given
+        ]
         used = [any(row[index] for row in rows) for index in range(len(columns))]
         if not all(used) and rows:
             self.columns = [name for name, keep in zip(columns, used, strict=True) if keep]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 
+from streamloader.common.printable import make_printable
 from streamloader.engine.grants import cursor_array
 from streamloader.engine.quarantine import Quarantined
 from streamloader.engine.workload import INITIAL_CURSOR, Cursor, EpochPosition
@@ -25,6 +27,10 @@ __all__ = ["LoaderIdentity", "make_state", "merge_states", "read_state"]
 
 _LOGGER = logging.getLogger("streamloader")
 _VERSION: Final = 1
+_MAX_COUNT: Final = 1 << 48  # of epochs, batches and steps; the engine computes with 64 bits
+_MAX_SHOWN_CHARACTERS: Final = 80  # of one value
+_MAX_SHOWN_DIFFERENCES: Final = 12  # as many as a fingerprint has entries
+_LANE_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _PLAN_RULES: Final = 1  # to be increased whenever equal arguments give another order of steps
 _KEYS: Final = ("version", "fingerprint", "on_error", "epoch", "batch", "lanes", "quarantined")
 
@@ -119,7 +125,13 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         StateError: If the states were not saved after the same batch of the same run.
     """
     merged: dict[str, Any] = {}
-    for state in states:
+    try:
+        listed = [] if isinstance(states, (str, bytes, Mapping)) else list(states)
+    except TypeError:
+        listed = []
+    if not listed:
+        raise StateError(f"there are no states to merge: expected those of all ranks, got {type(states).__name__}")
+    for state in listed:
         _check_shape(state)
         if not merged:
             merged = {**state, "lanes": dict(state["lanes"]), "quarantined": dict(state["quarantined"])}
@@ -135,8 +147,6 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             merged[name].update(state[name])
         if state["on_error"] == "skip":
             merged["on_error"] = "skip"
-    if not merged:
-        raise StateError("there are no states to merge")
     return merged
 
 
@@ -158,7 +168,7 @@ def read_state(state: Any, identity: LoaderIdentity) -> tuple[EpochPosition, lis
         if not all(lane in lanes for lane in identity.hosted_lanes):
             lanes = _infer_lanes(identity, epoch, batch, lanes, skipping=state["on_error"] == "skip")
         cursors = [lanes[lane] for lane in identity.hosted_lanes]
-        _check_cursors(identity, epoch, dict(zip(identity.hosted_lanes, cursors, strict=True)))
+        _check_cursors(identity, epoch, batch, dict(zip(identity.hosted_lanes, cursors, strict=True)))
         position = EpochPosition(epoch, batch, np.array(cursors, np.int64).tobytes())
     quarantined = [
         Quarantined(stream, key, in_epoch, int(name), number, step, reason)
@@ -166,6 +176,8 @@ def read_state(state: Any, identity: LoaderIdentity) -> tuple[EpochPosition, lis
         if int(name) in identity.hosted_lanes
         for in_epoch, number, step, stream, key, reason in entries
     ]
+    if any(entry.stream >= len(identity.table) for entry in quarantined):
+        raise StateError("the state is damaged: it names a quarantined stream that the dataset does not have")
     return position, quarantined
 
 
@@ -226,41 +238,57 @@ def _check_shape(state: Any) -> None:
     if not isinstance(state, Mapping):
         raise StateError(f"a state must be a dict from state_dict(), got {type(state).__name__}")
     version = state.get("version")
-    if version != _VERSION:
-        newer = isinstance(version, int) and version > _VERSION
-        hint = "update streamloader to load it" if newer else "it was not created by state_dict()"
-        raise StateError(f"the state has version {version!r}, expected {_VERSION}: {hint}")
+    if not _is_count(version) or version != _VERSION:
+        hint = "update streamloader to load it" if _is_count(version) else "it was not created by state_dict()"
+        raise StateError(f"the state has version {_show(version)}, expected {_VERSION}: {hint}")
     missing = [name for name in _KEYS if name not in state]
     if missing:
         raise StateError(f"the state is incomplete: {', '.join(missing)} missing")
-    lanes, quarantined = state["lanes"], state["quarantined"]
+    lanes, quarantined, on_error = state["lanes"], state["quarantined"], state["on_error"]
     valid = (
         isinstance(state["fingerprint"], Mapping)
-        and state["on_error"] in ("raise", "skip")
+        and all(map(_is_plain, state["fingerprint"].values()))
+        and isinstance(on_error, str)
+        and on_error in ("raise", "skip")
         and _is_count(state["epoch"])
         and _is_count(state["batch"])
         and isinstance(lanes, Mapping)
         and all(_is_lane_number(name) and _is_cursor(cursor) for name, cursor in lanes.items())
         and isinstance(quarantined, Mapping)
-        and all(_is_lane_number(name) and all(map(_is_entry, entries)) for name, entries in quarantined.items())
+        and all(
+            _is_lane_number(name) and isinstance(entries, (list, tuple)) and all(map(_is_entry, entries))
+            for name, entries in quarantined.items()
+        )
     )
     if not valid:
         raise StateError("the state is damaged: it contains values that state_dict() never returns")
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value of a fingerprint can be compared: a tensor or array cannot."""
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _is_lane_number(name: Any) -> bool:
-    return isinstance(name, str) and name.isascii() and name.isdigit()
+    return isinstance(name, str) and _LANE_NUMBER.fullmatch(name) is not None
+
+
+def _show(value: object) -> str:
+    """Return the repr of a value of a state for a message."""
+    if isinstance(value, int) and abs(value) > _MAX_COUNT:  # its digits may be too many for str
+        return "a huge number"
+    return make_printable(repr(value) if _is_plain(value) else type(value).__name__, _MAX_SHOWN_CHARACTERS)
 
 
 def _is_cursor(cursor: Any) -> bool:
     if not isinstance(cursor, (list, tuple)) or len(cursor) != len(INITIAL_CURSOR):
         return False
     position, step, ended = cursor
-    return _is_count(position) and _is_count(step) and (_is_count(ended) or ended == -1)
+    return _is_count(position) and _is_count(step) and (_is_count(ended) or (isinstance(ended, int) and ended == -1))
 
 
 def _is_entry(entry: Any) -> bool:
@@ -272,13 +300,19 @@ def _check_fingerprint(saved: Mapping[str, Any], expected: Mapping[str, Any], pr
     differing = [name for name in expected if saved.get(name) != expected[name]]
     if differing:
         differences = "; ".join(
-            f"{_DESCRIPTIONS.get(name, name)}: {saved.get(name)!r}, here {expected[name]!r}" for name in differing
+            f"{make_printable(_DESCRIPTIONS.get(name, name), _MAX_SHOWN_CHARACTERS)}: {_show(saved.get(name))}, here "
+            f"{_show(expected[name])}"
+            for name in differing[:_MAX_SHOWN_DIFFERENCES]
         )
         raise StateError(f"{problem}: {differences}")
 
 
-def _check_cursors(identity: LoaderIdentity, epoch: int, lanes: dict[int, Cursor]) -> None:
-    for lane, (position, step, _) in lanes.items():
+def _check_cursors(identity: LoaderIdentity, epoch: int, batch: int, lanes: dict[int, Cursor]) -> None:
+    for lane, (position, step, ended) in lanes.items():
+        if ended > batch:
+            raise StateError(
+                f"the state is damaged: it was saved after {batch} batches, and its lane {lane} ended after {ended}"
+            )
         count = len(identity.plan.lane(epoch, lane).ordinals)
         if (position > count and identity.plan.tail != "cycle") or (step and position >= count and not count):
             raise StateError(

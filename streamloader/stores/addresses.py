@@ -14,12 +14,14 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from streamloader.config import Limits
 from streamloader.errors import ConfigError, StreamNotFound, UnreadableStream
+from streamloader.redaction import identify_address, redact_address
 from streamloader.stores.expand import SourceFile, expand_store_addresses
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.local import local_path
@@ -30,6 +32,7 @@ from streamloader.stores.registry import scheme_of
 __all__ = [
     "Address",
     "Addresses",
+    "FileKeys",
     "Pattern",
     "SourceFile",
     "as_addresses",
@@ -108,6 +111,41 @@ def as_addresses(addresses: Addresses) -> list[str]:
     if not listed:
         raise ConfigError("the list of addresses is empty: name at least one file, directory or pattern")
     return listed
+
+
+@dataclass(frozen=True, slots=True)
+class FileKeys:
+    """Keys of the streams of files and objects.
+
+    Attributes:
+        names: Path of each local file, and address of each object without secrets.
+        keys: Unique key of each stream: its name, with ``#2``, ``#3``, ... appended where names are equal.
+        identities: Texts that distinguish the streams where the keys do not show in what they differ, see
+            :class:`streamloader.stream_table.StreamTable`. None if the keys show it.
+        secret_addresses: Addresses by key, where an address contains more than the name.
+    """
+
+    names: list[str]
+    keys: list[str]
+    identities: list[str] | None = field(repr=False)
+    secret_addresses: dict[str, str] = field(repr=False)
+
+    @classmethod
+    def of_files(cls, files: Sequence[SourceFile]) -> Self:
+        """Return the keys of `files`, in their order."""
+        names = [file.address if file.info is None else redact_address(file.address) for file in files]
+        keys = make_unique_keys(names)
+        secret_addresses = {
+            key: file.address for key, name, file in zip(keys, names, files, strict=True) if name != file.address
+        }
+        identities = None
+        if secret_addresses:
+            texts = [
+                name if name == file.address else identify_address(file.address)
+                for name, file in zip(names, files, strict=True)
+            ]
+            identities = None if texts == names else make_unique_keys(texts)
+        return cls(names, keys, identities, secret_addresses)
 
 
 def check_host_name(host: str) -> str:

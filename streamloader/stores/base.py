@@ -10,12 +10,14 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
+from streamloader.common.printable import make_printable
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     ClosedError,
@@ -27,7 +29,7 @@ from streamloader.errors import (
     RangeNotSatisfiable,
     TransferInterrupted,
 )
-from streamloader.redaction import redact
+from streamloader.redaction import redact_address
 from streamloader.stores.deadlines import TransferDeadline
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.values import ByteRange, ObjectInfo
@@ -36,6 +38,10 @@ __all__ = ["Body", "Data", "OnStart", "Store"]
 
 Data: TypeAlias = "bytes | bytearray | memoryview | AsyncIterable[bytes]"
 OnStart: TypeAlias = Callable[[ObjectInfo, int], None]
+
+
+_MAX_OBJECT_BYTES: Final = (1 << 63) - 1
+_MAX_VERSION_CHARACTERS: Final = 80  # in messages
 
 
 @dataclass(slots=True)
@@ -85,7 +91,7 @@ class Store(abc.ABC):
     supports_listing: ClassVar[bool] = True
 
     def __init__(self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None) -> None:
-        self.url = redact(url)
+        self.url = redact_address(url)
         self.identity = url.partition("://")[2].partition("/")[0].rpartition("@")[0].partition(":")[0]
         self.timeouts = timeouts or Timeouts()
         self.limits = limits or Limits()
@@ -105,7 +111,7 @@ class Store(abc.ABC):
 
     def address(self, path: str) -> str:
         """Return the full address of `path` without secrets, for messages."""
-        return redact(f"{self.url}/{path}")
+        return redact_address(f"{self.url}/{path}")
 
     # --- public methods ----------------------------------------------------------------------------------------------
 
@@ -118,7 +124,7 @@ class Store(abc.ABC):
         """
         self._prepare_call(path)
         async with self._request_slots, TransferDeadline(self.timeouts, self.address(path)).limit_response("head"):
-            return await self._head(path)
+            return self._check_info(await self._head(path))
 
     async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
         """Return exactly the bytes of `span`, or of the whole object.
@@ -197,6 +203,7 @@ class Store(abc.ABC):
         async with self._request_slots, contextlib.AsyncExitStack() as stack:
             async with deadline.limit_response("waiting for the first bytes"):
                 body = await self._open_body(stack, path, span, version)
+            body.info = self._check_info(body.info)
             self._check_version(body.info, version, body.start)
             self._check_span(body, span)
             if on_start is not None:
@@ -391,9 +398,12 @@ class Store(abc.ABC):
         if not isinstance(path, str):
             raise ConfigError(f"a path in a store must be a str, got {type(path).__name__}")
         if (not path and not allow_empty) or path.startswith("/") or "\0" in path:
-            raise ConfigError(f"{path!r} is not a path in a store: expected names joined by '/', without a leading '/'")
+            raise ConfigError(
+                f"{Store.address(self, path)!r} is not a path in a store: expected names joined by '/', without a "
+                "leading '/'"
+            )
         if any(part in (".", "..") for part in path.split("/")):
-            raise ConfigError(f"{path!r} is not a path in a store: it contains '.' or '..'")
+            raise ConfigError(f"{Store.address(self, path)!r} is not a path in a store: it contains '.' or '..'")
 
     async def _open_body(
         self, stack: contextlib.AsyncExitStack, path: str, span: ByteRange | None, version: str | None
@@ -409,12 +419,26 @@ class Store(abc.ABC):
         if not self.supports_writes:
             raise NotSupported(f"{self.url} is read-only: write to another kind of store", address=self.address(path))
 
+    def _check_info(self, info: ObjectInfo) -> ObjectInfo:
+        """Return the metadata that a server states, without an impossible modification time.
+
+        Raises:
+            ProtocolError: If the size is negative, or has more than 63 bits.
+        """
+        if info.size is not None and not 0 <= info.size <= _MAX_OBJECT_BYTES:
+            address = self.address(info.path)
+            raise ProtocolError(f"{address}: the server states an impossible size", address=address)
+        if info.modified is not None and not math.isfinite(info.modified):
+            return replace(info, modified=None)
+        return info
+
     def _check_version(self, info: ObjectInfo, version: str | None, offset: int) -> None:
         if version is not None and info.version != version:
             address = self.address(info.path)
             raise ObjectChanged(
-                f"{address} has changed: its version was {version} and is now {info.version}. Create the loader again, "
-                "and do not modify its data while it runs",
+                f"{address} has changed: its version was {make_printable(version, _MAX_VERSION_CHARACTERS)} and is now "
+                f"{make_printable(info.version, _MAX_VERSION_CHARACTERS)}. Create the loader again, and do not modify "
+                "its data while it runs",
                 address=address,
                 offset=offset,
             )

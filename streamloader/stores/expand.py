@@ -20,7 +20,7 @@ from streamloader.errors import (
     StoreError,
     StreamNotFound,
 )
-from streamloader.redaction import redact
+from streamloader.redaction import redact_address
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import SharedStore, open_shared_store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
@@ -52,12 +52,15 @@ class SourceFile:
     Attributes:
         address: Path as the user wrote it, for a local file; otherwise the full address with everything needed to read
             it. It may contain a password or a signature: show it only through
-            :func:`streamloader.redaction.redact`.
+            :func:`streamloader.redaction.redact_address`, as the repr does.
         info: Metadata from the store. None for local files.
     """
 
     address: str
     info: ObjectInfo | None = None
+
+    def __repr__(self) -> str:
+        return f"SourceFile({redact_address(self.address)!r}, {self.info!r})"
 
 
 def expand_store_address(
@@ -173,7 +176,7 @@ class _AddressExpander:
         self.root = root
         self._store: Store = shared.store
         self._listing_slots = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
-        limits, address = self._store.limits, redact(root)
+        limits, address = self._store.limits, redact_address(root)
         self._listed = ListingBudget(limits, address)  # all listings together, which a pattern can multiply
         self._held = ListingBudget(limits, address, entry_bytes=HELD_ENTRY_BYTES)
 
@@ -215,7 +218,7 @@ class _AddressExpander:
         ]
 
     async def _match_path(self, path: str) -> _Match:
-        address = redact(self._address(path))
+        address = redact_address(self._address(path))
         if not self._store.supports_listing:
             return _Match([await self._head_without_listing(path, address)])
         if has_magic(path):
@@ -292,7 +295,7 @@ class _AddressExpander:
             raise missing from None
         if not objects:
             raise missing
-        return _Match(objects, listed=True, directory=redact(self._address(path)))
+        return _Match(objects, listed=True, directory=redact_address(self._address(path)))
 
     async def _match_parts(self, parts: Sequence[str], folders_only: bool) -> tuple[list[ObjectInfo], int]:
         """Match a pattern level by level. Return the matching objects and the number of matching directories."""

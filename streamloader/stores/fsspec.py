@@ -33,6 +33,7 @@ from streamloader.errors import (
     Unreachable,
     UntrustedHost,
 )
+from streamloader.redaction import redact_address
 from streamloader.stores.addresses import check_authority, check_host_name, check_user_name
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.connection_guard import ConnectionGuard
@@ -129,7 +130,7 @@ class FsspecStore(Store):
 
     @override
     def address(self, path: str) -> str:
-        return f"{self.url}{path}" if self.url.endswith("://") else super().address(path)
+        return redact_address(f"{self.url}{path}") if self.url.endswith("://") else super().address(path)
 
     @override
     async def _head(self, path: str) -> ObjectInfo:
@@ -486,16 +487,27 @@ def _make_info(path: str, metadata: dict[str, Any]) -> ObjectInfo:
     parts += [str(metadata[key]) for key in _FALLBACK_VERSION_KEYS if metadata.get(key)]
     if version is None and parts:
         version = "-".join([str(size), *parts])
-    return ObjectInfo(path, None if size is None else int(size), version, modified)
+    return ObjectInfo(path, _to_size(size), version, modified)
+
+
+def _to_size(value: Any) -> int | None:
+    """Return a size in bytes, -1 if it is no number: the caller refuses it."""
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return -1
 
 
 def _to_timestamp(value: Any) -> float | None:
-    if isinstance(value, datetime):
-        return value.timestamp()
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    date = getattr(value, "date", None)  # hf's last_commit
-    return date.timestamp() if isinstance(date, datetime) else None
+    date = value if isinstance(value, datetime) else getattr(value, "date", None)  # hf's last_commit
+    try:
+        if isinstance(date, datetime):
+            return date.timestamp()
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError, OSError):  # outside the years that this machine can represent
+        return None
 
 
 async def _split_into_pieces(whole: bytes) -> AsyncGenerator[bytes, None]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 
 from typing_extensions import override
 
+from streamloader.config import Limits, Timeouts
 from streamloader.errors import NotFound
 from streamloader.stores.base import Body, Data, Store
 from streamloader.values import ByteRange, ObjectInfo
@@ -39,9 +40,13 @@ class MemoryStore(Store):
 
     schemes: ClassVar[tuple[str, ...]] = ("memory",)
 
+    def __init__(self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None) -> None:
+        super().__init__(url, timeouts=timeouts, limits=limits)
+        self._name = url
+
     @property
     def _objects(self) -> dict[str, _MemoryObject]:
-        return _spaces.setdefault(self.url, {})
+        return _spaces.setdefault(self._name, {})
 
     @override
     async def _head(self, path: str) -> ObjectInfo:

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import bracex
 
 from streamloader.errors import ConfigError, LimitExceeded
-from streamloader.redaction import redact
+from streamloader.redaction import redact_address
 
 __all__ = ["Pattern", "expand_braces", "has_magic", "is_hidden", "make_path_filter", "matches_name", "matches_path"]
 
@@ -53,11 +53,13 @@ def expand_braces(address: str) -> list[str]:
         expanded = bracex.expand(address, keep_escapes=True, limit=limit)
     except bracex.ExpansionLimitException as error:
         raise LimitExceeded(
-            f"{redact(address)} expands to more than {limit:,} addresses: use a pattern or a directory instead",
+            f"{redact_address(address)} expands to more than {limit:,} addresses: use a pattern or a directory instead",
             address=address,
         ) from error
     except RecursionError as error:
-        raise ConfigError(f"the braces of {redact(address):.80}... are nested too deeply", address=address) from error
+        raise ConfigError(
+            f"the braces of {redact_address(address):.80}... are nested too deeply", address=address
+        ) from error
     return expanded
 
 

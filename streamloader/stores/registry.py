@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from streamloader.config import Retry
 from streamloader.errors import ConfigError, MissingDependency
+from streamloader.redaction import redact_address
 from streamloader.stores.base import Store
 
 __all__ = ["open_store", "register_store", "scheme_of", "schemes", "select_options", "split_address"]
@@ -96,7 +97,9 @@ def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
     try:
         store = store_class(root, **options)
     except TypeError as error:
-        raise ConfigError(f"{store_class.__name__}, which serves {root}, takes no such option: {error}") from error
+        raise ConfigError(
+            f"{store_class.__name__}, which serves {redact_address(root)}, takes no such option: {error}"
+        ) from error
     return wrap_store(store, path, retry=retry, digests=digests, cache_dir=cache_dir, cache_bytes=cache_bytes)
 
 
@@ -124,8 +127,8 @@ def select_options(address: str, storage_options: Mapping[str, Any] | None) -> d
     plain = [name for name in storage_options if "://" not in name]
     if plain:
         raise ConfigError(
-            f"storage_options mixes address prefixes ({prefixes[0]!r}) and options ({plain[0]!r}): move each option "
-            "under the prefix that it belongs to"
+            f"storage_options mixes address prefixes ({redact_address(prefixes[0])!r}) and options ({plain[0]!r}): "
+            "move each option under the prefix that it belongs to"
         )
     matching = [prefix for prefix in prefixes if _has_prefix(address, prefix)]
     if not matching:
@@ -133,7 +136,7 @@ def select_options(address: str, storage_options: Mapping[str, Any] | None) -> d
     longest = max(matching, key=len)
     options = storage_options[longest]
     if not isinstance(options, Mapping):
-        raise ConfigError(f"storage_options[{longest!r}] must be a mapping of options")
+        raise ConfigError(f"storage_options[{redact_address(longest)!r}] must be a mapping of options")
     return dict(options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 import os
 import stat
 from array import array
@@ -25,8 +26,7 @@ from streamloader.errors import (
     StreamNotFound,
     UnreadableStream,
 )
-from streamloader.redaction import redact
-from streamloader.stores.addresses import Pattern, SourceFile, expand_addresses, make_unique_keys
+from streamloader.stores.addresses import FileKeys, Pattern, SourceFile, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.readahead import RemoteFile
 from streamloader.stores.registry import scheme_of, split_address
@@ -41,6 +41,7 @@ __all__ = ["FileCorpus"]
 
 _READ_AHEAD_BYTES: Final = 1 << 16  # the lane's thread is called once per this many bytes, not once per small window
 _MAX_PARALLEL_READS: Final = 16  # of texts in stores, for a tokenizer
+_MAX_TIME_NS: Final = (1 << 63) - 1
 
 
 class FileCorpus(Corpus):
@@ -70,12 +71,9 @@ class FileCorpus(Corpus):
             raise StreamNotFound(
                 f"{error.message}; for texts in memory, use TextStreams.from_texts", address=error.address
             ) from error
-        names = [file.address if file.info is None else redact(file.address) for file in files]
-        keys = make_unique_keys(names)
-        self._secret_addresses = {
-            key: file.address for key, name, file in zip(keys, names, files, strict=True) if name != file.address
-        }
-        paths, versions = names, [""] * len(names)
+        file_keys = FileKeys.of_files(files)
+        keys, self._secret_addresses = file_keys.keys, file_keys.secret_addresses
+        paths, versions = list(file_keys.names), [""] * len(files)
         sizes, modified = array("q"), array("q")
         for number, (file, key) in enumerate(zip(files, keys, strict=True)):
             if file.info is None:
@@ -88,7 +86,8 @@ class FileCorpus(Corpus):
                 modified.append(_modified_ns(file.info))
                 versions[number] = file.info.version or ""
         numbers: dict[str, Any] = {"size": np.array(sizes, np.int64), "mtime_ns": np.array(modified, np.int64)}
-        return StreamTable(keys, numbers["size"], {"path": paths, "version": versions, **numbers})
+        columns = {"path": paths, "version": versions, **numbers}
+        return StreamTable(keys, numbers["size"], columns, file_keys.identities)
 
     @override
     def read_text(self, info: StreamInfo) -> str:
@@ -316,7 +315,10 @@ class _RemoteTextFile(_TextFile):
 
 
 def _modified_ns(info: ObjectInfo) -> int:
-    return 0 if info.modified is None else round(info.modified * 1e9)
+    """Return the modification time in nanoseconds, within 64 bits: a server may state any date."""
+    if info.modified is None or not math.isfinite(info.modified):
+        return 0
+    return min(max(round(info.modified * 1e9), -_MAX_TIME_NS), _MAX_TIME_NS)
 
 
 @contextlib.contextmanager

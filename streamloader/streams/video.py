@@ -20,8 +20,7 @@ from typing_extensions import override
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection
-from streamloader.redaction import redact
-from streamloader.stores.addresses import Addresses, as_addresses, expand_addresses, make_unique_keys
+from streamloader.stores.addresses import Addresses, FileKeys, as_addresses, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import split_address
 from streamloader.stream_table import StreamTable
@@ -97,7 +96,8 @@ class VideoStreams(StreamDataset):
 
     Indexes are cached for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. To index a
     video in a store, all of it is read once; of an MP4 or MOV file, usually only a small part. Keys of streams are
-    their addresses without user names, passwords and signatures.
+    their addresses without user names, passwords, and the values of query parameters
+    (:func:`streamloader.redaction.redact_address`). Keys that are equal then get ``#2``, ``#3``, ...
 
     Videos are untrusted: a loader with worker processes has them indexed and decoded in child processes only.
 
@@ -198,17 +198,16 @@ class VideoStreams(StreamDataset):
 
     def _index(self, stop: threading.Event, parsers: ParserPool | None) -> StreamTable:
         files = expand_addresses(self._paths, is_video, self._storage_options)
-        names = [file.address if file.info is None else redact(file.address) for file in files]
+        keys = FileKeys.of_files(files)
         indexed = _summarize_in_threads(partial(self._summarize, parsers), files, stop)
         size = self._size
         if size is None:
-            size = require_common_size((name, each.summary.size) for name, each in zip(names, indexed, strict=True))
+            size = require_common_size(
+                (name, each.summary.size) for name, each in zip(keys.names, indexed, strict=True)
+            )
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
-        keys = make_unique_keys(names)
-        self._secret_addresses = {
-            key: file.address for key, name, file in zip(keys, names, files, strict=True) if name != file.address
-        }
-        return _build_table(keys, names, files, indexed)
+        self._secret_addresses = keys.secret_addresses
+        return _build_table(keys, files, indexed)
 
     def _summarize(self, parsers: ParserPool | None, file: SourceFile) -> _IndexedFile:
         from streamloader.media.video.files import file_version
@@ -364,16 +363,16 @@ class _IndexedFile(NamedTuple):
     summary: VideoSummary
 
 
-def _build_table(
-    keys: list[str], names: list[str], files: Sequence[SourceFile], indexed: Sequence[_IndexedFile]
-) -> StreamTable:
+def _build_table(keys: FileKeys, files: Sequence[SourceFile], indexed: Sequence[_IndexedFile]) -> StreamTable:
     """Return the streams, with the data needed to open them."""
     steps = [each.summary.steps for each in indexed]
     local = [file.info is None for file in files]
-    extras = [_stream_extra(*each) for each in zip(names, files, indexed, strict=True)]
+    extras = [_stream_extra(*each) for each in zip(keys.names, files, indexed, strict=True)]
     if any(local) and not all(local):
-        return StreamTable.from_infos([StreamInfo(*each) for each in zip(keys, steps, extras, strict=True)])
-    return StreamTable(keys, steps, {column: [extra[column] for extra in extras] for column in extras[0]})
+        infos = [StreamInfo(*each) for each in zip(keys.keys, steps, extras, strict=True)]
+        return StreamTable.from_infos(infos, keys.identities)
+    columns = {column: [extra[column] for extra in extras] for column in extras[0]}
+    return StreamTable(keys.keys, steps, columns, keys.identities)
 
 
 def _stream_extra(name: str, file: SourceFile, indexed: _IndexedFile) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_infos_are_plain_and_have_no_secrets(folder, url):
 def test_signatures_of_addresses_are_not_shown(url):
     dataset = VideoStreams(f"{url}/a.mp4?x=1&signature=als0secret")
     (info,) = describe_streams(dataset)
-    assert info.key == f"{url}/a.mp4?x=1&signature=***"
+    assert info.key == f"{url}/a.mp4?x=***&signature=***"
     assert "secret" not in repr(info)
     assert len(read_stream(dataset, info)["data"]) == 13
 

@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from streamloader.archive.catalog.base import ChunkRow, IngestJob, Place, StagedChunk, VideoRow
 from streamloader.errors import CatalogError, ConfigError
+from streamloader.redaction import has_secrets
 
 __all__ = [
     "canonical_json", "check_chunk", "check_content", "check_coverage", "check_job", "check_metadata", "check_places",
@@ -59,13 +59,14 @@ def check_places(places: Sequence[Place], existing: Sequence[Place] = ()) -> tup
             f"the archive has {len(existing)} places, and they hold chunks: pass all of them, with weight 0 for those "
             "that get no new chunks"
         )
+    existing_urls = {place.url for place in existing}
     for place in ordered:
         if not place.url or not isinstance(place.url, str):
             raise ConfigError(f"place {place.number} has no address")
-        if "://" in place.url and _has_password(place.url):
+        if has_secrets(place.url) and place.url not in existing_urls:
             raise ConfigError(
-                f"the address of place {place.number} contains a password, which everyone who opens the archive could "
-                "read: pass it as an option instead",
+                f"the address of place {place.number} contains a password, a query value or an unusual user name, "
+                "which everyone who opens the archive could read: pass them as options instead",
                 address=place.url,
             )
         if not (math.isfinite(place.weight) and place.weight >= 0):
@@ -184,13 +185,6 @@ def check_coverage(video: VideoRow, chunks: Sequence[ChunkRow], address: str) ->
             address=address,
             offset=first_frame,
         )
-
-
-def _has_password(url: str) -> bool:
-    try:
-        return urlsplit(url).password is not None
-    except ValueError:
-        return False
 
 
 def _check_value(value: object, name: str, depth: int) -> None:

@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from streamloader.archive.catalog.base import Catalog, CatalogHeader, VideoRow
 from streamloader.archive.ingest.driver import IngestDriver
 from streamloader.archive.ingest.executors.base import Executor, ThreadExecutor
-from streamloader.archive.ingest.naming import compute_content, get_default_name, normalize_metadata, remove_secrets
+from streamloader.archive.ingest.naming import (
+    compute_address_tag,
+    compute_content,
+    get_default_name,
+    identify_source,
+    normalize_metadata,
+    remove_secrets,
+)
 from streamloader.archive.ingest.placement import SPREADS, PlacementTarget, Spread, resolve_targets
 from streamloader.archive.ingest.progress import ProgressCallback, open_progress_display
 from streamloader.archive.ingest.report import IngestReport
 from streamloader.archive.ingest.sources import get_local_version, is_local
 from streamloader.archive.ingest.task import IngestTask
+from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError, IngestFailed
 from streamloader.stores.addresses import Addresses, SourceFile, as_addresses, expand_addresses, make_unique_keys
 from streamloader.stores.io_thread import SharedResource
@@ -36,6 +44,7 @@ Metadata: TypeAlias = "Mapping[str, Any] | Callable[[str], Mapping[str, Any] | N
 _FREE_SPACE_TTL_S: Final = 60.0
 _MAX_THREADS_PER_UNIT: Final = 4  # FFmpeg's encoders have threads of their own
 _MAX_LISTED_FAILURES: Final = 10
+_MAX_SOURCE_CHARACTERS: Final = 1000  # in a message
 
 
 def add_videos(
@@ -67,7 +76,8 @@ def add_videos(
         settings: Settings of the cut. By default packets are copied, and chunks have about 1000 frames.
         name: Name of a single video. By default a video has the name of its file without the suffix. If several files
             of a call share a name, ``#2``, ``#3``, ... are appended.
-        metadata: Metadata to store with each video, plain JSON values; or a function that returns them for an address.
+        metadata: Metadata to store with each video, plain JSON values; or a function that returns them for an address
+            without login and signature.
         executor: ``"local"`` for processes of this machine, ``"ray"`` for tasks on a Ray cluster.
         jobs: Number of concurrent jobs. Defaults to the number of cores of this machine, or of CPUs of the cluster. 0
             processes one video after the other in this process.
@@ -147,12 +157,12 @@ def _expand_videos(videos: Addresses, storage_options: Mapping[str, Any] | None)
 
 def _create_task(file: SourceFile, name: str, metadata: Metadata) -> IngestTask:
     source = remove_secrets(file.address)
-    video_metadata = normalize_metadata(metadata(source) if callable(metadata) else metadata)
+    video_metadata = normalize_metadata(metadata(identify_source(file.address)) if callable(metadata) else metadata)
     size = file.info.size if file.info is not None else None
     if size is None and is_local(file.address):
         with contextlib.suppress(OSError):  # the error is reported when the file is read
             size = os.stat(local_path(file.address)).st_size
-    return IngestTask(name, source, video_metadata, size)
+    return IngestTask(name, source, video_metadata, size, compute_address_tag(file.address))
 
 
 def _create_units(
@@ -182,19 +192,21 @@ def _find_unchanged(
     catalog: SharedResource[Catalog], files: Sequence[SourceFile], tasks: Sequence[IngestTask], settings: CutSettings
 ) -> dict[int, VideoRow]:
     """Return the existing videos whose sources have the same address and version, by position in the request."""
-    versions: dict[str, list[tuple[int, str]]] = {}
+    versions: dict[tuple[str, str], list[tuple[int, str]]] = {}  # by stored address and its tag
     for order, (file, task) in enumerate(zip(files, tasks, strict=True)):
         version = _get_version(file)
         if version is not None:
-            versions.setdefault(task.source, []).append((order, version))
+            # Rows of older versions of this package show the values that the tag stands for, and have no tag.
+            for key in {(task.source, task.address_tag), (identify_source(file.address), "")}:
+                versions.setdefault(key, []).append((order, version))
     settings_json = settings.to_json()
     unchanged: dict[int, VideoRow] = {}
 
     async def compare_rows() -> None:
         async with contextlib.aclosing(catalog.resource.find_videos()) as rows:
             async for row in rows:
-                for order, version in versions.get(row.source, ()):
-                    origin = row.origin
+                origin = row.origin
+                for order, version in versions.get((row.source, str(origin.get("address", ""))), ()):
                     content = compute_content(origin.get("digest", ""), settings_json)
                     if origin.get("version") == version and row.content == content:
                         unchanged[order] = row
@@ -263,7 +275,10 @@ def _count_cores() -> int:
 
 
 def _build_error(report: IngestReport, videos: int) -> IngestFailed:
-    lines = "".join(f"\n  {video.source}: {video.error.message}" for video in report.failed[:_MAX_LISTED_FAILURES])
+    lines = "".join(
+        f"\n  {make_printable(video.source, _MAX_SOURCE_CHARACTERS)}: {video.error.message}"
+        for video in report.failed[:_MAX_LISTED_FAILURES]
+    )
     unlisted = len(report.failed) - _MAX_LISTED_FAILURES
     more = f"\n  and {unlisted} more" if unlisted > 0 else ""
     done = f"{len(report.added)} were added, {len(report.existing)} existed already"

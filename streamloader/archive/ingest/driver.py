@@ -332,7 +332,13 @@ class IngestDriver:
             bytes_in=source_info["size"],
             bytes_out=sum(chunk.bytes for chunk in state.staged.values()),
             metadata=state.task.metadata,
-            origin=build_origin(source_info["digest"], source_info["version"], source_info["size"], settings.to_json()),
+            origin=build_origin(
+                source_info["digest"],
+                source_info["version"],
+                source_info["size"],
+                settings.to_json(),
+                state.task.address_tag,
+            ),
             added=time.time(),
         )
         try:

@@ -1,7 +1,8 @@
 """Names of contents, chunks, videos and sources. Equal content gets equal names, in every process and at any time.
 
 `VideoRow.origin` holds the result of :func:`build_origin`: ``digest``, ``version`` and ``bytes`` of the source,
-``settings`` of the cut (from ``CutSettings.to_json``) and ``format``.
+``settings`` of the cut (from ``CutSettings.to_json``), ``format``, and ``address`` if `VideoRow.source` hides values
+in which sources may differ: see :func:`compute_address_tag`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from streamloader.errors import ConfigError
-from streamloader.redaction import redact
+from streamloader.redaction import MASK, get_user_name, has_hidden_host, identify_address, redact_address
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of
 
@@ -25,10 +26,11 @@ __all__ = [
     "CHUNK_FORMAT_VERSION",
     "build_chunk_path",
     "build_origin",
+    "compute_address_tag",
     "compute_content",
     "extract_content",
     "get_default_name",
-    "get_password",
+    "identify_source",
     "normalize_metadata",
     "remove_secrets",
 ]
@@ -36,6 +38,8 @@ __all__ = [
 CHUNK_FORMAT_VERSION: Final = 1  # raised when equal sources and settings give different chunks
 CHUNKS_FOLDER: Final = "chunks"  # the folder of a place that holds its chunks, and nothing else
 _CHUNK_PATH: Final = re.compile(r"chunks/([0-9a-f]{2})/(\1[0-9a-f]{62})/[^/]+")
+_TAG_ROUNDS: Final = 20_000
+_TAG_BYTES: Final = 16
 _SETTINGS_WITHOUT_EFFECT: Final = ("verify",)  # settings that do not change the chunks
 
 
@@ -54,7 +58,23 @@ def compute_content(digest: str, settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def build_origin(digest: str, version: str | None, size: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def compute_address_tag(address: str) -> str:
+    """Return a digest that distinguishes sources whose stored addresses are equal, or "" if they show everything.
+
+    Everyone who reads a catalog may try to guess the hidden values from the digest. It is therefore slow to compute
+    (PBKDF2, about 10 ms), and values that are known to be secret are no part of it. A short secret under another name
+    can still be guessed.
+    """
+    source, identity = remove_secrets(address), identify_source(address)
+    if source == identity:
+        return ""
+    secret, salt = (text.encode("utf-8", "surrogatepass") for text in (identity, source))
+    return hashlib.pbkdf2_hmac("sha256", secret, salt, _TAG_ROUNDS, _TAG_BYTES).hex()
+
+
+def build_origin(
+    digest: str, version: str | None, size: int, settings: Mapping[str, Any], address_tag: str = ""
+) -> dict[str, Any]:
     """Return the value of `VideoRow.origin`.
 
     Args:
@@ -62,10 +82,12 @@ def build_origin(digest: str, version: str | None, size: int, settings: Mapping[
         version: Version of the source in its store. None if the store has no versions.
         size: Size of the source in bytes.
         settings: Result of ``CutSettings.to_json``.
+        address_tag: Result of :func:`compute_address_tag`. Defaults to "", which is not stored.
     """
-    return {
+    origin = {
         "digest": digest, "version": version, "bytes": size, "settings": dict(settings), "format": CHUNK_FORMAT_VERSION,
     }  # fmt: skip
+    return origin | {"address": address_tag} if address_tag else origin
 
 
 def build_chunk_path(content: str, number: int, digest: str, suffix: str) -> str:
@@ -93,7 +115,9 @@ def get_default_name(address: str) -> str:
     if scheme in ("", "file"):
         name = os.path.basename(local_path(address))
     else:
-        path = address.partition("://")[2]
+        # What follows the last "@" is no login, even if the address cannot be taken apart.
+        shown = address.rpartition("@")[2] if has_hidden_host(address) else redact_address(address)
+        path = shown.rpartition("://")[2].rpartition(f"{MASK}@")[2]
         if scheme in ("http", "https"):
             path = unquote(re.split(r"[?#]", path, maxsplit=1)[0])
         name = posixpath.basename(path.rstrip("/"))
@@ -101,22 +125,29 @@ def get_default_name(address: str) -> str:
 
 
 def remove_secrets(address: str) -> str:
-    """Return an address without password and signature, as the catalog stores it. A required user name is kept.
+    """Return an address as the catalog stores it: without password, query values and other secrets.
 
-    The path of a local file becomes absolute.
+    A user name without special characters is kept, except for HTTP. The path of a local file becomes absolute.
     """
     if scheme_of(address) in ("", "file"):
         return os.path.abspath(local_path(address))
-    user = urlsplit(address).username if "@" in address else None
-    redacted = redact(address)
-    if user is None or scheme_of(address) in ("http", "https"):
-        return redacted.replace("://***@", "://", 1)
-    return redacted.replace("://***@", f"://{user}@", 1)
+    return _replace_login(address, redact_address(address))
 
 
-def get_password(address: str) -> str | None:
-    """Return the password in an address, or None."""
-    return urlsplit(address).password if "@" in address else None
+def identify_source(address: str) -> str:
+    """Return the text that distinguishes a source from others, see :func:`streamloader.redaction.identify_address`.
+
+    It equals :func:`remove_secrets` if that shows everything in which sources may differ.
+    """
+    if scheme_of(address) in ("", "file"):
+        return os.path.abspath(local_path(address))
+    return _replace_login(address, identify_address(address))
+
+
+def _replace_login(address: str, shown: str) -> str:
+    """Return `shown` with the user name of `address`, if that may be stored, or else without a login."""
+    user = None if scheme_of(address) in ("http", "https") else get_user_name(address)
+    return shown.replace(f"://{MASK}@", "://" if user is None else f"://{user}@", 1)
 
 
 def normalize_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from streamloader.archive.catalog.base import Place
-from streamloader.archive.ingest.naming import get_password, remove_secrets
 from streamloader.errors import ConfigError
+from streamloader.redaction import has_secrets, redact_address
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of, select_options
@@ -146,10 +146,10 @@ def _parse_url(store: object) -> str:
         raise ConfigError(f"a place must be the address of a folder, got {store!r:.80}")
     if scheme_of(text) in ("", "file"):
         return os.path.abspath(os.path.expanduser(local_path(text)))
-    if get_password(text) is not None:
+    if has_secrets(text):
         raise ConfigError(
-            f"{remove_secrets(text)}: the catalog stores no passwords. Omit it from the address, and pass it in "
-            "storage_options={'...://...': {'password': ...}}, or log in with a key"
+            f"{redact_address(text)}: the catalog stores no passwords, query values or unusual user names. Omit them "
+            "from the address, and pass them in storage_options={'...://...': {'password': ...}}, or log in with a key"
         )
     return text.rstrip("/") if not text.endswith("://") else text
 

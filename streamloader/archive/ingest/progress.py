@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final, Protocol, Self, TypeAlias
 
+from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
 _FIRST_LINE_AFTER_S: Final = 2.0
 _LINE_INTERVAL_S: Final = 10.0
 _MAX_VIDEO_BARS: Final = 8
+_MAX_CLEANED_CHARACTERS: Final = 1000  # of a name, before it is shortened to the width of its column
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,7 @@ class _ProgressBars:
             self._bars.update(bar, visible=row < len(active))
             if row < len(active):
                 video = active[row]
-                self._update_bar(bar, f"  {_shorten_name(video.name)}", video.fraction, video.activity)
+                self._update_bar(bar, f"  {_shorten_name(video.name)}", video.fraction, make_printable(video.activity))
         self._bars.refresh()
 
     def _update_bar(self, bar: Any, label: str, fraction: float | None, text: str) -> None:
@@ -240,4 +242,5 @@ class _ProgressBars:
 
 
 def _shorten_name(name: str) -> str:
+    name = make_printable(name, _MAX_CLEANED_CHARACTERS)
     return name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}"  # noqa: PLR2004

@@ -14,11 +14,12 @@ from streamloader.archive.catalog.base import ChunkRow, VideoRow
 from streamloader.archive.ingest.inventory import PlaceInventory
 from streamloader.archive.ingest.naming import compute_content
 from streamloader.archive.ingest.report import Problem
-from streamloader.archive.ingest.sources import open_source
+from streamloader.archive.ingest.sources import is_local, open_source
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.errors import CorruptStream, StreamloaderError
 from streamloader.media.video.files import open_media_file
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
+from streamloader.redaction import MASK
 from streamloader.stores.registry import select_options
 
 if TYPE_CHECKING:
@@ -103,6 +104,12 @@ def _rebuild_video(
     unknown = sorted(set(settings.options) - _ALLOWED_ENCODER_OPTIONS)
     if unknown:
         message = f"It is not rebuilt, because the catalog has the encoder option {unknown[0]!r}, which may name files"
+        outcomes += [replace(chunk, outcome=message) for chunk in broken]
+        return
+    if origin.get("address") or (MASK in video.source and not is_local(video.source)):
+        message = (
+            "It cannot be rebuilt: the catalog does not store the complete address of its source, which has secrets"
+        )
         outcomes += [replace(chunk, outcome=message) for chunk in broken]
         return
     options = select_options(video.source, storage_options)

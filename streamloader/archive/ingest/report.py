@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from streamloader.archive.catalog.base import VideoRow
+from streamloader.common.printable import make_printable
 from streamloader.errors import StreamloaderError
+from streamloader.redaction import redact
 
 __all__ = ["CheckReport", "ExistingVideo", "FailedVideo", "IngestReport", "Note", "Problem"]
+
+
+_MAX_TEXT_CHARACTERS: Final = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ class Problem:
             ``"missing"``, ``"size"`` or ``"digest"`` (a chunk is missing or was changed), ``"orphan"`` (a file that
             belongs to no video), ``"unfinished"`` (a partial file of a killed writer) or ``"job"`` (a job without a
             running process).
-        text: Message for users, which names the file, place or video.
+        text: Message for users, which names the file, place or video. Names in it are made printable.
         repaired: Whether the problem was repaired.
         video: Name of the video that lacks frames because of the problem. None if no video does.
         address: Address of the file or place. None if the problem concerns neither.
@@ -143,6 +148,10 @@ class Problem:
     repaired: bool = False
     video: str | None = None
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Clean the text: names come from a catalog or from the listing of a store."""
+        object.__setattr__(self, "text", make_printable(redact(self.text), _MAX_TEXT_CHARACTERS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,15 @@ class IngestTask:
         source: Address of the source, without secrets.
         metadata: Metadata from the user.
         size: Size of the source in bytes. None if it is unknown.
+        address_tag: Digest of what `source` hides, see
+            :func:`streamloader.archive.ingest.naming.compute_address_tag`. Defaults to "".
     """
 
     name: str
     source: str
     metadata: Mapping[str, Any]
     size: int | None
+    address_tag: str = ""
 
 
 @dataclass(slots=True, eq=False)

@@ -21,7 +21,7 @@ from streamloader.errors import (
     StoreError,
     StreamloaderError,
 )
-from streamloader.redaction import redact
+from streamloader.redaction import redact_address
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of, select_options
@@ -83,7 +83,7 @@ class ChunkReader:
 
     def address(self, chunk: Chunk) -> str:
         """Return the address of a chunk's file, without secrets."""
-        return redact(self._chunk_address(chunk))
+        return redact_address(self._chunk_address(chunk))
 
     def read_local(self, chunk: Chunk, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return byte ranges of a chunk in a local file.

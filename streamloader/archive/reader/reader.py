@@ -26,7 +26,7 @@ from streamloader.archive.reader.lookup import ChunkLookup
 from streamloader.archive.reader.stats import ReadCounts
 from streamloader.errors import ClosedError, ConfigError, FrameIndexError, VideoNotFound
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
-from streamloader.redaction import redact
+from streamloader.redaction import redact_address
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog, CatalogHeader, Snapshot, VideoRow
@@ -112,7 +112,7 @@ class ArchiveReader:
     @property
     def url(self) -> str:
         """The URL of the catalog, without secrets."""
-        return redact(self._url)
+        return redact_address(self._url)
 
     @property
     def storage_options(self) -> Mapping[str, Any] | None:

@@ -88,7 +88,7 @@ class ButterflySettings:
         if remote and host is None:
             raise ConfigError("REMOTE_MODE is on, but REMOTE_HOST is not set: set it to the name of the machine")
         if host is not None and not re.fullmatch(r"[^\s/@\[\]?#]+", host):
-            raise ConfigError(f"REMOTE_HOST must be the name of a machine only, got {host!r}")
+            raise ConfigError("REMOTE_HOST must be the name of a machine only, without user name, password and folder")
         port = _parse_int("REMOTE_PORT", values, None)
         if port is not None and port not in _VALID_PORTS:
             raise ConfigError(f"REMOTE_PORT must be from 1 to 65535, got {port}")

@@ -17,7 +17,7 @@ from streamloader.archive.location import CATALOG_FILE
 from streamloader.compat.butterfly.settings import ButterflySettings, catalog_url
 from streamloader.errors import NotFound
 from streamloader.media.chunks.settings import CutSettings
-from streamloader.redaction import redact
+from streamloader.redaction import redact_address
 from streamloader.stores.addresses import Address
 from streamloader.stores.io_thread import SharedResource, SharedStore, open_shared_store
 from streamloader.stores.registry import scheme_of
@@ -168,7 +168,7 @@ class RemoteFileHandler:
         return open_shared_store(address, options)
 
     def __repr__(self) -> str:
-        return f"<RemoteFileHandler {redact(self._root) if self.is_remote else 'of this machine'}>"
+        return f"<RemoteFileHandler {redact_address(self._root) if self.is_remote else 'of this machine'}>"
 
 
 class ChunkTracker:
@@ -237,7 +237,7 @@ class ChunkTracker:
             return ensure_places(catalog, {url: 1.0}).numbers[0]
 
     def __repr__(self) -> str:
-        return f"<ChunkTracker {redact(self.url)}>"
+        return f"<ChunkTracker {redact_address(self.url)}>"
 
 
 class VideoProcessor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from streamloader.errors import LimitExceeded
-from streamloader.redaction import redact
+from streamloader.redaction import identify_address, redact_address
 from streamloader.stores.readahead import MAX_FILE_BYTES, UNIT_BYTES, RemoteFile
 from streamloader.values import ObjectInfo
 
@@ -38,7 +38,12 @@ class RemoteVideo:
     options: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
-        return redact(self.address)
+        return redact_address(self.address)
+
+    @property
+    def identity(self) -> str:
+        """Text that distinguishes the object from all others. It may contain secrets; only its digest may be stored."""
+        return identify_address(self.address)
 
 
 Video: TypeAlias = "str | RemoteVideo"  # a str is the path of a local file

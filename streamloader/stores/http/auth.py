@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from yarl import URL
 
 from streamloader.errors import ConfigError
+from streamloader.redaction import redact_address
 from streamloader.stores.addresses import check_host_name, check_user_name, split_url
 
 __all__ = ["Credentials", "has_authorization", "make_credentials", "parse_server_url", "read_netrc_login"]
@@ -75,7 +76,8 @@ def parse_server_url(url: str) -> tuple[str, tuple[str, str] | None]:
         valid, origin, parts = False, "", urlsplit("")
     if not valid or parts.path.strip("/") or parts.query:
         raise ConfigError(
-            f"{url!r} is not the address of an HTTP server: expected http(s)://host or http(s)://host:port"
+            f"{redact_address(url)} is not the address of an HTTP server: expected http(s)://host or "
+            "http(s)://host:port, with user and password percent-encoded"
         )
     check_host_name(parts.hostname or "")
     if parts.username is None:

@@ -12,6 +12,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from streamloader.common.printable import make_printable
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     ClosedError,
@@ -24,6 +25,7 @@ from streamloader.errors import (
     Unreachable,
     UntrustedHost,
 )
+from streamloader.redaction import MASK
 from streamloader.stores.http.address_scope import AddressScope, ForbiddenAddress, PinnedHosts, ScopedResolver
 from streamloader.stores.http.redirects import (
     REDIRECT_STATUSES,
@@ -36,6 +38,7 @@ from streamloader.stores.http.responses import ErrorContext, make_protocol_error
 
 __all__ = ["HttpClient", "HttpServerConfig", "describe_forbidden", "translate_errors"]
 
+_MAX_LENGTH_DIGITS: Final = 18
 _MAX_DRAINED_BYTES: Final = 64 << 10  # reading a short unwanted body is cheaper than another connection
 _READ_BUFFER_BYTES: Final = 256 << 10
 _MAX_HEADER_BYTES: Final = 64 << 10  # of one line: signed addresses in Location are long
@@ -112,7 +115,8 @@ class HttpClient:
 
     async def drain(self, response: aiohttp.ClientResponse) -> None:
         """Read an unwanted body so that its connection can be reused. Close the connection if the body is long."""
-        if response.content_length is None or response.content_length > _MAX_DRAINED_BYTES:
+        length = response.headers.get("Content-Length", "")
+        if not length.isdecimal() or len(length) > _MAX_LENGTH_DIGITS or int(length) > _MAX_DRAINED_BYTES:
             response.close()
             return
         with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -197,7 +201,8 @@ def translate_errors(
     """
 
     def make_error(kind: type[StoreError], detail: str) -> StoreError:
-        server = "" if origin in context.address else f" ({origin})"
+        # Of an address that is hidden, the origin may be a user name and a part of a password.
+        server = "" if origin in context.address or context.address.endswith(f"://{MASK}") else f" ({origin})"
         return kind(f"{context.address}{server}: {detail}", address=context.address, offset=context.offset)
 
     try:
@@ -213,19 +218,19 @@ def translate_errors(
         if isinstance(cause, ForbiddenAddress):
             raise make_error(UntrustedHost, describe_forbidden(cause)) from None
         raise make_error(Unreachable, f"its name does not resolve: {_describe(error)}") from error
-    except aiohttp.ServerTimeoutError as error:
+    except aiohttp.ServerTimeoutError:
         raise StoreTimeout(
             f"waited {timeouts.connect:.1f} s for {context.address} (connecting): no response",
             address=context.address,
             offset=context.offset,
             waited=timeouts.connect,
             stage="connecting",
-        ) from error
+        ) from None
     except aiohttp.InvalidURL:
         raise make_error(ProtocolError, f"{origin} is not the address of a server") from None
     except aiohttp.ClientResponseError as error:
         # Another origin's text may come from any service inside the user's network.
-        reason = f": {error.message[:200]}" if origin in context.address else ""
+        reason = f": {make_printable(error.message)}" if origin in context.address else ""
         raise make_error(ProtocolError, f"the response is not valid HTTP{reason}") from None
     except (aiohttp.ClientError, OSError, RuntimeError) as error:
         # aiohttp raises RuntimeError for a wait on a connection that was closed from this side.
@@ -243,7 +248,7 @@ def translate_errors(
 def _describe(error: BaseException) -> str:
     inner = getattr(error, "os_error", error)
     reason = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    return reason[:200]
+    return make_printable(reason)
 
 
 def describe_forbidden(error: ForbiddenAddress) -> str:

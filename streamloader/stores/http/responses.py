@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import email.utils
+import hashlib
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from http import HTTPStatus
 from typing import Final
 
 import aiohttp
 from yarl import URL
 
+from streamloader.common.printable import make_printable
 from streamloader.errors import AccessDenied, NotFound, ObjectChanged, ProtocolError, ServerBusy, StoreError
 from streamloader.values import ObjectInfo
 
@@ -39,8 +42,13 @@ _MAX_DIGITS: Final = 18  # of a size, so that it is below 2**63
 _CONTENT_RANGE: Final = re.compile(
     rf"bytes (\d{{1,{_MAX_DIGITS}}})-(\d{{1,{_MAX_DIGITS}}})/(\d{{1,{_MAX_DIGITS}}}|\*)", re.ASCII
 )
+_LENGTH: Final = re.compile(rf"\d{{1,{_MAX_DIGITS}}}", re.ASCII)
+_MAX_DATE_CHARACTERS: Final = 100
+_MAX_SHOWN_CHARACTERS: Final = 100  # of a header
 _UNSATISFIED_RANGE: Final = re.compile(rf"bytes \*/(\d{{1,{_MAX_DIGITS}}})", re.ASCII)
-_SECONDS: Final = re.compile(r"\d{1,9}", re.ASCII)
+_SECONDS: Final = re.compile(r"\d+", re.ASCII)
+_MAX_RETRY_AFTER_S: Final = 1e9  # a longer delay means the same: not in this program's life
+_MAX_VERSION_CHARACTERS: Final = 1024  # of an ETag that is kept as it is
 _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 _DATE_VERSION: Final = re.compile(r"(.+ GMT)(?:; (\d+) bytes)?", re.ASCII)
 
@@ -80,15 +88,18 @@ def parse_unsatisfied_size(text: str) -> int | None:
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the delay of a Retry-After header (a number or a date) in seconds, or None."""
+    """Return the delay of a Retry-After header (a number or a date) in seconds, or None if it is missing or malformed.
+
+    Delays of more than 1e9 s, and dates that far away, become 1e9 s.
+    """
     text = headers.get("Retry-After", "").strip()
     if _SECONDS.fullmatch(text):
-        return float(text)
+        return min(float(text), _MAX_RETRY_AFTER_S)
     until = _parse_date(text)
     if until is None:
         return None
     now = _parse_date(headers.get("Date", ""))  # the server's clock, because the local clock may differ from it
-    return max(0.0, until - (time.time() if now is None else now))
+    return min(max(0.0, until - (time.time() if now is None else now)), _MAX_RETRY_AFTER_S)
 
 
 def parse_object_info(
@@ -96,7 +107,8 @@ def parse_object_info(
 ) -> ObjectInfo:
     """Return the metadata of an object from the headers of a response.
 
-    The version is the ETag, or else Last-Modified together with the size.
+    The version is the ETag, or else Last-Modified together with the size. A very long version is replaced by its
+    digest, because versions are kept for each object.
 
     Args:
         path: Path of the object.
@@ -105,7 +117,7 @@ def parse_object_info(
         expected_version: Version that the caller expects. If the headers do not contradict it, it becomes the version,
             and its size becomes the size of the object. Defaults to None.
     """
-    etag, date = headers.get("ETag", "").strip(), headers.get("Last-Modified", "").strip()
+    etag, date = _shorten(headers.get("ETag", "").strip()), _shorten(headers.get("Last-Modified", "").strip())
     version: str | None = None
     if etag:
         version = etag
@@ -115,6 +127,12 @@ def parse_object_info(
         if expected is not None and expected[1] == date and (size is None or expected[2] is None):
             version, size = expected_version, size if expected[2] is None else int(expected[2])
     return ObjectInfo(path, size, version, _parse_date(date))
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _MAX_VERSION_CHARACTERS:
+        return text
+    return "sha256-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_strong_etag(version: str | None) -> bool:
@@ -136,7 +154,8 @@ def read_content_range(response: aiohttp.ClientResponse, context: ErrorContext) 
     if content_range is None:
         raise make_protocol_error(
             context,
-            f"the server sent a part of the object with an invalid Content-Range: {', '.join(values)[:100]!r}",
+            "the server sent a part of the object with an invalid Content-Range: "
+            + make_printable(", ".join(values), _MAX_SHOWN_CHARACTERS),
         )
     return content_range
 
@@ -151,7 +170,9 @@ def require_unencoded(response: aiohttp.ClientResponse, context: ErrorContext) -
     transfer = response.headers.get("Transfer-Encoding", "").strip().lower()
     if encoding not in ("", "identity") or transfer not in ("", "chunked"):
         raise make_protocol_error(
-            context, f"the server encoded the response ({encoding or transfer}), although none was requested"
+            context,
+            f"the server encoded the response ({make_printable(encoding or transfer, _MAX_SHOWN_CHARACTERS)}), "
+            "although none was requested",
         )
 
 
@@ -190,16 +211,27 @@ def make_status_error(response: aiohttp.ClientResponse, context: ErrorContext, *
     return error
 
 
-def body_length(response: aiohttp.ClientResponse) -> int | None:
-    """Return the announced number of bytes of a response, or None."""
-    return None if "Transfer-Encoding" in response.headers else response.content_length
+def body_length(response: aiohttp.ClientResponse, context: ErrorContext) -> int | None:
+    """Return the announced number of bytes of a response, or None.
+
+    Raises:
+        ProtocolError: If the announced number is malformed, or has more than 64 bits.
+    """
+    text = response.headers.get("Content-Length")
+    if text is None or "Transfer-Encoding" in response.headers:
+        return None
+    if _LENGTH.fullmatch(text.strip()) is None:
+        raise make_protocol_error(context, f"the server announced {make_printable(text, _MAX_SHOWN_CHARACTERS)} bytes")
+    return int(text)
 
 
 def _parse_date(date: str) -> float | None:
     """Return the seconds since 1970 of a date in any of HTTP's formats, or None."""
-    if not date:
+    if not date or len(date) > _MAX_DATE_CHARACTERS:
         return None
     try:
-        return email.utils.parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
+        moment = email.utils.parsedate_to_datetime(date)
+        # A date without a time zone is in UTC (RFC 9110, section 5.6.7), and not in the zone of this machine.
+        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, TypeError, LookupError):  # the standard library's parser raises all of these
         return None

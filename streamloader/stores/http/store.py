@@ -181,11 +181,13 @@ class HttpStore(Store):
     @override
     def _check_path(self, path: str, *, allow_empty: bool) -> None:
         if isinstance(path, str) and "#" in path:
-            raise ConfigError(f"{path!r}: text after '#' is never sent to a server; write %23 if it is part of a name")
+            raise ConfigError(
+                f"{self.address(path)}: text after '#' is never sent to a server; write %23 if it is part of a name"
+            )
         name = path.partition("?")[0] or "-" if isinstance(path, str) and path else path
         super()._check_path(name, allow_empty=allow_empty)
         if any(unquote(part) in (".", "..") for part in name.split("/")):
-            raise ConfigError(f"{path!r} is not a path in a store: it contains an encoded '.' or '..'")
+            raise ConfigError(f"{self.address(path)!r} is not a path in a store: it contains an encoded '.' or '..'")
 
     # --- metadata ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +196,7 @@ class HttpStore(Store):
         async with client.request("HEAD", path, {}, context) as response:
             info = None
             if response.status == HTTPStatus.OK:
-                info = parse_object_info(path, response.headers, body_length(response), expected_version)
+                info = parse_object_info(path, response.headers, body_length(response, context), expected_version)
                 # Some servers omit the size here, or report 0 for generated content.
                 if info.size and "Content-Encoding" not in response.headers:
                     return info
@@ -210,7 +212,7 @@ class HttpStore(Store):
                 size = read_content_range(response, context)[2]
             elif response.status == HTTPStatus.OK:
                 require_unencoded(response, context)
-                size = body_length(response)
+                size = body_length(response, context)
             else:
                 await client.drain(response)
                 raise make_status_error(response, context)
@@ -250,7 +252,7 @@ class HttpStore(Store):
     ) -> Body:
         """Check that a part is complete. The base class compares it with the request."""
         start, end, size = read_content_range(response, context)
-        length = body_length(response)
+        length = body_length(response, context)
         if length not in (None, end - start):
             raise make_protocol_error(context, f"the server announced {length} bytes for the range [{start}:{end}]")
         info = parse_object_info(path, response.headers, size, version)
@@ -270,7 +272,7 @@ class HttpStore(Store):
     ) -> Body:
         """Cut the requested part out of an object that the server sends as a whole."""
         require_unencoded(response, context)
-        info = parse_object_info(path, response.headers, body_length(response), version)
+        info = parse_object_info(path, response.headers, body_length(response, context), version)
         start, end = (0, None) if span is None else (span.start, span.end)
         if info.size is None and (start < 0 or (end is None and "Transfer-Encoding" not in response.headers)):
             info = await self._add_size(info, context)

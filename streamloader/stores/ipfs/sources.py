@@ -21,6 +21,7 @@ import aiohttp
 from typing_extensions import override
 
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath
+from streamloader.common.printable import make_printable
 from streamloader.config import Timeouts
 from streamloader.errors import (
     ConfigError,
@@ -31,6 +32,7 @@ from streamloader.errors import (
     StoreError,
     StoreTimeout,
 )
+from streamloader.redaction import has_hidden_host, redact_address
 from streamloader.stores.addresses import check_host_name, check_user_name, split_url
 from streamloader.stores.ipfs.car import CarReader
 from streamloader.stores.ipfs.cid import Cid
@@ -58,8 +60,8 @@ def parse_http_url(address: str) -> str:
             valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
         except ValueError:
             valid = False
-        if not valid or parts.query or parts.fragment:
-            raise ConfigError(f"{address!r} is not an http(s) URL or multiaddr of a node or gateway")
+        if not valid or parts.query or parts.fragment or has_hidden_host(address):
+            raise ConfigError(f"{_show_invalid(address)} is not an http(s) URL or multiaddr of a node or gateway")
         check_host_name(parts.hostname or "")
         if parts.username:
             check_user_name(unquote(parts.username))
@@ -79,11 +81,18 @@ def parse_http_url(address: str) -> str:
         elif word == "p2p":
             next(words, "")
         else:
-            raise ConfigError(f"{address!r} is a multiaddr, but not one of an HTTP server: unexpected {word!r}")
+            raise ConfigError(f"{_show_invalid(address)} is a multiaddr, but not one of an HTTP server")
     if not host or not (port.isdigit() if port else scheme):
-        raise ConfigError(f"{address!r} is not a multiaddr of an HTTP server, such as /ip4/127.0.0.1/tcp/5001")
+        raise ConfigError(
+            f"{_show_invalid(address)} is not a multiaddr of an HTTP server, such as /ip4/127.0.0.1/tcp/5001"
+        )
     check_host_name(host.strip("[]"))
     return f"{scheme or 'http'}://{host}{f':{port}' if port else ''}"
+
+
+def _show_invalid(address: str) -> str:
+    """Return an invalid address for a message, or less than that if it may contain a password."""
+    return "the given address" if "@" in address else repr(redact_address(address))
 
 
 def get_default_rpc() -> str | None:
@@ -215,7 +224,7 @@ class RpcNode(BlockSource):
             text = str(json.loads(error.details.get("text", ""))["Message"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return error
-        message = f"{self.origin}: {text} ({what})"
+        message = f"{self.origin}: {make_printable(text)} ({what})"
         if "timed out" in text or "deadline exceeded" in text:
             return StoreTimeout(message, address=self.origin, waited=timeouts.response, stage="looking for a block")
         if any(phrase in text.lower() for phrase in _NOT_FOUND_PHRASES):

@@ -22,6 +22,7 @@ from streamloader.errors import (
     ProtocolError,
     StoreError,
 )
+from streamloader.redaction import redact_address
 from streamloader.stores.base import Body, Store
 from streamloader.stores.http.address_scope import PinnedHosts
 from streamloader.stores.http.store import HttpStore
@@ -153,7 +154,7 @@ class IpfsStore(Store):
 
     @override
     def address(self, path: str) -> str:
-        return f"{self.url}{path}"
+        return redact_address(f"{self.url}{path}")
 
     async def add(self, data: bytes) -> str:
         """Add a file to the node of `rpc` and pin it there. Return its CID, of version 1 with raw leaves.

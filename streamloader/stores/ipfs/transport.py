@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import os
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,6 +12,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from streamloader.common.printable import make_printable
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
@@ -32,7 +31,7 @@ from streamloader.stores.deadlines import TransferDeadline
 from streamloader.stores.http.address_scope import AddressScope, ForbiddenAddress, PinnedHosts, ScopedResolver
 from streamloader.stores.http.client import describe_forbidden
 from streamloader.stores.http.redirects import REDIRECT_STATUSES, ScopedSessions, resolve_redirect
-from streamloader.stores.http.responses import ErrorContext
+from streamloader.stores.http.responses import ErrorContext, parse_retry_after
 
 __all__ = ["IpfsHttpClient", "IpfsResponse"]
 
@@ -221,16 +220,18 @@ class IpfsHttpClient:
                 raise UntrustedHost(f"{origin}: {describe_forbidden(cause)}", address=origin) from None
             raise Unreachable(f"{origin} cannot be reached: {error}", address=origin) from error
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
-            raise UntrustedHost(f"{origin}: TLS failed: {error}", address=origin) from error
+            raise UntrustedHost(f"{origin}: TLS failed: {make_printable(error)}", address=origin) from error
         except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionError) as error:
-            reason = (str(error) if trusted else "") or type(error).__name__
+            reason = make_printable((str(error) if trusted else "") or type(error).__name__)
             if in_transfer:
                 raise TransferInterrupted(f"{origin} interrupted the transfer: {reason}", address=origin) from error
             raise Unreachable(f"{origin} cannot be reached: {reason}", address=origin) from error
         except aiohttp.ClientError as error:
             if not trusted:
                 raise ProtocolError(f"{origin} redirects to a server that violates HTTP", address=origin) from None
-            raise ProtocolError(f"{origin} violates the HTTP protocol: {error}", address=origin) from error
+            raise ProtocolError(
+                f"{origin} violates the HTTP protocol: {make_printable(error)}", address=origin
+            ) from error
 
     async def _read_error(
         self, response: aiohttp.ClientResponse, origin: str, deadline: TransferDeadline, *, trusted: bool
@@ -242,7 +243,7 @@ class IpfsHttpClient:
                 async with deadline.limit_next_bytes("reading an error"):
                     text = (await response.content.read(_MAX_ERROR_TEXT_BYTES)).decode("utf-8", "replace")
         status = response.status
-        message = f"{origin} answers {status}: {' '.join(redact(text).split())[:200]}"
+        message = f"{origin} answers {status}: {make_printable(' '.join(redact(text).split()))}"
         if not trusted:
             message = f"{origin} redirects to {response.url.origin()}, which answers {status}"
         if status in (404, 410):
@@ -250,7 +251,7 @@ class IpfsHttpClient:
         if status in (401, 403, 407, 451):
             return AccessDenied(message, address=origin)
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            retry_after = _parse_retry_after(response.headers.get("Retry-After", ""))
+            retry_after = parse_retry_after(response.headers)
             details: dict[str, Any] = {} if retry_after is None else {"retry_after": retry_after}
             return ServerBusy(message, address=origin, status=status, text=text, **details)
         return ProtocolError(message, address=origin)
@@ -284,16 +285,6 @@ async def _close_with_loop(sessions: ScopedSessions) -> AsyncGenerator[None, Non
         yield
     finally:
         await sessions.close()
-
-
-def _parse_retry_after(text: str) -> float | None:
-    """Return the seconds to wait, or None if the header is missing or invalid."""
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _resolve_redirect(current: URL, location: str, origin: str) -> URL:

@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -46,8 +46,8 @@ class AwsProfile:
     """
 
     name: str
-    settings: Mapping[str, str]
-    services: Mapping[str, str]
+    settings: Mapping[str, str] = field(repr=False)
+    services: Mapping[str, str] = field(repr=False)
 
     @property
     def region(self) -> str | None:

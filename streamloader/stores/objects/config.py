@@ -520,7 +520,7 @@ def _check_endpoint(endpoint: str) -> None:
         valid, parts, port = False, None, None
     del port
     if not valid:
-        raise ConfigError(f"endpoint_url={endpoint!r} is not an address of the form https://host:port")
+        raise ConfigError("endpoint_url= is not an address of the form https://host:port")
     if parts is not None and "@" in parts.netloc:
         raise ConfigError("endpoint_url= must not contain a user name or password; pass credentials as options")
     check_host_name((parts.hostname or "") if parts is not None else "")

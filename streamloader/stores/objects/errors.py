@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from streamloader.common.printable import make_printable
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
@@ -88,7 +89,7 @@ class RangeOutsideObject(Exception):
 
 def obstore_errors() -> tuple[type[BaseException], ...]:
     """Return the exception types that obstore raises."""
-    return (get_obstore().exceptions.BaseError, OSError, ValueError, NotImplementedError)
+    return (get_obstore().exceptions.BaseError, OSError, ValueError, OverflowError, NotImplementedError)
 
 
 def remove_secrets(text: str, secrets: Iterable[str]) -> str:
@@ -119,6 +120,8 @@ def translate_error(  # noqa: PLR0911 - one for each kind of error
     code = _first_group(_DELETE_ERROR_CODE, debug) or _first_group(_CODE, response) or ""
     location: dict[str, Any] = {"address": address, "offset": offset}
     exceptions = get_obstore().exceptions
+    if isinstance(error, OverflowError) or (isinstance(error, ValueError) and "out of range" in text):
+        return ProtocolError(f"{address}: the server states an impossible date", **location)
     if isinstance(error, ValueError):  # obstore rejects the path before it sends anything
         return ConfigError(
             f"{address}: object stores do not support names with control characters or empty parts ('//')", **location
@@ -213,7 +216,7 @@ def _make_access_error(address: str, details: str, location: dict[str, Any]) -> 
 
 def _format_details(code: str, message: str | None, secrets: Iterable[str]) -> str:
     """Return the server's error code and message in parentheses, to be appended to a sentence."""
-    message = " ".join(remove_secrets(message or "", secrets).split())
+    message = make_printable(" ".join(remove_secrets(message or "", secrets).split()))
     return "".join([f" ({code}" if code else " (", f": {message})" if message else ")"]) if code or message else ""
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar
@@ -36,6 +38,8 @@ T = TypeVar("T")
 
 _ENTRIES_PER_PAGE: Final = 1000  # of a listing, fetched in one request
 _MAX_PIECE_BYTES: Final = 1 << 20
+_MAX_VERSION_CHARACTERS: Final = 1024  # of an ETag that is kept as it is
+_ETAG: Final = re.compile(r"[\x21\x23-\x7e\x80-\xff]*")  # RFC 9110; in a listing, servers can send anything
 # Pause before a listing is dropped. Dropping it while its last request is ending would lose a connection.
 _LISTING_GRACE_S: Final = 0.005
 
@@ -180,14 +184,17 @@ class ObjectStore(Store):
         offset = max(0, span.start) if span is not None else 0
         try:
             result = await self._request(
-                path, offset, lambda obstore, client: obstore.get_async(client, path, options=options)
+                path, offset, lambda obstore, client: obstore.get_async(client, path, options=options), is_read=True
             )
         except RangeOutsideObject:
             result = None
         if result is None:
             yield await self._resolve_outside_range(path, span or ByteRange())
             return
-        info, (start, end) = _make_info(path, result.meta), result.range
+        try:
+            info, (start, end) = _make_info(path, result.meta), result.range
+        except (ValueError, OverflowError) as error:  # its date is outside Python's range
+            self._raise_translated(error, path, offset)
         yield Body(info, start, end, self._receive(result, path, start))
 
     async def _resolve_outside_range(self, path: str, span: ByteRange) -> Body:
@@ -334,13 +341,16 @@ class ObjectStore(Store):
                 self._client_pid = os.getpid()
         return self._client
 
-    async def _request(self, path: str, offset: int | None, send: Callable[[Any, Any], Awaitable[T]]) -> T:
+    async def _request(
+        self, path: str, offset: int | None, send: Callable[[Any, Any], Awaitable[T]], *, is_read: bool = False
+    ) -> T:
         """Send a request and translate its errors.
 
         Args:
             path: Path of the object for messages.
             offset: Offset of the first requested byte for messages, or None.
             send: Function that sends the request, given the package obstore and the client.
+            is_read: Whether RangeOutsideObject is an answer that the caller expects. Defaults to False.
         """
         try:
             # Kept in no variable, because the traceback of an error that the caller keeps would hold the connection.
@@ -348,7 +358,7 @@ class ObjectStore(Store):
         except StreamloaderError:
             raise
         except obstore_errors() as error:
-            self._raise_translated(error, path, offset)
+            self._raise_translated(error, path, offset, is_read=is_read)
 
     async def _await_obstore(self, request: Awaitable[T]) -> T:
         """Await `request`, and record whether it was cancelled."""
@@ -358,7 +368,9 @@ class ObjectStore(Store):
             self._needs_grace = True
             raise
 
-    def _raise_translated(self, error: BaseException, path: str, offset: int | None, *, body: bool = False) -> NoReturn:
+    def _raise_translated(
+        self, error: BaseException, path: str, offset: int | None, *, body: bool = False, is_read: bool = False
+    ) -> NoReturn:
         """Raise the error of this package. The original is not chained, because its text contains secrets."""
         credentials = self._credentials
         secrets = (*self._config.secrets, *(credentials.secrets if credentials else ()))
@@ -379,6 +391,11 @@ class ObjectStore(Store):
         translated = translate_error(error, self.address(path), secrets, offset=offset, body=body)
         if isinstance(translated, Unreachable) and self._pinned_hosts:
             self._client = None  # the next request resolves the server's name again
+        if isinstance(translated, RangeOutsideObject) and not is_read:
+            raise ProtocolError(
+                f"{self.address(path)}: the server refused a range (status 416), but none was requested",
+                address=self.address(path),
+            ) from None
         raise translated from None
 
 
@@ -394,7 +411,9 @@ async def _no_bytes() -> AsyncGenerator[bytes, None]:
 def _make_info(path: str, meta: Any) -> ObjectInfo:
     modified = meta["last_modified"].timestamp()
     etag = meta["e_tag"]
-    if etag and not etag.startswith("W/"):
+    if etag and len(etag) > _MAX_VERSION_CHARACTERS:
+        version = "~" + hashlib.sha256(etag.encode("utf-8", "surrogatepass")).hexdigest()
+    elif etag and not etag.startswith("W/"):
         version = etag.strip('"')  # some servers do not quote it in listings
     else:
         version = etag or f"~{meta['size']:x}-{int(modified * 1e6):x}"
@@ -403,6 +422,6 @@ def _make_info(path: str, meta: Any) -> ObjectInfo:
 
 def _strong_etag(version: str | None) -> str | None:
     """Return the ETag for If-Match, or None if the version is not an ETag that servers compare exactly."""
-    if version is None or version.startswith(("W/", "~")):
+    if version is None or version.startswith(("W/", "~")) or _ETAG.fullmatch(version) is None:
         return None
     return f'"{version}"'

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import asyncssh
 
 from streamloader.common.guarded_files import UnsafePath, check_socket
+from streamloader.common.printable import make_error_printable
 from streamloader.config import Timeouts
 from streamloader.errors import (
     AccessDenied,
@@ -24,6 +25,7 @@ from streamloader.errors import (
     Unreachable,
     UntrustedHost,
 )
+from streamloader.redaction import get_user_name
 from streamloader.stores.addresses import check_host_name, check_user_name, split_url
 from streamloader.stores.ssh.transport import ChunkedTransport
 
@@ -55,7 +57,7 @@ class SshTarget:
 
     host: str
     port: int | None = None
-    user: str | None = None
+    user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -351,6 +353,7 @@ def _translate_error(
     through_jumps: bool,
 ) -> StoreError | ConfigError:
     """Return the error of this package that corresponds to an error of asyncssh."""
+    make_error_printable(error)
     if isinstance(error, asyncssh.HostKeyNotVerifiable) or (
         isinstance(error, asyncssh.KeyExchangeFailed) and hosts.has_keys and "compression" not in str(error)
     ):
@@ -360,8 +363,9 @@ def _translate_error(
         and (error.code == _NO_MORE_AUTH_METHODS or "authentication failures" in error.reason)
     ):
         return AccessDenied(
-            f"{address} rejected the credentials of the user {options.username!r}: check the user name, the password, "
-            "and the key, which must be in the agent or given with client_keys=, and be authorized on the server",
+            f"{address} rejected the credentials of {_describe_user(options.username)}: check the user name, the "
+            "password, and the key, which must be in the agent or given with client_keys=, and be authorized on the "
+            "server",
             address=address,
         )
     if isinstance(error, asyncssh.DisconnectError) and error.code in _BUSY_CODES:
@@ -374,6 +378,11 @@ def _translate_error(
     return ConfigError(  # an unreadable key, or options that exclude each other
         f"{address}: the SSH keys or options cannot be used: {error}; an encrypted key needs passphrase= or the agent"
     )
+
+
+def _describe_user(user: str) -> str:
+    """Return a user name for a message, unless it has special characters: it may then be a part of a password."""
+    return "the user" if get_user_name(f"ssh://{user}@host") is None else f"the user {user!r}"
 
 
 def _untrusted_host_error(

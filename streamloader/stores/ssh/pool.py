@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import asyncssh
 
+from streamloader.common.printable import make_error_printable
 from streamloader.config import Timeouts
 from streamloader.errors import AccessDenied, ClosedError, ProtocolError, StoreTimeout, StreamloaderError, Unreachable
 from streamloader.stores.ssh.connect import SshLogin, close_chain, connect
@@ -185,10 +186,11 @@ class SshPool:
                     "internal-sftp'",
                     address=self._address,
                 ) from error
+            make_error_printable(error)
             # The server's MaxSessions is reached.
             connection.max_channels = max(1, len(connection.channels) + connection.opening - 1)
             raise Unreachable(
-                f"{self._address} refused to open a channel: {error.reason}. A lower channels= may help",
+                f"{self._address} refused to open a channel: {error}. A lower channels= may help",
                 address=self._address,
             ) from error
         except ChannelLost as error:

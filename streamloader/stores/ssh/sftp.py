@@ -14,6 +14,7 @@ from typing import Final, cast
 
 import asyncssh
 
+from streamloader.common.printable import make_printable
 from streamloader.stores.ssh.packets import (
     ATTRS,
     CLOSE,
@@ -72,12 +73,15 @@ class SftpError(Exception):
     """
 
     def __init__(self, code: int, message: str) -> None:
-        super().__init__(message or f"status {code}")
+        super().__init__(make_printable(message) or f"status {code}")
         self.code = code
 
 
 class ChannelLost(Exception):
     """The channel or its connection was closed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(make_printable(reason))
 
 
 @dataclass(slots=True, eq=False)

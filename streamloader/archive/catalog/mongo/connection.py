@@ -22,6 +22,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from streamloader.common.printable import make_printable
 from streamloader.errors import CatalogError, CatalogTimeout, ClosedError, ConfigError, StreamloaderError
 from streamloader.stores.addresses import check_authority, check_user_name
 
@@ -42,6 +43,9 @@ _RETRY_DELAYS_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _AUTH_ERROR_CODES: Final = frozenset({13, 18, 8000})
 _TRANSIENT_ERROR_CODES: Final = frozenset({91, 189, 10107, 11600, 11602, 13435, 13436})  # shutdown, or not primary
 _DUPLICATE_KEY_CODE: Final = 11000
+_MAX_ERROR_CHARACTERS: Final = 500
+_HOST: Final = r"(?:\[[0-9A-Fa-f:.]+\]|[\w.%-]+)(?::\d{1,5})?"  # "%" for the path of a Unix socket
+_HOSTS: Final = re.compile(rf"{_HOST}(?:,{_HOST})*")
 
 T = TypeVar("T")
 
@@ -74,8 +78,12 @@ class MongoAddress:
         rest, _, query = rest.partition("?")
         login, at_sign, location = rest.rpartition("@")
         hosts, _, path = location.partition("/")
-        if "/" in login:  # the part before the slash would be taken for the host, and appear in messages
-            raise ConfigError(f"user and password in {scheme}://***@{hosts} must be percent-encoded")
+        # Otherwise a part of the password would be taken for the host or an option, and appear in messages.
+        if "/" in login or "@" in query or (hosts and _HOSTS.fullmatch(hosts) is None):
+            raise ConfigError(
+                f"the address {scheme}://*** of MongoDB is malformed: user and password must be percent-encoded, and "
+                "hosts have the form name:port"
+            )
         options = urllib.parse.parse_qsl(query, keep_blank_values=True)
         own_options = {name.lower(): value for name, value in options if name.lower() in _OWN_OPTIONS}
         self.database = urllib.parse.unquote(path) or _DEFAULT_DATABASE
@@ -201,9 +209,10 @@ class MongoConnection:
                 waited = time.monotonic() - started
                 delay = _RETRY_DELAYS_S[min(attempt, len(_RETRY_DELAYS_S) - 1)]
                 if not _is_transient(error) or waited + delay >= self.timeout:
-                    # The text of a bulk error contains all documents of the write, megabytes of them.
-                    is_bulk = isinstance(error, pymongo.errors.BulkWriteError)
-                    raise self._translate_error(description, error, waited) from (None if is_bulk else error)
+                    # The text of a server's error is the server's own. That of a bulk error also contains all documents
+                    # of the write, megabytes of them.
+                    is_answer = isinstance(error, pymongo.errors.OperationFailure)
+                    raise self._translate_error(description, error, waited) from (None if is_answer else error)
                 attempt += 1
                 await asyncio.sleep(delay)
             except TimeoutError as error:
@@ -225,7 +234,7 @@ class MongoConnection:
         return CatalogError(f"{self.url}: {description}: {_summarize_error(error)}", address=self.url)
 
     def _build_timeout_error(self, description: str, waited: float, reason: str = "") -> CatalogTimeout:
-        suffix = f": {reason[:300]}" if reason else ""
+        suffix = f": {make_printable(reason, _MAX_ERROR_CHARACTERS)}" if reason else ""
         return CatalogTimeout(
             f"{self.url}: {description} took longer than {self.timeout:g} s: check that the server is running, or "
             f"raise timeout= if it is slow{suffix}",
@@ -267,8 +276,8 @@ def _is_transient(error: pymongo.errors.PyMongoError) -> bool:
 def _summarize_error(error: pymongo.errors.PyMongoError) -> str:
     if isinstance(error, pymongo.errors.BulkWriteError):
         messages = [str(write_error.get("errmsg")) for write_error in (error.details or {}).get("writeErrors", [])]
-        return "; ".join(messages[:1]) or "some documents were not written"
-    return str(error).partition(", full error:")[0].partition("\n")[0][:500]
+        return make_printable("; ".join(messages[:1])) or "some documents were not written"
+    return make_printable(str(error).partition(", full error:")[0].partition("\n")[0], _MAX_ERROR_CHARACTERS)
 
 
 def _import_client_class(driver: str) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 from streamloader.archive.catalog.sqlite.schema import CatalogFile, get_file_identity, open_file
+from streamloader.common.printable import make_error_printable
 from streamloader.errors import CatalogError, CatalogTimeout, ClosedError
 
 __all__ = ["SqliteSession"]
@@ -258,6 +259,7 @@ def _translate_error(error: sqlite3.Error, code: int, path: str) -> CatalogError
         sqlite3.SQLITE_IOERR: "its file system fails",
         sqlite3.SQLITE_TOOBIG: "one of its values is too large to be part of a catalog",
     }.get(code, "SQLite fails")
+    make_error_printable(error)  # it may quote the file
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return CatalogError(f"the catalog {path}: {description} ({name}: {error})", address=path)
 

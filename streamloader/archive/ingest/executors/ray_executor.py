@@ -23,7 +23,7 @@ from streamloader.archive.ingest.executors.base import Executor, UnitEvent
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.archive.ingest.unit import Channel, WorkUnit, run_unit
 from streamloader.errors import ConfigError, MissingDependency, StreamloaderError, to_wire
-from streamloader.redaction import redact
+from streamloader.redaction import clean, redact_address
 
 try:
     import ray
@@ -67,15 +67,17 @@ def connect_cluster(address: str | None = None) -> RayCluster:
             _require_listener(address)
             ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            where = (
-                f"at {redact(address)}" if address else "here: start one with `ray start --head`, or pass ray_address="
-            )
+            where = "here: start one with `ray start --head`, or pass ray_address="
+            where = f"at {redact_address(address)}" if address else where
             raise ConfigError(
                 f"no Ray cluster can be reached {where} ({type(error).__name__}: {error}). If the cluster requires a "
                 "token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error
     elif address not in (None, "auto", ray.get_runtime_context().gcs_address):
-        raise ConfigError(f"this process is connected to another Ray cluster than {address}: call ray.shutdown() first")
+        raise ConfigError(
+            f"this process is connected to another Ray cluster than {redact_address(str(address))}: call "
+            "ray.shutdown() first"
+        )
     resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return RayCluster(max(1, int(resources.get("CPU", 1))), owns_connection)
 
@@ -177,7 +179,7 @@ class RayExecutor(Executor):
             return UnitEvent(number, ray.get(task.result, timeout=_RESPONSE_TIMEOUT_S))
         except ray.exceptions.RayError as error:
             reason = task.kill_reason or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            return UnitEvent(number, {"kind": "died", "why": redact(reason), "details": {}})
+            return UnitEvent(number, {"kind": "died", "why": clean(reason), "details": {}})
 
     def _make_queued_ticks(self) -> Iterator[UnitEvent]:
         """Yield ticks for tasks that wait for a free CPU, so that the driver does not count them as stalled."""

@@ -24,6 +24,9 @@ SECRET = canary("mongo-password")
     [
         ("mongodb://h", "mongodb://h/streamloader?archive=streamloader", "streamloader", "streamloader", "motor"),
         ("mongodb://h:1,i:2/d?archive=a", "mongodb://h:1,i:2/d?archive=a", "d", "a", "motor"),
+        (f"mongodb://u:{SECRET}@x#'\"@h/d?archive=a", "mongodb://h/d?archive=a", "d", "a", "motor"),
+        ("mongodb://%2Ftmp%2Fm-1.sock/d?archive=a", "mongodb://%2Ftmp%2Fm-1.sock/d?archive=a", "d", "a", "motor"),
+        ("mongodb://[::1]:1,h:2/d?archive=a", "mongodb://[::1]:1,h:2/d?archive=a", "d", "a", "motor"),
         ("mongodb+srv://h/d?driver=pymongo", "mongodb+srv://h/d?archive=streamloader", "d", "streamloader", "pymongo"),
         (
             f"mongodb://u:{SECRET}@h/d?authSource=admin&tlsCertificateKeyFilePassword={SECRET}&tls=true",
@@ -50,6 +53,12 @@ def test_an_address_is_shown_without_secrets(url, shown, database, archive, driv
         "mongo://h/d",
         "mongodb:///d",
         f"mongodb://u:{SECRET}/x@h/d",
+        f"mongodb://u:x/{SECRET}@h/d",
+        f"mongodb://u:{SECRET}?x@h/d",
+        f"mongodb://u:x?{SECRET}@h/d",
+        f"mongodb://u?{SECRET}:x@h/d",
+        f"mongodb://{SECRET}/u:x@h/d",
+        f"mongodb://h'{SECRET}/d",
         "mongodb://h/d?archive=no-name",
         "mongodb://h/d?archive=1st",
         "mongodb://h/a.b",
