@@ -29,7 +29,7 @@ __all__ = ["ChunkIndex", "Coding"]
 _MAGIC: Final = b"SLX1"
 _HEADER: Final = struct.Struct("<4sIIIIq")  # magic, CRC-32 of all that follows, packets, keys, frames, end
 _MAX_PACKETS: Final = 1 << 26  # a larger number means damage
-# Packets that an index may hold if it has fewer stored bytes than packets. The checksums alone take four bytes each.
+# Packets of an index that has less than two stored bytes for each. The checksums alone take four bytes each.
 _MAX_DENSE_PACKETS: Final = 1 << 18
 _MAX_PACKET_BYTES: Final = 1 << 30
 _ALLOWED_OPTIONS: Final = frozenset({"strict"})  # decoder options that a catalog may set
@@ -174,7 +174,7 @@ class ChunkIndex:
                 raise ValueError(f"{packets} packets, {keys} key frames, {frame_count} frames are not possible")
             if frames not in (None, frame_count):
                 raise ValueError(f"it has {frame_count} frames, the catalog says {frames}")
-            max_packets = max(len(data), _MAX_DENSE_PACKETS)
+            max_packets = max(len(data) // 2, _MAX_DENSE_PACKETS)
             if packets > min(max_packets, max_packets if chunk_bytes is None else chunk_bytes):
                 raise ValueError(f"it has {packets} packets, more than its {len(data)} bytes or its chunk can hold")
             counts = [packets, packets, packets, keys, keys, frame_count, frame_count, packets]
@@ -235,6 +235,6 @@ def _split_columns(body: bytes, counts: list[int]) -> list[Array]:
     offset = 0
     for count in counts:
         planes = np.frombuffer(body, np.uint8, 8 * count, offset).reshape(8, count)
-        columns.append(np.ascontiguousarray(planes.T).view("<i8").reshape(count).astype(np.int64))
+        columns.append(np.ascontiguousarray(planes.T).view("<i8").reshape(count).astype(np.int64, copy=False))
         offset += 8 * count
     return columns

@@ -90,7 +90,7 @@ class EndlessServer(faulty_ssh._FaultySftpServer):
 
 
 @pytest.mark.parametrize("kind", ["files", "folders", "sockets"])
-@pytest.mark.parametrize("limits", [{"listed": 3_000}, {"listing_bytes": 1_000_000}], ids=["listed", "listing_bytes"])
+@pytest.mark.parametrize("limits", [{"listed": 1_000}, {"listing_bytes": 100_000}], ids=["listed", "listing_bytes"])
 def test_names_without_end_are_an_error(monkeypatch, kind, limits):
     monkeypatch.setattr(faulty_ssh, "_FaultySftpServer", EndlessServer)
     monkeypatch.setattr(EndlessServer, "kind", kind)

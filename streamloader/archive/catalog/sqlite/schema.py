@@ -28,7 +28,7 @@ _HEADER_BYTES: Final = 100
 _PAGE_BYTES: Final = 8192  # holds a few frame indexes, or a hundred chunks
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"
 _SIDE_FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal")  # of the files that SQLite keeps beside a database
-_MAX_VALUE_BYTES: Final = 64 << 20  # of a value or row: a view or a generated column can make any number of bytes
+_MAX_VALUE_BYTES: Final = 32 << 20  # of a value or row: a view or a generated column can make any number of bytes
 _TABLES: Final = ("archive", "places", "jobs", "videos", "codings", "chunks", "indexes")
 
 # `key` stands for the content of a video or job inside the file. A job allocates the key, and its video takes it over.
