@@ -19,12 +19,12 @@ from streamloader.errors import AccessDenied, ConfigError, LimitExceeded, NotFou
 from streamloader.stores.base import Body, Data, Store
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["LocalStore", "local_path"]
+__all__ = ["LocalStore", "local_path", "open_regular_file"]
 
 T = TypeVar("T")
 
 _PIECE_BYTES: Final = 4 << 20  # read or written in one call in a thread
-_READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not wait for its writer
+_READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a pipe is opened without waiting
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"  # of files that a killed writer may leave; never listed
 
@@ -42,6 +42,31 @@ def local_path(address: str) -> str:
     if host.lower() not in ("", "localhost"):
         raise ConfigError(f"file://{host}/... names another machine; write file:///path for a local file")
     return unquote(rest[len(host) :]) or "/"
+
+
+def open_regular_file(path: str, address: str | None = None) -> int:
+    """Open a regular file for reading, and return its descriptor. Links are followed.
+
+    A pipe, socket, device or directory is refused without opening it, because opening has effects: it waits for a
+    writer, or drives a device. The check is repeated for the opened file, which may be another one.
+
+    Args:
+        path: Path of the file.
+        address: Address for messages. Defaults to `path`.
+
+    Raises:
+        NotFound: If `path` is a directory.
+        StoreError: If `path` is neither a file nor a directory.
+        OSError: If the file does not exist or cannot be opened.
+    """
+    _require_regular(os.stat(path), address or path)
+    descriptor = os.open(path, _READ_FLAGS)
+    try:
+        _require_regular(os.fstat(descriptor), address or path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class LocalStore(Store):
@@ -76,8 +101,7 @@ class LocalStore(Store):
     async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
         file = _CancellableFile()
         try:
-            status = await self._run_in_thread(path, file.open, f"/{path}", _READ_FLAGS)
-            info = _make_info(path, _require_regular(status, self.address(path)))
+            info = _make_info(path, await self._run_in_thread(path, file.open_regular, f"/{path}"))
             start, end = (span or ByteRange()).within(info.size or 0, self.address(path))
             yield Body(info, start, end, self._read_pieces(file, info, start, end))
         finally:
@@ -249,9 +273,9 @@ class _CancellableFile:
         self._fd = -1
         self._unfinished = unfinished
 
-    def open(self, path: str, flags: int, mode: int = 0o666) -> os.stat_result:
+    def open_regular(self, path: str) -> os.stat_result:
         with self._use():
-            self._fd = os.open(path, flags, mode)
+            self._fd = open_regular_file(path)
             return os.fstat(self._fd)
 
     def read(self, count: int, offset: int) -> tuple[bytes, os.stat_result]:
@@ -260,11 +284,12 @@ class _CancellableFile:
 
     def create(self) -> None:
         assert self._unfinished is not None
-        try:
-            self.open(self._unfinished, _CREATE_FLAGS)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(self._unfinished), exist_ok=True)
-            self.open(self._unfinished, _CREATE_FLAGS)
+        with self._use():
+            try:
+                self._fd = os.open(self._unfinished, _CREATE_FLAGS, 0o666)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(self._unfinished), exist_ok=True)
+                self._fd = os.open(self._unfinished, _CREATE_FLAGS, 0o666)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         with self._use():

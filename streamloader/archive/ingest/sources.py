@@ -19,7 +19,7 @@ from streamloader.archive.ingest.naming import remove_secrets
 from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamNotFound
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
-from streamloader.stores.local import local_path
+from streamloader.stores.local import local_path, open_regular_file
 from streamloader.stores.registry import scheme_of
 from streamloader.values import ObjectInfo
 
@@ -121,7 +121,7 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
     hasher = hashlib.sha256()
     size = 0
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(open_regular_file(path), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             buffer = bytearray(_BATCH_BYTES)
             while count := file.readinto(buffer):
@@ -130,6 +130,8 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
                 report("reading", size)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StreamNotFound(f"{path} does not exist", address=path) from error
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}", address=path, errno=error.errno) from error
     source = LocalSource(path, path, f"sha256:{hasher.hexdigest()}", size, get_local_version(status), in_place=True)
