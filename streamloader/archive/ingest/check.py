@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from streamloader.archive.catalog.base import Catalog, ChunkRow, IngestJob, VideoRow
 from streamloader.archive.ingest.inventory import PlaceInventory
-from streamloader.archive.ingest.naming import extract_content
+from streamloader.archive.catalog.chunk_paths import extract_content
 from streamloader.archive.ingest.rebuild import BrokenChunk, rebuild_chunks
 from streamloader.archive.ingest.report import CheckReport, Problem
 from streamloader.archive.ingest.temp_dir import remove_stale_dirs

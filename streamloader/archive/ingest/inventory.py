@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streamloader.archive.catalog.base import Place
-from streamloader.archive.ingest.naming import CHUNKS_FOLDER
+from streamloader.archive.catalog.chunk_paths import CHUNKS_FOLDER
 from streamloader.archive.ingest.sources import read_batches
 from streamloader.errors import NotFound
 from streamloader.stores.base import Data, Store

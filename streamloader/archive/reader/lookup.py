@@ -243,6 +243,8 @@ def _decode_index(video: VideoRow, row: ChunkRow, data: bytes) -> ChunkIndex:
         index = ChunkIndex.decode(data)
         if len(index) != row.frames:
             raise CorruptStream(f"the frame index has {len(index)} frames, the catalog says {row.frames}")
+        if int(index.pts[0]) != row.first_pts or not (index.offset <= row.bytes - index.size).all():
+            raise CorruptStream("the frame index is that of another chunk, by its first timestamp or its bytes")
     except StreamloaderError as error:
         raise CorruptStream(
             f"chunk {row.number} of video {video.name!r}: {error.message}", stream=video.name, offset=row.first_frame

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from urllib.parse import quote
 
 from streamloader.archive.catalog.base import SCHEMA_VERSION, Place
 from streamloader.errors import CatalogError, CatalogExists, CatalogNotFound, CatalogTooNew
+from streamloader.stores.local import open_regular_file
 
 __all__ = [
     "APPLICATION_ID", "MIGRATIONS", "SCHEMA_SQL", "CatalogFile", "create_file", "get_file_identity", "open_file",
@@ -84,6 +86,10 @@ CREATE TABLE chunks (
 CREATE UNIQUE INDEX chunks_by_number ON chunks (video, number);
 CREATE TABLE indexes (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
+
+_TABLES: Final = frozenset({"archive", "places", "jobs", "videos", "codings", "chunks", "indexes"})
+_VIRTUAL: Final = re.compile(r"(?i)\s*CREATE\s+VIRTUAL\b")
+_MAX_VALUE_BYTES: Final = 128 << 20  # of a text or blob
 
 
 class CatalogFile:
@@ -244,6 +250,7 @@ def open_file(path: str) -> CatalogFile:
     writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK | os.X_OK)
     file = _open_writable(path) if writable else _open_read_only(path)
     try:
+        _check_schema(file)
         _migrate(file)
     except BaseException:
         file.db.close()
@@ -282,6 +289,7 @@ def _connect_and_probe(path: str, uri_options: str) -> sqlite3.Connection:
 
 def _connect(path: str, uri_options: str) -> sqlite3.Connection:
     db = sqlite3.connect(f"file:{quote(path)}?{uri_options}", uri=True, isolation_level=None, cached_statements=256)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
     for setting in (
         "busy_timeout = 100",  # ms; the caller checks its own deadline then
         "synchronous = FULL",  # commits survive a power failure
@@ -301,8 +309,13 @@ def _check_file_header(path: str) -> None:
     try:
         if os.path.isdir(path):
             raise CatalogNotFound(f"{path} is a folder, not the file of a catalog", address=path)
-        with open(path, "rb") as file:
+        with open(open_regular_file(path), "rb") as file:
             header = file.read(_HEADER_BYTES)
+        for suffix in ("-wal", "-shm", "-journal"):  # SQLite opens these files, too
+            if os.path.lexists(path + suffix) and not os.path.isfile(path + suffix):
+                raise CatalogError(f"{path}{suffix} is not a file, but SQLite would open it", address=path)
+    except CatalogError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CatalogNotFound(f"there is no catalog at {path}", address=path) from error
     except OSError as error:
@@ -313,9 +326,27 @@ def _check_file_header(path: str) -> None:
         raise CatalogError(f"{path} is another application's database, not the catalog of an archive", address=path)
 
 
+def _check_schema(file: CatalogFile) -> None:
+    """Check that the file contains tables and indexes only. Views and triggers are programs of its author."""
+    tables = {}
+    for kind, name, sql in file.db.execute("SELECT type, name, sql FROM sqlite_schema"):
+        if kind not in ("table", "index") or _VIRTUAL.match(str(sql or "")):
+            raise CatalogError(f"{file.path} contains a {kind} ({name!r}), which no catalog has", address=file.path)
+        if kind == "table":
+            tables[name] = sql
+    if missing := _TABLES - set(tables):
+        raise CatalogError(f"{file.path} has no table {min(missing)}: it is not a catalog", address=file.path)
+    for table in _TABLES:
+        hidden = file.db.execute("SELECT name FROM pragma_table_xinfo(?) WHERE hidden", (table,)).fetchone()
+        if hidden is not None:
+            raise CatalogError(f"{file.path} computes the column {hidden[0]!r} of {table}", address=file.path)
+
+
 def _migrate(file: CatalogFile) -> None:
     db, path = file.db, file.path
     version = _read_schema_version(db)
+    if version < 0:
+        raise CatalogError(f"{path} has schema version {version}, which does not exist", address=path)
     if version > SCHEMA_VERSION:
         raise CatalogTooNew(
             f"{path} has schema version {version}, but this version of streamloader supports {SCHEMA_VERSION}: upgrade "
