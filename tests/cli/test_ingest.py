@@ -50,6 +50,15 @@ def test_a_video_that_fails_is_reported_and_the_status_is_1(tmp_path, videos, ca
     assert [failed["error"] for failed in report["failed"]] == ["UnreadableStream"]
 
 
+def test_a_place_of_the_catalog_is_not_written_unless_it_is_named(tmp_path, videos, capsys):
+    with archive(tmp_path / "downloads", [f"memory://{tmp_path.name}/victim"]):
+        pass
+    catalog = tmp_path / "downloads" / "catalog.sqlite"
+    assert ingest(videos, "--catalog", catalog) == 2
+    assert "--to" in capsys.readouterr().err
+    assert ingest(videos, "--catalog", catalog, "--to", f"memory://{tmp_path.name}/victim") == 0
+
+
 def test_several_places_and_one_more_later(tmp_path, videos, capsys):
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     assert ingest(videos / "a.mp4", "--to", one, "--to", two, "--weight", "0", "--weight", "1") == 0

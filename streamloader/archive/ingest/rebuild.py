@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from streamloader.archive.catalog.base import ChunkRow, VideoRow
 from streamloader.archive.ingest.inventory import PlaceInventory
@@ -13,10 +13,19 @@ from streamloader.archive.ingest.naming import compute_content
 from streamloader.archive.ingest.report import Problem
 from streamloader.archive.ingest.sources import open_source
 from streamloader.archive.ingest.temp_dir import TempDir
-from streamloader.errors import StreamloaderError
-from streamloader.stores.registry import select_options
+from streamloader.errors import CatalogError, StreamloaderError
+from streamloader.stores.origins import select_access
 
 __all__ = ["BrokenChunk", "rebuild_chunks"]
+
+# Options of encoders that a catalog may set. Others can name files, which the encoder would read or write.
+_SAFE_ENCODER_OPTIONS: Final = frozenset(
+    {
+        "b", "bf", "bufsize", "coder", "cpu-used", "crf", "deadline", "g", "keyint_min", "level", "maxrate", "minrate",
+        "preset", "profile", "qmax", "qmin", "qp", "refs", "row-mt", "sc_threshold", "slices", "tier", "tile-columns",
+        "tile-rows", "tune",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,8 @@ def rebuild_chunks(
     broken: Sequence[BrokenChunk],
     inventories: Mapping[int, PlaceInventory],
     storage_options: Mapping[str, Any] | None,
+    catalog: str,
+    is_writable: Callable[[PlaceInventory], bool],
 ) -> list[BrokenChunk]:
     """Rebuild chunks, each in its place, and return them with their outcomes.
 
@@ -50,14 +61,18 @@ def rebuild_chunks(
     Args:
         broken: Chunks to rebuild.
         inventories: Inventories of all places, by number of the place.
-        storage_options: Options of the stores of the sources.
+        storage_options: Options of the stores of the sources. Only the catalog names the sources, so they have the
+            limited reach of :mod:`streamloader.stores.origins`.
+        catalog: Address of the catalog.
+        is_writable: Function that returns whether chunks may be written to a place.
     """
     outcomes: list[BrokenChunk] = []
     for content in dict.fromkeys(chunk.row.content for chunk in broken):
         of_video = [chunk for chunk in broken if chunk.row.content == content]
         video_outcomes: list[BrokenChunk] = []
         try:
-            _rebuild_video(of_video, inventories, storage_options, video_outcomes)
+            options = select_access(of_video[0].video.source, storage_options, named=False, document=catalog)
+            _rebuild_video(of_video, inventories, options, is_writable, video_outcomes)
         except StreamloaderError as error:
             message = f"It cannot be rebuilt: {error.message}"
             video_outcomes += [replace(chunk, outcome=message) for chunk in of_video[len(video_outcomes) :]]
@@ -68,7 +83,8 @@ def rebuild_chunks(
 def _rebuild_video(
     broken: Sequence[BrokenChunk],
     inventories: Mapping[int, PlaceInventory],
-    storage_options: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    is_writable: Callable[[PlaceInventory], bool],
     outcomes: list[BrokenChunk],
 ) -> None:
     """Rebuild chunks of one video, and append each outcome to `outcomes`, in order."""
@@ -80,8 +96,14 @@ def _rebuild_video(
     if not origin.get("digest") or not origin.get("settings"):
         outcomes += [replace(chunk, outcome="The catalog does not store how it was made") for chunk in broken]
         return
-    settings = CutSettings.from_json(origin["settings"])
-    options = select_options(video.source, storage_options)
+    try:
+        settings = CutSettings.from_json(origin["settings"])
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CatalogError(f"the origin of {video.name!r} in the catalog is malformed: {error}") from error
+    if unsafe := sorted(set(settings.options) - _SAFE_ENCODER_OPTIONS):
+        message = f"It cannot be rebuilt: the catalog sets {unsafe[0]!r} of the encoder, which may write files"
+        outcomes += [replace(chunk, outcome=message) for chunk in broken]
+        return
     with (
         TempDir() as temp_dir,
         open_source(video.source, None, options, temp_dir.folder, lambda step, count: None) as source,
@@ -92,7 +114,12 @@ def _rebuild_video(
             return
         plan = plan_cuts(source.path, settings)
         for chunk in broken:
-            if chunk.row.number >= len(plan.cuts) or chunk.row.place not in inventories:
+            inventory = inventories.get(chunk.row.place)
+            if inventory is not None and not is_writable(inventory):
+                message = f"It cannot be rebuilt: only the catalog names {inventory.url}. Pass places= to name it"
+                outcomes.append(replace(chunk, outcome=message))
+                continue
+            if chunk.row.number >= len(plan.cuts) or inventory is None:
                 outcomes.append(replace(chunk, outcome="It cannot be rebuilt: its source is cut differently now"))
                 continue
             built = build_chunk(source.path, plan, settings, chunk.row.number, temp_dir.folder, lambda: False)
@@ -103,7 +130,7 @@ def _rebuild_video(
                     outcomes.append(replace(chunk, outcome=message))
                     continue
                 with open(built.file, "rb") as file:
-                    inventories[chunk.row.place].write(chunk.row.path, file.read())
+                    inventory.write(chunk.row.path, file.read())
             finally:
                 os.unlink(built.file)
             outcomes.append(replace(chunk, repaired=True, outcome="It was rebuilt"))
