@@ -22,9 +22,10 @@ from streamloader.archive.catalog.validation import MODES, check_metadata
 from streamloader.errors import CatalogError, ConfigError
 
 __all__ = [
-    "MAX_CHUNKS_PER_VIDEO", "MAX_FRAMES", "MAX_ROW_KEY", "RefusedValue", "build_chunk", "build_header", "build_job",
-    "build_place", "build_video", "check_chunk_path", "check_consecutive", "check_field", "check_index",
-    "check_located", "list_of", "name_catalog", "parse_coding", "raise_malformed", "text", "whole_number",
+    "MAX_CHUNKS_PER_VIDEO", "MAX_FRAMES", "MAX_ROW_KEY", "MAX_UNCOUNTED_VIDEOS", "RefusedValue", "build_chunk",
+    "build_header", "build_job", "build_place", "build_video", "check_chunk_path", "check_consecutive", "check_field",
+    "check_index", "check_located", "check_video_count", "list_of", "name_catalog", "parse_coding", "raise_malformed",
+    "text", "whole_number",
 ]  # fmt: skip
 
 
@@ -40,6 +41,7 @@ MAX_CHUNKS_PER_VIDEO: Final = 1 << 24
 MAX_ROW_KEY: Final = 1 << 38  # times MAX_CHUNKS_PER_VIDEO, it still fits into 63 bits
 _MAX_INT64: Final = (1 << 63) - 1
 _MAX_INT32: Final = (1 << 31) - 1
+MAX_UNCOUNTED_VIDEOS: Final = 1 << 16  # from this number of a video on, catalogs count the videos before it
 _MAX_CHUNK_FRAMES: Final = (1 << 32) - 1  # what the header of a frame index can count
 _MAX_SIDE_PIXELS: Final = (1 << 16) - 1
 _MAX_FRAME_PIXELS: Final = 1 << 28  # of one frame, as in FFmpeg
@@ -572,6 +574,18 @@ def check_located(video: VideoRow, chunks: Sequence[ChunkRow], start: int, stop:
             offset=max(covered, low),
         )
     return LocatedChunks(video, tuple(chunks))
+
+
+def check_video_count(last: VideoRow, count: int) -> None:
+    """Check that the videos up to the last one are numbered without gaps.
+
+    Raises:
+        CatalogError: If they are not.
+    """
+    if count != last.number + 1:
+        raise_malformed(
+            f"video {last.number} {last.content!r}", "number", f"is {last.number}, but it is one of {count} videos"
+        )
 
 
 def check_consecutive(located: Sequence[LocatedChunks], start: int, stop: int) -> None:

@@ -148,6 +148,7 @@ def test_every_column_of_every_table_with_every_value(sound, tmp_path):
         ("UPDATE chunks SET coding = 99 WHERE number = 1", "coding"),
         ("UPDATE chunks SET place = 1 << 40 WHERE number = 1", "place"),
         ("UPDATE videos SET start = 7", "start"),
+        ("UPDATE videos SET number = 1 << 40", "number"),
         ("UPDATE videos SET end = first_pts", "end"),
         ("UPDATE videos SET time_base_denominator = 0", "time_base"),
         ("UPDATE videos SET frames = 1 << 50", "frames"),

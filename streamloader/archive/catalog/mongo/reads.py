@@ -29,9 +29,11 @@ from streamloader.archive.catalog.mongo.writes import find_last_video, get_count
 from streamloader.archive.catalog.query import MetadataQuery
 from streamloader.archive.catalog.rows import (
     MAX_FRAMES,
+    MAX_UNCOUNTED_VIDEOS,
     check_consecutive,
     check_field,
     check_located,
+    check_video_count,
     parse_coding,
     raise_malformed,
     whole_number,
@@ -234,6 +236,9 @@ class MongoReader:
         if last is None:
             return Snapshot()
         video = parse_video(last)
+        if video.number >= MAX_UNCOUNTED_VIDEOS:
+            condition = {"number": {"$gte": 0, "$lte": video.number}}
+            check_video_count(video, await self._connection.collection("videos").count_documents(condition))
         return Snapshot(
             video.number + 1,
             video.start + video.frames,

@@ -19,6 +19,7 @@ from streamloader.archive.catalog.query import MetadataQuery
 from streamloader.archive.catalog.rows import (
     MAX_FRAMES,
     MAX_ROW_KEY,
+    MAX_UNCOUNTED_VIDEOS,
     build_chunk,
     build_header,
     build_job,
@@ -29,6 +30,7 @@ from streamloader.archive.catalog.rows import (
     check_field,
     check_index,
     check_located,
+    check_video_count,
     parse_coding,
     whole_number,
 )
@@ -100,6 +102,9 @@ def get_snapshot(db: sqlite3.Connection, stop: int | None = None) -> Snapshot:
         return Snapshot()
     first_chunk, *rest = row
     last = _parse_video_row(rest)
+    if last.number >= MAX_UNCOUNTED_VIDEOS:
+        (count,) = db.execute("SELECT count(*) FROM videos WHERE number <= ?", (last.number,)).fetchone()
+        check_video_count(last, count)
     chunks = check_field(f"video {last.number} ({last.content!r})", "first_chunk", first_chunk, _count) + last.chunks
     return Snapshot(last.number + 1, last.start + last.frames, chunks, last.start_ns + last.duration_ns)
 
