@@ -51,6 +51,7 @@ __all__ = [
     "TransferInterrupted",
     "Unreachable",
     "UnreadableStream",
+    "UntrustedAddress",
     "UntrustedHost",
     "VideoNotFound",
     "WorkerDied",
@@ -209,6 +210,10 @@ class AccessDenied(StoreError, PermissionError):
 
 class UntrustedHost(AccessDenied):
     """The server's identity cannot be verified: its host key is unknown or changed, or its certificate is invalid."""
+
+
+class UntrustedAddress(AccessDenied):
+    """A catalog, manifest or index names this address, and the user does not. The message says how to name it."""
 
 
 class RangeNotSatisfiable(StoreError, ValueError):

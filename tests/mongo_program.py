@@ -19,6 +19,7 @@ from fractions import Fraction
 import pymongo.monitoring
 
 from streamloader.archive.catalog.base import ChunkRow, IngestJob, Place, StagedChunk, VideoRow
+from streamloader.archive.catalog.chunk_paths import build_chunk_path
 from streamloader.archive.catalog.mongo.catalog import MongoCatalog
 from streamloader.errors import CatalogError
 
@@ -40,6 +41,7 @@ def job_of(number: int, **values) -> IngestJob:
 def chunks_of(number: int, lengths=(10, 7, 12), place: int = 0, tag: str = "a") -> list[StagedChunk]:
     first, chunks = 0, []
     for chunk, frames in enumerate(lengths):
+        digest = "sha256:" + hashlib.sha256(f"{number} {chunk} {tag}".encode()).hexdigest()
         row = ChunkRow(
             content=content_of(number),
             number=chunk,
@@ -47,9 +49,9 @@ def chunks_of(number: int, lengths=(10, 7, 12), place: int = 0, tag: str = "a") 
             frames=frames,
             first_pts=first * 512 + 100,
             place=place,
-            path=f"chunks/{number}/{chunk:06d}-{tag}.mp4",
+            path=build_chunk_path(content_of(number), chunk, digest, "mp4"),
             bytes=1000 + chunk,
-            digest="sha256:" + hashlib.sha256(f"{number} {chunk} {tag}".encode()).hexdigest(),
+            digest=digest,
             coding="c" * 32,
             note="",
         )

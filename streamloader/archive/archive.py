@@ -50,9 +50,11 @@ class Archive(FrameSequence):
         transform: Function from uint8 (N, H, W, C) to a sequence of N items. Single frames are passed with N = 1.
             Defaults to none.
         places: Addresses by which this machine reaches the places, by number or URL of the place. Defaults to the
-            addresses in the catalog.
-        storage_options: Options of :func:`streamloader.stores.open_store` for the places. If they need different
-            options, see :func:`streamloader.stores.registry.select_options`. Defaults to none.
+            addresses in the catalog. The author of the catalog chose those, so they have a limited reach: see
+            :mod:`streamloader.stores.origins`.
+        storage_options: Options of :func:`streamloader.stores.open_store` for the places. Options by address prefix
+            (:func:`streamloader.stores.registry.select_options`) are bound to an origin, which is thereby named; other
+            options are for the addresses in `places` only. Defaults to none.
         catalog_options: Options of the catalog. With ``client=`` among them, the archive cannot be pickled. Defaults to
             none.
         cache_limit: Maximum number of cached groups of decoded frames and blocks of bytes. Defaults to 256.
@@ -132,8 +134,12 @@ class Archive(FrameSequence):
             CatalogExists: If there is an archive already.
             ConfigError: If an address is invalid.
         """
-        url = create_archive(store, catalog, catalog_options)
-        return cls(url, catalog_options=catalog_options, **options)
+        url, created = create_archive(store, catalog, catalog_options)
+        places: dict[int | str, str] = dict(options.pop("places", None) or {})
+        for place in created:
+            if place.url not in places:
+                places.setdefault(place.number, place.url)
+        return cls(url, catalog_options=catalog_options, places=places, **options)
 
     # --- contents ----------------------------------------------------------------------------------------------------
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.archive.location import CATALOG_FILE, catalog_url, open_shared_catalog
-from streamloader.errors import CatalogNotFound, ConfigError
+from streamloader.errors import CatalogNotFound, ConfigError, StoreError
 from streamloader.redaction import redact_address
 from streamloader.stores.local import local_path
+from streamloader.stores.origins import LOCAL_SCHEMES
 from streamloader.stores.registry import scheme_of
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EnsuredPlaces", "add_to_archive", "check_opened_archive", "create_archive", "ensure_places"]
 
+_log: Final = logging.getLogger("streamloader")
+
 
 @dataclass(frozen=True, slots=True)
 class EnsuredPlaces:
@@ -30,11 +34,13 @@ class EnsuredPlaces:
 
     Attributes:
         numbers: Numbers of the requested places, ascending.
+        addresses: Addresses of the requested places, by number of the place.
         created: Whether the archive was created.
         added: Places that were added to an existing archive.
     """
 
     numbers: list[int]
+    addresses: Mapping[int | str, str]
     created: bool
     added: tuple[Place, ...]
 
@@ -43,8 +49,11 @@ def create_archive(
     store: str | os.PathLike[str] | Sequence[str] | Mapping[str, float],
     catalog: str | None,
     catalog_options: Mapping[str, Any] | None,
-) -> str:
-    """Create the catalog of an empty archive, and return its URL. See :meth:`Archive.create` for the arguments."""
+) -> tuple[str, tuple[Place, ...]]:
+    """Create the catalog of an empty archive, and return its URL and its places.
+
+    See :meth:`Archive.create` for the arguments.
+    """
     from streamloader.archive.ingest import parse_places
 
     places = parse_places(store)
@@ -61,7 +70,25 @@ def create_archive(
         os.makedirs(os.path.dirname(local_path(url)) or ".", exist_ok=True)
     with open_shared_catalog(url, catalog_options or {}) as shared:
         shared.call(shared.resource.create(places))
-    return url
+        _register_local_places(shared, places)
+    return url, places
+
+
+def _register_local_places(catalog: SharedResource[Catalog], places: Sequence[Place]) -> None:
+    """Register the archive in places of this machine that the user has just named.
+
+    The archive can then be opened by its catalog alone, and added to. An ingest registers in all other places.
+    """
+    from streamloader.archive.ingest.owners import PlaceOwners
+
+    archive = catalog.call(catalog.resource.get_header()).archive_id
+    for place in places:
+        if scheme_of(place.url) in LOCAL_SCHEMES:
+            try:
+                with PlaceOwners(place.url, {}, place.number, archive, catalog) as owners:
+                    owners.register()
+            except StoreError as error:  # the first ingest reports it
+                _log.info("%s does not record that the archive uses it: %s", place.url, error.message)
 
 
 def ensure_places(catalog: SharedResource[Catalog], stores: Mapping[str, float]) -> EnsuredPlaces:
@@ -84,17 +111,20 @@ def ensure_places(catalog: SharedResource[Catalog], stores: Mapping[str, float])
         if not stores:
             raise
         header = catalog.call(catalog.resource.create(parse_places(stores)))
+        _register_local_places(catalog, header.places)
         created = True
     if not stores:
-        return EnsuredPlaces([], created, ())
+        return EnsuredPlaces([], {}, created, ())
     existing = {place.url for place in header.places}
     requested = parse_places(stores)
     added: tuple[Place, ...] = ()
     if new := {place.url: place.weight for place in requested if place.url not in existing}:
         added = parse_places(new, first=len(header.places))
         header = catalog.call(catalog.resource.set_places([*header.places, *added]))
+        _register_local_places(catalog, added)
     urls = {place.url for place in requested}
-    return EnsuredPlaces([place.number for place in header.places if place.url in urls], created, added)
+    numbers = [place.number for place in header.places if place.url in urls]
+    return EnsuredPlaces(numbers, {number: header.places[number].url for number in numbers}, created, added)
 
 
 def add_to_archive(reader: ArchiveReader, videos: Addresses, options: Mapping[str, Any]) -> IngestReport:
@@ -112,6 +142,7 @@ def add_to_archive(reader: ArchiveReader, videos: Addresses, options: Mapping[st
     cut = {name: value for name, value in options.items() if name in names}
     rest = {name: value for name, value in options.items() if name not in names}
     rest.setdefault("storage_options", reader.storage_options)
+    rest.setdefault("addresses", reader.places)
     return add_videos(reader.catalog, videos, CutSettings(**cut), **rest)
 
 
@@ -119,4 +150,5 @@ def check_opened_archive(reader: ArchiveReader, repair: bool, options: Mapping[s
     """Check the archive of a reader. See :func:`streamloader.archive.ingest.check_archive` for the options."""
     from streamloader.archive.ingest import check_archive
 
-    return check_archive(reader.catalog, repair=repair, **({"storage_options": reader.storage_options} | dict(options)))
+    defaults = {"storage_options": reader.storage_options, "places": reader.places}
+    return check_archive(reader.catalog, repair=repair, **(defaults | dict(options)))

@@ -77,7 +77,8 @@ class ArchiveStreams(StreamDataset):
         where: Condition on the metadata of videos, such as ``{"camera": "left", "split": {"$ne": "test"}}``. See
             :mod:`streamloader.archive.catalog.query`. Defaults to all videos.
         places: Addresses by which this machine, and all workers, reach the places, by number or URL of the place.
-        storage_options: Options of :func:`streamloader.stores.open_store`, for all places.
+        storage_options: Options of :func:`streamloader.stores.open_store` for the places, see
+            :class:`streamloader.archive.archive.Archive`.
         max_pixels: Maximum number of pixels of a frame, before `size` is applied. Defaults to that of an open archive,
             or to 2^26.
 

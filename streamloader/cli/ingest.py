@@ -25,6 +25,7 @@ from streamloader.redaction import clean
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog
+    from streamloader.archive.create import EnsuredPlaces
     from streamloader.archive.ingest.report import IngestReport
     from streamloader.media.chunks.settings import CutSettings
     from streamloader.stores.io_thread import SharedResource
@@ -50,7 +51,8 @@ def add_parser(commands: Any) -> None:
     where = parser.add_argument_group("destination")
     where.add_argument(
         "--to", action="append", default=[], metavar="STORE",
-        help="folder, or address of a folder in a store, that receives chunks; may be repeated for several servers",
+        help="folder, or address of a folder in a store, that receives chunks; may be repeated for several servers. "
+        "Without it, the places in the catalog do, but none on another machine",
     )  # fmt: skip
     where.add_argument(
         "--weight", action="append", default=[], type=parse_weight, metavar="W",
@@ -66,7 +68,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     where.add_argument(
         "--storage-options", metavar="FILE",
-        help="JSON file of store options, or of store options by address prefix",
+        help="JSON file of store options, or of store options by address prefix; a prefix such as ssh://me@box also "
+        "names a place of the catalog",
     )  # fmt: skip
     _add_cutting(parser.add_argument_group("cutting"))
     description = parser.add_argument_group("description of the videos")
@@ -134,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
         max_pixels=arguments.max_pixels,
     )
     with get_shared_catalog(_catalog_url(arguments)) as catalog, _resume_hint():
-        only = _resolve_places(catalog, arguments.to, arguments.weight)
+        ensured = _resolve_places(catalog, arguments.to, arguments.weight)
         # stdout is for the report alone; libraries print there too (Ray, when a worker dies).
         with contextlib.redirect_stdout(sys.stderr):
             report = add_videos(
@@ -150,7 +153,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 progress=not arguments.quiet,
                 ray_address=arguments.ray_address,
                 on_error="report",
-                places=only,
+                places=ensured.numbers or None,
+                addresses=ensured.addresses,
             )
     if arguments.json:
         print(json.dumps(report.to_json(), indent=2))
@@ -183,10 +187,8 @@ def _catalog_url(arguments: argparse.Namespace) -> str:
     return os.path.join(os.path.expanduser(local_path(first)), _CATALOG_FILE)
 
 
-def _resolve_places(
-    catalog: SharedResource[Catalog], stores: Sequence[str], weights: Sequence[float]
-) -> list[int] | None:
-    """Create the archive, or add places to it. Return the numbers of the places that receive the new chunks."""
+def _resolve_places(catalog: SharedResource[Catalog], stores: Sequence[str], weights: Sequence[float]) -> EnsuredPlaces:
+    """Create the archive, or add places to it. Return the places that receive the new chunks, if `stores` names any."""
     from streamloader.archive.create import ensure_places
 
     if len(weights) > len(stores):
@@ -200,7 +202,7 @@ def _resolve_places(
     if places.added:
         count = f"{len(places.added)} {'place' if len(places.added) == 1 else 'places'}"
         _print_message(f"added {count} to the archive: {', '.join(place.url for place in places.added)}")
-    return places.numbers if stores else None
+    return places
 
 
 def _read_storage_options(path: str | None) -> dict[str, Any] | None:

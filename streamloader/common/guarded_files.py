@@ -180,9 +180,15 @@ def lock_file(folder: GuardedFolder, name: str, timeout_s: float) -> Iterator[No
 def open_regular_file(path: str) -> int:
     """Open a file of any owner that the user named for reading, and return its descriptor. Links are followed.
 
+    A pipe or device is refused before it is opened, because that has effects: it lets a writer go on, or drives a
+    device. The opened file is checked again, since it may be another one.
+
     Raises:
         OSError: If the file cannot be opened, or is a folder, pipe, socket or device.
     """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise _not_a_file(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:

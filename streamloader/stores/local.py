@@ -15,17 +15,18 @@ from urllib.parse import unquote, urlsplit
 import anyio.to_thread
 from typing_extensions import override
 
+from streamloader.common import guarded_files
 from streamloader.errors import AccessDenied, ConfigError, NotFound, ObjectChanged, StoreError
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["LocalStore", "local_path"]
+__all__ = ["LocalStore", "local_path", "open_regular_file"]
 
 T = TypeVar("T")
 
 _PIECE_BYTES: Final = 4 << 20  # read or written in one call in a thread
-_READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not wait for its writer
+_READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a pipe is opened without waiting
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"  # of files that a killed writer may leave; never listed
 
@@ -43,6 +44,29 @@ def local_path(address: str) -> str:
     if host.lower() not in ("", "localhost"):
         raise ConfigError(f"file://{host}/... names another machine; write file:///path for a local file")
     return unquote(rest[len(host) :]) or "/"
+
+
+def open_regular_file(path: str, address: str | None = None) -> int:
+    """Open a regular file for reading, and return its descriptor. Links are followed.
+
+    Args:
+        path: Path of the file.
+        address: Address for messages. Defaults to `path`.
+
+    Raises:
+        NotFound: If `path` is a directory.
+        StoreError: If `path` is a pipe, socket or device.
+        OSError: If the file does not exist or cannot be opened.
+    """
+    address = address or path
+    try:
+        return guarded_files.open_regular_file(path)
+    except IsADirectoryError as error:
+        raise NotFound(f"{address} is a directory, not a file", address=address) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise StoreError(f"{address} is a pipe, socket or device, not a file", address=address) from error
 
 
 class LocalStore(Store):
@@ -77,8 +101,7 @@ class LocalStore(Store):
     async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
         file = _CancellableFile()
         try:
-            status = await self._run_in_thread(path, file.open, f"/{path}", _READ_FLAGS)
-            info = _make_info(path, _require_regular(status, self.address(path)))
+            info = _make_info(path, await self._run_in_thread(path, file.open_regular, f"/{path}"))
             start, end = (span or ByteRange()).within(info.size or 0, self.address(path))
             yield Body(info, start, end, self._read_pieces(file, info, start, end))
         finally:
@@ -253,9 +276,9 @@ class _CancellableFile:
         self._fd = -1
         self._unfinished = unfinished
 
-    def open(self, path: str, flags: int, mode: int = 0o666) -> os.stat_result:
+    def open_regular(self, path: str) -> os.stat_result:
         with self._use():
-            self._fd = os.open(path, flags, mode)
+            self._fd = open_regular_file(path)
             return os.fstat(self._fd)
 
     def read(self, count: int, offset: int) -> tuple[bytes, os.stat_result]:
@@ -264,11 +287,12 @@ class _CancellableFile:
 
     def create(self) -> None:
         assert self._unfinished is not None
-        try:
-            self.open(self._unfinished, _CREATE_FLAGS)
-        except FileNotFoundError:
-            _make_folders(os.path.dirname(self._unfinished))
-            self.open(self._unfinished, _CREATE_FLAGS)
+        with self._use():
+            try:
+                self._fd = os.open(self._unfinished, _CREATE_FLAGS, 0o666)
+            except FileNotFoundError:
+                _make_folders(os.path.dirname(self._unfinished))
+                self._fd = os.open(self._unfinished, _CREATE_FLAGS, 0o666)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         with self._use():

@@ -14,7 +14,8 @@ from archive_data import reference
 from made_clips import VARIANTS
 
 from streamloader.archive.archive import Archive
-from streamloader.archive.ingest.naming import build_chunk_path, compute_content
+from streamloader.archive.catalog.chunk_paths import build_chunk_path
+from streamloader.archive.ingest.naming import compute_content
 
 _PAGE = Path(__file__).parents[2] / "docs" / "archive.md"
 _CLIPS = ("open_groups.mkv", "rotated.mp4", "late_start.ts", "no_key_frames.mkv", "mpeg4.avi", "422.mkv", "hevc.mp4")

@@ -61,6 +61,15 @@ def test_large_frames_are_refused_unless_they_are_allowed(tmp_path, videos, caps
         ingest(videos, "--to", tmp_path / "archive", "--max-pixels", "0")
 
 
+def test_a_place_of_the_catalog_is_not_written_unless_it_is_named(tmp_path, videos, capsys):
+    with archive(tmp_path / "downloads", [f"memory://{tmp_path.name}/victim"]):
+        pass
+    catalog = tmp_path / "downloads" / "catalog.sqlite"
+    assert ingest(videos, "--catalog", catalog) == 2
+    assert "--to" in capsys.readouterr().err
+    assert ingest(videos, "--catalog", catalog, "--to", f"memory://{tmp_path.name}/victim") == 0
+
+
 def test_several_places_and_one_more_later(tmp_path, videos, capsys):
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     assert ingest(videos / "a.mp4", "--to", one, "--to", two, "--weight", "0", "--weight", "1") == 0

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import ChunkRow, IngestJob, Place, StagedChunk, VideoRow
+from streamloader.archive.catalog.chunk_paths import is_path_of_chunk
 from streamloader.errors import CatalogError, ConfigError
 from streamloader.redaction import has_secrets
 
 __all__ = [
-    "canonical_json", "check_chunk", "check_content", "check_coverage", "check_job", "check_metadata", "check_places",
-    "check_video",
+    "MODES", "canonical_json", "check_chunk", "check_content", "check_coverage", "check_job", "check_metadata",
+    "check_places", "check_video",
 ]  # fmt: skip
 
 _MAX_METADATA_DEPTH: Final = 32
@@ -22,7 +23,7 @@ _MAX_INTEGER: Final = 2**63 - 1
 _CONTENT_DIGITS: Final = 64
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
 _MAX_CHUNKS_PER_VIDEO: Final = 1 << 24
-_MODES: Final = frozenset({"copy", "encode", "lossless"})
+MODES: Final = frozenset({"copy", "encode", "lossless"})
 
 
 def check_content(content: str) -> bytes:
@@ -102,11 +103,16 @@ def check_chunk(chunk: StagedChunk) -> bytes:
         raise ConfigError(
             f"chunk {row.number} from frame {row.first_frame} on, with digest {row.digest!r}, is not a valid chunk"
         )
-    if row.frames < 1 or row.bytes < 1 or not row.path or row.path.startswith("/") or not row.coding:
+    content = check_content(row.content)
+    if row.frames < 1 or row.bytes < 1 or not row.coding:
         raise ConfigError(
             f"chunk {row.number} with {row.frames} frames and {row.bytes} bytes at {row.path!r} is not a valid chunk"
         )
-    return check_content(row.content)
+    if not is_path_of_chunk(row.path, row.content, row.number, row.digest):
+        raise ConfigError(
+            f"chunk {row.number} of {row.content} cannot be at {row.path!r}: use the path that build_chunk_path() gives"
+        )
+    return content
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> str:
@@ -144,8 +150,8 @@ def check_video(video: VideoRow) -> None:
     canonical_json(video.origin)
     if not video.name or not isinstance(video.name, str):
         raise ConfigError("a video needs a name")
-    if video.mode not in _MODES:
-        raise ConfigError(f"mode {video.mode!r} is not one of {sorted(_MODES)}")
+    if video.mode not in MODES:
+        raise ConfigError(f"mode {video.mode!r} is not one of {sorted(MODES)}")
     counts = (video.frames, video.chunks, video.height, video.width, video.chunk_frames)
     if min(counts) < 1 or video.end <= video.first_pts or video.time_base <= 0:
         raise ConfigError(

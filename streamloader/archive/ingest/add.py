@@ -7,10 +7,9 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from streamloader.archive.catalog.base import Catalog, CatalogHeader, VideoRow
+from streamloader.archive.catalog.base import Catalog, VideoRow
 from streamloader.archive.ingest.driver import IngestDriver
 from streamloader.archive.ingest.executors.base import Executor, ThreadExecutor
 from streamloader.archive.ingest.naming import (
@@ -21,11 +20,13 @@ from streamloader.archive.ingest.naming import (
     normalize_metadata,
     remove_secrets,
 )
-from streamloader.archive.ingest.placement import SPREADS, PlacementTarget, Spread, resolve_targets
+from streamloader.archive.ingest.placement import SPREADS, Spread
+from streamloader.archive.ingest.places import IngestPlaces
 from streamloader.archive.ingest.progress import ProgressCallback, open_progress_display
 from streamloader.archive.ingest.report import IngestReport
 from streamloader.archive.ingest.sources import get_local_version, is_local
 from streamloader.archive.ingest.task import IngestTask
+from streamloader.archive.location import resolve_places
 from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError, IngestFailed
 from streamloader.stores.addresses import Addresses, SourceFile, as_addresses, expand_addresses, make_unique_keys
@@ -41,7 +42,6 @@ __all__ = ["Metadata", "add_videos"]
 
 Metadata: TypeAlias = "Mapping[str, Any] | Callable[[str], Mapping[str, Any] | None] | None"
 
-_FREE_SPACE_TTL_S: Final = 60.0
 _MAX_THREADS_PER_UNIT: Final = 4  # FFmpeg's encoders have threads of their own
 _MAX_LISTED_FAILURES: Final = 10
 _MAX_SOURCE_CHARACTERS: Final = 1000  # in a message
@@ -62,6 +62,7 @@ def add_videos(
     ray_address: str | None = None,
     on_error: Literal["raise", "report"] = "raise",
     places: Collection[int] | None = None,
+    addresses: Mapping[int | str, str] | None = None,
 ) -> IngestReport:
     """Cut videos into chunks, write the chunks to the places of an archive, and append the videos to the archive.
 
@@ -88,6 +89,9 @@ def add_videos(
         ray_address: Address of the cluster. Defaults to the cluster of this process or machine.
         on_error: ``"raise"`` to raise an error if a video failed, ``"report"`` to return the report anyway.
         places: Numbers of the places that get new chunks. Defaults to all places.
+        addresses: Addresses by which this machine reaches the places, by number or URL of the place. A place on another
+            machine gets new chunks only if it is named here, or if options are bound to it: see
+            :mod:`streamloader.stores.origins`. Defaults to none.
 
     Returns:
         The report with the added, existing and failed videos.
@@ -95,6 +99,7 @@ def add_videos(
     Raises:
         ConfigError: If the arguments are invalid.
         StreamNotFound: If a video does not exist. Nothing is added then.
+        UntrustedAddress: If a place gets new chunks that only the author of the catalog names.
         IngestFailed: If one of several videos failed. Its ``details`` contain the report. For a single video, its own
             error is raised: UnreadableStream, CorruptStream, NameConflict, WorkerDied, a StoreError, ...
         CatalogError: If the catalog cannot be used.
@@ -109,8 +114,8 @@ def add_videos(
     if name is not None and len(files) > 1:
         raise ConfigError(f"name={name!r} is for a single video, but the addresses stand for {len(files)}")
     names = [name] if name is not None else make_unique_keys([get_default_name(file.address) for file in files])
-    get_targets = _CachedTargets(header, storage_options, spread, places)
-    get_targets()  # to report invalid places before any work
+    resolved = resolve_places(header.places, addresses or {}, catalog.resource.url, storage_options)
+    ingest_places = IngestPlaces(catalog, header, resolved, storage_options, spread, places)
     tasks = [_create_task(file, task_name, metadata) for file, task_name in zip(files, names, strict=True)]
     started = time.monotonic()
     unchanged = _find_unchanged(catalog, files, tasks, settings)
@@ -120,9 +125,10 @@ def add_videos(
         unit_executor = create_executor(workers)
         stack.callback(unit_executor.close)
         show = stack.enter_context(open_progress_display(progress))
-        driver = IngestDriver(catalog, unit_executor, list(zip(tasks, units, strict=True)), get_targets, show)
+        driver = IngestDriver(catalog, unit_executor, list(zip(tasks, units, strict=True)), ingest_places, show)
         for order, video in unchanged.items():
             driver.mark_existing(order, video)
+        stack.callback(ingest_places.finish)
         driver.run()
         report = driver.build_report(time.monotonic() - started)
     if report.failed and on_error == "raise":
@@ -223,28 +229,6 @@ def _get_version(file: SourceFile) -> str | None:
         return get_local_version(os.stat(local_path(file.address)))
     except OSError:
         return None
-
-
-class _CachedTargets:
-    """Returns the targets for new chunks. Free space is read again when it is older than a minute."""
-
-    def __init__(
-        self,
-        header: CatalogHeader,
-        storage_options: Mapping[str, Any] | None,
-        spread: Spread,
-        places: Collection[int] | None,
-    ) -> None:
-        self._resolve = partial(resolve_targets, header.places, storage_options, spread, places)
-        self._constant = spread == "weight"
-        self._targets: Sequence[PlacementTarget] = ()
-        self._resolved_at = 0.0
-
-    def __call__(self) -> Sequence[PlacementTarget]:
-        now = time.monotonic()
-        if not self._targets or (not self._constant and now > self._resolved_at + _FREE_SPACE_TTL_S):
-            self._targets, self._resolved_at = self._resolve(), now
-        return self._targets
 
 
 def _select_executor(

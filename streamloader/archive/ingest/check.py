@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,17 @@ from dataclasses import replace
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import Catalog, ChunkRow, IngestJob, VideoRow
+from streamloader.archive.catalog.chunk_paths import extract_content
 from streamloader.archive.ingest.inventory import PlaceInventory
-from streamloader.archive.ingest.naming import extract_content
+from streamloader.archive.ingest.owners import PlaceOwners
 from streamloader.archive.ingest.rebuild import BrokenChunk, rebuild_chunks
 from streamloader.archive.ingest.report import CheckReport, Problem
 from streamloader.archive.ingest.temp_dir import remove_stale_dirs
+from streamloader.archive.location import PlaceAddress, resolve_places
 from streamloader.errors import NotSupported, StoreError, StreamloaderError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
+from streamloader.redaction import redact_address
 from streamloader.stores.io_thread import SharedResource
-from streamloader.stores.registry import select_options
 
 __all__ = ["STALE_AFTER_S", "check_archive"]
 
@@ -25,6 +28,7 @@ STALE_AFTER_S: Final = 600.0  # without a heartbeat, a job counts as abandoned a
 _MAX_CONCURRENT_CHUNKS: Final = 8
 _BATCH_VIDEOS: Final = 200
 _BATCH_PATHS: Final = 10_000
+_log: Final = logging.getLogger("streamloader")
 
 
 def check_archive(
@@ -35,6 +39,8 @@ def check_archive(
     storage_options: Mapping[str, Any] | None = None,
     stale_after: float = STALE_AFTER_S,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    places: Mapping[int | str, str] | None = None,
+    claim: bool = False,
 ) -> CheckReport:
     """Check the catalog, the presence and size of each chunk, and that there are no other files.
 
@@ -43,18 +49,26 @@ def check_archive(
     Args:
         catalog: Catalog of the archive.
         repair: Whether to delete files that belong to no video, to delete stale jobs with their files, and to rebuild
-            broken chunks whose source is available and unchanged. No part of a video is ever deleted. Defaults to
-            False.
+            broken chunks whose source is available and unchanged. No part of a video is ever deleted, and no file that
+            may belong to another archive: see :mod:`streamloader.archive.ingest.owners`. Defaults to False.
         deep: Whether to read all chunks and compare their digests. Defaults to False.
         storage_options: Options of the stores of places and sources, see
             :func:`streamloader.stores.registry.select_options`.
         stale_after: Time in seconds without a sign of life after which a job or a partial file counts as abandoned.
         max_pixels: Maximum number of pixels of a frame of a source from which chunks are rebuilt. Defaults to 2^26.
+        places: Addresses by which this machine reaches the places, by number or URL of the place. A place on another
+            machine that only the author of the catalog names is not contacted with credentials, and not repaired: see
+            :mod:`streamloader.stores.origins`. Defaults to none.
+        claim: Whether the user is certain that no other archive uses the places, although they do not record it. A
+            place that records another archive is not claimed. Needs `repair`. Defaults to False.
 
     Raises:
         CatalogError: If the catalog cannot be used.
+        ConfigError: If `places` names a place that the archive does not have.
     """
-    return _ArchiveCheck(catalog, repair, deep, storage_options, stale_after, validate_max_pixels(max_pixels)).run()
+    return _ArchiveCheck(
+        catalog, repair, deep, storage_options, stale_after, validate_max_pixels(max_pixels), places or {}, claim=claim
+    ).run()
 
 
 class _ArchiveCheck:
@@ -68,6 +82,9 @@ class _ArchiveCheck:
         storage_options: Mapping[str, Any] | None,
         stale_after: float,
         max_pixels: int,
+        places: Mapping[int | str, str],
+        *,
+        claim: bool,
     ) -> None:
         self._catalog = catalog
         self._repair = repair
@@ -75,6 +92,10 @@ class _ArchiveCheck:
         self._storage_options = storage_options
         self._stale_after = stale_after
         self._max_pixels = max_pixels
+        self._places = places
+        self._claim = claim
+        self._archive = ""
+        self._unreachable: set[int] = set()
         self._problems: list[Problem] = []
         self._inventories: dict[int, PlaceInventory] = {}
         self._videos = self._chunks = self._bytes = 0
@@ -84,17 +105,18 @@ class _ArchiveCheck:
         remove_stale_dirs()
         catalog = self._catalog.resource
         header = self._catalog.call(catalog.get_header())
+        self._archive = header.archive_id
+        addresses = resolve_places(header.places, self._places, catalog.url, self._storage_options)
         try:
-            for place in header.places:
+            for address in addresses.values():
                 # The files before the catalog's rows: a file without a row is then an orphan, and not just newer.
-                options = select_options(place.url, self._storage_options)
-                self._inventories[place.number] = inventory = PlaceInventory(place, options)
-                self._scan(inventory)
+                self._open_inventory(address)
             self._problems += [Problem("catalog", line) for line in self._catalog.call(catalog.find_problems())]
             live_contents = self._check_jobs()
             broken = self._check_videos()
-            self._check_orphans(live_contents)
-            self._check_unfinished_files()
+            doubts = {number: self._find_doubt(inventory) for number, inventory in self._inventories.items()}
+            self._check_orphans(live_contents, doubts)
+            self._check_unfinished_files(doubts)
             self._report_broken_chunks(broken)
         finally:
             for inventory in self._inventories.values():
@@ -102,7 +124,15 @@ class _ArchiveCheck:
         seconds = time.monotonic() - started
         return CheckReport(tuple(self._problems), self._videos, self._chunks, self._bytes, seconds)
 
-    def _scan(self, inventory: PlaceInventory) -> None:
+    def _open_inventory(self, address: PlaceAddress) -> None:
+        try:
+            inventory = PlaceInventory(address, address.select_options(self._storage_options))
+        except StoreError as error:
+            self._unreachable.add(address.number)
+            text = f"place {address.number} cannot be scanned: {error.message}"
+            self._problems.append(Problem("unreachable", text, address=redact_address(address.url)))
+            return
+        self._inventories[address.number] = inventory
         try:
             inventory.scan()
         except NotSupported:
@@ -163,6 +193,8 @@ class _ArchiveCheck:
 
     def _check_chunk(self, row: ChunkRow) -> Problem | None:
         inventory = self._inventories.get(row.place)
+        if row.place in self._unreachable:
+            return None  # reported already
         if inventory is None:
             text = f"chunk {row.number} of {row.content} is in place {row.place}, which the archive does not have"
             return Problem("missing", text)
@@ -192,29 +224,79 @@ class _ArchiveCheck:
     def _report_broken_chunks(self, broken: list[BrokenChunk]) -> None:
         """Rebuild broken chunks if requested, and report them."""
         if self._repair:
-            broken = rebuild_chunks(broken, self._inventories, self._storage_options, self._max_pixels)
+            broken = rebuild_chunks(
+                broken,
+                self._inventories,
+                self._storage_options,
+                self._catalog.resource.url,
+                self._is_writable,
+                self._max_pixels,
+            )
         for chunk in broken:
             problem = chunk.problem
             text = f"{chunk.video.name}: {problem.text}" + (f". {chunk.outcome}" if chunk.outcome else "")
             self._problems.append(replace(problem, text=text, repaired=chunk.repaired))
 
+    def _is_writable(self, inventory: PlaceInventory) -> bool:
+        """Return whether chunks may be written to a place: the user named it, or the archive registered there."""
+        if inventory.place.named or not inventory.place.is_local:
+            return inventory.place.named
+        with self._open_owners(inventory) as owners:
+            return owners.is_registered()
+
     # --- files -------------------------------------------------------------------------------------------------------
 
-    def _check_orphans(self, live_contents: set[str]) -> None:
+    def _find_doubt(self, inventory: PlaceInventory) -> str:
+        """Return why nothing may be deleted in a place. Return "" if files without a row can be deleted there."""
+        if not inventory.reachable or not self._repair:
+            return "it is not repaired"
+        try:
+            with self._open_owners(inventory) as owners:
+                if not inventory.place.named and not (inventory.place.is_local and owners.is_registered()):
+                    return "only the catalog names this place: pass places= to name it"
+                doubt = owners.find_doubt()
+                if doubt and self._claim:
+                    owners.claim()
+                    doubt = owners.find_doubt()
+                return doubt
+        except StreamloaderError as error:
+            return error.message
+
+    def _open_owners(self, inventory: PlaceInventory) -> PlaceOwners:
+        place = inventory.place
+        options = place.select_options(self._storage_options)
+        return PlaceOwners(place.url, options, place.number, self._archive, self._catalog)
+
+    def _check_orphans(self, live_contents: set[str], doubts: Mapping[int, str]) -> None:
         if any(problem.kind == "catalog" for problem in self._problems) and self._repair:
             return  # a damaged catalog may have lost rows, so files without rows are not deleted
-        for inventory in self._inventories.values():
+        for number, inventory in self._inventories.items():
             if not inventory.reachable or not inventory.listed:
                 continue
             unknown_files = inventory.find_unknown_files(self._read_chunk_paths(inventory))
             orphans = [info for info in unknown_files if extract_content(info.path) not in live_contents]
-            deletable = self._recheck_orphans(inventory, [info.path for info in orphans]) if self._repair else set()
+            candidates = [info.path for info in orphans if extract_content(info.path) is not None]
+            deletable = set() if doubts[number] else self._recheck_orphans(inventory, candidates)
             for info in orphans:
                 text = f"a file of {info.size or 0:,} bytes belongs to no video: {inventory.address(info.path)}"
                 if info.path in deletable:
                     self._delete_file("orphan", inventory, info.path, text)
-                else:
-                    self._problems.append(Problem("orphan", text, address=inventory.address(info.path)))
+                    continue
+                if self._repair:
+                    reason = doubts[number] or "it is not named as a chunk of an archive"
+                    text += f". It is not deleted: {reason}"
+                self._problems.append(Problem("orphan", text, address=inventory.address(info.path)))
+            if self._repair and not unknown_files and inventory.place.named:
+                self._register_if_all_known(inventory)
+
+    def _register_if_all_known(self, inventory: PlaceInventory) -> None:
+        """Record that all files of a place belong to this archive, if no unfinished work makes that uncertain."""
+        try:
+            if not self._catalog.call(self._catalog.resource.list_jobs()):
+                with self._open_owners(inventory) as owners:
+                    owners.claim()
+        except StreamloaderError as error:  # for example in a read-only place
+            _log.info("%s does not record that this archive uses it: %s", inventory.url, error.message)
 
     def _read_chunk_paths(self, inventory: PlaceInventory) -> Iterable[str]:
         paths = self._catalog.resource.list_chunk_paths(inventory.place.number)
@@ -236,8 +318,8 @@ class _ArchiveCheck:
                 used |= {row.path for row in rows if row.place == inventory.place.number}
         return {path for path in paths if path not in used and extract_content(path) not in live_contents}
 
-    def _check_unfinished_files(self) -> None:
-        for inventory in self._inventories.values():
+    def _check_unfinished_files(self, doubts: Mapping[int, str]) -> None:
+        for number, inventory in self._inventories.items():
             if not inventory.reachable:
                 continue
             for info in inventory.list_unfinished():
@@ -246,9 +328,10 @@ class _ArchiveCheck:
                 text = (
                     f"a killed writer left a partial file of {info.size or 0:,} bytes: {inventory.address(info.path)}"
                 )
-                if self._repair:
+                if self._repair and not doubts[number]:
                     self._delete_file("unfinished", inventory, info.path, text)
                 else:
+                    text += f". It is not deleted: {doubts[number]}" if self._repair else ""
                     self._problems.append(Problem("unfinished", text, address=inventory.address(info.path)))
 
     def _delete_file(self, kind: str, inventory: PlaceInventory, path: str, text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from streamloader.archive.catalog.base import Catalog, IngestJob, StagedChunk, VideoRow
 from streamloader.archive.ingest.executors.base import FINAL_KINDS, Executor, UnitEvent
 from streamloader.archive.ingest.naming import build_origin, compute_content
-from streamloader.archive.ingest.placement import PlacementTarget
+from streamloader.archive.ingest.places import IngestPlaces
 from streamloader.archive.ingest.progress import ProgressSnapshot
 from streamloader.archive.ingest.report import ExistingVideo, FailedVideo, IngestReport, Note
 from streamloader.archive.ingest.task import (
@@ -31,7 +31,7 @@ from streamloader.archive.ingest.task import (
 )
 from streamloader.archive.ingest.unit import WorkUnit, chunk_from_json
 from streamloader.errors import CatalogError, NameConflict, StreamloaderError, WorkerDied, from_wire
-from streamloader.stores.io_thread import SharedResource, open_shared_store
+from streamloader.stores.io_thread import SharedResource
 
 __all__ = ["HEARTBEAT_INTERVAL_S", "IngestDriver"]
 
@@ -52,7 +52,7 @@ class IngestDriver:
         catalog: Catalog of the archive.
         executor: Executor of the units. The caller closes it.
         work: Tasks with their units, in order. The number of a unit is its position.
-        get_targets: Function that returns the targets for new chunks, called before each unit starts.
+        places: Places of the archive.
         show: Function that receives the progress.
     """
 
@@ -61,13 +61,13 @@ class IngestDriver:
         catalog: SharedResource[Catalog],
         executor: Executor,
         work: Sequence[tuple[IngestTask, WorkUnit]],
-        get_targets: Callable[[], Sequence[PlacementTarget]],
+        places: IngestPlaces,
         show: Callable[[ProgressSnapshot], None],
     ) -> None:
         self._catalog = catalog
         self._executor = executor
         self._states = [TaskState(task, unit, order) for order, (task, unit) in enumerate(work)]
-        self._get_targets = get_targets
+        self._places = places
         self._show = show
         self._by_order = list(self._states)
         self._finished_prefix = 0  # number of tasks at the start of _by_order that are all finished
@@ -158,7 +158,7 @@ class IngestDriver:
     def _start(self, state: TaskState) -> None:
         state.stage, state.activity, state.last_message_at = "running", "starting", time.monotonic()
         try:
-            self._executor.start_unit(replace(state.unit, targets=tuple(self._get_targets())))
+            self._executor.start_unit(replace(state.unit, targets=tuple(self._places.get_targets())))
         except StreamloaderError as error:
             self._fail(state, error, keep_chunks=True)
 
@@ -394,17 +394,8 @@ class IngestDriver:
                 self._finish(parked, ExistingVideo(parked.task.source, video))
 
     def _abandon(self, content: str) -> None:
-        """Delete a job and the files of its chunks."""
+        """Delete a job and the files of its chunks, unless another archive may have the same chunks."""
         self._stage_chunks()
         rows = self._catalog.call(self._catalog.resource.get_staged_chunks(content))
         self._catalog.call(self._catalog.resource.abandon_job(content))
-        targets = {target.number: target for target in self._get_targets()}
-        for row in rows:
-            if row.place in targets:
-                target = targets[row.place]
-                try:
-                    store, root = open_shared_store(target.url, target.options)
-                    with store:
-                        store.delete(f"{root.rstrip('/')}/{row.path}" if root else row.path)
-                except StreamloaderError as error:
-                    _log.warning("%s remains in %s: %s", row.path, target.url, error)
+        self._places.delete_chunks(rows)

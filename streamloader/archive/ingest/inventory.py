@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from streamloader.archive.catalog.base import Place
-from streamloader.archive.ingest.naming import CHUNKS_FOLDER
+from streamloader.archive.catalog.chunk_paths import CHUNKS_FOLDER
 from streamloader.archive.ingest.sources import read_batches
+from streamloader.archive.location import PlaceAddress
 from streamloader.errors import NotFound
 from streamloader.stores.base import Data, Store
 from streamloader.stores.io_thread import open_shared_store
@@ -26,17 +26,17 @@ class PlaceInventory:
     """The files of one place. All paths are relative to the place.
 
     Args:
-        place: Place to scan.
+        place: Address of the place to scan.
         options: Options of the place's store.
 
     Attributes:
-        place: Scanned place.
+        place: Address of the scanned place.
         url: Address of the place, without secrets.
         reachable: Whether the place can be scanned. The caller sets it.
         listed: Whether :meth:`scan` has listed the files.
     """
 
-    def __init__(self, place: Place, options: Mapping[str, Any]) -> None:
+    def __init__(self, place: PlaceAddress, options: Mapping[str, Any]) -> None:
         self.place = place
         self.reachable = True
         self.listed = False

@@ -22,13 +22,10 @@ from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of
 
 __all__ = [
-    "CHUNKS_FOLDER",
     "CHUNK_FORMAT_VERSION",
-    "build_chunk_path",
     "build_origin",
     "compute_address_tag",
     "compute_content",
-    "extract_content",
     "get_default_name",
     "identify_source",
     "normalize_metadata",
@@ -36,8 +33,6 @@ __all__ = [
 ]
 
 CHUNK_FORMAT_VERSION: Final = 1  # raised when equal sources and settings give different chunks
-CHUNKS_FOLDER: Final = "chunks"  # the folder of a place that holds its chunks, and nothing else
-_CHUNK_PATH: Final = re.compile(r"chunks/([0-9a-f]{2})/(\1[0-9a-f]{62})/[^/]+")
 _TAG_ROUNDS: Final = 20_000
 _TAG_BYTES: Final = 16
 _SETTINGS_WITHOUT_EFFECT: Final = ("verify",)  # settings that do not change the chunks
@@ -88,25 +83,6 @@ def build_origin(
         "digest": digest, "version": version, "bytes": size, "settings": dict(settings), "format": CHUNK_FORMAT_VERSION,
     }  # fmt: skip
     return origin | {"address": address_tag} if address_tag else origin
-
-
-def build_chunk_path(content: str, number: int, digest: str, suffix: str) -> str:
-    """Return the path of a chunk in its place.
-
-    Args:
-        content: Content identifier of the video.
-        number: Number of the chunk in the video.
-        digest: Digest of the chunk's file, ``"sha256:..."``.
-        suffix: Suffix of the file name, with or without the dot.
-    """
-    short_digest = digest.removeprefix("sha256:")[:16]
-    return f"{CHUNKS_FOLDER}/{content[:2]}/{content}/{number:06d}-{short_digest}.{suffix.lstrip('.')}"
-
-
-def extract_content(path: str) -> str | None:
-    """Return the content identifier in the path of a chunk. Return None for other paths."""
-    match = _CHUNK_PATH.fullmatch(path)
-    return match[2] if match else None
 
 
 def get_default_name(address: str) -> str:

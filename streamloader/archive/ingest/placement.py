@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from streamloader.archive.catalog.base import Place
+from streamloader.archive.location import PlaceAddress
 from streamloader.errors import ConfigError
 from streamloader.redaction import has_secrets, redact_address
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import scheme_of, select_options
+from streamloader.stores.registry import scheme_of
 
 __all__ = ["SPREADS", "PlaceAddresses", "PlacementTarget", "Spread", "choose_target", "parse_places", "resolve_targets"]
 
@@ -73,6 +74,7 @@ def resolve_targets(
     storage_options: Mapping[str, Any] | None,
     spread: Spread = "weight",
     only: Collection[int] | None = None,
+    addresses: Mapping[int, PlaceAddress] | None = None,
 ) -> tuple[PlacementTarget, ...]:
     """Return the targets for new chunks.
 
@@ -82,22 +84,27 @@ def resolve_targets(
         spread: ``"weight"`` to distribute by the weights of the places, ``"free"`` to distribute by weight times free
             bytes.
         only: Numbers of the places that get new chunks. Defaults to all places.
+        addresses: Address of each place for this machine, by number of the place. Defaults to the addresses in `places`
+            as those that the user named.
 
     Raises:
         ConfigError: If no place gets new chunks, or a place does not report its free bytes.
+        UntrustedAddress: If a place that gets new chunks is on another machine, and the user does not name it.
         StoreError: If the request for the free bytes of a store fails.
     """
     if spread not in SPREADS:
         raise ConfigError(f"spread must be one of {', '.join(map(repr, SPREADS))}, got {spread!r}")
-    targets = [
-        PlacementTarget(
-            place.number,
-            place.url,
-            place.weight if only is None or place.number in only else 0.0,
-            select_options(place.url, storage_options),
-        )
-        for place in places
-    ]
+    targets = []
+    for place in places:
+        named_by_caller = PlaceAddress(place.number, place.url, named=True, catalog="")
+        address = named_by_caller if addresses is None else addresses[place.number]
+        share = place.weight if only is None or place.number in only else 0.0
+        if not (address.named or address.is_local):
+            if not share:
+                continue  # it is not contacted at all
+            address.require_named()
+        options = address.select_options(storage_options)
+        targets.append(PlacementTarget(place.number, address.url, share, options))
     if spread == "free":
         targets = [
             replace(target, share=target.share * _get_free_bytes(target)) if target.share else target

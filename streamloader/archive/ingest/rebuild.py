@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -16,11 +16,11 @@ from streamloader.archive.ingest.naming import compute_content
 from streamloader.archive.ingest.report import Problem
 from streamloader.archive.ingest.sources import is_local, open_source
 from streamloader.archive.ingest.temp_dir import TempDir
-from streamloader.errors import CorruptStream, StreamloaderError
+from streamloader.errors import CatalogError, CorruptStream, StreamloaderError
 from streamloader.media.video.files import open_media_file
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.redaction import MASK
-from streamloader.stores.registry import select_options
+from streamloader.stores.origins import select_access
 
 if TYPE_CHECKING:
     from streamloader.media.chunks.plan import CutPlan
@@ -30,8 +30,8 @@ __all__ = ["BrokenChunk", "rebuild_chunks"]
 
 # Options of encoders that a catalog may set. Others can make an encoder read and write files (x264's "stats").
 _ALLOWED_ENCODER_OPTIONS: Final = frozenset(
-    "b bf bufsize coder context cpu-used crf deadline g keyint_min level maxrate minrate pix_fmt preset profile q qp "  # noqa: SIM905
-    "refs row-mt sc_threshold slicecrc slices speed tune".split()
+    "b bf bufsize coder context cpu-used crf deadline g keyint_min level maxrate minrate pix_fmt preset "  # noqa: SIM905
+    "profile q qmax qmin qp refs row-mt sc_threshold slicecrc slices speed tier tile-columns tile-rows tune".split()
 )
 
 
@@ -58,6 +58,8 @@ def rebuild_chunks(
     broken: Sequence[BrokenChunk],
     inventories: Mapping[int, PlaceInventory],
     storage_options: Mapping[str, Any] | None,
+    catalog: str,
+    is_writable: Callable[[PlaceInventory], bool],
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> list[BrokenChunk]:
     """Rebuild chunks, each in its place, and return them with their outcomes.
@@ -68,7 +70,10 @@ def rebuild_chunks(
     Args:
         broken: Chunks to rebuild.
         inventories: Inventories of all places, by number of the place.
-        storage_options: Options of the stores of the sources.
+        storage_options: Options of the stores of the sources. Only the catalog names the sources, so they have the
+            limited reach of :mod:`streamloader.stores.origins`.
+        catalog: Address of the catalog.
+        is_writable: Function that returns whether chunks may be written to a place.
         max_pixels: Maximum number of pixels of a frame of the sources. Defaults to 2^26.
     """
     outcomes: list[BrokenChunk] = []
@@ -76,7 +81,8 @@ def rebuild_chunks(
         of_video = [chunk for chunk in broken if chunk.row.content == content]
         video_outcomes: list[BrokenChunk] = []
         try:
-            _rebuild_video(of_video, inventories, storage_options, max_pixels, video_outcomes)
+            options = select_access(of_video[0].video.source, storage_options, named=False, document=catalog)
+            _rebuild_video(of_video, inventories, options, is_writable, max_pixels, video_outcomes)
         except StreamloaderError as error:
             message = f"It cannot be rebuilt: {error.message}"
             video_outcomes += [replace(chunk, outcome=message) for chunk in of_video[len(video_outcomes) :]]
@@ -87,7 +93,8 @@ def rebuild_chunks(
 def _rebuild_video(
     broken: Sequence[BrokenChunk],
     inventories: Mapping[int, PlaceInventory],
-    storage_options: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    is_writable: Callable[[PlaceInventory], bool],
     max_pixels: int,
     outcomes: list[BrokenChunk],
 ) -> None:
@@ -100,7 +107,10 @@ def _rebuild_video(
     if not origin.get("digest") or not origin.get("settings"):
         outcomes += [replace(chunk, outcome="The catalog does not store how it was made") for chunk in broken]
         return
-    settings = replace(CutSettings.from_json(origin["settings"]), max_pixels=max_pixels)
+    try:
+        settings = replace(CutSettings.from_json(origin["settings"]), max_pixels=max_pixels)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CatalogError(f"the origin of {video.name!r} in the catalog is malformed: {error}") from error
     unknown = sorted(set(settings.options) - _ALLOWED_ENCODER_OPTIONS)
     if unknown:
         message = f"It is not rebuilt, because the catalog has the encoder option {unknown[0]!r}, which may name files"
@@ -112,7 +122,6 @@ def _rebuild_video(
         )
         outcomes += [replace(chunk, outcome=message) for chunk in broken]
         return
-    options = select_options(video.source, storage_options)
     with (
         TempDir() as temp_dir,
         open_source(video.source, None, options, temp_dir.folder, lambda step, count: None) as source,
@@ -123,11 +132,15 @@ def _rebuild_video(
             outcomes += [replace(chunk, outcome=message) for chunk in broken]
             return
         for chunk in broken:
-            number = chunk.row.number
+            number, inventory = chunk.row.number, inventories.get(chunk.row.place)
+            if inventory is not None and not is_writable(inventory):
+                message = f"It cannot be rebuilt: only the catalog names {inventory.url}. Pass places= to name it"
+                outcomes.append(replace(chunk, outcome=message))
+                continue
             name = None
-            if chunk.row.place in inventories:
+            if inventory is not None:
                 name = parsers.call(video.source, _build_in_child, source.path, settings, number, temp_dir.folder)
-            if name is None:
+            if name is None or inventory is None:
                 outcomes.append(replace(chunk, outcome="It cannot be rebuilt: its source is cut differently now"))
                 continue
             data = _take_file(temp_dir.folder, name)
@@ -136,7 +149,7 @@ def _rebuild_video(
                 message = "It cannot be rebuilt: this version of FFmpeg makes other bytes of the same source"
                 outcomes.append(replace(chunk, outcome=message))
                 continue
-            inventories[chunk.row.place].write(chunk.row.path, data)
+            inventory.write(chunk.row.path, data)
             outcomes.append(replace(chunk, repaired=True, outcome="It was rebuilt"))
 
 

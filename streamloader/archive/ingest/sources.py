@@ -134,6 +134,8 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
                 report("reading", size)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StreamNotFound(f"{path} does not exist", address=path) from error
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}", address=path, errno=error.errno) from error
     source = LocalSource(path, path, f"sha256:{hasher.hexdigest()}", size, get_local_version(status), in_place=True)

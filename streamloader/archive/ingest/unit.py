@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
 from streamloader.archive.catalog.base import ChunkRow, StagedChunk
-from streamloader.archive.ingest.naming import build_chunk_path
+from streamloader.archive.catalog.chunk_paths import build_chunk_path
 from streamloader.archive.ingest.placement import PlacementTarget, choose_target
 from streamloader.archive.ingest.sources import LocalSource, open_source
 from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamloaderError, to_wire

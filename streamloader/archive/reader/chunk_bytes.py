@@ -20,14 +20,17 @@ from streamloader.errors import (
     RangeNotSatisfiable,
     StoreError,
     StreamloaderError,
+    UntrustedHost,
 )
 from streamloader.redaction import redact_address
 from streamloader.stores.io_thread import open_shared_store
-from streamloader.stores.local import local_path
-from streamloader.stores.registry import scheme_of, select_options
+from streamloader.stores.local import local_path, open_regular_file
+from streamloader.stores.origins import make_untrusted_error
+from streamloader.stores.registry import scheme_of
 from streamloader.values import ByteRange
 
 if TYPE_CHECKING:
+    from streamloader.archive.location import PlaceAddress
     from streamloader.archive.reader.cache import FrameCache
     from streamloader.archive.reader.lookup import Chunk
     from streamloader.archive.reader.stats import ReadCounts
@@ -59,14 +62,18 @@ class ChunkReader:
     """Reads byte ranges of the chunks in the places of an archive. All methods are thread-safe.
 
     Args:
-        places: Address of the folder of each place, by number of the place.
+        places: Address of each place, by number of the place.
         options: Options of the stores. See :func:`streamloader.stores.registry.select_options`.
         cache: Cache for the blocks read from stores, under ``("bytes", chunk key, start, end)``.
         counts: Counters to update.
     """
 
     def __init__(
-        self, places: Mapping[int, str], options: Mapping[str, Any] | None, cache: FrameCache, counts: ReadCounts
+        self,
+        places: Mapping[int, PlaceAddress],
+        options: Mapping[str, Any] | None,
+        cache: FrameCache,
+        counts: ReadCounts,
     ) -> None:
         self._places = dict(places)
         self._options = options
@@ -79,7 +86,7 @@ class ChunkReader:
 
     def is_local(self, place: int) -> bool:
         """Return whether the chunks of a place are local files."""
-        return scheme_of(self._place_address(place)) in ("", "file")
+        return scheme_of(self._get_place(place).url) in ("", "file")
 
     def address(self, chunk: Chunk) -> str:
         """Return the address of a chunk's file, without secrets."""
@@ -94,13 +101,14 @@ class ChunkReader:
         """
         path = local_path(self._chunk_address(chunk))
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular_file(path)
             try:
                 self.check_size(chunk, os.fstat(descriptor).st_size)
                 pieces = [_read_range(descriptor, start, end) for start, end in spans]
             finally:
                 os.close(descriptor)
-        except StreamloaderError:
+        except StreamloaderError as error:
+            error.stream = chunk.video.name
             raise
         except OSError as error:
             raise self._translate_error(error, chunk, path) from error
@@ -170,6 +178,9 @@ class ChunkReader:
             raise ClosedError("the archive was closed during a read", address=self.address(chunk)) from error
         except StoreError as error:
             self.forget(chunk, block)
+            place = self._get_place(chunk.row.place)
+            if isinstance(error, UntrustedHost) and not place.named:  # for example, it is not at a public address
+                raise make_untrusted_error(place.url, place.catalog, error.message) from error
             error.stream = chunk.video.name
             raise
         block.data = data
@@ -239,14 +250,14 @@ class ChunkReader:
         for store, _ in stores.values():
             store.close()
 
-    def _place_address(self, place: int) -> str:
+    def _get_place(self, place: int) -> PlaceAddress:
         try:
             return self._places[place]
         except KeyError:
             raise CatalogError(f"the catalog has chunks in place {place}, but no address of that place") from None
 
     def _chunk_address(self, chunk: Chunk) -> str:
-        return f"{self._place_address(chunk.row.place).rstrip('/')}/{chunk.row.path}"
+        return f"{self._get_place(chunk.row.place).url.rstrip('/')}/{chunk.row.path}"
 
     def _open_store(self, place: int) -> tuple[SharedStore, str]:
         with self._lock:
@@ -254,8 +265,8 @@ class ChunkReader:
                 raise ClosedError("the archive was closed during a read")
             opened = self._stores.get(place)
             if opened is None:
-                address = self._place_address(place)
-                store, folder = open_shared_store(address, select_options(address, self._options))
+                address = self._get_place(place)
+                store, folder = open_shared_store(address.url, address.select_options(self._options))
                 opened = self._stores[place] = store, folder.rstrip("/")
             return opened
 

@@ -240,7 +240,10 @@ class ChunkLookup:
 
 def _decode_index(video: VideoRow, row: ChunkRow, data: bytes) -> ChunkIndex:
     try:
-        return ChunkIndex.decode(data, frames=row.frames, chunk_bytes=row.bytes)
+        index = ChunkIndex.decode(data, frames=row.frames, chunk_bytes=row.bytes)
+        if int(index.pts[0]) != row.first_pts:
+            raise CorruptStream("the frame index is that of another chunk, by its first timestamp")
+        return index
     except StreamloaderError as error:
         raise CorruptStream(
             f"chunk {row.number} of video {video.name!r}: {error.message}", stream=video.name, offset=row.first_frame

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from streamloader.archive.location import catalog_url, open_shared_catalog, resolve_places
+from streamloader.archive.location import PlaceAddress, catalog_url, open_shared_catalog, resolve_places
 from streamloader.archive.reader.batch import FrameBatchReader, FrameConsumer
 from streamloader.archive.reader.cache import FrameCache
 from streamloader.archive.reader.chunk_bytes import ChunkReader
@@ -59,9 +59,9 @@ class ArchiveReader:
     Args:
         address: URL of the catalog, or folder of a local archive.
         places: Addresses by which this machine reaches the places, by number or URL of the place. Defaults to the
-            addresses in the catalog.
+            addresses in the catalog, which have a limited reach: see :mod:`streamloader.stores.origins`.
         storage_options: Options of the stores of the places, see :func:`streamloader.stores.registry.select_options`.
-            Defaults to none.
+            Options without an address prefix are for the addresses in `places` only. Defaults to none.
         catalog_options: Options of the catalog, such as ``client=``. Defaults to none.
         cache_limit: Maximum number of cached groups of decoded frames and blocks of bytes. Defaults to 256.
         max_cache_bytes: Maximum size of the cache in bytes. Defaults to 256 MiB.
@@ -123,6 +123,10 @@ class ArchiveReader:
     def max_pixels(self) -> int:
         """The maximum number of pixels of a frame."""
         return self._max_pixels
+
+    def places(self) -> Mapping[int | str, str]:
+        """The addresses of places that the user named, by number or URL of the place."""
+        return self._places
 
     @property
     def snapshot(self) -> Snapshot:
@@ -308,7 +312,7 @@ class ArchiveReader:
             header = catalog.call(catalog.resource.get_header())
             if self._snapshot is None:
                 self._snapshot = catalog.call(catalog.resource.get_snapshot())
-            places = resolve_places(header.places, self._places, self._url)
+            places = resolve_places(header.places, self._places, self._url, self._storage_options)
         except BaseException:
             catalog.close()
             raise
@@ -355,7 +359,7 @@ class _ReaderSession:
         catalog: SharedResource[Catalog],
         header: CatalogHeader,
         snapshot: Snapshot,
-        places: Mapping[int, str],
+        places: Mapping[int, PlaceAddress],
         storage_options: Mapping[str, Any] | None,
         cache_limits: tuple[int, int],
         threads: int,

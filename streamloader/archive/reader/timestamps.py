@@ -108,7 +108,8 @@ class FrameTimes:
         if self._rows is None:
             catalog = self._catalog
             self._rows = catalog.call(catalog.resource.get_chunks(self._video.content, 0, self._video.chunks))
-            if [row.number for row in self._rows] != list(range(self._video.chunks)):
+            are_numbered = all(row.number == number for number, row in enumerate(self._rows))
+            if len(self._rows) != self._video.chunks or not are_numbered:
                 raise CatalogError(
                     f"the catalog {catalog.resource.url} does not have all {self._video.chunks} chunks of video "
                     f"{self._video.name!r}",

@@ -290,6 +290,7 @@ class VideoProcessor:
                 settings,
                 storage_options=handler.storage_options,
                 places=[place],
+                addresses={place: folder},
                 **options,
             )
 

@@ -90,10 +90,12 @@ class Coding:
                 values[name] = int(document[name])
             if (
                 not isinstance(document["codec"], str)
+                or not isinstance(document["tag"], str)
+                or not isinstance(document["pix_fmt"], (str, type(None)))
                 or not {name for name, _ in values["options"]} <= _ALLOWED_OPTIONS
             ):
                 raise ValueError(f"codec {document['codec']!r} with options {values['options']}")
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
             raise CorruptStream(f"the catalog has no valid coding for a chunk: {error!r}") from error
         return cls(**values)
 

@@ -82,6 +82,7 @@ class HttpStore(Store):
         auth: User and password for Basic authentication. Defaults to None.
         token: Token for Bearer authentication. Defaults to None.
         ca_file: PEM file of the trusted certificate authorities. Defaults to those of the system.
+        anonymous: Whether requests are sent without the credentials of the netrc file. Defaults to False.
         scope: Scope of addresses that the server may have: "any" (the default), "loopback", "private" or "public". Use
             "public" for addresses that another party wrote, as in a manifest from the network: they then cannot lead
             to machines inside your network.
@@ -104,6 +105,7 @@ class HttpStore(Store):
         auth: tuple[str, str] | None = None,
         token: str | None = None,
         ca_file: str | os.PathLike[str] | None = None,
+        anonymous: bool = False,
         scope: str = "any",
     ) -> None:
         root, user = parse_server_url(url)
@@ -117,6 +119,7 @@ class HttpStore(Store):
             raise ConfigError(f"scope={scope!r}: expected one of {', '.join(map(repr, _SCOPES))}")
         self._scope = _SCOPES[scope]
         self._pinned_hosts: PinnedHosts = {}  # outlives the connections
+        self._anonymous = bool(anonymous)
         self._client: HttpClient | None = None
         self._warned_no_ranges = False
 
@@ -169,7 +172,9 @@ class HttpStore(Store):
     async def _connect(self) -> HttpClient:
         if self._client is None:
             headers = dict(self._credentials.headers)
-            login = self._credentials.login or (None if has_authorization(headers) else read_netrc_login(self.url))
+            login = self._credentials.login
+            if login is None and not self._anonymous and not has_authorization(headers):
+                login = read_netrc_login(self.url)
             if login is not None:
                 headers["Authorization"] = login
             server = HttpServerConfig(self.url, headers, self._scope, self._ca_file, self._pinned_hosts)

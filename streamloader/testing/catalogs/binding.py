@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, Final, TypeVar
 
 from streamloader.archive.catalog.base import Catalog, ChunkRow, IngestJob, Place, StagedChunk, VideoRow
+from streamloader.archive.catalog.chunk_paths import build_chunk_path
 from streamloader.archive.catalog.registry import open_catalog
 
 __all__ = ["PLACES", "CatalogBinding", "SampleVideo", "make_sample_video", "run"]
@@ -112,10 +113,10 @@ def make_sample_video(
     for number, frames in enumerate(sizes):
         digest = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()
         coding = {"codec": "h264", "extradata": "AAEC", "width": 64 + seed % 3, "options": [["strict", "1"]]}
-        path = f"chunks/{content[:2]}/{content}/{number:06d}-{digest[:16]}.mp4"
+        path = build_chunk_path(content, number, digest, "mp4" if number % 2 == 0 else "mkv")
         row = ChunkRow(
             content, number, first, frames, first_pts + first * ticks, (seed + number) % len(PLACES),
-            path if number % 2 == 0 else f"elsewhere/{seed} ü/{number}.mkv", 1_000 + number, f"sha256:{digest}",
+            path, 1_000 + number, f"sha256:{digest}",
             f"{seed % 3:032x}", "re-encoded: no key frame" if number == 1 else "",
         )  # fmt: skip
         chunks.append(StagedChunk(row, f"index {seed} {number} ".encode() * (1 + number), coding))

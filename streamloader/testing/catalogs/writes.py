@@ -105,7 +105,8 @@ class WriteCatalogSuite(CatalogBinding):
     def test_chunks_in_any_order_and_again(self) -> None:
         video = make_sample_video(1, [2, 3, 4, 5])
         old = video.chunks[2]
-        other = StagedChunk(dataclasses.replace(old.row, frames=9, path="x/y.mp4", coding="e" * 32), b"old", {"x": 1})
+        path = old.row.path.replace(".mp4", ".mkv")
+        other = StagedChunk(dataclasses.replace(old.row, frames=9, path=path, coding="e" * 32), b"old", {"x": 1})
 
         async def add(catalog: Catalog) -> None:
             await catalog.begin_job(video.job)

@@ -10,6 +10,7 @@ from made_clips import make_clip
 
 from streamloader.archive.catalog.registry import get_shared_catalog
 from streamloader.archive.ingest import check_archive, parse_places
+from streamloader.archive.ingest.owners import MARKERS_FOLDER
 from streamloader.media.chunks.format import ChunkIndex
 
 CHUNK = 10  # frames
@@ -68,7 +69,7 @@ def assert_whole(catalog, *, jobs=0):
     """The catalog and its local places agree: each chunk is there once with its bytes, and nothing else is."""
     header = catalog.call(catalog.resource.get_header())
     there = {(place.number, path): file for place in header.places for path, file in files(place.url).items()}
-    there = {key: file for key, file in there.items() if "catalog.sqlite" not in key[1]}
+    there = {key: file for key, file in there.items() if not key[1].startswith((MARKERS_FOLDER, "catalog.sqlite"))}
     expected = set()
     start = 0
     for number, (video, chunks) in enumerate(rows(catalog)):

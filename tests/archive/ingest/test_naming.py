@@ -7,10 +7,9 @@ import json
 
 import pytest
 
+from streamloader.archive.catalog.chunk_paths import build_chunk_path, extract_content
 from streamloader.archive.ingest.naming import (
-    build_chunk_path,
     compute_content,
-    extract_content,
     get_default_name,
     normalize_metadata,
     remove_secrets,

@@ -24,13 +24,20 @@ def test_remote_videos_into_remote_places(ssh_server, second_ssh_server, tmp_pat
     for seed, name in enumerate("ab"):
         clip(sources / f"{name}.mp4", seed)
     places = [other.address("chunks-here"), str(tmp_path / "and-here")]
+    named = {1: places[1]}  # options are bound to the other one
     try:
         with archive(tmp_path / "archive", ["x"], make=False) as catalog:
             from streamloader.archive.ingest import parse_places
 
             catalog.call(catalog.resource.create(parse_places(places)))
             report = add_videos(
-                catalog, box.address("videos/*.mp4"), SETTINGS, jobs=2, storage_options=options, spread="free"
+                catalog,
+                box.address("videos/*.mp4"),
+                SETTINGS,
+                jobs=2,
+                storage_options=options,
+                spread="free",
+                addresses=named,
             )
             assert [video.name for video in report.added] == ["a", "b"]
             assert [video.source for video in report.added] == [box.address(f"videos/{name}.mp4") for name in "ab"]
@@ -38,7 +45,7 @@ def test_remote_videos_into_remote_places(ssh_server, second_ssh_server, tmp_pat
             check = check_archive(catalog, deep=True, storage_options=options)
             assert (check.problems, check.chunks) == ((), 8)
             chunk = next(chunk for _, chunks in rows(catalog) for chunk in chunks if chunk.place == 0)
-            stray = other.data / "chunks-here" / "chunks" / "stray"
+            stray = (other.data / "chunks-here" / chunk.path).with_name(f"000099-{'0' * 16}.mp4")
             stray.write_bytes(b"stray")
             left = stray.with_name(".streamloader-new-1")
             left.write_bytes(b"half")

@@ -205,6 +205,12 @@ def test_netrc(no_netrc):
             assert asyncio.run(read(**options)) == sent
 
 
+def test_an_anonymous_store_has_no_login_of_netrc(no_netrc):
+    no_netrc.write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\n")
+    request = asyncio.run(asked_by(anonymous=True))
+    assert "authorization" not in {name.lower() for name in request.headers}
+
+
 def test_netrc_of_the_home_directory(no_netrc, tmp_path, monkeypatch):
     monkeypatch.delenv("NETRC")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -29,6 +29,7 @@ from streamloader.archive.catalog.mongo.documents import (
     INDEXES,
     build_header_document,
     build_place_document,
+    get_changes,
     parse_header,
 )
 from streamloader.archive.catalog.mongo.integrity import find_problems
@@ -180,7 +181,7 @@ class MongoCatalog(Catalog):
                 if document is None:
                     return await self._read_header()
                 checked = check_places(places, parse_header(document).places)
-                changes = document["changes"]
+                changes = get_changes(document)
                 update = {"places": [build_place_document(place) for place in checked], "changes": changes + 1}
                 condition = {"_id": "header", "changes": changes}
                 if (await archive.update_one(condition, {"$set": update})).matched_count:
@@ -327,7 +328,9 @@ class MongoCatalog(Catalog):
         async def read() -> list[ChunkRow]:
             videos = self._connection.collection("videos", latest=True)
             job = await videos.find_one({"_id": content, "open": True})
-            return [] if job is None else [row for _, row in await writes.get_counted_chunks(self._connection, job)]
+            if job is None:
+                return []
+            return [row for _, row in await writes.get_counted_chunks(self._connection, job)]
 
         return await self._call("looking up chunks of a job", read)
 

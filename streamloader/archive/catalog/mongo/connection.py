@@ -22,6 +22,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from streamloader.archive.catalog.rows import name_catalog
 from streamloader.common.printable import make_printable
 from streamloader.errors import CatalogError, CatalogTimeout, ClosedError, ConfigError, StreamloaderError
 from streamloader.stores.addresses import check_authority, check_user_name
@@ -203,6 +204,9 @@ class MongoConnection:
                 async with asyncio.timeout(remaining + _GRACE_S):
                     with pymongo.timeout(max(remaining, 0.001)):
                         return await work()
+            except CatalogError as error:
+                name_catalog(error, self.url)
+                raise
             except StreamloaderError:
                 raise
             except pymongo.errors.PyMongoError as error:
@@ -219,7 +223,8 @@ class MongoConnection:
                 raise self._build_timeout_error(description, time.monotonic() - started) from error
             except (bson.errors.BSONError, OverflowError, UnicodeError) as error:
                 raise CatalogError(
-                    f"{self.url}: {description}: MongoDB cannot store a value: {error}", address=self.url
+                    f"{self.url}: {description}: a value cannot be converted from or to MongoDB: {error}",
+                    address=self.url,
                 ) from error
 
     def _translate_error(self, description: str, error: pymongo.errors.PyMongoError, waited: float) -> CatalogError:

@@ -15,12 +15,27 @@ The collections of the archive NAME and their documents (docs/archive.md documen
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from fractions import Fraction
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import CatalogHeader, ChunkRow, IngestJob, Place, StagedChunk, VideoRow
 from streamloader.archive.catalog.mongo.filters import contains_list
+from streamloader.archive.catalog.rows import (
+    MAX_CHUNKS_PER_VIDEO,
+    MAX_FRAMES,
+    RefusedValue,
+    build_chunk,
+    build_header,
+    build_job,
+    build_video,
+    check_chunk_path,
+    check_field,
+    check_index,
+    list_of,
+    raise_malformed,
+    text,
+    whole_number,
+)
 from streamloader.archive.catalog.validation import canonical_json, check_metadata
 from streamloader.errors import CatalogError
 
@@ -40,9 +55,17 @@ __all__ = [
     "build_place_document",
     "build_video_fields",
     "build_work_fields",
+    "check_identity_document",
+    "check_job_document",
+    "check_part_document",
+    "check_stop",
+    "check_video_document",
+    "get_changes",
     "parse_chunk",
     "parse_header",
+    "parse_index",
     "parse_job",
+    "parse_part_path",
     "parse_video",
 ]
 
@@ -105,6 +128,37 @@ INDEXES: Final[dict[str, tuple[tuple[tuple[str, ...], dict[str, bool]], ...]]] =
 }
 _MAX_INDEX_BYTES: Final = 15 << 20  # a document may have 16 MiB
 WITHOUT_INDEX: Final = {"index": 0}  # a projection
+_MAX_STAGES: Final = MAX_CHUNKS_PER_VIDEO
+_MAX_PLACES: Final = 1 << 16
+
+# Values that the catalog passes on in queries are checked for their form: an object there would be an operator.
+_content: Final = text(64, pattern="[0-9a-f]{64}")
+_token: Final = text(64, pattern="[0-9a-f]+")
+_key: Final = text(200, printable=True)
+_count: Final = whole_number(0, MAX_FRAMES)
+_IDENTITY_LINKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "_id": _content,
+    INCARNATION: _token,
+    REVISION: _token,
+}
+_VIDEO_LINKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    **_IDENTITY_LINKS,
+    "stop": _count,
+    "chunks_before": _count,
+    "longest": whole_number(1, MAX_FRAMES),
+}
+_JOB_LINKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    **_IDENTITY_LINKS,
+    "stages": list_of(_key, _MAX_STAGES),
+}
+_PART_LINKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "_id": _key,
+    "content": _content,
+    "number": whole_number(0, MAX_CHUNKS_PER_VIDEO - 1),
+    "stage": _key,
+    REVISIONS: list_of(_token, _MAX_STAGES),
+    PLACE_KEY: _key,
+}
 
 
 def build_header_document(header: CatalogHeader) -> dict[str, Any]:
@@ -130,13 +184,24 @@ def parse_header(document: Mapping[str, Any]) -> CatalogHeader:
     Raises:
         CatalogError: If a field is missing or malformed.
     """
-    try:
-        places = tuple(
-            Place(int(place["number"]), str(place["url"]), float(place["weight"])) for place in document["places"]
-        )
-        return CatalogHeader(str(document["archive"]), int(document["schema"]), float(document["created"]), places)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CatalogError(f"the catalog's header is malformed: {error!r}") from error
+    places = check_field("header", "places", document.get("places"), list_of(_check_place, _MAX_PLACES))
+    return build_header(document, places)
+
+
+def get_changes(document: Mapping[str, Any]) -> int:
+    """Return how often the places in a header's document were changed.
+
+    Raises:
+        CatalogError: If the field is missing or malformed.
+    """
+    changes: int = check_field("header", "changes", document.get("changes"), _count)
+    return changes
+
+
+def _check_place(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RefusedValue(f"contains a {type(value).__name__} instead of an object")
+    return value
 
 
 def build_video_fields(video: VideoRow) -> dict[str, Any]:
@@ -152,22 +217,57 @@ def build_video_fields(video: VideoRow) -> dict[str, Any]:
     }
 
 
+def check_video_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the document of a video after a check of the fields that :func:`parse_video` does not return.
+
+    Raises:
+        CatalogError: If one of them is missing or malformed.
+    """
+    return _check_links(f"video {document.get('_id')!r:.80}", document, _VIDEO_LINKS)
+
+
+def check_job_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the document of a job after a check of the fields that :func:`parse_job` does not return.
+
+    Raises:
+        CatalogError: If one of them is missing or malformed.
+    """
+    return _check_links(f"job {document.get('_id')!r:.80}", document, _JOB_LINKS)
+
+
+def check_part_document(document: Mapping[str, Any], *fields: str) -> Mapping[str, Any]:
+    """Return the document of a chunk after a check of `fields`, which :func:`parse_chunk` does not return.
+
+    Raises:
+        CatalogError: If one of them is missing or malformed.
+    """
+    return _check_links(f"chunk {document.get('_id')!r:.80}", document, {name: _PART_LINKS[name] for name in fields})
+
+
+def check_identity_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the document of a job or video after a check of its content, incarnation and revision.
+
+    Raises:
+        CatalogError: If one of them is missing or malformed.
+    """
+    return _check_links(f"video {document.get('_id')!r:.80}", document, _IDENTITY_LINKS)
+
+
+def _check_links(
+    row: str, document: Mapping[str, Any], checks: Mapping[str, Callable[[Any], Any]]
+) -> Mapping[str, Any]:
+    for field, check in checks.items():
+        check_field(row, field, document.get(field), check)
+    return document
+
+
 def parse_video(document: Mapping[str, Any]) -> VideoRow:
     """Return the video in a document.
 
     Raises:
         CatalogError: If a field is missing or malformed.
     """
-    try:
-        values = {name: document[stored] for name, stored in _VIDEO_FIELDS.items()}
-        transpose, rows, columns = (bool(flag) for flag in values["orientation"])
-        values |= {"orientation": (transpose, rows, columns), "time_base": Fraction(*values["time_base"])}
-        values["origin"] = json.loads(values["origin"])
-        return VideoRow(content=document["_id"], **values)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CatalogError(
-            f"the catalog's document of the video {document.get('_id')!r} is malformed: {error!r}"
-        ) from error
+    return build_video({**document, "content": document.get("_id")})
 
 
 def build_part_document(chunk: StagedChunk, incarnation: str, stage: str) -> dict[str, Any]:
@@ -203,14 +303,39 @@ def parse_chunk(document: Mapping[str, Any]) -> ChunkRow:
     """Return the chunk in a document.
 
     Raises:
-        CatalogError: If a field is missing.
+        CatalogError: If a field is missing or malformed.
     """
-    try:
-        return ChunkRow(**{name: document[stored] for name, stored in _CHUNK_FIELDS.items()})
-    except KeyError as error:
-        raise CatalogError(
-            f"the catalog's document of the chunk {document.get('_id')!r} has no field {error}"
-        ) from error
+    return build_chunk(*map(document.get, _CHUNK_FIELDS.values()))
+
+
+def check_stop(row: str, document: Mapping[str, Any], stop: int) -> None:
+    """Check the end of the frames of a video or chunk, by which documents are found.
+
+    Raises:
+        CatalogError: If it is missing or wrong.
+    """
+    if document.get("stop") != stop:
+        raise_malformed(row, "stop", f"is {document.get('stop')!r:.40}, but should be {stop}")
+
+
+def parse_part_path(document: Mapping[str, Any]) -> tuple[str, str]:
+    """Return content and path of the chunk in a document.
+
+    Raises:
+        CatalogError: If a field is missing or malformed.
+    """
+    content = check_part_document(document, "content")["content"]
+    return content, check_chunk_path(content, document.get("number"), document.get("digest"), document.get("path"))
+
+
+def parse_index(document: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Return number and encoded frame index of the chunk in a document.
+
+    Raises:
+        CatalogError: If a field is missing or malformed.
+    """
+    number = check_part_document(document, "number")["number"]
+    return number, check_index(str(document.get("_id")), number, document.get("index"))
 
 
 def build_key_range(incarnation: str, start: int = 0, stop: int | None = None) -> dict[str, Any]:
@@ -231,10 +356,8 @@ def parse_job(document: Mapping[str, Any]) -> IngestJob:
     Raises:
         CatalogError: If a field is missing or malformed.
     """
-    try:
-        work = document["work"]
-        return IngestJob(document["_id"], work["name"], work["source"], float(work[STARTED]), float(work[HEARTBEAT]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CatalogError(
-            f"the catalog's document of the job {document.get('_id')!r} is malformed: {error!r}"
-        ) from error
+    work = document.get("work")
+    if not isinstance(work, Mapping):
+        raise_malformed(f"job {document.get('_id')!r:.80}", "work", f"is a {type(work).__name__} instead of an object")
+    fields = {name: work.get(name) for name in ("name", "source", STARTED, HEARTBEAT)}
+    return build_job({"_id": document.get("_id")} | fields)

@@ -14,9 +14,11 @@ from streamloader.archive.catalog.mongo.documents import (
     REVISIONS,
     WITHOUT_INDEX,
     build_key_range,
+    check_video_document,
     parse_chunk,
     parse_video,
 )
+from streamloader.archive.catalog.rows import MAX_FRAMES, check_field, whole_number
 from streamloader.archive.catalog.validation import check_coverage
 from streamloader.errors import CatalogError
 
@@ -33,7 +35,7 @@ async def find_problems(connection: MongoConnection, header: CatalogHeader) -> A
     places = {place.number for place in header.places}
     last: Mapping[str, Any] | None = None
     while True:
-        after = -1 if last is None else last["number"]
+        after = -1 if last is None else check_field("video", "number", last.get("number"), whole_number(0, MAX_FRAMES))
         page = await connection.call("reading videos", lambda: _read_videos(connection, after))  # noqa: B023
         for document in page:
             for line in _check_video(document, last):
@@ -74,8 +76,8 @@ async def _read_videos(connection: MongoConnection, after: int) -> list[Any]:
 def _check_video(document: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
     """Check that a video continues the video before it."""
     try:
-        video = parse_video(document)
-        before = None if last is None else parse_video(last)
+        video = parse_video(check_video_document(document))
+        before = None if last is None else parse_video(check_video_document(last))
     except CatalogError as error:
         return [error.message]
     expected = {
@@ -95,14 +97,22 @@ def _check_video(document: Mapping[str, Any], last: Mapping[str, Any] | None) ->
 async def _check_chunks(
     connection: MongoConnection, document: Mapping[str, Any], codings: set[str], places: set[int]
 ) -> list[str]:
-    label = f"video {document['number']} ({document.get('name')})"
+    label = f"video {document.get('number')} ({document.get('name')})"
+    try:
+        check_video_document(document)
+    except CatalogError:
+        return []  # reported already
     rows = []
     condition = build_key_range(document[INCARNATION]) | {REVISIONS: document[REVISION]}
     parts = connection.collection("parts")
     without_index = parts.find(condition | {"index": {"$exists": False}}, {"number": 1})
-    lines = [f"{label}: chunk {part['number']} has no frame index" async for part in without_index]
+    lines = [f"{label}: chunk {part.get('number')} has no frame index" async for part in without_index]
     async for part in parts.find(condition, WITHOUT_INDEX).sort("_id", 1):
-        row = parse_chunk(part)
+        try:
+            row = parse_chunk(part)
+        except CatalogError as error:
+            lines.append(f"{label}: {error.message}")
+            continue
         rows.append(row)
         if row.coding not in codings:
             lines.append(f"{label}: chunk {row.number} has the coding {row.coding}, which does not exist")

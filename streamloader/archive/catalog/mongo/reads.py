@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,12 +15,29 @@ from streamloader.archive.catalog.mongo.documents import (
     REVISIONS,
     WITHOUT_INDEX,
     build_key_range,
+    check_identity_document,
+    check_part_document,
+    check_stop,
+    check_video_document,
     parse_chunk,
+    parse_index,
+    parse_part_path,
     parse_video,
 )
 from streamloader.archive.catalog.mongo.filters import build_server_filter
 from streamloader.archive.catalog.mongo.writes import find_last_video, get_counted_chunks
 from streamloader.archive.catalog.query import MetadataQuery
+from streamloader.archive.catalog.rows import (
+    MAX_FRAMES,
+    MAX_UNCOUNTED_VIDEOS,
+    check_consecutive,
+    check_field,
+    check_located,
+    check_video_count,
+    parse_coding,
+    raise_malformed,
+    whole_number,
+)
 from streamloader.errors import CatalogError
 
 __all__ = ["MongoReader"]
@@ -30,6 +46,7 @@ _PAGE_DOCUMENTS: Final = 500
 _FIRST_PAGE_VIDEOS: Final = 2  # a range of frames usually lies in one or two videos
 _BATCH_VIDEOS: Final = 32  # videos whose chunks are read by one query
 _MAX_CACHED_VIDEOS: Final = 4096
+_count: Final = whole_number(0, MAX_FRAMES)
 
 
 class MongoReader:
@@ -50,11 +67,32 @@ class MongoReader:
         """Return the chunks that hold a range of frames, see :meth:`Catalog.locate_frames`."""
         documents = await self._find_videos_with_frames(start, stop)
         if not documents or documents[-1]["stop"] < stop or start < 0:
+            if start >= 0:
+                await self._explain_missing_video()
             raise self._build_error(f"there are no frames [{start}, {stop}) in the archive", offset=start)
         located: list[LocatedChunks] = []
         for first in range(0, len(documents), _BATCH_VIDEOS):
             located += await self._locate_in_videos(documents[first : first + _BATCH_VIDEOS], start, stop)
+        check_consecutive(located, start, stop)
         return located
+
+    async def _explain_missing_video(self) -> None:
+        """Raise an error that names the document because of which frames were not found, if there is one."""
+        async for document in self._connection.collection("videos").find({"number": {"$exists": True}}):
+            video = parse_video(check_video_document(document))
+            check_stop(f"video {video.number} ({video.content!r})", document, video.start + video.frames)
+
+    async def _explain_missing_chunk(self, document: Mapping[str, Any]) -> None:
+        """Raise an error that names the document of a chunk because of which it was not found, if there is one."""
+        condition = build_key_range(document[INCARNATION])
+        async for part in self._connection.collection("parts").find(condition, WITHOUT_INDEX):
+            check_part_document(part, REVISIONS)
+            if document[REVISION] in part[REVISIONS]:
+                row = parse_chunk(part)
+                label = f"chunk {row.number} of video {row.content!r}"
+                check_stop(label, part, row.first_frame + row.frames)
+                if row.frames > document["longest"]:
+                    raise_malformed(label, "frames", f"is {row.frames}, more than longest of its video")
 
     async def _find_videos_with_frames(self, start: int, stop: int) -> list[Any]:
         videos = self._connection.collection("videos")
@@ -64,48 +102,45 @@ class MongoReader:
             page = await videos.find({"stop": {"$gt": after}}).sort("stop", 1).limit(limit).to_list(limit)
             if not page:
                 break
-            documents += page
+            documents += map(check_video_document, page)
             after, limit = page[-1]["stop"], _PAGE_DOCUMENTS
-        return [document for document in documents if document["start"] < stop]
+        return [
+            document
+            for document in documents
+            if check_field(f"video {document['_id']}", "start", document.get("start"), _count) < stop
+        ]
 
     async def _locate_in_videos(self, documents: Sequence[Any], start: int, stop: int) -> list[LocatedChunks]:
         """Return these videos with their chunks that hold frames of [start, stop)."""
         parts = self._connection.collection("parts")
         conditions: list[dict[str, Any]] = []
         whole_videos: list[str] = []
-        for document in documents:
+        videos = [parse_video(document) for document in documents]
+        for document, video in zip(documents, videos, strict=True):
             self._cache_chunk_key(document)
-            low, high = start - document["start"], stop - document["start"]
-            if low <= 0 and high >= document["frames"]:
+            low, high = start - video.start, stop - video.start
+            if low <= 0 and high >= video.frames:
                 whole_videos.append(document[REVISION])
             else:  # the length of the longest chunk limits how many chunks the server has to scan
                 first = {"$gt": low - document["longest"], "$lt": high}
                 conditions.append({REVISIONS: document[REVISION], "first": first, "stop": {"$gt": low}})
         if whole_videos:
             conditions.append({REVISIONS: {"$in": whole_videos}})
-        rows: dict[str, list[ChunkRow]] = {document["_id"]: [] for document in documents}
+        rows: dict[str, list[ChunkRow]] = {video.content: [] for video in videos}
         for condition in conditions:
             async for part in parts.find(condition, WITHOUT_INDEX):
-                rows[part["content"]].append(parse_chunk(part))
-        return [
-            self._check_located(parse_video(document), rows[document["_id"]], start, stop) for document in documents
-        ]
-
-    def _check_located(self, video: VideoRow, rows: list[ChunkRow], start: int, stop: int) -> LocatedChunks:
-        """Sort the chunks, and check that they cover the requested frames of the video."""
-        covered, end = max(start - video.start, 0), min(stop - video.start, video.frames)
-        rows.sort(key=lambda row: row.first_frame)
-        for row in rows:
-            if row.first_frame > covered or (row.first_frame != covered and row is not rows[0]):
-                break
-            covered = row.first_frame + row.frames
-        if covered < end:
-            raise self._build_error(
-                f"the catalog has no chunk for frame {covered} of the video {video.name!r}",
-                stream=video.name,
-                offset=covered,
-            )
-        return LocatedChunks(video, tuple(rows))
+                row = parse_chunk(part)
+                if row.content in rows:
+                    rows[row.content].append(row)
+        located = []
+        for document, video in zip(documents, videos, strict=True):
+            chunks = sorted(rows[video.content], key=lambda row: row.first_frame)
+            try:
+                located.append(check_located(video, chunks, start, stop))
+            except CatalogError:
+                await self._explain_missing_chunk(document)
+                raise
+        return located
 
     # --- chunks ------------------------------------------------------------------------------------------------------
 
@@ -125,7 +160,8 @@ class MongoReader:
             condition = await self._get_chunk_condition(content, start, stop)
             if condition is not None:
                 async for part in parts.find(condition, {"number": 1, "index": 1}):
-                    indexes[part["number"]] = bytes(part["index"])
+                    number, index = parse_index(part)
+                    indexes[number] = index
         for number in numbers:
             if number not in indexes:
                 raise self._build_error(f"there is no frame index of chunk {number} of {content}", offset=number)
@@ -135,10 +171,7 @@ class MongoReader:
         """Return codec parameters, see :meth:`Catalog.get_codings`."""
         codings: dict[str, Mapping[str, Any]] = {}
         async for document in self._connection.collection("codings").find({"_id": {"$in": list(set(keys))}}):
-            try:
-                codings[document["_id"]] = json.loads(document["json"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise self._build_error(f"the coding {document['_id']!r} is malformed: {error!r}") from error
+            codings[document["_id"]] = parse_coding(document["_id"], "json", document.get("json"))
         for key in keys:
             if key not in codings:
                 raise self._build_error(f"there is no coding {key!r}")
@@ -153,7 +186,7 @@ class MongoReader:
             document = await self._connection.collection("videos").find_one(condition, projection)
             if document is None:
                 return None
-            chunk_key = self._cache_chunk_key(document)
+            chunk_key = self._cache_chunk_key(check_identity_document(document))
         incarnation, revision = chunk_key
         return build_key_range(incarnation, start, stop) | {REVISIONS: revision}
 
@@ -203,10 +236,13 @@ class MongoReader:
         if last is None:
             return Snapshot()
         video = parse_video(last)
+        if video.number >= MAX_UNCOUNTED_VIDEOS:
+            condition = {"number": {"$gte": 0, "$lte": video.number}}
+            check_video_count(video, await self._connection.collection("videos").count_documents(condition))
         return Snapshot(
             video.number + 1,
             video.start + video.frames,
-            last["chunks_before"] + video.chunks,
+            check_video_document(last)["chunks_before"] + video.chunks,
             video.start_ns + video.duration_ns,
         )
 
@@ -217,19 +253,21 @@ class MongoReader:
             The (content, path) of the chunks that count, and the key to continue after. It is None after the last page.
         """
         condition = {PLACE_KEY: {"$gt": max(after, f"{place}:"), "$lt": f"{place};"}}  # ";" sorts right after ":"
-        projection = {"content": 1, "path": 1, REVISIONS: 1, PLACE_KEY: 1}
+        projection = {"content": 1, "number": 1, "digest": 1, "path": 1, REVISIONS: 1, PLACE_KEY: 1}
         cursor = self._connection.collection("parts", latest=True).find(condition, projection)
         parts = await cursor.sort(PLACE_KEY, 1).limit(_PAGE_DOCUMENTS).to_list(_PAGE_DOCUMENTS)
+        for part in parts:
+            check_part_document(part, "content", REVISIONS, PLACE_KEY)
         videos = self._connection.collection("videos", latest=True)
         revisions: dict[str, str] = {}  # of videos, by content
         job_chunks: set[str] = set()  # keys of the chunks that count for jobs
         async for document in videos.find({"_id": {"$in": sorted({part["content"] for part in parts})}}):
             if "number" in document:
-                revisions[document["_id"]] = document[REVISION]
+                revisions[document["_id"]] = check_identity_document(document)[REVISION]
             elif "open" in document:
                 job_chunks.update(key for key, _ in await get_counted_chunks(self._connection, document))
         page = [
-            (part["content"], part["path"])
+            parse_part_path(part)
             for part in parts
             if part["_id"] in job_chunks or revisions.get(part["content"]) in part[REVISIONS]
         ]

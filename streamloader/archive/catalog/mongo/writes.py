@@ -38,10 +38,15 @@ from streamloader.archive.catalog.mongo.documents import (
     build_part_document,
     build_video_fields,
     build_work_fields,
+    check_identity_document,
+    check_job_document,
+    check_part_document,
+    check_video_document,
     parse_chunk,
     parse_job,
     parse_video,
 )
+from streamloader.archive.catalog.rows import check_field, text
 from streamloader.archive.catalog.validation import canonical_json, check_coverage
 from streamloader.errors import CatalogError, NameConflict
 
@@ -82,6 +87,7 @@ async def begin_job(connection: MongoConnection, job: IngestJob) -> VideoRow | N
             continue
         await _check_name_is_free(connection, job.content, job.name)
         if document is not None:
+            check_identity_document(document)
             condition = {"_id": job.content, "open": True, INCARNATION: document[INCARNATION]}
             changes = {f"work.{name}": value for name, value in work.items()}
             if (await videos.update_one(condition, {"$set": changes})).matched_count:
@@ -131,7 +137,8 @@ async def stage_chunks(connection: MongoConnection, chunks: Sequence[StagedChunk
 
 async def _was_staged(connection: MongoConnection, document: Mapping[str, Any], stage: str) -> bool:
     if "number" not in document:
-        return stage in document.get("stages", ())
+        return "stages" in document and stage in check_job_document(document)["stages"]
+    check_identity_document(document)
     parts = connection.collection("parts", latest=True)
     condition = build_key_range(document[INCARNATION]) | {"stage": stage, REVISIONS: document[REVISION]}
     return await parts.find_one(condition, {"_id": 1}) is not None
@@ -149,10 +156,11 @@ async def store_codings(connection: MongoConnection, codings: Mapping[str, Mappi
 
 async def get_counted_chunks(connection: MongoConnection, job: Mapping[str, Any]) -> list[tuple[str, ChunkRow]]:
     """Return the chunks of a job's document that count, by number, with their keys."""
-    stage_order = {name: position for position, name in enumerate(job.get("stages", ()))}
+    stage_order = {name: position for position, name in enumerate(check_job_document(job)["stages"])}
     counted: dict[int, tuple[int, str, ChunkRow]] = {}
     parts = connection.collection("parts", latest=True)
     async for part in parts.find(build_key_range(job[INCARNATION]), WITHOUT_INDEX):
+        check_part_document(part, "stage", "number")
         position = stage_order.get(part["stage"], -1)
         if position > counted.get(part["number"], (-1,))[0]:
             counted[part["number"]] = position, part["_id"], parse_chunk(part)
@@ -180,15 +188,16 @@ async def try_to_commit(connection: MongoConnection, video: VideoRow) -> VideoRo
     for first in range(0, len(keys), _BATCH_DOCUMENTS):
         batch = {"_id": {"$in": keys[first : first + _BATCH_DOCUMENTS]}}
         await parts.update_many(batch, {"$addToSet": {REVISIONS: revision}})
-    last = await find_last_video(connection, latest=True)
-    numbered = dataclasses.replace(
-        video,
-        number=0 if last is None else last["number"] + 1,
-        start=0 if last is None else last["stop"],
-        start_ns=0 if last is None else last["nanoseconds"] + parse_video(last).duration_ns,
-    )
+    numbered, chunks_before = dataclasses.replace(video, number=0, start=0, start_ns=0), 0
+    last_document = await find_last_video(connection, latest=True)
+    if last_document is not None:
+        last = parse_video(check_video_document(last_document))
+        numbered = dataclasses.replace(
+            video, number=last.number + 1, start=last.start + last.frames, start_ns=last.start_ns + last.duration_ns
+        )
+        chunks_before = last_document["chunks_before"] + last.chunks
     fields = build_video_fields(numbered) | {
-        "chunks_before": 0 if last is None else last["chunks_before"] + last["chunks"],
+        "chunks_before": chunks_before,
         "longest": max(row.frames for _, row in counted),
         CLEANUP: _DELETE_UNCOMMITTED,
     }
@@ -212,6 +221,7 @@ async def abandon_job(connection: MongoConnection, content: str) -> None:
     videos = connection.collection("videos", latest=True)
     document = await videos.find_one({"_id": content})
     if document is not None and "open" in document:
+        check_identity_document(document)
         await videos.update_one(
             {"_id": content, "open": True, INCARNATION: document[INCARNATION]},
             {"$set": {CLEANUP: _DELETE_JOB}, "$unset": {"open": ""}},
@@ -242,6 +252,10 @@ async def _clean_up(connection: MongoConnection, document: Mapping[str, Any]) ->
     videos, parts = connection.collection("videos", latest=True), connection.collection("parts", latest=True)
     if CLEANUP not in document:
         return
+    check_identity_document(document)
+    check_field(
+        f"video {document['_id']}", CLEANUP, document[CLEANUP], text(pattern=f"{_DELETE_JOB}|{_DELETE_UNCOMMITTED}")
+    )
     key_range = build_key_range(document[INCARNATION])
     same_state = {name: document[name] for name in ("_id", INCARNATION, CLEANUP)}
     if document[CLEANUP] == _DELETE_JOB:
@@ -251,7 +265,7 @@ async def _clean_up(connection: MongoConnection, document: Mapping[str, Any]) ->
     uncommitted = [
         part["_id"]
         async for part in parts.find(key_range, {"_id": 1, REVISIONS: 1})
-        if document[REVISION] not in part[REVISIONS]
+        if document[REVISION] not in check_part_document(part, REVISIONS)[REVISIONS]
     ]
     for first in range(0, len(uncommitted), _BATCH_DOCUMENTS):
         await parts.delete_many({"_id": {"$in": uncommitted[first : first + _BATCH_DOCUMENTS]}})
@@ -262,7 +276,7 @@ def _require_open_job(
     connection: MongoConnection, content: str, document: Mapping[str, Any] | None
 ) -> Mapping[str, Any]:
     if document is not None and "open" in document:
-        return document
+        return check_job_document(document)
     committed = document is not None and "number" in document
     reason = "was committed already" if committed else "was never started, or was abandoned"
     raise CatalogError(f"the job of {content} {reason}", address=connection.url)
@@ -272,8 +286,8 @@ async def _check_name_is_free(connection: MongoConnection, content: str, name: s
     other = await connection.collection("videos", latest=True).find_one({"name": name}, {"_id": 1, "number": 1})
     if other is not None and other["_id"] != content:
         raise NameConflict(
-            f"the archive has a video {name!r} already, number {other['number']}, with other content: choose another "
-            "name=",
+            f"the archive has a video {name!r} already, number {other.get('number')}, with other content: choose "
+            "another name=",
             stream=name,
             address=connection.url,
         )

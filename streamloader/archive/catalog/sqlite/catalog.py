@@ -118,7 +118,7 @@ class SqliteCatalog(Catalog):
         if start < 0:
             raise CatalogError(f"the archive {self.url} has no frame {start}", address=self.url, offset=start)
         start, stop = min(start, _MAX_NUMBER), min(stop, _MAX_NUMBER)
-        return await self._session.run(lambda file: reads.locate_frames(file.db, self.url, start, stop))
+        return await self._session.run(lambda file: reads.locate_frames(file.db, start, stop))
 
     @override
     async def get_chunks(self, content: str, start: int, stop: int) -> list[ChunkRow]:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
+from streamloader.archive.catalog.rows import name_catalog
 from streamloader.archive.catalog.sqlite.schema import CatalogFile, get_file_identity, open_file
 from streamloader.common.printable import make_error_printable
 from streamloader.errors import CatalogError, CatalogTimeout, ClosedError
@@ -182,7 +183,12 @@ class _CatalogThread:
             self._check_deadline(call)
             try:
                 return self._run_on_current_file(call) if call.needs_connection else call.work(None)
+            except CatalogError as error:
+                name_catalog(error, self.path)
+                raise
             except sqlite3.Error as error:
+                if self._retry_with_any_text(error):
+                    continue
                 code = getattr(error, "sqlite_errorcode", 0) & 0xFF
                 if code == sqlite3.SQLITE_INTERRUPT:
                     self._check_deadline(call)
@@ -191,6 +197,16 @@ class _CatalogThread:
                         self._disconnect()  # its page cache may be wrong, too
                     raise _translate_error(error, code, self.path) from error
             time.sleep(_LOCK_RETRY_DELAY_S)
+
+    def _retry_with_any_text(self, error: sqlite3.Error) -> bool:
+        """Return whether to repeat a call whose rows contain text that is not Unicode.
+
+        The call then receives such text in a form that the checks of rows refuse, so the error names the row.
+        """
+        if self.file is None or self.file.db.text_factory is not str or not str(error).startswith("Could not decode"):
+            return False
+        self.file.db.text_factory = _decode_any_text
+        return True
 
     def _run_on_current_file(self, call: _QueuedCall[Any]) -> Any:
         while True:
@@ -238,6 +254,10 @@ class _CatalogThread:
             raise CatalogTimeout(f"the caller no longer waits for {self.path}", address=self.path)
         if call.is_overdue():
             raise _build_timeout_error(self.path, call, "another process holds its lock, or the work is large")
+
+
+def _decode_any_text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")
 
 
 def _build_timeout_error(path: str, call: _QueuedCall[Any], reason: str) -> CatalogTimeout:

@@ -6,6 +6,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
+from streamloader.archive.catalog.rows import MAX_CHUNKS_PER_VIDEO, MAX_FRAMES, check_field, whole_number
 from streamloader.archive.catalog.sqlite import reads
 from streamloader.archive.catalog.sqlite.schema import read_transaction
 from streamloader.archive.catalog.validation import check_coverage
@@ -90,8 +91,20 @@ def _check_video(
     db: sqlite3.Connection, address: str, row: tuple[int, int, int], expected: ExpectedOffsets
 ) -> list[str]:
     number, key, first_chunk = row
-    video = reads.get_video_by(db, "number", number)
-    assert video is not None
+    (without_coding,) = db.execute(
+        "SELECT count(*) FROM chunks WHERE video = ? AND coding NOT IN (SELECT number FROM codings)", (key,)
+    ).fetchone()
+    if without_coding:
+        expected.number = number + 1
+        return [f"video {number}: {without_coding} chunks have a coding that does not exist"]
+    try:
+        video = reads.get_video_by(db, "number", number)
+        assert video is not None
+        chunks = reads.get_chunks(db, bytes.fromhex(video.content), 0, MAX_CHUNKS_PER_VIDEO)
+        first_chunk = check_field(f"video {number}", "first_chunk", first_chunk, whole_number(0, MAX_FRAMES))
+    except CatalogError as error:  # a malformed row
+        expected.number = number + 1
+        return [f"video {number}: {error.message}"]
     problems = []
     for label, actual, wanted in (
         ("is number", number, expected.number),
@@ -101,18 +114,11 @@ def _check_video(
     ):
         if actual != wanted:
             problems.append(f"video {number} ({video.name}) {label} {actual}, not {wanted}")
-    content = bytes.fromhex(video.content)
-    chunks = reads.get_chunks(db, content, 0, 1 << 24)
     try:
         check_coverage(video, chunks, address)
     except CatalogError as error:
         problems.append(f"video {number}: {error.message}")
-    (chunk_count,) = db.execute("SELECT count(*) FROM chunks WHERE video = ?", (key,)).fetchone()
-    if chunk_count != len(chunks):
-        problems.append(
-            f"video {number} ({video.name}): {chunk_count - len(chunks)} chunks have a coding that does not exist"
-        )
-    low = key << 24
+    low = reads.check_key("video", bytes.fromhex(video.content), key) << 24
     (without_index,) = db.execute(
         "SELECT count(*) FROM chunks LEFT JOIN indexes ON indexes.id = ? + chunks.number "
         "WHERE chunks.video = ? AND indexes.id IS NULL",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import sqlite3
 import stat
@@ -29,7 +30,6 @@ _PAGE_BYTES: Final = 8192  # holds a few frame indexes, or a hundred chunks
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"
 _SIDE_FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal")  # of the files that SQLite keeps beside a database
 _MAX_VALUE_BYTES: Final = 32 << 20  # of a value or row: a view or a generated column can make any number of bytes
-_TABLES: Final = ("archive", "places", "jobs", "videos", "codings", "chunks", "indexes")
 
 # `key` stands for the content of a video or job inside the file. A job allocates the key, and its video takes it over.
 # Chunks are stored in the order of their lookups. The id of an index is key * 2^24 + number of its chunk.
@@ -89,6 +89,9 @@ CREATE TABLE chunks (
 CREATE UNIQUE INDEX chunks_by_number ON chunks (video, number);
 CREATE TABLE indexes (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
+
+_TABLES: Final = frozenset({"archive", "places", "jobs", "videos", "codings", "chunks", "indexes"})
+_VIRTUAL: Final = re.compile(r"(?i)\s*CREATE\s+VIRTUAL\b")
 
 
 class CatalogFile:
@@ -253,7 +256,7 @@ def open_file(path: str) -> CatalogFile:
     writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK | os.X_OK)
     file = _open_writable(path) if writable else _open_read_only(path)
     try:
-        _check_tables(file)
+        _check_schema(file)
         _migrate(file)
     except BaseException:
         file.db.close()
@@ -292,6 +295,7 @@ def _connect_and_probe(path: str, uri_options: str) -> sqlite3.Connection:
 
 def _connect(path: str, uri_options: str) -> sqlite3.Connection:
     db = sqlite3.connect(f"file:{quote(path)}?{uri_options}", uri=True, isolation_level=None, cached_statements=256)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
     for setting in (
         "busy_timeout = 100",  # ms; the caller checks its own deadline then
         "synchronous = FULL",  # commits survive a power failure
@@ -314,6 +318,8 @@ def _check_file_header(path: str) -> None:
             raise CatalogNotFound(f"{path} is a folder, not the file of a catalog", address=path)
         with os.fdopen(open_regular_file(path), "rb") as file:
             header = file.read(_HEADER_BYTES)
+    except CatalogError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CatalogNotFound(f"there is no catalog at {path}", address=path) from error
     except OSError as error:
@@ -353,24 +359,27 @@ def _check_side_files(path: str) -> None:
         )
 
 
-def _check_tables(file: CatalogFile) -> None:
-    """Check that tables hold stored rows. Views and generated columns compute rows without end from a few bytes."""
-    for name in _TABLES:
-        row = file.db.execute("SELECT type, sql FROM sqlite_schema WHERE name = ?", (name,)).fetchone()
-        kind, sql = row or ("table", "")
-        columns = file.db.execute("SELECT hidden FROM pragma_table_xinfo(?)", (name,)).fetchall()
-        triggers = file.db.execute(
-            "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?", (name,)
-        ).fetchone()
-        if kind != "table" or "VIRTUAL" in str(sql).upper() or any(hidden for (hidden,) in columns) or triggers[0]:
-            raise CatalogError(
-                f"{file.path} is not the catalog of an archive: its {name} is not a plain table", address=file.path
-            )
+def _check_schema(file: CatalogFile) -> None:
+    """Check that the file contains tables and indexes only. Views and triggers are programs of its author."""
+    tables = {}
+    for kind, name, sql in file.db.execute("SELECT type, name, sql FROM sqlite_schema"):
+        if kind not in ("table", "index") or _VIRTUAL.match(str(sql or "")):
+            raise CatalogError(f"{file.path} contains a {kind} ({name!r}), which no catalog has", address=file.path)
+        if kind == "table":
+            tables[name] = sql
+    if missing := _TABLES - set(tables):
+        raise CatalogError(f"{file.path} has no table {min(missing)}: it is not a catalog", address=file.path)
+    for table in _TABLES:
+        hidden = file.db.execute("SELECT name FROM pragma_table_xinfo(?) WHERE hidden", (table,)).fetchone()
+        if hidden is not None:
+            raise CatalogError(f"{file.path} computes the column {hidden[0]!r} of {table}", address=file.path)
 
 
 def _migrate(file: CatalogFile) -> None:
     db, path = file.db, file.path
     version = _read_schema_version(db)
+    if version < 0:
+        raise CatalogError(f"{path} has schema version {version}, which does not exist", address=path)
     if version > SCHEMA_VERSION:
         raise CatalogTooNew(
             f"{path} has schema version {version}, but this version of streamloader supports {SCHEMA_VERSION}: upgrade "

@@ -26,8 +26,7 @@ _DELETE_JOB_STATEMENTS: Final = (
 def set_places(db: sqlite3.Connection, places: Sequence[Place]) -> CatalogHeader:
     """Replace and add places, see :meth:`Catalog.set_places`."""
     with write_transaction(db):
-        existing = [Place(*row) for row in db.execute("SELECT number, url, weight FROM places ORDER BY number")]
-        rows = [(place.number, place.url, place.weight) for place in check_places(places, existing)]
+        rows = [(place.number, place.url, place.weight) for place in check_places(places, reads.get_places(db))]
         db.executemany("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", rows)
     return reads.get_header(db)
 
@@ -97,7 +96,8 @@ def abandon_job(db: sqlite3.Connection, content: bytes) -> None:
     with write_transaction(db):
         row = db.execute("SELECT key FROM jobs WHERE content = ?", (content,)).fetchone()
         if row is not None:
-            values = {"key": row[0], "low": row[0] << 24, "high": row[0] + 1 << 24}
+            key = reads.check_key("job", content, row[0])
+            values = {"key": key, "low": key << 24, "high": key + 1 << 24}
             for statement in _DELETE_JOB_STATEMENTS:
                 db.execute(statement, values)
 
@@ -118,7 +118,7 @@ def _get_job_key(db: sqlite3.Connection, address: str, content: bytes) -> int:
             "committed or abandoned it",
             address=address,
         )
-    return int(row[0])
+    return reads.check_key("job", content, row[0])
 
 
 def _store_coding(db: sqlite3.Connection, chunk: StagedChunk) -> int:

@@ -108,11 +108,11 @@ def test_a_chunk_that_is_staged_late_changes_no_video(mongo_server, database):
             await catalog.begin_job(job_of(0))
             await catalog.stage_chunks(chunks_of(0))
             await other.stage_chunks(chunks_of(0, place=1, tag="b")[1:2])
-            assert [row.path[-5] for row in await catalog.get_staged_chunks(content_of(0))] == ["a", "b", "a"]
+            assert [row.place for row in await catalog.get_staged_chunks(content_of(0))] == [0, 1, 0]
             await catalog.commit_video(video_of(0))
             with pytest.raises(CatalogError, match="committed already"):
                 await other.stage_chunks(chunks_of(0, tag="c")[:1])
-            assert [row.path[-5] for row in await other.get_chunks(content_of(0), 0, 9)] == ["a", "b", "a"]
+            assert [row.place for row in await other.get_chunks(content_of(0), 0, 9)] == [0, 1, 0]
             assert [path async for _, path in catalog.list_chunk_paths(0)] == [chunks_of(0)[n].row.path for n in (0, 2)]
         client = mongo_server.direct
         assert client[database]["streamloader_parts"].count_documents({}) == 3
