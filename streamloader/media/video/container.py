@@ -144,17 +144,19 @@ def _probe_frames(container: InputContainer, limit: PixelLimit) -> None:
     if not missing:
         return
     probed_bytes = 0
-    for packet in container.demux([container.streams[index] for index in missing]):
-        context: Any = packet.stream.codec_context
+    for packet in container.demux():
+        if probed_bytes > _PROBED_BYTES or max(missing.values()) <= 0:
+            return
         probed_bytes += packet.size
+        if packet.stream.index not in missing:
+            continue
+        context: Any = packet.stream.codec_context
         try:
             frames = cast("list[VideoFrame]", packet.decode())
             limit.check_frames(frames)
             missing[packet.stream.index] -= len(frames)
         except (av.error.FFmpegError, EOFError):
             limit.check_refusal(context.width, context.height)
-        if probed_bytes > _PROBED_BYTES or max(missing.values()) <= 0:
-            return
 
 
 def open_container(
