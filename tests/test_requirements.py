@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import functools
+import importlib.util
 import json
 import re
 import tomllib
@@ -139,6 +140,41 @@ def test_whatever_installs_in_ci_asks_for_hashes():
     commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "pip install" in line]
     assert len(commands) == 1
     assert set(commands[0].split()) >= FLAGS
+
+
+@pytest.mark.parametrize("failing", ["", "torch-cpu", "torch", "sources", "check"])
+def test_torch_is_installed_in_the_build_that_pip_finds(failing, monkeypatch):
+    spec = importlib.util.spec_from_file_location("install_program", ROOT / "requirements" / "install.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    calls = []
+
+    def run_pip(*arguments, output=None):
+        name = Path(arguments[-1]).stem
+        calls.append((name, set(arguments)))
+        return int(name in ([failing, "torch-cpu"] if failing == "torch" else [failing]))
+
+    monkeypatch.setattr(program, "run_pip", run_pip)
+    status = program.main(["sources"])
+    names = [name for name, _ in calls]
+    if failing in ("", "check"):
+        assert names == ["torch-cpu", "sources", ROOT.name, "check"]
+    else:
+        assert (
+            names
+            == {
+                "torch-cpu": ["torch-cpu", "torch", "sources", ROOT.name, "check"],
+                "torch": ["torch-cpu", "torch"],
+                "sources": ["torch-cpu", "sources"],
+            }[failing]
+        )
+    assert status == int(failing not in ("", "torch-cpu"))
+    for name, arguments in calls:
+        if name == ROOT.name:
+            assert {"--no-index", "--no-deps", "--no-build-isolation"} <= arguments
+        elif name != "check":
+            assert {"--require-hashes", "--no-deps"} <= arguments
+            assert ("--only-binary=:all:" in arguments) is (name != "sources")
 
 
 def test_the_lock_of_js_ipfs_has_hashes_and_no_addresses():

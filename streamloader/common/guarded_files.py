@@ -72,7 +72,7 @@ class GuardedFolder:
 
     def __init__(self, path: str, *, create: bool = False, parent: GuardedFolder | None = None) -> None:
         self.path = path = path.rstrip("/") or "/"
-        name, dir_fd = (path, None) if parent is None else (os.path.basename(path), parent.fd)
+        name, dir_fd = (path, None) if parent is None else (path[path.rindex("/") + 1 :], parent.fd)
         try:
             self.fd = _open_folder(name, dir_fd)
         except FileNotFoundError:

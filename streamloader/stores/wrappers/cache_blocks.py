@@ -182,14 +182,10 @@ class BlockFiles:
     def _count_scan_bytes(self) -> int:
         return 0 if self.limit is None else int(self.limit * _SCAN_INTERVAL)
 
-    @contextlib.contextmanager
-    def _open_subfolder(self, name: str, *, create: bool = False) -> Iterator[GuardedFolder]:
+    def _open_subfolder(self, name: str, *, create: bool = False) -> GuardedFolder:
         """Open the folder of a block."""
-        with (
-            GuardedFolder(self.folder, create=create) as folder,
-            folder.open_folder(name[:_SUBFOLDER_LETTERS], create=create) as subfolder,
-        ):
-            yield subfolder
+        with GuardedFolder(self.folder, create=create) as folder:
+            return folder.open_folder(name[:_SUBFOLDER_LETTERS], create=create)
 
 
 def _require_free_space(folder: str) -> None:
