@@ -295,7 +295,6 @@ def _connect_and_probe(path: str, uri_options: str) -> sqlite3.Connection:
 
 def _connect(path: str, uri_options: str) -> sqlite3.Connection:
     db = sqlite3.connect(f"file:{quote(path)}?{uri_options}", uri=True, isolation_level=None, cached_statements=256)
-    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
     for setting in (
         "busy_timeout = 100",  # ms; the caller checks its own deadline then
         "synchronous = FULL",  # commits survive a power failure
