@@ -50,16 +50,19 @@ class WorkerJob:
 def write_job(job: WorkerJob) -> int:
     """Write the job into anonymous memory, once for all workers, and return its descriptor.
 
+    The memory is sealed: a worker can neither change nor cut off what later workers read.
+
     Raises:
         ConfigError: If an object of the job cannot be pickled.
     """
-    from streamloader.engine.ring import anonymous_memory
+    from streamloader.engine.ring import anonymous_memory, seal_memory
 
     pieces = _pack_job(job)
     fd = anonymous_memory("streamloader-job")
     try:
         with os.fdopen(os.dup(fd), "wb") as file:
             file.writelines(pieces)
+        seal_memory(fd, writable=False)
     except BaseException:
         os.close(fd)
         raise
