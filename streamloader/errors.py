@@ -9,10 +9,22 @@ instance of it. All errors can be pickled. Between processes they travel as plai
 
 from __future__ import annotations
 
+import json
+import re
 import traceback
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from streamloader.common.printable import make_printable
+from streamloader.common.worker_messages import (
+    MAX_INT64,
+    InvalidMessage,
+    check_fields,
+    check_flag,
+    integer,
+    optional,
+    text,
+)
 from streamloader.redaction import clean, redact_address
 
 __all__ = [
@@ -55,6 +67,7 @@ __all__ = [
     "UntrustedHost",
     "VideoNotFound",
     "WorkerDied",
+    "check_wire",
     "from_wire",
     "to_wire",
 ]
@@ -309,35 +322,118 @@ def _subclasses_by_name(root: type[StreamloaderError]) -> dict[str, type[Streaml
     return kinds
 
 
+_MAX_MESSAGE_CHARS: Final = 16_384
+_MAX_TRACEBACK_CHARS: Final = 65_536
+_MAX_NAME_CHARS: Final = 8192  # of a stream, an address or a type
+_MAX_DETAILS: Final = 64
+_MAX_DETAIL_BYTES: Final = 1 << 16  # as JSON
+_MAX_DETAIL_DEPTH: Final = 4
+_DETAIL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_LINE_ENDS: Final = re.compile(r"\r\n?")
+
+
 def to_wire(error: BaseException) -> dict[str, Any]:
-    """Return `error` and its traceback as plain JSON values."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    """Return `error` and its traceback as plain JSON values of limited size."""
+    lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     wire: dict[str, Any] = {
-        "type": type(error).__name__,
-        "message": clean(str(error)),
-        "worker_traceback": clean(text),
+        "type": _cut(type(error).__name__, _MAX_NAME_CHARS),
+        "message": _cut(clean(str(error)), _MAX_MESSAGE_CHARS),
+        "worker_traceback": _cut(clean(lines), _MAX_TRACEBACK_CHARS),
     }
     if isinstance(error, StreamloaderError):
-        wire["message"] = error.message
-        for name in ("stream", "address", "offset"):
-            wire[name] = getattr(error, name)
-        wire["details"] = {key: value for key, value in error.details.items() if _is_plain(value)}
+        wire["message"] = _cut(error.message, _MAX_MESSAGE_CHARS)
+        for name in ("stream", "address"):
+            value = getattr(error, name)
+            wire[name] = None if value is None else _cut(str(value), _MAX_NAME_CHARS)
+        offset = error.offset
+        wire["offset"] = int(offset) if offset is not None and abs(offset) <= MAX_INT64 else None
+        plain = [(key, value) for key, value in error.details.items() if _is_plain_detail(key, value)]
+        wire["details"] = dict(plain[:_MAX_DETAILS])
         wire["ours"] = True
     return wire
 
 
-def from_wire(wire: dict[str, Any]) -> StreamloaderError:
-    """Rebuild an error from :func:`to_wire`. An error of another package becomes a :class:`StreamFailed`."""
-    context = {name: wire.get(name) for name in ("stream", "address", "offset", "worker_traceback")}
-    details = dict(wire.get("details") or {})
+def check_wire(wire: Any) -> None:
+    """Check an error that a worker has sent.
+
+    Raises:
+        InvalidMessage: If :func:`to_wire` cannot have made it.
+    """
+    check_fields(wire, _WIRE_OF_OURS if isinstance(wire, dict) and "ours" in wire else _WIRE, "the error")
+
+
+def from_wire(wire: Mapping[str, Any]) -> StreamloaderError:
+    """Rebuild an error from :func:`to_wire`. An error of another package becomes a :class:`StreamFailed`.
+
+    Only classes of this module are created. Texts keep their line ends; all else that is not printable is escaped.
+    """
+    kind_name, message = _printable(wire["type"]), _printable(wire["message"])
+    context = {
+        name: None if wire.get(name) is None else _printable(wire[name])
+        for name in ("stream", "address", "worker_traceback")
+    }
+    kind: type[StreamloaderError] = StreamFailed
     if wire.get("ours"):
-        kind = _subclasses_by_name(StreamloaderError).get(wire["type"], StreamloaderError)
-        return kind(wire["message"], **context, **details)
-    details["cause"] = wire["type"]
-    return StreamFailed(f"{wire['type']}: {wire['message']}", **context, **details)
+        kind = _subclasses_by_name(StreamloaderError).get(kind_name, StreamloaderError)
+    else:
+        message = f"{kind_name}: {message}"
+    error = kind(message, offset=wire.get("offset"), **context)
+    error.details = {name: _printable_detail(value) for name, value in (wire.get("details") or {}).items()}
+    if not wire.get("ours"):
+        error.details["cause"] = kind_name
+    return error
 
 
-def _is_plain(value: object) -> bool:
+def _cut(value: str, max_chars: int) -> str:
+    """Return a text that UTF-8 can encode, without its middle if it is too long."""
+    if len(value) > max_chars:
+        half = (max_chars - 5) // 2
+        value = f"{value[:half]}\n...\n{value[-half:]}"
+    return value.encode(errors="backslashreplace").decode() if not value.isascii() else value
+
+
+def _printable(value: str) -> str:
+    return make_printable(_LINE_ENDS.sub("\n", value), 2 * _MAX_TRACEBACK_CHARS, keep_lines=True)
+
+
+def _printable_detail(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_printable_detail(item) for item in value]
+    return _printable(value) if isinstance(value, str) else value
+
+
+def _is_plain_detail(name: str, value: Any) -> bool:
+    if not _DETAIL_NAME.fullmatch(name) or not _is_plain(value, 0):
+        return False
+    return len(json.dumps(value)) <= _MAX_DETAIL_BYTES
+
+
+def _check_details(value: Any, name: str) -> Any:
+    if type(value) is not dict or len(value) > _MAX_DETAILS:
+        raise InvalidMessage(f"{name} is not an object of up to {_MAX_DETAILS} items")
+    for key, item in value.items():
+        if not _is_plain_detail(key, item):
+            raise InvalidMessage(f"{name} has an item that is not valid")
+    return value
+
+
+def _is_plain(value: object, depth: int) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+        return depth < _MAX_DETAIL_DEPTH and all(_is_plain(item, depth + 1) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= MAX_INT64
+    return value is None or isinstance(value, (bool, float, str))
+
+
+_WIRE: Final = {
+    "type": text(_MAX_NAME_CHARS),
+    "message": text(_MAX_MESSAGE_CHARS),
+    "worker_traceback": optional(text(2 * _MAX_TRACEBACK_CHARS)),  # a second error may have been appended
+}
+_WIRE_OF_OURS: Final = _WIRE | {
+    "stream": optional(text(_MAX_NAME_CHARS)),
+    "address": optional(text(_MAX_NAME_CHARS)),
+    "offset": optional(integer(-MAX_INT64, MAX_INT64)),
+    "details": _check_details,
+    "ours": check_flag,
+}

@@ -1,21 +1,26 @@
 """Helpers for Python worker processes and the process that starts them.
 
-The parent calls :func:`child_environment` and :func:`block_interrupts` to start a worker. The worker calls the other
-functions first, so this module imports only light modules of the standard library.
+The parent calls :func:`python_command`, :func:`child_environment` and :func:`block_interrupts` to start a worker. The
+worker calls the other functions first, so this module imports only light modules of the standard library.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import logging
 import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
+
+from streamloader.common.worker_messages import LOGGER_NAME, MAX_LOG_CHARS, MAX_LOG_LEVEL, MIN_LOG_LEVEL
 
 __all__ = [
     "LogForwarder",
@@ -25,11 +30,17 @@ __all__ = [
     "exit_process",
     "exit_with_parent",
     "ignore_interrupts",
+    "module_search_path",
+    "python_command",
 ]
 
 _THREAD_COUNT_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _SHUTDOWN_GRACE_MS: Final = 2000.0
 _PARENT_POLL_INTERVAL_MS: Final = 500.0
+_START_MODULE: Final = (
+    "import json, runpy, sys; _, path, module, *sys.argv[1:] = sys.argv; sys.path[:] = json.loads(path); "
+    "runpy.run_module(module, run_name='__main__', alter_sys=True)"
+)
 
 LogSender = Callable[[str, int, str], None]  # called with logger name, level and message
 
@@ -37,15 +48,45 @@ LogSender = Callable[[str, int, str], None]  # called with logger name, level an
 # --- in the parent -----------------------------------------------------------------------------------------------
 
 
+def python_command(module: str, *arguments: object) -> list[str]:
+    """Return the command that runs a module in a new interpreter with the flags of this one.
+
+    If this interpreter ignores the environment, the user's packages or the current folder (``-I``, ``-E``, ``-s``,
+    ``-P``), so does the new one: a ``sitecustomize`` module that this process did not run is not run there either.
+
+    The new interpreter has the module search path of this one without the current folder, and finds this package first.
+
+    Args:
+        module: Name of the module.
+        arguments: Arguments of the module.
+    """
+    package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    path = json.dumps([package_parent, *(os.path.abspath(entry) for entry in sys.path if entry)])
+    return [sys.executable, *_interpreter_flags(), "-c", _START_MODULE, path, module, *map(str, arguments)]
+
+
+def module_search_path() -> list[str]:
+    """Return this process's whole module search path in absolute paths, for objects that a worker unpickles."""
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
+def _interpreter_flags() -> list[str]:
+    """Return the flags of this interpreter, and ``-P``, which keeps the current folder off the search path."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+    options = [name if value is True else f"{name}={value}" for name, value in sys._xoptions.items()]  # noqa: SLF001
+    passed = {option for flag, option in itertools.pairwise(flags) if flag == "-X"}
+    for option in options:
+        if option not in passed:
+            flags += ["-X", option]
+    return flags if "-P" in flags or "-I" in flags else [*flags, "-P"]
+
+
 def child_environment() -> dict[str, str]:
-    """Return the environment of a worker: it finds this package, and numeric libraries start no threads.
+    """Return the environment of a worker, in which numeric libraries start no threads.
 
     Thread counts that are set in this process's environment are kept.
     """
-    environment = dict.fromkeys(_THREAD_COUNT_VARIABLES, "1") | dict(os.environ)
-    package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, environment.get("PYTHONPATH"))))
-    return environment
+    return dict.fromkeys(_THREAD_COUNT_VARIABLES, "1") | dict(os.environ)
 
 
 @contextlib.contextmanager
@@ -126,9 +167,13 @@ class LogForwarder(logging.Handler):
         self.send = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the record's message, with its traceback if it has one."""
+        """Send the record's message, with its traceback if it has one, in the limits that the parent sets."""
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + logging.Formatter().formatException(record.exc_info)
+        if len(message) > MAX_LOG_CHARS:
+            message = message[: MAX_LOG_CHARS - 1] + "\u2026"
+        name = record.name if LOGGER_NAME.fullmatch(record.name) else "streamloader"
+        level = min(max(record.levelno // 10 * 10, MIN_LOG_LEVEL), MAX_LOG_LEVEL)
         with contextlib.suppress(OSError):
-            self.send(record.name, record.levelno, message)
+            self.send(name, level, message.encode(errors="replace").decode())

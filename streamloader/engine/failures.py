@@ -7,9 +7,10 @@ import signal
 from collections import deque
 from typing import Any, Final
 
+from streamloader.common.printable import make_printable
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import CrashTracker, FailurePoint, Quarantine, Quarantined
-from streamloader.engine.ring import Ring, Status
+from streamloader.engine.ring import LaneActivity, Ring, Status
 from streamloader.engine.worker_process import WorkerHandle
 from streamloader.engine.workload import StreamCutoff
 from streamloader.errors import CorruptStream, LoaderTimeout, WorkerDied, to_wire
@@ -19,6 +20,7 @@ __all__ = ["FailureTracker", "lane_timeout_error", "worker_died_error"]
 
 _LOGGER = logging.getLogger("streamloader")
 _MAX_LISTED_DEATHS: Final = 1000
+_MAX_REASON_CHARS: Final = 16_384
 
 
 class FailureTracker:
@@ -42,20 +44,22 @@ class FailureTracker:
         self.restarts = 0
         self.deaths: deque[tuple[int, float, float]] = deque(maxlen=_MAX_LISTED_DEATHS)
 
-    def record_death(self, worker: WorkerHandle, filled: int, status: Array, error: WorkerDied) -> int:
+    def record_death(self, worker: WorkerHandle, filled: int, status: Array, last_epoch: int, error: WorkerDied) -> int:
         """Record the death of a worker. If its cause is certain by now, cut that stream off.
 
         Args:
             worker: Worker that died.
             filled: Number of grants that it had filled.
             status: Status table of the ring.
+            last_epoch: Highest epoch that was started.
             error: Error of the death.
 
         Returns:
             The number of this worker's deaths in a row, with no grant filled and no stream cut off in between.
         """
         number = worker.number
-        for point in self._crashes.record_crash(status, worker.lanes):
+        rows = [row for row in worker.lanes if self._is_possible(row, status[row].tolist(), filled, last_epoch)]
+        for point in self._crashes.record_crash(status, rows):
             stream_error = _crashing_stream_error(self._job, point, error)
             if self._job.workload.on_error == "raise":
                 wire = to_wire(stream_error)
@@ -76,6 +80,14 @@ class FailureTracker:
         self._deaths_without_progress[number] = filled, deaths
         return deaths
 
+    def _is_possible(self, row: int, line: list[int], filled: int, last_epoch: int) -> bool:
+        """Return whether a line of the status table, in which a worker may have written anything, can be true."""
+        epoch, position, ordinal = line[Status.EPOCH], line[Status.POSITION], line[Status.STREAM]
+        if not (0 <= epoch <= last_epoch and filled <= line[Status.SEQ] <= filled + self._job.slots):
+            return False
+        ordinals = self._job.workload.plan.lane(epoch, self._job.first_lane + row).ordinals
+        return 0 <= position < len(ordinals) and ordinals[position] == ordinal and line[Status.STEP] >= 0
+
     def record_skip(self, row: int, payload: dict[str, Any], *, crashed: bool = False) -> None:
         """Quarantine a stream that its lane has skipped, and log it.
 
@@ -84,7 +96,8 @@ class FailureTracker:
             payload: Payload of a SKIPPED message.
             crashed: Whether the stream crashed its worker.
         """
-        lane, reason = self._job.first_lane + row, payload["error"]["message"]
+        lane = self._job.first_lane + row
+        reason = make_printable(" ".join(payload["error"]["message"].splitlines()), _MAX_REASON_CHARS)
         entry = Quarantined(
             payload["stream"], payload["key"], payload["epoch"], lane, payload["position"], payload["step"], reason
         )
@@ -132,19 +145,17 @@ def _crashing_stream_error(job: WorkerJob, point: FailurePoint, death: WorkerDie
 
 def lane_timeout_error(job: WorkerJob, ring: Ring, row: int, waited: float) -> LoaderTimeout:
     """Build the error for a wait of `waited` seconds. It names what the lane of `row` is doing."""
-    line = ring.status[row].tolist()
-    stage, ordinal, step = line[Status.STAGE], line[Status.STREAM], line[Status.STEP]
     streams = job.workload.streams
-    stream = streams[ordinal].key if 0 <= ordinal < len(streams) else None
-    stage_name = Status.STAGES[stage]
+    activity = LaneActivity.read(ring.status[row].tolist(), len(streams))
+    stream = None if activity.stream is None else streams[activity.stream].key
     lane = job.first_lane + row
     return LoaderTimeout(
         f"waited {waited:.1f} s for lane {lane} ({stream if stream is not None else 'no stream yet'}, "
-        f"{stage_name} at step {step}): raise timeout=, or find out why that stream is slow",
+        f"{activity.stage} at step {activity.step}): raise timeout=, or find out why that stream is slow",
         stream=stream,
-        offset=step,
+        offset=activity.step,
         lane=lane,
-        stage=stage_name,
+        stage=activity.stage,
         waited=waited,
     )
 

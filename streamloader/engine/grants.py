@@ -32,12 +32,12 @@ class EpochRun:
         batches_by_lane: Number of batches that hold steps of a lane, for lanes that have ended.
     """
 
-    __slots__ = ("batches_by_lane", "end", "end_is_open", "epoch", "next_batch", "number", "start")
+    __slots__ = ("_revoked_end", "batches_by_lane", "end", "end_is_open", "epoch", "next_batch", "number", "start")
 
     def __init__(self, number: int, start: EpochPosition, plan: Plan, lanes: int) -> None:
         self.number, self.start, self.epoch = number, start, start.epoch
         self.end = plan.batches
-        self.next_batch = start.batch
+        self.next_batch = self._revoked_end = start.batch
         self.batches_by_lane: dict[int, int] = {}
         if start.cursors is not None:
             ended = cursor_array(start.cursors)[:, 2].tolist()
@@ -47,6 +47,16 @@ class EpochRun:
         self.end_is_open = self.end is None
         if self.end_is_open:
             self.find_end(plan, lanes)
+
+    @property
+    def granted_end(self) -> int:
+        """Number of the first batch that was never granted."""
+        return max(self.next_batch, self._revoked_end)
+
+    def revoke_from(self, batch: int) -> None:
+        """Grant this batch and those after it again."""
+        self._revoked_end = self.granted_end
+        self.next_batch = batch
 
     def find_end(self, plan: Plan, lanes: int) -> None:
         """Set the end if all lanes have reached it."""
@@ -79,6 +89,8 @@ class Grants:
         runs: The current run and those after it, by number.
         current_run: Run that is being consumed, or None before the first.
         granting_run: Run whose batches are granted next, or None before the first.
+        runs_created: Number of runs that were ever created.
+        last_epoch: Highest epoch of these runs, or -1.
     """
 
     def __init__(
@@ -93,7 +105,9 @@ class Grants:
         self.runs: dict[int, EpochRun] = {}
         self.current_run: EpochRun | None = None
         self.granting_run: EpochRun | None = None
-        self._runs_created = 0
+        self.runs_created = 0
+        self.last_epoch = -1
+        self._revoked_end = 0
 
     # --- epoch runs -----------------------------------------------------------------------------------------
 
@@ -122,8 +136,9 @@ class Grants:
         return self.consumed
 
     def _create_run(self, start: EpochPosition) -> EpochRun:
-        run = EpochRun(self._runs_created, start, self._plan, self._lanes)
-        self._runs_created += 1
+        run = EpochRun(self.runs_created, start, self._plan, self._lanes)
+        self.runs_created += 1
+        self.last_epoch = max(self.last_epoch, start.epoch)
         self.runs[run.number] = run
         return run
 
@@ -156,6 +171,15 @@ class Grants:
             self.unsent += encode_grant(grant)
             run.next_batch += 1
 
+    @property
+    def granted_end(self) -> int:
+        """Number of the first grant that was never given."""
+        return max(self._revoked_end, self.consumed + len(self.granted))
+
+    def find(self, seq: int) -> Grant:
+        """Return the grant of this number, which is granted and not consumed."""
+        return self.granted[seq - self.consumed]
+
     def pop(self) -> Grant:
         """Consume the next grant, whose batch is complete."""
         self.consumed += 1
@@ -163,10 +187,11 @@ class Grants:
 
     def _truncate(self, seq: int) -> None:
         """Make the grants from number `seq` on void."""
+        self._revoked_end = self.granted_end
         while self.consumed + len(self.granted) > seq:
             grant = self.granted.pop()
             self.free.append(grant.slot)
-            self.runs[grant.run].next_batch = grant.batch
+            self.runs[grant.run].revoke_from(grant.batch)
         self.version += 1
         self.unsent += encode_message(MessageKind.TRUNCATE, self.version, seq)
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from streamloader.common.subprocesses import module_search_path
 from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,16 +50,19 @@ class WorkerJob:
 def write_job(job: WorkerJob) -> int:
     """Write the job into anonymous memory, once for all workers, and return its descriptor.
 
+    The memory is sealed: a worker can neither change nor cut off what later workers read.
+
     Raises:
         ConfigError: If an object of the job cannot be pickled.
     """
-    from streamloader.engine.ring import anonymous_memory
+    from streamloader.engine.ring import anonymous_memory, seal_memory
 
     pieces = _pack_job(job)
     fd = anonymous_memory("streamloader-job")
     try:
         with os.fdopen(os.dup(fd), "wb") as file:
             file.writelines(pieces)
+        seal_memory(fd, writable=False)
     except BaseException:
         os.close(fd)
         raise
@@ -78,7 +82,7 @@ def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
     import cloudpickle
     import numpy as np
 
-    search_path = json.dumps([os.path.abspath(path) for path in sys.path]).encode()
+    search_path = json.dumps(module_search_path()).encode()
     arrays: list[memoryview] = []
 
     def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:

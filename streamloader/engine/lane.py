@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamloader.engine.messages import MessageKind, encode_message
+from streamloader.common.worker_messages import MAX_LOG_CHARS
+from streamloader.engine.messages import REPLAY, MessageKind, encode_message
 from streamloader.engine.plan import Plan
 from streamloader.engine.ring import Ring, Row, Status
 from streamloader.engine.stream_prefetch import StreamPrefetcher
@@ -43,6 +44,7 @@ class StreamWorkload:
     fixed_length: bool = False
 
     can_resume = True
+    sends_infos = False
 
     @property
     def has_next_epoch(self) -> bool:
@@ -329,7 +331,7 @@ class Lane:
         if replays:
             key = self._workload.streams[self._ordinal].key
             text = f"stream {key!r} cannot seek: its first {step} steps are read again (logged once for all streams)"
-            self._log_warning(text, once="replay")
+            self._log_warning(text, once=REPLAY)
 
     async def _discard_steps(self, stream: Stream, step: int) -> None:
         """Read the steps before `step` and discard them."""
@@ -405,7 +407,8 @@ class Lane:
                 self._log_warning(f"closing stream {key!r}, which had failed: {type(second).__name__}: {second}")
 
     def _log_warning(self, message: str, **options: str) -> None:
-        payload = {"name": "streamloader", "level": logging.WARNING, "message": message} | options
+        text = message[:MAX_LOG_CHARS].encode(errors="replace").decode()
+        payload = {"name": "streamloader", "level": logging.WARNING, "message": text} | options
         self._send(encode_message(MessageKind.LOG, payload=payload))
 
     def _mark(self, row: Row, offset: int, count: int) -> None:

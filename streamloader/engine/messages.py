@@ -17,17 +17,29 @@
 
 End of file means that the other side is gone. The kernel orders the bytes of the ring before the message that
 refers to them, so nothing else needs a barrier or a lock.
+
+A worker trusts its parent. What a worker sends is limited in size here, and checked by :mod:`worker_inbox`.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Message", "MessageDecoder", "MessageKind", "encode_message"]
+from streamloader.common.worker_messages import InvalidMessage, parse_json
+
+__all__ = [
+    "MAX_INFO_BYTES",
+    "REPLAY",
+    "WORKER_PAYLOAD_BYTES",
+    "Message",
+    "MessageDecoder",
+    "MessageKind",
+    "encode_message",
+]
 
 _HEADER: Final = struct.Struct("<IIqqqiI")
 
@@ -84,23 +96,57 @@ def encode_message(
     return _HEADER.pack(kind, version, a, b, c, lane, len(body)) + body
 
 
-class MessageDecoder:
-    """Decodes messages from the bytes that arrive on a socket."""
+REPLAY: Final = "replay"  # `once` of the LOG about streams that cannot seek
+MAX_INFO_BYTES: Final = 4 << 20
+_MAX_ERROR_BYTES: Final = 4 << 20  # to_wire() makes less
+_MAX_LOG_BYTES: Final = 256 << 10
+WORKER_PAYLOAD_BYTES: Final[Mapping[int, int]] = {
+    MessageKind.DONE: 0,
+    MessageKind.ENDED: 0,
+    MessageKind.OVERRUN: 0,
+    MessageKind.ERROR: _MAX_ERROR_BYTES,
+    MessageKind.LOG: _MAX_LOG_BYTES,
+    MessageKind.SKIPPED: _MAX_ERROR_BYTES,
+    MessageKind.INFO: MAX_INFO_BYTES,
+}
 
-    def __init__(self) -> None:
-        self._incomplete = b""
+
+class MessageDecoder:
+    """Decodes messages from the bytes that arrive on a socket.
+
+    Args:
+        max_payload_bytes: Maximum size of the JSON of each kind of message; other kinds are refused. None for no limit
+            and any kind.
+    """
+
+    def __init__(self, max_payload_bytes: Mapping[int, int] | None = None) -> None:
+        self._limits = max_payload_bytes
+        self._incomplete = bytearray()
+        self._needed = 0  # bytes that complete the message at the start of _incomplete
 
     def decode(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that `data` completes."""
+        """Yield the messages that `data` completes.
+
+        Raises:
+            InvalidMessage: If a message is malformed, too large, or of a kind that is not expected.
+        """
         if self._incomplete:
-            data = self._incomplete + data
-        offset, header_size = 0, _HEADER.size
+            self._incomplete += data
+            if len(self._incomplete) < self._needed:
+                return
+            data = bytes(self._incomplete)
+        offset, length, header_size, limits = 0, 0, _HEADER.size, self._limits
         while len(data) - offset >= header_size:
             kind, version, a, b, c, lane, length = _HEADER.unpack_from(data, offset)
+            if limits is not None and length > limits.get(kind, -1):
+                if kind not in limits:
+                    raise InvalidMessage(f"its kind is {kind}")
+                raise InvalidMessage(f"its JSON of {length} bytes is larger than {limits[kind]} bytes")
             if len(data) - offset - header_size < length:
                 break
             offset += header_size
-            payload = json.loads(data[offset : offset + length]) if length else None
+            payload = parse_json(data[offset : offset + length]) if length else None
             offset += length
             yield Message(kind, version, a, b, c, lane, payload)
-        self._incomplete = data[offset:]
+        self._incomplete[:] = data[offset:]
+        self._needed = header_size if len(self._incomplete) < header_size else header_size + length

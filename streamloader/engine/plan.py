@@ -68,14 +68,26 @@ class Plan:
     def lane(self, epoch: int, lane: int) -> LaneList:
         """Return the streams that `lane` reads in `epoch`."""
         group = int(self._lane_groups(epoch)[lane])
-        borrowed = False
-        used_groups = int(np.count_nonzero(np.diff(self._bounds)))
-        if self.tail == "cycle" and used_groups and group >= used_groups:  # dealing fills the groups in order
-            group, borrowed = group % used_groups, True
+        used_groups = self._count_used_groups()
+        borrowed = self.tail == "cycle" and 0 < used_groups <= group  # dealing fills the groups in order
+        if borrowed:
+            group %= used_groups
         ordinals = self._ordinals[self._bounds[group] : self._bounds[group + 1]]
         if self.shuffle:
             ordinals = ordinals[_permute(len(ordinals), self.seed, epoch, group + 1)]
         return LaneList(ordinals, borrowed)
+
+    def count_streams(self, epoch: int, lanes: Sequence[int]) -> list[int]:
+        """Return the number of streams that each of `lanes` reads in `epoch`, without bringing them into order."""
+        groups = self._lane_groups(epoch)[list(lanes)]
+        used_groups = self._count_used_groups()
+        if self.tail == "cycle" and used_groups:
+            groups = groups % used_groups
+        counts: list[int] = np.diff(self._bounds)[groups].tolist()
+        return counts
+
+    def _count_used_groups(self) -> int:
+        return int(np.count_nonzero(np.diff(self._bounds)))
 
     def cursor_at(self, epoch: int, lane: int, batch: int, lengths: Lengths) -> tuple[int, int, int]:
         """Return the cursor of `lane` before batch `batch` of `epoch`, if streams have the `lengths` they declare.

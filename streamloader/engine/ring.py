@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import functools
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from streamloader.values import Array, Field
 __all__ = [
     "CURSOR_COLUMNS",
     "MARKS",
+    "LaneActivity",
     "Lease",
     "Ring",
     "Row",
@@ -28,6 +31,7 @@ __all__ = [
     "SlotLayout",
     "Status",
     "anonymous_memory",
+    "seal_memory",
 ]
 
 MARKS: dict[str, Field] = {
@@ -55,6 +59,35 @@ class Status:
     COLUMNS = 8
     STAGES = ("idle", "opening", "reading", "closing", "seeking")
     IDLE, OPENING, READING, CLOSING, SEEKING = range(5)
+
+
+class LaneActivity(NamedTuple):
+    """What a lane is doing, according to its line of the status table.
+
+    Attributes:
+        stage: Name of the stage.
+        stream: Ordinal of the stream, or None if the line names no stream of the dataset.
+        step: Step of the stream.
+    """
+
+    stage: str
+    stream: int | None
+    step: int
+
+    @classmethod
+    def read(cls, line: Sequence[int], streams: int) -> LaneActivity:
+        """Read a line, which a worker may have filled with any numbers.
+
+        Args:
+            line: Line of the status table.
+            streams: Number of streams of the dataset.
+        """
+        stage, ordinal = line[Status.STAGE], line[Status.STREAM]
+        return cls(
+            Status.STAGES[stage] if 0 <= stage < len(Status.STAGES) else "unknown",
+            ordinal if 0 <= ordinal < streams else None,
+            line[Status.STEP],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +322,7 @@ class Ring:
         fd = anonymous_memory("streamloader-ring")
         try:
             _allocate(fd, size)
+            seal_memory(fd, writable=True)
             return cls(fd, layout, slots)
         except OSError as error:
             os.close(fd)
@@ -334,9 +368,24 @@ class Ring:
 def anonymous_memory(label: str) -> int:
     """Return a descriptor of new, empty shared memory. `label` only shows in /proc."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create(label, os.MFD_CLOEXEC)
+        return os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile(prefix=label) as file:  # deleted at once; the descriptor keeps its content
         return os.dup(file.fileno())
+
+
+def seal_memory(fd: int, *, writable: bool) -> None:
+    """Fix the size of anonymous memory for good, so that no process can cut off pages that others have mapped.
+
+    An access to such a page would end the process with SIGBUS. A process that may write can still punch holes: their
+    pages read as zeros. Without memfd (macOS), files cannot be sealed.
+
+    Args:
+        fd: Descriptor of the memory, which has its final size.
+        writable: Whether its contents may still change. If not, nobody can map it for writing any more.
+    """
+    if hasattr(os, "memfd_create"):
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals if writable else seals | fcntl.F_SEAL_WRITE)
 
 
 def _allocate(fd: int, size: int) -> None:

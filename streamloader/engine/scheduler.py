@@ -46,6 +46,7 @@ class Scheduler:
         self._version = 0
         self._watermark = 0  # number of grants that all fillers have filled
         self._done_scheduled = False
+        self._last_done = (0, 0)  # version and watermark of the last DONE message
         self._suspects: dict[int, int] = {}  # row -> grant at which it may have crashed the previous worker
         self._unsent = bytearray()
         self._decoder = MessageDecoder()
@@ -155,7 +156,10 @@ class Scheduler:
 
     def _send_done(self) -> None:
         self._done_scheduled = False
-        self._send(encode_message(MessageKind.DONE, self._version, self._watermark))
+        done = (self._version, self._watermark)
+        if done != self._last_done:  # otherwise a TRUNCATE has sent it already
+            self._last_done = done
+            self._send(encode_message(MessageKind.DONE, *done))
 
     def _receive(self) -> None:
         """Receive all available data: after a hang-up, uvloop calls this function only once."""
@@ -204,6 +208,7 @@ class Scheduler:
         """Continue for a worker that died. The grants before the number in `message` are filled already."""
         self._grants_received = self._watermark = message.a
         self._version = message.version
+        self._last_done = (message.version, message.a)
         for filler in self._fillers:
             filler.grants_filled = filler.status[Status.SEQ] = message.a
 

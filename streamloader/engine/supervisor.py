@@ -14,14 +14,16 @@ import time
 import weakref
 from typing import Any, Final, Literal, NamedTuple
 
-from streamloader.engine.consumer_wait import ConsumerWait, is_stalled, slowest_lane
+from streamloader.common.worker_messages import InvalidMessage, WorkerLog
+from streamloader.engine.consumer_wait import ConsumerWait, is_stalled
 from streamloader.engine.failures import FailureTracker, lane_timeout_error, worker_died_error
 from streamloader.engine.grants import Grants, cursor_array, encode_grant
 from streamloader.engine.job import WorkerJob
-from streamloader.engine.messages import MessageDecoder, MessageKind, encode_message
+from streamloader.engine.messages import Message, MessageKind, encode_message
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import Ring, Status
 from streamloader.engine.slot_release import drain_released_slots
+from streamloader.engine.worker_inbox import WorkerInbox
 from streamloader.engine.worker_pool import WorkerPool
 from streamloader.engine.worker_process import WorkerHandle
 from streamloader.engine.workload import ConsumedBatch, EpochPosition, Grant, LaneDirectives
@@ -34,6 +36,7 @@ OnDeath = Literal["restart", "raise"]
 
 _LOGGER = logging.getLogger("streamloader")
 _MAX_DEATHS_WITHOUT_PROGRESS: Final = 5  # of one worker in a row
+_MAX_LAST_BYTES: Final = 64 << 20  # sent by a worker before its exit; a child of it may still be sending
 
 
 class _BatchFailure(NamedTuple):
@@ -92,7 +95,11 @@ class Supervisor:
             fixed_length=workload.fixed_length,
         )
         self._filled = [0] * len(job.lanes)  # by worker: number of grants that all its lanes have filled
-        self._decoders = [MessageDecoder() for _ in job.lanes]
+        self._inboxes = [
+            WorkerInbox(number, job, ring, self._grants, self._filled, has_process=workers > 0)
+            for number in range(len(job.lanes))
+        ]
+        self._logs = [WorkerLog(f"worker {number}") for number in range(len(job.lanes))]
         self._infos: dict[int, dict[int, Any]] = {}  # grant -> worker -> infos of its env
         self._flush_bytes = max(1, ring.slots // 4) * len(encode_message(MessageKind.GRANT))
         self._batch_failures: list[_BatchFailure] = []
@@ -165,7 +172,7 @@ class Supervisor:
 
     def _forget_void_grants(self, first_void: int) -> None:
         """Forget what was recorded about the grants from this number on."""
-        self._filled = [min(filled, first_void) for filled in self._filled]
+        self._filled[:] = [min(filled, first_void) for filled in self._filled]
         self._batch_failures = [failure for failure in self._batch_failures if failure.seq < first_void]
         self.failures.forget_from(first_void)
 
@@ -299,6 +306,8 @@ class Supervisor:
 
     def _read_from(self, worker: WorkerHandle) -> None:
         """Receive from a worker whose socket is readable, and handle its messages."""
+        if worker.rejected:
+            return
         data = self._pool.receive(worker)
         if data:
             self._handle_messages(worker, data)
@@ -309,29 +318,39 @@ class Supervisor:
             worker.kill()  # in case it still runs; its exit is handled like any other
 
     def _handle_messages(self, worker: WorkerHandle, data: bytes) -> None:
-        number = worker.number
-        for message in self._decoders[number].decode(data):
-            kind, payload = message.kind, message.payload or {}
-            if kind == MessageKind.DONE:
-                if message.version == self._grants.version:
-                    self._filled[number] = message.a
-            elif kind in (MessageKind.ENDED, MessageKind.OVERRUN):
-                first_void = self._grants.handle_lane_end(message)
-                if first_void is not None:
-                    self._forget_void_grants(first_void)
-                self._grants.grant_free_slots()
-            elif kind == MessageKind.ERROR:
-                if message.a < 0:
-                    self._fatal_error = self._fatal_error or from_wire(payload)
-                elif message.version == self._grants.version:
-                    self._batch_failures.append(_BatchFailure(number, message.a, payload))
-            elif kind == MessageKind.INFO:
-                # Of any version: envs have one run only, so the number of a void grant is not used again.
-                self._infos.setdefault(message.a, {})[number] = payload["infos"]
-            elif kind == MessageKind.SKIPPED:
-                self.failures.record_skip(message.lane, payload)
-            else:
-                self._log(number, payload)
+        """Handle messages of a worker. At an invalid one, kill the worker, and ignore the rest."""
+        try:
+            for message in self._inboxes[worker.number].decode(data):
+                self._handle_message(worker.number, message)
+        except InvalidMessage as error:
+            self._pool.unregister(worker)
+            worker.reject(str(error))  # its exit is handled like any other
+            if worker.pid is None and self._fatal_error is None:
+                self._fatal_error = self._died_error(worker)
+
+    def _handle_message(self, number: int, message: Message) -> None:
+        """Handle a message that was checked."""
+        kind, payload = message.kind, message.payload or {}
+        if kind == MessageKind.DONE:
+            if message.version == self._grants.version:
+                self._filled[number] = message.a
+        elif kind in (MessageKind.ENDED, MessageKind.OVERRUN):
+            first_void = self._grants.handle_lane_end(message)
+            if first_void is not None:
+                self._forget_void_grants(first_void)
+            self._grants.grant_free_slots()
+        elif kind == MessageKind.ERROR:
+            if message.a < 0:
+                self._fatal_error = self._fatal_error or from_wire(payload)
+            elif message.version == self._grants.version:
+                self._batch_failures.append(_BatchFailure(number, message.a, payload))
+        elif kind == MessageKind.INFO:
+            # Of any version: envs have one run only, so the number of a void grant is not used again.
+            self._infos.setdefault(message.a, {})[number] = payload["infos"]
+        elif kind == MessageKind.SKIPPED:
+            self.failures.record_skip(message.lane, payload)
+        else:
+            self._log(number, payload)
 
     def _log(self, worker: int, record: dict[str, Any]) -> None:
         once = record.get("once")
@@ -339,9 +358,7 @@ class Supervisor:
             return
         if once is not None:
             self._logged_once.add(once)
-        logger = logging.getLogger(record["name"])
-        if logger.isEnabledFor(record["level"]):
-            logger.log(record["level"], "worker %d: %s", worker, record["message"])
+        self._logs[worker].write(record)
 
     def _raise_failure(self) -> None:
         """Raise the error because of which the next batch, or any batch, cannot be filled."""
@@ -361,8 +378,10 @@ class Supervisor:
         if self.closed or worker is None:
             return
         detected = time.monotonic()
-        while data := self._pool.receive(worker):
+        received = 0
+        while received < _MAX_LAST_BYTES and not worker.rejected and (data := self._pool.receive(worker)):
             self._handle_messages(worker, data)
+            received += len(data)
         if self._fatal_error is None:
             error = self._died_error(worker)
             if not self._replaces_workers:
@@ -386,7 +405,8 @@ class Supervisor:
         self._pool.wake()
 
     def _record_death(self, worker: WorkerHandle, error: WorkerDied) -> int:
-        return self.failures.record_death(worker, self._filled[worker.number], self._ring.status, error)
+        filled = self._filled[worker.number]
+        return self.failures.record_death(worker, filled, self._ring.status, self._grants.last_epoch, error)
 
     def _died_error(self, worker: WorkerHandle, detail: str = "") -> WorkerDied:
         return worker_died_error(worker, self._job.first_lane, detail)
@@ -399,7 +419,16 @@ class Supervisor:
             status[row] = 0
             status[row, Status.SEQ] = filled
         self._batch_failures = [failure for failure in self._batch_failures if failure.worker != number]
-        self._decoders[number] = MessageDecoder()
+        predecessor = self._inboxes[number]
+        self._inboxes[number] = WorkerInbox(
+            number, self._job, self._ring, self._grants, self._filled, has_process=True, predecessor=predecessor
+        )
+        entry_points = self._grants.entry_points(filled, self.last_consumed, self._ring.cursors)
+        try:
+            entry_points = predecessor.confirm_entry_points(entry_points)
+        except InvalidMessage as error:
+            self._fatal_error = self._died_error(worker, f"No worker can continue for it: {error}")
+            return
         self.flush()  # for the other workers; the new one gets all grants that it has to fill
         try:
             replacement = self._pool.replace(worker)
@@ -410,7 +439,6 @@ class Supervisor:
             return
         self.failures.restarts += 1
         data = encode_message(MessageKind.RESUME, self._grants.version, filled)
-        entry_points = self._grants.entry_points(filled, self.last_consumed, self._ring.cursors)
         data += self._encode_directives(entry_points, self.failures.suspects(worker, filled))
         data += b"".join(encode_grant(grant) for grant in self._grants.granted if grant.seq >= filled)
         self._send(replacement, data)
@@ -423,7 +451,9 @@ class Supervisor:
         Args:
             timeout: Time limit in seconds, or None for no limit.
         """
-        return ConsumerWait(timeout, self._ring.status, self._kill_stalled_worker, self._timeout_error)
+        return ConsumerWait(
+            timeout, self._ring.status, self._find_slowest_lane, self._kill_stalled_worker, self._timeout_error
+        )
 
     def record_wait(self, wait: ConsumerWait) -> None:
         """Add a wait that has ended to the statistics."""
@@ -433,13 +463,23 @@ class Supervisor:
             self.wait_seconds += seconds
             self.wait_seconds_by_row[row] = self.wait_seconds_by_row.get(row, 0.0) + seconds
 
+    def _find_slowest_lane(self) -> int:
+        """Return the row that has filled the fewest batches, of the workers that have published the fewest."""
+        filled, column = self._filled, self._ring.status[:, Status.SEQ]
+        fewest = min(filled)
+        if filled.count(fewest) == len(filled):
+            return int(column.argmin())
+        workers = [lanes for lanes, count in zip(self._job.lanes, filled, strict=True) if count == fewest]
+        rows = [lanes[0] + int(column[lanes[0] : lanes[-1] + 1].argmin()) for lanes in workers]
+        return min(rows, key=column.__getitem__)
+
     def _kill_stalled_worker(self, before: Array) -> bool:
         """Kill the worker of the slowest lane if its rows have made no progress; return whether it was killed.
 
         Args:
             before: Snapshot of the status table.
         """
-        row = slowest_lane(self._ring.status)
+        row = self._find_slowest_lane()
         worker = next(worker for worker in self._pool.workers if row in worker.lanes)
         if not self._replaces_workers or not is_stalled(worker.lanes, before, self._ring.status):
             return False
@@ -448,7 +488,7 @@ class Supervisor:
 
     def _timeout_error(self, waited: float) -> LoaderTimeout:
         """Build the error for a wait of `waited` seconds. It names the slowest lane."""
-        return lane_timeout_error(self._job, self._ring, slowest_lane(self._ring.status), waited)
+        return lane_timeout_error(self._job, self._ring, self._find_slowest_lane(), waited)
 
 
 def _reclaim_slot(supervisor_ref: weakref.ref[Supervisor], slot: int) -> None:

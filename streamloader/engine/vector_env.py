@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 import anyio
 import numpy as np
 
-from streamloader.engine.messages import MessageKind, encode_message
+from streamloader.common.worker_messages import InvalidMessage, check_nesting
+from streamloader.engine.messages import MAX_INFO_BYTES, MessageKind, encode_message
 from streamloader.engine.plan import Plan, make_plan
 from streamloader.engine.ring import Ring, Status
 from streamloader.engine.workload import Grant, LaneDirectives, locate_error
@@ -87,6 +88,7 @@ class EnvWorkload:
     worker_rows: Sequence[range]
 
     has_next_epoch = False
+    sends_infos = True
     can_resume = False  # the state of an env is lost with its process
     on_error: ClassVar[Literal["raise", "skip"]] = "raise"
     fixed_length = False
@@ -182,7 +184,7 @@ class EnvFiller:
             await anyio.sleep_forever()
         self.status[Status.STEP] = step + 1
         if infos is not None:
-            self._send(encode_message(MessageKind.INFO, a=grant.seq, lane=self.row, payload={"infos": infos}))
+            self._send(self._encode_infos(infos, grant))
 
     def apply_directives(self, directives: LaneDirectives) -> None:
         """Do nothing: an env can only continue from its current state."""
@@ -192,6 +194,25 @@ class EnvFiller:
         if self._started:
             await self._call_in_thread("closing", int(self.status[Status.STEP][0]), self._close_env)
         self.status[Status.STAGE] = Status.IDLE
+
+    def _encode_infos(self, infos: Any, grant: Grant) -> bytes:
+        """Encode an INFO message.
+
+        Raises:
+            ConfigError: If the supervisor would not accept it.
+        """
+        try:
+            check_nesting(infos)
+        except InvalidMessage as error:
+            raise self._locate(ConfigError(f"infos of an env: {error}"), "reading", grant.batch) from error
+        message = encode_message(MessageKind.INFO, a=grant.seq, lane=self.row, payload={"infos": infos})
+        if len(message) > MAX_INFO_BYTES:
+            text = (
+                f"the infos of an env have {len(message):,} bytes as JSON, and may have {MAX_INFO_BYTES:,} a batch: "
+                "large data belongs in the arrays"
+            )
+            raise self._locate(ConfigError(text), "reading", grant.batch)
+        return message
 
     def _open_env(self) -> None:
         self._env = self._workload.open_env(self._lanes)

@@ -1,4 +1,4 @@
-"""A worker: a plain process (``python -m streamloader.engine.worker``), or a thread for ``num_workers=0``.
+"""A worker: a plain process that runs this module, or a thread for ``num_workers=0``.
 
 As a process it gets three descriptors: its end of a socketpair, the ring, and the job (see ``job.py``), which its own
 parent wrote. It ends when the parent closes the socketpair, or when the parent exits.

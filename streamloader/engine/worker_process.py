@@ -7,13 +7,12 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from typing import Final
 
-from streamloader.common.subprocesses import block_interrupts, child_environment
+from streamloader.common.subprocesses import block_interrupts, child_environment, python_command
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.ring import Ring
 from streamloader.engine.worker import run_in_thread
@@ -37,6 +36,7 @@ class WorkerHandle:
         sock: Supervisor's end of the socketpair, non-blocking.
         pid: Process id, or None for a thread.
         kill_reason: Reason why the supervisor killed it, or empty.
+        rejected: Whether it has sent an invalid message.
     """
 
     def __init__(self, number: int, lanes: Sequence[int]) -> None:
@@ -45,16 +45,18 @@ class WorkerHandle:
         self.sock.setblocking(False)
         self.pid: int | None = None
         self.kill_reason = ""
+        self.rejected = False
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
     def start_process(self, ring: Ring, job_fd: int) -> None:
         """Start it as a child process, which inherits only the descriptors that it needs."""
         child_fd = self._child_sock.fileno()
-        arguments = [str(value) for value in (self.number, child_fd, ring.fd, job_fd, os.getpid())]
+        arguments = (self.number, child_fd, ring.fd, job_fd, os.getpid())
+        command = python_command("streamloader.engine.worker", *arguments)
         with block_interrupts():  # until the child ignores them itself
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "streamloader.engine.worker", *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(child_fd, ring.fd, job_fd),
                 env=child_environment(),
@@ -73,17 +75,20 @@ class WorkerHandle:
         """Send messages, waiting for a worker that is still starting or has much to read.
 
         Raises:
-            TimeoutError: If the worker does not read.
+            TimeoutError: If the worker does not read all of them within 30 seconds.
             OSError: If the worker is gone.
         """
         view = memoryview(data)
+        deadline: float | None = None
         while view:
             with contextlib.suppress(BlockingIOError):
                 view = view[self.sock.send(view) :]
                 continue
+            now = time.monotonic()
+            deadline = now + _SEND_TIMEOUT_S if deadline is None else deadline
             poll = select.poll()
             poll.register(self.sock, select.POLLOUT)
-            if not poll.poll(_SEND_TIMEOUT_S * 1000):
+            if not poll.poll(max(0.0, deadline - now) * 1000):
                 raise TimeoutError
 
     def kill(self, reason: str = "") -> None:
@@ -91,6 +96,16 @@ class WorkerHandle:
         if self._process is not None and self._process.poll() is None:
             self.kill_reason = self.kill_reason or reason
             self._process.kill()
+
+    def reject(self, reason: str) -> None:
+        """Kill the process because of what it has sent. Nothing that it has sent since is read.
+
+        Args:
+            reason: Description of the message. It becomes the reason of the death, even if the process has exited.
+        """
+        self.rejected = True
+        self.kill_reason = f"it sent an invalid message ({reason}), and was killed"
+        self.kill()
 
     def exit_status(self, timeout: float = _EXIT_STATUS_TIMEOUT_S) -> int | None:
         """Return the exit status of the process, or minus the signal that ended it.

@@ -159,6 +159,10 @@ class Workload(Protocol):
     def has_next_epoch(self) -> bool:
         """Whether the end of a run is followed by another run, whose batches are prefetched."""
 
+    @property
+    def sends_infos(self) -> bool:
+        """Whether row fillers send an INFO message with each batch."""
+
     def make_fillers(
         self, ring: Ring, lanes: Sequence[int], first_lane: int, send: Callable[[bytes], None]
     ) -> Sequence[RowFiller]:

@@ -15,7 +15,7 @@ import anyio
 
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import Quarantine
-from streamloader.engine.ring import Ring, SlotLayout, Status
+from streamloader.engine.ring import LaneActivity, Ring, SlotLayout
 from streamloader.engine.supervisor import OnDeath, Supervisor
 from streamloader.engine.workload import ConsumedBatch, Grant, Workload
 from streamloader.errors import ClosedError, ConfigError
@@ -264,16 +264,18 @@ class Loader(abc.ABC):
         lanes: tuple[LaneStats, ...] = ()
         if supervisor is not None and ring is not None:
             ahead = supervisor.batches_ahead
+            streams = self._workload.streams
+            activities = [LaneActivity.read(line, len(streams)) for line in ring.status.tolist()]
             lanes = tuple(
                 LaneStats(
                     self._first_lane + lane,
-                    self._workload.streams[row[Status.STREAM]].key if row[Status.STAGE] != Status.IDLE else None,
-                    row[Status.STEP],
-                    Status.STAGES[row[Status.STAGE]],
+                    None if activity.stream is None or activity.stage == "idle" else streams[activity.stream].key,
+                    activity.step,
+                    activity.stage,
                     ahead[lane],
                     supervisor.wait_seconds_by_row.get(lane, 0.0),
                 )
-                for lane, row in enumerate(ring.status.tolist())
+                for lane, activity in enumerate(activities)
             )
         return LoaderStats(
             batches=self._batch_count,

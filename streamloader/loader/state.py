@@ -87,13 +87,19 @@ _DESCRIPTIONS: Final = {
 
 
 def make_state(identity: LoaderIdentity, position: EpochPosition, quarantined: Iterable[Quarantined]) -> dict[str, Any]:
-    """Return `position` as JSON values. Their size is proportional to the number of lanes of this rank."""
+    """Return `position` as JSON values. Their size is proportional to the number of lanes of this rank.
+
+    Raises:
+        StateError: If a worker has overwritten the cursors of the last batch with impossible ones.
+    """
     hosted_lanes = identity.hosted_lanes
     cursors = (
         [list(INITIAL_CURSOR)] * len(hosted_lanes)
         if position.cursors is None
         else cursor_array(position.cursors).tolist()
     )
+    if any(number < 0 or step < 0 or ended < -1 for number, step, ended in cursors):
+        raise StateError("the positions of the last batch were overwritten in memory: resume from an earlier state")
     entries: dict[str, list[list[Any]]] = {str(lane): [] for lane in hosted_lanes}
     for entry in quarantined:
         if entry.epoch >= position.epoch:

@@ -17,7 +17,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,13 +24,16 @@ from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from streamloader.common.subprocesses import block_interrupts, child_environment
+from streamloader.common.printable import make_printable
+from streamloader.common.subprocesses import block_interrupts, child_environment, module_search_path, python_command
+from streamloader.common.worker_messages import parse_json
 from streamloader.errors import (
     ClosedError,
     ConfigError,
     CorruptStream,
     MediaLimitExceeded,
     StreamloaderError,
+    check_wire,
     from_wire,
 )
 
@@ -208,7 +210,7 @@ class _ParserProcess:
                 str(value) for value in (child_end.fileno(), os.getpid(), memory_bytes or 0, _log.getEffectiveLevel())
             ]
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "streamloader.media.parser_process", *arguments],
+                python_command("streamloader.media.parser_process", *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(child_end.fileno(),),
@@ -217,7 +219,7 @@ class _ParserProcess:
             on_error.pop_all()
         self._reader = threading.Thread(target=self._read_replies, name="streamloader-parser", daemon=True)
         self._reader.start()
-        self._send(0, json.dumps([os.path.abspath(path) for path in sys.path]).encode())
+        self._send(0, json.dumps(module_search_path()).encode())
 
     def call(self, request: bytes) -> Any:
         """Send a call, wait for its result, and return it.
@@ -271,7 +273,7 @@ class _ParserProcess:
                 (size,) = REPLY_HEADER.unpack(self._receive(REPLY_HEADER.size))
                 if size > _MAX_REPLY_BYTES:
                     raise ValueError(f"it has {size} bytes")
-                self._handle_reply(json.loads(self._receive(size)))
+                self._handle_reply(parse_json(self._receive(size)))
         except (EOFError, OSError):
             pass
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -296,12 +298,17 @@ class _ParserProcess:
             self._logged += 1
             if self._logged > _MAX_LOGGED_RECORDS:
                 return
-            _log.log(min(max(int(level), logging.DEBUG), logging.ERROR), "%s", _make_printable(str(text)))
+            _log.log(
+                min(max(int(level), logging.DEBUG), logging.ERROR),
+                "%s",
+                make_printable(str(text), _MAX_LOGGED_CHARACTERS),
+            )
             return
         error: StreamloaderError | _ParserFailed | None = None
         if reply.get("out_of_memory"):
             error = _ParserFailed("it lacks memory", out_of_memory=True)
         elif "error" in reply:
+            check_wire(reply["error"])
             error = from_wire(reply["error"])
             if reply["error"].get("ours"):
                 error.worker_traceback = None  # the error describes the file, not the process
@@ -344,10 +351,6 @@ def _pickle_call(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
                 "be pickled"
             ) from error
         return pickled
-
-
-def _make_printable(text: str) -> str:
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[:_MAX_LOGGED_CHARACTERS])
 
 
 def _describe_exit(status: int) -> str:

@@ -26,7 +26,6 @@ from streamloader.media.progress import PROGRESS
 __all__ = ["main"]
 
 _MAX_THREADS: Final = 64
-_MAX_TRACEBACK_CHARACTERS: Final = 100_000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,8 +89,7 @@ def _run_call(replies: _Replies, number: int, request: bytes) -> None:
         if _is_out_of_memory(error):
             reply["out_of_memory"] = True
         else:
-            reply["error"] = wire = to_wire(error)
-            wire["worker_traceback"] = wire["worker_traceback"][-_MAX_TRACEBACK_CHARACTERS:]
+            reply["error"] = to_wire(error)
     replies.send(reply)
 
 

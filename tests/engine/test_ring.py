@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import itertools
+import mmap
 import os
 import threading
 
 import numpy as np
 import pytest
 import torch
+from hostile_workers import punch_hole
 
 import streamloader as sl
 from streamloader.engine import free_memory, ring
-from streamloader.engine.ring import MARKS, Ring, SlotLayout, anonymous_memory
+from streamloader.engine.ring import MARKS, LaneActivity, Ring, SlotLayout, anonymous_memory
 from streamloader.engine.slot_release import drain_released_slots
 
 FIELDS = {"data": sl.Field((3, 5), "uint8", axes="HW"), "x": sl.Field((), "float64"), "none": sl.Field((0,), "int16")}
@@ -159,3 +162,56 @@ def test_anonymous_memory_without_memfd_has_no_name_either(monkeypatch, tmp_path
     os.write(fd, b"kept")
     assert os.pread(fd, 4, 0) == b"kept"
     os.close(fd)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd")
+def test_the_size_of_a_ring_is_sealed():
+    with small_ring() as small:
+        size = os.fstat(small.fd).st_size
+        for change in (
+            lambda: os.ftruncate(small.fd, 0),
+            lambda: os.ftruncate(small.fd, size + 1),
+            lambda: os.posix_fallocate(small.fd, size, 1),
+            lambda: fcntl.fcntl(small.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE),
+        ):
+            with pytest.raises(PermissionError):
+                change()
+        assert os.fstat(small.fd).st_size == size
+        small.status[:] = 5
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd")
+def test_a_hole_in_a_ring_reads_as_zeros_and_can_be_written():
+    with small_ring() as small:
+        small.arrays(1)["data"][:] = 7
+        punch_hole(small.fd, os.fstat(small.fd).st_size)
+        assert not small.arrays(1)["data"].any()
+        small.arrays(1)["data"][:] = 9
+        assert (small.arrays(1)["data"] == 9).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd")
+def test_a_job_cannot_be_changed_by_its_readers():
+    from streamloader.engine.job import read_job, write_job
+
+    fd = write_job({"job": "any"})
+    other = os.dup(fd)
+    for change in (
+        lambda: os.ftruncate(fd, 0),
+        lambda: os.pwrite(fd, b"x", 0),
+        lambda: mmap.mmap(fd, 0),
+        lambda: punch_hole(fd, 4096),
+    ):
+        with pytest.raises(PermissionError):
+            change()
+    assert read_job(fd) == {"job": "any"}
+    assert read_job(other) == {"job": "any"}
+
+
+def test_a_line_of_the_status_table_may_hold_anything():
+    for line, expected in (
+        ([0, 2, 1, 5, 0, 0, 1, 0], ("reading", 1, 5)),
+        ([0, 99, 7, 5, 0, 0, 1, 0], ("unknown", None, 5)),
+        ([0, -1, -1, -9, 0, 0, 1, 0], ("unknown", None, -9)),
+    ):
+        assert LaneActivity.read(line, 3) == expected

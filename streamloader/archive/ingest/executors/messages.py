@@ -1,4 +1,7 @@
-"""Messages between a driver and a worker process: JSON, or bytes that the driver pickled, each with a length prefix."""
+"""Messages between a driver and a worker process: JSON, or bytes that the driver pickled, each with a length prefix.
+
+A worker trusts its driver. What a worker sends is limited in size here, and checked by :mod:`unit_protocol`.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from streamloader.common.worker_messages import InvalidMessage, parse_json
+
 __all__ = ["JsonMessageDecoder", "WorkerConnection"]
 
 _HEADER: Final = struct.Struct("<cI")  # encoding, length of the body in bytes
 _JSON, _BYTES = b"J", b"P"
-_MAX_MESSAGE_BYTES: Final = 1 << 30
+_MAX_MESSAGE_BYTES: Final = 4 << 20
 _RECEIVE_BYTES: Final = 1 << 20
 
 
@@ -57,27 +62,33 @@ class WorkerConnection:
 
 
 class JsonMessageDecoder:
-    """Decodes the messages of a worker from the data of a socket. Bytes are refused: only a driver sends them."""
+    """Decodes the messages of a worker from the data of a socket. Bytes are refused: only a driver sends them.
+
+    Attributes:
+        max_bytes: Maximum size of a message. Defaults to 4 MiB.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self.max_bytes = _MAX_MESSAGE_BYTES
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Yield the messages that `data` completes.
 
         Raises:
-            ValueError: If a message is malformed.
+            InvalidMessage: If a message is malformed or too large.
         """
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             encoding, size = _HEADER.unpack_from(self._buffer)
-            if encoding != _JSON or size > _MAX_MESSAGE_BYTES:
-                raise ValueError(f"unexpected message of encoding {encoding!r} with {size} bytes")
-            if len(self._buffer) < _HEADER.size + size:
+            if encoding != _JSON or size > self.max_bytes:
+                raise InvalidMessage(f"it has the encoding {encoding!r} and {size} bytes")
+            end = _HEADER.size + size
+            if len(self._buffer) < end:
                 return
-            body = bytes(self._buffer[_HEADER.size : _HEADER.size + size])
-            del self._buffer[: _HEADER.size + size]
-            yield _decode_body(encoding, body)
+            body = bytes(self._buffer[_HEADER.size : end])
+            del self._buffer[:end]
+            yield parse_json(body)
 
 
 def _decode_body(encoding: bytes, body: bytes) -> Any:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import selectors
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -24,9 +22,11 @@ from typing_extensions import override
 
 from streamloader.archive.ingest.executors.base import FINAL_KINDS, Executor, UnitEvent
 from streamloader.archive.ingest.executors.messages import JsonMessageDecoder, WorkerConnection
+from streamloader.archive.ingest.executors.unit_protocol import UnitProtocol
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.archive.ingest.unit import WorkUnit
-from streamloader.common.subprocesses import block_interrupts, child_environment
+from streamloader.common.subprocesses import block_interrupts, child_environment, module_search_path, python_command
+from streamloader.common.worker_messages import MAX_LOG_CHARS, InvalidMessage, WorkerLog, check_fields, integer, text
 from streamloader.errors import ConfigError
 
 __all__ = ["ProcessExecutor"]
@@ -34,6 +34,7 @@ __all__ = ["ProcessExecutor"]
 _EXIT_TIMEOUT_S: Final = 2.0
 _SEND_TIMEOUT_S: Final = 60.0  # covers the start of a worker on a busy machine
 _RECEIVE_BYTES: Final = 1 << 20
+_LOG_FIELDS: Final = {"kind": text(10), "name": text(1000), "level": integer(), "message": text(MAX_LOG_CHARS)}
 
 
 class ProcessExecutor(Executor):
@@ -63,15 +64,24 @@ class ProcessExecutor(Executor):
             raise ConfigError(f"storage_options cannot be sent to worker processes: {error}") from error
         worker = self._idle.pop() if self._idle else self._start_worker()
         self._busy[unit.number] = worker
-        worker.unit_number = unit.number
-        with contextlib.suppress(OSError):  # the worker is dead: wait_for_events() reports it
-            worker.connection.send(pickled_unit)
+        worker.begin_unit(unit)
+        self._send(worker, pickled_unit)
 
     @override
     def send_answer(self, number: int, answer: Mapping[str, Any]) -> None:
         if number in self._busy:
-            with contextlib.suppress(OSError):
-                self._busy[number].connection.send(answer)
+            worker = self._busy[number]
+            if worker.protocol is not None:
+                worker.protocol.record_answer(answer)
+            self._send(worker, answer)
+
+    def _send(self, worker: _IngestWorker, message: Mapping[str, Any] | bytes) -> None:
+        try:
+            worker.connection.send(message)
+        except TimeoutError:
+            worker.kill("it has stopped reading")
+        except OSError:
+            pass  # it is dead, which wait_for_events() reports
 
     @override
     def wait_for_events(self, timeout_s: float) -> list[UnitEvent]:
@@ -82,9 +92,7 @@ class ProcessExecutor(Executor):
 
     @override
     def kill_unit(self, number: int, reason: str) -> None:
-        worker = self._busy[number]
-        worker.kill_reason = reason
-        worker.process.kill()
+        self._busy[number].kill(reason)
 
     @override
     def close(self) -> None:
@@ -108,29 +116,34 @@ class ProcessExecutor(Executor):
         self._started_workers += 1
         folder = os.path.join(self._temp_dir.folder, f"worker-{self._started_workers}")
         os.mkdir(folder)
-        worker = _IngestWorker(folder, self._temp_dir.fds)
+        worker = _IngestWorker(self._started_workers, folder, self._temp_dir.fds)
         self._selector.register(worker.connection.sock, selectors.EVENT_READ, worker)
         return worker
 
-    def _read_from(self, worker: _IngestWorker) -> Iterator[UnitEvent]:
+    def _read_from(self, worker: _IngestWorker) -> list[UnitEvent]:
+        """Receive from a worker, and return the events of its unit. A worker that sends invalid messages is killed."""
+        events: list[UnitEvent] = []
+        data = b""
+        if not worker.kill_reason:  # nothing that it sends is of use any more
+            with contextlib.suppress(OSError):
+                data = worker.connection.sock.recv(_RECEIVE_BYTES)
         try:
-            data = worker.connection.sock.recv(_RECEIVE_BYTES)
-            messages = list(worker.decoder.feed(data))
-        except (OSError, ValueError):
-            data, messages = b"", []
-        for message in messages:
-            if message["kind"] == "log":
-                logging.getLogger(message["name"]).log(message["level"], "%s", message["text"])
-                continue
-            number = worker.unit_number
-            assert number is not None
-            if message["kind"] in FINAL_KINDS:
-                del self._busy[number]
-                worker.unit_number = None
-                self._idle.append(worker)
-            yield UnitEvent(number, message)
+            for message in worker.decoder.feed(data):
+                if isinstance(message, dict) and message.get("kind") == "log":
+                    worker.log.write(check_fields(message, _LOG_FIELDS, "a log record"))
+                    continue
+                event = UnitEvent(*worker.check(message))
+                events.append(event)
+                if event.kind in FINAL_KINDS:
+                    del self._busy[event.unit_number]
+                    worker.end_unit()
+                    self._idle.append(worker)
+        except InvalidMessage as error:
+            worker.kill(f"it sent an invalid message ({error}), and was killed")
+            data = b""
         if not data:
-            yield from self._handle_worker_exit(worker)
+            events += self._handle_worker_exit(worker)
+        return events
 
     def _handle_worker_exit(self, worker: _IngestWorker) -> Iterator[UnitEvent]:
         """Clean up after a worker that exited, and yield the event for its unit."""
@@ -156,28 +169,60 @@ class _IngestWorker:
     """A worker process, and this side's end of its socket.
 
     Args:
+        number: Number of the worker, for log records.
         folder: Temporary folder of the worker.
         inherited_fds: File descriptors that the worker keeps open.
+
+    Attributes:
+        unit_number: Number of the unit that it runs, or None.
+        protocol: Checks of the messages of that unit, or None.
+        kill_reason: Reason why it was killed, or empty.
     """
 
-    def __init__(self, folder: str, inherited_fds: tuple[int, ...]) -> None:
+    def __init__(self, number: int, folder: str, inherited_fds: tuple[int, ...]) -> None:
         self.folder = folder
         self.unit_number: int | None = None
+        self.protocol: UnitProtocol | None = None
         self.kill_reason = ""
         self.decoder = JsonMessageDecoder()
+        self.log = WorkerLog(f"ingest worker {number}")
         parent_end, child_end = socket.socketpair()
         parent_end.settimeout(_SEND_TIMEOUT_S)
         self.connection = WorkerConnection(parent_end)
         with child_end, block_interrupts():  # until the child ignores interrupts itself
-            arguments = [str(value) for value in (child_end.fileno(), os.getpid(), folder)]
+            arguments = (child_end.fileno(), os.getpid(), folder)
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "streamloader.archive.ingest.executors.worker", *arguments],
+                python_command("streamloader.archive.ingest.executors.worker", *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # stdout belongs to the command line
                 pass_fds=(child_end.fileno(), *inherited_fds),
                 env=child_environment() | {"TMPDIR": os.path.dirname(folder)},
             )
-        self.connection.send(json.dumps([os.path.abspath(path) for path in sys.path]).encode())
+        self.connection.send(json.dumps(module_search_path()).encode())
+
+    def begin_unit(self, unit: WorkUnit) -> None:
+        """Expect the messages of this unit from now on."""
+        self.unit_number, self.protocol = unit.number, UnitProtocol(unit)
+        self.decoder.max_bytes = self.protocol.max_message_bytes
+
+    def end_unit(self) -> None:
+        """Expect no message of a unit until the next one begins."""
+        self.unit_number = self.protocol = None
+
+    def check(self, message: Any) -> tuple[int, dict[str, Any]]:
+        """Check a message of the current unit, and return the number of the unit with it.
+
+        Raises:
+            InvalidMessage: If there is no unit, or the message is invalid.
+        """
+        if self.unit_number is None or self.protocol is None:
+            raise InvalidMessage("it was given no unit to send messages about")
+        return self.unit_number, self.protocol.check(message)
+
+    def kill(self, reason: str) -> None:
+        """Kill the process. `reason` becomes part of the error's message."""
+        self.kill_reason = self.kill_reason or reason
+        self.process.kill()
 
 
 def _describe_exit(status: int) -> str:

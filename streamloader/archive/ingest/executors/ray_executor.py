@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import time
@@ -19,9 +20,11 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from streamloader.archive.ingest.executors.base import Executor, UnitEvent
+from streamloader.archive.ingest.executors.base import FINAL_KINDS, Executor, UnitEvent
+from streamloader.archive.ingest.executors.unit_protocol import UnitProtocol
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.archive.ingest.unit import Channel, WorkUnit, run_unit
+from streamloader.common.worker_messages import InvalidMessage, parse_json
 from streamloader.errors import ConfigError, MissingDependency, StreamloaderError, to_wire
 from streamloader.redaction import clean, redact_address
 
@@ -36,6 +39,7 @@ _VERSION: Final = version("streamloader")
 _RESPONSE_TIMEOUT_S: Final = 60.0
 _CONNECT_TIMEOUT_S: Final = 15.0
 _QUEUED_TICK_INTERVAL_S: Final = 5.0
+_MAX_REASON_CHARS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +123,12 @@ class RayExecutor(Executor):
             result = self._task.remote(unit, self._mailbox, self._attempts, _VERSION)
         except (TypeError, ray.exceptions.RayError) as error:
             raise ConfigError(f"storage_options cannot be sent to a Ray cluster: {error}") from error
-        self._submitted[unit.number] = _SubmittedTask(self._attempts, result, time.monotonic())
+        self._submitted[unit.number] = _SubmittedTask(self._attempts, result, time.monotonic(), UnitProtocol(unit))
 
     @override
     def send_answer(self, number: int, answer: Mapping[str, Any]) -> None:
         if number in self._submitted:
+            self._submitted[number].protocol.record_answer(answer)
             self._mailbox.answer.remote(self._submitted[number].attempt, dict(answer))
 
     @override
@@ -168,18 +173,32 @@ class RayExecutor(Executor):
         events = []
         for attempt, message in messages:
             number = numbers.get(attempt)
-            if number is not None:  # otherwise the task died, and another attempt does its work
-                self._submitted[number].started = True
-                events.append(UnitEvent(number, message))
+            if number is None or self._submitted[number].kill_reason:
+                continue  # the task died or is being killed, and another attempt does its work
+            task = self._submitted[number]
+            task.started = True
+            try:
+                events.append(UnitEvent(number, task.check(message)))
+            except InvalidMessage as error:
+                self.kill_unit(number, f"it sent an invalid message ({error}), and was killed")
         return events
 
     def _take_last_event(self, number: int) -> UnitEvent:
         task = self._submitted.pop(number)
+        reason = task.kill_reason
         try:
-            return UnitEvent(number, ray.get(task.result, timeout=_RESPONSE_TIMEOUT_S))
+            message = ray.get(task.result, timeout=_RESPONSE_TIMEOUT_S)
+            if not reason:
+                event = UnitEvent(number, task.check(message))
+                if event.kind in FINAL_KINDS:
+                    return event
+                reason = "its result is not a last message"
+        except InvalidMessage as error:
+            reason = f"it sent an invalid message ({error})"
         except ray.exceptions.RayError as error:
-            reason = task.kill_reason or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            return UnitEvent(number, {"kind": "died", "why": clean(reason), "details": {}})
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = reason or clean(text, _MAX_REASON_CHARS)
+        return UnitEvent(number, {"kind": "died", "why": reason, "details": {}})
 
     def _make_queued_ticks(self) -> Iterator[UnitEvent]:
         """Yield ticks for tasks that wait for a free CPU, so that the driver does not count them as stalled."""
@@ -198,6 +217,7 @@ class _SubmittedTask:
         attempt: Number of the attempt, unique for its executor.
         result: Ray's reference to the result.
         last_tick_at: Time of the last tick while the task is queued, by the monotonic clock.
+        protocol: Checks of the messages.
         started: Whether the task has sent a message.
         kill_reason: Reason why it was killed. Empty if it was not.
     """
@@ -205,8 +225,23 @@ class _SubmittedTask:
     attempt: int
     result: Any
     last_tick_at: float
+    protocol: UnitProtocol
     started: bool = False
     kill_reason: str = ""
+
+    def check(self, message: Any) -> dict[str, Any]:
+        """Check a message, and return it as plain JSON values.
+
+        Raises:
+            InvalidMessage: If it is invalid.
+        """
+        try:
+            encoded = json.dumps(message).encode()
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidMessage("it is not made of plain JSON values") from None
+        if len(encoded) > self.protocol.max_message_bytes:
+            raise InvalidMessage(f"it has {len(encoded)} bytes")
+        return self.protocol.check(parse_json(encoded))
 
 
 class _Mailbox:

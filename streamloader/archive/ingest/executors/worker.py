@@ -1,6 +1,6 @@
 """A worker process of an ingest, which runs one work unit after the other.
 
-The driver starts it as ``python -m streamloader.archive.ingest.executors.worker``. It inherits its end of a socket, and
+The driver starts it with :func:`~streamloader.common.subprocesses.python_command`. It inherits its end of a socket, and
 the file descriptors that mark its temporary folder as in use. It exits when the socket is closed or its parent exits.
 """
 
@@ -84,7 +84,7 @@ class _ProcessChannel:
 
 def _forward_logs(connection: WorkerConnection) -> None:
     def send_log(name: str, level: int, message: str) -> None:
-        connection.send({"kind": "log", "name": name, "level": level, "text": message})
+        connection.send({"kind": "log", "name": name, "level": level, "message": message})
 
     logger = logging.getLogger("streamloader")
     logger.addHandler(LogForwarder(send_log))
