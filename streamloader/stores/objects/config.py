@@ -294,7 +294,7 @@ class ObjectStoreConfig:
         return _NoCredentials(f"s3://{self.bucket}", "AWS_EC2_METADATA_DISABLED=false"), profile
 
     def _find_aws_metadata_hosts(self, config: dict[str, Any], *, is_provider: bool) -> list[str]:
-        """Return the host of the metadata service if it may be asked. Add it to `config`.
+        """Return the host of the metadata service if it may be queried. Add it to `config`.
 
         It may if the environment names it or allows it. By default it may for Amazon's own servers, and for no others.
         """
