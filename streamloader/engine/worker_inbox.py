@@ -112,7 +112,8 @@ class WorkerInbox:
         self._last_done = (grants.version, filled[number]) if predecessor is not None else (0, 0)
         self._last_info = -1  # number of a grant
         self._last_error_version: dict[int, int] = {}  # by row
-        self._last_end: dict[tuple[int, int], tuple[int, int]] = {}  # run and number of batches, by kind and row
+        self._last_end: dict[tuple[int, int], int] = {}  # run, by kind and row
+        self._ended: dict[tuple[int, int], int] = {}  # number of batches, by run and row; lanes end several runs ahead
         self._lane_lists: dict[int, tuple[int, Array]] = {}  # epoch and ordinals, by global lane, for skipped streams
         self._skips = 0  # since the last DONE
 
@@ -163,9 +164,9 @@ class WorkerInbox:
         kind, number, row = message.kind, message.a, message.lane
         if not 0 <= number < self._grants.runs_created:
             raise InvalidMessage(f"lane {row} ends run {number}, which was never started")
-        if number <= self._last_end.get((kind, row), (-1, 0))[0]:
+        if number <= self._last_end.get((kind, row), -1):
             raise InvalidMessage(f"lane {row} ends run {number} twice")
-        self._last_end[kind, row] = number, message.b
+        self._last_end[kind, row] = number
         run, plan = self._grants.runs.get(number), self._job.workload.plan
         if run is None:
             return
@@ -180,6 +181,8 @@ class WorkerInbox:
                 f"lane {row} ends run {number} with {message.c} full batches of {message.b}, after {low} batches, of "
                 f"{run.granted_end} that were granted"
             )
+        self._ended = {key: batches for key, batches in self._ended.items() if key[0] in self._grants.runs}
+        self._ended[number, row] = message.b
 
     def _check_error(self, message: Message) -> None:
         check_wire(message.payload)
@@ -275,7 +278,7 @@ class WorkerInbox:
             if not (
                 old_position <= position <= max(last_position, old_position)
                 and first_step <= step <= first_step + new_steps
-                and (ended == old_ended or (grant.run, ended) == self._last_end.get((MessageKind.ENDED, row)))
+                and ended in (old_ended, self._ended.get((grant.run, row)))
             ):
                 raise InvalidMessage(
                     f"the cursor of lane {row} is {(position, step, ended)} after batch {grant.batch}, and was "

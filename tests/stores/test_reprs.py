@@ -24,7 +24,7 @@ from streamloader.values import ObjectInfo
 ADDRESS = "https://user:Zeb@ra'Yonder@host.example/a.mp4?h=Zebra&Yonder"
 INFO = ObjectInfo("a.mp4?h=Zebra&Yonder", 5, "v", 1.0)
 OPTIONS = {"password": "Zebra", "headers": {"X-Key": "Yonder"}}
-TARGET = SshTarget.parse("ssh://Yonder:Zebra@box/x")
+TARGET = SshTarget.parse("ssh://Yonder:Zebra@box")
 THINGS = {
     "info": INFO,
     "source": SourceFile(ADDRESS, INFO),

@@ -124,6 +124,7 @@ class ArchiveReader:
         """The maximum number of pixels of a frame."""
         return self._max_pixels
 
+    @property
     def places(self) -> Mapping[int | str, str]:
         """The addresses of places that the user named, by number or URL of the place."""
         return self._places

@@ -359,19 +359,26 @@ def _check_side_files(path: str) -> None:
 
 
 def _check_schema(file: CatalogFile) -> None:
-    """Check that the file contains tables and indexes only. Views and triggers are programs of its author."""
-    tables = {}
-    for kind, name, sql in file.db.execute("SELECT type, name, sql FROM sqlite_schema"):
-        if kind not in ("table", "index") or _VIRTUAL.match(str(sql or "")):
-            raise CatalogError(f"{file.path} contains a {kind} ({name!r}), which no catalog has", address=file.path)
+    """Check that the tables hold stored rows. Views, computed columns and triggers are programs of the file's author.
+
+    Tables and views that the user has added are never read, so they do no harm.
+    """
+    tables = set()
+    for kind, name, table, sql in file.db.execute("SELECT type, lower(name), lower(tbl_name), sql FROM sqlite_schema"):
+        if table in _TABLES and (kind not in ("table", "index") or _VIRTUAL.match(str(sql or ""))):
+            raise _not_a_catalog(file, f"its {table} is not a plain table, but has a {kind} {name!r}")
         if kind == "table":
-            tables[name] = sql
-    if missing := _TABLES - set(tables):
-        raise CatalogError(f"{file.path} has no table {min(missing)}: it is not a catalog", address=file.path)
-    for table in _TABLES:
+            tables.add(name)
+    if missing := _TABLES - tables:
+        raise _not_a_catalog(file, f"it has no table {min(missing)}")
+    for table in sorted(_TABLES):
         hidden = file.db.execute("SELECT name FROM pragma_table_xinfo(?) WHERE hidden", (table,)).fetchone()
         if hidden is not None:
-            raise CatalogError(f"{file.path} computes the column {hidden[0]!r} of {table}", address=file.path)
+            raise _not_a_catalog(file, f"its {table} is not a plain table, but computes the column {hidden[0]!r}")
+
+
+def _not_a_catalog(file: CatalogFile, reason: str) -> CatalogError:
+    return CatalogError(f"{file.path} is not the catalog of an archive: {reason}", address=file.path)
 
 
 def _migrate(file: CatalogFile) -> None:

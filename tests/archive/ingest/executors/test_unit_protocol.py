@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiers import fast_first, only_fast
 
+from streamloader.archive.catalog.chunk_paths import build_chunk_path
 from streamloader.archive.ingest import add_videos
 from streamloader.archive.ingest.executors import processes, unit_protocol
 from streamloader.archive.ingest.executors.messages import JsonMessageDecoder
 from streamloader.archive.ingest.executors.processes import ProcessExecutor
 from streamloader.archive.ingest.executors.unit_protocol import UnitProtocol
-from streamloader.archive.ingest.naming import build_chunk_path
 from streamloader.archive.ingest.placement import PlacementTarget
 from streamloader.archive.ingest.unit import WorkUnit
 from streamloader.common.subprocesses import python_command
