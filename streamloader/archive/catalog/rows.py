@@ -9,32 +9,31 @@ Names of fields are those under which the catalogs store them (docs/archive.md),
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn
 
 from streamloader.archive.catalog.base import CatalogHeader, ChunkRow, IngestJob, LocatedChunks, Place, VideoRow
 from streamloader.archive.catalog.chunk_paths import is_path_of_chunk
+from streamloader.archive.catalog.fields import (
+    MAX_SHOWN_CHARS,
+    Check,
+    RefusedValue,
+    describe_value,
+    parse_json_object,
+    real_number,
+    text,
+    whole_number,
+)
 from streamloader.archive.catalog.validation import MODES, check_metadata
 from streamloader.errors import CatalogError, ConfigError
 
 __all__ = [
-    "MAX_CHUNKS_PER_VIDEO", "MAX_FRAMES", "MAX_ROW_KEY", "MAX_UNCOUNTED_VIDEOS", "RefusedValue", "build_chunk",
-    "build_header", "build_job", "build_place", "build_video", "check_chunk_path", "check_consecutive", "check_field",
-    "check_index", "check_located", "check_video_count", "list_of", "name_catalog", "parse_coding", "raise_malformed",
-    "text", "whole_number",
+    "MAX_CHUNKS_PER_VIDEO", "MAX_FRAMES", "MAX_ROW_KEY", "MAX_UNCOUNTED_VIDEOS", "build_chunk", "build_header",
+    "build_job", "build_place", "build_video", "check_chunk_path", "check_consecutive", "check_field", "check_index",
+    "check_located", "check_video_count", "name_catalog", "parse_coding", "raise_malformed",
 ]  # fmt: skip
-
-
-class RefusedValue(ValueError):
-    """The value of a field cannot be used. The message is the reason, as a predicate of the field."""
-
-
-# Returns the value of a field in the form that rows have, or raises RefusedValue.
-Check: TypeAlias = Callable[[Any], Any]
 
 MAX_FRAMES: Final = 1 << 62
 MAX_CHUNKS_PER_VIDEO: Final = 1 << 24
@@ -47,108 +46,35 @@ _MAX_SIDE_PIXELS: Final = (1 << 16) - 1
 _MAX_FRAME_PIXELS: Final = 1 << 28  # of one frame, as in FFmpeg
 _MAX_PLACES: Final = 1 << 16
 _MAX_TIME_S: Final = 250_000_000_000.0  # since 1970: the last years that a date can show
-_MAX_TEXT_CHARS: Final = 1 << 20
-_MAX_JSON_CHARS: Final = 16 << 20
 _MAX_INDEX_BYTES: Final = 64 << 20
-_MAX_UNCHECKED_BRACKETS: Final = 32  # JSON with no more brackets cannot be nested too deeply
-_MAX_SHOWN_CHARS: Final = 80
 _HASHES: Final = re.compile("[0-9a-f]{64}")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------
 
 
-def whole_number(low: int, high: int) -> Check:
-    """Return a check for whole numbers from `low` to `high`."""
-
-    def check(value: Any) -> int:
-        if type(value) is int and low <= value <= high:
-            return value
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise RefusedValue(f"is {_describe(value)} instead of a whole number")
-        if not low <= value <= high:
-            raise RefusedValue(f"is {value}, but must be from {low} to {high}")
-        return int(value)  # drivers have integer classes of their own
-
-    return check
-
-
-def real_number(low: float, high: float) -> Check:
-    """Return a check for finite numbers from `low` to `high`."""
-
-    def check(value: Any) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise RefusedValue(f"is {_describe(value)} instead of a number")
-        if not (low <= value <= high and math.isfinite(value)):
-            raise RefusedValue(f"is {_describe(value)}, but must be from {low:g} to {high:g}")
-        return float(value)
-
-    return check
-
-
-def text(max_chars: int = _MAX_TEXT_CHARS, *, min_chars: int = 1, printable: bool = False, pattern: str = "") -> Check:
-    """Return a check for texts.
-
-    Args:
-        max_chars: Maximum number of characters.
-        min_chars: Minimum number of characters.
-        printable: Whether control characters are refused.
-        pattern: Regular expression for the whole text. Empty to accept any text.
-    """
-    compiled = re.compile(pattern, re.ASCII) if pattern else None
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str):
-            raise RefusedValue(f"is {_describe(value)} instead of a text")
-        if not min_chars <= len(value) <= max_chars:
-            raise RefusedValue(f"has {len(value)} characters, but must have {min_chars} to {max_chars}")
-        if not value.isascii():
-            _require_unicode(value)
-        if printable and _CONTROL.search(value):
-            raise RefusedValue(f"is {_describe(value)}, which contains control characters")
-        if compiled is not None and compiled.fullmatch(value) is None:
-            raise RefusedValue(f"is {_describe(value)}, which does not have the form {pattern}")
-        return value
-
-    return check
-
-
-def list_of(check_item: Check, max_items: int) -> Check:
-    """Return a check for lists whose items pass `check_item`."""
-
-    def check(value: Any) -> list[Any]:
-        if not isinstance(value, (list, tuple)):
-            raise RefusedValue(f"is {_describe(value)} instead of a list")
-        if len(value) > max_items:
-            raise RefusedValue(f"has {len(value)} items, but must have {max_items} at most")
-        return [check_item(item) for item in value]
-
-    return check
-
-
 def _check_mode(value: Any) -> str:
     if not isinstance(value, str) or value not in MODES:
-        raise RefusedValue(f"is {_describe(value)} instead of one of {', '.join(sorted(MODES))}")
+        raise RefusedValue(f"is {describe_value(value)} instead of one of {', '.join(sorted(MODES))}")
     return value
 
 
 def _check_orientation(value: Any) -> tuple[bool, bool, bool]:
     if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(isinstance(flag, bool) for flag in value):  # noqa: PLR2004
-        raise RefusedValue(f"is {_describe(value)} instead of three truth values")
+        raise RefusedValue(f"is {describe_value(value)} instead of three truth values")
     return value[0], value[1], value[2]
 
 
 def _check_time_base(value: Any) -> Fraction:
     if not isinstance(value, (list, tuple)) or len(value) != 2:  # noqa: PLR2004
-        raise RefusedValue(f"is {_describe(value)} instead of a pair of whole numbers")
+        raise RefusedValue(f"is {describe_value(value)} instead of a pair of whole numbers")
     numerator, denominator = (_positive_int32(part) for part in value)
     return Fraction(numerator, denominator)
 
 
 def _check_metadata(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise RefusedValue(f"is {_describe(value)} instead of an object")
+        raise RefusedValue(f"is {describe_value(value)} instead of an object")
     try:
         check_metadata(value)
     except ConfigError as error:
@@ -158,78 +84,17 @@ def _check_metadata(value: Any) -> Mapping[str, Any]:
 
 def _check_origin(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise RefusedValue(f"is {_describe(value)} instead of an object")
+        raise RefusedValue(f"is {describe_value(value)} instead of an object")
     for name, kinds in _ORIGIN_TYPES.items():
         if not isinstance(value.get(name), kinds):
-            raise RefusedValue(f"has {_describe(value[name])} as its {name!r}")
+            raise RefusedValue(f"has {describe_value(value[name])} as its {name!r}")
     return value
-
-
-def parse_json_object(value: Any) -> dict[str, Any]:
-    """Return the JSON object in a text.
-
-    Raises:
-        RefusedValue: If it is not the text of a JSON object, or is too large or nested too deeply.
-    """
-    if not isinstance(value, str):
-        raise RefusedValue(f"is {_describe(value)} instead of a text")
-    if len(value) > _MAX_JSON_CHARS:
-        raise RefusedValue(f"has {len(value)} characters, but must have {_MAX_JSON_CHARS} at most")
-    try:
-        if not value.isascii():
-            _require_unicode(value)
-        document = _JSON.decode(value)
-        if "\\u" in value:  # an escape may stand for half a character
-            _require_unicode(json.dumps(document, ensure_ascii=False))
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:_MAX_SHOWN_CHARS]
-        raise RefusedValue(f"is {_describe(value)}, which is not JSON: {reason}") from error
-    if not isinstance(document, dict):
-        raise RefusedValue(f"is {_describe(value)} instead of a JSON object")
-    if value.count("{") + value.count("[") > _MAX_UNCHECKED_BRACKETS:
-        _require_shallow(document, 0)
-    return document
 
 
 def _parse_origin(value: Any) -> Mapping[str, Any]:
     return _check_origin(parse_json_object(value))
 
 
-def _require_shallow(value: Any, depth: int) -> None:
-    if depth > _MAX_UNCHECKED_BRACKETS:
-        raise RefusedValue(f"is nested deeper than {_MAX_UNCHECKED_BRACKETS} levels")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _require_shallow(item, depth + 1)
-
-
-def _require_unicode(value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RefusedValue(f"is {_describe(value)}, which is not valid Unicode") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise RefusedValue(f"{name} is not a JSON value")
-
-
-def _parse_float(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise RefusedValue(f"{digits[:_MAX_SHOWN_CHARS]} is too large for a number")
-    return number
-
-
-def _describe(value: Any) -> str:
-    """Return a short description of any value."""
-    if isinstance(value, (str, bytes)):
-        return repr(value[:_MAX_SHOWN_CHARS])
-    if value is None or isinstance(value, (bool, int, float)):
-        return repr(value)[:_MAX_SHOWN_CHARS]
-    return f"a {type(value).__name__}"
-
-
-_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_parse_float)
 _positive_int32: Final = whole_number(1, _MAX_INT32)
 _count: Final = whole_number(0, MAX_FRAMES)
 _positive: Final = whole_number(1, MAX_FRAMES)
@@ -354,8 +219,8 @@ def _check_fields(
         try:
             checked[field] = check(values.get(field))
         except RefusedValue as error:
-            of = f"{joint}{_describe(values.get(parent))}" if parent else ""
-            raise_malformed(f"{kind} {_describe(values.get(key))}{of}", field, str(error))
+            of = f"{joint}{describe_value(values.get(parent))}" if parent else ""
+            raise_malformed(f"{kind} {describe_value(values.get(key))}{of}", field, str(error))
     return checked
 
 
@@ -381,9 +246,9 @@ def build_chunk(
         and 0 <= place <= _MAX_PLACES
         and 1 <= size <= MAX_FRAMES
         and type(coding) is type(note) is str
-        and 1 <= len(coding) <= _MAX_SHOWN_CHARS
+        and 1 <= len(coding) <= MAX_SHOWN_CHARS
         and coding.isalnum()
-        and len(note) <= _MAX_SHOWN_CHARS
+        and len(note) <= MAX_SHOWN_CHARS
         and note.isascii()
         and _are_hashes(content, digest)
         and is_path_of_chunk(path, content, number, digest)
@@ -417,11 +282,11 @@ def check_chunk_path(content: Any, number: Any, digest: Any, path: Any) -> str:
     Raises:
         CatalogError: If it is not the path that the format gives to this chunk.
     """
-    row = f"chunk {_describe(number)} of video {_describe(content)}"
+    row = f"chunk {describe_value(number)} of video {describe_value(content)}"
     for field, value in (("content", content), ("number", number), ("digest", digest)):
         check_field(row, field, value, _CHUNK_CHECKS[field])
     if not is_path_of_chunk(path, content, number, digest):
-        raise_malformed(row, "path", f"is {_describe(path)}, which is not the path of this chunk in a place")
+        raise_malformed(row, "path", f"is {describe_value(path)}, which is not the path of this chunk in a place")
     assert isinstance(path, str)
     return path
 
@@ -516,7 +381,9 @@ def check_index(content: str, number: int, value: Any) -> bytes:
         CatalogError: If the value is not a string of bytes, or is too large.
     """
     if not isinstance(value, bytes):
-        raise_malformed(f"frame index {number} of video {content}", "data", f"is {_describe(value)} instead of bytes")
+        raise_malformed(
+            f"frame index {number} of video {content}", "data", f"is {describe_value(value)} instead of bytes"
+        )
     if len(value) > _MAX_INDEX_BYTES:
         raise_malformed(f"frame index {number} of video {content}", "data", f"has {len(value)} bytes")
     return value
@@ -528,7 +395,7 @@ def parse_coding(key: Any, field: str, value: Any) -> Mapping[str, Any]:
     Raises:
         CatalogError: If the value is not the text of a JSON object.
     """
-    document: Mapping[str, Any] = check_field(f"coding {_describe(key)}", field, value, parse_json_object)
+    document: Mapping[str, Any] = check_field(f"coding {describe_value(key)}", field, value, parse_json_object)
     return document
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from streamloader.archive.catalog.base import Catalog, ChunkRow, IngestJob, VideoRow
 from streamloader.archive.catalog.chunk_paths import extract_content
 from streamloader.archive.ingest.inventory import PlaceInventory
-from streamloader.archive.ingest.owners import PlaceOwners
+from streamloader.archive.ingest.owners import PlaceOwners, find_nested_files
 from streamloader.archive.ingest.rebuild import BrokenChunk, rebuild_chunks
 from streamloader.archive.ingest.report import CheckReport, Problem
 from streamloader.archive.ingest.temp_dir import remove_stale_dirs
@@ -275,7 +275,8 @@ class _ArchiveCheck:
                 continue
             unknown_files = inventory.find_unknown_files(self._read_chunk_paths(inventory))
             orphans = [info for info in unknown_files if extract_content(info.path) not in live_contents]
-            candidates = [info.path for info in orphans if extract_content(info.path) is not None]
+            nested = find_nested_files([info.path for info in unknown_files])
+            candidates = [info.path for info in orphans if info.path not in nested]
             deletable = set() if doubts[number] else self._recheck_orphans(inventory, candidates)
             for info in orphans:
                 text = f"a file of {info.size or 0:,} bytes belongs to no video: {inventory.address(info.path)}"
@@ -283,7 +284,7 @@ class _ArchiveCheck:
                     self._delete_file("orphan", inventory, info.path, text)
                     continue
                 if self._repair:
-                    reason = doubts[number] or "it is not named as a chunk of an archive"
+                    reason = doubts[number] or "it belongs to another place, whose folder is inside this one"
                     text += f". It is not deleted: {reason}"
                 self._problems.append(Problem("orphan", text, address=inventory.address(info.path)))
             if self._repair and not unknown_files and inventory.place.named:

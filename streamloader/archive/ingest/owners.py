@@ -8,6 +8,7 @@ can register at the same time. A file that a catalog does not know may be delete
   folder. Markers are listed after the files, so that the archive of every file that is seen has registered already.
 - The place was empty when the archive registered there (``exclusive``): otherwise the files of an archive without a
   marker, made by an older version, may be in it. A check that finds no unknown file sets it, too.
+- It is not in a place of another archive whose folder is inside this one.
 - The catalog contains the last video that the marker names (``videos``, ``content``). If it does not, it is an old copy
   of the catalog, and newer videos are known to the original only.
 """
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
@@ -27,9 +29,10 @@ from streamloader.errors import NotFound, NotSupported, StoreError
 from streamloader.stores.io_thread import SharedResource, open_shared_store
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["MARKERS_FOLDER", "PlaceOwners"]
+__all__ = ["MARKERS_FOLDER", "PlaceOwners", "find_nested_files"]
 
 MARKERS_FOLDER: Final = ".streamloader-archives"
+_NESTED_CHUNK: Final = re.compile(rf"/{CHUNKS_FOLDER}/[0-9a-f]{{2}}/[0-9a-f]{{64}}/")
 _MAX_MARKER_BYTES: Final = 4096
 _MAX_LISTED: Final = 20  # other archives that messages name
 
@@ -183,6 +186,16 @@ class PlaceOwners:
                 return next(iter(files), None) is None
         except NotSupported:
             return False
+
+
+def find_nested_files(paths: Sequence[str]) -> set[str]:
+    """Return those of the unknown files of a place that are in a place of its own, whose folder is inside this one.
+
+    Args:
+        paths: Paths of all unknown files, relative to the place.
+    """
+    roots = tuple({path[: path.index(f"{MARKERS_FOLDER}/")] for path in paths if f"{MARKERS_FOLDER}/" in path})
+    return {path for path in paths if path.startswith(roots) or _NESTED_CHUNK.search(path)}
 
 
 async def _take_names(infos: AsyncGenerator[ObjectInfo, None]) -> list[str]:

@@ -95,20 +95,21 @@ def test_files_that_no_video_has(catalog, tmp_path):
     place = tmp_path / "archive" / "one"
     content = rows(catalog)[0][0].content
     strays = [
+        place / "chunks" / "stray.mp4",
         place / "chunks" / content[:2] / content / "000000-0000000000000000.mp4",
         place / "chunks" / "ab" / ("ab" * 32) / "000000-0123456789abcdef.mp4",
     ]
-    others = [
-        place / "chunks" / "stray.mp4",
-        place / "chunks" / "ab" / ("ab" * 32) / "film.mp4",
-        place / "chunks" / "chunks" / "ab" / ("ab" * 32) / "000000-0123456789abcdef.mp4",  # of a place in this place
+    others = [  # of places in this place, with and without a marker
+        place / "chunks" / "chunks" / "ab" / ("ab" * 32) / "000000-0123456789abcdef.mp4",
+        place / "chunks" / "x" / ".streamloader-archives" / f"{'0' * 32}-0.json",
+        place / "chunks" / "x" / "film.mp4",
     ]
     for stray in strays + others:
         stray.parent.mkdir(parents=True, exist_ok=True)
         stray.write_bytes(b"stray")
     (place / "notes.txt").write_text("not in the folder of chunks: not ours")
     found = check_archive(catalog)
-    assert kinds(found) == [("orphan", False)] * 5
+    assert kinds(found) == [("orphan", False)] * 6
     assert {problem.address for problem in found.problems} == set(map(str, strays + others))
     repaired = check_archive(catalog, repair=True).problems
     assert {problem.address: problem.repaired for problem in repaired} == {

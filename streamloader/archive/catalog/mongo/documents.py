@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import CatalogHeader, ChunkRow, IngestJob, Place, StagedChunk, VideoRow
+from streamloader.archive.catalog.fields import RefusedValue, list_of, text, whole_number
 from streamloader.archive.catalog.mongo.filters import contains_list
 from streamloader.archive.catalog.rows import (
     MAX_CHUNKS_PER_VIDEO,
     MAX_FRAMES,
-    RefusedValue,
     build_chunk,
     build_header,
     build_job,
@@ -31,10 +31,7 @@ from streamloader.archive.catalog.rows import (
     check_chunk_path,
     check_field,
     check_index,
-    list_of,
     raise_malformed,
-    text,
-    whole_number,
 )
 from streamloader.archive.catalog.validation import canonical_json, check_metadata
 from streamloader.errors import CatalogError

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import CatalogHeader
+from streamloader.archive.catalog.fields import whole_number
 from streamloader.archive.catalog.mongo.connection import MongoConnection
 from streamloader.archive.catalog.mongo.documents import (
     INCARNATION,
@@ -18,7 +19,7 @@ from streamloader.archive.catalog.mongo.documents import (
     parse_chunk,
     parse_video,
 )
-from streamloader.archive.catalog.rows import MAX_FRAMES, check_field, whole_number
+from streamloader.archive.catalog.rows import MAX_FRAMES, check_field
 from streamloader.archive.catalog.validation import check_coverage
 from streamloader.errors import CatalogError
 

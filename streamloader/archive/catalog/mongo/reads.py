@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import ChunkRow, LocatedChunks, Snapshot, VideoRow
+from streamloader.archive.catalog.fields import whole_number
 from streamloader.archive.catalog.mongo.connection import MongoConnection
 from streamloader.archive.catalog.mongo.documents import (
     INCARNATION,
@@ -36,7 +37,6 @@ from streamloader.archive.catalog.rows import (
     check_video_count,
     parse_coding,
     raise_malformed,
-    whole_number,
 )
 from streamloader.errors import CatalogError
 

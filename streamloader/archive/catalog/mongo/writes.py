@@ -26,6 +26,7 @@ from typing import Any, Final
 import pymongo.errors
 
 from streamloader.archive.catalog.base import ChunkRow, IngestJob, StagedChunk, VideoRow
+from streamloader.archive.catalog.fields import text
 from streamloader.archive.catalog.mongo.connection import MongoConnection, is_duplicate_key_error
 from streamloader.archive.catalog.mongo.documents import (
     CLEANUP,
@@ -46,7 +47,7 @@ from streamloader.archive.catalog.mongo.documents import (
     parse_job,
     parse_video,
 )
-from streamloader.archive.catalog.rows import check_field, text
+from streamloader.archive.catalog.rows import check_field
 from streamloader.archive.catalog.validation import canonical_json, check_coverage
 from streamloader.errors import CatalogError, NameConflict
 

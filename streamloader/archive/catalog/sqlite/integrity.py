@@ -6,7 +6,8 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
-from streamloader.archive.catalog.rows import MAX_CHUNKS_PER_VIDEO, MAX_FRAMES, check_field, whole_number
+from streamloader.archive.catalog.fields import whole_number
+from streamloader.archive.catalog.rows import MAX_CHUNKS_PER_VIDEO, MAX_FRAMES, check_field
 from streamloader.archive.catalog.sqlite import reads
 from streamloader.archive.catalog.sqlite.schema import read_transaction
 from streamloader.archive.catalog.validation import check_coverage

@@ -15,6 +15,7 @@ from streamloader.archive.catalog.base import (
     Snapshot,
     VideoRow,
 )
+from streamloader.archive.catalog.fields import whole_number
 from streamloader.archive.catalog.query import MetadataQuery
 from streamloader.archive.catalog.rows import (
     MAX_FRAMES,
@@ -32,7 +33,6 @@ from streamloader.archive.catalog.rows import (
     check_located,
     check_video_count,
     parse_coding,
-    whole_number,
 )
 from streamloader.archive.catalog.sqlite.schema import read_transaction
 from streamloader.errors import CatalogError
