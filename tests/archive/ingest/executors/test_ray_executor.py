@@ -133,3 +133,22 @@ def test_without_a_cluster_it_is_said_what_to_do(tmp_path):
         )
         assert "ConfigError: no Ray cluster can be reached at 127.0.0.1:1" in result.stderr
         assert_whole(catalog)
+
+
+def test_the_messages_of_tasks_are_checked():
+    pytest.importorskip("ray")
+    from streamloader.archive.ingest.executors.ray_executor import _SubmittedTask
+    from streamloader.archive.ingest.executors.unit_protocol import UnitProtocol
+    from streamloader.archive.ingest.unit import WorkUnit
+    from streamloader.common.worker_messages import InvalidMessage
+    from streamloader.media.chunks.settings import CutSettings
+
+    unit = WorkUnit(0, "/a.mp4", None, {}, CutSettings(), (), 1)
+    task = _SubmittedTask(1, None, 0.0, UnitProtocol(unit))
+    endless = []
+    endless.append(endless)
+    for message in (object(), {"kind": object()}, endless, {"kind": "chunk"}, {"kind": "died"}, "x" * (32 << 20)):
+        with pytest.raises(InvalidMessage):
+            task.check(message)
+    tick = {"kind": "tick", "stage": "reading", "done": 5}
+    assert task.check(tick) == tick
