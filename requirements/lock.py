@@ -12,7 +12,9 @@ pip installs what is listed and resolves nothing (``--no-deps``), because the fi
 * what has no wheels, and is built with the tools that are locked: ``sources.txt``.
 * the servers of the tests: each has an environment of its own, see ``tests/servers/mongo.py``.
 
-The same command updates ``tests/servers/npm/package-lock.json``, with which npm installs js-ipfs.
+The same command updates ``tests/servers/npm/package-lock.json``, with which npm installs js-ipfs. One of its optional
+dependencies (headless, for WebRTC, which no test uses) would come from a web address without a hash; ``package.json``
+puts a small package of the registry in its place.
 """
 
 from __future__ import annotations

@@ -185,6 +185,16 @@ def test_the_lock_of_js_ipfs_has_hashes_and_no_addresses():
     assert packages["node_modules/ipfs"]["version"] == wanted["ipfs"]
     assert {path for path, package in packages.items() if not package["integrity"].startswith("sha512-")} == set()
     assert {path for path, package in packages.items() if "resolved" in package} == set()
+    # npm ci refuses a lock without a package that another one names, even if that is optional.
+    locked = {path.rpartition("node_modules/")[2] for path in packages}
+    named = {
+        name
+        for package in packages.values()
+        for kind in ("dependencies", "optionalDependencies")
+        for name in package.get(kind, {})
+        if name not in package.get("bundleDependencies", ())
+    }
+    assert named - locked == set()
 
 
 def test_js_ipfs_is_installed_if_it_is_what_is_locked():
