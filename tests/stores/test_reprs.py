@@ -33,7 +33,7 @@ THINGS = {
     "unit": WorkUnit(1, ADDRESS, INFO, OPTIONS, CutSettings(), (), 1),
     "ssh target": TARGET,
     "ssh login": SshLogin(TARGET, (TARGET,), (), "Zebra", None, None, trust_any=False),
-    "http server": HttpServerConfig("https://host", {"Authorization": "Zebra"}, 0, None),
+    "http server": HttpServerConfig("https://host", {"Authorization": "Zebra"}, 0, None, {}),
     "http credentials": make_credentials({"X-Key": "Zebra"}, None, ("user", "Yonder"), None),
     "profile": AwsProfile("x", {"aws_secret_access_key": "Zebra"}, {"s3": "Yonder"}),
     "object store": ObjectStoreConfig(

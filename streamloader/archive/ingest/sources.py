@@ -16,8 +16,8 @@ from typing import Any, Final, TypeAlias
 import anyio.to_thread
 
 from streamloader.archive.ingest.naming import remove_secrets
-from streamloader.common.guarded_files import open_regular_file
-from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamNotFound
+from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamloaderError, StreamNotFound
+from streamloader.media.video.files import open_media_file
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
@@ -125,7 +125,7 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
     hasher = hashlib.sha256()
     size = 0
     try:
-        with os.fdopen(open_regular_file(path), "rb", buffering=0) as file:
+        with open(open_media_file(path), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             buffer = bytearray(_BATCH_BYTES)
             while size <= status.st_size and (count := file.readinto(buffer)):  # another program may append for ever
@@ -134,7 +134,7 @@ def _hash_local_file(path: str, report: ReportProgress) -> LocalSource:
                 report("reading", size)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StreamNotFound(f"{path} does not exist", address=path) from error
-    except StoreError:
+    except StreamloaderError:
         raise
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}", address=path, errno=error.errno) from error
@@ -175,7 +175,7 @@ async def _fetch(
                     if fetched.size is not None and size > fetched.size:
                         raise _make_changed_error(store.address(path), fetched.size, size)
                     report("fetching", size)
-    except StoreError:
+    except StreamloaderError:
         raise
     except OSError as error:
         raise StoreError(

@@ -28,7 +28,7 @@ from streamloader.media.video.reader import FrameReader, decode_frames
 from streamloader.media.video.remote import ByteSpans, ReadInterrupted, Video, VideoFile, open_video_file
 from streamloader.media.video.source import check_video, decode_error, open_video, translate_errors
 from streamloader.media.video.sparse import read_sparse
-from streamloader.media.video.structure import declared_size
+from streamloader.media.video.structure import declared_size, payload_spans
 from streamloader.stores.readahead import UNIT_BYTES
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def index_video(video: Video, *, damaged: str = "raise", max_pixels: int = DEFAU
     file = None if isinstance(video, str) else open_video_file(video, _header_spans(video.info.size or 0))
     source = _Source(video, file, max_pixels)
     try:
+        if file is not None:
+            payload_spans(file)  # refuses a header of too many bytes by what it declares, before FFmpeg reads it
         check_video(video, file, max_pixels=max_pixels)
         return _index_checked(source, damaged)
     except ReadInterrupted as interrupted:

@@ -57,8 +57,8 @@ def clock(monkeypatch):
 
 TRANSIENT = [sl.Unreachable, sl.TransferInterrupted, sl.ServerBusy, sl.StoreTimeout]
 FINAL = [
-    sl.NotFound, sl.AccessDenied, sl.UntrustedHost, sl.RangeNotSatisfiable, sl.ObjectChanged, sl.IntegrityError,
-    sl.LimitExceeded, sl.NotSupported, sl.ProtocolError, sl.StoreError,
+    sl.NotFound, sl.AccessDenied, sl.UntrustedAddress, sl.UntrustedHost, sl.RangeNotSatisfiable, sl.ObjectChanged,
+    sl.IntegrityError, sl.LimitExceeded, sl.NotSupported, sl.ProtocolError, sl.StoreError,
 ]  # fmt: skip
 USES = {
     "head": lambda store: store.head("a"),
