@@ -186,7 +186,6 @@ def test_honest_addresses_of_other_kinds_still_open():
         ("gs://my_bucket", {"token": "t"}),
         ("az://$web", {"account_name": "acc", "account_key": "a2V5"}),
         ("ftp://me%40corp@host:2121/a", {}),
-        ("github://org:repo@main/a", {}),
         ("https://me:p%2F%24(x)@größe.test:8443/a", {}),
         ("ipfs://", {"gateways": ["https://gw.example/sub/", "/dns4/gw.example/tcp/443/https", "/ip6/::1/tcp/80"]}),
     ):
