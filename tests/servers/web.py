@@ -15,6 +15,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from streamloader.testing.faults.web_runner import stop_web_runner
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -30,7 +32,7 @@ async def serving(handler: Handler | web.Application) -> AsyncIterator[str]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        await runner.cleanup()
+        await stop_web_runner(runner)
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Final, Self
 
@@ -28,6 +27,7 @@ from streamloader.stores.ipfs.cid import DAG_PB, RAW, Cid
 from streamloader.stores.ipfs.file_reader import UnixFsReader
 from streamloader.stores.ipfs.unixfs import UnixFsKind, UnixFsNode, decode_node
 from streamloader.testing.faults.ipfs_dags import DagBuilder, DagEntry, encode_car, encode_node, encode_unixfs
+from streamloader.testing.faults.web_runner import stop_web_runner
 
 __all__ = ["FAULTS", "FaultyGateway", "deep_file"]
 
@@ -98,7 +98,6 @@ class FaultyGateway:
         self._records = dict(records or {})
         self._closing = asyncio.Event()
         self._runner: web.AppRunner | None = None
-        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
         app = web.Application()
@@ -115,11 +114,7 @@ class FaultyGateway:
     async def __aexit__(self, *exc: object) -> None:
         self._closing.set()
         if self._runner is not None:
-            await self._runner.cleanup()
-        for transport in self._transports:
-            transport.abort()  # do not wait for clients that stopped reading
-        await asyncio.sleep(0)  # lets the connections close
-        await asyncio.sleep(0)
+            await stop_web_runner(self._runner)
 
     def add_block(self, cid: Cid, block: bytes) -> None:
         """Add a block."""
@@ -133,8 +128,6 @@ class FaultyGateway:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request.path_qs)
-        if request.transport is not None:
-            self._transports.add(request.transport)
         kind = request.query.get("format") or _parse_accept(request.headers.get("Accept", ""))
         first, *names = request.match_info["path"].split("/")
         seen: list[Cid] = []

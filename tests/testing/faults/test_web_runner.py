@@ -1,0 +1,31 @@
+"""Servers that stop leave no connection open, whatever their clients are doing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+
+from streamloader.testing.faults.ipfs_gateway import FaultyGateway
+
+
+@pytest.mark.parametrize("rounds", range(8))
+def test_connections_that_were_just_accepted_are_closed(rounds):
+    clients = []
+
+    async def serve():
+        async with FaultyGateway({}) as gateway:
+            for _ in range(8):
+                clients.append(socket.create_connection(("127.0.0.1", urlsplit(gateway.url).port)))
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+
+    try:
+        asyncio.run(serve())
+        gc.collect()  # a connection that is still open warns now, which fails the test
+    finally:
+        for client in clients:
+            client.close()
