@@ -15,16 +15,19 @@ _LOOP_ROUNDS: Final = 10  # an accepted connection needs a few rounds of the eve
 async def stop_web_runner(runner: web.BaseRunner) -> None:
     """Stop a server, and close its connections at once, whatever their clients do.
 
-    aiohttp closes the connections that have a handler. One that was accepted just before the server stopped gets its
-    handler only afterwards, and one whose client does not read stays open until its buffer is empty.
+    asyncio's server loses the connections that it is about to accept when it is closed (in Python 3.11), so it first
+    stops accepting. aiohttp leaves a connection open while its client does not read.
     """
-    server = runner.server
-    before = [] if server is None else [handler.transport for handler in server.connections]
-    await runner.cleanup()
+    loop, server = asyncio.get_running_loop(), runner.server
+    if isinstance(loop, asyncio.SelectorEventLoop):
+        for site in runner.sites:
+            for listener in getattr(getattr(site, "_server", None), "sockets", ()):
+                loop.remove_reader(listener.fileno())
     for _ in range(_LOOP_ROUNDS):
         await asyncio.sleep(0)
-    late = [] if server is None else [handler.transport for handler in server.connections]
-    for transport in (*before, *late):
+    transports = [] if server is None else [handler.transport for handler in server.connections]
+    await runner.cleanup()
+    for transport in transports:
         if isinstance(transport, asyncio.Transport):
             transport.abort()
     for _ in range(_LOOP_ROUNDS):

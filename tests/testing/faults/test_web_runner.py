@@ -18,8 +18,8 @@ def test_connections_that_were_just_accepted_are_closed(rounds):
 
     async def serve():
         async with FaultyGateway({}) as gateway:
-            for _ in range(8):
-                clients.append(socket.create_connection(("127.0.0.1", urlsplit(gateway.url).port)))
+            port = urlsplit(gateway.url).port
+            clients.extend(socket.create_connection(("127.0.0.1", port)) for _ in range(8))
             for _ in range(rounds):
                 await asyncio.sleep(0)
 
