@@ -61,7 +61,7 @@ class TestIpnsStore(_GatewaySuite):
     schemes = ("ipns",)
 
     def http_location(self, server_url):
-        # A node of the user's own, which is asked with POST.
+        # A node of the user's own, to which requests are sent with POST.
         secret = canary("ipfs-rpc-token")
         return HttpLocation("ipns://", f"{self.owner.cid}/a.bin", {"rpc": server_url, "token": secret}, (secret,))
 
