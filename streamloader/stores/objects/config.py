@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
 from streamloader.config import Timeouts
-from streamloader.errors import AccessDenied, ConfigError
+from streamloader.errors import ConfigError
 from streamloader.stores.addresses import check_host_name, split_url
 from streamloader.stores.objects.aws_profiles import (
     AwsProfile,
@@ -20,10 +19,16 @@ from streamloader.stores.objects.aws_profiles import (
     may_query_metadata_service,
     read_profile,
 )
+from streamloader.stores.objects.credentials import (
+    CredentialSource,
+    EnvironmentCredentials,
+    NoCredentials,
+    StaticCredentials,
+)
 from streamloader.stores.objects.fork_safety import get_obstore
 from streamloader.stores.objects.network import restrict_connections
 
-__all__ = ["CredentialSource", "ObjectStoreConfig", "ObstoreSettings"]
+__all__ = ["ObjectStoreConfig", "ObstoreSettings"]
 
 # obstore limits whole transfers only. The deadlines of the store are finer, so this limit is never reached.
 _TRANSFER_TIMEOUT: Final = timedelta(days=30)
@@ -65,9 +70,8 @@ _CREDENTIAL_WORDS: Final = (
     "msi",
     "cli",
 )
-_AWS_METADATA_HOST: Final = "169.254.169.254"
-_AZURE_METADATA_HOST: Final = "169.254.169.254"
-_GOOGLE_METADATA_HOSTS: Final = ("metadata.google.internal", "169.254.169.254")
+_METADATA_HOST: Final = "169.254.169.254"
+_GOOGLE_METADATA_HOSTS: Final = ("metadata.google.internal", _METADATA_HOST)
 _AWS_CONTAINER_HOST: Final = "169.254.170.2"
 _AZURE_METADATA_SETTING: Final = "IDENTITY_ENDPOINT=http://169.254.169.254/metadata/identity/oauth2/token"
 _AZURE_EMULATOR: Final = "http://127.0.0.1:10000"
@@ -271,12 +275,12 @@ class ObjectStoreConfig:
         """Return the provider of credentials (None if obstore finds them) and the profile. Add settings to `config`."""
         if self.access_key_id:
             keys = {"secret_access_key": self.secret_access_key, "token": self.session_token}
-            return _StaticCredentials(access_key_id=self.access_key_id, **keys), None
+            return StaticCredentials(access_key_id=self.access_key_id, **keys), None
         if self.credential_provider is not None or self.anonymous:
             return self.credential_provider, None
         profile = read_profile(self.profile)
         if not self.profile and "AWS_ACCESS_KEY_ID" in os.environ:
-            return _EnvironmentCredentials(), profile
+            return EnvironmentCredentials(), profile
         if not self.profile and _has_machine_identity(os.environ):
             return None, profile  # obstore uses it and refreshes the credentials
         if profile is not None and profile.web_identity is not None:
@@ -291,7 +295,7 @@ class ObjectStoreConfig:
             return None, profile
         if self._names_credentials(os.environ.keys() & {"AWS_SKIP_SIGNATURE"}):
             return None, profile
-        return _NoCredentials(f"s3://{self.bucket}", "AWS_EC2_METADATA_DISABLED=false"), profile
+        return NoCredentials(f"s3://{self.bucket}", "AWS_EC2_METADATA_DISABLED=false"), profile
 
     def _find_aws_metadata_hosts(self, config: dict[str, Any], *, is_provider: bool) -> list[str]:
         """Return the host of the metadata service if it may be queried. Add it to `config`.
@@ -307,7 +311,7 @@ class ObjectStoreConfig:
         if endpoint := environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"):
             config["metadata_endpoint"] = endpoint.rstrip("/")
             return [split_url(endpoint).hostname or ""]
-        return [_AWS_METADATA_HOST]
+        return [_METADATA_HOST]
 
     def _configure_gs(self) -> _Configuration:
         """Return obstore's configuration, the provider of credentials, the usual server, and those of credentials."""
@@ -321,13 +325,13 @@ class ObjectStoreConfig:
             _check_endpoint(endpoint)
             config["base_url"] = endpoint.rstrip("/")
         if self.token:
-            provider = _StaticCredentials(token=self.token)
+            provider = StaticCredentials(token=self.token)
         elif self.service_account:
             config["service_account"] = os.path.expanduser(self.service_account)
         elif provider is None and emulator and not self.endpoint_url:
             config["skip_signature"] = True  # emulators have no accounts
         elif provider is None and endpoint and not self.anonymous and not self._finds_google_credentials():
-            provider = _NoCredentials(f"gs://{self.bucket}", "GCE_METADATA_HOST=metadata.google.internal")
+            provider = NoCredentials(f"gs://{self.bucket}", "GCE_METADATA_HOST=metadata.google.internal")
         hosts = [] if provider is not None or self.anonymous else [*_GOOGLE_HOSTS]
         names = [os.environ[name] for name in _GOOGLE_METADATA_VARIABLES if name in os.environ]
         if hosts and (names or not endpoint):
@@ -367,17 +371,17 @@ class ObjectStoreConfig:
         if not has_login and not key and "AZURE_STORAGE_KEY" in environment:
             key = environment["AZURE_STORAGE_KEY"]
         if key:
-            provider = _StaticCredentials(access_key=key)
+            provider = StaticCredentials(access_key=key)
         elif signature := self.sas_token or options["sas_token"]:
-            provider = _StaticCredentials(sas_token=signature.lstrip("?"))
+            provider = StaticCredentials(sas_token=signature.lstrip("?"))
         elif self.token:
-            provider = _StaticCredentials(token=self.token)
+            provider = StaticCredentials(token=self.token)
         elif provider is None and endpoint and not self.anonymous and not self._finds_azure_credentials():
-            provider = _NoCredentials(f"az://{self.bucket}", _AZURE_METADATA_SETTING)
+            provider = NoCredentials(f"az://{self.bucket}", _AZURE_METADATA_SETTING)
         hosts = [] if provider is not None or self.anonymous else [_AZURE_LOGIN_HOST]
         if hosts:
             hosts += _find_hosts(environment, "AZURE_AUTHORITY_HOST", *_AZURE_METADATA_VARIABLES)
-            hosts += [] if endpoint else [_AZURE_METADATA_HOST]
+            hosts += [] if endpoint else [_METADATA_HOST]
         if not _NAME.fullmatch(str(name)):
             raise ConfigError("the account_name of az:// may contain only letters, digits and '-'")
         fabric = _is_set({**environment, **self.config}, "use_fabric_endpoint")
@@ -391,92 +395,6 @@ class ObjectStoreConfig:
 
 
 _Configuration: TypeAlias = tuple[dict[str, Any], Callable[[], Any] | None, str, list[str]]
-
-
-class CredentialSource:
-    """Call a credential provider for obstore, and record its secrets and its last error.
-
-    obstore awaits it in an event loop, so that the provider never runs on obstore's own threads.
-
-    Args:
-        provider: Function or coroutine function that returns credentials.
-
-    Attributes:
-        error: Exception of the last call, or None if it succeeded.
-    """
-
-    def __init__(self, provider: Callable[[], Any]) -> None:
-        self._provider = provider
-        self._secrets: set[str] = set()
-        self.error: Exception | None = None
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Secrets of all credentials returned so far."""
-        return tuple(self._secrets)
-
-    async def __call__(self) -> Any:
-        """Return credentials."""
-        try:
-            credentials = self._provider()
-            if inspect.isawaitable(credentials):
-                credentials = await credentials
-        except Exception as error:
-            self.error = error
-            raise
-        self.error = None
-        self._secrets |= {
-            str(credentials[name])
-            for name in ("secret_access_key", "token", "access_key", "sas_token")
-            if isinstance(credentials.get(name), str)
-        }
-        return credentials
-
-
-class _StaticCredentials:
-    """Provider of credentials that do not expire."""
-
-    def __init__(self, **values: str | None) -> None:
-        self._values = values
-
-    def __call__(self) -> dict[str, Any]:
-        return {**self._values, "expires_at": None}
-
-
-class _EnvironmentCredentials:
-    """Provider of the credentials in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."""
-
-    def __call__(self) -> dict[str, Any]:
-        secret = os.environ.get("AWS_SECRET_ACCESS_KEY")
-        if not secret:
-            raise ConfigError("AWS_ACCESS_KEY_ID is set, but AWS_SECRET_ACCESS_KEY is not")
-        return {
-            "access_key_id": os.environ["AWS_ACCESS_KEY_ID"],
-            "secret_access_key": secret,
-            "token": os.environ.get("AWS_SESSION_TOKEN"),
-            "expires_at": None,
-        }
-
-
-class _NoCredentials:
-    """Provider for a user without credentials. It is used instead of obstore's query to a metadata service.
-
-    Args:
-        address: Address of the bucket.
-        setting: Environment variable that allows the query.
-    """
-
-    def __init__(self, address: str, setting: str) -> None:
-        self._address = address
-        self._setting = setting
-
-    def __call__(self) -> dict[str, Any]:
-        raise AccessDenied(
-            f"no credentials for {self._address}: pass them as options (profile=, access_key_id=, token=, ...), "
-            "set the environment variables, or pass anonymous=True for public data. The metadata service of a cloud is "
-            f"used for the cloud's own servers, and for others only if the environment names it: {self._setting}",
-            address=self._address,
-        )
 
 
 def _has_machine_identity(environment: Mapping[str, str]) -> bool:

@@ -22,7 +22,8 @@ from streamloader.errors import (
     Unreachable,
 )
 from streamloader.stores.base import Body, Data, Store
-from streamloader.stores.objects.config import CredentialSource, ObjectStoreConfig
+from streamloader.stores.objects.config import ObjectStoreConfig
+from streamloader.stores.objects.credentials import CredentialSource
 from streamloader.stores.objects.errors import RangeOutsideObject, obstore_errors, translate_error
 from streamloader.stores.objects.fork_safety import SHUTDOWN_GRACE_S, get_obstore, leak_on_purpose
 from streamloader.stores.objects.network import find_server_address

@@ -1,0 +1,101 @@
+"""Providers of credentials for object stores, from options and environment variables."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from streamloader.errors import AccessDenied, ConfigError
+
+__all__ = ["CredentialSource", "EnvironmentCredentials", "NoCredentials", "StaticCredentials"]
+
+
+class CredentialSource:
+    """Call a credential provider for obstore, and record its secrets and its last error.
+
+    obstore awaits it in an event loop, so that the provider never runs on obstore's own threads.
+
+    Args:
+        provider: Function or coroutine function that returns credentials.
+
+    Attributes:
+        error: Exception of the last call, or None if it succeeded.
+    """
+
+    def __init__(self, provider: Callable[[], Any]) -> None:
+        self._provider = provider
+        self._secrets: set[str] = set()
+        self.error: Exception | None = None
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Secrets of all credentials returned so far."""
+        return tuple(self._secrets)
+
+    async def __call__(self) -> Any:
+        """Return credentials."""
+        try:
+            credentials = self._provider()
+            if inspect.isawaitable(credentials):
+                credentials = await credentials
+        except Exception as error:
+            self.error = error
+            raise
+        self.error = None
+        self._secrets |= {
+            str(credentials[name])
+            for name in ("secret_access_key", "token", "access_key", "sas_token")
+            if isinstance(credentials.get(name), str)
+        }
+        return credentials
+
+
+class StaticCredentials:
+    """Provider of credentials that do not expire."""
+
+    def __init__(self, **values: str | None) -> None:
+        self._values = values
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the credentials, which do not expire."""
+        return {**self._values, "expires_at": None}
+
+
+class EnvironmentCredentials:
+    """Provider of the credentials in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the credentials that the variables have now."""
+        secret = os.environ.get("AWS_SECRET_ACCESS_KEY")
+        if not secret:
+            raise ConfigError("AWS_ACCESS_KEY_ID is set, but AWS_SECRET_ACCESS_KEY is not")
+        return {
+            "access_key_id": os.environ["AWS_ACCESS_KEY_ID"],
+            "secret_access_key": secret,
+            "token": os.environ.get("AWS_SESSION_TOKEN"),
+            "expires_at": None,
+        }
+
+
+class NoCredentials:
+    """Provider for a user without credentials. It is used instead of obstore's query to a metadata service.
+
+    Args:
+        address: Address of the bucket.
+        setting: Environment variable that allows the query.
+    """
+
+    def __init__(self, address: str, setting: str) -> None:
+        self._address = address
+        self._setting = setting
+
+    def __call__(self) -> dict[str, Any]:
+        """Raise AccessDenied."""
+        raise AccessDenied(
+            f"no credentials for {self._address}: pass them as options (profile=, access_key_id=, token=, ...), "
+            "set the environment variables, or pass anonymous=True for public data. The metadata service of a cloud is "
+            f"used for the cloud's own servers, and for others only if the environment names it: {self._setting}",
+            address=self._address,
+        )
