@@ -210,14 +210,6 @@ class Killer:
         return idle or self._is_free(number)
 
 
-def lives(pid: int) -> bool:
-    """Whether a process exists and has not ended."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (OSError, IndexError):
-        return False
-
-
 def _wait_until_stopped(pid: int) -> None:
     """Wait until every thread of the process is stopped.
 

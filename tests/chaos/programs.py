@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from chaos.data import make_videos
-from chaos.killer import lives
 from chaos.plan import WORKERS
+from polling import is_running
 
 PROC, SHM = Path("/proc"), Path("/dev/shm")
 TESTS = Path(__file__).resolve().parents[1]
@@ -79,7 +79,7 @@ class Victim:
         found = set()
         for name in filter(str.isdigit, os.listdir(PROC)):
             with contextlib.suppress(OSError):
-                if mark in (PROC / name / "environ").read_bytes() and lives(int(name)):
+                if mark in (PROC / name / "environ").read_bytes() and is_running(int(name)):
                     found.add(int(name))
         return found
 
@@ -91,7 +91,7 @@ class Victim:
         """Return the seconds from `since` until no process was left, or infinity."""
         known = self.processes()
         while time.monotonic() < since + DEADLINE_S:
-            known = {pid for pid in known if lives(pid)}
+            known = {pid for pid in known if is_running(pid)}
             if not known and not (known := self.processes()):
                 return time.monotonic() - since
             time.sleep(0.002)  # between two looks at a condition

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from chaos.data import SEEKING
-from chaos.killer import IDLE, RESTARTING, SHUTDOWN, Kill, Killer, lives
+from chaos.killer import IDLE, RESTARTING, SHUTDOWN, Kill, Killer
 from chaos.plan import ALWAYS, Played, Round
+from polling import is_running
 
 import streamloader as sl
 
@@ -209,7 +210,7 @@ def _close(round_: Round, loader: sl.MultiStreamer, result: Result) -> None:
 
     def kill() -> None:
         time.sleep(delay)
-        if lives(victim):
+        if is_running(victim):
             os.kill(victim, signal.SIGKILL)
             killed.append(victim)
 

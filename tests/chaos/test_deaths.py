@@ -27,9 +27,10 @@ from chaos.data import (
     Fuse,
     make_steps,
 )
-from chaos.killer import IDLE, IMPORTING, RESTARTING, Kill, Killer, lives
+from chaos.killer import IDLE, IMPORTING, RESTARTING, Kill, Killer
 from clocks import count_only_stalls
 from engine_data import assert_same_batches, copies
+from polling import is_running
 from resume_data import arrays, plain, take
 from tiers import fast_first, only_fast
 
@@ -316,7 +317,7 @@ def get_stall(loader, fuse):
     """Return the status of all lanes if a worker hangs at the fuse, and it is the one that all others wait for."""
     log = Path(fuse.log)
     pids = log.read_text().split() if log.exists() else []
-    if not pids or int(pids[-1]) not in loader._supervisor.pids or not lives(int(pids[-1])):
+    if not pids or int(pids[-1]) not in loader._supervisor.pids or not is_running(int(pids[-1])):
         return None
     worker = loader._supervisor._pool.workers[loader._supervisor.pids.index(int(pids[-1]))]
     status = loader._ring.status.copy()

@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from aiohttp import web
 
+from streamloader.testing.faults.shutdown import stop_web_runner
+
 
 class PlainS3:
     """Serves the objects of one bucket, key -> bytes, and checks nobody's signature."""
@@ -31,7 +33,7 @@ class PlainS3:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await asyncio.wait_for(self._runner.cleanup(), 10)
+        await asyncio.wait_for(stop_web_runner(self._runner), 10)
 
     async def _answer(self, request: web.Request) -> web.Response:
         key = unquote(urlsplit(request.raw_path).path).removeprefix("/").partition("/")[2]

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import ddp_program
-import psutil
 import pytest
 import torch.distributed.checkpoint as dcp
 from batch_files import read_batches
 from ddp_program import EPOCHS, KINDS, LANES, LENGTHS, SAVED, SEED, WINDOW
 from engine_data import assert_same_batches, copies, model_epoch
+from polling import is_running
 from resume_data import Seekable, rows_of_ranks
 from tiers import fast_first
 from torchrun import Hung, run, torchrun
@@ -88,4 +88,4 @@ def test_a_program_that_hangs_is_ended_with_all_that_it_started(tmp_path):
         if caught.value.output:
             break
     pid = int(caught.value.output)
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not is_running(pid)

@@ -13,7 +13,7 @@ import hostile_media as hostile
 import parser_functions as functions
 import pytest
 from made_clips import make_clip
-from polling import wait_until
+from polling import is_running, wait_until
 
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, MediaLimitExceeded, StreamFailed
 from streamloader.loader.multistreamer import MultiStreamer
@@ -141,15 +141,7 @@ def test_processes_end_with_their_parent(tmp_path):
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout)
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}") or "Z (zombie)" in _status(pid))
-
-
-def _status(pid):
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            return file.read()
-    except FileNotFoundError:
-        return "Z (zombie)"
+    wait_until(lambda: not is_running(pid))
 
 
 def test_arguments_that_cannot_be_sent(pool):

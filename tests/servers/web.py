@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from streamloader.testing.faults.web_runner import stop_web_runner
+from streamloader.testing.faults.shutdown import stop_web_runner
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -25,6 +25,7 @@ from typing import Final, Self
 from urllib.parse import unquote
 
 from streamloader.testing.faults.http_faults import KINDS, Exchange, HttpFault, HttpRequest
+from streamloader.testing.faults.shutdown import stop_accepting
 
 __all__ = ["KINDS", "HttpFault", "HttpRequest", "HttpServer"]
 
@@ -94,6 +95,7 @@ class HttpServer:
 
     async def __aexit__(self, *exc: object) -> None:
         assert self._server is not None
+        await stop_accepting(self._server.sockets)
         self._server.close()
         for task in self._tasks:
             task.cancel()

@@ -27,7 +27,7 @@ from streamloader.stores.ipfs.cid import DAG_PB, RAW, Cid
 from streamloader.stores.ipfs.file_reader import UnixFsReader
 from streamloader.stores.ipfs.unixfs import UnixFsKind, UnixFsNode, decode_node
 from streamloader.testing.faults.ipfs_dags import DagBuilder, DagEntry, encode_car, encode_node, encode_unixfs
-from streamloader.testing.faults.web_runner import stop_web_runner
+from streamloader.testing.faults.shutdown import stop_web_runner
 
 __all__ = ["FAULTS", "FaultyGateway", "deep_file"]
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from streamloader.testing.faults.shutdown import stop_accepting
+
 __all__ = ["FAULTS", "FaultyS3", "S3Fault"]
 
 FAULTS: Final = {
@@ -121,6 +123,7 @@ class FaultyS3:
 
     async def __aexit__(self, *exc: object) -> None:
         assert self._server is not None
+        await stop_accepting(self._server.sockets)
         self._server.close()
         for task in self._tasks:
             task.cancel()

@@ -38,6 +38,8 @@ from typing import Any, Final, Self
 
 import asyncssh
 
+from streamloader.testing.faults.shutdown import stop_accepting
+
 __all__ = ["FAULTS", "STAGES", "FaultySsh"]
 
 FAULTS: Final = (
@@ -135,6 +137,7 @@ class FaultySsh:
             front = await asyncio.start_server(self._serve, "127.0.0.1", 0)
             self._stack.push_async_callback(self._stop_pumps)
             self._stack.callback(front.close)
+            self._stack.push_async_callback(stop_accepting, front.sockets)
             self.port = front.sockets[0].getsockname()[1]
             host_key = other if self.fault == "changed host key" else key
             self._known_hosts = f"{folder}/known_hosts"

@@ -36,6 +36,7 @@ from streamloader.stores.ipfs.store import IpfsStore
 from streamloader.stores.ipfs.unixfs import UnixFsKind
 from streamloader.testing.faults.ipfs_dags import DagBuilder, DagEntry, encode_car, encode_node, encode_unixfs
 from streamloader.testing.faults.ipfs_gateway import FaultyGateway
+from streamloader.testing.faults.shutdown import stop_web_runner
 from streamloader.values import ByteRange
 
 DATA = random.Random(3).randbytes(200_000)
@@ -67,7 +68,7 @@ async def answering(*answers):
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        await runner.cleanup()
+        await stop_web_runner(runner)
         await asyncio.sleep(0)
 
 
@@ -668,6 +669,7 @@ import sys
 sys.modules[{package!r}] = None
 from streamloader.stores.registry import open_store
 from streamloader.errors import MissingDependency
+from streamloader.testing.faults.shutdown import stop_web_runner
 def check():
     from streamloader.stores.ipfs.cid import Cid
     Cid(1, 0x55, 0x1e, bytes(32)).matches(b"")

@@ -16,6 +16,7 @@ from streamloader.testing.faults.dns import override_host_names
 from streamloader.testing.faults.ipfs_dags import DagBuilder
 from streamloader.testing.faults.ipfs_gateway import FaultyGateway
 from streamloader.testing.faults.redirects import INNER_TEXT, InnerServer, RedirectServer, override_address_scopes
+from streamloader.testing.faults.shutdown import stop_web_runner
 
 SECRET = canary("ipfs-rpc-token")
 NAMES = {"gateway.test": ["127.0.0.2"], "cid.gateway.test": ["127.0.0.1"], "far.gateway.test": ["127.0.0.2"]}
@@ -44,7 +45,7 @@ async def moved_to(url, host="127.0.0.1"):
     try:
         yield runner.addresses[0][1], received
     finally:
-        await runner.cleanup()
+        await stop_web_runner(runner)
 
 
 async def read_all(path, **options):

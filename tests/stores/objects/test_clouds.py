@@ -13,6 +13,7 @@ from canaries import canary
 
 from streamloader.errors import AccessDenied, ConfigError, NotFound, ObjectChanged, ServerBusy
 from streamloader.stores.registry import open_store
+from streamloader.testing.faults.shutdown import stop_web_runner
 from streamloader.values import ByteRange
 
 DATA = bytes(range(256)) * 40
@@ -68,7 +69,7 @@ async def cloud(allowed):
     try:
         yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}", seen
     finally:
-        await runner.cleanup()
+        await stop_web_runner(runner)
 
 
 KEY = "a2V5IG9mIHRoZSBhY2NvdW50"  # base64, as account keys are

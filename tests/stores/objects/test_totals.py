@@ -12,6 +12,7 @@ from aiohttp import web
 from streamloader.config import Limits
 from streamloader.errors import LimitExceeded
 from streamloader.stores.objects.store import ObjectStore
+from streamloader.testing.faults.shutdown import stop_web_runner
 
 KINDS = {
     "keys": lambda number: f"data/{number:012d}",
@@ -44,7 +45,7 @@ async def list_endless(make_key, limits):
             async for _ in store.list("data"):
                 pass
     finally:
-        await runner.cleanup()
+        await stop_web_runner(runner)
 
 
 @pytest.mark.parametrize(
