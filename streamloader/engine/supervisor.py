@@ -36,6 +36,7 @@ OnDeath = Literal["restart", "raise"]
 
 _LOGGER = logging.getLogger("streamloader")
 _MAX_DEATHS_WITHOUT_PROGRESS: Final = 5  # of one worker in a row
+_MAX_SELECT_S: Final = 1.0  # Python handles a signal that arrives right before select() only after it
 _MAX_LAST_BYTES: Final = 64 << 20  # sent by a worker before its exit; a child of it may still be sending
 
 
@@ -210,7 +211,10 @@ class Supervisor:
                         return
                     wait.check()
                 try:
-                    events = self._pool.selector.select(wait.remaining())
+                    remaining = wait.remaining()
+                    events = self._pool.selector.select(
+                        _MAX_SELECT_S if remaining is None else min(remaining, _MAX_SELECT_S)
+                    )
                 except (OSError, ValueError):  # closed in another thread; _raise_failure raises
                     events = []
         finally:

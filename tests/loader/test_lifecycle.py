@@ -312,6 +312,42 @@ def test_ctrl_c_reaches_all_and_is_told_once(workers):
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_right_before_a_wait_does_not_wait_for_its_end(workers):
+    """The same as a signal that is received in another thread: it does not interrupt the main thread's select()."""
+    code = f"""
+import signal
+loader = loader_of((-1, 8), make, workers={workers})
+iterator = iter(loader)
+wait_for_stuck(loader)
+waits = threading.Event()
+select = loader._supervisor._pool.selector.select
+
+def watched_select(timeout=None):
+    waits.set()
+    return select(timeout)
+
+def interrupt():
+    waits.wait()
+    while "poll" not in open("/proc/self/wchan").read():
+        time.sleep(0.001)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+loader._supervisor._pool.selector.select = watched_select
+threading.Thread(target=interrupt, daemon=True).start()
+say("workers", *workers_of(loader))
+while True:
+    next(iterator)
+"""
+    with program(code) as made:
+        pids = made.pids()
+        status, _, err = made.end()
+        assert status in (-signal.SIGINT, 130)
+        assert err.count("KeyboardInterrupt") == 1
+        assert all_end(pids)
+
+
+@pytest.mark.chaos
 def test_ctrl_c_while_workers_start():
     code = """
 loader = loader_of()
