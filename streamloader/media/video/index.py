@@ -25,10 +25,9 @@ class VideoIndex:
             `has_pts` is False.
         time_base: Duration of one unit of `pts`, in seconds.
         end: Timestamp at which the last frame ends.
-        key_pts: Timestamps of the key frames, int64 (keys,), ascending. Decoding can start at each of them.
+        key_pts: Timestamps of the key frames, int64 (keys,), ascending. A key frame may be a recovery point, from which
+            only the frames from the next key frame on are reliable: its packet shows that.
         key_seek: Timestamp to pass to the demuxer to reach each key frame, int64 (keys,).
-        key_clean: Whether each key frame suffices to decode all frames from it on, bool (keys,). False for a recovery
-            point, from which only the frames from the next key frame on are reliable.
         height: Height of a stored frame in pixels, before `orientation` is applied.
         width: Width of a stored frame in pixels, before `orientation` is applied.
         orientation: Rotation and mirroring that turn the frames upright.
@@ -44,7 +43,6 @@ class VideoIndex:
     end: int
     key_pts: Array
     key_seek: Array
-    key_clean: Array
     height: int
     width: int
     orientation: Orientation = UPRIGHT

@@ -35,16 +35,14 @@ from streamloader.stores.readahead import MAX_FILE_BYTES
 
 __all__ = ["find_index", "index_cache_folder", "load_index"]
 
-_FORMAT: Final = 3  # raise it when the files below or the results of index_video change
-# The names of the arrays in a file -> the attributes of VideoIndex.
-_ARRAYS: Final = {"pts": "pts", "key_pts": "key_pts", "key_seek": "key_seek", "key_hard": "key_clean"}
-_DTYPES: Final = frozenset({np.dtype(np.int64).str, np.dtype(np.bool_).str})
+_FORMAT: Final = 4  # raise it when the files below or the results of index_video change
+_ARRAYS: Final = ("pts", "key_pts", "key_seek")
 _SCALARS: Final = ("end", "height", "width", "has_pts", "seekable", "damaged", "note")
 # A file holds: the size in bytes of a JSON object, a CRC-32 of all that follows, the JSON object, the arrays end to
 # end. NumPy's own format is not used because CPython 3.11 cannot run its parser in several threads (SystemError).
 _HEADER: Final = struct.Struct("<QI")
 _CACHE_VARIABLE: Final = "STREAMLOADER_CACHE"
-_MAX_FILE_BYTES: Final = 1 << 30  # an index has 8 bytes for each frame, and 17 for each key frame
+_MAX_FILE_BYTES: Final = 1 << 30  # an index has 8 bytes for each frame, and 16 for each key frame
 # What reading a file raises whose header, JSON values or arrays are not those of this format.
 _READ_ERRORS: Final = (
     ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, struct.error,
@@ -152,10 +150,8 @@ def _read(file: Path, header: dict[str, Any]) -> VideoIndex | None:
         if any(document.get(name) != value for name, value in header.items()):
             return None
         arrays: dict[str, Any] = {}
-        for name, (dtype, count) in document["arrays"].items():
-            if dtype not in _DTYPES:
-                raise ValueError("an array has the wrong type")
-            array = arrays[_ARRAYS[name]] = np.frombuffer(stored, dtype, count, offset)
+        for name in _ARRAYS:
+            array = arrays[name] = np.frombuffer(stored, "<i8", document["arrays"][name], offset)
             offset += array.nbytes
         index = VideoIndex(
             **arrays,
@@ -180,7 +176,6 @@ def _find_problem(index: VideoIndex, size: int | None) -> str:
         size: Size of the video in bytes. None if it is unknown.
     """
     checks: tuple[tuple[str, Callable[[], bool]], ...] = (  # each relies on those before it
-        ("an array has the wrong type", lambda: _has_array_types(index)),
         ("its arrays of key frames differ in length", lambda: _has_equal_keys(index)),
         ("its timestamps are not in order", lambda: _has_ordered_times(index)),
         ("a timestamp or its time base is out of range", lambda: _has_moderate_times(index)),
@@ -191,16 +186,8 @@ def _find_problem(index: VideoIndex, size: int | None) -> str:
     return next((problem for problem, check in checks if not check()), "")
 
 
-def _has_array_types(index: VideoIndex) -> bool:
-    arrays = {name: getattr(index, name) for name in _ARRAYS.values()}
-    return all(
-        array.ndim == 1 and array.dtype == (np.bool_ if name == "key_clean" else np.int64)
-        for name, array in arrays.items()
-    )
-
-
 def _has_equal_keys(index: VideoIndex) -> bool:
-    return len(index.key_pts) == len(index.key_seek) == len(index.key_clean)
+    return len(index.key_pts) == len(index.key_seek)
 
 
 def _has_ordered_times(index: VideoIndex) -> bool:
@@ -248,8 +235,8 @@ def _write(file: Path, header: dict[str, Any], index: VideoIndex) -> None:
         "opening": index.initial_spans,
     }
     document |= {name: getattr(index, name) for name in _SCALARS}
-    arrays = {name: np.ascontiguousarray(getattr(index, attribute)) for name, attribute in _ARRAYS.items()}
-    document["arrays"] = {name: [array.dtype.str, len(array)] for name, array in arrays.items()}
+    arrays = {name: np.ascontiguousarray(getattr(index, name), "<i8") for name in _ARRAYS}
+    document["arrays"] = {name: len(array) for name, array in arrays.items()}
     encoded = json.dumps(document).encode()
     body = b"".join([encoded, *(array.tobytes() for array in arrays.values())])
     _write_file(file, _HEADER.pack(len(encoded), zlib.crc32(body)) + body)

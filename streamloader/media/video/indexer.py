@@ -48,7 +48,7 @@ _log = logging.getLogger("streamloader")
 def index_video(video: Video, *, damaged: str = "raise", max_pixels: int = DEFAULT_MAX_PIXELS) -> VideoIndex:
     """Index a video. This takes one pass over the file, and for some files a full decode.
 
-    For an MP4 or MOV in a store, ``moov``, the first frames, the beginnings of the key frames and the last group of
+    For an MP4 or MOV in a store, ``moov``, the first frames and the last group of
     pictures are fetched, if they yield the same index. All other files in a store are fetched completely.
 
     Args:

@@ -51,8 +51,6 @@ class PacketTable:
         ends: Timestamps at which the frames of `pts` end (pts + duration).
         key_pts: Timestamps of the key frames.
         key_seek: Timestamps to pass to the demuxer to reach the key frames.
-        key_clean: Whether each key frame suffices to decode all later frames. See :func:`is_clean_key`.
-        key_bytes: Byte range [start, end) of each key frame in the file. A negative start means unknown.
         count: Number of packets.
         end_offset: Offset in bytes of the end of the last packet, as far as the container reports it.
         exact: Whether `pts` holds exactly the timestamps of the frames, as far as this is known without decoding.
@@ -62,17 +60,14 @@ class PacketTable:
     ends: list[int] = field(default_factory=list)
     key_pts: list[int] = field(default_factory=list)
     key_seek: list[int] = field(default_factory=list)
-    key_clean: list[bool] = field(default_factory=list)
-    key_bytes: list[tuple[int, int]] = field(default_factory=list)
     count: int = 0
     end_offset: int = 0
     exact: bool = True
 
-    def sorted_keys(self) -> tuple[Array, Array, Array]:
-        """Return key_pts, key_seek and key_clean of the key frames, sorted by timestamp."""
+    def sorted_keys(self) -> tuple[Array, Array]:
+        """Return key_pts and key_seek of the key frames, sorted by timestamp."""
         order = np.argsort(np.array(self.key_pts, np.int64), kind="stable")
-        pts, seek = np.array(self.key_pts, np.int64)[order], np.array(self.key_seek, np.int64)[order]
-        return pts, seek, np.array(self.key_clean, bool)[order]
+        return np.array(self.key_pts, np.int64)[order], np.array(self.key_seek, np.int64)[order]
 
 
 def codec_name(stream: VideoStream) -> str:
@@ -88,7 +83,6 @@ def read_packets(
     table: PacketTable,
     *,
     file: VideoFile | None = None,
-    payload_missing: bool = False,
 ) -> None:
     """Demux the whole file once and add its packets to `table`.
 
@@ -98,7 +92,6 @@ def read_packets(
         video: Path of a local file, or a video in a store, for error messages.
         table: Table to which the packets are added.
         file: Open bytes of a video in a store. Defaults to none, for a local file.
-        payload_missing: Whether the bytes of the packets read as zeros. The caller then sets ``key_clean``.
 
     Raises:
         CorruptStream: If the demuxer fails. `table` then holds the packets before the error.
@@ -109,7 +102,6 @@ def read_packets(
     formats = set(container.format.name.split(","))
     table.exact = bool(formats & _EXACT_CONTAINERS) and codec in _EXACT_CODECS
     seeks_by_dts = bool(formats & {"mpegts", "mpeg"})  # in these, a seek to the pts lands after the key frame
-    length_size = nal_length_size(codec, stream.codec_context.extradata)
     max_packets = count_max_packets(video)
     with translate_errors(video):
         for packet in container.demux(stream):
@@ -133,11 +125,6 @@ def read_packets(
             if packet.is_keyframe and packet.pts is not None:
                 table.key_pts.append(packet.pts)
                 table.key_seek.append(packet.dts if seeks_by_dts and packet.dts is not None else packet.pts)
-                table.key_clean.append(
-                    not payload_missing and bool(is_clean_key(codec, memoryview(packet), length_size))
-                )
-                start = -1 if packet.pos is None else packet.pos
-                table.key_bytes.append((start, start + packet.size))
             elif table.count == 1:
                 table.exact = False  # starts in the middle of a group of pictures: the decoder drops these frames
             if table.exact and packet.pts is not None and _shows_frame(codec, packet):

@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from streamloader.errors import CorruptStream, MediaLimitExceeded, StoreError
 from streamloader.media.progress import PROGRESS
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
+from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
 from streamloader.media.video.source import decode_error, open_video, translate_errors
 
@@ -41,6 +42,7 @@ def decode_frames(
     *,
     tolerant: bool = False,
     from_key: int | None = None,
+    accept_key: Callable[[Packet[Any]], bool] | None = None,
     file: VideoFile | None = None,
     limit: PixelLimit = _DEFAULT_LIMIT,
 ) -> Iterator[VideoFrame]:
@@ -52,6 +54,7 @@ def decode_frames(
         tolerant: Whether to skip packets that cannot be decoded, and to end where the demuxer fails.
         from_key: Timestamp of a key frame. Packets before the first key frame are skipped; if that key frame is later
             than this timestamp, no frames are yielded. Defaults to no skipping.
+        accept_key: Function that receives the packet of that key frame. If it returns False, no frames are yielded.
         file: Open bytes of a video in a store. Defaults to none, for a local file.
         limit: Limit on the size of the frames.
 
@@ -78,7 +81,7 @@ def decode_frames(
         if skipping:
             if not packet.is_keyframe:
                 continue
-            if packet.pts is None or packet.pts > (from_key or 0):
+            if packet.pts is None or packet.pts > (from_key or 0) or not (accept_key is None or accept_key(packet)):
                 return
             skipping = False
         try:
@@ -129,6 +132,8 @@ class FrameReader:
         self.index = index
         self._pts = index.pts
         self._keys: list[int] = index.key_pts.tolist()
+        self._clean_keys: dict[int, bool] = {}  # key frames from which reading was tried
+        self._expects_clean = True  # whether key frames of this file suffice to decode all later frames, by the last
         self._owned_file = (
             owned_file if owned_file is not None or file is not None else open_video_file(video, index.initial_spans)
         )
@@ -246,7 +251,7 @@ class FrameReader:
     def _start_key(self, pts: int) -> int:
         """Return the number of the key frame from which the frame at `pts` decodes; -1 for the start of the file."""
         key = bisect.bisect_right(self._keys, pts) - 1
-        if key >= 0 and not self.index.key_clean[key]:
+        if key >= 0 and not self._clean_keys.get(key, self._expects_clean):
             key -= 1  # frames after a recovery point may depend on the key frame before it
         return key
 
@@ -276,16 +281,25 @@ class FrameReader:
         """Decode from a key frame up to frame `number`. Return False if the frames do not match the index."""
         self._close_frames()
         key = self._keys[key_number]
-        # After a recovery point, frames may be broken or missing up to the next key frame.
-        reliable = key if self.index.key_clean[key_number] else self._keys[key_number + 1]
-        expected = int(np.searchsorted(self._pts, reliable))
+        pts = int(self._pts[number])
+        reliable, expected = key, -1
+
+        def accept(packet: Packet[Any]) -> bool:
+            """Accept a recovery point only for frames from the next key frame on: others may be broken or missing."""
+            nonlocal reliable
+            if not self._is_clean(key_number, packet):
+                reliable = self._keys[key_number + 1] if key_number + 1 < len(self._keys) else pts + 1
+            return reliable <= pts
+
         try:
             with translate_errors(self._video, number):
                 self._container.seek(int(self.index.key_seek[key_number]), stream=self._stream, backward=True)
-                frames = self._decode(from_key=key)
+                frames = self._decode(key, accept)
                 for frame in frames:
                     if frame.pts is None or frame.pts < reliable:
                         continue  # also skips frames of an open group that are shown before its key frame
+                    if expected < 0:
+                        expected = int(np.searchsorted(self._pts, reliable))
                     if frame.pts != self._pts[expected]:
                         return False
                     if expected == number:
@@ -297,6 +311,12 @@ class FrameReader:
             return False
         return False
 
+    def _is_clean(self, key_number: int, packet: Packet[Any]) -> bool:
+        codec, extradata = codec_name(self._stream), self._stream.codec_context.extradata
+        is_clean = bool(is_clean_key(codec, memoryview(packet), nal_length_size(codec, extradata)))
+        self._clean_keys[key_number] = self._expects_clean = is_clean
+        return is_clean
+
     def _rewind(self) -> None:
         self._close_frames()
         self._container.close()
@@ -304,12 +324,15 @@ class FrameReader:
         self._frames = self._decode()
         self._next = 0
 
-    def _decode(self, from_key: int | None = None) -> Iterator[VideoFrame]:
+    def _decode(
+        self, from_key: int | None = None, accept_key: Callable[[Packet[Any]], bool] | None = None
+    ) -> Iterator[VideoFrame]:
         return decode_frames(
             self._container,
             self._stream,
             tolerant=self.index.damaged,
             from_key=from_key,
+            accept_key=accept_key,
             file=self._file,
             limit=self._limit,
         )

@@ -13,7 +13,7 @@ from made_clips import VARIANTS, as_rgb, linear_decode, make_clip
 from tiers import fast_first
 
 from streamloader.errors import CorruptStream, StoreTimeout, TransferInterrupted, UnreadableStream
-from streamloader.media.video import indexer, source, sparse
+from streamloader.media.video import indexer, source
 from streamloader.media.video.indexer import index_video
 from streamloader.media.video.reader import FrameReader
 from streamloader.media.video.remote import RemoteVideo, VideoFile, open_video_file
@@ -58,11 +58,8 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_index_and_frames_are_those_of_the_local_file(name, tmp_path, recorded, monkeypatch):
-    # Small buffers and thresholds, so that most of even these small clips is not fetched.
+    # Small buffers, so that most of even these small clips is not fetched.
     monkeypatch.setattr(source, "IO_BUFFER_BYTES", 1024)
-    monkeypatch.setattr(sparse, "_MAX_FETCHED_SHARE", 100)
-    monkeypatch.setattr(sparse, "_MAX_GAP_BYTES", 8)
-    monkeypatch.setattr(sparse, "_HEAD_SIZES_BYTES", (48, 1 << 20))
     path = VARIANTS[name](tmp_path)
     video = remote(path)
     found = index_video(video)

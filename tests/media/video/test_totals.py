@@ -8,7 +8,7 @@ import pytest
 from made_clips import make_clip
 
 from streamloader.errors import UnreadableStream
-from streamloader.media.video import packets, sparse, structure
+from streamloader.media.video import packets, structure
 from streamloader.media.video.indexer import index_video
 from streamloader.media.video.remote import RemoteVideo
 from streamloader.stores.io_thread import open_shared_store
@@ -41,15 +41,6 @@ def test_a_video_has_no_more_packets_than_an_index_can_hold(clip, place, monkeyp
 
 def test_a_video_has_no_more_packets_than_bytes(clip):
     assert packets.count_max_packets(str(clip)) == os.path.getsize(clip)
-
-
-def test_the_beginnings_of_key_frames_are_fetched_up_to_a_limit(clip, monkeypatch):
-    found = []
-    read_spans = sparse._fetch_spans
-    monkeypatch.setattr(sparse, "_fetch_spans", lambda *a: found.append(read_spans(*a)) or found[-1])
-    monkeypatch.setattr(sparse, "_MAX_FETCHED_BYTES", 1)
-    assert len(index_video(remote(clip))) == 40
-    assert found == [None]
 
 
 def test_a_file_of_boxes_is_not_searched_without_end(tmp_path, monkeypatch):
