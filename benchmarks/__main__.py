@@ -23,6 +23,7 @@ from benchmarks.report import format_machine, plot
 
 QUESTIONS = (
     "video",
+    "index",
     "transport",
     "latency",
     "footprint",

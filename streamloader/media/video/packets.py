@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,17 +11,20 @@ import numpy as np
 
 from streamloader.errors import UnreadableStream
 from streamloader.media.progress import PROGRESS
+from streamloader.media.video.frame_probe import FrameProbe
+from streamloader.media.video.parameter_sets import nal_length_size
 from streamloader.media.video.source import translate_errors
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
     from streamloader.media.video.remote import Video, VideoFile
     from streamloader.values import Array
 
 __all__ = [
-    "PAYLOAD_DEPENDENT_CODECS",
+    "MAX_HEAD_BYTES",
     "PacketTable",
     "codec_name",
     "count_max_packets",
@@ -30,13 +34,17 @@ __all__ = [
 ]
 
 _MAX_PACKETS: Final = 1 << 24  # of one video: 77 hours at 60 frames per second
+MAX_HEAD_BYTES: Final = 64 << 10  # of the first packet: parameter sets and SEI precede its first slice
 # Containers in which each frame has its own packet and timestamp, and codecs that show one frame per packet (VP8 and
 # VP9 do so once their hidden frames are left out). The frames of all others are only known after decoding.
 _EXACT_CONTAINERS: Final = frozenset({"mov", "mp4", "matroska", "webm"})
 _EXACT_CODECS: Final = frozenset(
     "h264 hevc av1 vp8 vp9 mjpeg prores dnxhd ffv1 png huffyuv ffvhuff utvideo jpeg2000 qtrle".split()  # noqa: SIM905
 )
-PAYLOAD_DEPENDENT_CODECS: Final = frozenset({"vp8", "vp9"})  # their payload determines whether a packet shows a frame
+# FFmpeg's parser makes one packet of each frame of a transport stream, if the stream gives each its timestamp.
+_PARSED_CONTAINERS: Final = frozenset({"mpegts"})
+_PAYLOAD_DEPENDENT_CODECS: Final = frozenset({"vp8", "vp9"})  # their payload determines whether a packet shows a frame
+_PARSED_CODECS: Final = frozenset({"h264", "hevc"})
 _H264_IDR: Final = 5  # nal_unit_type of an IDR slice; types 1 to 5 are slices
 _HEVC_SLICE_TYPES_END: Final = 32  # lower nal_unit_types are slices
 _HEVC_IRAP: Final = range(16, 22)  # BLA, IDR and CRA: frames that follow in output order need no earlier packet
@@ -54,15 +62,26 @@ class PacketTable:
         count: Number of packets.
         end_offset: Offset in bytes of the end of the last packet, as far as the container reports it.
         exact: Whether `pts` holds exactly the timestamps of the frames, as far as this is known without decoding.
+        parsed: Whether that depends on how FFmpeg's parser divided the bytes into packets.
+        first: First packet, if it was read.
+        last: Last packet, in storage order.
     """
 
-    pts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    key_pts: list[int] = field(default_factory=list)
-    key_seek: list[int] = field(default_factory=list)
+    pts: Sequence[int] | Array = field(default_factory=list)
+    ends: Sequence[int] | Array = field(default_factory=list)
+    key_pts: Sequence[int] | Array = field(default_factory=list)
+    key_seek: Sequence[int] | Array = field(default_factory=list)
     count: int = 0
     end_offset: int = 0
     exact: bool = True
+    parsed: bool = False
+    first: Packet[Any] | None = None
+    last: Packet[Any] | None = None
+
+    @property
+    def head(self) -> bytes:
+        """Beginning of the first packet."""
+        return b"" if self.first is None else bytes(memoryview(self.first)[:MAX_HEAD_BYTES])
 
     def sorted_keys(self) -> tuple[Array, Array]:
         """Return key_pts and key_seek of the key frames, sorted by timestamp."""
@@ -83,6 +102,7 @@ def read_packets(
     table: PacketTable,
     *,
     file: VideoFile | None = None,
+    probe: FrameProbe | None = None,
 ) -> None:
     """Demux the whole file once and add its packets to `table`.
 
@@ -92,45 +112,75 @@ def read_packets(
         video: Path of a local file, or a video in a store, for error messages.
         table: Table to which the packets are added.
         file: Open bytes of a video in a store. Defaults to none, for a local file.
+        probe: Receiver of the first packets of its streams. Defaults to none.
 
     Raises:
         CorruptStream: If the demuxer fails. `table` then holds the packets before the error.
         UnreadableStream: If there are more packets than an index can hold.
+        MediaLimitExceeded: If `probe` finds a frame that is too large.
         StoreError: If the store fails to deliver bytes.
     """
     codec = codec_name(stream)
     formats = set(container.format.name.split(","))
-    table.exact = bool(formats & _EXACT_CONTAINERS) and codec in _EXACT_CODECS
+    table.parsed = bool(formats & _PARSED_CONTAINERS)
+    exact = codec in (_PARSED_CODECS if table.parsed else _EXACT_CODECS)
+    exact = exact and bool(formats & (_PARSED_CONTAINERS | _EXACT_CONTAINERS))
+    depends_on_payload = codec in _PAYLOAD_DEPENDENT_CODECS
     seeks_by_dts = bool(formats & {"mpegts", "mpeg"})  # in these, a seek to the pts lands after the key frame
-    max_packets = count_max_packets(video)
+    table.pts, table.ends = all_pts, ends = [], []
+    table.key_pts, table.key_seek = key_pts, key_seek = [], []
     with translate_errors(video):
-        for packet in container.demux(stream):
-            if packet.size == 0 and packet.pts is None and packet.dts is None:
-                continue  # the flush packet at the end
-            table.count += 1
-            if file is not None:
-                file.mark_progress()
-            if table.count > max_packets:
-                raise UnreadableStream(
-                    f"{video} has more than {max_packets:,} packets, which is more than one for each of its bytes, or "
-                    "more than an index can hold",
-                    stream=str(video),
-                    address=str(video),
-                )
-            PROGRESS.packets += 1
-            if packet.pos is not None and packet.pos >= 0:
-                table.end_offset = max(table.end_offset, packet.pos + packet.size)
-            if packet.is_corrupt or packet.is_discard or packet.pts is None:
-                table.exact = False
-            if packet.is_keyframe and packet.pts is not None:
-                table.key_pts.append(packet.pts)
-                table.key_seek.append(packet.dts if seeks_by_dts and packet.dts is not None else packet.pts)
-            elif table.count == 1:
-                table.exact = False  # starts in the middle of a group of pictures: the decoder drops these frames
-            if table.exact and packet.pts is not None and _shows_frame(codec, packet):
-                table.pts.append(packet.pts)
-                table.ends.append(packet.pts + (packet.duration or 0))
-    table.exact = table.exact and len(set(table.pts)) == len(table.pts) > 0
+        for packet in _demux(container, stream, video, table, file, probe):
+            pts = packet.pts
+            if pts is None or packet.is_corrupt or packet.is_discard:
+                exact = False
+            if packet.is_keyframe and pts is not None:
+                key_pts.append(pts)
+                key_seek.append(packet.dts if seeks_by_dts and packet.dts is not None else pts)
+            elif table.first is packet:
+                exact = False  # starts in the middle of a group of pictures: the decoder drops these frames
+            if exact and pts is not None and (not depends_on_payload or _shows_frame(codec, packet)):
+                all_pts.append(pts)
+                ends.append(pts + (packet.duration or 0))
+    table.exact = exact and len(set(all_pts)) == len(all_pts) > 0
+
+
+def _demux(
+    container: InputContainer,
+    stream: VideoStream,
+    video: Video,
+    table: PacketTable,
+    file: VideoFile | None,
+    probe: FrameProbe | None,
+) -> Iterator[Packet[Any]]:
+    """Yield the packets of a stream and count them in `table`. The arguments and errors are those of read_packets."""
+    max_packets = count_max_packets(video)
+    for packet in container.demux([stream] if probe is None else probe.streams):
+        if probe is not None:
+            if not probe.is_done:
+                probe.add(packet)
+            if packet.stream_index != stream.index:
+                continue
+        size, position = packet.size, packet.pos
+        if size == 0 and packet.pts is None and packet.dts is None:
+            continue  # the flush packet at the end
+        table.count += 1
+        if table.count == 1:
+            table.first = packet
+        table.last = packet
+        if file is not None:
+            file.mark_progress()
+        if table.count > max_packets:
+            raise UnreadableStream(
+                f"{video} has more than {max_packets:,} packets, which is more than one for each of its bytes, or more "
+                "than an index can hold",
+                stream=str(video),
+                address=str(video),
+            )
+        PROGRESS.packets += 1
+        if position is not None and position >= 0:
+            table.end_offset = max(table.end_offset, position + size)
+        yield packet
 
 
 def count_max_packets(video: Video) -> int:
@@ -178,14 +228,6 @@ def is_clean_key(codec: str, data: memoryview, length_size: int) -> bool | None:
         if codec == "hevc" and kind < _HEVC_SLICE_TYPES_END:
             return kind in _HEVC_IRAP
     return None
-
-
-def nal_length_size(codec: str, extradata: bytes | None) -> int:
-    """Return the size in bytes of the length before each NAL unit, or 0 if start codes are used instead."""
-    if not extradata or extradata[0] != 1:
-        return 0
-    offset = {"h264": 4, "hevc": 21}.get(codec, len(extradata))
-    return (extradata[offset] & 3) + 1 if offset < len(extradata) else 0
 
 
 def _nal_headers(data: memoryview, length_size: int) -> list[int]:

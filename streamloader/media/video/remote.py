@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,12 +13,11 @@ from streamloader.redaction import identify_address, redact_address
 from streamloader.stores.readahead import MAX_FILE_BYTES, UNIT_BYTES, RemoteFile
 from streamloader.values import ObjectInfo
 
-__all__ = ["ByteSpans", "ReadInterrupted", "RemoteVideo", "Video", "VideoFile", "open_video_file"]
+__all__ = ["ByteSpans", "ReadInterrupted", "RemoteVideo", "Video", "VideoFile", "join_units", "open_video_file"]
 
 ByteSpans: TypeAlias = "tuple[tuple[int, int], ...]"
 
 _EXTENSION: Final = re.compile(r"\.[A-Za-z0-9]{1,8}$")
-_ZEROS: Final = bytes(1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +58,12 @@ class VideoFile:
         remote: The object in the store.
         name: File name with the extension of the address, which is all that FFmpeg learns about the address. FFmpeg
             never opens this name.
-        overlays: Sorted (start, end, bytes) that replace these byte ranges of the object. None stands for zeros.
     """
 
     def __init__(self, remote: RemoteFile, name: str) -> None:
         extension = _EXTENSION.search(name.partition("?")[0])  # without the query of a URL
         self.remote = remote
         self.name = f"video{extension[0]}" if extension else "video"
-        self.overlays: list[tuple[int, int, bytes | None]] = []
         self._failed = False
         self._read_units: set[int] | None = None
         self._unproductive_bytes = 0  # read since the last packet
@@ -94,8 +89,6 @@ class VideoFile:
         if self._failed:
             return b""
         try:
-            if self.overlays:
-                return self._read_overlaid(size)
             data = self.remote.read(size)
             self._count_unproductive(len(data))
         except Exception:
@@ -144,32 +137,22 @@ class VideoFile:
         units, self._read_units = sorted(self._read_units or ()), None
         if len(units) * UNIT_BYTES > MAX_FILE_BYTES // 2:
             return ()
-        spans: list[tuple[int, int]] = []
-        for unit in units:
-            start, end = unit * UNIT_BYTES, min((unit + 1) * UNIT_BYTES, self.remote.size)
-            if spans and spans[-1][1] == start:
-                start = spans.pop()[0]
-            spans.append((start, end))
-        return tuple(spans)
+        return join_units(units, self.remote.size)
 
     def close(self) -> None:
         """Close the file."""
         self.remote.close()
 
-    def _read_overlaid(self, size: int) -> bytes:
-        position = self.remote.tell()
-        number = bisect.bisect_right(self.overlays, position, key=operator.itemgetter(0))
-        if number:
-            start, end, data = self.overlays[number - 1]
-            if position < end:
-                count = min(size, end - position, len(_ZEROS))
-                self.remote.seek(count, os.SEEK_CUR)
-                return _ZEROS[:count] if data is None else data[position - start : position - start + count]
-        if number < len(self.overlays):
-            size = min(size, self.overlays[number][0] - position)
-        data = self.remote.read(size)
-        self._count_unproductive(len(data))
-        return data
+
+def join_units(units: Iterable[int], size: int) -> ByteSpans:
+    """Return the byte ranges of numbered units of a file of `size` bytes, in order and without gaps between units."""
+    spans: list[tuple[int, int]] = []
+    for unit in sorted(units):
+        start, end = unit * UNIT_BYTES, min((unit + 1) * UNIT_BYTES, size)
+        if spans and spans[-1][1] == start:
+            start = spans.pop()[0]
+        spans.append((start, end))
+    return tuple(spans)
 
 
 class ReadInterrupted(Exception):

@@ -12,7 +12,13 @@ import av
 import av.error
 
 from streamloader.errors import CorruptStream, StreamloaderError, UnreadableStream
-from streamloader.media.video.container import ALLOWED_CONTAINERS, check_declarations, identify_format, open_container
+from streamloader.media.video.container import (
+    ALLOWED_CONTAINERS,
+    check_declarations,
+    identify_format,
+    open_container,
+    open_undecoded,
+)
 from streamloader.media.video.files import file_version
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["IO_BUFFER_BYTES", "check_video", "decode_error", "open_video", "translate_errors"]
+__all__ = ["IO_BUFFER_BYTES", "check_video", "decode_error", "open_packets", "open_video", "translate_errors"]
 
 IO_BUFFER_BYTES: Final = 256 << 10  # size of FFmpeg's reads of a video in a store
 
@@ -54,12 +60,7 @@ def open_video(
     with _translate_open_errors(video, file):
         container = open_container(_require_source(video, file), limit, buffer_bytes=IO_BUFFER_BYTES)
     try:
-        stream = container.streams.best("video")
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-            kinds = sorted({str(s.type) for s in container.streams}) or ["nothing"]
-            raise _unreadable_error(video, file, f"contains no video (only: {', '.join(kinds)})")
-        if stream.codec_context is None:
-            raise _unreadable_error(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its codec")
+        stream = _find_stream(container, video, file)
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
@@ -68,7 +69,39 @@ def open_video(
     except BaseException:
         container.close()
         raise
-    return container, stream  # type: ignore[return-value]
+    return container, stream
+
+
+@contextlib.contextmanager
+def open_packets(
+    video: Video, file: VideoFile | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Iterator[tuple[InputContainer, VideoStream | None]]:
+    """Open a video with all decoders disabled, which is fast, and check what it declares.
+
+    The stream is None if the file has several video streams: FFmpeg chooses one of them after decoding frames of each.
+
+    The arguments and errors are those of :func:`open_video`. The container is closed at the end of the context.
+    """
+    limit = PixelLimit(max_pixels, str(video))
+    with contextlib.ExitStack() as stack:
+        with _translate_open_errors(video, file):
+            opening = open_undecoded(_require_source(video, file), limit, buffer_bytes=IO_BUFFER_BYTES)
+            container = stack.enter_context(opening)
+        stream = None if len(container.streams.video) > 1 else _find_stream(container, video, file)
+        for other in container.streams:
+            if other.type != "video":
+                other.discard = av.stream.Discard.all
+        yield container, stream
+
+
+def _find_stream(container: InputContainer, video: Video, file: VideoFile | None) -> VideoStream:
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        kinds = sorted({str(s.type) for s in container.streams}) or ["nothing"]
+        raise _unreadable_error(video, file, f"contains no video (only: {', '.join(kinds)})")
+    if stream.codec_context is None:
+        raise _unreadable_error(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its codec")
+    return stream  # type: ignore[return-value]
 
 
 def _require_source(video: Video, file: VideoFile | None) -> str | VideoFile:

@@ -1,25 +1,32 @@
-"""Scan the outermost structure of a media file: its declared size, and where its coded samples are stored."""
+"""Scan the outermost structure of a media file: its declared size, and where its tables are stored."""
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
 from streamloader.errors import LimitExceeded
 from streamloader.media.video.files import open_media_file
-from streamloader.media.video.remote import ByteSpans, VideoFile
+from streamloader.media.video.remote import VideoFile
 
-__all__ = ["declared_size", "payload_spans"]
+__all__ = ["check_header_size", "declared_size", "find_movie", "may_turn_matroska"]
 
 ReadAt: TypeAlias = "Callable[[int, int], bytes]"
 
 _EBML_ID: Final = 0x1A45DFA3  # the header element of Matroska and WebM
 _SEGMENT_ID: Final = 0x18538067  # the Matroska element that contains all others
+_TRACKS_ID: Final = b"\x16\x54\xae\x6b"
+# The element in Tracks, its size, and the beginning of one of its parts, of padding or of a checksum
+_PROJECTION: Final = re.compile(rb"\x76\x70[^\x00].{0,7}(?:\x76[\x71-\x75]|\xec|\xbf)", re.DOTALL)
+_CLUSTER_ID: Final = b"\x1f\x43\xb6\x75"  # of frames
+_MAX_TRACKS_BYTES: Final = 64 << 10  # the tracks are described near the beginning
 _MIN_PLACEHOLDER_SIZE: Final = 0xFFFFFFF0  # live recordings write placeholder sizes from this value on
 _BOX_TYPES: Final = frozenset(
     b"ftyp moov mdat free skip wide pnot udta moof mfra sidx ssix styp uuid meta emsg prft pdin".split()
 )
+_UNUSUAL_BOXES: Final = frozenset({b"moof", b"uuid", b"meta", b"udta", b"sidx"})  # not beside moov in usual files
 _MAX_REMOTE_BOXES: Final = 256  # in a store, each box may cost a request
 _MAX_LOCAL_BOXES: Final = 1 << 20  # fragments of a week
 _MAX_EBML_ELEMENTS: Final = 16  # the header and some padding come before the segment
@@ -47,20 +54,16 @@ def declared_size(file: str | VideoFile) -> int | None:
         return _declared_size(_make_reader(local), local.seek(0, 2), _MAX_LOCAL_BOXES)
 
 
-def payload_spans(file: VideoFile) -> ByteSpans:
-    """Return the byte ranges of an ISO base media file that contain only coded samples, all described by ``moov``.
-
-    Empty for fragmented files, for other formats, and for a structure that is not understood.
+def check_header_size(file: VideoFile) -> None:
+    """Check the size of ``moov`` in a store, which FFmpeg reads as a whole.
 
     Raises:
         LimitExceeded: If ``moov`` declares more than ``limits.header_bytes``.
     """
     limit = file.remote.limits.header_bytes
-    spans: list[tuple[int, int]] = []
-    kinds = set()
     for count, box in enumerate(_iterate_boxes(file.remote.read_at, file.remote.size)):
         if box is None or count >= _MAX_REMOTE_BOXES or box.kind == b"moof":
-            return ()
+            return
         header_bytes = min(box.end, file.remote.size) - box.start if box.kind == b"moov" else 0
         if header_bytes > limit:
             raise LimitExceeded(
@@ -69,12 +72,38 @@ def payload_spans(file: VideoFile) -> ByteSpans:
                 address=file.remote.address,
                 offset=box.start,
             )
-        if box.end > file.remote.size:
-            return ()
-        kinds.add(box.kind)
-        if box.kind == b"mdat":
-            spans.append((box.content_start, box.end))
-    return tuple(spans) if b"moov" in kinds else ()
+
+
+def may_turn_matroska(file: str | VideoFile) -> bool:
+    """Return whether a Matroska or WebM file may have an element that turns its frames (Projection, RFC 9559, 5.1.4).
+
+    It is searched as a sequence of bytes, in front of the first cluster.
+    """
+    if isinstance(file, VideoFile):
+        data = file.remote.read_at(0, _MAX_TRACKS_BYTES)
+    else:
+        with open(open_media_file(file), "rb") as local:
+            data = local.read(_MAX_TRACKS_BYTES)
+    header, cluster, _ = data.partition(_CLUSTER_ID)
+    return not cluster or _TRACKS_ID not in header or _PROJECTION.search(header) is not None
+
+
+def find_movie(read: ReadAt, size: int) -> tuple[int, int] | None:
+    """Return the byte range of ``moov`` in an ISO base media file that is not fragmented, otherwise None.
+
+    Args:
+        read: Function that returns up to `count` bytes from an offset.
+        size: Size of the file in bytes.
+    """
+    found = None
+    for count, box in enumerate(_iterate_boxes(read, size)):
+        if box is None or count >= _MAX_REMOTE_BOXES or box.kind in _UNUSUAL_BOXES or (box.kind == b"moov" and found):
+            return None
+        if box.kind == b"moov":
+            if box.content_start - box.start != 8:
+                return None
+            found = box.start, box.end
+    return found
 
 
 def _make_reader(file: BinaryIO) -> ReadAt:
