@@ -238,8 +238,11 @@ class VideoStreams(StreamDataset):
                     "the versions of FFmpeg differ, or the file does",
                     address=str(video),
                 )
+            steps = self._selection.select_frames(index, start_draw)
             owned_file, file = file, None
-            reader = FrameReader(video, index, info.key, owned_file=owned_file, max_pixels=self._max_pixels)
+            reader = FrameReader(
+                video, index, info.key, owned_file=owned_file, selected=steps[0], max_pixels=self._max_pixels
+            )
         except StreamloaderError as error:
             error.stream = info.key
             raise
@@ -249,7 +252,6 @@ class VideoStreams(StreamDataset):
         transform = None
         if self._transform is not None:
             transform = StreamTransform(self._transform, transform_key, self.fields["data"], info.key)
-        steps = self._selection.select_frames(index, start_draw)
         size = self._size or index.upright_size
         converter = Converter(self._pix_fmt, *size, index.orientation)
         return _VideoStream(reader, steps, converter, list(self.fields), transform)

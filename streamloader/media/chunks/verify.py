@@ -13,13 +13,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import CorruptStream
-from streamloader.media.chunks.disposable import find_disposable_packets
 from streamloader.media.chunks.format import ChunkIndex, Coding
 from streamloader.media.chunks.frame_hash import frame_hash, rgb_hash
 from streamloader.media.chunks.packet_decoder import PacketDecoder, read_coding
 from streamloader.media.chunks.remux import ChunkRejected
 from streamloader.media.chunks.scan import raise_if_cancelled
 from streamloader.media.video.container import open_container
+from streamloader.media.video.disposable import find_disposable_packets
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import is_clean_key, nal_length_size
 from streamloader.values import Array

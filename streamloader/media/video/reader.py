@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import av.error
 import numpy as np
+from av.codec.context import ThreadType
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
 from streamloader.errors import CorruptStream, MediaLimitExceeded, StoreError
 from streamloader.media.progress import PROGRESS
+from streamloader.media.video.decode_plan import DecodePlan, PacketFilter
+from streamloader.media.video.disposable import disposable_test
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
@@ -23,12 +27,13 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
     from streamloader.media.video.index import VideoIndex
+    from streamloader.values import Array
 
 __all__ = ["FrameReader", "VideoFrame", "decode_frames", "frame_bytes"]
 
 _MAX_SEEK_ATTEMPTS: Final = 8  # each attempt goes twice as many key frames back; then decoding starts at frame 0
 _DEFAULT_LIMIT: Final = PixelLimit()
-_MIN_SEEK_FRAMES: Final = 32  # shorter distances are decoded instead of seeking to a key frame
+_MIN_SEEK_FRAMES: Final = 32  # shorter distances are read through instead of seeking to a key frame
 
 
 def frame_bytes(frame: VideoFrame) -> int:
@@ -36,13 +41,30 @@ def frame_bytes(frame: VideoFrame) -> int:
     return sum(plane.buffer_size for plane in frame.planes)
 
 
+def demux_packets(
+    container: InputContainer, stream: VideoStream, file: VideoFile | None = None
+) -> Iterator[Packet[Any]]:
+    """Yield the packets of a stream from the demuxer's position on. The last one is empty and flushes the decoder.
+
+    Args:
+        container: Open file.
+        stream: Video stream of the file.
+        file: Open bytes of a video in a store. Defaults to none, for a local file.
+    """
+    for packet in container.demux(stream):
+        if file is not None:
+            file.mark_progress()
+        PROGRESS.packets += 1
+        yield packet
+
+
 def decode_frames(
     container: InputContainer,
     stream: VideoStream,
     *,
     tolerant: bool = False,
-    from_key: int | None = None,
-    accept_key: Callable[[Packet[Any]], bool] | None = None,
+    packets: Iterator[Packet[Any]] | None = None,
+    packet_filter: PacketFilter | None = None,
     file: VideoFile | None = None,
     limit: PixelLimit = _DEFAULT_LIMIT,
 ) -> Iterator[VideoFrame]:
@@ -52,17 +74,16 @@ def decode_frames(
         container: Open file.
         stream: Video stream of the file.
         tolerant: Whether to skip packets that cannot be decoded, and to end where the demuxer fails.
-        from_key: Timestamp of a key frame. Packets before the first key frame are skipped; if that key frame is later
-            than this timestamp, no frames are yielded. Defaults to no skipping.
-        accept_key: Function that receives the packet of that key frame. If it returns False, no frames are yielded.
+        packets: Packets to decode. Defaults to those of the demuxer.
+        packet_filter: Filter of the packets to decode. Defaults to none.
         file: Open bytes of a video in a store. Defaults to none, for a local file.
         limit: Limit on the size of the frames.
 
     Raises:
         MediaLimitExceeded: If a frame exceeds `limit`.
     """
-    packets: Iterator[Packet[Any]] = container.demux(stream)
-    skipping = from_key is not None
+    if packets is None:
+        packets = demux_packets(container, stream, file)
     while True:
         packet: Packet[Any] | None
         try:
@@ -70,22 +91,16 @@ def decode_frames(
         except (av.error.FFmpegError, EOFError):
             if not tolerant:
                 raise
-            packets = iter(())
-            packet = Packet()  # an empty packet flushes the decoder
-            packet.stream = stream
+            packets, packet = iter(()), _flush_packet(stream)
         if packet is None:
             return
-        if file is not None:
-            file.mark_progress()
-        PROGRESS.packets += 1
-        if skipping:
-            if not packet.is_keyframe:
+        if packet_filter is not None:
+            if packet_filter.ends_before(packet):
+                packets, packet_filter, packet = iter(()), None, _flush_packet(stream)
+            elif packet_filter.leaves_out(packet):
                 continue
-            if packet.pts is None or packet.pts > (from_key or 0) or not (accept_key is None or accept_key(packet)):
-                return
-            skipping = False
         try:
-            frames = cast("list[VideoFrame]", packet.decode())
+            frames = packet.decode()
         except EOFError:  # the decoder was flushed before
             return
         except av.error.FFmpegError:
@@ -98,11 +113,20 @@ def decode_frames(
         del frames
 
 
+def _flush_packet(stream: VideoStream) -> Packet[Any]:
+    packet: Packet[Any] = Packet()  # an empty packet flushes the decoder
+    packet.stream = stream
+    return packet
+
+
 class FrameReader:
     """Reads frames of one video by number, in the order of presentation.
 
     Reading forwards is cheap; any other frame is decoded from a key frame. Each frame is compared with the index. After
     an error of the store, the same frame can be requested again.
+
+    Leaving out packets, and decoding in several threads, do not change the frames. If the frames are not those of the
+    index, every packet is decoded again in one thread, from a key frame before; only what is wrong then is an error.
 
     Args:
         video: Path of a local file, or a video in a store.
@@ -110,6 +134,8 @@ class FrameReader:
         name: Key of the stream for error messages. Defaults to the name of the video.
         file: Open bytes of a video in a store, which stay open. By default, the reader opens its own.
         owned_file: Open bytes of a video in a store, which the reader closes.
+        selected: Numbers of the only frames that will be read, int64, ascending. Defaults to all frames.
+        threads: Number of decoder threads. Defaults to 1.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
 
     Attributes:
@@ -124,6 +150,8 @@ class FrameReader:
         file: VideoFile | None = None,
         owned_file: VideoFile | None = None,
         *,
+        selected: Array | None = None,
+        threads: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         self._video = video
@@ -134,25 +162,32 @@ class FrameReader:
         self._keys: list[int] = index.key_pts.tolist()
         self._clean_keys: dict[int, bool] = {}  # key frames from which reading was tried
         self._expects_clean = True  # whether key frames of this file suffice to decode all later frames, by the last
+        self._plan: DecodePlan | None = None  # None to decode every packet
+        self._threads = 1
+        if index.has_pts and not index.damaged:  # each frame can be compared
+            self._threads = threads
+            if selected is not None and len(np.unique(selected)) <= selected.max(initial=-1):
+                self._plan = DecodePlan(index, selected)  # a frame before the last one is not needed
         self._owned_file = (
             owned_file if owned_file is not None or file is not None else open_video_file(video, index.initial_spans)
         )
         self._file = file or self._owned_file
+        self._frames: Iterator[VideoFrame] = iter(())  # of the run
+        self._packets: Iterator[Packet[Any]] = iter(())  # that follow in the demuxer
+        self._next = 0  # number of the frame that the decoder returns next
+        self._current: VideoFrame | None = None  # frame number self._next - 1
         try:
-            self._container, self._stream = open_video(video, self._file, max_pixels=max_pixels)
+            self._open()
         except BaseException as error:
             if self._owned_file is not None:
                 self._owned_file.close()
             if isinstance(error, StoreError):
                 error.stream = self._name
             raise
-        self._frames = self._decode()
         self._position_lost = False  # an error of the store left the demuxer at an unknown position
-        self._next = 0  # number of the frame that the decoder returns next
-        self._current: VideoFrame | None = None  # frame number self._next - 1
 
     def read_frame(self, number: int) -> VideoFrame:
-        """Return frame `number`, decoding and seeking as needed.
+        """Return frame `number`, one of the selected frames, decoding and seeking as needed.
 
         Raises:
             CorruptStream: If the file does not match its index. ``offset`` is the number of the frame.
@@ -160,15 +195,16 @@ class FrameReader:
         """
         if number == self._next - 1 and self._current is not None:
             return self._current
-        if self._position_lost:
-            self._restart()
-        if number < self._next or (number - self._next >= _MIN_SEEK_FRAMES and self._is_key_between(number)):
-            self.seek(number)
-        while True:
-            frame = self._decode_next()
-            if self._next > number:
-                self._current = frame
-                return frame
+        try:
+            return self._read_frame(number)
+        except (CorruptStream, MediaLimitExceeded):
+            if self._plan is None and self._threads == 1:
+                raise
+        due = min(self._next, number)
+        self._plan, self._threads = None, 1
+        self._restart()
+        self.seek(due)
+        return self._read_frame(number)
 
     def check_end(self) -> None:
         """Check that no frame follows the last frame of the index, if that one was just read.
@@ -199,20 +235,47 @@ class FrameReader:
         if self._owned_file is not None:
             self._owned_file.close()
 
+    # --- the next frame ----------------------------------------------------------------------------------------------
+
+    def _read_frame(self, number: int) -> VideoFrame:
+        if self._position_lost:
+            self._restart()
+        if number < self._next or number > self._run_end or self._is_far(number):
+            self.seek(number)
+        while True:
+            frame = self._decode_next()
+            if self._next > number:
+                self._current = frame
+                return frame
+
     def _decode_next(self) -> VideoFrame:
         frame = self._advance()
         number = self._next
         if frame is None:
             raise self._mismatch_error(f"ends after {number} frames, but its index has {len(self._pts)}")
-        if number >= len(self._pts):
-            raise self._mismatch_error(f"has more than the {number} frames of its index")
-        if self.index.has_pts and frame.pts != self._pts[number]:
-            raise self._mismatch_error(f"has pts {frame.pts} at frame {number}, but its index has {self._pts[number]}")
-        self._next = number + 1
+        shown = self._identify(frame)
+        if shown is None:
+            if number >= len(self._pts):
+                raise self._mismatch_error(f"has more than the {number} frames of its index")
+            problem = f"has pts {frame.pts} at frame {number}, but its index has {self._pts[number]}"
+            raise self._mismatch_error(problem)
+        self._next = shown + 1
         self._current = None
         return frame
 
+    def _identify(self, frame: VideoFrame) -> int | None:
+        """Return the number of a frame that was shown after frame `_next` - 1. None if another frame is due."""
+        due = self._next
+        if self._plan is None:
+            is_due = due < len(self._pts) and (not self.index.has_pts or frame.pts == self._pts[due])
+            return due if is_due else None
+        number = self._plan.find_frame(frame.pts)
+        if number is None or not due <= number <= self._plan.next_selected(max(due, self._run_start)):
+            return None
+        return number
+
     def _advance(self) -> VideoFrame | None:
+        self._is_fresh = False
         try:
             return next(self._frames, None)
         except (av.error.FFmpegError, EOFError) as error:
@@ -242,8 +305,11 @@ class FrameReader:
         error.stream = self._name
         return error
 
-    def _is_key_between(self, number: int) -> bool:
-        if not self.index.seekable:
+    # --- seeking -----------------------------------------------------------------------------------------------------
+
+    def _is_far(self, number: int) -> bool:
+        """Return whether seeking to a frame is cheaper than decoding up to it."""
+        if not self.index.seekable or number - self._next < _MIN_SEEK_FRAMES:
             return False
         key = self._start_key(int(self._pts[number]))
         return key >= 0 and self._keys[key] > int(self._pts[self._next])
@@ -264,52 +330,78 @@ class FrameReader:
                 if self._seek_from_key(key, number):
                     return True
                 key, back = key - back, back * 2
-        self._rewind()
+        if not self._is_fresh:
+            self._reopen()
+        self._start_run(number, len(self._pts))
         return False
-
-    def _restart(self) -> None:
-        """Return to frame 0 after an error of the store, which leaves FFmpeg at an unknown position."""
-        self._current = None
-        try:
-            self._rewind()
-        except StoreError as error:
-            error.stream = self._name
-            raise
-        self._position_lost = False
 
     def _seek_from_key(self, key_number: int, number: int) -> bool:
         """Decode from a key frame up to frame `number`. Return False if the frames do not match the index."""
-        self._close_frames()
-        key = self._keys[key_number]
         pts = int(self._pts[number])
-        reliable, expected = key, -1
-
-        def accept(packet: Packet[Any]) -> bool:
-            """Accept a recovery point only for frames from the next key frame on: others may be broken or missing."""
-            nonlocal reliable
-            if not self._is_clean(key_number, packet):
-                reliable = self._keys[key_number + 1] if key_number + 1 < len(self._keys) else pts + 1
-            return reliable <= pts
-
         try:
             with translate_errors(self._video, number):
-                self._container.seek(int(self.index.key_seek[key_number]), stream=self._stream, backward=True)
-                frames = self._decode(key, accept)
-                for frame in frames:
+                packet = self._find_key_packet(key_number)
+                if packet is None:
+                    return False
+                reliable = self._keys[key_number]
+                if not self._is_clean(key_number, packet):  # frames before the next key frame may be broken or missing
+                    reliable = self._keys[key_number + 1] if key_number + 1 < len(self._keys) else pts + 1
+                if reliable > pts:
+                    return False
+                self._packets = itertools.chain([packet], self._packets)
+                self._start_run(number)
+                self._next = int(np.searchsorted(self._pts, reliable))
+                for frame in self._frames:
                     if frame.pts is None or frame.pts < reliable:
                         continue  # also skips frames of an open group that are shown before its key frame
-                    if expected < 0:
-                        expected = int(np.searchsorted(self._pts, reliable))
-                    if frame.pts != self._pts[expected]:
+                    shown = self._identify(frame)
+                    if shown is None:
                         return False
-                    if expected == number:
-                        self._frames = _prepend(frame, frames)
+                    if shown == number:
+                        self._frames = _prepend(frame, self._frames)
                         self._next = number
                         return True
-                    expected += 1
+                    self._next = shown + 1
         except CorruptStream:  # this container cannot seek there: try further back, then from the start
             return False
         return False
+
+    def _find_key_packet(self, key_number: int) -> Packet[Any] | None:
+        """Return the packet of a key frame, which `_packets` then follow, or None if it is not found."""
+        pts = self._keys[key_number]
+        if self._can_skip_to(pts):
+            packet = self._skip_to_key(pts)
+            if packet is not None:
+                return packet
+        self._is_fresh = False
+        self._close_frames()
+        self._container.seek(int(self.index.key_seek[key_number]), stream=self._stream, backward=True)
+        self._packets = demux_packets(self._container, self._stream, self._file)
+        return self._next_key_packet(pts)
+
+    def _can_skip_to(self, pts: int) -> bool:
+        """Return whether a key frame certainly follows in the demuxer, and so soon that seeking would not be faster."""
+        distance = int(np.searchsorted(self._pts, pts)) - self._next
+        is_between_runs = self._filter is not None and self._filter.following is not None
+        return (self._is_fresh or is_between_runs) and 0 <= distance < _MIN_SEEK_FRAMES
+
+    def _skip_to_key(self, pts: int) -> Packet[Any] | None:
+        """Read up to the packet of a key frame without decoding."""
+        if self._filter is not None and self._filter.following is not None:
+            self._packets = itertools.chain([self._filter.following], self._packets)
+        self._close_frames()
+        self._is_fresh = False
+        self._stream.codec_context.flush_buffers()
+        return self._next_key_packet(pts)  # with AVDISCARD_NONKEY, FFmpeg's MP4 demuxer shifts the timestamps
+
+    def _next_key_packet(self, pts: int) -> Packet[Any] | None:
+        """Return the packet of a key frame. None if a later key frame comes first, or new parameters for decoding."""
+        for packet in self._packets:
+            if packet.is_keyframe and (packet.pts is None or packet.pts >= pts):
+                return packet if packet.pts == pts else None
+            if packet.has_sidedata("new_extradata"):
+                return None
+        return None
 
     def _is_clean(self, key_number: int, packet: Packet[Any]) -> bool:
         codec, extradata = codec_name(self._stream), self._stream.codec_context.extradata
@@ -317,22 +409,57 @@ class FrameReader:
         self._clean_keys[key_number] = self._expects_clean = is_clean
         return is_clean
 
-    def _rewind(self) -> None:
+    def _restart(self) -> None:
+        """Return to frame 0 after an error, which leaves FFmpeg at an unknown position."""
+        self._current = None
+        try:
+            self._reopen()
+        except StoreError as error:
+            error.stream = self._name
+            raise
+        self._position_lost = False
+
+    # --- runs of decoding --------------------------------------------------------------------------------------------
+
+    def _reopen(self) -> None:
         self._close_frames()
         self._container.close()
-        self._container, self._stream = open_video(self._video, self._file, max_pixels=self._limit.max_pixels)
-        self._frames = self._decode()
-        self._next = 0
+        self._open()
 
-    def _decode(
-        self, from_key: int | None = None, accept_key: Callable[[Packet[Any]], bool] | None = None
-    ) -> Iterator[VideoFrame]:
-        return decode_frames(
+    def _open(self) -> None:
+        """Open the video at its first packet."""
+        self._container, self._stream = open_video(self._video, self._file, max_pixels=self._limit.max_pixels)
+        context = self._stream.codec_context
+        if self._threads > 1:
+            context.thread_count, context.thread_type = self._threads, ThreadType.FRAME
+        self._is_disposable = disposable_test(codec_name(self._stream), context.extradata or b"")
+        self._packets = demux_packets(self._container, self._stream, self._file)
+        self._is_fresh = True  # no packet was read so far
+        self._next = 0
+        self._filter: PacketFilter | None = None
+        self._run_start, self._run_end = 0, -1  # the first frame is sought
+        if self._plan is None:
+            self._start_run(0)
+
+    def _start_run(self, number: int, end: int | None = None) -> None:
+        """Start to decode at the next packet.
+
+        Args:
+            number: Number of the first frame that is needed.
+            end: Number of the frame up to which decoding goes on without a restart. Defaults to what is cheapest.
+        """
+        self._run_start, self._run_end, self._filter = 0, len(self._pts), None
+        if self._plan is not None:
+            if end is None:
+                end = self._plan.end_of_run(number, 0 if self._expects_clean else 1)
+            self._run_start, self._run_end = number, end
+            self._filter = PacketFilter(self._plan, number, end, self._is_disposable)
+        self._frames = decode_frames(
             self._container,
             self._stream,
             tolerant=self.index.damaged,
-            from_key=from_key,
-            accept_key=accept_key,
+            packets=self._packets,
+            packet_filter=self._filter,
             file=self._file,
             limit=self._limit,
         )
@@ -342,6 +469,7 @@ class FrameReader:
         if close is not None:
             close()
         self._frames = iter(())
+        self._filter = None
 
 
 def _prepend(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
