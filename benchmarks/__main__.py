@@ -25,6 +25,7 @@ QUESTIONS = (
     "video",
     "index",
     "stride",
+    "threads",
     "transport",
     "latency",
     "footprint",

@@ -16,7 +16,7 @@ from streamloader.engine.ring import Ring, Row, Status
 from streamloader.engine.stream_prefetch import StreamPrefetcher
 from streamloader.engine.workload import INITIAL_CURSOR, Cursor, Grant, LaneDirectives, locate_error
 from streamloader.errors import CorruptStream, StreamloaderError, from_wire, to_wire
-from streamloader.streams.base import Stream, StreamDataset, stream_rng
+from streamloader.streams.base import Stream, StreamDataset, decoder_threads, stream_rng
 from streamloader.values import Array, StreamInfo
 
 __all__ = ["Lane", "StreamWorkload"]
@@ -35,6 +35,7 @@ class StreamWorkload:
         on_error: Whether a stream that fails raises in the consumer (the default), or is skipped.
         fixed_length: Whether a run always has the planned number of batches, because other ranks count on it. Defaults
             to False.
+        decoder_threads: Number of threads that each lane may use to decode. Defaults to 1.
     """
 
     dataset: StreamDataset
@@ -42,6 +43,7 @@ class StreamWorkload:
     plan: Plan
     on_error: Literal["raise", "skip"] = "raise"
     fixed_length: bool = False
+    decoder_threads: int = 1
 
     can_resume = True
     sends_infos = False
@@ -298,6 +300,7 @@ class Lane:
             self._raise_cutoff_error()
             return
         info = self._workload.streams[self._ordinal]
+        decoder_threads.set(self._workload.decoder_threads)
         try:
             rng = stream_rng(self._plan.seed, self._epoch, self._ordinal)
             prepared = self._prefetcher.take(self._position - 1)

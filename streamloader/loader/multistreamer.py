@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import anyio.from_thread
 from typing_extensions import override
 
+from streamloader.common.cores import threads_per_lane
 from streamloader.engine.lane import StreamWorkload
 from streamloader.engine.plan import Switch, Tail, make_plan
 from streamloader.engine.quarantine import Quarantined
@@ -135,7 +136,14 @@ class MultiStreamer(Loader):
         slots = SlotLayout(as_fields(dataset.fields), batch_size, window)
         ahead = _batches_ahead(slots.nbytes, prefetch_factor)
         super().__init__(
-            StreamWorkload(dataset, table, self._plan, on_error, fixed_length=world_size > 1),
+            StreamWorkload(
+                dataset,
+                table,
+                self._plan,
+                on_error,
+                fixed_length=world_size > 1,
+                decoder_threads=threads_per_lane(batch_size),
+            ),
             slots,
             BatchSpec(slots, layout),
             worker_rows=split_lanes(batch_size, max(1, num_workers)),

@@ -19,9 +19,19 @@ import numpy as np
 if TYPE_CHECKING:
     from streamloader.values import Array, Field, StreamInfo
 
-__all__ = ["PreparedStream", "Stream", "StreamDataset", "parse_in_processes", "parses_in_processes", "stream_rng"]
+__all__ = [
+    "PreparedStream",
+    "Stream",
+    "StreamDataset",
+    "decoder_threads",
+    "parse_in_processes",
+    "parses_in_processes",
+    "stream_rng",
+]
 
 _parses_in_processes: ContextVar[bool] = ContextVar("parses_in_processes", default=False)
+# Number of threads that one lane may use to decode, so that all lanes together do not use more than there are cores.
+decoder_threads: ContextVar[int] = ContextVar("decoder_threads", default=1)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import split_address
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
-from streamloader.streams.base import PreparedStream, Stream, StreamDataset, parses_in_processes
+from streamloader.streams.base import PreparedStream, Stream, StreamDataset, decoder_threads, parses_in_processes
 from streamloader.streams.frames import (
     FrameStream,
     describe_settings,
@@ -185,7 +185,7 @@ class VideoStreams(StreamDataset):
 
     async def _open_with(self, info: StreamInfo, rng: np.random.Generator, file: VideoFile | None) -> Stream:
         start_draw, transform_key = float(rng.random()), rng.integers(0, 1 << 64, 2, np.uint64)
-        return await in_lane_thread(self._open, info, start_draw, transform_key, file)
+        return await in_lane_thread(self._open, info, start_draw, transform_key, file, decoder_threads.get())
 
     def _start_fetch(self, info: StreamInfo) -> VideoFile | None:
         from streamloader.media.video.remote import open_video_file
@@ -226,7 +226,9 @@ class VideoStreams(StreamDataset):
 
         return RemoteVideo(address, info, self._storage_options)
 
-    def _open(self, info: StreamInfo, start_draw: float, transform_key: Array, file: VideoFile | None) -> _VideoStream:
+    def _open(
+        self, info: StreamInfo, start_draw: float, transform_key: Array, file: VideoFile | None, threads: int
+    ) -> _VideoStream:
         from streamloader.media.video.convert import Converter
         from streamloader.media.video.reader import FrameReader
 
@@ -241,7 +243,13 @@ class VideoStreams(StreamDataset):
             steps = self._selection.select_frames(index, start_draw)
             owned_file, file = file, None
             reader = FrameReader(
-                video, index, info.key, owned_file=owned_file, selected=steps[0], max_pixels=self._max_pixels
+                video,
+                index,
+                info.key,
+                owned_file=owned_file,
+                selected=steps[0],
+                threads=threads,
+                max_pixels=self._max_pixels,
             )
         except StreamloaderError as error:
             error.stream = info.key

@@ -24,6 +24,7 @@ from streamloader.archive.reader.chunk_bytes import ChunkReader
 from streamloader.archive.reader.decoders import DecoderPool, leak_object
 from streamloader.archive.reader.lookup import ChunkLookup
 from streamloader.archive.reader.stats import ReadCounts
+from streamloader.common.cores import count_cores
 from streamloader.errors import ClosedError, ConfigError, FrameIndexError, VideoNotFound
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.redaction import redact_address
@@ -46,8 +47,7 @@ def default_threads() -> int:
     data = sys.modules.get("torch.utils.data")
     if data is not None and data.get_worker_info() is not None:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MAX_DEFAULT_THREADS, cores)
+    return min(_MAX_DEFAULT_THREADS, count_cores())
 
 
 class ArchiveReader:
