@@ -169,7 +169,8 @@ class FrameStream(Stream):
         else:
             frames = self._transform.input_buffer(count, self._converter.shape)
             count = self._fill([frames], count)
-            self._transform.apply(frames[:count], out["data"], self._step)
+            if count:
+                self._transform.apply(frames[:count], out["data"], self._step)
         self._step += count
         if self._step == self._length:
             self._check_end()

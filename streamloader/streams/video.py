@@ -262,7 +262,8 @@ class VideoStreams(StreamDataset):
             transform = StreamTransform(self._transform, transform_key, self.fields["data"], info.key)
         size = self._size or index.upright_size
         converter = Converter(self._pix_fmt, *size, index.orientation)
-        return _VideoStream(reader, steps, converter, list(self.fields), transform)
+        keeps_damaged = self._damaged == "keep"
+        return _VideoStream(reader, steps, converter, list(self.fields), transform, keeps_damaged=keeps_damaged)
 
     def _load_indexed(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
@@ -328,6 +329,7 @@ class _VideoStream(FrameStream):
         converter: Converter of the frames, which the stream closes.
         names: Names of the fields.
         transform: The user's transform, or None.
+        keeps_damaged: Whether the stream ends early where the file proves to be damaged up to its end.
     """
 
     def __init__(
@@ -337,9 +339,12 @@ class _VideoStream(FrameStream):
         converter: Converter,
         names: Sequence[str],
         transform: StreamTransform | None,
+        *,
+        keeps_damaged: bool,
     ) -> None:
         self._reader = reader
         self._numbers, self._times = steps
+        self._keeps_damaged = keeps_damaged
         super().__init__(len(self._numbers), converter, names, transform)
 
     def times(self, start: int, out: Array) -> None:
@@ -349,7 +354,38 @@ class _VideoStream(FrameStream):
 
     @override
     def _read_frames(self, start: int, end: int) -> Iterator[VideoFrame]:
-        return map(self._reader.read_frame, self._numbers[start:end].tolist())
+        for step, number in enumerate(self._numbers[start:end].tolist(), start):
+            try:
+                frame = self._reader.read_frame(number)
+            except CorruptStream as error:
+                if not self._keeps_damaged:
+                    raise
+                self._end_early(step, error)
+                return
+            yield frame
+
+    def _end_early(self, step: int, error: CorruptStream) -> None:
+        """Make `step` the end of the stream, because nothing after the damage can be decoded.
+
+        Raises:
+            CorruptStream: If later frames can be decoded, or no frame at all.
+        """
+        number = error.offset or 0
+        if self._reader.finds_key_after(number):
+            raise CorruptStream(
+                f"{error.address} is damaged at frame {number}, and intact frames follow. Its index lists all of them, "
+                'because it was made without decoding: pass verify="frames" too, to use those that can be decoded',
+                stream=error.stream,
+                address=error.address,
+                offset=number,
+            ) from error
+        if number == 0:
+            raise error
+        self._length = step
+        _log.warning(
+            "stream %s (%s) is damaged and ends early, at frame %d of %d: no later frame can be decoded",
+            error.stream, error.address, number, len(self._reader.index),
+        )  # fmt: skip
 
     @override
     def _check_end(self) -> None:

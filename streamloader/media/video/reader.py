@@ -212,7 +212,7 @@ class FrameReader:
         Raises:
             CorruptStream: If the decoder shows more frames than the index has.
         """
-        if self._next == len(self._pts) and self._advance() is not None:
+        if not self._position_lost and self._next == len(self._pts) and self._advance() is not None:
             raise self._mismatch_error(f"has more than the {self._next} frames of its index")
 
     def seek(self, number: int) -> bool:
@@ -226,6 +226,27 @@ class FrameReader:
             raise
         self._position_lost = False
         return found
+
+    def finds_key_after(self, number: int) -> bool:
+        """Return whether a later key frame than frame `number`, which is damaged, can be decoded.
+
+        The next one and the last one of the index are tried. For a video without seeking, the answer is True.
+
+        Raises:
+            StoreError: If the store fails to deliver bytes.
+        """
+        if not self.index.seekable:
+            return True
+        following = bisect.bisect_right(self._keys, int(self._pts[min(number, len(self._pts) - 1)]))
+        candidates = dict.fromkeys(
+            key for key in (following, len(self._keys) - 1) if following <= key < len(self._keys)
+        )
+        self._position_lost = True
+        try:
+            return any(self._is_intact(key) for key in candidates)
+        except StoreError as error:
+            error.stream = self._name
+            raise
 
     def close(self) -> None:
         """Close the file and free the decoder. Safe to call twice."""
@@ -365,6 +386,11 @@ class FrameReader:
         except CorruptStream:  # this container cannot seek there: try further back, then from the start
             return False
         return False
+
+    def _is_intact(self, key_number: int) -> bool:
+        """Return whether the first frame that must be reliable after a key frame can be decoded."""
+        frames = np.searchsorted(self._pts, self._keys[key_number : key_number + 2]).tolist()
+        return any(frame < len(self._pts) and self._seek_from_key(key_number, frame) for frame in frames)
 
     def _find_key_packet(self, key_number: int) -> Packet[Any] | None:
         """Return the packet of a key frame, which `_packets` then follow, or None if it is not found."""
