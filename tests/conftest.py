@@ -148,6 +148,9 @@ def leaves_nothing_behind(request):
     shared_stores = sys.modules.get("streamloader.stores.io_thread")
     if shared_stores is not None:
         shared_stores.close_shared_stores()  # they are meant to stay for a while
+    index_database = sys.modules.get("streamloader.media.video.index_database")
+    if index_database is not None:
+        index_database.close_databases()  # so is the cache of indexes
     request.node.funcargs.clear()  # pytest would hold what fixtures returned beyond their own end
     # A failed test holds what its traceback shows, and has been reported already.
     lines = left_behind(before, patience=60.0) if request.node.stash.get(_PASSED, False) and marker is None else []

@@ -123,13 +123,27 @@ class GuardedFolder:
                 raise UnsafePath(path, f"is not a regular file: {_REMOVE}") from error
             raise
         try:
-            status = os.fstat(fd)
-            is_shared = bool(self.status.st_mode & stat.S_ISVTX and _is_writable_by_others(self.status))
-            _check_file(path, status, allow_links=not is_shared)
+            _check_file(path, os.fstat(fd), allow_links=not self.is_shared)
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other users can create files in the folder, whose sticky bit protects those of this user."""
+        return bool(self.status.st_mode & stat.S_ISVTX and _is_writable_by_others(self.status))
+
+    def check_file(self, name: str) -> os.stat_result:
+        """Check a file as :meth:`open_file` does, without opening it, and return its status.
+
+        Raises:
+            UnsafePath: If the file is not a regular file of this user or of root, or if others can write to it.
+            FileNotFoundError: If there is no such file.
+        """
+        status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        _check_file(f"{self.path}/{name}", status, allow_links=not self.is_shared)
+        return status
 
     def replace(self, old_name: str, new_name: str) -> None:
         """Rename a file in this folder, replacing a file of the new name."""

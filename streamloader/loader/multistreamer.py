@@ -23,7 +23,7 @@ from streamloader.loader.distributed import resolve_rank
 from streamloader.loader.envstreamer import Dims, EnvStreamer
 from streamloader.loader.state import LoaderIdentity, make_state, read_state
 from streamloader.stream_table import StreamTable
-from streamloader.streams.base import parse_in_processes
+from streamloader.streams.base import parse_in_processes, skip_unreadable
 from streamloader.values import StreamInfo, as_fields
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class MultiStreamer(Loader):
             to the rank in torch.distributed if that is initialized, then to the variable RANK, then to 0.
         world_size: Number of ranks. Defaults to that of torch.distributed, then to the variable WORLD_SIZE, then to 1.
         on_error: Handling of a stream that fails. ``"raise"``: its error takes the place of the batch that it affects.
-            ``"skip"``: its lane continues with the next stream, and :attr:`quarantined` lists the failed one.
+            ``"skip"``: its lane continues with the next stream, and :attr:`quarantined` lists the failed one. A dataset
+            of videos also leaves out files that cannot be indexed, and lists them in ``dataset.skipped``.
         on_worker_death: Handling of a worker process that dies. ``"restart"``: another process continues where it
             stopped, and the batches do not change. A stream that kills its worker twice is quarantined
             (``on_error="skip"``), or raises :class:`CorruptStream`. ``"raise"``: :class:`WorkerDied` is raised.
@@ -115,7 +116,7 @@ class MultiStreamer(Loader):
         if prefetch_factor is not None and prefetch_factor < 1:
             raise ConfigError(f"prefetch_factor must be 1 or more, got {prefetch_factor}")
         self.dataset, self.batch_size, self.window = dataset, batch_size, window
-        table = _index_dataset(dataset, in_processes=num_workers > 0)
+        table = _index_dataset(dataset, in_processes=num_workers > 0, skip=on_error == "skip")
         self.streams: Sequence[StreamInfo] = table
         self._plan = make_plan(
             table.lengths,
@@ -317,11 +318,12 @@ class _BatchSampler(NamedTuple):
     sampler: MultiStreamer
 
 
-def _index_dataset(dataset: StreamDataset, *, in_processes: bool) -> StreamTable:
+def _index_dataset(dataset: StreamDataset, *, in_processes: bool, skip: bool) -> StreamTable:
     """Index the dataset. Also works in a thread that runs an event loop, such as in a notebook."""
     with (
         anyio.from_thread.start_blocking_portal() as portal,
         parse_in_processes() if in_processes else contextlib.nullcontext(),
+        skip_unreadable() if skip else contextlib.nullcontext(),
     ):
         return StreamTable.from_infos(portal.call(dataset.index))
 

@@ -19,7 +19,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -46,7 +46,7 @@ CALL_HEADER: Final = struct.Struct("<QQ")  # number of the call, size of its pic
 REPLY_HEADER: Final = struct.Struct("<I")  # size of the JSON document in bytes
 PROGRESS_INTERVAL_S: Final = 10.0  # between the reports of a process that makes progress
 _STALL_TIMEOUT_S: Final = 600.0  # stores have shorter deadlines, so only a parser that hangs reaches this one
-_MAX_REPLY_BYTES: Final = 1 << 20
+_MAX_REPLY_BYTES: Final = 1 << 26  # the largest indexes have some megabytes
 _MAX_LOGGED_CHARACTERS: Final = 10_000
 _MAX_LOGGED_RECORDS: Final = 10_000  # of one process
 _EXIT_TIMEOUT_S: Final = 2.0
@@ -87,20 +87,63 @@ class ParserPool:
             ConfigError: If the arguments cannot be sent to another process.
             ClosedError: If the pool was closed.
         """
-        request = _pickle_call(function, args)
+        request = _pickle_call(function, [args])
         try:
-            process = self._acquire(shared_by)
-            try:
-                return process.call(request)
-            finally:
-                process.release()
+            (result,) = self._call_shared(request, 1, shared_by)
         except _ParserFailed as failure:
             if failure.out_of_memory and shared_by == 1:
                 raise self._memory_error(name) from None
+            result = self._call_alone(name, request)
+        return _unwrap(result)
+
+    def call_many(
+        self, names: Sequence[str], function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        """Call a function several times in one child process, with one message. If that ends, repeat each call alone.
+
+        Args:
+            names: Name of the file of each call, for error messages.
+            function: Function of a module that the child can import.
+            arguments: Arguments of each call.
+
+        Returns:
+            Result of each call, as :meth:`call` returns it, or the StreamloaderError that it raises.
+
+        Raises:
+            ConfigError: If the arguments cannot be sent to another process.
+            ClosedError: If the pool was closed.
+        """
+        try:
+            return self._call_shared(_pickle_call(function, arguments), len(arguments), 1)
+        except _ParserFailed:
+            pass
+        results: list[Any] = []
+        for name, args in zip(names, arguments, strict=True):
+            try:
+                results.append(self.call(name, function, *args))
+            except ClosedError:
+                raise
+            except StreamloaderError as error:
+                results.append(error)
+        return results
+
+    def _call_shared(self, request: bytes, count: int, shared_by: int) -> list[Any]:
+        process = self._acquire(shared_by)
+        try:
+            return process.call(request, count)
+        finally:
+            process.release()
+
+    def _call_alone(self, name: str, request: bytes) -> Any:
+        """Return the result of a call in a process of its own.
+
+        Raises:
+            StreamloaderError: If the file ends this process too, or needs too much memory.
+        """
         with self._alone_lock:
             process = self._start()
             try:
-                return process.call(request)
+                return process.call(request, 1)[0]
             except _ParserFailed as failure:
                 if failure.out_of_memory:
                     raise self._memory_error(name) from None
@@ -197,7 +240,7 @@ class _ParserProcess:
         self.alive = True
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
-        self._pending: dict[int, Future[Any]] = {}
+        self._pending: dict[int, tuple[Future[list[Any]], int]] = {}  # with the number of calls
         self._next_number = 0
         self._closing = False
         self._kill_reason = ""
@@ -221,20 +264,19 @@ class _ParserProcess:
         self._reader.start()
         self._send(0, json.dumps(module_search_path()).encode())
 
-    def call(self, request: bytes) -> Any:
-        """Send a call, wait for its result, and return it.
+    def call(self, request: bytes, count: int) -> list[Any]:
+        """Send a request of `count` calls, wait for their results, and return them. A StreamloaderError is a result.
 
         Raises:
-            StreamloaderError: If the function has raised it.
             _ParserFailed: If the process ended or lacked memory.
         """
-        future: Future[Any] = Future()
+        future: Future[list[Any]] = Future()
         with self._lock:
             if not self.alive:
                 raise _ParserFailed("it has ended already")
             self._next_number += 1
             number = self._next_number
-            self._pending[number] = future
+            self._pending[number] = future, count
         self._last_progress_at = time.monotonic()
         self._send(number, request)
         while not future.done():
@@ -304,20 +346,16 @@ class _ParserProcess:
                 make_printable(str(text), _MAX_LOGGED_CHARACTERS),
             )
             return
-        error: StreamloaderError | _ParserFailed | None = None
-        if reply.get("out_of_memory"):
-            error = _ParserFailed("it lacks memory", out_of_memory=True)
-        elif "error" in reply:
-            check_wire(reply["error"])
-            error = from_wire(reply["error"])
-            if reply["error"].get("ours"):
-                error.worker_traceback = None  # the error describes the file, not the process
+        results = None if reply.get("out_of_memory") else [_read_result(result) for result in reply["results"]]
         with self._lock:
-            future = self._pending.pop(reply["call"])
-        if error is None:
-            future.set_result(reply["value"])
+            future, count = self._pending[reply["call"]]
+            if results is not None and len(results) != count:
+                raise ValueError(f"it has {len(results)} results of {count} calls")
+            del self._pending[reply["call"]]
+        if results is None:
+            future.set_exception(_ParserFailed("it lacks memory", out_of_memory=True))
         else:
-            future.set_exception(error)
+            future.set_result(results)
 
     def _finish(self, reason: str) -> None:
         """Wait for the end of the process, and fail the calls that have no result."""
@@ -332,19 +370,36 @@ class _ParserProcess:
         with self._lock:
             self.alive = False
             pending, self._pending = self._pending, {}
-        for future in pending.values():
+        for future, _ in pending.values():
             closed = ClosedError("parsing was cancelled") if self._closing else None
             future.set_exception(closed or _ParserFailed(reason or self._kill_reason or _describe_exit(status)))
 
 
-def _pickle_call(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+def _read_result(result: Any) -> Any:
+    """Return the value of one call, or the error that it has raised."""
+    if "error" not in result:
+        return result["value"]
+    check_wire(result["error"])
+    error = from_wire(result["error"])
+    if result["error"].get("ours"):
+        error.worker_traceback = None  # the error describes the file, not the process
+    return error
+
+
+def _unwrap(result: Any) -> Any:
+    if isinstance(result, StreamloaderError):
+        raise result
+    return result
+
+
+def _pickle_call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> bytes:
     try:
-        return pickle.dumps((function, args))
+        return pickle.dumps((function, arguments))
     except Exception:  # noqa: BLE001 - options of a store may contain functions
         import cloudpickle
 
         try:
-            pickled: bytes = cloudpickle.dumps((function, args))
+            pickled: bytes = cloudpickle.dumps((function, arguments))
         except Exception as error:
             raise ConfigError(
                 f"storage_options cannot be sent to another process ({error}): use num_workers=0, or options that can "

@@ -83,14 +83,26 @@ def _run_call(replies: _Replies, number: int, request: bytes) -> None:
     reply: dict[str, Any] = {"call": number}
     try:
         function: Callable[..., Any]
-        function, args = pickle.loads(request)  # noqa: S301 - from the parent process
-        reply["value"] = function(*args)
+        function, arguments = pickle.loads(request)  # noqa: S301 - from the parent process
+        reply["results"] = [_call_function(function, args) for args in arguments]
+    except _OutOfMemory:
+        reply["out_of_memory"] = True
     except BaseException as error:  # noqa: BLE001 - sent to the parent, which raises it
-        if _is_out_of_memory(error):
-            reply["out_of_memory"] = True
-        else:
-            reply["error"] = to_wire(error)
+        reply["results"] = [{"error": to_wire(error)}]
     replies.send(reply)
+
+
+class _OutOfMemory(Exception):
+    pass
+
+
+def _call_function(function: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    try:
+        return {"value": function(*args)}
+    except BaseException as error:
+        if _is_out_of_memory(error):
+            raise _OutOfMemory from error
+        return {"error": to_wire(error)}
 
 
 def _report_progress(replies: _Replies) -> None:

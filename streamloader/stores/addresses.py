@@ -147,6 +147,13 @@ class FileKeys:
             identities = None if texts == names else make_unique_keys(texts)
         return cls(names, keys, identities, secret_addresses)
 
+    def select(self, numbers: Sequence[int]) -> FileKeys:
+        """Return the keys of some of the files, unchanged."""
+        keys = [self.keys[number] for number in numbers]
+        identities = None if self.identities is None else [self.identities[number] for number in numbers]
+        secret_addresses = {key: self.secret_addresses[key] for key in keys if key in self.secret_addresses}
+        return FileKeys([self.names[number] for number in numbers], keys, identities, secret_addresses)
+
 
 def check_host_name(host: str) -> str:
     """Return `host` if it is the name of a host, an alias of one, or an IP address without brackets.

@@ -20,16 +20,12 @@ if TYPE_CHECKING:
     from streamloader.values import Array, Field, StreamInfo
 
 __all__ = [
-    "PreparedStream",
-    "Stream",
-    "StreamDataset",
-    "decoder_threads",
-    "parse_in_processes",
-    "parses_in_processes",
-    "stream_rng",
-]
+    "PreparedStream", "Stream", "StreamDataset", "decoder_threads", "parse_in_processes", "parses_in_processes",
+    "skip_unreadable", "skips_unreadable", "stream_rng",
+]  # fmt: skip
 
 _parses_in_processes: ContextVar[bool] = ContextVar("parses_in_processes", default=False)
+_skips_unreadable: ContextVar[bool] = ContextVar("skips_unreadable", default=False)
 # Number of threads that one lane may use to decode, so that all lanes together do not use more than there are cores.
 decoder_threads: ContextVar[int] = ContextVar("decoder_threads", default=1)
 
@@ -50,6 +46,24 @@ def parse_in_processes() -> Iterator[None]:
 def parses_in_processes() -> bool:
     """Return whether this process must not parse untrusted files, because child processes do."""
     return _parses_in_processes.get()
+
+
+@contextlib.contextmanager
+def skip_unreadable() -> Iterator[None]:
+    """Have datasets that are indexed inside leave out files that cannot be used.
+
+    Loaders with ``on_error="skip"`` do this.
+    """
+    token = _skips_unreadable.set(True)
+    try:
+        yield
+    finally:
+        _skips_unreadable.reset(token)
+
+
+def skips_unreadable() -> bool:
+    """Return whether files that cannot be used are left out of a dataset."""
+    return _skips_unreadable.get()
 
 
 def stream_rng(seed: int, epoch: int, ordinal: int) -> np.random.Generator:
@@ -77,7 +91,8 @@ class StreamDataset(abc.ABC):
         """Describe all streams, in an order that is the same for every call and on every machine.
 
         For millions of streams, return a :class:`~streamloader.stream_table.StreamTable`, which takes much less memory
-        than a list. Where :func:`parses_in_processes` is true, parse untrusted files in child processes.
+        than a list. Where :func:`parses_in_processes` is true, parse untrusted files in child processes. Where
+        :func:`skips_unreadable` is true, leave out files that cannot be used, and report them.
 
         Raises:
             StreamNotFound: If an address does not exist, or a pattern matches nothing.

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import re
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import anyio.to_thread
 import numpy as np
 from typing_extensions import override
 
-from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamloaderError
+from streamloader.common.count_display import open_count_display
+from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
+from streamloader.media.video.index import VERIFY_LEVELS, IndexSettings, VerifyLevel
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection
 from streamloader.stores.addresses import Addresses, FileKeys, as_addresses, expand_addresses
@@ -25,7 +25,14 @@ from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import split_address
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
-from streamloader.streams.base import PreparedStream, Stream, StreamDataset, decoder_threads, parses_in_processes
+from streamloader.streams.base import (
+    PreparedStream,
+    Stream,
+    StreamDataset,
+    decoder_threads,
+    parses_in_processes,
+    skips_unreadable,
+)
 from streamloader.streams.frames import (
     FrameStream,
     describe_settings,
@@ -35,15 +42,15 @@ from streamloader.streams.frames import (
     validate_size,
 )
 from streamloader.streams.lane_thread import in_lane_thread
+from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
 from streamloader.values import Array, Field, ObjectInfo, StreamInfo
 
 if TYPE_CHECKING:
-    from streamloader.media.parser_pool import ParserPool
+    from streamloader.media.video.bulk_indexer import BulkIndexer, ProgressDisplay
     from streamloader.media.video.convert import Converter
     from streamloader.media.video.index import VideoIndex
     from streamloader.media.video.reader import FrameReader, VideoFrame
     from streamloader.media.video.remote import Video, VideoFile
-    from streamloader.media.video.summary import VideoSummary
     from streamloader.stores.addresses import SourceFile
 
 __all__ = ["VideoStreams", "is_video"]
@@ -53,11 +60,6 @@ _VIDEO_NAME: Final = re.compile(
     r"|mxf|nut|ogm|ogv|rm|rmvb|ts|vob|webm|wmv|y4m)$",
     re.IGNORECASE,
 )
-_MAX_REMOTE_INDEXERS: Final = 32  # threads for videos in stores, which mostly wait
-_REMOTE_VIDEOS_PER_PROCESS: Final = 8  # indexed concurrently; each process has its own connections
-# Private memory of a process that indexes videos. A decoder holds up to 17 frames of 1.5 to 8 bytes per pixel.
-_BASE_MEMORY_BYTES: Final = 1 << 30
-_MEMORY_BYTES_PER_PIXEL: Final = 48
 _LOG_INTERVAL_S: Final = 5.0  # while files are indexed
 _log = logging.getLogger("streamloader")
 
@@ -92,11 +94,21 @@ class VideoStreams(StreamDataset):
             Defaults to ``"raise"``.
         max_pixels: Maximum number of pixels of a frame, before `size` is applied. Files with larger frames are refused
             before memory is allocated for them. Defaults to 2^26, which is 8192 x 8192.
+        verify: Proof of each index when it is made. The reader compares every frame with its index in any case, so an
+            index that is wrong is an error when the frame is played. ``"tables"`` reads the tables of a file or its
+            packets, and decodes only where these are known not to tell which frames the decoder shows; it proves that
+            the file opens, its size, and what its packets declare. ``"ends"`` also decodes the first frames and the
+            last group of pictures; it proves that the frames there are those of the index, and that the file is
+            complete. ``"frames"`` decodes all frames; it proves all of the index. Defaults to ``"tables"``.
+        unreadable: ``"raise"`` raises one error that lists all files that cannot be used; ``"skip"`` leaves them out
+            and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. Errors of a server that may be
+            gone a moment later are raised in both cases. Defaults to ``"raise"``.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
 
-    Indexes are cached for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. To index a
-    video in a store, all of it is read once; of an MP4 or MOV file, usually only a small part. Keys of streams are
-    their addresses without user names, passwords, and the values of query parameters
+    Indexes are cached for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. Files that
+    are not in the cache are indexed on all cores, with a progress bar on a terminal; an interrupted run continues where
+    it stopped. To index a video in a store, all of it is read once; of an MP4 or MOV file, usually only a small part.
+    Keys of streams are their addresses without user names, passwords, and the values of query parameters
     (:func:`streamloader.redaction.redact_address`). Keys that are equal then get ``#2``, ``#3``, ...
 
     Videos are untrusted: a loader with worker processes has them indexed and decoded in child processes only.
@@ -124,15 +136,16 @@ class VideoStreams(StreamDataset):
         *,
         damaged: Literal["raise", "keep"] = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        verify: VerifyLevel = "tables",
+        unreadable: Literal["raise", "skip"] = "raise",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(paths)
         self._pix_fmt = validate_pix_fmt(pix_fmt, transform)
-        if damaged not in ("raise", "keep"):
-            raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
         self._size = None if size is None else validate_size(size)
-        self._damaged: str = damaged
-        self._max_pixels = validate_max_pixels(max_pixels)
+        self._index_settings = make_index_settings(damaged, verify, max_pixels)
+        self._unreadable = validate_unreadable(unreadable)
+        self._skipped: tuple[SkippedVideo, ...] = ()
         self._storage_options = None if storage_options is None else dict(storage_options)
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self._transform = transform
@@ -152,25 +165,32 @@ class VideoStreams(StreamDataset):
     def settings(self) -> Mapping[str, Any]:
         """The options of frames and pixels. The transform is given by its qualified name."""
         settings = describe_settings(self._pix_fmt, self._size, self._selection, self._transform)
-        return settings | {"damaged": self._damaged}
+        return settings | {"damaged": self._index_settings.damaged}
+
+    @property
+    def skipped(self) -> Sequence[SkippedVideo]:
+        """The files that the last call of :meth:`index` left out because they cannot be used, in their order."""
+        return self._skipped
 
     async def index(self) -> Sequence[StreamInfo]:
         """Index all files (concurrently, with a cache), and describe one stream for each, in order.
 
-        For a loader with worker processes, child processes index the files that are not in the cache.
+        For a loader with worker processes, child processes index the files that are not in the cache. Without one, they
+        do so for more than a few files.
         """
-        stop = threading.Event()
-        parsers = None
-        if parses_in_processes():
-            from streamloader.media.parser_pool import ParserPool
+        from streamloader.media.video.bulk_indexer import BulkIndexer
 
-            parsers = ParserPool(_BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * self._max_pixels)
+        indexer = BulkIndexer(
+            self._index_settings,
+            in_processes=parses_in_processes(),
+            is_fatal=ends_indexing,
+            show_progress=show_indexing,
+        )
+        skip = self._unreadable == "skip" or skips_unreadable()
         try:
-            return await anyio.to_thread.run_sync(self._index, stop, parsers, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(self._index, indexer, skip, abandon_on_cancel=True)
         finally:
-            stop.set()  # after a cancellation, only files that are being read in this process are finished
-            if parsers is not None:
-                parsers.close()
+            indexer.close()  # after a cancellation, only files that are being read in this process are finished
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one video. `rng` determines its start, and is the source of the random generator of `transform`."""
@@ -196,35 +216,36 @@ class VideoStreams(StreamDataset):
         except StreamloaderError:  # open() raises it again
             return None
 
-    def _index(self, stop: threading.Event, parsers: ParserPool | None) -> StreamTable:
+    def _index(self, indexer: BulkIndexer, skip: bool) -> StreamTable:
         files = expand_addresses(self._paths, is_video, self._storage_options)
         keys = FileKeys.of_files(files)
-        indexed = _summarize_in_threads(partial(self._summarize, parsers), files, stop)
+        records, versions, errors = indexer.run(make_videos(files, self._storage_options))
+        steps = self._selection.count_all_steps(records)
+        for number in self._selection.find_leaps(steps, records).tolist():
+            try:
+                self._selection.check_steps(int(steps[number]), int(records["frames"][number]), keys.names[number])
+            except StreamloaderError as error:
+                errors.setdefault(number, error)
+        if errors and (not skip or len(errors) == len(files)):
+            raise combine_errors(errors, keys.names)
+        self._skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
+        if errors:
+            _log.warning("%s", describe_skipped(self._skipped, len(files)))
+            kept = [number for number in range(len(files)) if number not in errors]
+            keys, files = keys.select(kept), [files[number] for number in kept]
+            records, versions, steps = records[kept], versions[kept], steps[kept]
+        self._prepare_fields(keys.names, records)
+        self._secret_addresses = keys.secret_addresses
+        return _build_table(keys, files, steps, records["frames"], versions)
+
+    def _prepare_fields(self, names: Sequence[str], records: Array) -> None:
+        """Determine the fields of a step, by the common size of all videos if no size is given."""
         size = self._size
         if size is None:
-            size = require_common_size(
-                (name, each.summary.size) for name, each in zip(keys.names, indexed, strict=True)
-            )
+            sizes = np.stack([records["height"], records["width"]], axis=1)
+            differing = np.flatnonzero((sizes != sizes[0]).any(axis=1))[:1].tolist()
+            size = require_common_size((names[n], (int(sizes[n, 0]), int(sizes[n, 1]))) for n in [0, *differing])
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
-        self._secret_addresses = keys.secret_addresses
-        return _build_table(keys, files, indexed)
-
-    def _summarize(self, parsers: ParserPool | None, file: SourceFile) -> _IndexedFile:
-        from streamloader.media.video.files import file_version
-        from streamloader.media.video.summary import summarize_in_child, summarize_video
-
-        version = file_version(file.address) if file.info is None else None
-        video = file.address if file.info is None else self._remote_video(file.address, file.info)
-        arguments = video, version, self._damaged, self._max_pixels, self._selection
-        if parsers is None:
-            return _IndexedFile(version or (0, 0), summarize_video(*arguments))
-        shared_by = 1 if file.info is None else _REMOTE_VIDEOS_PER_PROCESS
-        return _IndexedFile(version or (0, 0), summarize_in_child(parsers, shared_by, *arguments))
-
-    def _remote_video(self, address: str, info: ObjectInfo) -> Video:
-        from streamloader.media.video.remote import RemoteVideo
-
-        return RemoteVideo(address, info, self._storage_options)
 
     def _open(
         self, info: StreamInfo, start_draw: float, transform_key: Array, file: VideoFile | None, threads: int
@@ -249,7 +270,7 @@ class VideoStreams(StreamDataset):
                 owned_file=owned_file,
                 selected=steps[0],
                 threads=threads,
-                max_pixels=self._max_pixels,
+                max_pixels=self._index_settings.max_pixels,
             )
         except StreamloaderError as error:
             error.stream = info.key
@@ -269,14 +290,21 @@ class VideoStreams(StreamDataset):
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
         from streamloader.media.video.files import file_version
         from streamloader.media.video.index_cache import load_index
+        from streamloader.media.video.remote import RemoteVideo
 
-        extra = info.extra
+        extra, settings = info.extra, self._index_settings
         if "path" in extra:
             path = extra["path"]
             version = file_version(path)
             if version != (extra["bytes"], extra["modified"]):
                 raise _changed_error(path, version[0], extra["bytes"])
-            return path, load_index(path, damaged=self._damaged, version=version, max_pixels=self._max_pixels)
+            return path, load_index(
+                path,
+                damaged=settings.damaged,
+                version=version,
+                max_pixels=settings.max_pixels,
+                verify=settings.verify,
+            )
         address = self._secret_addresses.get(info.key, extra["address"])
         path = split_address(address)[1]
         indexed = ObjectInfo(path, extra["size"], extra["version"], extra["modified"])
@@ -285,8 +313,10 @@ class VideoStreams(StreamDataset):
                 current = store.head(path)
             if (current.size, current.modified) != (indexed.size, indexed.modified):
                 raise _changed_error(extra["address"], current.size, indexed.size)
-        video = self._remote_video(address, indexed)
-        return video, load_index(video, damaged=self._damaged, max_pixels=self._max_pixels)
+        video = RemoteVideo(address, indexed, self._storage_options)
+        return video, load_index(
+            video, damaged=settings.damaged, max_pixels=settings.max_pixels, verify=settings.verify
+        )
 
 
 class _PreparedVideo(PreparedStream):
@@ -397,43 +427,33 @@ class _VideoStream(FrameStream):
         super()._close()
 
 
-class _IndexedFile(NamedTuple):
-    """One indexed video, for the table of streams.
-
-    Attributes:
-        version: (size in bytes, modification time in ns) of a local file, (0, 0) for a video in a store.
-        summary: Summary of its index.
-    """
-
-    version: tuple[int, int]
-    summary: VideoSummary
-
-
-def _build_table(keys: FileKeys, files: Sequence[SourceFile], indexed: Sequence[_IndexedFile]) -> StreamTable:
+def _build_table(
+    keys: FileKeys, files: Sequence[SourceFile], steps: Array, frames: Array, versions: Array
+) -> StreamTable:
     """Return the streams, with the data needed to open them."""
-    steps = [each.summary.steps for each in indexed]
-    local = [file.info is None for file in files]
-    extras = [_stream_extra(*each) for each in zip(keys.names, files, indexed, strict=True)]
-    if any(local) and not all(local):
-        infos = [StreamInfo(*each) for each in zip(keys.keys, steps, extras, strict=True)]
+    is_local = [file.info is None for file in files]
+    frames, sizes, times = (np.ascontiguousarray(column) for column in (frames, versions[:, 0], versions[:, 1]))
+    if all(is_local):
+        columns: dict[str, Any] = {"path": keys.names, "bytes": sizes, "modified": times, "frames": frames}
+        return StreamTable(keys.keys, steps, columns, keys.identities)
+    local_columns = keys.names, sizes.tolist(), times.tolist(), frames.tolist()
+    extras = [
+        {"path": name, "bytes": size, "modified": time, "frames": count}
+        if file.info is None
+        else {
+            "address": name,
+            "size": file.info.size,
+            "version": file.info.version,
+            "modified": file.info.modified,
+            "frames": count,
+        }
+        for file, name, size, time, count in zip(files, *local_columns, strict=True)
+    ]
+    if any(is_local):
+        infos = [StreamInfo(*each) for each in zip(keys.keys, steps.tolist(), extras, strict=True)]
         return StreamTable.from_infos(infos, keys.identities)
     columns = {column: [extra[column] for extra in extras] for column in extras[0]}
     return StreamTable(keys.keys, steps, columns, keys.identities)
-
-
-def _stream_extra(name: str, file: SourceFile, indexed: _IndexedFile) -> dict[str, Any]:
-    frames = indexed.summary.frames
-    if file.info is None:
-        size, modified = indexed.version
-        return {"path": name, "bytes": size, "modified": modified, "frames": frames}
-    info = file.info
-    return {
-        "address": name,
-        "size": info.size,
-        "version": info.version,
-        "modified": info.modified,
-        "frames": frames,
-    }
 
 
 def _changed_error(name: str, size: int | None, indexed_size: int | None) -> CorruptStream:
@@ -449,34 +469,51 @@ def is_video(path: str) -> bool:
     return _VIDEO_NAME.search(path) is not None
 
 
-def _summarize_in_threads(
-    summarize: Callable[[SourceFile], _IndexedFile], files: Sequence[SourceFile], stop: threading.Event
-) -> list[_IndexedFile]:
-    """Summarize all files in a few threads. If some fail, raise the first error in their order, with their number."""
+def make_videos(files: Sequence[SourceFile], storage_options: Mapping[str, Any] | None) -> list[Video]:
+    """Return the videos in files and objects."""
+    from streamloader.media.video.remote import RemoteVideo
 
-    def summarize_unless_stopped(file: SourceFile) -> _IndexedFile:
-        if stop.is_set():
-            raise ClosedError("indexing the videos was cancelled")
-        return summarize(file)
+    return [
+        file.address if file.info is None else RemoteVideo(file.address, file.info, storage_options) for file in files
+    ]
 
+
+def make_index_settings(damaged: str, verify: VerifyLevel, max_pixels: int) -> IndexSettings:
+    """Return validated settings.
+
+    Raises:
+        ConfigError: If one is invalid. The message names valid values.
+    """
+    if damaged not in ("raise", "keep"):
+        raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
+    if verify not in VERIFY_LEVELS:
+        raise ConfigError(f"verify must be one of {', '.join(VERIFY_LEVELS)}, got {verify!r}")
+    return IndexSettings(damaged, verify, validate_max_pixels(max_pixels))
+
+
+def validate_unreadable(value: str) -> str:
+    """Return the handling of files that cannot be used, if it is valid.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if value not in ("raise", "skip"):
+        raise ConfigError(f'unreadable must be "raise" or "skip", got {value!r}')
+    return value
+
+
+@contextlib.contextmanager
+def show_indexing(total: int) -> Iterator[ProgressDisplay]:
+    """Show how many videos are indexed: a bar on a terminal, and a line in the log now and then."""
     last_log = time.monotonic()
-    max_threads = (os.cpu_count() or 1) if all(file.info is None for file in files) else _MAX_REMOTE_INDEXERS
-    started: dict[SourceFile, Future[_IndexedFile]] = {}  # a video in a store that is listed twice is fetched once
-    with ThreadPoolExecutor(max_workers=min(len(files), max_threads), thread_name_prefix="index") as pool:
-        futures: list[Future[_IndexedFile]] = []
-        for file in files:
-            future = started.get(file) or pool.submit(summarize_unless_stopped, file)
-            if file.info is not None:
-                started[file] = future
-            futures.append(future)
-        for count, _ in enumerate(as_completed(futures), 1):
+    with open_count_display("indexing videos") as show:
+
+        def report(done: int, total: int) -> None:
+            nonlocal last_log
+            show(done, total)
             if time.monotonic() - last_log > _LOG_INTERVAL_S:
                 last_log = time.monotonic()
-                _log.info("indexed %d of %d videos", count, len(files))
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        first = errors[0]
-        if len(errors) > 1 and isinstance(first, StreamloaderError):
-            first.args = (f"{first.message} [{len(errors)} of {len(files)} videos cannot be used; this is the first]",)
-        raise first
-    return [future.result() for future in futures]
+                _log.info("indexed %d of %d videos", done, total)
+
+        report(0, total)
+        yield report

@@ -212,11 +212,12 @@ def test_an_error_of_the_store_comes_after_the_good_frames_and_may_pass(folder, 
     assert np.array_equal(frames, right)
 
 
-def test_videos_are_indexed_in_parallel(folder, url, monkeypatch):
+def test_videos_are_indexed_in_parallel(folder, url, monkeypatch, tmp_path):
     """Twelve videos of a server: no more threads than there may be, each video once."""
+    monkeypatch.setenv("STREAMLOADER_CACHE", str(tmp_path))
     looked = []
-    real = index_cache.load_index
-    monkeypatch.setattr(index_cache, "load_index", lambda video, **k: looked.append(str(video)) or real(video, **k))
+    real = index_cache.index_video
+    monkeypatch.setattr(index_cache, "index_video", lambda video, **k: looked.append(str(video)) or real(video, **k))
     addresses = [f"{url}/{name}" for name in ("a.mp4", *NAMES)] * 3
     infos = describe_streams(VideoStreams(addresses, size=(24, 32)))
     assert len(infos) == 12

@@ -247,7 +247,9 @@ class _ChunkBuilder:
 
     def _open_reader(self) -> FrameReader:
         max_pixels = self._settings.max_pixels
-        return FrameReader(self._path, load_index(self._path, max_pixels=max_pixels), max_pixels=max_pixels)
+        return FrameReader(
+            self._path, load_index(self._path, max_pixels=max_pixels, verify="ends"), max_pixels=max_pixels
+        )
 
     def _encode(
         self, encoder: EncoderSettings, suffix: str, audio: AudioPackets | None, note: str, *, exact: bool

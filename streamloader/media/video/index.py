@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.orientation import UPRIGHT, Orientation
 
 if TYPE_CHECKING:
@@ -13,7 +14,25 @@ if TYPE_CHECKING:
     from streamloader.media.video.remote import ByteSpans
     from streamloader.values import Array
 
-__all__ = ["VideoIndex"]
+__all__ = ["VERIFY_LEVELS", "IndexSettings", "VerifyLevel", "VideoIndex"]
+
+VerifyLevel: TypeAlias = Literal["tables", "ends", "frames"]
+VERIFY_LEVELS: Final[tuple[VerifyLevel, ...]] = ("tables", "ends", "frames")  # each proves more than those before it
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSettings:
+    """Settings with which videos are indexed.
+
+    Attributes:
+        damaged: ``"raise"`` to refuse a truncated or damaged file, ``"keep"`` to index its decodable frames.
+        verify: Level of proof of an index, one of :data:`VERIFY_LEVELS`.
+        max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
+    """
+
+    damaged: str = "raise"
+    verify: VerifyLevel = "tables"
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ __all__ = ["Selection", "as_int", "check_resampling", "frames_at_rate", "latest_
 
 _MIN_MAX_STEPS: Final = 10_000_000  # days of a still picture at 25 frames per second
 _MAX_STEPS_PER_FRAME: Final = 1000
+_MAX_STEPS: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,22 @@ class Selection:
         """Return the number of steps selected from a number of positions."""
         steps = -(-positions // self.stride)
         return steps if self.max_frames is None else min(steps, self.max_frames)
+
+    def count_all_steps(self, records: Array) -> Array:
+        """Return the number of steps of many videos, int64 (n,), as :meth:`count_video_steps` does for one.
+
+        Args:
+            records: Record of each video, in the layout of :data:`streamloader.media.video.summary.SUMMARY`.
+        """
+        positions = records["frames"] if self.fps is None else _count_all_at_rate(records, self.fps)
+        steps: Array = -(-positions // self.stride)
+        return steps if self.max_frames is None else np.minimum(steps, self.max_frames)
+
+    def find_leaps(self, steps: Array, records: Array) -> Array:
+        """Return the numbers of the videos whose steps :meth:`check_steps` refuses."""
+        if self.fps is None:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(steps > _MIN_MAX_STEPS + _MAX_STEPS_PER_FRAME * records["frames"])
 
     def check_steps(self, steps: int, frames: int, name: str) -> None:
         """Check the number of steps of a video, as :func:`check_resampling` does."""
@@ -117,6 +134,26 @@ def frames_at_rate(index: VideoIndex, fps: Fraction, steps: Array) -> Array:
 def steps_at_rate(ticks: int, time_base: Fraction, fps: Fraction) -> int:
     """Return the number of steps at a rate, at least 1, of a video that lasts `ticks` units of `time_base` seconds."""
     return max(1, math.ceil(ticks * time_base * fps))
+
+
+def _count_all_at_rate(records: Array, fps: Fraction) -> Array:
+    """Return :func:`steps_at_rate` of many videos, int64 (n,). Absurdly large numbers become 2^62."""
+    numerators, which = np.unique(records["numerator"], return_inverse=True)
+    denominators, which_denominator = np.unique(records["denominator"], return_inverse=True)
+    pairs, which_pair = np.unique(which * len(denominators) + which_denominator, return_inverse=True)
+    steps = np.ones(len(records), np.int64)
+    for number, pair in enumerate(pairs.tolist()):
+        rows = np.flatnonzero(which_pair == number) if len(pairs) > 1 else slice(None)
+        ticks = records["ticks"][rows]
+        time_base = Fraction(
+            int(numerators[pair // len(denominators)]), int(denominators[pair % len(denominators)]) or 1
+        )
+        rate = time_base * fps
+        if int(ticks.max()) * rate.numerator < _MAX_STEPS and rate.denominator < _MAX_STEPS:
+            steps[rows] = np.maximum(1, -(-(ticks * rate.numerator) // rate.denominator))
+        else:
+            steps[rows] = [min(_MAX_STEPS, steps_at_rate(each, time_base, fps)) for each in ticks.tolist()]
+    return steps
 
 
 def check_resampling(steps: int, frames: int, fps: Fraction | None, name: str) -> None:

@@ -1,107 +1,51 @@
-"""What a dataset needs to know of a video before it is opened, found in this process or in a child process."""
+"""What a dataset needs to know of videos before it opens them, as one record of a NumPy array for each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from streamloader.errors import CorruptStream
-from streamloader.media.video.limits import PixelLimit
+import numpy as np
 
 if TYPE_CHECKING:
-    from streamloader.media.parser_pool import ParserPool
     from streamloader.media.video.index import VideoIndex
-    from streamloader.media.video.remote import Video
-    from streamloader.media.video.selection import Selection
+    from streamloader.values import Array
 
-__all__ = ["VideoSummary", "summarize_in_child", "summarize_video"]
+__all__ = ["SUMMARY", "are_possible", "read_summaries", "summarize_index"]
 
-_MAX_FRAMES: Final = 1 << 53
-
-
-@dataclass(frozen=True, slots=True)
-class VideoSummary:
-    """Summary of one video.
-
-    Attributes:
-        frames: Number of frames in the file.
-        steps: Number of steps of the stream.
-        size: (height, width) of the upright frames in pixels.
-    """
-
-    frames: int
-    steps: int
-    size: tuple[int, int]
+# Number of frames; duration in units of the time base; the time base in seconds, as a fraction; height and width of the
+# upright frames in pixels.
+SUMMARY: Final = np.dtype(
+    [("frames", "<i8"), ("ticks", "<i8"), ("numerator", "<i8"), ("denominator", "<i8"), ("height", "<i4"),
+     ("width", "<i4")]
+)  # fmt: skip
+_MAX_FRAMES: Final = 1 << 24  # as the indexer
+_MAX_TIME: Final = 1 << 62
+_MAX_SIDE: Final = 1 << 20  # pixels
 
 
-def summarize_video(
-    video: Video, version: tuple[int, int] | None, damaged: str, max_pixels: int, selection: Selection
-) -> VideoSummary:
-    """Summarize a video by its index, which is read from the cache or made in this process.
-
-    Args:
-        video: Path of a local file, or a video in a store.
-        version: Version of a local file, as for :func:`streamloader.media.video.index_cache.load_index`.
-        damaged: ``"raise"`` or ``"keep"``, as there.
-        max_pixels: Maximum number of pixels of a frame.
-        selection: Frames that become steps.
-    """
-    from streamloader.media.video.index_cache import load_index
-
-    return _summarize(video, load_index(video, damaged=damaged, version=version, max_pixels=max_pixels), selection)
+def summarize_index(index: VideoIndex) -> bytes:
+    """Return the record of one video, in the layout of :data:`SUMMARY`."""
+    values: Any = (
+        len(index),
+        index.end - int(index.pts[0]),
+        index.time_base.numerator,
+        index.time_base.denominator,
+        *index.upright_size,
+    )
+    return np.array(values, SUMMARY).tobytes()
 
 
-def summarize_in_child(
-    parsers: ParserPool,
-    shared_by: int,
-    video: Video,
-    version: tuple[int, int] | None,
-    damaged: str,
-    max_pixels: int,
-    selection: Selection,
-) -> VideoSummary:
-    """Summarize a video as :func:`summarize_video` does. An index that is not in the cache is made in a child process.
-
-    Args:
-        parsers: Pool of child processes.
-        shared_by: Number of videos that one child process indexes concurrently.
-        video: Path of a local file, or a video in a store.
-        version: Version of a local file.
-        damaged: ``"raise"`` or ``"keep"``.
-        max_pixels: Maximum number of pixels of a frame.
-        selection: Frames that become steps.
-    """
-    from streamloader.media.video.index_cache import find_index
-
-    index = find_index(video, damaged=damaged, version=version, max_pixels=max_pixels)
-    if index is not None:
-        return _summarize(video, index, selection)
-    arguments = video, version, damaged, max_pixels, selection
-    answer = parsers.call(str(video), _summarize_for_parent, *arguments, shared_by=shared_by)
-    return _check_answer(answer, PixelLimit(max_pixels, str(video)), selection)
+def read_summaries(payloads: list[bytes]) -> Array:
+    """Return records as an array. Each has the size of :data:`SUMMARY`."""
+    return np.frombuffer(b"".join(payloads), SUMMARY)
 
 
-def _summarize(video: Video, index: VideoIndex, selection: Selection) -> VideoSummary:
-    steps = selection.count_video_steps(index)
-    selection.check_steps(steps, len(index), str(video))
-    return VideoSummary(len(index), steps, index.upright_size)
-
-
-def _summarize_for_parent(*arguments: Any) -> list[int]:
-    summary = summarize_video(*arguments)
-    return [summary.frames, summary.steps, *summary.size]
-
-
-def _check_answer(answer: Any, limit: PixelLimit, selection: Selection) -> VideoSummary:
-    is_valid = isinstance(answer, list) and len(answer) == 4 and all(type(number) is int for number in answer)
-    if not is_valid or min(answer) < 1 or max(answer) > _MAX_FRAMES:
-        raise CorruptStream(
-            f"the process that indexed {limit.name} gave an impossible answer: the file may have taken it over. Remove "
-            "the file",
-            stream=limit.name,
-            address=limit.name,
-        )
-    frames, steps, height, width = answer
-    limit.check(width, height)
-    selection.check_steps(steps, frames, limit.name)
-    return VideoSummary(frames, steps, (height, width))
+def are_possible(records: Array) -> Array:
+    """Return which records have values that a video can have, bool (n,)."""
+    possible: Array = np.ones(len(records), bool)
+    for name, low, high in (
+        ("frames", 1, _MAX_FRAMES), ("ticks", 0, _MAX_TIME), ("numerator", 1, _MAX_TIME), ("denominator", 1, _MAX_TIME),
+        ("height", 1, _MAX_SIDE), ("width", 1, _MAX_SIDE),
+    ):  # fmt: skip
+        possible &= (records[name] >= low) & (records[name] <= high)
+    return possible

@@ -20,6 +20,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from streamloader.media.video.index_database import close_databases
 from streamloader.stores.io_thread import close_shared_stores
 from streamloader.streams.base import Stream, StreamDataset, stream_rng
 from streamloader.streams.lane_thread import LaneThread, current_lane_thread
@@ -413,6 +414,7 @@ def _list_resources() -> tuple[list[str], list[str]]:
     """Return the open descriptors and the threads of this process."""
     gc.collect()
     close_shared_stores()  # they keep connections open for a while
+    close_databases()
     names = [thread.name for thread in threading.enumerate()]
     # anyio stops the worker threads of a finished event loop, but does not wait for them.
     return sorted(_iterate_descriptors()), sorted(name for name in names if not name.startswith("AnyIO worker"))

@@ -1,16 +1,16 @@
-"""Files of the index cache: what they show of addresses, which of them are used, and any contents."""
+"""The cache of indexes: what it shows of addresses, which of its rows are used, and any contents."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import math
+import os
 import random
+import sqlite3
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,21 +18,22 @@ from made_clips import make_clip
 from range_server import served
 
 from streamloader.errors import StreamloaderError
-from streamloader.media.video import index_cache
-from streamloader.media.video.index_cache import load_index
+from streamloader.media.video import index_cache, index_database
+from streamloader.media.video.files import file_version
+from streamloader.media.video.index import IndexSettings
+from streamloader.media.video.index_blob import encode_index
+from streamloader.media.video.index_cache import (
+    IndexedVideo,
+    VideoVersion,
+    find_summaries,
+    load_index,
+    store_indexes,
+)
+from streamloader.media.video.index_database import TAG_BYTES, close_databases
 from streamloader.media.video.reader import FrameReader
 from streamloader.media.video.remote import RemoteVideo
+from streamloader.media.video.summary import SUMMARY, summarize_index
 from streamloader.stores.io_thread import open_shared_store
-
-HEADER = struct.Struct("<QI")
-JUNK = (
-    None, True, -1, 0, 1, 2**31, 2**63, 2**64, -(2**70), 1.5, math.nan, math.inf, -math.inf, "", "a", "<i8", "|O",
-    "\x1b[31m",
-    "x" * 10_000, [], {}, [1, 0], [0, 1], [-1, 25], [1, 2, 3], [2**70, 1], ["1/3"], [[0, 1]], [[0, 2**60]], [[-5,
-    3]], [[3, 2]],
-    [[0]], [["a", "b"]], [None, None, None], [True, True, True, True], [1, 0, 0], {"pts": 5}, {"pts": ["<i8", 10**30]},
-    {"pts": ["<i8", -1]}, {"pts": ["V9999999999", 1]}, {"x": ["<i8", 1]}, {"pts": [[], 1]},
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +55,30 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "index"
 
 
-def list_files(cache):
-    return sorted(path for path in cache.rglob("*") if path.is_file())
+@pytest.fixture
+def calls(monkeypatch):
+    """The videos that are really indexed, not found in the cache."""
+    made = []
+    real = index_cache.index_video
+    monkeypatch.setattr(index_cache, "index_video", lambda video, **k: made.append(str(video)) or real(video, **k))
+    return made
 
 
-def parse_file(data):
-    size, _ = HEADER.unpack_from(data)
-    return json.loads(data[HEADER.size : HEADER.size + size]), data[HEADER.size + size :]
+def the_file(cache):
+    (file,) = cache.rglob("*.sqlite")
+    return file
 
 
-def join_file(document, arrays):
-    encoded = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return HEADER.pack(len(encoded), zlib.crc32(encoded + arrays)) + encoded + arrays
+@contextlib.contextmanager
+def opened(cache):
+    """The database, as another program has it."""
+    with contextlib.closing(sqlite3.connect(the_file(cache), isolation_level=None)) as db:
+        yield db
+
+
+def count_rows(cache):
+    with opened(cache) as db:
+        return db.execute("SELECT count(*) FROM indexes").fetchone()[0]
 
 
 def look_up(address):
@@ -90,11 +103,11 @@ def test_no_secret_of_an_address_is_stored(url, cache):
         f"{url}/a.mp4?Zebra", f"{url}/a.mp4?p='Zebra'&X-Amz-Signature=Zebra",
     ]  # fmt: skip
     indexes = [load_index(look_up(address)) for address in addresses]
-    stored = b"".join(path.read_bytes() + str(path).encode() for path in list_files(cache))
+    stored = b"".join(path.read_bytes() + str(path).encode() for path in cache.rglob("*") if path.is_file())
     assert b"Zeb" not in stored
     assert b"ra'x" not in stored
-    # Videos whose addresses differ in more than a login or a signature have files of their own.
-    assert len(list_files(cache)) == len(addresses)
+    # Videos whose addresses differ in more than a login or a signature have rows of their own.
+    assert count_rows(cache) == len(addresses)
     for index in indexes:
         assert_same(index, indexes[0])
 
@@ -107,72 +120,180 @@ def test_addresses_signed_again_find_their_index(url, cache, monkeypatch):
     load_index(look_up(f"{url.replace('://', '://me:new@')}/a.mp4"))
 
 
-def test_files_of_earlier_versions_are_used(url, cache, monkeypatch):
-    """Names and headers of ordinary addresses are those that the cache had before it hid query values."""
-    for address in (f"{url}/a.mp4", f"{url}/a.mp4?id=17&part=2"):
-        expected = load_index(look_up(address))
-        digest = hashlib.sha256(address.encode()).hexdigest()
-        file = cache / digest[:2] / f"{digest[2:40]}-raise.index"
-        assert parse_file(file.read_bytes())[0]["address"] == address
-        with monkeypatch.context() as context:
-            context.setattr(index_cache, "index_video", pytest.fail)
-            assert_same(load_index(look_up(address)), expected)
+# --- levels of proof -------------------------------------------------------------------------------------------------
+
+
+def test_an_index_serves_lower_levels_of_proof(clip, cache, calls):
+    path = str(clip)
+    for level, made in (("ends", 1), ("tables", 1), ("ends", 1), ("frames", 2), ("tables", 2), ("ends", 2)):
+        load_index(path, verify=level)
+        assert len(calls) == made, level
+    assert count_rows(cache) == 1
+
+
+def test_a_lower_level_of_proof_replaces_the_index_of_another_version(clip, cache, calls, tmp_path):
+    path = tmp_path / "b.mp4"
+    path.write_bytes(clip.read_bytes())
+    load_index(str(path), verify="frames")
+    make_clip(path, frames=7)
+    for _ in range(2):
+        assert len(load_index(str(path), verify="tables")) == 7
+    assert len(calls) == 2
+    assert count_rows(cache) == 1
+
+
+def test_an_index_of_a_lower_level_does_not_replace_a_better_one(clip, cache, calls):
+    index = load_index(str(clip), verify="frames")
+    entry = VideoVersion(str(clip), file_version(str(clip)))
+    worse = IndexedVideo(entry, summarize_index(index), encode_index(index))
+    store_indexes([worse], IndexSettings(verify="tables"))
+    load_index(str(clip), verify="frames")
+    assert len(calls) == 1
+
+
+# --- many videos -----------------------------------------------------------------------------------------------------
+
+
+def test_many_videos_are_found_with_few_queries(clip, cache, monkeypatch):
+    index = load_index(str(clip))
+    entries = [VideoVersion(f"/videos/{number}.mp4", (1000 + number, number)) for number in range(1200)]
+    settings = IndexSettings()
+    store_indexes([IndexedVideo(e, summarize_index(index), encode_index(index)) for e in entries[::2]], settings)
+    queries = []
+    real = index_database.IndexDatabase._run
+    monkeypatch.setattr(
+        index_database.IndexDatabase, "_run", lambda self, work, *a, **k: queries.append(1) or real(self, work, *a, **k)
+    )
+    records, found = find_summaries(entries, settings)
+    assert len(queries) == 1
+    assert found.tolist() == [True, False] * 600
+    assert set(records["frames"].tolist()) == {13, 0}
+    assert not find_summaries(entries, IndexSettings(damaged="keep"))[1].any()
+    changed = [VideoVersion(e.video, (e.version[0], e.version[1] + 1)) for e in entries]
+    assert not find_summaries(changed, settings)[1].any()
+
+
+def test_a_record_with_impossible_values_is_not_used(clip, cache):
+    index = load_index(str(clip))
+    entry, settings = VideoVersion("/videos/a.mp4", (1000, 1)), IndexSettings()
+    for values in (
+        (0, 1, 1, 1, 2, 2),
+        (1, -1, 1, 1, 2, 2),
+        (1, 1, 0, 1, 2, 2),
+        (1, 1, 1, 1, 0, 2),
+        (1 << 25, 1, 1, 1, 2, 2),
+    ):
+        record = np.array(values, SUMMARY).tobytes()
+        store_indexes([IndexedVideo(entry, record, encode_index(index))], settings)
+        assert not find_summaries([entry], settings)[1].any(), values
+    store_indexes([IndexedVideo(entry, b"short", encode_index(index))], settings)
+    assert not find_summaries([entry], settings)[1].any()
+
+
+def test_several_processes_write_at_the_same_time(clip, cache):
+    """Each stores 400 indexes in 40 transactions, while the others do so."""
+    load_index(str(clip))
+    program = (
+        "import sys; from streamloader.media.video.index_cache import *; from streamloader.media.video.index import *\n"
+        "from streamloader.media.video.index_blob import encode_index\n"
+        "from streamloader.media.video.summary import summarize_index\n"
+        "index = load_index(sys.argv[1]); summary, data = summarize_index(index), encode_index(index)\n"
+        "for block in range(40):\n"
+        "    entries = [VideoVersion(f'/{sys.argv[2]}/{block}/{n}', (999, n)) for n in range(10)]\n"
+        "    store_indexes([IndexedVideo(entry, summary, data) for entry in entries], IndexSettings())\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(clip), name]) for name in "abc"]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert count_rows(cache) == 1201
+
+
+def test_a_writer_that_is_killed_leaves_a_whole_database(clip, cache, tmp_path):
+    """The process is killed while it writes one transaction after another; what it has committed is there."""
+    load_index(str(clip))
+    program = (
+        "import sys; from streamloader.media.video.index_cache import *; from streamloader.media.video.index import *\n"
+        "from streamloader.media.video.index_blob import encode_index\n"
+        "from streamloader.media.video.summary import summarize_index\n"
+        "index = load_index(sys.argv[1]); summary, data = summarize_index(index), encode_index(index)\n"
+        "for block in range(10**6):\n"
+        "    entries = [VideoVersion(f'/{block}/{n}', (999, n)) for n in range(10)]\n"
+        "    store_indexes([IndexedVideo(entry, summary, data) for entry in entries], IndexSettings())\n"
+        "    print(block, flush=True)\n"
+    )
+    close_databases()
+    writer = subprocess.Popen([sys.executable, "-c", program, str(clip)], stdout=subprocess.PIPE, text=True)
+    for line in writer.stdout:
+        if int(line) == 20:
+            break
+    writer.kill()
+    committed = [20, *map(int, writer.stdout.read().split())][-1]
+    writer.wait()
+    writer.stdout.close()
+    with opened(cache) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    settings = IndexSettings()
+    entries = [VideoVersion(f"/{block}/{n}", (999, n)) for block in range(committed + 1) for n in range(10)]
+    assert find_summaries(entries, settings)[1].all()
+
+
+def test_a_forked_child_opens_the_database_again(clip, cache, calls):
+    load_index(str(clip))
+    if (pid := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            os._exit(len(load_index(str(clip))) + 10 * len(calls))
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 13 + 10
+    load_index(str(clip))
+    assert len(calls) == 1
 
 
 # --- any contents ----------------------------------------------------------------------------------------------------
 
 
-def find_places(value, path=()):
-    if path:
-        yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, item in items:
-        yield from find_places(item, (*path, name))
-
-
-def mutate(data, random_):
-    """Return the contents of a cache file with a change that its checksum does not show."""
-    document, arrays = parse_file(data)
+def mutate(summary, data, random_):
+    """Return the values of a row with a change that its checksums do not show."""
+    tag, payload = summary[:TAG_BYTES], bytearray(summary[TAG_BYTES + 8 :])
+    body = bytearray(zlib.decompress(data[4:]))
     choice = random_.random()
-    if choice < 0.7:
-        *path, last = random_.choice(list(find_places(document)))
-        parent = document
-        for name in path:
-            parent = parent[name]
-        if random_.random() < 0.9:
-            parent[last] = random_.choice(JUNK)
-        else:
-            del parent[last]
-        return join_file(document, arrays)
-    if choice < 0.9:  # values of the arrays
-        words = bytearray(arrays)
-        position = random_.randrange(0, len(words) // 8) * 8
-        number = random_.choice((0, -1, 2**63 - 1, -(2**63), 2**62, 10**9, random_.randrange(2**40)))
-        words[position : position + 8] = struct.pack("<q", number)
-        return join_file(document, bytes(words))
-    if choice < 0.95:
-        return join_file(random_.choice((b"[" * 100_000, b"5", b"[]", b"null", b"\xff", b"", b'{"format": 3}')), arrays)
-    return random_.choice((b"", data[:7], data[:-3], HEADER.pack(2**64 - 1, zlib.crc32(b"")), data + b"x"))
+    if choice < 0.15:
+        payload[random_.randrange(len(payload))] = random_.choice((0, 1, 127, 128, 255))
+    elif choice < 0.85:
+        for _ in range(random_.choice((1, 1, 2, 8))):
+            position = random_.randrange(len(body))
+            junk = random_.choice(
+                (b"\0", b"\1", b"\xff", b"\x7f" * 4, b"\xff" * 8, b"\0" * 8, struct.pack("<q", 2**62))
+            )
+            body[position : position + len(junk)] = junk
+        if random_.random() < 0.2:
+            body = body[: random_.randrange(len(body))]
+        elif random_.random() < 0.2:
+            body += bytes(random_.randrange(20))
+    size = len(body) if random_.random() < 0.9 else random_.choice((0, 1, len(body) - 1, 2**32 - 1))
+    data = struct.pack("<I", size) + zlib.compress(bytes(body))
+    if choice > 0.95:
+        data = random_.choice((b"", data[:3], data[:-3], data + b"x", bytes(100)))
+    checksum = zlib.crc32(payload)
+    return tag + struct.pack("<II", zlib.crc32(data, checksum), checksum) + payload, data
 
 
 def check_contents(video, cache, seed, count):
     random_ = random.Random(seed)
     expected = load_index(video)
-    (file,) = list_files(cache)
-    intact = file.read_bytes()
-    used = 0
-    for _ in range(count):
-        file.write_bytes(mutate(intact, random_))
-        index = load_index(video)  # never an error: what cannot be used is made again
-        try:
-            assert_same(index, expected)
-        except AssertionError:
-            used += 1  # possible values: at worst an error, or other frames
-            with contextlib.suppress(StreamloaderError), contextlib.closing(FrameReader(video, index)) as reader:
-                for number in (0, len(index) - 1, len(index) // 2):
-                    reader.read_frame(number)
-    assert used < count / 2
-    file.write_bytes(intact)
+    with opened(cache) as db:
+        (intact,) = db.execute("SELECT summary, data FROM indexes").fetchall()
+        used = 0
+        for _ in range(count):
+            db.execute("UPDATE indexes SET summary = ?, data = ?", mutate(*intact, random_))
+            index = load_index(video)  # never an error: what cannot be used is made again
+            try:
+                assert_same(index, expected)
+            except AssertionError:
+                used += 1  # possible values: at worst an error, or other frames
+                with contextlib.suppress(StreamloaderError), contextlib.closing(FrameReader(video, index)) as reader:
+                    for number in (0, len(index) - 1, len(index) // 2):
+                        reader.read_frame(number)
+        assert used < count / 2
+        db.execute("UPDATE indexes SET summary = ?, data = ?", intact)
     assert_same(load_index(video), expected)
 
 
@@ -190,13 +311,70 @@ def test_many_changed_files(clip, cache, seed):
     check_contents(str(clip), cache, seed, 1500)
 
 
-def test_a_file_that_is_not_used_is_reported_once_in_the_log(clip, cache, caplog):
+@pytest.mark.parametrize("values", [(7, "text", b""), (0, b"", None), (None, None, None), (0, 5, 1.5)])
+def test_values_of_other_types_are_not_used(clip, cache, calls, values):
     load_index(str(clip))
-    (file,) = list_files(cache)
-    document, arrays = parse_file(file.read_bytes())
-    file.write_bytes(join_file(document | {"height": 2**40}, arrays))
+    with opened(cache) as db:
+        db.execute("UPDATE indexes SET verify = ?, summary = ?, data = ?", values)
+    assert len(load_index(str(clip))) == 13
+    assert not find_summaries([VideoVersion(str(clip), file_version(str(clip)))], IndexSettings(verify="frames"))[1][0]
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize(
+    "harm", [b"", b"PK\x03\x04 but no database", "half", "another schema", "a view", "random pages"]
+)
+def test_a_database_that_is_damaged_is_replaced(clip, cache, calls, harm, is_open):
+    load_index(str(clip))
+    close_databases()
+    file = the_file(cache)
+    if harm == "another schema":
+        with opened(cache) as db:
+            db.execute("CREATE TABLE more (a)")
+    elif harm == "a view":
+        with opened(cache) as db:
+            db.execute("ALTER TABLE indexes RENAME TO other")
+            db.execute("CREATE VIEW indexes AS SELECT id, verify, summary, zeroblob(1000000000) AS data FROM other")
+    else:
+        whole = file.read_bytes()
+        if harm == "half":
+            harm = whole[: len(whole) // 2]
+        elif harm == "random pages":
+            harm = whole[:100] + random.Random(1).randbytes(len(whole) - 100)
+        file.write_bytes(harm)
+    if is_open:
+        find_summaries([VideoVersion(str(clip), (1, 1))], IndexSettings())
+    for _ in range(3):
+        assert len(load_index(str(clip))) == 13
+    assert len(calls) == 2
+    assert count_rows(cache) == 1
+
+
+def test_a_database_that_another_process_replaces_is_opened_again(clip, cache, calls):
+    load_index(str(clip))
+    the_file(cache).unlink()
+    for _ in range(2):
+        load_index(str(clip))
+    assert len(calls) == 2
+    assert count_rows(cache) == 1
+
+
+def test_an_index_that_is_not_used_is_reported_in_the_log(clip, cache, caplog):
+    load_index(str(clip))
+    with opened(cache) as db:
+        ((summary, data),) = db.execute("SELECT summary, data FROM indexes").fetchall()
+        body = bytearray(zlib.decompress(data[4:]))
+        body[25:29] = struct.pack("<I", 2**30)  # the height
+        data = data[:4] + zlib.compress(bytes(body))
+        summary = (
+            summary[:TAG_BYTES]
+            + struct.pack("<I", zlib.crc32(data, zlib.crc32(summary[TAG_BYTES + 8 :])))
+            + summary[TAG_BYTES + 4 :]
+        )
+        db.execute("UPDATE indexes SET summary = ?, data = ?", (summary, data))
     with caplog.at_level("INFO", "streamloader"):
         load_index(str(clip))
     assert [record.getMessage() for record in caplog.records] == [
-        f"cannot use the cached index {Path(file)}, indexing the video again: its frame size is invalid"
+        f"cannot use the cached index of {clip}, indexing the video again: its frame size is invalid"
     ]

@@ -13,6 +13,7 @@ from planted import KINDS, give_away, needs_root, plant
 from streamloader.errors import ConfigError
 from streamloader.media.video import index_cache
 from streamloader.media.video.index_cache import load_index
+from streamloader.media.video.index_database import close_databases
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -38,25 +39,25 @@ def calls(monkeypatch):
 
 
 def the_file(cache):
-    (file,) = cache.rglob("*.index")
+    (file,) = cache.rglob("*.sqlite")
     return file
 
 
-def test_an_index_is_kept_for_this_user_alone(cache, clip, calls):
+def test_indexes_are_kept_for_this_user_alone(cache, clip, calls):
     for _ in range(2):
         assert len(load_index(clip).pts) == 40
     assert len(calls) == 1
-    assert [path.stat().st_mode & 0o777 for path in (cache, the_file(cache).parent, the_file(cache))] == [
-        0o700,
-        0o700,
-        0o600,
-    ]
+    files = [cache, the_file(cache).parent, *sorted(the_file(cache).parent.iterdir())]
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o700, 0o700, *[0o600] * (len(files) - 2)]
 
 
+@pytest.mark.parametrize("is_open", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_planted_file_is_replaced(cache, clip, calls, kind):
+def test_a_planted_database_is_replaced(cache, clip, calls, kind, is_open):
     load_index(clip)
     file = the_file(cache)
+    if not is_open:
+        close_databases()
     plant(file, kind)
     for _ in range(2):
         assert len(load_index(clip).pts) == 40
@@ -65,6 +66,19 @@ def test_a_planted_file_is_replaced(cache, clip, calls, kind):
     assert not file.is_symlink()
     if kind == "link":
         assert file.with_name(f"{file.name}.target").read_bytes() == b"of the victim"
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_planted_files_beside_the_database_are_not_opened(cache, clip, calls, suffix):
+    load_index(clip)
+    close_databases()
+    file = the_file(cache)
+    plant(file.with_name(file.name + suffix), "link")
+    for _ in range(2):
+        assert len(load_index(clip).pts) == 40
+    assert len(calls) == 2
+    assert not file.with_name(file.name + suffix).is_symlink()
+    assert file.with_name(f"{file.name}{suffix}.target").read_bytes() == b"of the victim"
 
 
 @needs_root
@@ -101,6 +115,7 @@ def test_the_usual_folder_is_ignored_with_one_warning(cache, clip, calls, monkey
     folder = index_cache.index_cache_folder()
     assert str(folder).startswith(str(tmp_path)), platformdirs.user_cache_dir()
     load_index(clip)
+    close_databases()
     forged = the_file(folder)
     forged.write_bytes(b"x")
     give_away(folder)

@@ -1,0 +1,255 @@
+"""The compact form of a video index: a few bytes for constant frame durations and equal groups of pictures.
+
+The form is a size in bytes, and zlib data of that size: a header of fixed size, the arrays, the byte ranges, the note.
+An array is stored as its differences where these repeat, less their minimum, in the smallest type that holds them. The
+arithmetic is modulo 2^64, so it is exact for all values. zlib's own checksum covers everything.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Final
+
+import numpy as np
+
+from streamloader.common.inflate import inflate
+from streamloader.media.video.index import VideoIndex
+from streamloader.media.video.orientation import Orientation
+from streamloader.media.video.remote import ByteSpans
+from streamloader.stores.readahead import MAX_FILE_BYTES
+from streamloader.values import Array
+
+__all__ = ["InvalidBlob", "decode_index", "encode_index"]
+
+_SIZE: Final = struct.Struct("<I")  # of the inflated data in bytes
+# Flags; numerator and denominator of the time base; end; height; width; frames; key frames; byte ranges; note in bytes.
+_HEADER: Final = struct.Struct("<BQQqIIIIII")
+_ARRAY: Final = struct.Struct("<Bq")  # bytes of one value, 0 if all are equal; minimum, which is added to each
+_FLAGS: Final = ("has_pts", "seekable", "damaged")  # from bit 3 on; bits 0 to 2 are the orientation
+_KEYS_ARE_FRAMES: Final = 1 << 6  # the key frames are numbers of frames, not timestamps
+_FLAG_BITS: Final = 7
+_MAX_FRAMES: Final = 1 << 24  # as the indexer
+_MAX_SPANS: Final = 1 << 16
+_MAX_NOTE_BYTES: Final = 1 << 16
+_MAX_TIMESTAMP: Final = 1 << 62  # so that sums and differences of timestamps fit into 64 bits
+_MAX_SIDE: Final = 1 << 20  # pixels
+_WIDTHS: Final = (1, 2, 4, 8)  # bytes of one value
+
+
+class InvalidBlob(ValueError):
+    """The bytes are not an index, or one with values that no video has. The text says what is wrong."""
+
+
+def encode_index(index: VideoIndex) -> bytes:
+    """Return the compact form of an index.
+
+    Raises:
+        InvalidBlob: If a value of a hostile file is too large for it.
+    """
+    keys = np.searchsorted(index.pts, index.key_pts)
+    are_frames = bool(np.array_equal(index.pts[np.minimum(keys, len(index.pts) - 1)], index.key_pts))
+    flags = sum(bit << number for number, bit in enumerate((*index.orientation, *(getattr(index, n) for n in _FLAGS))))
+    note = index.note.encode("utf-8", "replace")[:_MAX_NOTE_BYTES]
+    spans = np.array(index.initial_spans, np.int64).reshape(-1)
+    try:
+        header = _HEADER.pack(
+            flags | (_KEYS_ARE_FRAMES if are_frames else 0),
+            index.time_base.numerator,
+            index.time_base.denominator,
+            index.end,
+            index.height,
+            index.width,
+            len(index.pts),
+            len(index.key_pts),
+            len(spans) // 2,
+            len(note),
+        )
+    except struct.error as error:
+        raise InvalidBlob(f"a value is out of range: {error}") from error
+    parts = [
+        header,
+        *(_pack_ints(_differences(array)) for array in (index.pts, keys if are_frames else index.key_pts)),
+        _pack_ints(_as_unsigned(index.key_seek) - _as_unsigned(index.key_pts)),
+        _pack_ints(_differences(spans)),
+        note,
+    ]
+    body = b"".join(parts)
+    return _SIZE.pack(len(body)) + zlib.compress(body)
+
+
+def decode_index(blob: bytes | memoryview, size: int | None) -> VideoIndex:
+    """Return the index that :func:`encode_index` has encoded. All its values are possible for the video.
+
+    Args:
+        blob: Compact form of the index. Another user or program may have made it.
+        size: Size of the video in bytes. None if it is unknown.
+
+    Raises:
+        InvalidBlob: If the bytes are not an index, or a value is not possible.
+    """
+    max_frames = _MAX_FRAMES if size is None else min(_MAX_FRAMES, size)
+    try:
+        index = _decode(blob, max_frames)
+    except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+        raise error if isinstance(error, InvalidBlob) else InvalidBlob(str(error)) from error
+    if problem := _find_problem(index, size):
+        raise InvalidBlob(problem)
+    return index
+
+
+def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
+    (body_bytes,) = _SIZE.unpack_from(blob)
+    if body_bytes > _HEADER.size + 24 * max_frames + 16 * _MAX_SPANS + _MAX_NOTE_BYTES + 4 * _ARRAY.size:
+        raise InvalidBlob("it declares more bytes than an index of this video can have")
+    body = inflate(memoryview(blob)[_SIZE.size :], body_bytes)
+    flags, numerator, denominator, end, height, width, frames, keys, spans, note_bytes = _HEADER.unpack_from(body)
+    if frames > max_frames or keys > max_frames or spans > _MAX_SPANS or note_bytes > _MAX_NOTE_BYTES:
+        raise InvalidBlob("it declares more frames than its video has bytes, or other counts that no index has")
+    if flags >> _FLAG_BITS:
+        raise InvalidBlob("a flag is unknown")
+    bits = [bool(flags >> number & 1) for number in range(3 + len(_FLAGS))]
+    reader = _Reader(body, _HEADER.size)
+    pts = _sum_up(reader.read_ints(frames))
+    key_pts = _sum_up(reader.read_ints(keys))
+    if flags & _KEYS_ARE_FRAMES:
+        if keys and not 0 <= int(key_pts.min()) <= int(key_pts.max()) < frames:
+            raise InvalidBlob("a key frame is none of the frames")
+        key_pts = pts[key_pts]
+    key_seek = (reader.read_ints(keys) + key_pts.view(np.uint64)).view(np.int64)
+    bounds = _sum_up(reader.read_ints(2 * spans)).tolist()
+    note = body[reader.offset :]
+    if len(note) != note_bytes:
+        raise InvalidBlob("its size is not that of its contents")
+    return VideoIndex(
+        pts, Fraction(numerator, denominator), end, key_pts, key_seek, height, width,
+        orientation=Orientation(*bits[:3]),
+        **dict(zip(_FLAGS, bits[3:], strict=True)),
+        note=note.decode("utf-8"),
+        initial_spans=tuple(zip(bounds[::2], bounds[1::2], strict=True)),
+    )  # fmt: skip
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def _as_unsigned(values: Array) -> Array:
+    """Return int64 values as uint64, modulo 2^64."""
+    return np.ascontiguousarray(values, np.int64).view(np.uint64)
+
+
+def _differences(values: Array) -> Array:
+    """Return the differences of neighbours modulo 2^64, uint64. The first is the one from 0, and comes last."""
+    numbers = _as_unsigned(values)
+    differences = np.empty_like(numbers)
+    if len(numbers):
+        np.subtract(numbers[1:], numbers[:-1], out=differences[:-1])
+        differences[-1] = numbers[0]
+    return differences
+
+
+def _sum_up(differences: Array) -> Array:
+    """Return the values of :func:`_differences`, int64."""
+    numbers = np.empty_like(differences)
+    if len(numbers):
+        numbers[0], numbers[1:] = differences[-1], differences[:-1]
+        np.cumsum(numbers, out=numbers)
+    return numbers.view(np.int64)
+
+
+def _pack_ints(values: Array) -> bytes:
+    """Pack uint64 values. The last one has a place of its own, because it is the largest of differences."""
+    if not len(values):
+        return b""
+    last = int(values[-1:].view(np.int64)[0])
+    head = values[:-1]
+    signed = head.view(np.int64)
+    low = int(signed.min()) if len(head) else 0
+    reduced = head - np.array(low, np.int64).view(np.uint64)
+    top = int(reduced.max()) if len(head) else 0
+    width = next((width for width in _WIDTHS if top < 1 << 8 * width), 8) if top else 0
+    packed = _ARRAY.pack(width, low) + struct.pack("<q", last)
+    return packed + reduced.astype(f"<u{width}").tobytes() if width else packed
+
+
+class _Reader:
+    """Reads packed arrays one after another.
+
+    Attributes:
+        offset: Offset of the next byte.
+    """
+
+    def __init__(self, body: bytes, offset: int) -> None:
+        self._body = body
+        self.offset = offset
+
+    def read_ints(self, count: int) -> Array:
+        """Return the next `count` values, uint64."""
+        result = np.empty(count, np.uint64)
+        if not count:
+            return result
+        width, low = _ARRAY.unpack_from(self._body, self.offset)
+        (last,) = struct.unpack_from("<q", self._body, self.offset + _ARRAY.size)
+        self.offset += _ARRAY.size + 8
+        base = np.array(low, np.int64).view(np.uint64)
+        if width:
+            if width not in _WIDTHS:
+                raise InvalidBlob("the values of an array have an unknown type")
+            values = np.frombuffer(self._body, f"<u{width}", count - 1, self.offset)
+            self.offset += values.nbytes
+            np.add(values, base, out=result[:-1], dtype=np.uint64)
+        else:
+            result[:-1] = base
+        result[-1] = np.array(last, np.int64).view(np.uint64)
+        return result
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def _find_problem(index: VideoIndex, size: int | None) -> str:
+    """Return what is impossible in an index, or "".
+
+    Args:
+        index: Index that was decoded.
+        size: Size of the video in bytes. None if it is unknown.
+    """
+    checks: tuple[tuple[str, Callable[[], bool]], ...] = (  # each relies on those before it
+        ("its timestamps are not in order", lambda: _has_ordered_times(index)),
+        ("a timestamp or its time base is out of range", lambda: _has_moderate_times(index)),
+        ("its frame size is invalid", lambda: all(0 < side <= _MAX_SIDE for side in (index.height, index.width))),
+        ("its first byte ranges are invalid", lambda: _are_valid_spans(index.initial_spans, size)),
+    )
+    return next((problem for problem, check in checks if not check()), "")
+
+
+def _has_ordered_times(index: VideoIndex) -> bool:
+    """Return whether times ascend. Compares neighbours, because their differences may exceed 64 bits."""
+    pts, keys = index.pts, index.key_pts
+    return len(pts) > 0 and bool((pts[1:] > pts[:-1]).all()) and bool((keys[1:] >= keys[:-1]).all())
+
+
+def _has_moderate_times(index: VideoIndex) -> bool:
+    """Return whether sums and differences of times fit into 64 bits."""
+    bounds = [int(index.pts[0]), int(index.pts[-1])]
+    for array in (index.key_pts, index.key_seek):
+        bounds += [int(array.min()), int(array.max())] if len(array) else []
+    return (
+        all(-_MAX_TIMESTAMP <= bound <= _MAX_TIMESTAMP for bound in bounds)
+        and int(index.pts[-1]) <= index.end <= _MAX_TIMESTAMP
+        and 0 < index.time_base.numerator <= _MAX_TIMESTAMP
+        and index.time_base.denominator <= _MAX_TIMESTAMP
+    )
+
+
+def _are_valid_spans(spans: ByteSpans, size: int | None) -> bool:
+    """Return whether byte ranges ascend, end within a file of `size` bytes, and are small enough to be kept."""
+    end = total = 0
+    for start, stop in spans:
+        if not end <= start < stop:
+            return False
+        end = stop
+        total += stop - start
+    return total <= MAX_FILE_BYTES and (size is None or end <= size)

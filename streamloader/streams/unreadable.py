@@ -1,0 +1,88 @@
+"""Files that cannot be used: leave them out of a dataset, or raise one error that lists all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from streamloader.common.printable import make_printable
+from streamloader.errors import ClosedError, ConfigError, MissingDependency, StoreError, StreamloaderError
+
+__all__ = ["SkippedVideo", "combine_errors", "describe_skipped", "ends_indexing"]
+
+_MAX_LISTED: Final = 20  # files in a message
+_MAX_DETAILS: Final = 1000  # files in the details of an error
+_ADVICE: Final = 'Repair or remove them, or pass unreadable="skip" to leave them out'
+_MAX_REASON_CHARACTERS: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedVideo:
+    """A video that was left out of a dataset, because it cannot be used.
+
+    Attributes:
+        key: Key that its stream would have.
+        address: Path, or address without secrets.
+        error: Name of the class of the error, such as ``"CorruptStream"``.
+        message: Message of the error.
+    """
+
+    key: str
+    address: str
+    error: str
+    message: str
+
+    @classmethod
+    def from_error(cls, key: str, address: str, error: StreamloaderError) -> Self:
+        """Return the record of one video and the error that it caused."""
+        return cls(key, address, type(error).__name__, error.message)
+
+
+def ends_indexing(error: BaseException) -> bool:
+    """Return whether an error does not come from one file, so that no file is left out because of it.
+
+    Errors that may be gone a moment later, such as that of a server that does not answer, would leave out other files
+    in every run.
+    """
+    if isinstance(error, StoreError):
+        return error.transient
+    return not isinstance(error, StreamloaderError) or isinstance(error, (ConfigError, ClosedError, MissingDependency))
+
+
+def combine_errors(errors: Mapping[int, StreamloaderError], names: Sequence[str]) -> StreamloaderError:
+    """Return an error that lists the errors of several files, in their order. It has the class of the first.
+
+    Args:
+        errors: Errors by number of the file, at least one.
+        names: Path of each file of the dataset, or address without secrets.
+    """
+    numbers = sorted(errors)
+    first = errors[numbers[0]]
+    if len(numbers) == 1:
+        return first
+    lines = [f"{len(numbers):,} of {len(names):,} videos cannot be used:"]
+    lines += [f"- {_describe(names[number], errors[number].message)}" for number in numbers[:_MAX_LISTED]]
+    if len(numbers) > _MAX_LISTED:
+        lines.append(f"- and {len(numbers) - _MAX_LISTED:,} more")
+    listed = [[names[number], type(errors[number]).__name__, errors[number].message] for number in numbers]
+    combined = type(first)(
+        "\n".join([*lines, _ADVICE]), stream=first.stream, address=first.address, offset=first.offset
+    )
+    combined.details = first.details | {"failed": listed[:_MAX_DETAILS], "failed_count": len(numbers)}
+    return combined
+
+
+def describe_skipped(skipped: Sequence[SkippedVideo], total: int) -> str:
+    """Return one text about all videos that were left out, for the log."""
+    lines = [f"left out {len(skipped):,} of {total:,} videos that cannot be used:"]
+    lines += [f"- {_describe(video.address, video.message)}" for video in skipped[:_MAX_LISTED]]
+    if len(skipped) > _MAX_LISTED:
+        lines.append(f"- and {len(skipped) - _MAX_LISTED:,} more; the dataset's `skipped` lists all")
+    return "\n".join(lines)
+
+
+def _describe(name: str, message: str) -> str:
+    shown = make_printable(name, None)
+    text = make_printable(message, _MAX_REASON_CHARACTERS + len(shown))
+    return text if shown in text else f"{shown}: {text}"
