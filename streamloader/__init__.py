@@ -80,7 +80,9 @@ if TYPE_CHECKING:
     from streamloader.stream_table import StreamTable
     from streamloader.streams.base import Stream, StreamDataset
     from streamloader.streams.iterate import IterStreams
+    from streamloader.streams.make_index import IndexReport, index_videos
     from streamloader.streams.text import TextStreams
+    from streamloader.streams.unreadable import SkippedVideo
     from streamloader.streams.video import VideoStreams
     from streamloader.values import ByteRange, Field, ObjectInfo, StreamInfo
 
@@ -110,6 +112,7 @@ __all__ = [
     "Field",
     "FrameIndexError",
     "FrameSizeError",
+    "IndexReport",
     "IngestFailed",
     "IngestReport",
     "IntegrityError",
@@ -133,6 +136,7 @@ __all__ = [
     "Retry",
     "RingTooLarge",
     "ServerBusy",
+    "SkippedVideo",
     "StateError",
     "Store",
     "StoreError",
@@ -156,6 +160,7 @@ __all__ = [
     "VideoStreams",
     "WorkerDied",
     "__version__",
+    "index_videos",
     "merge_states",
     "open_archive",
     "open_store",
@@ -175,6 +180,7 @@ _MODULES: Final = {
     "EnvBatch": "loader.envstreamer",
     "EnvStreamer": "loader.envstreamer",
     "Field": "values",
+    "IndexReport": "streams.make_index",
     "IngestReport": "archive.ingest.report",
     "IterStreams": "streams.iterate",
     "Limits": "config",
@@ -183,6 +189,7 @@ _MODULES: Final = {
     "Quarantined": "engine.quarantine",
     "RemoteFileHandler": "compat.butterfly.dataset",
     "Retry": "config",
+    "SkippedVideo": "streams.unreadable",
     "Store": "stores.base",
     "Stream": "streams.base",
     "StreamDataset": "streams.base",
@@ -192,6 +199,7 @@ _MODULES: Final = {
     "Timeouts": "config",
     "VideoProcessor": "compat.butterfly.dataset",
     "VideoStreams": "streams.video",
+    "index_videos": "streams.make_index",
     "merge_states": "loader.state",
     "open_archive": "archive.archive",
     "open_store": "stores.registry",

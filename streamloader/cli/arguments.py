@@ -1,4 +1,4 @@
-"""Parsers of argument values, for the ``type=`` of :meth:`argparse.ArgumentParser.add_argument`."""
+"""Parsers of argument values, mostly for the ``type=`` of :meth:`argparse.ArgumentParser.add_argument`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import math
 from fractions import Fraction
 from typing import Any
+
+from streamloader.errors import ConfigError
 
 __all__ = [
     "parse_count",
@@ -18,6 +20,7 @@ __all__ = [
     "parse_seconds",
     "parse_text_pair",
     "parse_weight",
+    "read_storage_options",
 ]
 
 
@@ -98,3 +101,21 @@ def parse_json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"must be a JSON object such as '{{\"camera\": 3}}', got {text!r}")
     return value
+
+
+def read_storage_options(path: str | None) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None without a file.
+
+    Raises:
+        ConfigError: If the file cannot be read, or contains no JSON object.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            options = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--storage-options {path} cannot be read as JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"--storage-options {path} must contain a JSON object")
+    return options

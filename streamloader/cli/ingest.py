@@ -17,6 +17,7 @@ from streamloader.cli.arguments import (
     parse_positive_count,
     parse_text_pair,
     parse_weight,
+    read_storage_options,
 )
 from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError
@@ -123,7 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from streamloader.archive.ingest import add_videos
     from streamloader.media.chunks.settings import CutSettings
 
-    options = _read_storage_options(arguments.storage_options)
+    options = read_storage_options(arguments.storage_options)
     settings = CutSettings(
         mode=arguments.mode,
         chunk_frames=arguments.chunk_frames,
@@ -203,19 +204,6 @@ def _resolve_places(catalog: SharedResource[Catalog], stores: Sequence[str], wei
         count = f"{len(places.added)} {'place' if len(places.added) == 1 else 'places'}"
         _print_message(f"added {count} to the archive: {', '.join(place.url for place in places.added)}")
     return places
-
-
-def _read_storage_options(path: str | None) -> dict[str, Any] | None:
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            options = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--storage-options {path} cannot be read as JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"--storage-options {path} must contain a JSON object")
-    return options
 
 
 def _format_report(report: IngestReport, settings: CutSettings) -> str:

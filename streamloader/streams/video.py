@@ -7,9 +7,10 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import anyio.to_thread
 import numpy as np
@@ -20,7 +21,7 @@ from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video.index import VERIFY_LEVELS, IndexSettings, VerifyLevel
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection
-from streamloader.stores.addresses import Addresses, FileKeys, as_addresses, expand_addresses
+from streamloader.stores.addresses import Address, Addresses, FileKeys, as_addresses, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import split_address
 from streamloader.stream_table import StreamTable
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from streamloader.media.video.reader import FrameReader, VideoFrame
     from streamloader.media.video.remote import Video, VideoFile
     from streamloader.stores.addresses import SourceFile
+    from streamloader.streams.index_source import IndexSource
 
 __all__ = ["VideoStreams", "is_video"]
 
@@ -146,6 +148,7 @@ class VideoStreams(StreamDataset):
         self._index_settings = make_index_settings(damaged, verify, max_pixels)
         self._unreadable = validate_unreadable(unreadable)
         self._skipped: tuple[SkippedVideo, ...] = ()
+        self._source: IndexSource | None = None
         self._storage_options = None if storage_options is None else dict(storage_options)
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self._transform = transform
@@ -153,6 +156,36 @@ class VideoStreams(StreamDataset):
         self._fields: dict[str, Field] | None = None
         if self._size is not None and transform is None:
             self._fields = frame_fields(pix_fmt, *self._size)
+
+    @classmethod
+    def from_index(cls, address: Address, **options: Any) -> Self:
+        """Return the videos of an index file, which :func:`streamloader.index_videos` has made.
+
+        A million videos are described in about a second, because nothing but the file is read. A video that is missing
+        or was changed is an error when it is played. Keys of streams are the addresses in the file; those of videos
+        below its folder are relative, so that keys and states stay valid when all of them are moved together.
+
+        The author of an index file chooses what is opened. An absolute address in it may name a file of this machine
+        only if the index file is on this machine too, or if ``storage_options`` have an entry for it
+        (``{"file:///data": {}}``). An address on another server than that of the index file is opened anonymously, or
+        needs such an entry (``{"s3://bucket": {}}``).
+
+        Args:
+            address: Path of the file, or its address in a store, from which it is fetched once for each version.
+            **options: Arguments of :class:`VideoStreams` except `damaged`, `verify` and `unreadable`, with which the
+                file was made. ``storage_options`` may also be a mapping from address prefixes to options.
+
+        Raises:
+            ConfigError: If an option is not allowed here.
+        """
+        from streamloader.streams.index_source import IndexSource
+
+        if fixed := sorted({"damaged", "verify", "unreadable"} & options.keys()):
+            raise ConfigError(f"{', '.join(fixed)}: the index file was made with these settings, so leave them out")
+        dataset = cls(address, **options)
+        (text,) = dataset._paths
+        dataset._source = IndexSource(text, dataset._storage_options, dataset._index_settings.max_pixels)
+        return dataset
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -178,6 +211,8 @@ class VideoStreams(StreamDataset):
         For a loader with worker processes, child processes index the files that are not in the cache. Without one, they
         do so for more than a few files.
         """
+        if self._source is not None:
+            return await anyio.to_thread.run_sync(self._read_index_file, self._source, abandon_on_cancel=True)
         from streamloader.media.video.bulk_indexer import BulkIndexer
 
         indexer = BulkIndexer(
@@ -198,7 +233,10 @@ class VideoStreams(StreamDataset):
 
     async def prepare(self, info: StreamInfo) -> PreparedStream | None:
         """Start to fetch the first bytes of a video in a store."""
-        if "path" in info.extra or info.extra["version"] is None:  # local, or its version must be checked first
+        if self._source is not None:
+            if not self._source.is_in_store(info.key):
+                return None
+        elif "path" in info.extra or info.extra["version"] is None:  # local, or its version must be checked first
             return None
         file = await in_lane_thread(self._start_fetch, info)
         return None if file is None else _PreparedVideo(partial(self._open_with, info), file)
@@ -237,6 +275,17 @@ class VideoStreams(StreamDataset):
         self._prepare_fields(keys.names, records)
         self._secret_addresses = keys.secret_addresses
         return _build_table(keys, files, steps, records["frames"], versions)
+
+    def _read_index_file(self, source: IndexSource) -> StreamTable:
+        columns = source.read_columns()
+        self._index_settings = replace(source.settings, max_pixels=self._index_settings.max_pixels)
+        steps = self._selection.count_all_steps(columns.records)
+        for number in self._selection.find_leaps(steps, columns.records)[:1].tolist():
+            frames = int(columns.records["frames"][number])
+            self._selection.check_steps(int(steps[number]), frames, columns.addresses[number])
+        self._prepare_fields(columns.addresses, columns.records)
+        extra: dict[str, Any] = {"entry": columns.ids, "frames": columns.records["frames"].astype(np.int32)}
+        return StreamTable(columns.addresses, steps, extra)
 
     def _prepare_fields(self, names: Sequence[str], records: Array) -> None:
         """Determine the fields of a step, by the common size of all videos if no size is given."""
@@ -288,16 +337,18 @@ class VideoStreams(StreamDataset):
 
     def _load_indexed(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
-        from streamloader.media.video.files import file_version
+        from streamloader.media.video.files import file_version, make_changed_error
         from streamloader.media.video.index_cache import load_index
         from streamloader.media.video.remote import RemoteVideo
 
         extra, settings = info.extra, self._index_settings
+        if self._source is not None:
+            return self._source.load(info.key, extra["entry"], extra["frames"])
         if "path" in extra:
             path = extra["path"]
             version = file_version(path)
             if version != (extra["bytes"], extra["modified"]):
-                raise _changed_error(path, version[0], extra["bytes"])
+                raise make_changed_error(path, version[0], extra["bytes"])
             return path, load_index(
                 path,
                 damaged=settings.damaged,
@@ -312,7 +363,7 @@ class VideoStreams(StreamDataset):
             with open_shared_store(address, self._storage_options)[0] as store:
                 current = store.head(path)
             if (current.size, current.modified) != (indexed.size, indexed.modified):
-                raise _changed_error(extra["address"], current.size, indexed.size)
+                raise make_changed_error(extra["address"], current.size, indexed.size)
         video = RemoteVideo(address, indexed, self._storage_options)
         return video, load_index(
             video, damaged=settings.damaged, max_pixels=settings.max_pixels, verify=settings.verify
@@ -454,14 +505,6 @@ def _build_table(
         return StreamTable.from_infos(infos, keys.identities)
     columns = {column: [extra[column] for extra in extras] for column in extras[0]}
     return StreamTable(keys.keys, steps, columns, keys.identities)
-
-
-def _changed_error(name: str, size: int | None, indexed_size: int | None) -> CorruptStream:
-    return CorruptStream(
-        f"{name} was changed since the loader was built (it has {size} bytes now, and had {indexed_size} then): "
-        "build the loader again",
-        address=name,
-    )
 
 
 def is_video(path: str) -> bool:

@@ -29,6 +29,7 @@ from streamloader.media.video.index_cache import IndexedVideo, VideoVersion
 from streamloader.media.video.limits import PixelLimit
 from streamloader.media.video.remote import Video
 from streamloader.media.video.summary import SUMMARY, summarize_index
+from streamloader.stores.registry import scheme_of
 from streamloader.values import Array
 
 __all__ = ["BulkIndexer", "IndexSink", "IndexedVideos", "ProgressDisplay"]
@@ -216,7 +217,7 @@ class BulkIndexer:
         """Parse videos that are all local, or all in stores. Yield results that are stored in the cache already."""
         is_local = isinstance(group[0].video, str)
         cores = os.cpu_count() or 1
-        use_processes = self._in_processes or len(group) >= _MIN_VIDEOS_FOR_PROCESSES
+        use_processes = self._in_processes or (len(group) >= _MIN_VIDEOS_FOR_PROCESSES and not _is_in_memory(group[0]))
         parsers = self._open_parsers() if use_processes else None
         threads = min(len(group), cores if is_local else _MAX_REMOTE_CALLS)
         batches = _Batches(len(group), threads, _MAX_BATCH if is_local and use_processes else 1)
@@ -417,6 +418,11 @@ def _read_versions(videos: Sequence[Video]) -> tuple[Array, dict[int, Streamload
 def _show_nothing(total: int) -> Iterator[ProgressDisplay]:
     del total
     yield lambda done, total: None
+
+
+def _is_in_memory(entry: VideoVersion) -> bool:
+    """Return whether only this process can read a video."""
+    return not isinstance(entry.video, str) and scheme_of(entry.video.address) == "memory"
 
 
 def _drain(results: queue.SimpleQueue[list[_ParseResult]]) -> list[_ParseResult]:

@@ -7,9 +7,9 @@ import os
 import stat
 
 from streamloader.common.guarded_files import open_regular_file
-from streamloader.errors import StreamNotFound, UnreadableStream
+from streamloader.errors import CorruptStream, StreamNotFound, UnreadableStream
 
-__all__ = ["file_version", "open_media_file"]
+__all__ = ["file_version", "make_changed_error", "open_media_file"]
 
 
 def file_version(path: str) -> tuple[int, int]:
@@ -30,6 +30,17 @@ def file_version(path: str) -> tuple[int, int]:
     if status.st_size == 0:
         raise UnreadableStream(f"{path} is empty (0 bytes)", stream=path, address=path)
     return status.st_size, status.st_mtime_ns
+
+
+def make_changed_error(
+    name: str, size: int | None, indexed_size: int | None, advice: str = "build the loader again"
+) -> CorruptStream:
+    """Build the error for a video that is not the one that was indexed."""
+    return CorruptStream(
+        f"{name} was changed since the loader was built (it has {size} bytes now, and had {indexed_size} then): "
+        f"{advice}",
+        address=name,
+    )
 
 
 def open_media_file(path: str) -> int:
