@@ -31,6 +31,7 @@ QUESTIONS = (
     "footprint",
     "border",
     "scale",
+    "index_file",
     "resume",
     "remote",
     "ssh",
