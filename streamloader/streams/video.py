@@ -332,7 +332,7 @@ class VideoStreams(StreamDataset):
             transform = StreamTransform(self._transform, transform_key, self.fields["data"], info.key)
         size = self._size or index.upright_size
         converter = Converter(self._pix_fmt, *size, index.orientation)
-        keeps_damaged = self._damaged == "keep"
+        keeps_damaged = self._index_settings.damaged == "keep"
         return _VideoStream(reader, steps, converter, list(self.fields), transform, keeps_damaged=keeps_damaged)
 
     def _load_indexed(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
