@@ -33,7 +33,7 @@ def measure(streams: int, lengths: str) -> dict[str, Any]:
         return np.broadcast_to(np.uint8(item & 255), step_counts[item])  # takes no memory
 
     dataset = sl.IterStreams(range(streams), steps, fields=sl.Field((), "uint8"), lengths=step_counts)
-    start = time.perf_counter()
+    started = time.perf_counter()
     loader = sl.MultiStreamer(dataset, _LANES, _WINDOW, num_workers=_WORKERS)
     built = time.perf_counter()
     batches = iter(loader)
@@ -44,10 +44,14 @@ def measure(streams: int, lengths: str) -> dict[str, Any]:
     del batch
     process = psutil.Process()
     parent, workers = process.memory_full_info(), [child.memory_full_info() for child in process.children()]
+    start = time.perf_counter()
+    loader.plan_report()
+    reported = time.perf_counter() - start
     loader.close()
     results = {
-        "first_batch_s": first - start,
-        "built_s": built - start,
+        "first_batch_s": first - started,
+        "built_s": built - started,
+        "report_s": reported,
         "worker_rss_mib": max(info.rss for info in workers) / _MIB,
         "worker_uss_mib": max(info.uss for info in workers) / _MIB,
         "parent_rss_mib": parent.rss / _MIB,
@@ -75,8 +79,9 @@ def question(quick: bool) -> OwnQuestion:
         for streams, lengths, suffix in [
             (1000, "random", ""),
             (100_000, "random", ""),
-            (10_000 if quick else 10_000_000, "random", ""),
-            (20_000 if quick else 10_000_000, "distinct", ", all of different lengths"),
+            (10_000 if quick else 1_000_000, "random", ""),
+            (20_000 if quick else 10_000_000, "random", ""),
+            (30_000 if quick else 10_000_000, "distinct", ", all of different lengths"),
         ]
     ]
     table = OwnTable(
@@ -86,7 +91,8 @@ def question(quick: bool) -> OwnQuestion:
         f"{_MAX_STEPS - 1} steps unless the row says otherwise); {_LANES} lanes, windows of {_WINDOW} steps, "
         f"{_WORKERS} worker processes, shuffled. First batch: time from the call of the loader's constructor. Index "
         "and plan are the parts of it that grow. They are measured again separately, as are the order of one lane in "
-        "one epoch, which workers compute, and the digest of keys and lengths, which saved states contain. Memory "
+        "one epoch, which workers compute, and the digest of keys and lengths, which saved states contain. "
+        "Plan report: `loader.plan_report()`, with all combinations of switch and tail. Memory "
         "after 200 batches, in MiB: resident (RSS) and private (USS), of the consumer, which has torch loaded, and of "
         "the largest worker.",
         rows,
@@ -96,6 +102,7 @@ def question(quick: bool) -> OwnQuestion:
             Column("plan_s", "plan, s", 3),
             Column("lane_s", "order of a lane, s", 3),
             Column("digest_s", "digest, s", 3),
+            Column("report_s", "plan report, s", 3),
             Column("worker_rss_mib", "worker RSS", 0),
             Column("worker_uss_mib", "worker USS", 0),
             Column("parent_rss_mib", "consumer RSS", 0),

@@ -74,11 +74,12 @@ if TYPE_CHECKING:
     from streamloader.loader.batch import Batch
     from streamloader.loader.envstreamer import EnvBatch, EnvStreamer
     from streamloader.loader.multistreamer import MultiStreamer
+    from streamloader.loader.plan_report import PlanReport
     from streamloader.loader.state import merge_states
     from streamloader.stores.base import Store
     from streamloader.stores.registry import open_store, register_store
     from streamloader.stream_table import StreamTable
-    from streamloader.streams.base import Stream, StreamDataset
+    from streamloader.streams.base import SourceSizes, Stream, StreamDataset
     from streamloader.streams.iterate import IterStreams
     from streamloader.streams.make_index import IndexReport, index_videos
     from streamloader.streams.text import TextStreams
@@ -129,6 +130,7 @@ __all__ = [
     "NotSupported",
     "ObjectChanged",
     "ObjectInfo",
+    "PlanReport",
     "ProtocolError",
     "Quarantined",
     "RangeNotSatisfiable",
@@ -137,6 +139,7 @@ __all__ = [
     "RingTooLarge",
     "ServerBusy",
     "SkippedVideo",
+    "SourceSizes",
     "StateError",
     "Store",
     "StoreError",
@@ -186,10 +189,12 @@ _MODULES: Final = {
     "Limits": "config",
     "MultiStreamer": "loader.multistreamer",
     "ObjectInfo": "values",
+    "PlanReport": "loader.plan_report",
     "Quarantined": "engine.quarantine",
     "RemoteFileHandler": "compat.butterfly.dataset",
     "Retry": "config",
     "SkippedVideo": "streams.unreadable",
+    "SourceSizes": "streams.base",
     "Store": "stores.base",
     "Stream": "streams.base",
     "StreamDataset": "streams.base",

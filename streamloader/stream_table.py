@@ -125,6 +125,20 @@ class StreamTable(Sequence[StreamInfo]):
         shown = [repr(info) for info in self[:3]] + ["..."] * (len(self) > 3)  # noqa: PLR2004
         return f"StreamTable of {len(self)}: [{', '.join(shown)}]"
 
+    def extra_integers(self, name: str) -> Array:
+        """Return the integer `name` of each ``StreamInfo.extra``, int64 (n,); -1 where there is none of 0 or more."""
+        if self._rows is None and isinstance(self._extra, _RecordColumn):
+            column = self._extra.get_column(name)
+            if column is None:
+                return np.full(len(self), -1, np.int64)
+            if isinstance(column, _ArrayColumn) and column.values.dtype.kind == "i":
+                return np.maximum(column.values.astype(np.int64, copy=False), -1)
+            values: Iterable[Any] = column
+        else:
+            values = (info.extra.get(name) for info in self)
+        integers = (max(-1, min(value, _MAX_LENGTH)) if isinstance(value, int) else -1 for value in values)
+        return np.fromiter(integers, np.int64, len(self))
+
     def with_lengths(self, lengths: Lengths) -> StreamTable:
         """Return a table of the same streams with other lengths."""
         other = StreamTable(0)
@@ -240,6 +254,11 @@ class _ArrayColumn(_Column):
 
     def __init__(self, values: Array) -> None:
         self._values = values
+
+    @property
+    def values(self) -> Array:
+        """All values, as an array."""
+        return self._values
 
     def __len__(self) -> int:
         return len(self._values)
@@ -359,6 +378,10 @@ class _RecordColumn(_Column):
 
     def __getitem__(self, number: Any) -> Any:
         return {name: column[number] for name, column in self._columns.items()}
+
+    def get_column(self, name: str) -> Sequence[Any] | None:
+        """Return the column of `name`, or None if there is none."""
+        return self._columns.get(name)
 
 
 def _pack_mappings(mappings: list[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streamloader as sl
@@ -229,6 +229,16 @@ def test_columns_give_back_what_was_put_in(values):
         assert list(map(type, column)) == list(map(type, values))
         assert column == pack_column(values)
         assert not values or column != pack_column([*values[1:], "another"])
+
+
+@settings(max_examples=30)
+@given(info_lists())
+def test_integers_of_a_column(infos):
+    expected = [
+        min(value, (1 << 63) - 1) if isinstance(value := info.extra.get("a"), int) and value >= 0 else -1
+        for info in infos
+    ]
+    assert StreamTable.from_infos(infos).extra_integers("a").tolist() == expected
 
 
 def test_other_sequences_are_columns_as_they_are():

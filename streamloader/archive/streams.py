@@ -20,7 +20,7 @@ from streamloader.media.video.orientation import Orientation
 from streamloader.media.video.selection import Selection, steps_at_rate
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
-from streamloader.streams.base import PreparedStream, Stream, StreamDataset
+from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset
 from streamloader.streams.frames import (
     FrameStream,
     describe_settings,
@@ -114,6 +114,7 @@ class ArchiveStreams(StreamDataset):
         self._selection = Selection.from_options(max_frames, random_start, stride, fps)
         self._where = None if where is None else dict(where)
         self._fields: dict[str, Field] | None = None
+        self._has_remote_places = False  # known after index()
         if self._size is not None and transform is None:
             self._fields = frame_fields(pix_fmt, *self._size)
         if isinstance(archive, (str, os.PathLike)):
@@ -144,6 +145,10 @@ class ArchiveStreams(StreamDataset):
         """Load the matching videos from the catalog, and return one stream for each, in the order of the archive."""
         return await anyio.to_thread.run_sync(self._index, abandon_on_cancel=True)
 
+    def source_sizes(self, streams: StreamTable) -> SourceSizes:
+        """Return the sizes of all chunks of each video. They are remote if any place of the archive is."""
+        return SourceSizes(streams.extra_integers("bytes"), np.full(len(streams), self._has_remote_places))
+
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one video. The start, and the random numbers of `transform`, are drawn from `rng`."""
         start_draw, transform_key = float(rng.random()), rng.integers(0, 1 << 64, 2, np.uint64)
@@ -158,9 +163,11 @@ class ArchiveStreams(StreamDataset):
         lengths: list[int] = []
         numbers: list[int] = []
         contents: list[str] = []
+        chunk_bytes: list[int] = []
         sizes: dict[tuple[int, int], str] = {}
         with self._readers as reader:
             videos = reader.snapshot.videos
+            self._has_remote_places = reader.has_remote_places
             for start in range(0, videos, _VIDEOS_PER_PAGE):
                 for row in reader.find(self._where, start, min(start + _VIDEOS_PER_PAGE, videos)):
                     names.append(row.name)
@@ -168,6 +175,7 @@ class ArchiveStreams(StreamDataset):
                     self._selection.check_steps(lengths[-1], row.frames, row.name)
                     numbers.append(row.number)
                     contents.append(row.content)
+                    chunk_bytes.append(row.bytes_out)
                     sizes.setdefault((row.height, row.width), row.name)
             if not names:
                 problem = "is empty" if not videos else f"has {videos} videos, and none matches where={self._where!r}"
@@ -177,7 +185,7 @@ class ArchiveStreams(StreamDataset):
                 PixelLimit(self._readers.max_pixels, name).check(width, height)
         size = self._size or require_common_size((name, size) for size, name in sizes.items())
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
-        return StreamTable(names, lengths, {"number": numbers, "content": contents})
+        return StreamTable(names, lengths, {"number": numbers, "content": contents, "bytes": chunk_bytes})
 
     def _count_positions(self, row: VideoRow) -> int:
         """Return the number of frames of a video, or of its steps at the rate `fps`."""

@@ -8,12 +8,17 @@ from typing import Final
 from typing_extensions import override
 
 from streamloader.common.printable import make_printable
+from streamloader.common.text_table import align_cells
 
 __all__ = ["PlainPrinter", "Section", "open_printer"]
 
 _MAX_CELL_CHARACTERS: Final = 1000
 _RIGHT_ALIGNED: Final = frozenset(
-    {"#", "videos", "frames", "chunks", "size", "in", "out", "time", "key frames", "first"}
+    {
+        *("#", "videos", "frames", "chunks", "size", "in", "out", "time", "key frames", "first"),
+        *("batches", "delivered", "padded", "share", "repeated", "dropped", "bytes"),
+        *("rank", "lowest", "highest", "imbalance"),
+    }
 )
 
 
@@ -76,11 +81,9 @@ class PlainPrinter:
 
     def _print_table(self, section: Section) -> None:
         rows = [section.columns, *section.rows] if section.columns else section.rows
-        widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))] if rows else []
-        right = [name in _RIGHT_ALIGNED for name in section.columns] or [False] * len(widths)
-        for row in rows:
-            cells = zip(row, widths, right, strict=True)
-            print("  ".join(c.rjust(width) if number else c.ljust(width) for c, width, number in cells).rstrip())
+        right = [name in _RIGHT_ALIGNED for name in section.columns] or [False] * len(rows[0] if rows else ())
+        for line in align_cells(rows, right):
+            print(line)
 
 
 class _RichPrinter(PlainPrinter):
@@ -96,7 +99,7 @@ class _RichPrinter(PlainPrinter):
         from rich.text import Text
 
         style = box.SIMPLE_HEAD if section.columns else None
-        table = Table(box=style, show_header=bool(section.columns), padding=(0, 1))
+        table = Table(box=style, show_header=bool(section.columns), padding=(0, 1), collapse_padding=bool(style))
         if not section.columns:
             table.add_column(style="bold cyan", no_wrap=True)
             table.add_column(overflow="fold")

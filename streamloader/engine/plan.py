@@ -17,7 +17,7 @@ import numpy as np
 from streamloader.errors import ConfigError, LengthUnknown
 from streamloader.values import Array
 
-__all__ = ["LaneList", "Lengths", "Plan", "Switch", "Tail", "make_plan"]
+__all__ = ["LaneList", "LaneTable", "Lengths", "Plan", "Switch", "Tail", "count_batches", "make_plan"]
 
 Switch = Literal["pack", "align"]
 Tail = Literal["pad", "drop", "cycle"]
@@ -39,6 +39,28 @@ class LaneList:
 
     ordinals: Array
     borrowed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LaneTable:
+    """The streams of all lanes in one epoch, as lists of streams. Each list is read by one lane, or by none.
+
+    Attributes:
+        ordinals: Ordinals of the streams in the dataset, list after list in reading order, int32 or int64 (n,).
+        bounds: Offset in `ordinals` of each list and of the end, int64 (lanes + 1,).
+        lists: Number of the list that belongs to each lane, int64 (lanes,).
+    """
+
+    ordinals: Array
+    bounds: Array
+    lists: Array
+
+    def assign_lists(self, tail: Tail) -> tuple[Array, Array]:
+        """Return the number of the list that each lane reads (int64), and whether it is another lane's (bool)."""
+        used_lists = int(np.count_nonzero(np.diff(self.bounds)))
+        if tail != "cycle" or not used_lists:
+            return self.lists, np.zeros(len(self.lists), bool)
+        return self.lists % used_lists, self.lists >= used_lists  # dealing fills the lists in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +98,16 @@ class Plan:
         if self.shuffle:
             ordinals = ordinals[_permute(len(ordinals), self.seed, epoch, group + 1)]
         return LaneList(ordinals, borrowed)
+
+    def tabulate_lanes(self, epoch: int) -> LaneTable:
+        """Return the streams that all lanes read in `epoch`, as :meth:`lane` returns them for each."""
+        bounds, ordinals = self._bounds, self._ordinals
+        if self.shuffle:
+            ordinals = ordinals.copy()
+            for group in np.flatnonzero(np.diff(bounds) > 1).tolist():
+                part = ordinals[bounds[group] : bounds[group + 1]]
+                part[:] = part[_permute(len(part), self.seed, epoch, group + 1)]
+        return LaneTable(ordinals, bounds, self._lane_groups(epoch))
 
     def count_streams(self, epoch: int, lanes: Sequence[int]) -> list[int]:
         """Return the number of streams that each of `lanes` reads in `epoch`, without bringing them into order."""
@@ -175,7 +207,7 @@ def make_plan(
     else:
         costs = -(-known_lengths // window) if switch == "align" else known_lengths
         groups, loads = _deal(costs, lanes)
-        batches = _count_batches(loads, window if switch == "pack" else 1, tail)
+        batches = count_batches(loads, window if switch == "pack" else 1, tail)
     bounds = np.zeros(lanes + 1, np.int64)
     np.cumsum(np.bincount(groups, minlength=lanes), out=bounds[1:])
     ordinals = np.argsort(groups, kind="stable")  # inside a lane: in the order of the dataset
@@ -285,7 +317,14 @@ def _lane_dtype(lanes: int) -> Any:
     return np.uint16 if lanes <= 1 << 16 else np.int64
 
 
-def _count_batches(loads: Array, window: int, tail: Tail) -> int:
+def count_batches(loads: Array, window: int, tail: Tail) -> int:
+    """Return the number of batches of an epoch.
+
+    Args:
+        loads: Load of each lane, int64 (lanes,): steps, or whole windows.
+        window: Size of a batch in units of `loads`.
+        tail: Rule for lanes that end before others.
+    """
     if tail == "drop":
         return int(loads.min()) // window
     return -(-int(loads.max()) // window)

@@ -13,10 +13,10 @@ from streamloader.common.cores import threads_per_lane
 from streamloader.engine.lane import StreamWorkload
 from streamloader.engine.plan import Switch, Tail, make_plan
 from streamloader.engine.quarantine import Quarantined
-from streamloader.engine.ring import SlotLayout
+from streamloader.engine.ring import Ring, SlotLayout
 from streamloader.engine.supervisor import OnDeath
 from streamloader.engine.workload import ConsumedBatch, EpochPosition
-from streamloader.errors import ConfigError, LengthUnknown
+from streamloader.errors import ConfigError, LengthUnknown, RingTooLarge
 from streamloader.loader.base import SPARE_SLOTS, Loader, check_arguments, split_lanes
 from streamloader.loader.batch import Batch, BatchSpec
 from streamloader.loader.distributed import resolve_rank
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
     from streamloader.engine.supervisor import Supervisor
     from streamloader.engine.workload import Grant
+    from streamloader.loader.plan_report import PlanReport
     from streamloader.streams.base import StreamDataset
 
-__all__ = ["MultiStreamer"]
+__all__ = ["MultiStreamer", "plan_dataset"]
 
 _MIN_AHEAD, _MAX_AHEAD = 2, 128
 _SMALL_RING_BYTES = 1 << 20  # for batches so small that several are delivered at a time
@@ -150,7 +151,7 @@ class MultiStreamer(Loader):
             worker_rows=split_lanes(batch_size, max(1, num_workers)),
             num_workers=num_workers,
             ahead=ahead,
-            spare=max(SPARE_SLOTS, ahead // 2),
+            spare=_spare_slots(ahead),
             exact=False,
             first_lane=rank * batch_size,
             pin_memory=pin_memory,
@@ -205,6 +206,24 @@ class MultiStreamer(Loader):
         if self._plan.batches is None:
             raise LengthUnknown("the number of batches is unknown, because some streams do not declare their length")
         return self._plan.batches
+
+    def plan_report(self, epoch: int = 0) -> PlanReport:
+        """Return what an epoch will be like: batches, padding, loads of the lanes, memory, bytes to be read.
+
+        The report is computed from the plan and the lengths of the streams. It starts no worker, and opens no stream.
+
+        Args:
+            epoch: Number of the epoch, 0 or more. Most figures are the same in each epoch, see :class:`PlanReport`.
+        """
+        from streamloader.loader.epoch_planning import report_plan
+
+        if epoch < 0:
+            raise ConfigError(f"epoch must be 0 or more, got {epoch}")
+        table, ahead = self._identity.table, self._slot_count - self._spare
+        sources = self.dataset.source_sizes(table)
+        return report_plan(
+            self._plan, table, sources, self._slot_layout, ahead=ahead, slots=self._slot_count, epoch=epoch
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, or of the current one if none of its batches was requested yet.
@@ -333,3 +352,47 @@ def _batches_ahead(slot_bytes: int, prefetch_factor: int | None) -> int:
     if prefetch_factor is not None:
         return prefetch_factor
     return max(_MIN_AHEAD, min(_MAX_AHEAD, _SMALL_RING_BYTES // slot_bytes))
+
+
+def _spare_slots(ahead: int) -> int:
+    """Return the number of slots for batches that the user holds."""
+    return max(SPARE_SLOTS, ahead // 2)
+
+
+def plan_dataset(
+    dataset: StreamDataset,
+    batch_size: int,
+    window: int,
+    *,
+    prefetch_factor: int | None = None,
+    seed: int = 0,
+    shuffle: bool = True,
+    switch: Switch = "pack",
+    tail: Tail = "pad",
+    world_size: int = 1,
+) -> PlanReport:
+    """Index a dataset, and return :meth:`MultiStreamer.plan_report` of a loader with these arguments.
+
+    No loader is created. So a ring that does not fit into the memory of this machine is a hint instead of an error.
+    """
+    from streamloader.loader.epoch_planning import report_plan
+
+    table = _index_dataset(dataset, in_processes=True)
+    plan = make_plan(
+        table.lengths,
+        lanes=batch_size * world_size,
+        window=window,
+        seed=seed,
+        shuffle=shuffle,
+        switch=switch,
+        tail=tail,
+    )
+    layout = SlotLayout(as_fields(dataset.fields), batch_size, window)
+    ahead = _batches_ahead(layout.nbytes, prefetch_factor)
+    slots = ahead + _spare_slots(ahead)
+    hints = []
+    try:
+        Ring.check_free_memory(layout, slots)
+    except RingTooLarge as error:
+        hints.append(f"on this machine, {error.message}")
+    return report_plan(plan, table, dataset.source_sizes(table), layout, ahead=ahead, slots=slots, hints=hints)

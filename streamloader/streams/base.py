@@ -12,16 +12,18 @@ import abc
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from streamloader.stream_table import StreamTable
     from streamloader.values import Array, Field, StreamInfo
 
 __all__ = [
-    "PreparedStream", "Stream", "StreamDataset", "decoder_threads", "parse_in_processes", "parses_in_processes",
-    "skip_unreadable", "skips_unreadable", "stream_rng",
+    "PreparedStream", "SourceSizes", "Stream", "StreamDataset", "decoder_threads", "parse_in_processes",
+    "parses_in_processes", "skip_unreadable", "skips_unreadable", "stream_rng",
 ]  # fmt: skip
 
 _parses_in_processes: ContextVar[bool] = ContextVar("parses_in_processes", default=False)
@@ -78,6 +80,22 @@ def stream_rng(seed: int, epoch: int, ordinal: int) -> np.random.Generator:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class SourceSizes:
+    """Number of bytes that reading each stream of a dataset takes, and where they come from.
+
+    Attributes:
+        sizes: Size in bytes of each stream's source, int64 (n,), -1 where unknown.
+        remote: Whether the source of each stream is in a store, not in a local file or in memory, bool (n,).
+        by_step: Whether a stream that is read in part takes only its share of the bytes. Otherwise `sizes` are the
+            whole sources, and upper bounds for streams that are read in part. Defaults to False.
+    """
+
+    sizes: Array
+    remote: Array
+    by_step: bool = False
+
+
 class StreamDataset(abc.ABC):
     """A set of streams of one kind. It is cheap and picklable, and opens nothing before :meth:`index`."""
 
@@ -108,6 +126,17 @@ class StreamDataset(abc.ABC):
         machines, such as a path.
         """
         return {}
+
+    def source_sizes(self, streams: StreamTable) -> SourceSizes:
+        """Return the sizes of the sources of `streams`, for :meth:`MultiStreamer.plan_report`. Reads nothing.
+
+        Override it if :meth:`index` learns the sizes. By default, they are unknown.
+
+        Args:
+            streams: All streams of the dataset, as :meth:`index` returned them.
+        """
+        count = len(streams)
+        return SourceSizes(np.full(count, -1, np.int64), np.zeros(count, bool))
 
     @abc.abstractmethod
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from typing_extensions import override
 
 from streamloader.errors import ClosedError, ConfigError
@@ -29,6 +30,10 @@ class Corpus(abc.ABC):
     @abc.abstractmethod
     def index(self) -> StreamTable:
         """Describe all texts, with their lengths in bytes."""
+
+    @abc.abstractmethod
+    def source_sizes(self, table: StreamTable) -> tuple[Array, Array]:
+        """Return the size in bytes of each text to be read (int64), and whether it is in a store (bool)."""
 
     @abc.abstractmethod
     def read_text(self, info: StreamInfo) -> str:
@@ -79,6 +84,10 @@ class MemoryCorpus(Corpus):
     def index(self) -> StreamTable:
         count = len(self._texts)
         return StreamTable(count, self._texts.sizes, {"item": range(count)})
+
+    @override
+    def source_sizes(self, table: StreamTable) -> tuple[Array, Array]:
+        return np.zeros(len(table), np.int64), np.zeros(len(table), bool)
 
     @override
     def read_text(self, info: StreamInfo) -> str:

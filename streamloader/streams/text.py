@@ -11,7 +11,7 @@ import numpy as np
 from streamloader.errors import ConfigError, StreamFailed
 from streamloader.stores.addresses import Addresses, Pattern, as_addresses
 from streamloader.stream_table import StreamTable
-from streamloader.streams.base import PreparedStream, Stream, StreamDataset
+from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset
 from streamloader.streams.corpus import Corpus, MemoryCorpus, MemoryStream
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.step_writer import qualified_name
@@ -111,6 +111,10 @@ class TextStreams(StreamDataset):
     async def index(self) -> Sequence[StreamInfo]:
         """Find the texts and count their bytes or tokens. Keys are the paths as given by the user."""
         return await in_lane_thread(self._index)
+
+    def source_sizes(self, streams: StreamTable) -> SourceSizes:
+        """Return the sizes of the texts. Bytes are read step by step, texts for a tokenizer completely."""
+        return SourceSizes(*self._corpus.source_sizes(streams), by_step=self._tokenizer is None)
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one text at its first byte or token. `rng` is not used."""

@@ -41,6 +41,7 @@ __all__ = ["FileCorpus"]
 
 _READ_AHEAD_BYTES: Final = 1 << 16  # the lane's thread is called once per this many bytes, not once per small window
 _MAX_PARALLEL_READS: Final = 16  # of texts in stores, for a tokenizer
+_LOCAL_SCHEMES: Final = frozenset({"", "file"})
 _MAX_TIME_NS: Final = (1 << 63) - 1
 
 
@@ -88,6 +89,15 @@ class FileCorpus(Corpus):
         numbers: dict[str, Any] = {"size": np.array(sizes, np.int64), "mtime_ns": np.array(modified, np.int64)}
         columns = {"path": paths, "version": versions, **numbers}
         return StreamTable(keys, numbers["size"], columns, file_keys.identities)
+
+    @override
+    def source_sizes(self, table: StreamTable) -> tuple[Array, Array]:
+        schemes = set(map(scheme_of, self._addresses))
+        if schemes <= _LOCAL_SCHEMES or not schemes & _LOCAL_SCHEMES:
+            remote = np.full(len(table), not schemes <= _LOCAL_SCHEMES)
+        else:
+            remote = np.fromiter((bool(scheme_of(info.extra["path"])) for info in table), bool, len(table))
+        return table.extra_integers("size"), remote
 
     @override
     def read_text(self, info: StreamInfo) -> str:

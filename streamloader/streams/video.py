@@ -28,6 +28,7 @@ from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
 from streamloader.streams.base import (
     PreparedStream,
+    SourceSizes,
     Stream,
     StreamDataset,
     decoder_threads,
@@ -226,6 +227,12 @@ class VideoStreams(StreamDataset):
             return await anyio.to_thread.run_sync(self._index, indexer, skip, abandon_on_cancel=True)
         finally:
             indexer.close()  # after a cancellation, only files that are being read in this process are finished
+
+    def source_sizes(self, streams: StreamTable) -> SourceSizes:
+        """Return the sizes of the files. Their bytes are those of whole files, also if options select few frames."""
+        local_sizes = streams.extra_integers("bytes")
+        remote = local_sizes < 0
+        return SourceSizes(np.where(remote, streams.extra_integers("size"), local_sizes), remote)
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one video. `rng` determines its start, and is the source of the random generator of `transform`."""

@@ -106,6 +106,19 @@ def test_every_stream_is_in_exactly_one_lane(lengths, lanes, window, seed, epoch
     assert sorted(played) == list(range(len(lengths)))
 
 
+@given(LENGTHS, st.integers(1, 12), SEEDS, EPOCHS, st.booleans(), st.sampled_from(["pad", "drop", "cycle"]))
+def test_the_table_of_all_lanes_has_the_lists_of_each(lengths, lanes, seed, epoch, shuffle, tail):
+    plan = make_plan(lengths, lanes=lanes, window=3, seed=seed, shuffle=shuffle, tail=tail)
+    table = plan.tabulate_lanes(epoch)
+    read, borrowed = table.assign_lists(tail)
+    for lane in range(lanes):
+        expected = plan.lane(epoch, lane)
+        assert table.ordinals[table.bounds[read[lane]] : table.bounds[read[lane] + 1]].tolist() == (
+            expected.ordinals.tolist()
+        )
+        assert borrowed[lane] == expected.borrowed
+
+
 @given(LENGTHS, st.integers(1, 12), st.integers(1, 9), SEEDS, EPOCHS, st.sampled_from(["pad", "drop", "cycle"]))
 def test_the_length_of_an_epoch_and_the_loads_do_not_depend_on_seed_and_epoch(
     lengths, lanes, window, seed, epoch, tail

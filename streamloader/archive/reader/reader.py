@@ -130,6 +130,11 @@ class ArchiveReader:
         return self._places
 
     @property
+    def has_remote_places(self) -> bool:
+        """Whether some chunks are in places that are not on this machine."""
+        return not all(place.is_local for place in self._get_session().places.values())
+
+    @property
     def snapshot(self) -> Snapshot:
         """The extent of the archive for this reader, as of the first access or the last :meth:`refresh`."""
         if self._snapshot is None:
@@ -370,6 +375,7 @@ class _ReaderSession:
         self.pid = os.getpid()
         self.catalog = catalog
         self.header = header
+        self.places = places
         self.snapshot = snapshot
         self.counts = ReadCounts()
         self.cache = FrameCache(*cache_limits, self._on_cache_drop)
