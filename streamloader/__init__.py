@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from streamloader.loader.multistreamer import MultiStreamer
     from streamloader.loader.plan_report import PlanReport
     from streamloader.loader.state import merge_states
+    from streamloader.loader.yuv import yuv_to_rgb
     from streamloader.stores.base import Store
     from streamloader.stores.registry import open_store, register_store
     from streamloader.stream_table import StreamTable
@@ -168,6 +169,7 @@ __all__ = [
     "open_archive",
     "open_store",
     "register_store",
+    "yuv_to_rgb",
 ]
 
 _MODULES: Final = {
@@ -209,6 +211,7 @@ _MODULES: Final = {
     "open_archive": "archive.archive",
     "open_store": "stores.registry",
     "register_store": "stores.registry",
+    "yuv_to_rgb": "loader.yuv",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

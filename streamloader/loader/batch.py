@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "BatchArray", "BatchSpec", "SlotBatch", "copy_memory"]
 
 _MARKS = ("reset", "valid", "repeat", "step", "time", "stream")
+_YUV_FIELDS = ("y", "u", "v", "matrix", "range")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,6 +124,11 @@ class SlotBatch(abc.ABC):
         return tensor
 
     def _make_tensor(self, name: str) -> torch.Tensor:
+        tensor, order = self._make_stored(name), self._spec.arrays[name].order
+        return tensor if order is None else tensor.permute(order)
+
+    def _make_stored(self, name: str) -> torch.Tensor:
+        """Return the tensor of an array with its axes as stored, (B, T, ...)."""
         import torch
 
         array = self._spec.arrays.get(name)
@@ -136,8 +142,7 @@ class SlotBatch(abc.ABC):
             tensor = memory[array.offset : array.offset + array.count * array.dtype.itemsize].view(dtype)
         else:
             tensor = torch.frombuffer(memory, dtype=dtype, count=array.count, offset=array.offset)
-        tensor = tensor.view(array.shape)
-        return tensor if array.order is None else tensor.permute(array.order)
+        return tensor.view(array.shape)
 
     @property
     def data(self) -> torch.Tensor:
@@ -270,6 +275,31 @@ class Batch(SlotBatch):
     def keep(self) -> torch.Tensor:
         """Float32 (B, T): 0.0 on the first step of a stream and 1.0 elsewhere, for ``h = h * keep[:, t, None]``."""
         return (~self["reset"]).float()
+
+    def rgb(self, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Return the frames of ``VideoStreams(..., pix_fmt="yuv420p")`` in RGB, on the device of the batch.
+
+        The axes are in the loader's layout, like those of ``batch.data`` with ``pix_fmt="rgb24"``. In memory, the
+        tensor is contiguous as (B, T, 3, H, W). Padding is black. :func:`streamloader.yuv_to_rgb` describes the pixels.
+
+        Args:
+            size: (height, width) to which frames are scaled. Defaults to their own size.
+
+        Raises:
+            ConfigError: If the batch has no such frames.
+        """
+        from streamloader.loader.yuv import yuv_to_rgb
+
+        missing = [repr(name) for name in _YUV_FIELDS if name not in self]
+        if missing:
+            raise ConfigError(
+                "rgb() converts frames of VideoStreams or ArchiveStreams with pix_fmt='yuv420p', but this batch has no "
+                f"field {', '.join(missing)}; it has {', '.join(self._spec.fields)}"
+            )
+        y, u, v, matrix, full_range = map(self._make_stored, _YUV_FIELDS)
+        rgb = yuv_to_rgb(y, u, v, matrix, full_range, size, channel_axis=-1)
+        order = self._spec.arrays["y"].order
+        return rgb if order is None else rgb.permute(order)
 
     def __repr__(self) -> str:
         """Return the epoch, the index, and the shapes of the fields."""

@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 _PIX_FMTS: Final = ("rgb24", "gray", "yuv420p")
+_CODING_FIELDS: Final = ("matrix", "range")  # of yuv420p
+_NO_MATRIX: Final = 2  # "unspecified" in ITU-T H.273
+_NO_COLOUR: Final = 128  # in chroma planes
 
 
 def validate_pix_fmt(pix_fmt: str, transform: object = None) -> str:
@@ -85,17 +88,19 @@ def frame_fields(pix_fmt: str, height: int, width: int, transform: Transform | N
         ConfigError: If `transform` returns the wrong number of results.
         StreamFailed: If `transform` raises an error.
     """
-    names = ("y", "u", "v") if pix_fmt == "yuv420p" else ("data",)
-    chroma = ((height + 1) // 2, (width + 1) // 2, 1)
-    shapes = {
-        "data": (height, width, 3 if pix_fmt == "rgb24" else 1),
-        "y": (height, width, 1),
-        "u": chroma,
-        "v": chroma,
-    }
+    if pix_fmt == "yuv420p":
+        chroma = Field(((height + 1) // 2, (width + 1) // 2, 1), np.uint8, fill=_NO_COLOUR, axes="HWC")
+        return {
+            "y": Field((height, width, 1), np.uint8, axes="HWC"),
+            "u": chroma,
+            "v": chroma,
+            "matrix": Field((), np.uint8, fill=_NO_MATRIX),
+            "range": Field((), np.uint8),
+        }
+    frame_shape = (height, width, 3 if pix_fmt == "rgb24" else 1)
     if transform is None:
-        return {name: Field(shapes[name], np.uint8, axes="HWC") for name in names}
-    frames = np.zeros((2, *shapes["data"]), np.uint8)
+        return {"data": Field(frame_shape, np.uint8, axes="HWC")}
+    frames = np.zeros((2, *frame_shape), np.uint8)
     results = call_transform(transform, frames, make_transform_rng(np.zeros(2, np.uint64)))
     shape = results.shape[1:]
     return {"data": Field(shape, results.dtype, axes="HWC" if len(shape) == 3 else None)}  # noqa: PLR2004
@@ -131,7 +136,8 @@ class FrameStream(Stream):
     ) -> None:
         self._length = length
         self._converter = converter
-        self._names = list(names)
+        self._names = [name for name in names if name not in _CODING_FIELDS]
+        self._coding_names = [name for name in names if name in _CODING_FIELDS]
         self._transform = transform
         self._step = 0
         self._error: StreamloaderError | None = None
@@ -165,7 +171,8 @@ class FrameStream(Stream):
 
     def _read(self, out: Mapping[str, Array], count: int) -> int:
         if self._transform is None:
-            count = self._fill([out[name] for name in self._names], count)
+            planes = [out[name] for name in self._names]
+            count = self._fill(planes, count, [out[name] for name in self._coding_names])
         else:
             frames = self._transform.input_buffer(count, self._converter.shape)
             count = self._fill([frames], count)
@@ -176,14 +183,22 @@ class FrameStream(Stream):
             self._check_end()
         return count
 
-    def _fill(self, arrays: Sequence[Array], count: int) -> int:
-        """Write up to `count` frames and return their number. The error of a later frame is raised by the next read."""
-        outputs = self._converter.wrap_outputs(arrays)
-        convert_into = self._converter.convert_into
+    def _fill(self, arrays: Sequence[Array], count: int, coding: Sequence[Array] = ()) -> int:
+        """Write up to `count` frames and return their number. The error of a later frame is raised by the next read.
+
+        Args:
+            arrays: Arrays of the planes.
+            count: Number of frames.
+            coding: Arrays of matrix and range for YUV, or none.
+        """
+        converter = self._converter
+        outputs, convert_into = converter.wrap_outputs(arrays), converter.convert_into
         row = 0
         try:
             for frame in self._read_frames(self._step, self._step + count):
                 convert_into(frame, outputs, row)
+                if coding:
+                    coding[0][row], coding[1][row] = converter.coding
                 row += 1
         except StreamloaderError as error:
             if row == 0:

@@ -71,9 +71,11 @@ class VideoStreams(StreamDataset):
     """One stream for each video file. The steps are exactly the frames that the decoder shows, in their order.
 
     Fields: ``"data"``, uint8 (H, W, 3) for ``rgb24`` and (H, W, 1) for ``gray`` (luma stretched to 0..255); for
-    ``yuv420p``, ``"y"`` (H, W, 1), ``"u"`` and ``"v"`` (ceil(H/2), ceil(W/2), 1) in the file's matrix and range. RGB is
-    converted with the file's own matrix and range. Frames are turned upright if the file specifies a rotation. Times
-    are those in the file, in seconds after its first frame.
+    ``yuv420p``, ``"y"`` (H, W, 1), ``"u"`` and ``"v"`` (ceil(H/2), ceil(W/2), 1) in the file's matrix and range, which
+    ``"matrix"`` and ``"range"`` contain for each step, uint8: MatrixCoefficients (6 if the file does not specify one
+    that FFmpeg knows) and VideoFullRangeFlag (0 or 1) of ITU-T H.273, for :func:`streamloader.yuv_to_rgb` and
+    ``batch.rgb()``. RGB is converted with the file's own matrix and range. Frames are turned upright if the file
+    specifies a rotation. Times are those in the file, in seconds after its first frame.
 
     Args:
         paths: A path, a glob pattern (``**`` for any depth), a directory (all files in it with a video extension, at

@@ -97,6 +97,8 @@ def test_fields(clip):
         "y": ((11, 21, 1), "uint8", "HWC"),
         "u": ((6, 11, 1), "uint8", "HWC"),
         "v": ((6, 11, 1), "uint8", "HWC"),
+        "matrix": ((), "uint8", None),
+        "range": ((), "uint8", None),
     }
     assert VideoStreams(clip, size=(10, 20)).fields["data"].shape == (10, 20, 3)  # known before index()
     with pytest.raises(ConfigError, match=r"size="):

@@ -34,6 +34,9 @@ _BITS_PER_BYTE: Final = 8
 _GUARD_BYTES: Final = 4096
 _GUARD_VALUE: Final = 0xA5
 _UNCONVERTED_FORMATS: Final = frozenset({"yuv420p", "yuvj420p"})  # their planes are copied for "yuv420p"
+_FULL_RANGE: Final = 2  # FFmpeg's AVCOL_RANGE_JPEG
+_KNOWN_MATRICES: Final = frozenset({1, 4, 5, 6, 7, 9, 10})  # in ITU-T H.273, those that libswscale knows
+_DEFAULT_MATRIX: Final = 6  # BT.601, which libswscale uses for all others
 
 
 def plane_shapes(pix_fmt: str, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
@@ -92,6 +95,7 @@ class Converter:
         self._allow_direct = allow_direct and is_scaler_available()
         self._config: ScalerConfig | None = None
         self._direct: _DirectConversion | None = None
+        self._coding = (_DEFAULT_MATRIX, 0)
         self._scratch: list[OutputArray] | None = None  # holds a frame before `orientation` is applied
         if orientation != UPRIGHT:
             shapes = plane_shapes(pix_fmt, self._height, self._width)
@@ -101,6 +105,11 @@ class Converter:
     def is_direct(self) -> bool:
         """Whether libswscale writes frames like the last one straight into the output."""
         return self._direct is not None and self._direct.scaler is not None
+
+    @property
+    def coding(self) -> tuple[int, int]:
+        """MatrixCoefficients and VideoFullRangeFlag (ITU-T H.273) of the last frame, as YUV output has them."""
+        return self._coding
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -164,8 +173,13 @@ class Converter:
         self._config = config
         unconverted = config.target == "yuv420p" and config.source in _UNCONVERTED_FORMATS
         same_size = (config.width, config.height) == (config.out_width, config.out_height)
-        if self._allow_direct and not (unconverted and same_size):
+        copied = unconverted and same_size
+        if self._allow_direct and not copied:
             self._direct = _DirectConversion(config)
+        # libswscale keeps the range that the frame states, and converts a full range that only its format implies.
+        full_range = config.color_range == _FULL_RANGE or (copied and config.source == "yuvj420p")
+        matrix = config.matrix if config.matrix in _KNOWN_MATRICES else _DEFAULT_MATRIX
+        self._coding = matrix, int(full_range)
 
 
 class _DirectConversion:
