@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser"]
 
-_KINDS: Final = ("videos", "texts", "archive")
+_KINDS: Final = ("videos", "index", "archive", "texts")
 _FRAME_OPTIONS: Final = ("size", "pix_fmt", "stride", "fps", "max_frames")
 
 
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, patterns, directories, or store addresses")
     parser.add_argument(
         "--kind", choices=_KINDS, default="videos",
-        help="kind of the streams: videos, texts (a step is a byte), or the videos of one archive (videos)",
+        help="kind of the streams: videos, the videos of an index file or of an archive, or texts, whose steps are bytes (videos)",
     )  # fmt: skip
     _add_loader_options(parser.add_argument_group("loader"))
     _add_frame_options(parser.add_argument_group("frames"))
@@ -107,10 +107,11 @@ def _create_dataset(arguments: argparse.Namespace) -> StreamDataset:
     frame_options = {name: value for name in _FRAME_OPTIONS if (value := getattr(arguments, name)) is not None}
     if arguments.kind == "videos":
         return VideoStreams(addresses, **frame_options, storage_options=storage_options)
-    if arguments.kind == "archive":
+    if arguments.kind in ("archive", "index"):
         if len(addresses) > 1:
-            raise ConfigError(f"--kind archive takes one archive, got {len(addresses)} addresses")
-        return ArchiveStreams(addresses[0], **frame_options, storage_options=storage_options)
+            raise ConfigError(f"--kind {arguments.kind} takes one address, got {len(addresses)}")
+        open_one = ArchiveStreams if arguments.kind == "archive" else VideoStreams.from_index
+        return open_one(addresses[0], **frame_options, storage_options=storage_options)
     if frame_options:
         option = next(iter(frame_options)).replace("_", "-")
         raise ConfigError(f"--{option} is an option for frames: leave it out with --kind texts")

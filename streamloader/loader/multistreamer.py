@@ -377,7 +377,7 @@ def plan_dataset(
     """
     from streamloader.loader.epoch_planning import report_plan
 
-    table = _index_dataset(dataset, in_processes=True)
+    table = _index_dataset(dataset, in_processes=True, skip=False)
     plan = make_plan(
         table.lengths,
         lanes=batch_size * world_size,

@@ -171,8 +171,8 @@ class PlanReport:
         world_size: Number of ranks.
         seed: Seed of the shuffle.
         shuffle: Whether streams are shuffled in each epoch.
-        epoch: Number of the epoch. The shares of the ranks are those in this epoch, and so are the steps with
-            ``switch="align"`` and ``tail="drop"`` or ``"cycle"``. All other figures are the same in each epoch.
+        epoch: Number of the epoch. The shares of the ranks are those in this epoch, and so are the steps and bytes
+            with ``switch="align"`` and ``tail="drop"`` or ``"cycle"``. All other figures are the same in each epoch.
         streams: Lengths of the streams.
         epochs: Epoch with each combination of `switch` and `tail`. One is marked as that of the loader.
         loads: Loads of all lanes, with the loader's `switch`. None if a length is unknown.
