@@ -50,6 +50,17 @@ def _variant(contender: Contender, name: str, label: str, **options: Any) -> Con
 
 STREAMLOADER = Contender("streamloader", "streamloader", "streamloader_peer", {}, "leased views", "streamloader")
 
+STREAMLOADER_PLANAR = dataclasses.replace(
+    _variant(STREAMLOADER, "streamloader, rgbp", 'streamloader, pix_fmt="rgbp"', pix_fmt="rgbp"), family=""
+)
+STREAMLOADER_YUV = dataclasses.replace(
+    _variant(STREAMLOADER, "streamloader, YUV", 'streamloader, pix_fmt="yuv420p"', pix_fmt="yuv420p"), family=""
+)
+STREAMLOADER_YUV_RGB = dataclasses.replace(
+    _variant(STREAMLOADER_YUV, "streamloader, YUV to RGB", 'streamloader, pix_fmt="yuv420p", batch.rgb()', rgb=True),
+    hands_out="own memory",
+)
+
 STREAMLOADER_COLD = _variant(STREAMLOADER, "streamloader, cold", "streamloader, videos never indexed before", cold=True)
 
 NAIVE = Contender("DataLoader", "DataLoader + PyAV, the usual way", "dataloader", {"naive": True}, family="DataLoader")

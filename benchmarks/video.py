@@ -32,6 +32,9 @@ CONTENDERS = (
     *_LOADERS,
     contenders.STREAMLOADER,
     contenders.with_clones(contenders.STREAMLOADER),
+    contenders.STREAMLOADER_PLANAR,
+    contenders.STREAMLOADER_YUV,
+    contenders.STREAMLOADER_YUV_RGB,
     contenders.RING_PYAV,
     contenders.RING_MALLOC,
     contenders.RING_DIRECT,
@@ -43,13 +46,15 @@ CONTENDERS = (
 _NOTE = (
     "Coherent batches (8, 8, {height}, {width}, 3) of uint8 with a reset mask. The consumer only takes and drops them. "
     '"Own memory": the batch was copied for the consumer. The bare ring and the loops without transport are not '
-    "loaders but upper limits. CPU includes consumer and workers."
+    'loaders but upper limits. CPU includes consumer and workers. "rgbp" batches are RGB in planes, YUV batches are '
+    "the planes of 4:2:0, and batch.rgb() converts those in the consumer's process."
 )
 _BARS = (
     Bar("DataLoader, the usual way", "streamloader", ("DataLoader",), "steps_per_s", 2.5),
     Bar("best tuned DataLoader", "streamloader", ("tuned DataLoader",), "steps_per_s", 1.8),
     Bar("best SPDL", "streamloader", ("SPDL",), "steps_per_s", 1.5),
     Bar("bare ring on the same decoder", "streamloader", ("ring/direct",), "steps_per_s", 0.93),
+    Bar("YUV: decoding alone", "streamloader, YUV", ("decode",), "steps_per_s", 0.97),
 )
 _PEERS = ("DataLoader", "tuned DataLoader", "grain", "SPDL", "reference")
 
@@ -79,7 +84,10 @@ def question(quick: bool) -> Question:
         title="Video scaled to 224x224",
         note=_NOTE.format(height=224, width=224),
         job=job(224, 224),
-        bars=(Bar("best peer that is a loader", "streamloader", _PEERS, "steps_per_s", 1.25),),
+        bars=(
+            Bar("best peer that is a loader", "streamloader", _PEERS, "steps_per_s", 1.25),
+            Bar("rgbp: best peer that is a loader", "streamloader, rgbp", _PEERS, "steps_per_s", 1.25),
+        ),
     )
     return Question("video", "Video", (native, scaled))
 

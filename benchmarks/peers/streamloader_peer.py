@@ -63,7 +63,8 @@ class Loader:
         if job.kind == "fill":
             dataset: Any = FillStreams(job.batch_size, min(job.batches, 1 << 32) * job.window, job.shape)
         else:
-            dataset = sl.VideoStreams(list(job.paths), size=job.shape[:2])
+            dataset = sl.VideoStreams(list(job.paths), job.shape[:2], job.options.get("pix_fmt", "rgb24"))
+        self._options = job.options
         self._loader = sl.MultiStreamer(
             dataset,
             job.batch_size,
@@ -77,7 +78,10 @@ class Loader:
         """Yield (data, reset) of each batch of the next epoch."""
         del number
         for batch in self._loader:
-            yield batch.data, batch.reset
+            if self._options.get("rgb"):
+                yield batch.rgb(), batch.reset
+            else:
+                yield batch["y" if "y" in batch else "data"], batch.reset
 
     def close(self) -> None:
         """Stop the workers."""

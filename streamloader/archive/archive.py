@@ -92,7 +92,7 @@ class Archive(FrameSequence):
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         if pix_fmt not in PIX_FMTS:
-            hint = ": ArchiveStreams has it" if pix_fmt == "yuv420p" else ""
+            hint = ": ArchiveStreams has it" if pix_fmt in {"rgbp", "yuv420p"} else ""
             raise ConfigError(f"pix_fmt must be one of {', '.join(map(repr, PIX_FMTS))}, got {pix_fmt!r}{hint}")
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform must be callable, got {transform!r}")

@@ -66,7 +66,7 @@ class ArchiveStreams(StreamDataset):
             archive are used too. It may be closed afterwards.
         size: Size (height, width) to which frames are scaled (bilinear). None keeps their size. All videos must have
             the same size then.
-        pix_fmt: Pixel format: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``.
+        pix_fmt: Pixel format: ``"rgb24"``, ``"rgbp"``, ``"gray"`` or ``"yuv420p"``.
         max_frames: Maximum number of steps of a stream. Defaults to all.
         random_start: Whether to start each stream at a random frame, drawn again every epoch, from which `max_frames`
             steps remain. The number of steps is the same as without, so all epochs have the same length.
@@ -96,7 +96,7 @@ class ArchiveStreams(StreamDataset):
         self,
         archive: str | os.PathLike[str] | ArchiveReader | OpenArchive,
         size: tuple[int, int] | None = None,
-        pix_fmt: Literal["rgb24", "gray", "yuv420p"] = "rgb24",
+        pix_fmt: Literal["rgb24", "rgbp", "gray", "yuv420p"] = "rgb24",
         max_frames: int | None = None,
         random_start: bool = False,
         stride: int = 1,

@@ -29,7 +29,8 @@ __all__ = [
     "validate_size",
 ]
 
-_PIX_FMTS: Final = ("rgb24", "gray", "yuv420p")
+_PIX_FMTS: Final = ("rgb24", "rgbp", "gray", "yuv420p")
+_WITHOUT_TRANSFORM: Final = ("rgbp", "yuv420p")
 _CODING_FIELDS: Final = ("matrix", "range")  # of yuv420p
 _NO_MATRIX: Final = 2  # "unspecified" in ITU-T H.273
 _NO_COLOUR: Final = 128  # in chroma planes
@@ -43,8 +44,8 @@ def validate_pix_fmt(pix_fmt: str, transform: object = None) -> str:
     """
     if pix_fmt not in _PIX_FMTS:
         raise ConfigError(f"pix_fmt must be one of {', '.join(_PIX_FMTS)}, got {pix_fmt!r}")
-    if transform is not None and pix_fmt == "yuv420p":
-        raise ConfigError("transform= takes frames of one field: use pix_fmt='rgb24' or 'gray' with it")
+    if transform is not None and pix_fmt in _WITHOUT_TRANSFORM:
+        raise ConfigError("transform= takes frames (n, H, W, C) of one field: use pix_fmt='rgb24' or 'gray' with it")
     return pix_fmt
 
 
@@ -97,6 +98,8 @@ def frame_fields(pix_fmt: str, height: int, width: int, transform: Transform | N
             "matrix": Field((), np.uint8, fill=_NO_MATRIX),
             "range": Field((), np.uint8),
         }
+    if pix_fmt == "rgbp":
+        return {"data": Field((3, height, width), np.uint8, axes="CHW")}
     frame_shape = (height, width, 3 if pix_fmt == "rgb24" else 1)
     if transform is None:
         return {"data": Field(frame_shape, np.uint8, axes="HWC")}
@@ -171,7 +174,7 @@ class FrameStream(Stream):
 
     def _read(self, out: Mapping[str, Array], count: int) -> int:
         if self._transform is None:
-            planes = [out[name] for name in self._names]
+            planes = self._converter.split_planes([out[name] for name in self._names])
             count = self._fill(planes, count, [out[name] for name in self._coding_names])
         else:
             frames = self._transform.input_buffer(count, self._converter.shape)

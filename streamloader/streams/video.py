@@ -70,12 +70,12 @@ _log = logging.getLogger("streamloader")
 class VideoStreams(StreamDataset):
     """One stream for each video file. The steps are exactly the frames that the decoder shows, in their order.
 
-    Fields: ``"data"``, uint8 (H, W, 3) for ``rgb24`` and (H, W, 1) for ``gray`` (luma stretched to 0..255); for
-    ``yuv420p``, ``"y"`` (H, W, 1), ``"u"`` and ``"v"`` (ceil(H/2), ceil(W/2), 1) in the file's matrix and range, which
-    ``"matrix"`` and ``"range"`` contain for each step, uint8: MatrixCoefficients (6 if the file does not specify one
-    that FFmpeg knows) and VideoFullRangeFlag (0 or 1) of ITU-T H.273, for :func:`streamloader.yuv_to_rgb` and
-    ``batch.rgb()``. RGB is converted with the file's own matrix and range. Frames are turned upright if the file
-    specifies a rotation. Times are those in the file, in seconds after its first frame.
+    Fields: ``"data"``, uint8 (H, W, 3) for ``rgb24``, (3, H, W) for ``rgbp`` and (H, W, 1) for ``gray`` (luma stretched
+    to 0..255); for ``yuv420p``, ``"y"`` (H, W, 1), ``"u"`` and ``"v"`` (ceil(H/2), ceil(W/2), 1) in the file's matrix
+    and range, which ``"matrix"`` and ``"range"`` contain for each step, uint8: MatrixCoefficients (6 if the file does
+    not specify one that FFmpeg knows) and VideoFullRangeFlag (0 or 1) of ITU-T H.273, for
+    :func:`streamloader.yuv_to_rgb` and ``batch.rgb()``. RGB is converted with the file's own matrix and range. Frames
+    are turned upright if the file specifies a rotation. Times are those in the file, in seconds after its first frame.
 
     Args:
         paths: A path, a glob pattern (``**`` for any depth), a directory (all files in it with a video extension, at
@@ -84,7 +84,8 @@ class VideoStreams(StreamDataset):
             them; see :func:`streamloader.stores.open_store`. Such videos are decoded while they are fetched.
         size: (height, width) in pixels to which frames are scaled (bilinear). Defaults to their own size, which must be
             the same for all videos.
-        pix_fmt: Pixel format: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``. Defaults to ``"rgb24"``.
+        pix_fmt: Pixel format: ``"rgb24"``, ``"rgbp"`` (planes R, G and B, which FFmpeg scales faster and more exactly),
+            ``"gray"`` or ``"yuv420p"``. Defaults to ``"rgb24"``.
         max_frames: Maximum number of steps of a stream. Defaults to no limit.
         random_start: Whether each stream starts at a random frame that leaves `max_frames` steps, drawn again in every
             epoch. The number of steps does not change, so all epochs have the same length. Defaults to False.
@@ -94,7 +95,7 @@ class VideoStreams(StreamDataset):
         transform: Function ``transform(frames, rng)`` that receives uint8 (n, H, W, C), with varying n, and returns an
             array (n, ...) whose shape and dtype never change (a call on zeros determines them). `rng` is the same for
             every call of one stream, so values drawn from it are constant for the stream. All frames must be treated
-            alike, because n depends on the loader. Cannot be combined with ``yuv420p``. Defaults to None.
+            alike, because n depends on the loader. Only for ``rgb24`` and ``gray``. Defaults to None.
         damaged: ``"raise"`` raises an error for truncated or damaged files; ``"keep"`` uses their decodable frames.
             Defaults to ``"raise"``.
         max_pixels: Maximum number of pixels of a frame, before `size` is applied. Files with larger frames are refused
@@ -132,7 +133,7 @@ class VideoStreams(StreamDataset):
         self,
         paths: Addresses,
         size: tuple[int, int] | None = None,
-        pix_fmt: Literal["rgb24", "gray", "yuv420p"] = "rgb24",
+        pix_fmt: Literal["rgb24", "rgbp", "gray", "yuv420p"] = "rgb24",
         max_frames: int | None = None,
         random_start: bool = False,
         stride: int = 1,

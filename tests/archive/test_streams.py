@@ -55,6 +55,7 @@ def same(ones, others):
         {"max_frames": 9, "random_start": True, "stride": 2},
         {"max_frames": 9, "random_start": True, "fps": 60},
         {"pix_fmt": "yuv420p"},
+        {"pix_fmt": "rgbp"},
         {"pix_fmt": "gray", "transform": lambda frames, rng: frames[:, ::2] + np.uint8(rng.integers(99))},
     ],
     ids=lambda options: "-".join(options) or "plain",

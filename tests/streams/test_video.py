@@ -93,6 +93,7 @@ def test_fields(clip):
 
     assert fields() == {"data": ((48, 64, 3), "uint8", "HWC")}
     assert fields(pix_fmt="gray", size=(10, 20)) == {"data": ((10, 20, 1), "uint8", "HWC")}
+    assert fields(pix_fmt="rgbp") == {"data": ((3, 48, 64), "uint8", "CHW")}
     assert fields(pix_fmt="yuv420p", size=(11, 21)) == {
         "y": ((11, 21, 1), "uint8", "HWC"),
         "u": ((6, 11, 1), "uint8", "HWC"),
@@ -121,6 +122,19 @@ def test_planes(clip):
         for name, plane in zip("yuv", frame.planes, strict=True):
             stored = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
             assert np.array_equal(played[name][number, ..., 0], stored)
+
+
+@pytest.mark.parametrize("size", [None, (30, 50), (32, 48)])
+def test_planes_of_rgb(clip, size):
+    """At full size those of rgb24; scaled, those of PyAV's planar RGB."""
+    dataset = VideoStreams(clip, size=size, pix_fmt="rgbp")
+    played = read_stream(dataset, one(dataset))["data"]
+    height, width = size or (48, 64)
+    for frame, got in zip(linear_decode(clip), played, strict=True):
+        planar = frame.to_ndarray(format="gbrp", width=width, height=height)  # PyAV returns R, G, B
+        assert np.array_equal(got, np.moveaxis(planar, -1, 0))
+        if size is None:
+            assert np.array_equal(got, np.moveaxis(frame.to_ndarray(format="rgb24"), -1, 0))
 
 
 def test_rotated_video_is_upright(tmp_path):

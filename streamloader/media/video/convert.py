@@ -34,6 +34,7 @@ _BITS_PER_BYTE: Final = 8
 _GUARD_BYTES: Final = 4096
 _GUARD_VALUE: Final = 0xA5
 _UNCONVERTED_FORMATS: Final = frozenset({"yuv420p", "yuvj420p"})  # their planes are copied for "yuv420p"
+_PLANAR_RGB: Final = "gbrp"  # FFmpeg's name
 _FULL_RANGE: Final = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _KNOWN_MATRICES: Final = frozenset({1, 4, 5, 6, 7, 9, 10})  # in ITU-T H.273, those that libswscale knows
 _DEFAULT_MATRIX: Final = 6  # BT.601, which libswscale uses for all others
@@ -45,6 +46,8 @@ def plane_shapes(pix_fmt: str, height: int, width: int) -> tuple[tuple[int, int,
         return ((height, width, 3),)
     if pix_fmt == "gray":
         return ((height, width, 1),)
+    if pix_fmt == _PLANAR_RGB:
+        return ((height, width, 1),) * 3
     chroma = ((height + 1) // 2, (width + 1) // 2, 1)
     return ((height, width, 1), chroma, chroma)
 
@@ -69,8 +72,9 @@ class OutputArray(NamedTuple):
         """Determine the memory layout of `array`."""
         _, width, channels = array.shape[1:]
         address, stride = array.ctypes.data, array.strides[0]
-        packed = array.strides[1:] == (width * channels, channels, 1) and array.flags.writeable and array.size > 0
-        aligned = packed and address % _ALIGNMENT_BYTES == 0 and stride % _ALIGNMENT_BYTES == 0
+        packed = array.strides[1:3] == (width * channels, channels) and (channels == 1 or array.strides[3] == 1)
+        writable = array.flags.writeable and array.size > 0
+        aligned = packed and writable and address % _ALIGNMENT_BYTES == 0 and stride % _ALIGNMENT_BYTES == 0
         return cls(array, address, stride, bool(aligned))
 
 
@@ -78,7 +82,8 @@ class Converter:
     """Converts the frames of one stream, in one thread at a time.
 
     Args:
-        pix_fmt: Pixel format of the output: ``"rgb24"``, ``"gray"`` or ``"yuv420p"``.
+        pix_fmt: Pixel format of the output: ``"rgb24"``, ``"rgbp"`` (planes in the order R, G, B), ``"gray"`` or
+            ``"yuv420p"``.
         height: Height of the output in pixels, after `orientation` is applied.
         width: Width of the output in pixels, after `orientation` is applied.
         orientation: Rotation and mirroring to apply. Defaults to none.
@@ -88,7 +93,7 @@ class Converter:
     def __init__(
         self, pix_fmt: str, height: int, width: int, orientation: Orientation = UPRIGHT, *, allow_direct: bool = True
     ) -> None:
-        self._pix_fmt = pix_fmt
+        self._pix_fmt = _PLANAR_RGB if pix_fmt == "rgbp" else pix_fmt  # FFmpeg's name
         self._orientation = orientation
         self._height, self._width = orientation.apply_to_size(height, width)  # of the stored frame, once scaled
         self._reformatter = VideoReformatter()
@@ -113,8 +118,15 @@ class Converter:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (H, W, C) of the first output array."""
+        """Shape (H, W, C) of a frame of ``"rgb24"`` or ``"gray"``."""
         return (*self._orientation.apply_to_size(self._height, self._width), 3 if self._pix_fmt == "rgb24" else 1)
+
+    def split_planes(self, arrays: list[Array]) -> list[Array]:
+        """Return an array (n, H, W, C) for each plane, in FFmpeg's order, given the arrays of a stream's fields."""
+        if self._pix_fmt != _PLANAR_RGB:
+            return arrays
+        red, green, blue = np.moveaxis(arrays[0][..., None], 1, 0)
+        return [green, blue, red]
 
     def wrap_outputs(self, arrays: Sequence[Array]) -> list[OutputArray]:
         """Prepare output arrays (n, H, W, C), one for each plane of the pixel format."""
