@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, patterns, directories, or store addresses")
     parser.add_argument(
         "--kind", choices=_KINDS, default="videos",
-        help="kind of the streams: videos, the videos of an index file or of an archive, or texts, whose steps are bytes (videos)",
+        help="what VIDEOS are: videos, one index file, one archive, or texts, whose steps are bytes (videos)",
     )  # fmt: skip
     _add_loader_options(parser.add_argument_group("loader"))
     _add_frame_options(parser.add_argument_group("frames"))

@@ -89,7 +89,7 @@ def test_what_cannot_be_planned(folder, tmp_path, capsys):
     for arguments, words in (
         ([tmp_path / "none.mp4"], "none.mp4"),
         ([tmp_path / "broken.mp4"], "broken.mp4"),
-        ([folder, folder, "--kind", "archive"], "one archive"),
+        ([folder, folder, "--kind", "archive"], "takes one address"),
         ([folder, "--kind", "texts", "--max-frames", "3"], "--max-frames"),
         ([tmp_path, "--kind", "texts"], "no file"),
     ):
