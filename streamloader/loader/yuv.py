@@ -22,14 +22,14 @@ from streamloader.streams.frames import validate_size
 
 __all__ = ["yuv_to_rgb"]
 
-# Red from V, blue from U, green from U and green from V, in 1/65536, for limited range, by MatrixCoefficients of ITU-T
+# Red from V, green from V, blue from U and green from U, in 1/65536, for limited range, by MatrixCoefficients of ITU-T
 # H.273 (libswscale's ff_yuv2rgb_coeffs). All other numbers, unspecified (2) too, are BT.601.
-_BT601: Final = (104597, 132201, -25675, -53279)
-_BT2020: Final = (110013, 140363, -12277, -42626)
+_BT601: Final = (104597, -53279, 132201, -25675)
+_BT2020: Final = (110013, -42626, 140363, -12277)
 _CHROMA: Final = {
-    1: (117489, 138438, -13975, -34925),  # BT.709
-    4: (104448, 132798, -24759, -53109),  # FCC
-    7: (117579, 136230, -16907, -35559),  # SMPTE 240M
+    1: (117489, -34925, 138438, -13975),  # BT.709
+    4: (104448, -53109, 132798, -24759),  # FCC
+    7: (117579, -35559, 136230, -16907),  # SMPTE 240M
     9: _BT2020,
     10: _BT2020,
 }
@@ -37,9 +37,12 @@ _LAST_MATRIX: Final = 11  # which is BT.601, like all larger numbers
 _UNSPECIFIED: Final = 2
 _BLACK: Final = 16  # luma of black in limited range
 _NEUTRAL: Final = 128  # chroma without colour
+_POSITIVE: Final = 512  # added to what may be negative, down to -400; a multiple of 256
+_REPEATED: Final = 0x10001  # a factor that repeats 16 bits; much faster than repeat_interleave
+_GREY: Final = (_POSITIVE, _POSITIVE, _POSITIVE, 0)  # what grey adds to red, green, blue, and to green by U
 _FRACTION_BITS: Final = 13  # of the coefficients for even heights
 _TABLE_BITS: Final = 16  # of those for odd heights
-_BLOCK_PX: Final = 1 << 17  # converted at a time on a CPU, so that intermediate results stay in its cache
+_BLOCK_PX: Final = 1 << 18  # converted at a time on a CPU, so that intermediate results stay in its cache
 
 
 def yuv_to_rgb(
@@ -82,62 +85,55 @@ def yuv_to_rgb(
     height, width = own_size = tuple(luma.shape[1:])
     if size is not None:
         height, width = validate_size(size)
-    table = _select_coefficients(matrix, range, lead, luma.device)
+    coefficients = _Coefficients.from_rows(_select_rows(matrix, range, lead, luma.device))
     rgb = torch.empty((len(luma), 3, height, width), dtype=torch.uint8, device=luma.device)
     frame_px = max(luma.shape[1] * luma.shape[2], height * width)
     if (height, width) == own_size and height % 2 == 0:
+        converter = _PairConverter()
         for frames, pairs in _split_frames(luma, height // 2, frame_px):
             lines = slice(2 * pairs.start, 2 * pairs.stop)
             u_block, v_block = (plane[frames, pairs] for plane in chroma)
-            coefficients = _Coefficients.unpack(table, frames)
-            _convert_pairs(luma[frames, lines], u_block, v_block, coefficients, rgb[frames, :, lines])
+            converter.convert(luma[frames, lines], u_block, v_block, coefficients.of(frames), rgb[frames, :, lines])
     else:
         convert = _convert_interpolated if width % 2 else _convert_offsets
         for frames, _ in _split_frames(luma, 1, frame_px):
             y, u, v = _resample_planes([plane[frames] for plane in planes], height, width)
-            convert(y, u, v, _Coefficients.unpack(table, frames), rgb[frames])
+            convert(y, u, v, coefficients.of(frames), rgb[frames])
     return rgb.view(*lead, 3, height, width).movedim(-3, channel_axis)
 
 
 class _Coefficients(NamedTuple):
-    """Coefficients of the conversion of some frames, int32 (n, 1, 1) each, or (1, 1, 1) if all frames have the same.
+    """Coefficients of the conversion of n frames, or with n = 1 of all frames. All numbers are whole.
 
     Attributes:
-        luma: Factor of luma, in 1/8192.
-        black: Sum added to that product, so that black is 0.
-        red_v: Factor of V in red, in 1/8192.
-        blue_u: Factor of U in blue, in 1/8192.
-        green_u: Factor of U in green, in 1/8192.
-        green_v: Factor of V in green, in 1/8192.
-        step: Factor of luma, in 1/65536.
-        first: Sum added to that product, with 0.5 for rounding.
-        offset_red_v: Luma levels added to red for each level of V, in 1/65536.
-        offset_blue_u: Luma levels added to blue for each level of U, in 1/65536.
-        offset_green_u: Luma levels added to green for each level of U, in 1/65536.
-        offset_green_v: Luma levels added to green for each level of V, in 1/65536.
+        luma: Factor of luma in 1/8192, and the sum added to it so that black is 0: float32 (n, 2, 1, 1), over 8192.
+        chroma: Factors of V in red and green, and of U in blue and green, in 1/8192: int32 (n, 2, 2, 1, 1).
+        neutral: Sums added to these products, so that grey is `_POSITIVE`, or 0 for U in green: int32 (n, 2, 2, 1, 1).
+        step: Factor of luma in 1/65536, and the sum added to it, with 0.5 for rounding: int32 (n, 2, 1, 1).
+        offsets: Luma levels added for each level of V in red and green, and of U in blue and green, in 1/65536: int32
+            (n, 2, 2, 1, 1).
     """
 
     luma: Tensor
-    black: Tensor
-    red_v: Tensor
-    blue_u: Tensor
-    green_u: Tensor
-    green_v: Tensor
+    chroma: Tensor
+    neutral: Tensor
     step: Tensor
-    first: Tensor
-    offset_red_v: Tensor
-    offset_blue_u: Tensor
-    offset_green_u: Tensor
-    offset_green_v: Tensor
+    offsets: Tensor
 
     @classmethod
-    def unpack(cls, table: Tensor, frames: slice) -> _Coefficients:
-        """Return the coefficients of some frames from those of all frames, (n, 12, 1, 1) or (1, 12, 1, 1)."""
-        return cls(*(table[frames] if len(table) > 1 else table).unbind(1))
+    def from_rows(cls, rows: Tensor) -> _Coefficients:
+        """Split the rows of the table, int32 (n, 16)."""
+        luma, step, *others = rows[..., None, None].split([2, 2, 4, 4, 4], dim=1)
+        chroma, neutral, offsets = (part.unflatten(1, (2, 2)) for part in others)
+        return cls(luma.float() / (1 << _FRACTION_BITS), chroma, neutral, step, offsets)
+
+    def of(self, frames: slice) -> _Coefficients:
+        """Return the coefficients of some frames."""
+        return self if len(self.luma) == 1 else _Coefficients(*(tensor[frames] for tensor in self))
 
 
 def _compute_coefficients(matrix: int, full_range: int) -> list[int]:
-    """Return the coefficients as ``sws_setColorspaceDetails`` and ``ff_yuv2rgb_c_init_tables`` compute them."""
+    """Return a row of the table, as ``sws_setColorspaceDetails`` and ``ff_yuv2rgb_c_init_tables`` compute it."""
     step, first, chroma = 1 << 16, 0, list(_CHROMA.get(matrix, _BT601))
     if full_range:
         chroma = [_divide(factor * 224, 255) for factor in chroma]
@@ -146,9 +142,10 @@ def _compute_coefficients(matrix: int, full_range: int) -> list[int]:
         first = 326 * step - (384 << 16) - (_BLACK << 16)
     luma = (step + 4) >> 3
     black = 0 if full_range else -_BLACK * luma
-    factors = ((factor + 4) >> 3 for factor in chroma)
-    offsets = (_divide((factor << 16) + 0x8000, step) for factor in chroma)
-    return [luma, black, *factors, step, first + 0x8000, *offsets]
+    factors = [(factor + 4) >> 3 for factor in chroma]
+    grey = [(positive << _FRACTION_BITS) - _NEUTRAL * factor for positive, factor in zip(_GREY, factors, strict=True)]
+    offsets = [_divide((factor << 16) + 0x8000, step) for factor in chroma]
+    return [luma, black, step, first + 0x8000, *factors, *grey, *offsets]
 
 
 def _divide(dividend: int, divisor: int) -> int:
@@ -159,15 +156,13 @@ def _divide(dividend: int, divisor: int) -> int:
 
 @lru_cache(maxsize=64)
 def _coefficient_table(device: torch.device) -> Tensor:
-    """Return the coefficients of all matrices, limited and full range each, int32 (2 * matrices, 12, 1, 1)."""
+    """Return the coefficients of all matrices, each in limited and full range, int32 (2 * matrices, 16)."""
     rows = [_compute_coefficients(matrix, full) for matrix in range(_LAST_MATRIX + 1) for full in (0, 1)]
-    return torch.tensor(rows, dtype=torch.int32).to(device)[..., None, None]
+    return torch.tensor(rows, dtype=torch.int32).to(device)
 
 
-def _select_coefficients(
-    matrix: int | Tensor, full_range: int | Tensor, lead: tuple[int, ...], device: torch.device
-) -> Tensor:
-    """Return the coefficients of each frame, or those of all frames in one row, without waiting for the device."""
+def _select_rows(matrix: int | Tensor, full_range: int | Tensor, lead: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the row of the table for each frame, or one row for all frames, without waiting for the device."""
     table = _coefficient_table(device)
     if not isinstance(matrix, Tensor):
         matrix = min(max(int(matrix), 0), _LAST_MATRIX)
@@ -183,11 +178,12 @@ def _select_coefficients(
     if not isinstance(row, Tensor):
         return table[row : row + 1]
     try:
-        return table[row.broadcast_to(lead).reshape(-1)]
+        rows = row.broadcast_to(lead).reshape(-1)
     except RuntimeError as error:
         raise ConfigError(
             f"matrix and range must broadcast to the leading axes {lead}, got {tuple(row.shape)}"
         ) from error
+    return table[rows]
 
 
 def _flatten_planes(planes: tuple[Tensor, Tensor, Tensor], channel_axis: int) -> tuple[list[Tensor], tuple[int, ...]]:
@@ -226,25 +222,50 @@ def _split_frames(luma: Tensor, rows: int, frame_px: int) -> Iterator[tuple[slic
         yield slice(first, min(first + many_frames, frames)), slice(row, min(row + many_rows, rows))
 
 
-def _convert_pairs(y: Tensor, u: Tensor, v: Tensor, by: _Coefficients, rgb: Tensor) -> None:
-    """Convert frames at full size, with an even number of rows. Each chroma sample serves 2 x 2 pixels."""
-    frames, height, width = y.shape
-    luma = y.to(torch.int32).mul_(by.luma).add_(by.black).bitwise_right_shift_(_FRACTION_BITS).to(torch.int16)
-    u, v = (plane.to(torch.int32).sub_(_NEUTRAL) for plane in (u, v))
-    colour = torch.empty((frames, 3, *u.shape[1:]), dtype=torch.int32, device=y.device)
-    torch.mul(v, by.red_v, out=colour[:, 0])
-    torch.mul(u, by.green_u, out=colour[:, 1])
-    torch.mul(u, by.blue_u, out=colour[:, 2])
-    colour.bitwise_right_shift_(_FRACTION_BITS)
-    colour[:, 1] += v.mul_(by.green_v).bitwise_right_shift_(_FRACTION_BITS)
-    pixels = torch.add(luma.view(frames, 1, height // 2, 2, width), _repeat_across(colour, width)[:, :, :, None])
-    rgb.copy_(pixels.view(frames, 3, height, width).clamp_(0, 255))
+class _PairConverter:
+    """Converts frames at full size, with an even number of rows. Each chroma sample serves 2 x 2 pixels.
+
+    Sums are kept positive by multiples of 256, which vanish when the lowest 8 bits are stored. So casts, which round
+    towards zero, round down, and a multiplication repeats the lower half of 32 bits in the upper half.
+
+    Its buffers are used for one block after the other, because allocating them costs more than the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._shape: tuple[int, ...] = ()
+
+    def convert(self, y: Tensor, u: Tensor, v: Tensor, by: _Coefficients, rgb: Tensor) -> None:
+        """Convert one block, u and v of half the size of y, into `rgb`."""
+        if self._shape != y.shape:
+            self._allocate(y)
+        scale, black = by.luma.unbind(1)
+        self._luma.copy_(self._scaled.copy_(y).mul_(scale).add_(black + _POSITIVE))
+        self._chroma[:, 0, 0].copy_(v)
+        self._chroma[:, 1, 0].copy_(u)
+        torch.mul(self._chroma, by.chroma, out=self._terms).add_(by.neutral).bitwise_right_shift_(_FRACTION_BITS)
+        red_green_blue, green_u = self._terms.flatten(1, 2).split([3, 1], dim=1)
+        red_green_blue[:, 1:2].add_(green_u)
+        torch.mul(red_green_blue, _REPEATED, out=self._pairs)
+        colour = self._pairs.view(torch.int16)[..., None, : y.shape[2]]
+        torch.add(self._luma.view(len(y), 1, -1, 2, y.shape[2]), colour, out=self._pixels)
+        pixels = self._pixels.flatten(2, 3).clamp_(2 * _POSITIVE, 2 * _POSITIVE + 255)
+        rgb.copy_(pixels)
+
+    def _allocate(self, y: Tensor) -> None:
+        (frames, height, width), device = y.shape, y.device
+        half = (frames, height // 2, (width + 1) // 2)
+        self._shape = (frames, height, width)
+        self._scaled = torch.empty(self._shape, dtype=torch.float32, device=device)
+        self._luma = torch.empty(self._shape, dtype=torch.int16, device=device)
+        self._chroma = torch.empty((frames, 2, 1, *half[1:]), dtype=torch.int32, device=device)
+        self._terms = torch.empty((frames, 2, 2, *half[1:]), dtype=torch.int32, device=device)
+        self._pairs = torch.empty((frames, 3, *half[1:]), dtype=torch.int32, device=device)
+        self._pixels = torch.empty((frames, 3, height // 2, 2, width), dtype=torch.int16, device=device)
 
 
 def _repeat_across(colour: Tensor, width: int) -> Tensor:
-    """Return each small integer of an int32 (..., n) twice, as int16 (..., width)."""
-    pairs = colour.bitwise_and_(0xFFFF).mul_(0x10001)  # the same 16 bits twice; much faster than repeat_interleave
-    return pairs.view(torch.int16)[..., :width]
+    """Return each positive 15-bit integer of an int32 (..., n) twice, as int16 (..., width)."""
+    return (colour * _REPEATED).view(torch.int16)[..., :width]
 
 
 def _resample_planes(planes: list[Tensor], height: int, width: int) -> list[Tensor]:
@@ -287,27 +308,21 @@ def _stretch_plane(plane: Tensor, length: int, axis: int) -> Tensor:
 
 def _convert_offsets(y: Tensor, u: Tensor, v: Tensor, by: _Coefficients, rgb: Tensor) -> None:
     """Convert frames with an even width whose chroma has half their width and all their rows."""
-    u, v = u.to(torch.int32), v.to(torch.int32)
-    colour = torch.stack(
-        [
-            _count_levels(v, by.offset_red_v),
-            _count_levels(u, by.offset_green_u) + _count_levels(v, by.offset_green_v),
-            _count_levels(u, by.offset_blue_u),
-        ],
-        dim=1,
-    )
-    levels = (y.to(torch.int16)[:, None] + _repeat_across(colour, y.shape[-1])).to(torch.int32)
-    levels.mul_(by.step[:, None]).add_(by.first[:, None]).bitwise_right_shift_(_TABLE_BITS)
-    rgb.copy_(levels.clamp_(0, 255))
-
-
-def _count_levels(plane: Tensor, offset: Tensor) -> Tensor:
-    return (plane * offset).bitwise_right_shift_(_TABLE_BITS).sub_(offset >> 9)
+    chroma = torch.stack([v, u], dim=1).to(torch.int32)[:, :, None]
+    levels = (chroma * by.offsets).bitwise_right_shift_(_TABLE_BITS).sub_(by.offsets >> 9).flatten(1, 2)
+    levels[:, 1] += levels[:, 3]
+    colour = _repeat_across(levels[:, :3] + _POSITIVE, y.shape[-1])
+    step, first = by.step.unbind(1)
+    pixels = (y.to(torch.int16)[:, None] + colour).to(torch.int32)
+    pixels.mul_(step[:, None]).add_((first - _POSITIVE * step)[:, None]).bitwise_right_shift_(_TABLE_BITS)
+    rgb.copy_(pixels.clamp_(0, 255))
 
 
 def _convert_interpolated(y: Tensor, u: Tensor, v: Tensor, by: _Coefficients, rgb: Tensor) -> None:
     """Convert frames whose chroma has their size."""
-    luma = y.float().mul_(by.luma).add_(by.black)
-    u, v = u.float() - _NEUTRAL, v.float() - _NEUTRAL
-    pixels = torch.stack([luma + v * by.red_v, luma + u * by.green_u + v * by.green_v, luma + u * by.blue_u], dim=1)
-    rgb.copy_(pixels.div_(1 << _FRACTION_BITS).round_().clamp_(0, 255))
+    scale, black = by.luma.unbind(1)
+    luma = y.float().mul_(scale).add_(black)
+    u, v = ((plane.float() - _NEUTRAL) / (1 << _FRACTION_BITS) for plane in (u, v))
+    red_v, green_v, blue_u, green_u = by.chroma.flatten(1, 2).unbind(1)
+    pixels = torch.stack([luma + v * red_v, luma + u * green_u + v * green_v, luma + u * blue_u], dim=1)
+    rgb.copy_(pixels.round_().clamp_(0, 255))

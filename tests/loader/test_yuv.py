@@ -137,7 +137,8 @@ def test_coefficients_are_those_of_the_library():
         stored = np.ctypeslib.as_array(
             (np.ctypeslib.ctypes.c_int * 4).from_address(libraries[0].sws_getCoefficients(matrix))
         )
-        assert [abs(factor) for factor in yuv._CHROMA.get(matrix, yuv._BT601)] == stored.tolist()
+        red_v, green_v, blue_u, green_u = yuv._CHROMA.get(matrix, yuv._BT601)
+        assert [red_v, blue_u, -green_u, -green_v] == stored.tolist()
 
 
 def test_planes_that_do_not_fit():
