@@ -56,6 +56,8 @@ def add_parser(commands: Any) -> None:
         "--max-pixels", type=parse_positive_count, default=DEFAULT_MAX_PIXELS, metavar="N",
         help=f"refuse videos with frames of more pixels ({DEFAULT_MAX_PIXELS})",
     )  # fmt: skip
+    parser.add_argument("--executor", choices=("local", "ray"), default="local", help="processes, or a Ray cluster")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="address of the Ray cluster (this machine's own)")
     parser.add_argument("--storage-options", metavar="FILE", help="JSON file of store options")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="do not show progress")
@@ -77,6 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
             verify=arguments.verify,
             max_pixels=arguments.max_pixels,
             storage_options=options,
+            executor=arguments.executor,
+            ray_address=arguments.ray_address,
             progress=not arguments.quiet,
         )
     print(json.dumps(dataclasses.asdict(report), indent=2) if arguments.json else _format_report(report))

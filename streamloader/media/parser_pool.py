@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from streamloader.common.printable import make_printable
 from streamloader.common.subprocesses import block_interrupts, child_environment, module_search_path, python_command
@@ -40,20 +40,43 @@ from streamloader.errors import (
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["CALL_HEADER", "PROGRESS_INTERVAL_S", "REPLY_HEADER", "ParserPool"]
+__all__ = [
+    "CALL_HEADER", "MAX_REPLY_BYTES", "PROGRESS_INTERVAL_S", "REPLY_HEADER", "ParserPool", "Parsers", "read_result",
+]  # fmt: skip
 
 CALL_HEADER: Final = struct.Struct("<QQ")  # number of the call, size of its pickle in bytes
 REPLY_HEADER: Final = struct.Struct("<I")  # size of the JSON document in bytes
 PROGRESS_INTERVAL_S: Final = 10.0  # between the reports of a process that makes progress
 _STALL_TIMEOUT_S: Final = 600.0  # stores have shorter deadlines, so only a parser that hangs reaches this one
-_MAX_REPLY_BYTES: Final = 1 << 26  # the largest indexes have some megabytes
+MAX_REPLY_BYTES: Final = 1 << 26  # the largest indexes have some megabytes
 _MAX_LOGGED_CHARACTERS: Final = 10_000
 _MAX_LOGGED_RECORDS: Final = 10_000  # of one process
 _EXIT_TIMEOUT_S: Final = 2.0
 _log = logging.getLogger("streamloader")
 
 
-class ParserPool:
+class Parsers(Protocol):
+    """Calls functions that parse untrusted media elsewhere: the interface of :class:`ParserPool`.
+
+    Attributes:
+        parallel: Number of calls that are worth making at the same time.
+    """
+
+    parallel: int
+
+    def call(self, name: str, function: Callable[..., Any], *args: Any, shared_by: int = 1) -> Any:
+        """Call ``function(*args)``, and return its result."""
+
+    def call_many(
+        self, names: Sequence[str], function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        """Call a function several times, and return the result of each call, or its StreamloaderError."""
+
+    def close(self) -> None:
+        """End all calls."""
+
+
+class ParserPool(Parsers):
     """Calls functions in child processes, which are started on demand. All methods are thread-safe.
 
     Args:
@@ -63,7 +86,7 @@ class ParserPool:
 
     def __init__(self, memory_bytes: int | None = None, max_processes: int | None = None) -> None:
         self._memory_bytes = memory_bytes
-        self._max_processes = max_processes or os.cpu_count() or 1
+        self._max_processes = self.parallel = max_processes or os.cpu_count() or 1
         self._lock = threading.Lock()
         self._processes: list[_ParserProcess] = []
         self._alone_lock = threading.Lock()
@@ -313,7 +336,7 @@ class _ParserProcess:
         try:
             while True:
                 (size,) = REPLY_HEADER.unpack(self._receive(REPLY_HEADER.size))
-                if size > _MAX_REPLY_BYTES:
+                if size > MAX_REPLY_BYTES:
                     raise ValueError(f"it has {size} bytes")
                 self._handle_reply(parse_json(self._receive(size)))
         except (EOFError, OSError):
@@ -346,7 +369,7 @@ class _ParserProcess:
                 make_printable(str(text), _MAX_LOGGED_CHARACTERS),
             )
             return
-        results = None if reply.get("out_of_memory") else [_read_result(result) for result in reply["results"]]
+        results = None if reply.get("out_of_memory") else [read_result(result) for result in reply["results"]]
         with self._lock:
             future, count = self._pending[reply["call"]]
             if results is not None and len(results) != count:
@@ -375,7 +398,7 @@ class _ParserProcess:
             future.set_exception(closed or _ParserFailed(reason or self._kill_reason or _describe_exit(status)))
 
 
-def _read_result(result: Any) -> Any:
+def read_result(result: Any) -> Any:
     """Return the value of one call, or the error that it has raised."""
     if "error" not in result:
         return result["value"]

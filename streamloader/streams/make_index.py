@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +17,7 @@ import anyio.to_thread
 import numpy as np
 
 from streamloader.errors import ConfigError, StreamloaderError, UnreadableStream
+from streamloader.media.parser_pool import Parsers
 from streamloader.media.video.bulk_indexer import BulkIndexer
 from streamloader.media.video.files import file_version
 from streamloader.media.video.index import IndexSettings, VerifyLevel
@@ -74,6 +75,8 @@ def index_videos(
     verify: VerifyLevel | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     storage_options: Mapping[str, Any] | None = None,
+    executor: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
     progress: bool = True,
 ) -> IndexReport:
     """Index videos on all cores, and write one file from which :meth:`VideoStreams.from_index` opens them.
@@ -94,6 +97,9 @@ def index_videos(
             ``"tables"``.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
+        executor: ``"local"`` for child processes, or ``"ray"`` for tasks of a Ray cluster, which must reach the videos
+            by the same addresses. This process writes the file, and caches the indexes.
+        ray_address: Address of the Ray cluster. Defaults to ``RAY_ADDRESS``, or to the cluster of this machine.
         progress: Whether to show a progress bar on a terminal. Defaults to True.
 
     Raises:
@@ -105,6 +111,7 @@ def index_videos(
         StoreError: If a store fails.
     """
     validate_unreadable(unreadable)
+    make_parsers = _select_parsers(executor, ray_address)
     target = _Target(os.fspath(to), storage_options)
     files = _list_files(paths, target, storage_options)
     with contextlib.ExitStack() as stack:
@@ -114,8 +121,21 @@ def index_videos(
         writer = stack.enter_context(target.open_writer(settings))
         if old is not None:
             writer.copy_indexes(target.current_path, work.kept_ids)
-        work.index_rest(writer, storage_options, shows_progress=progress)
+        work.index_rest(writer, storage_options, make_parsers, shows_progress=progress)
         return work.write(writer, target)
+
+
+def _select_parsers(executor: str, ray_address: str | None) -> Callable[[], Parsers] | None:
+    """Return a function that opens the parsers of an executor, or None for child processes of this one."""
+    if executor == "local":
+        if ray_address is not None:
+            raise ConfigError('ray_address= is for executor="ray"')
+        return None
+    if executor != "ray":
+        raise ConfigError(f'executor must be "local" or "ray", got {executor!r}')
+    from streamloader.streams.ray_cluster import RayParsers, connect_cluster
+
+    return lambda: RayParsers(connect_cluster(ray_address))
 
 
 def _list_files(paths: Addresses, target: _Target, storage_options: Mapping[str, Any] | None) -> dict[str, SourceFile]:
@@ -195,7 +215,12 @@ class _IndexWork:
         self._rest = rest
 
     def index_rest(
-        self, writer: IndexFileWriter, storage_options: Mapping[str, Any] | None, *, shows_progress: bool
+        self,
+        writer: IndexFileWriter,
+        storage_options: Mapping[str, Any] | None,
+        make_parsers: Callable[[], Parsers] | None,
+        *,
+        shows_progress: bool,
     ) -> None:
         """Index the videos that are not in the old file, and add their indexes to the new one."""
         if not self._rest:
@@ -214,6 +239,7 @@ class _IndexWork:
             is_fatal=ends_indexing,
             show_progress=show_indexing if shows_progress else None,
             sink=add,
+            make_parsers=make_parsers,
         )
         try:
             result = indexer.run(make_videos(files, storage_options))

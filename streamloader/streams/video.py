@@ -114,6 +114,7 @@ class VideoStreams(StreamDataset):
     Indexes are cached for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. Files that
     are not in the cache are indexed on all cores, with a progress bar on a terminal; an interrupted run continues where
     it stopped. To index a video in a store, all of it is read once; of an MP4 or MOV file, usually only a small part.
+    :meth:`from_index` opens many videos from one file without looking at them.
     Keys of streams are their addresses without user names, passwords, and the values of query parameters
     (:func:`streamloader.redaction.redact_address`). Keys that are equal then get ``#2``, ``#3``, ...
 

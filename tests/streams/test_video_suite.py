@@ -29,6 +29,19 @@ class TestVideoFiles(StreamSuite):
         return [{"data": as_rgb(linear_decode(path))} for path in self.paths]
 
 
+class TestVideosOfAnIndexFile(TestVideoFiles):
+    resumes_like = "TestVideoFiles"
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _index_file(cls, _files, tmp_path_factory):
+        cls.index_file = tmp_path_factory.mktemp("index") / "index.sqlite"
+        sl.index_videos(cls.paths, cls.index_file)
+
+    def make_dataset(self):
+        return sl.VideoStreams.from_index(self.index_file)
+
+
 class TestPlanesOfVideoFiles(TestVideoFiles):
     resumes_like = "TestVideoFiles"
 

@@ -236,7 +236,8 @@ def _select_executor(
 ) -> tuple[int, int, Callable[[int], Executor]]:
     """Return the number of concurrent units, the threads of each unit, and a function that creates the executor."""
     if executor == "ray":
-        from streamloader.archive.ingest.executors.ray_executor import RayExecutor, connect_cluster
+        from streamloader.archive.ingest.executors.ray_executor import RayExecutor
+        from streamloader.streams.ray_cluster import connect_cluster
 
         cluster = connect_cluster(ray_address)
         workers, threads = _divide_jobs(cluster.cpus if jobs is None else max(1, jobs), videos)

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from streamloader.errors import ClosedError, CorruptStream, StreamloaderError
-from streamloader.media.parser_pool import ParserPool
+from streamloader.media.parser_pool import ParserPool, Parsers
 from streamloader.media.video import index_cache
 from streamloader.media.video.files import file_version
 from streamloader.media.video.index import IndexSettings
@@ -97,6 +97,7 @@ class BulkIndexer:
         show_progress: Function that opens a display of the progress of a number of videos that have to be parsed.
             Defaults to none.
         sink: Function that receives each index, in any order. Defaults to none.
+        make_parsers: Function that opens parsers outside of this process. Defaults to a pool of child processes.
     """
 
     def __init__(
@@ -107,14 +108,16 @@ class BulkIndexer:
         is_fatal: Callable[[BaseException], bool],
         show_progress: Callable[[int], AbstractContextManager[ProgressDisplay]] | None = None,
         sink: IndexSink | None = None,
+        make_parsers: Callable[[], Parsers] | None = None,
     ) -> None:
+        self._make_parsers = make_parsers or self._make_pool
         self._settings = settings
         self._in_processes = in_processes
         self._is_fatal = is_fatal
         self._show_progress = show_progress
         self._sink = sink
         self._stop = threading.Event()
-        self._parsers: ParserPool | None = None
+        self._parsers: Parsers | None = None
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -216,10 +219,10 @@ class BulkIndexer:
     def _parse(self, group: list[VideoVersion]) -> Generator[list[_ParseResult], None, None]:
         """Parse videos that are all local, or all in stores. Yield results that are stored in the cache already."""
         is_local = isinstance(group[0].video, str)
-        cores = os.cpu_count() or 1
         use_processes = self._in_processes or (len(group) >= _MIN_VIDEOS_FOR_PROCESSES and not _is_in_memory(group[0]))
         parsers = self._open_parsers() if use_processes else None
-        threads = min(len(group), cores if is_local else _MAX_REMOTE_CALLS)
+        cores = (os.cpu_count() or 1) if parsers is None else parsers.parallel
+        threads = min(len(group), cores if is_local else max(cores, _MAX_REMOTE_CALLS))
         batches = _Batches(len(group), threads, _MAX_BATCH if is_local and use_processes else 1)
         results: queue.SimpleQueue[list[_ParseResult]] = queue.SimpleQueue()
 
@@ -266,16 +269,19 @@ class BulkIndexer:
             [result.indexed for result in results if result.indexed is not None and result.indexed.data], self._settings
         )
 
-    def _open_parsers(self) -> ParserPool:
+    def _make_pool(self) -> Parsers:
+        return ParserPool(_BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * self._settings.max_pixels)
+
+    def _open_parsers(self) -> Parsers:
         with self._lock:
             if self._stop.is_set():
                 raise _cancelled()
             if self._parsers is None:
-                self._parsers = ParserPool(_BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * self._settings.max_pixels)
+                self._parsers = self._make_parsers()
             return self._parsers
 
     def _parse_batch(
-        self, parsers: ParserPool | None, group: Sequence[VideoVersion], numbers: range, *, is_local: bool
+        self, parsers: Parsers | None, group: Sequence[VideoVersion], numbers: range, *, is_local: bool
     ) -> list[_ParseResult]:
         entries = [group[number] for number in numbers]
         try:
@@ -362,7 +368,7 @@ def _index_for_parent(entry: VideoVersion, settings: IndexSettings) -> str:
     return base64.b64encode(encode_index(index)).decode()
 
 
-def _call_shared(parsers: ParserPool, entry: VideoVersion, settings: IndexSettings) -> Any:
+def _call_shared(parsers: Parsers, entry: VideoVersion, settings: IndexSettings) -> Any:
     try:
         return parsers.call(str(entry.video), _index_for_parent, entry, settings, shared_by=_REMOTE_VIDEOS_PER_PROCESS)
     except ClosedError:

@@ -73,8 +73,7 @@ class IndexedVideo(NamedTuple):
 
 def index_cache_folder() -> Path:
     """Return the folder of cached indexes, in ``$STREAMLOADER_CACHE`` or else in the user's cache folder."""
-    root = os.environ.get(_CACHE_VARIABLE) or platformdirs.user_cache_dir("streamloader")
-    return Path(os.path.abspath(root)) / "index"
+    return Path(_folder_path())
 
 
 def load_index(
@@ -211,8 +210,13 @@ def _cache_key(entry: VideoVersion, damaged: str) -> CacheKey:
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
+def _folder_path() -> str:
+    root = os.environ.get(_CACHE_VARIABLE) or platformdirs.user_cache_dir("streamloader")
+    return f"{os.path.abspath(root)}/index"
+
+
 def _database() -> IndexDatabase:
-    return get_database(str(index_cache_folder()), _handle_unsafe_folder)
+    return get_database(_folder_path(), _handle_unsafe_folder)
 
 
 def _handle_unsafe_folder(error: UnsafePath) -> None:

@@ -88,6 +88,7 @@ class IndexDatabase:
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._identity = (0, 0)  # device and inode of the open file
+        self._checked: tuple[int, ...] | None = None  # signature of the files that were checked last
 
     @functools.cached_property
     def _name(self) -> str:
@@ -159,7 +160,7 @@ class IndexDatabase:
             if db is not None:
                 db.close()
 
-    @property
+    @functools.cached_property
     def _path(self) -> str:
         return f"{self._folder}/{_FORMAT}/{self._name}"
 
@@ -185,7 +186,11 @@ class IndexDatabase:
             return default
 
     def _run_once(self, work: Callable[[sqlite3.Connection], T], default: T, *, create: bool) -> T:
+        if self._db is not None and self._checked is not None and self._checked == self._take_signature():
+            return work(self._db)
+        self._checked = None
         with self._open_folder(create=create) as folder:
+            signature = self._take_signature()
             try:
                 identity = self._check_files(folder)
             except UnsafePath as error:
@@ -199,7 +204,25 @@ class IndexDatabase:
                     return default
                 self._connect(folder)
             assert self._db is not None
-            return work(self._db)
+            result = work(self._db)
+        self._checked = signature
+        return result
+
+    def _take_signature(self) -> tuple[int, ...] | None:
+        """Return values that change with owner, permissions and entries of the folders, and with the file, or None.
+
+        As long as they are the same, what was checked is still true.
+        """
+        try:
+            folder, subfolder = os.lstat(self._folder), os.lstat(os.path.dirname(self._path))
+            file = os.lstat(self._path)
+        except OSError:
+            return None
+        return (
+            folder.st_dev, folder.st_ino, folder.st_mode, folder.st_uid, folder.st_ctime_ns,
+            subfolder.st_dev, subfolder.st_ino, subfolder.st_mode, subfolder.st_uid, subfolder.st_ctime_ns,
+            file.st_dev, file.st_ino, file.st_mode, file.st_uid, file.st_nlink,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _open_folder(self, *, create: bool) -> Iterator[GuardedFolder]:

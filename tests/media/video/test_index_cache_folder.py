@@ -128,3 +128,17 @@ def test_the_usual_folder_is_ignored_with_one_warning(cache, clip, calls, monkey
     assert "STREAMLOADER_CACHE" in caplog.text
     assert forged.read_bytes() == b"x"
     assert os.listdir(forged.parent) == [forged.name]
+
+
+def test_each_machine_has_its_own_database_on_a_network_file_system(cache, clip, calls, monkeypatch):
+    load_index(clip)
+    close_databases()
+    monkeypatch.setattr("streamloader.media.video.index_database.is_network_folder", lambda path: True)
+    for host, made in (("one", 2), ("two", 3), ("one", 3)):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        close_databases()
+        load_index(clip)
+        assert len(calls) == made
+    assert sorted(path.name for path in cache.rglob("*.sqlite")) == [
+        "videos-one.sqlite", "videos-two.sqlite", "videos.sqlite",
+    ]  # fmt: skip

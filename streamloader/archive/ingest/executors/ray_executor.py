@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,72 +23,16 @@ from streamloader.archive.ingest.executors.unit_protocol import UnitProtocol
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.archive.ingest.unit import Channel, WorkUnit, run_unit
 from streamloader.common.worker_messages import InvalidMessage, parse_json
-from streamloader.errors import ConfigError, MissingDependency, StreamloaderError, to_wire
-from streamloader.redaction import clean, redact_address
+from streamloader.errors import ConfigError, StreamloaderError, to_wire
+from streamloader.redaction import clean
+from streamloader.streams.ray_cluster import RayCluster, ray
 
-try:
-    import ray
-except ImportError as error:
-    raise MissingDependency("executor='ray' needs Ray: pip install streamloader[ray]") from error
-
-__all__ = ["RayCluster", "RayExecutor", "connect_cluster"]
+__all__ = ["RayExecutor"]
 
 _VERSION: Final = version("streamloader")
 _RESPONSE_TIMEOUT_S: Final = 60.0
-_CONNECT_TIMEOUT_S: Final = 15.0
 _QUEUED_TICK_INTERVAL_S: Final = 5.0
 _MAX_REASON_CHARS: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class RayCluster:
-    """A Ray cluster that this process is connected to.
-
-    Attributes:
-        cpus: Number of CPUs of all nodes.
-        owns_connection: Whether :func:`connect_cluster` made the connection, so that it has to be closed.
-    """
-
-    cpus: int
-    owns_connection: bool
-
-
-def connect_cluster(address: str | None = None) -> RayCluster:
-    """Connect to a cluster, unless this process is connected already. No cluster is ever started.
-
-    Args:
-        address: Address of the head node (``host:port``, or ``ray://host:port``). Defaults to ``RAY_ADDRESS``, or to
-            the cluster of this machine.
-
-    Raises:
-        ConfigError: If there is no such cluster, or this process is connected to another one.
-    """
-    owns_connection = not ray.is_initialized()
-    if owns_connection:
-        try:
-            _require_listener(address)
-            ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            where = "here: start one with `ray start --head`, or pass ray_address="
-            where = f"at {redact_address(address)}" if address else where
-            raise ConfigError(
-                f"no Ray cluster can be reached {where} ({type(error).__name__}: {error}). If the cluster requires a "
-                "token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-            ) from error
-    elif address not in (None, "auto", ray.get_runtime_context().gcs_address):
-        raise ConfigError(
-            f"this process is connected to another Ray cluster than {redact_address(str(address))}: call "
-            "ray.shutdown() first"
-        )
-    resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return RayCluster(max(1, int(resources.get("CPU", 1))), owns_connection)
-
-
-def _require_listener(address: str | None) -> None:
-    """Raise OSError if no process listens at `host:port`. Ray itself would retry for minutes."""
-    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
-    if separator and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
 
 
 class RayExecutor(Executor):
