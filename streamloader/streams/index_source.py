@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath
 from streamloader.errors import (
@@ -44,6 +45,7 @@ __all__ = ["IndexSource", "folder_of", "is_local_address"]
 _FOLDER: Final = "files"  # within the folder of the cache
 _KEPT_S: Final = 7 * 86400.0  # for which earlier versions of an index file stay in the cache
 _LOCAL: Final = ("", "file")
+_PERCENT_ENCODED: Final = ("http", "https")
 _UPDATE: Final = "make the index file again (streamloader index VIDEOS --to FILE --update), and build the loader again"
 
 
@@ -90,7 +92,8 @@ class IndexSource:
 
     def is_in_store(self, address: str) -> bool:
         """Return whether a video of the file is in a store."""
-        return not is_local_address(self._resolve(address))
+        is_absolute = scheme_of(address) or address.startswith("/")
+        return not is_local_address(address if is_absolute else self._address)
 
     def load(self, address: str, id_: int, frames: int) -> tuple[Video, VideoIndex]:
         """Return a video of the file, if it is still the one that was indexed, and its index.
@@ -120,14 +123,19 @@ class IndexSource:
                 "it again",
                 address=self._name,
             )
-        full = self._resolve(address)
+        full = self._resolve(address, is_path=version.mtime_ns is not None)
         options = self._select_access(full, address)
         video = _check_local(full, version) if is_local_address(full) else _check_object(full, version, options)
         PixelLimit(self._max_pixels, str(video)).check(index.width, index.height)
         return video, index
 
-    def _resolve(self, address: str) -> str:
-        """Return the full address of a video."""
+    def _resolve(self, address: str, *, is_path: bool = False) -> str:
+        """Return the full address of a video.
+
+        Args:
+            address: Address of the video, as the file has it.
+            is_path: Whether it was a local path when it was indexed. Servers of the web need that percent-encoded.
+        """
         if scheme_of(address) or address.startswith("/"):
             return address
         if any(part in ("", ".", "..") for part in address.split("/")):
@@ -135,7 +143,8 @@ class IndexSource:
                 f"the index file {self._name} has an address that leads out of its folder: {address!r:.200}",
                 address=self._name,
             )
-        return f"{self._folder}/{address}"
+        needs_encoding = is_path and scheme_of(self._folder) in _PERCENT_ENCODED
+        return f"{self._folder}/{quote(address, errors='surrogateescape') if needs_encoding else address}"
 
     def _select_access(self, full: str, address: str) -> dict[str, Any]:
         if full != address:  # in the folder of the file

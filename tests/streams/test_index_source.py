@@ -70,6 +70,16 @@ def test_a_file_on_a_server_with_its_videos(folder):
             read_stream(dataset, infos[0])
 
 
+def test_names_of_files_that_were_copied_to_a_server(folder):
+    os.rename(folder / "0.mp4", folder / "0 %41 é#.mp4")
+    index_videos(folder, folder / "index.sqlite")
+    with served(folder) as url:
+        dataset = VideoStreams.from_index(f"{url}/index.sqlite")
+        infos = describe_streams(dataset)
+        assert [info.key for info in infos] == ["0 %41 é#.mp4", "1.mp4", "2.mp4"]
+        assert len(read_stream(dataset, infos[0])["data"]) == 7
+
+
 @pytest.mark.parametrize("samples", [True, False])
 def test_a_file_of_a_store_may_not_name_local_files(folder, tmp_path, samples):
     secret = make_clip(tmp_path / "secret.mp4", frames=7)
