@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from made_clips import make_clip
 from range_server import served
+from tiers import fast_first
 
 from streamloader.errors import StreamloaderError
 from streamloader.media.video import index_cache, index_database
@@ -321,7 +322,7 @@ def test_values_of_other_types_are_not_used(clip, cache, calls, values):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("is_open", fast_first([True, False]))
 @pytest.mark.parametrize(
     "harm", [b"", b"PK\x03\x04 but no database", "half", "another schema", "a view", "random pages"]
 )

@@ -9,6 +9,7 @@ import platformdirs
 import pytest
 from made_clips import make_clip
 from planted import KINDS, give_away, needs_root, plant
+from tiers import fast_first
 
 from streamloader.errors import ConfigError
 from streamloader.media.video import index_cache
@@ -51,7 +52,7 @@ def test_indexes_are_kept_for_this_user_alone(cache, clip, calls):
     assert [path.stat().st_mode & 0o777 for path in files] == [0o700, 0o700, *[0o600] * (len(files) - 2)]
 
 
-@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("is_open", fast_first([True, False]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planted_database_is_replaced(cache, clip, calls, kind, is_open):
     load_index(clip)
