@@ -34,6 +34,7 @@ QUESTIONS = (
     "index_file",
     "resume",
     "remote",
+    "ranges",
     "ssh",
     "archive",
     "exact",

@@ -10,11 +10,13 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import functools
 import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+import re
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
 from streamloader.common.printable import make_printable
@@ -27,11 +29,11 @@ from streamloader.errors import (
     ObjectChanged,
     ProtocolError,
     RangeNotSatisfiable,
-    TransferInterrupted,
 )
 from streamloader.redaction import redact_address
-from streamloader.stores.deadlines import TransferDeadline
+from streamloader.stores.deadlines import TransferDeadline, WaitTimer
 from streamloader.stores.listing_budget import ListingBudget
+from streamloader.stores.transfer import Body, Transfer
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["Body", "Data", "OnStart", "Store"]
@@ -42,26 +44,7 @@ OnStart: TypeAlias = Callable[[ObjectInfo, int], None]
 
 _MAX_OBJECT_BYTES: Final = (1 << 63) - 1
 _MAX_VERSION_CHARACTERS: Final = 80  # in messages
-
-
-@dataclass(slots=True)
-class Body:
-    """A response whose transfer has started: which bytes of which object will follow.
-
-    Attributes:
-        info: Metadata of the object, for the version being sent.
-        start: Offset of the first byte of the response.
-        end: Offset after the last byte. None if the server does not announce it. A store whose transfers can break off
-            unnoticed in that case must raise TransferInterrupted itself.
-        pieces: Bytes of the response, in pieces of any size.
-        skip: Number of bytes sent before `start` by a server that cannot start there. They are discarded.
-    """
-
-    info: ObjectInfo
-    start: int
-    end: int | None
-    pieces: AsyncIterator[bytes]
-    skip: int = 0
+_DOT_SEGMENT: Final = re.compile(r"(?:^|/)\.\.?(?:/|\Z)")
 
 
 class Store(abc.ABC):
@@ -96,8 +79,10 @@ class Store(abc.ABC):
         self.timeouts = timeouts or Timeouts()
         self.limits = limits or Limits()
         self._closed = False
+        self._checked_path = ""
         self._loop_id: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._request_slots = asyncio.Semaphore(self.limits.requests)
+        self._wait_timer = WaitTimer()
 
     @classmethod
     def split(cls, address: str) -> tuple[str, str]:
@@ -111,7 +96,7 @@ class Store(abc.ABC):
 
     def address(self, path: str) -> str:
         """Return the full address of `path` without secrets, for messages."""
-        return redact_address(f"{self.url}/{path}")
+        return _redact_path(self.url, path)
 
     # --- public methods ----------------------------------------------------------------------------------------------
 
@@ -123,8 +108,9 @@ class Store(abc.ABC):
             StoreError: If the request fails otherwise; see the errors of :mod:`streamloader.errors`.
         """
         self._prepare_call(path)
-        async with self._request_slots, TransferDeadline(self.timeouts, self.address(path)).limit_response("head"):
-            return self._check_info(await self._head(path))
+        async with self._request_slots:
+            with self._make_deadline(path).limit_response("head"):
+                return self._check_info(await self._head(path))
 
     async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
         """Return exactly the bytes of `span`, or of the whole object.
@@ -158,13 +144,47 @@ class Store(abc.ABC):
             end = info.size if span is None or span.end is None else span.end
             check_size(None if end is None else end - start)
 
-        pieces = self.stream(path, span, version=version, on_start=check_announced)
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                size += len(piece)
-                check_size(size)
-                parts.append(piece)
+        def receive(piece: bytes) -> None:
+            nonlocal size
+            size += len(piece)
+            check_size(size)
+            parts.append(piece)
+
+        await self.fetch(path, span, receive, version=version, on_start=check_announced)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def fetch(
+        self,
+        path: str,
+        span: ByteRange | None,
+        receive: Callable[[bytes], None],
+        *,
+        version: str | None = None,
+        on_start: OnStart | None = None,
+    ) -> None:
+        """Pass exactly the bytes of `span`, or of the whole object, to `receive`, in pieces, as they arrive.
+
+        This is :meth:`stream` for a caller that never has to wait, and takes less time for a short span.
+
+        Args:
+            path: Path of the object.
+            span: Bytes to read. None for the whole object.
+            receive: Function that takes a piece. It must not block.
+            version: Version that the object must still have, see :meth:`read`.
+            on_start: Callback for the start of the transfer, see :meth:`stream`.
+        """
+        if type(self).stream is not Store.stream:  # the subclass defines what is read
+            async with contextlib.aclosing(self.stream(path, span, version=version, on_start=on_start)) as pieces:
+                async for piece in pieces:
+                    receive(piece)
+            return
+        self._prepare_call(path)
+        if span is not None and span.start == span.end:
+            await self._read_nothing(path, span, version, on_start)
+            return
+        async with self._request_slots, self._make_transfer(path, span, version, on_start) as transfer:
+            while (next_piece := await transfer.fetch_next()) is not None:
+                receive(next_piece)
 
     async def stream(
         self,
@@ -191,48 +211,11 @@ class Store(abc.ABC):
         """
         self._prepare_call(path)
         if span is not None and span.start == span.end:
-            info = await self.head(path)
-            self._check_version(info, version, span.start)
-            if info.size is not None:
-                span.within(info.size, self.address(path))
-            if on_start is not None:
-                on_start(info, span.start)
+            await self._read_nothing(path, span, version, on_start)
             return
-        deadline = TransferDeadline(self.timeouts, self.address(path))
-        deadline.offset = max(0, span.start) if span else 0
-        async with self._request_slots, contextlib.AsyncExitStack() as stack:
-            async with deadline.limit_response("waiting for the first bytes"):
-                body = await self._open_body(stack, path, span, version)
-            body.info = self._check_info(body.info)
-            self._check_version(body.info, version, body.start)
-            self._check_span(body, span)
-            if on_start is not None:
-                on_start(body.info, body.start)
-            end = self._find_end(body, span)
-            deadline.offset = offset = body.start - body.skip
-            pieces = aiter(body.pieces)
-            if isinstance(pieces, AsyncGenerator):
-                await stack.enter_async_context(contextlib.aclosing(pieces))
-            while True:
-                async with deadline.limit_next_bytes("fetching"):
-                    piece = await anext(pieces, None)
-                if piece is None:
-                    break
-                offset += len(piece)
-                if offset > (self.limits.unsized_bytes if end is None else end):
-                    raise self._make_endless_error(path, body.start, end)
-                deadline.count_received(len(piece))
-                if offset - len(piece) < body.start:
-                    piece = piece[max(0, len(piece) - offset + body.start) :]
-                if piece:
-                    yield piece
-            if body.end is not None and offset < body.end:
-                raise TransferInterrupted(
-                    f"{self.address(path)}: the transfer broke off at byte {offset}, before the end of the request at "
-                    f"byte {body.end}",
-                    address=self.address(path),
-                    offset=offset,
-                )
+        async with self._request_slots, self._make_transfer(path, span, version, on_start) as transfer:
+            while (piece := await transfer.fetch_next()) is not None:
+                yield piece
 
     async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
         """Yield all objects under the directory `prefix`, in no particular order. Yield nothing if it does not exist.
@@ -257,7 +240,7 @@ class Store(abc.ABC):
             )
         prefix = prefix.rstrip("/")
         async with contextlib.aclosing(self._list(prefix, recursive=recursive)) as entries:
-            guard = _ListingGuard(self, prefix)
+            guard = _ListingGuard(self, prefix, self._make_deadline(prefix))
             while (info := await guard.fetch_next(entries)) is not None:
                 yield info
 
@@ -286,8 +269,9 @@ class Store(abc.ABC):
         """
         self._prepare_call(path)
         self._require_writes(path)
-        async with self._request_slots, TransferDeadline(self.timeouts, self.address(path)).limit_response("delete"):
-            await self._delete(path)
+        async with self._request_slots:
+            with self._make_deadline(path).limit_response("delete"):
+                await self._delete(path)
 
     async def free_bytes(self, path: str = "") -> int | None:
         """Return the number of bytes that can still be written under the directory `path`, which need not exist yet.
@@ -298,9 +282,10 @@ class Store(abc.ABC):
             StoreError: If the request fails.
         """
         self._prepare_call(path.rstrip("/"), allow_empty=True)
-        deadline = TransferDeadline(self.timeouts, self.address(path))
-        async with self._request_slots, deadline.limit_response("querying free space"):
-            return await self._free_bytes(path.rstrip("/"))
+        deadline = self._make_deadline(path)
+        async with self._request_slots:
+            with deadline.limit_response("querying free space"):
+                return await self._free_bytes(path.rstrip("/"))
 
     async def list_unfinished(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
         """Yield the unfinished files under the directory `prefix`. :meth:`list` never shows them.
@@ -314,7 +299,7 @@ class Store(abc.ABC):
         prefix = prefix.rstrip("/")
         self._prepare_call(prefix, allow_empty=True)
         async with contextlib.aclosing(self._list_unfinished(prefix)) as entries:
-            guard = _ListingGuard(self, prefix)
+            guard = _ListingGuard(self, prefix, self._make_deadline(prefix))
             while (info := await guard.fetch_next(entries)) is not None:
                 yield info
 
@@ -384,7 +369,9 @@ class Store(abc.ABC):
 
     def _prepare_call(self, path: str, *, allow_empty: bool = False) -> None:
         """Check a path. Drop connections that belong to another process or event loop."""
-        self._check_path(path, allow_empty=allow_empty)
+        if path != self._checked_path or not path:
+            self._check_path(path, allow_empty=allow_empty)
+            self._checked_path = path
         if self._closed:
             raise ClosedError(f"{self!r} was closed", address=self.url)
         current = _current_loop_id()
@@ -392,7 +379,12 @@ class Store(abc.ABC):
             if self._loop_id is not None:
                 self._drop_connections()
             self._request_slots = asyncio.Semaphore(self.limits.requests)
+            self._wait_timer = WaitTimer()
             self._loop_id = current
+
+    def _make_deadline(self, path: str) -> TransferDeadline:
+        """Create the deadline of one request. :meth:`_prepare_call` comes before."""
+        return TransferDeadline(self.timeouts, self.address(path), self._wait_timer)
 
     def _check_path(self, path: str, *, allow_empty: bool) -> None:
         if not isinstance(path, str):
@@ -402,18 +394,42 @@ class Store(abc.ABC):
                 f"{Store.address(self, path)!r} is not a path in a store: expected names joined by '/', without a "
                 "leading '/'"
             )
-        if any(part in (".", "..") for part in path.split("/")):
+        if _DOT_SEGMENT.search(path):
             raise ConfigError(f"{Store.address(self, path)!r} is not a path in a store: it contains '.' or '..'")
 
-    async def _open_body(
-        self, stack: contextlib.AsyncExitStack, path: str, span: ByteRange | None, version: str | None
-    ) -> Body:
-        try:
-            return await stack.enter_async_context(self._get(path, span, version))
-        except RangeNotSatisfiable as error:
-            if version is not None:  # another version may have had these bytes
-                self._check_version(await self._head(path), version, error.offset or 0)
-            raise
+    def _make_transfer(
+        self, path: str, span: ByteRange | None, version: str | None, on_start: OnStart | None
+    ) -> Transfer:
+        request = self._get(path, span, version)
+
+        async def open_body() -> Body:
+            try:
+                return await request.__aenter__()
+            except RangeNotSatisfiable as error:
+                if version is not None:  # another version may have had these bytes
+                    self._check_version(await self._head(path), version, error.offset or 0)
+                raise
+
+        def check_body(body: Body) -> int | None:
+            body.info = self._check_info(body.info)
+            self._check_version(body.info, version, body.start)
+            self._check_span(body, span)
+            if on_start is not None:
+                on_start(body.info, body.start)
+            return self._find_end(body, span)
+
+        deadline = self._make_deadline(path)
+        deadline.offset = max(0, span.start) if span else 0
+        return Transfer(request, open_body, check_body, deadline, self.address(path), self.limits.unsized_bytes)
+
+    async def _read_nothing(self, path: str, span: ByteRange, version: str | None, on_start: OnStart | None) -> None:
+        """Check that an empty span exists."""
+        info = await self.head(path)
+        self._check_version(info, version, span.start)
+        if info.size is not None:
+            span.within(info.size, self.address(path))
+        if on_start is not None:
+            on_start(info, span.start)
 
     def _require_writes(self, path: str) -> None:
         if not self.supports_writes:
@@ -461,20 +477,6 @@ class Store(abc.ABC):
             )
         return end
 
-    def _make_endless_error(self, path: str, start: int, end: int | None) -> ProtocolError | LimitExceeded:
-        """Build the error for a server that sends more bytes than it announced, or than a limit allows."""
-        address = self.address(path)
-        if end is not None:
-            message = f"{address}: received more than the announced {end - start} bytes"
-            return ProtocolError(message, address=address, offset=end)
-        limit = self.limits.unsized_bytes
-        return LimitExceeded(
-            f"{address}: its server does not declare its size, and has sent {limit} bytes without an end: raise "
-            "Limits(unsized_bytes=...)",
-            address=address,
-            offset=limit,
-        )
-
     def _check_span(self, body: Body, span: ByteRange | None) -> None:
         """Compare the response with the request."""
         address = self.address(body.info.path)
@@ -499,28 +501,30 @@ class Store(abc.ABC):
         twin._drop_connections()
         twin._loop_id = None
         state = twin.__dict__
-        state.pop("_request_slots", None)
+        for name in ("_request_slots", "_wait_timer"):
+            state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._request_slots = asyncio.Semaphore(self.limits.requests)
+        self._wait_timer = WaitTimer()
 
 
 class _ListingGuard:
     """Fetches the entries of a listing, with a deadline for each of them and limits for all of them."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, prefix: str, deadline: TransferDeadline) -> None:
         address = store.address(prefix)
         self._store = store
-        self._deadline = TransferDeadline(store.timeouts, address)
+        self._deadline = deadline
         self._budget = ListingBudget(store.limits, address)
         self._own_depth = prefix.count("/") if prefix else -1
         self._max_slashes = self._own_depth + store.limits.depth
 
     async def fetch_next(self, entries: AsyncGenerator[ObjectInfo, None]) -> ObjectInfo | None:
         """Return the next entry, or None at the end."""
-        async with self._deadline.limit_response("listing"):
+        with self._deadline.limit_response("listing"):
             info = await anext(entries, None)
         if info is not None:
             self._budget.count_entry(info.path, info.version)
@@ -528,6 +532,11 @@ class _ListingGuard:
                 depth = info.path.rstrip("/").count("/") - self._own_depth
                 self._budget.check_depth(depth, self._store.address(info.path))
         return info
+
+
+@functools.lru_cache(maxsize=1024)
+def _redact_path(url: str, path: str) -> str:
+    return redact_address(f"{url}/{path}")
 
 
 def _current_loop_id() -> tuple[int, asyncio.AbstractEventLoop]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import io
 import os
 import threading
@@ -260,6 +259,16 @@ class RemoteFile(io.RawIOBase):
             parts.append(part)
         return b"".join(parts)
 
+    def has_arrived(self, start: int, count: int) -> bool:
+        """Return whether reading `count` bytes from `start` would not wait."""
+        position = start
+        while position < min(start + count, self.size):
+            segment = self._units.get(position // UNIT_BYTES)
+            if segment is None or not position < segment.start + segment.filled:
+                return False
+            position = segment.start + segment.filled
+        return True
+
     def read_at(self, start: int, count: int) -> bytes:
         """Return `count` bytes from `start`, or fewer at the end, without moving the position or reading ahead."""
         self._check_open()
@@ -447,19 +456,19 @@ def _finish(done: concurrent.futures.Future[None], segment: _Segment, progress: 
 async def _fill(store: Store, path: str, segment: _Segment, version: str | None, progress: _FetchProgress) -> None:
     size, position = segment.end - segment.start, 0
     view = memoryview(segment.data)
-    span = ByteRange(segment.start, segment.end)
-    async with contextlib.aclosing(store.stream(path, span, version=version)) as pieces:
-        async for piece in pieces:
-            end = position + len(piece)
-            if end > size:
-                address = store.address(path)
-                raise ProtocolError(
-                    f"{address}: received more bytes than requested", address=address, offset=segment.end
-                )
-            view[position:end] = piece
-            progress.fetched += end - position
-            segment.filled = position = end
-            progress.notify()
+
+    def receive(piece: bytes) -> None:
+        nonlocal position
+        end = position + len(piece)
+        if end > size:
+            address = store.address(path)
+            raise ProtocolError(f"{address}: received more bytes than requested", address=address, offset=segment.end)
+        view[position:end] = piece
+        progress.fetched += end - position
+        segment.filled = position = end
+        progress.notify()
+
+    await store.fetch(path, ByteRange(segment.start, segment.end), receive, version=version)
     if position < size:
         address, offset = store.address(path), segment.start + position
         raise TransferInterrupted(f"{address}: the transfer broke off at byte {offset}", address=address, offset=offset)

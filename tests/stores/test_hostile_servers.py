@@ -11,9 +11,10 @@ import traceback
 import aiohttp
 import pytest
 import servers.obstore_threads  # noqa: F401
+from yarl import URL
 
 import streamloader as sl
-from streamloader.stores.http.client import translate_errors
+from streamloader.stores.http.client import ErrorTranslator
 from streamloader.stores.http.responses import ErrorContext
 from streamloader.stores.registry import open_store
 from streamloader.stores.ssh.sftp import ChannelLost, SftpError
@@ -225,7 +226,7 @@ def test_texts_of_servers_are_printable_and_short(options, status, headers, body
 
 def test_causes_do_not_show_the_addresses_that_they_contain():
     context = ErrorContext("https://host/a?x=***")
-    with pytest.raises(sl.StoreTimeout) as caught, translate_errors(context, "https://host", sl.Timeouts()):
+    with pytest.raises(sl.StoreTimeout) as caught, ErrorTranslator(context, URL("https://host/a"), sl.Timeouts()):
         raise aiohttp.ConnectionTimeoutError("Connection timeout to host https://host/a?x=Zebra")
     assert "Zebra" not in "".join(traceback.format_exception(caught.value))
 

@@ -101,6 +101,21 @@ def exactly(file, count):
     return parts
 
 
+def test_bytes_that_have_arrived_are_known(gated):
+    data = noise(3 * UNIT_BYTES)
+    gated.gate.clear()
+    with opened(data, "gated", initial_spans=[(0, 2 * UNIT_BYTES)]) as file:
+        assert not file.has_arrived(0, 1)
+        assert file.has_arrived(len(data), 9), "there is nothing to wait for"
+        gated.gate.set()
+        wait_until(lambda: file.is_idle)
+        for start, count in ((0, 1), (0, 2 * UNIT_BYTES), (2 * UNIT_BYTES - 1, 1)):
+            assert file.has_arrived(start, count)
+        for start, count in ((2 * UNIT_BYTES, 1), (2 * UNIT_BYTES - 1, 2), (0, len(data))):
+            assert not file.has_arrived(start, count)
+        assert exactly(file, 2 * UNIT_BYTES) == data[: 2 * UNIT_BYTES]
+
+
 # --- the right bytes -------------------------------------------------------------------------------------------------
 
 

@@ -176,18 +176,21 @@ class ScopedResolver(AbstractResolver):
         """
         scope = _classify(address, host)
         self._seen_scopes[host] = min(scope, self._seen_scopes.get(host, scope))
-        name = scope.name.lower().replace("special", "link-local or reserved")
         if scope > self._allowed:
-            raise ForbiddenAddress(f"{host} is {address}, a {name} address")
+            raise ForbiddenAddress(f"{host} is {address}, a {_describe(scope)} address")
         pinned = self._pinned_hosts.get(host)
         # A link-local name may stay one, or become private or public, but not loopback.
         moves_to_loopback = pinned is AddressScope.SPECIAL and scope is AddressScope.LOOPBACK
         if pinned is not None and (scope > pinned or moves_to_loopback):
-            raise ForbiddenAddress(f"{host} is {address}, a {name} address", pinned)
+            raise ForbiddenAddress(f"{host} is {address}, a {_describe(scope)} address", pinned)
 
     @override
     async def close(self) -> None:
         """Do nothing: the resolver keeps no connections."""
+
+
+def _describe(scope: AddressScope) -> str:
+    return scope.name.lower().replace("special", "link-local or reserved")
 
 
 def _classify(address: str, host: str) -> AddressScope:

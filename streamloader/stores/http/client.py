@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Final
 
 import aiohttp
@@ -36,13 +38,15 @@ from streamloader.stores.http.redirects import (
 )
 from streamloader.stores.http.responses import ErrorContext, make_protocol_error
 
-__all__ = ["HttpClient", "HttpServerConfig", "describe_forbidden", "translate_errors"]
+__all__ = ["ErrorTranslator", "HttpClient", "HttpServerConfig", "describe_forbidden"]
 
 _MAX_LENGTH_DIGITS: Final = 18
 _MAX_DRAINED_BYTES: Final = 64 << 10  # reading a short unwanted body is cheaper than another connection
 _READ_BUFFER_BYTES: Final = 256 << 10
 _MAX_HEADER_BYTES: Final = 64 << 10  # of one line: signed addresses in Location are long
 _DNS_CACHE_S: Final = 10
+_HEADERS: Final = {"Accept": "*/*", "User-Agent": "streamloader"}  # unless the user sets others
+_ENCODING: Final = {"Accept-Encoding": "identity"}
 _KEEPALIVE_S: Final = 15.0
 
 
@@ -106,12 +110,30 @@ class HttpClient:
         Raises:
             StoreError: If there is no response.
         """
-        url = self._server.root + "/" + quote_url_path(path)
-        response = await self._follow_redirects(method, url, headers, context)
+        response = await self.send(method, path, headers, context)
         try:
             yield response
         finally:
-            response.close()  # the connection of an exhausted response is back in the pool already
+            self.release(response)
+
+    async def send(
+        self, method: str, path: str, headers: Mapping[str, str], context: ErrorContext
+    ) -> aiohttp.ClientResponse:
+        """Send a request, follow redirects, and return the response with any status. Pass it to :meth:`release`.
+
+        Raises:
+            StoreError: If there is no response.
+        """
+        chain = self._sessions.start(_make_url(self._server.root, path), self._server.scope)
+        response = await self._send(method, chain, headers, context)
+        if response.status in REDIRECT_STATUSES:
+            return await self._follow_redirects(response, method, chain, headers, context)
+        return response
+
+    def release(self, response: aiohttp.ClientResponse) -> None:
+        """Close the connection of a response, unless the response was read to its end: it is then in the pool again."""
+        if not response.closed:
+            response.close()
 
     async def drain(self, response: aiohttp.ClientResponse) -> None:
         """Read an unwanted body so that its connection can be reused. Close the connection if the body is long."""
@@ -123,13 +145,14 @@ class HttpClient:
             await response.read()
 
     async def _follow_redirects(
-        self, method: str, url: str, headers: Mapping[str, str], context: ErrorContext
+        self,
+        response: aiohttp.ClientResponse,
+        method: str,
+        chain: RedirectChain,
+        headers: Mapping[str, str],
+        context: ErrorContext,
     ) -> aiohttp.ClientResponse:
-        chain = self._sessions.start(URL(url, encoded=True), self._server.scope)
-        while True:
-            response = await self._send(method, chain, headers, context)
-            if response.status not in REDIRECT_STATUSES or "Location" not in response.headers:
-                return response
+        while response.status in REDIRECT_STATUSES and "Location" in response.headers:
             try:
                 await self.drain(response)
                 target = resolve_redirect(chain.url, response.headers["Location"], context)
@@ -145,16 +168,16 @@ class HttpClient:
                     offset=context.offset,
                 )
             chain.move_to(target)
+            response = await self._send(method, chain, headers, context)
+        return response
 
     async def _send(
         self, method: str, chain: RedirectChain, headers: Mapping[str, str], context: ErrorContext
     ) -> aiohttp.ClientResponse:
         if self._closed:
             raise ClosedError(f"the store of {context.address} was closed", address=context.address)
-        sent = {"Accept": "*/*", "User-Agent": "streamloader", **(self._server.headers if chain.trusted else {})}
-        sent.update(headers)
-        sent["Accept-Encoding"] = "identity"
-        with translate_errors(context, str(chain.url.origin()), self._timeouts):
+        sent = {**_HEADERS, **(self._server.headers if chain.trusted else {}), **headers, **_ENCODING}
+        with ErrorTranslator(context, chain.url, self._timeouts):
             session = self._sessions.select(chain)
             return await session.request(method, chain.url, headers=sent, allow_redirects=False)
 
@@ -187,62 +210,90 @@ class HttpClient:
             await self._sessions.close()
 
 
-@contextlib.contextmanager
-def translate_errors(
-    context: ErrorContext, origin: str, timeouts: Timeouts, *, started: bool = False
-) -> Iterator[None]:
-    """Translate aiohttp's errors. Errors that show full addresses, which may contain secrets, are not chained.
+class ErrorTranslator:
+    """Translates aiohttp's errors. Errors that show full addresses, which may contain secrets, are not chained.
+
+    The context manager can be entered again and again.
 
     Args:
         context: Address and offset for the message.
-        origin: Origin of the server that the request was sent to, for the message.
+        url: URL that the request was sent to. Messages show its origin.
         timeouts: Deadlines, for the message.
         started: Whether the response has started to arrive. Defaults to False.
+
+    Attributes:
+        offset: Offset for the message. Defaults to that of `context`.
     """
 
-    def make_error(kind: type[StoreError], detail: str) -> StoreError:
-        # Of an address that is hidden, the origin may be a user name and a part of a password.
-        server = "" if origin in context.address or context.address.endswith(f"://{MASK}") else f" ({origin})"
-        return kind(f"{context.address}{server}: {detail}", address=context.address, offset=context.offset)
+    def __init__(self, context: ErrorContext, url: URL, timeouts: Timeouts, *, started: bool = False) -> None:
+        self._address = context.address
+        self._url = url
+        self._timeouts = timeouts
+        self._started = started
+        self.offset = context.offset
 
-    try:
-        yield
-    except aiohttp.ClientSSLError as error:
-        raise make_error(
-            UntrustedHost,
-            f"its certificate or TLS connection is not valid: {_describe(error)}. For your own certificate authority "
-            "pass ca_file=",
-        ) from error
-    except (aiohttp.ClientConnectorDNSError, ForbiddenAddress) as error:
-        cause = getattr(error, "os_error", error)
-        if isinstance(cause, ForbiddenAddress):
-            raise make_error(UntrustedHost, describe_forbidden(cause)) from None
-        raise make_error(Unreachable, f"its name does not resolve: {_describe(error)}") from error
-    except aiohttp.ServerTimeoutError:
-        raise StoreTimeout(
-            f"waited {timeouts.connect:.1f} s for {context.address} (connecting): no response",
-            address=context.address,
-            offset=context.offset,
-            waited=timeouts.connect,
-            stage="connecting",
-        ) from None
-    except aiohttp.InvalidURL:
-        raise make_error(ProtocolError, f"{origin} is not the address of a server") from None
-    except aiohttp.ClientResponseError as error:
-        # Another origin's text may come from any service inside the user's network.
-        reason = f": {make_printable(error.message)}" if origin in context.address else ""
-        raise make_error(ProtocolError, f"the response is not valid HTTP{reason}") from None
-    except (aiohttp.ClientError, OSError, RuntimeError) as error:
-        # aiohttp raises RuntimeError for a wait on a connection that was closed from this side.
-        closed = started and str(error) == "Connection closed."
-        if isinstance(error, StoreError) or (isinstance(error, RuntimeError) and not closed):
-            raise
-        if started:
-            reason = _describe(error) if origin in context.address else type(error).__name__
-            raise make_error(
-                TransferInterrupted, f"the transfer broke off at byte {context.offset}: {reason}"
+    def __enter__(self) -> None:
+        """Start to translate."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Translate the error, if any."""
+        if error is not None:
+            self._translate(error)
+
+    def _translate(self, error: BaseException) -> None:
+        origin = str(self._url.origin())
+        if isinstance(error, aiohttp.ClientSSLError):
+            raise self._make_error(
+                UntrustedHost,
+                f"its certificate or TLS connection is not valid: {_describe(error)}. For your own certificate "
+                "authority pass ca_file=",
+            ) from error
+        if isinstance(error, (aiohttp.ClientConnectorDNSError, ForbiddenAddress)):
+            cause = getattr(error, "os_error", error)
+            if isinstance(cause, ForbiddenAddress):
+                raise self._make_error(UntrustedHost, describe_forbidden(cause)) from None
+            raise self._make_error(Unreachable, f"its name does not resolve: {_describe(error)}") from error
+        if isinstance(error, aiohttp.ServerTimeoutError):
+            seconds = self._timeouts.connect
+            raise StoreTimeout(
+                f"waited {seconds:.1f} s for {self._address} (connecting): no response",
+                address=self._address,
+                offset=self.offset,
+                waited=seconds,
+                stage="connecting",
             ) from None
-        raise make_error(Unreachable, f"no connection, or it was closed by the server: {_describe(error)}") from error
+        if isinstance(error, aiohttp.InvalidURL):
+            raise self._make_error(ProtocolError, f"{origin} is not the address of a server") from None
+        is_named = origin in self._address
+        if isinstance(error, aiohttp.ClientResponseError):
+            # Another origin's text may come from any service inside the user's network.
+            reason = f": {make_printable(error.message)}" if is_named else ""
+            raise self._make_error(ProtocolError, f"the response is not valid HTTP{reason}") from None
+        # aiohttp raises RuntimeError for a wait on a connection that was closed from this side.
+        closed = isinstance(error, RuntimeError) and self._started and str(error) == "Connection closed."
+        if isinstance(error, StoreError) or not (closed or isinstance(error, (aiohttp.ClientError, OSError))):
+            return
+        if self._started:
+            reason = _describe(error) if is_named else type(error).__name__
+            raise self._make_error(
+                TransferInterrupted, f"the transfer broke off at byte {self.offset}: {reason}"
+            ) from None
+        raise self._make_error(
+            Unreachable, f"no connection, or it was closed by the server: {_describe(error)}"
+        ) from error
+
+    def _make_error(self, kind: type[StoreError], detail: str) -> StoreError:
+        # Of an address that is hidden, the origin may be a user name and a part of a password.
+        origin = str(self._url.origin())
+        server = "" if origin in self._address or self._address.endswith(f"://{MASK}") else f" ({origin})"
+        return kind(f"{self._address}{server}: {detail}", address=self._address, offset=self.offset)
+
+
+@functools.lru_cache(maxsize=1024)
+def _make_url(root: str, path: str) -> URL:
+    return URL(f"{root}/{quote_url_path(path)}", encoded=True)
 
 
 def _describe(error: BaseException) -> str:

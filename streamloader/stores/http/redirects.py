@@ -56,6 +56,7 @@ class ScopedSessions:
         self._pinned_hosts = pinned_hosts
         self.seen_scopes: dict[str, AddressScope] = {}
         self._sessions: dict[AddressScope, tuple[aiohttp.ClientSession, ScopedResolver]] = {}
+        self._allowed_hosts: set[tuple[AddressScope, str]] = set()  # hosts that are numbers
 
     def start(self, url: URL, scope: AddressScope) -> RedirectChain:
         """Return the chain of a request that begins at an address that the user named.
@@ -80,8 +81,9 @@ class ScopedSessions:
             self._sessions[chain.scope] = self._make_session(resolver), resolver
         session, resolver = self._sessions[chain.scope]
         host = chain.url.raw_host
-        if host is not None and is_numeric_host(host):
+        if host is not None and is_numeric_host(host) and (chain.scope, host) not in self._allowed_hosts:
             resolver.check(host, host)  # aiohttp resolves names only
+            self._allowed_hosts.add((chain.scope, host))
         return session
 
     async def close(self) -> None:
@@ -113,12 +115,12 @@ class RedirectChain:
         self.scope = scope
         self.trusted = True
         self.visited = {url}
-        self._origin = url.origin()
+        self._first = url
         self._seen_scopes = seen_scopes
 
     def move_to(self, target: URL) -> None:
         """Continue at the target of a redirect."""
-        if target.origin() != self._origin:
+        if target.origin() != self._first.origin():
             self.trusted = False  # for all later redirects, too: only the server that the user named gets credentials
         if not self.trusted:
             sender = self._seen_scopes.get(self.url.raw_host or "", AddressScope.PUBLIC)

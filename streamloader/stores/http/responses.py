@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import functools
 import hashlib
 import re
 import time
@@ -166,6 +167,8 @@ def require_unencoded(response: aiohttp.ClientResponse, context: ErrorContext) -
     Raises:
         ProtocolError: If the response is encoded.
     """
+    if "Content-Encoding" not in response.headers and "Transfer-Encoding" not in response.headers:
+        return
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     transfer = response.headers.get("Transfer-Encoding", "").strip().lower()
     if encoding not in ("", "identity") or transfer not in ("", "chunked"):
@@ -225,6 +228,7 @@ def body_length(response: aiohttp.ClientResponse, context: ErrorContext) -> int 
     return int(text)
 
 
+@functools.lru_cache(maxsize=256)
 def _parse_date(date: str) -> float | None:
     """Return the seconds since 1970 of a date in any of HTTP's formats, or None."""
     if not date or len(date) > _MAX_DATE_CHARACTERS:

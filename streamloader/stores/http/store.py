@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from http import HTTPStatus
+from types import TracebackType
 from typing import ClassVar, Final
 from urllib.parse import unquote
 
@@ -25,7 +27,7 @@ from streamloader.stores.http.auth import (
     parse_server_url,
     read_netrc_login,
 )
-from streamloader.stores.http.client import HttpClient, HttpServerConfig, translate_errors
+from streamloader.stores.http.client import ErrorTranslator, HttpClient, HttpServerConfig
 from streamloader.stores.http.responses import (
     HEAD_UNSUPPORTED_STATUSES,
     ErrorContext,
@@ -138,24 +140,34 @@ class HttpStore(Store):
         return await self._request_info(path, ErrorContext(self.address(path)), None)
 
     @override
-    @contextlib.asynccontextmanager
-    async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
+    def _get(self, path: str, span: ByteRange | None, version: str | None) -> AbstractAsyncContextManager[Body]:
+        return _HttpRead(self, path, span, version)
+
+    async def send_read(
+        self, path: str, span: ByteRange | None, version: str | None
+    ) -> tuple[Body, Callable[[], None]]:
+        """Request bytes. Return the response's body, and the function that releases its connection."""
         context = ErrorContext(self.address(path), max(0, span.start) if span else 0)
         headers = {"Range": _format_range(span)} if span else {}
         if version is not None and is_strong_etag(version):
             headers["If-Match"] = version
         client = await self._connect()
-        async with client.request("GET", path, headers, context) as response:
-            if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and span is not None:
-                await client.drain(response)
-                yield await self._handle_unsatisfied_range(path, span, version, response.headers, context)
-            elif response.status == HTTPStatus.PARTIAL_CONTENT and span is not None:
-                yield self._make_part_body(path, span, version, response, context)
+        response = await client.send("GET", path, headers, context)
+        try:
+            if response.status == HTTPStatus.PARTIAL_CONTENT and span is not None:
+                body = self._make_part_body(path, span, version, response, context)
             elif response.status == HTTPStatus.OK:
-                yield await self._make_whole_body(path, span, version, response, context)
+                body = await self._make_whole_body(path, span, version, response, context)
+            elif response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and span is not None:
+                await client.drain(response)
+                body = await self._handle_unsatisfied_range(path, span, version, response.headers, context)
             else:
                 await client.drain(response)
                 raise make_status_error(response, context, pinned="If-Match" in headers)
+        except BaseException:
+            client.release(response)
+            raise
+        return body, functools.partial(client.release, response)
 
     @override
     async def _disconnect(self) -> None:
@@ -191,7 +203,7 @@ class HttpStore(Store):
             )
         name = path.partition("?")[0] or "-" if isinstance(path, str) and path else path
         super()._check_path(name, allow_empty=allow_empty)
-        if any(unquote(part) in (".", "..") for part in name.split("/")):
+        if isinstance(name, str) and "%" in name and any(unquote(part) in (".", "..") for part in name.split("/")):
             raise ConfigError(f"{self.address(path)!r} is not a path in a store: it contains an encoded '.' or '..'")
 
     # --- metadata ----------------------------------------------------------------------------------------------------
@@ -265,7 +277,10 @@ class HttpStore(Store):
             raise make_protocol_error(
                 context, f"the server does not report the end of {span}, so the transfer could break off unnoticed"
             )
-        return Body(info, start, end, self._read_pieces(response, context, start))
+        # A response with a length ends there: further bytes would belong to another response.
+        return Body(
+            info, start, end, _ResponsePieces(response, context, self.timeouts, start), bounded=length is not None
+        )
 
     async def _make_whole_body(
         self,
@@ -294,7 +309,7 @@ class HttpStore(Store):
             )
         min_size = max(start, end or 0) if info.size is None else 0
         last = None if end == info.size else end  # read to the end of the object, to detect surplus bytes
-        return Body(info, start, end, self._read_pieces(response, context, 0, last, min_size), skip=start)
+        return Body(info, start, end, _ResponsePieces(response, context, self.timeouts, 0, last, min_size), skip=start)
 
     async def _add_size(self, info: ObjectInfo, context: ErrorContext) -> ObjectInfo:
         """Query the size of an object that is sent without a length and ends when the connection is closed."""
@@ -308,43 +323,63 @@ class HttpStore(Store):
             )
         return replace(info, size=size)
 
-    async def _read_pieces(
+
+class _ResponsePieces(AsyncIterator[bytes]):
+    """The bytes of a response. It is a class because a generator would take longer, as it does for `_HttpRead`.
+
+    Args:
+        response: Response to read.
+        context: Address for error messages.
+        timeouts: Deadlines, for error messages.
+        offset: Offset of the first byte of the response in the object.
+        end: Offset to stop at. Defaults to the end of the response.
+        min_size: Minimum size of the object, in bytes, if it is not known before the response ends. Defaults to 0.
+    """
+
+    def __init__(
         self,
         response: aiohttp.ClientResponse,
         context: ErrorContext,
+        timeouts: Timeouts,
         offset: int,
         end: int | None = None,
         min_size: int = 0,
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes of a response.
+    ) -> None:
+        self._response = response
+        self._context = context
+        self._errors = ErrorTranslator(context, response.url, timeouts, started=True)
+        self._offset = offset
+        self._end = end
+        self._min_size = min_size
 
-        Args:
-            response: Response to read.
-            context: Address for error messages.
-            offset: Offset of the first byte of the response in the object.
-            end: Offset to stop at. Defaults to the end of the response.
-            min_size: Minimum size of the object, in bytes, if it is not known before the response ends. Defaults to 0.
+    @override
+    async def __anext__(self) -> bytes:
+        """Return the next bytes.
 
         Raises:
             RangeNotSatisfiable: If the object is smaller than `min_size`.
         """
-        origin = str(response.url.origin())
-        while end is None or offset < end:
-            with translate_errors(replace(context, offset=offset), origin, self.timeouts, started=True):
-                piece = await response.content.readany()
-            if not piece:
-                break
-            if end is not None:
-                piece = piece[: end - offset]
-            offset += len(piece)
-            yield piece
+        piece = b""
+        if self._end is None or self._offset < self._end:
+            self._errors.offset = self._offset
+            with self._errors:
+                piece = await self._response.content.readany()
+        if not piece:
+            self._check_size()
+            raise StopAsyncIteration
+        if self._end is not None:
+            piece = piece[: self._end - self._offset]
+        self._offset += len(piece)
+        return piece
+
+    def _check_size(self) -> None:
         # With a transfer encoding the end is marked, so the transfer has not merely broken off.
-        if offset < min_size and "Transfer-Encoding" in response.headers:
+        if self._offset < self._min_size and "Transfer-Encoding" in self._response.headers:
             raise RangeNotSatisfiable(
-                f"{context.address} has only {offset} bytes, fewer than requested",
-                address=context.address,
-                offset=context.offset,
-                size=offset,
+                f"{self._context.address} has only {self._offset} bytes, fewer than requested",
+                address=self._context.address,
+                offset=self._context.offset,
+                size=self._offset,
             )
 
 
@@ -360,3 +395,21 @@ def _format_range(span: ByteRange) -> str:
     if span.start < 0:
         return f"bytes={span.start}"
     return f"bytes={span.start}-{'' if span.end is None else span.end - 1}"
+
+
+class _HttpRead(AbstractAsyncContextManager[Body]):
+    """A read of a store. It is a class because a generator would take longer, which matters for many short ranges."""
+
+    def __init__(self, store: HttpStore, path: str, span: ByteRange | None, version: str | None) -> None:
+        self._open_body = functools.partial(store.send_read, path, span, version)
+
+    @override
+    async def __aenter__(self) -> Body:
+        body, self._release = await self._open_body()
+        return body
+
+    @override
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._release()

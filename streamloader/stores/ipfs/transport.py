@@ -27,7 +27,7 @@ from streamloader.errors import (
     UntrustedHost,
 )
 from streamloader.redaction import redact
-from streamloader.stores.deadlines import TransferDeadline
+from streamloader.stores.deadlines import TransferDeadline, WaitTimer
 from streamloader.stores.http.address_scope import AddressScope, ForbiddenAddress, PinnedHosts, ScopedResolver
 from streamloader.stores.http.client import describe_forbidden
 from streamloader.stores.http.redirects import REDIRECT_STATUSES, ScopedSessions, resolve_redirect
@@ -78,9 +78,11 @@ class IpfsResponse:
             StoreTimeout: If the transfer is too slow.
         """
         while True:
-            with self._client.translate_errors(self.origin, in_transfer=True, trusted=self._trusted):
-                async with self._deadline.limit_next_bytes("fetching"):
-                    piece = await self._response.content.read(_READ_BYTES)
+            with (
+                self._client.translate_errors(self.origin, in_transfer=True, trusted=self._trusted),
+                self._deadline.limit_next_bytes("fetching"),
+            ):
+                piece = await self._response.content.read(_READ_BYTES)
             if not piece:
                 return
             self._deadline.count_received(len(piece))
@@ -127,6 +129,7 @@ class IpfsHttpClient:
         self._sessions = ScopedSessions(_make_session, pinned_hosts)
         self._session_closer: AsyncGenerator[None, None] | None = None
         self._closed = False
+        self._wait_timer = WaitTimer()
         self._connection_slots: dict[str, asyncio.Semaphore] = {}
 
     @contextlib.asynccontextmanager
@@ -155,7 +158,7 @@ class IpfsHttpClient:
         chain = self._sessions.start(URL(url), AddressScope.SPECIAL)
         origin = str(chain.url.origin())
         slots = self._connection_slots.setdefault(origin, asyncio.Semaphore(self._limits.connections))
-        deadline = TransferDeadline(timeouts, origin)
+        deadline = TransferDeadline(timeouts, origin, self._wait_timer)
         hops = 0
         async with slots, contextlib.AsyncExitStack() as stack:
             with self.translate_errors(origin, in_transfer=False):
@@ -164,7 +167,7 @@ class IpfsHttpClient:
                 sent_headers = {**(headers or {}), **((secrets or {}) if chain.trusted else {})}
                 with self.translate_errors(origin, in_transfer=False, trusted=chain.trusted):
                     self._require_open()
-                    async with deadline.limit_response("waiting for an answer"):
+                    with deadline.limit_response("waiting for an answer"):
                         response = await self._sessions.select(chain).request(
                             method, chain.url, headers=sent_headers, data=body, allow_redirects=False
                         )
@@ -239,9 +242,12 @@ class IpfsHttpClient:
         """Return the error for a response whose status is not 200. It quotes only the server that the user named."""
         text = ""
         if trusted:
-            with contextlib.suppress(StoreError), self.translate_errors(origin, in_transfer=True):
-                async with deadline.limit_next_bytes("reading an error"):
-                    text = (await response.content.read(_MAX_ERROR_TEXT_BYTES)).decode("utf-8", "replace")
+            with (
+                contextlib.suppress(StoreError),
+                self.translate_errors(origin, in_transfer=True),
+                deadline.limit_next_bytes("reading an error"),
+            ):
+                text = (await response.content.read(_MAX_ERROR_TEXT_BYTES)).decode("utf-8", "replace")
         status = response.status
         message = f"{origin} answers {status}: {make_printable(' '.join(redact(text).split()))}"
         if not trusted:

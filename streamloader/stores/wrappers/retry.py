@@ -56,9 +56,7 @@ class RetryStore(StoreWrapper):
     async def head(self, path: str) -> ObjectInfo:
         return await self._call_with_retries(lambda: self.inner.head(path))
 
-    @override
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        return await Store.read(self, path, span, version=version)  # uses the stream method of this class
+    read = Store.read  # which uses the fetch method of this class
 
     @override
     async def stream(
@@ -69,27 +67,52 @@ class RetryStore(StoreWrapper):
         version: str | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        state = _TransferState(self.address(path), span, version, on_start)
-        attempts = _AttemptCounter(self.retry)
-        bytes_to_reset = max(1.0, self.timeouts.min_rate * self.timeouts.window)
+        state = _TransferState(self, path, span, version, on_start)
         while True:
-            received = 0
             try:
                 inner = self.inner.stream(
-                    path, state.remaining_span(), version=state.version, on_start=state.handle_start
+                    path, state.start_attempt(), version=state.version, on_start=state.handle_start
                 )
                 async with contextlib.aclosing(inner) as pieces:
                     async for piece in pieces:
-                        received += len(piece)
-                        state.count_yielded(len(piece))
+                        state.count_received(len(piece))
                         yield piece
                 return
             except StoreError as error:
-                if error.transient and state.is_complete():
-                    return  # the transfer broke off after its last byte
-                if received >= bytes_to_reset:
-                    attempts = _AttemptCounter(self.retry)
-                if not state.can_continue() or not await attempts.wait_for_retry(error):
+                if state.is_complete(error):
+                    return
+                if not await state.wait_for_retry(error):
+                    raise
+
+    @override
+    async def fetch(
+        self,
+        path: str,
+        span: ByteRange | None,
+        receive: Callable[[bytes], None],
+        *,
+        version: str | None = None,
+        on_start: OnStart | None = None,
+    ) -> None:
+        state = _TransferState(self, path, span, version, on_start)
+
+        def count_and_receive(piece: bytes) -> None:
+            state.count_received(len(piece))
+            receive(piece)
+
+        while True:
+            try:
+                return await self.inner.fetch(
+                    path,
+                    state.start_attempt(),
+                    count_and_receive,
+                    version=state.version,
+                    on_start=state.handle_start,
+                )
+            except StoreError as error:
+                if state.is_complete(error):
+                    return None
+                if not await state.wait_for_retry(error):
                     raise
 
     @override
@@ -182,29 +205,36 @@ def _is_same_object(first: ObjectInfo, current: ObjectInfo) -> bool:
 class _TransferState:
     """Position of a transfer, and the version of its object."""
 
-    def __init__(self, address: str, span: ByteRange | None, version: str | None, on_start: OnStart | None) -> None:
+    def __init__(
+        self, store: RetryStore, path: str, span: ByteRange | None, version: str | None, on_start: OnStart | None
+    ) -> None:
         self.version = version
-        self._address = address
+        self._store = store
+        self._path = path
         self._span = span
         self._on_start = on_start
+        self._attempts = _AttemptCounter(store.retry)
         self._first: ObjectInfo | None = None  # metadata at the first byte
         self._offset = 0
-        self._yielded = False
+        self._attempt_bytes = 0  # received in this attempt
+        self._has_bytes = False
 
-    def remaining_span(self) -> ByteRange | None:
-        """Return the span that has not been yielded yet."""
-        if not self._yielded:
+    def start_attempt(self) -> ByteRange | None:
+        """Start an attempt. Return the span that has not been received yet."""
+        self._attempt_bytes = 0
+        if not self._has_bytes:
             return self._span
         return ByteRange(self._offset, self._span.end if self._span is not None else None)
 
     def handle_start(self, info: ObjectInfo, start: int) -> None:
         """Record the start of a transfer. After a retry, check that it sends the same object."""
         first = self._first
-        if self._yielded and first is not None:
+        if self._has_bytes and first is not None:
             if not _is_same_object(first, info):
+                address = self._store.address(self._path)
                 raise ObjectChanged(
-                    f"{self._address} was replaced while it was read: its transfer broke off and cannot be continued",
-                    address=self._address,
+                    f"{address} was replaced while it was read: its transfer broke off and cannot be continued",
+                    address=address,
                     offset=self._offset,
                 )
             return
@@ -213,21 +243,29 @@ class _TransferState:
             on_start, self._on_start = self._on_start, None
             on_start(info, start)
 
-    def count_yielded(self, count: int) -> None:
-        """Count yielded bytes."""
+    def count_received(self, count: int) -> None:
+        """Count received bytes."""
         self._offset += count
-        self._yielded = True
+        self._attempt_bytes += count
+        self._has_bytes = True
         if self._first is not None:
             self.version = self._first.version or self.version
 
-    def can_continue(self) -> bool:
-        """Return whether a later transfer of the remaining span can be checked to send the same object."""
-        first = self._first
-        return not self._yielded or (first is not None and (first.version or first.modified) is not None)
+    async def wait_for_retry(self, error: StoreError) -> bool:
+        """Wait until another attempt may start. Return False if none may."""
+        timeouts = self._store.timeouts
+        if self._attempt_bytes >= max(1.0, timeouts.min_rate * timeouts.window):
+            self._attempts = _AttemptCounter(self._store.retry)
+        return self._can_continue() and await self._attempts.wait_for_retry(error)
 
-    def is_complete(self) -> bool:
-        """Return whether all bytes were yielded, although the transfer ended with an error."""
+    def is_complete(self, error: StoreError) -> bool:
+        """Return whether the transfer broke off after its last byte."""
         end = None if self._span is None else self._span.end
         if end is None and self._first is not None:
             end = self._first.size
-        return self._yielded and end is not None and self._offset >= end
+        return error.transient and self._has_bytes and end is not None and self._offset >= end
+
+    def _can_continue(self) -> bool:
+        """Return whether a later transfer of the remaining span can be checked to send the same object."""
+        first = self._first
+        return not self._has_bytes or (first is not None and (first.version or first.modified) is not None)
