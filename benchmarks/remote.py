@@ -1,11 +1,14 @@
-"""What does latency cost? 8 lanes of 640x360 videos from a server that takes 20 or 100 ms for each request.
+"""What does latency cost? 8 lanes of videos and of short texts, from a server that takes 20 or 100 ms per request.
 
 ``python -m benchmarks.remote [--quick] [--rounds N] [--json FILE]``
 """
 
 from __future__ import annotations
 
-from benchmarks.clips import HEIGHT, WIDTH, clips
+import random
+from pathlib import Path
+
+from benchmarks.clips import HEIGHT, WIDTH, cache_folder, clips
 from benchmarks.command import main
 from benchmarks.contenders import Contender
 from benchmarks.harness import Bar, Column, Question, Table
@@ -17,6 +20,15 @@ _NOTE = (
     "the other. A server in a separate process on this machine waits {ms} ms before it responds to a request. All rows "
     "have the same loader, decoder and index; only the way in which FFmpeg's reads are served differs. Frames/s: after "
     "16 batches. First batch: with 64 addresses of 16 videos that were not indexed before."
+)
+_TEXT_BYTES, _TEXTS, _TEXT_MS = 64 << 10, 1024, 100
+_TEXT_WINDOW = 256
+_TEXT_COLUMNS = (Column("steps_per_s", "bytes/s"), Column("first_batch_s", "first batch, s", 2, less_is_better=True))
+_TEXT_NOTE = (
+    f"Coherent batches (8, {_TEXT_WINDOW}) of the bytes of {_TEXTS} texts of {_TEXT_BYTES >> 10} KiB, from 8 lanes and "
+    "2 workers. Each text is an object of its own, and one request to a server in a separate process on this machine, "
+    f"which waits {_TEXT_MS} ms before it responds, and shares the processor with the loader. Bytes/s: of "
+    "{batches} batches, after {warm}."
 )
 
 
@@ -54,7 +66,36 @@ def question(quick: bool) -> Question:
         )
         for ms in (20, 100)
     ]
-    return Question("remote", "Remote videos", tables)
+    return Question("remote", "Remote videos and texts", [*tables, _texts_table(quick)])
+
+
+def _texts_table(quick: bool) -> Table:
+    args = {"warm": 64, "batches": 512} if quick else {"warm": 512, "batches": 8192}
+    latency = Contender("texts", "streamloader over HTTP", "remote", {"latency": _TEXT_MS / 1000}, "leased views")
+    return Table(
+        f"texts-{_TEXT_MS}ms",
+        f"Texts of {_TEXT_BYTES >> 10} KiB with a latency of {_TEXT_MS} ms",
+        _TEXT_NOTE.format(**args),
+        Job("text", (), window=_TEXT_WINDOW, options={"texts": str(_make_texts())}),
+        "throughput",
+        args,
+        (Contender("local texts", "local disk", "remote", {}, "leased views"), latency),
+        _TEXT_COLUMNS,
+        (Bar("the same from local disk", "texts", ("local texts",), "steps_per_s", 0.9),),
+    )
+
+
+def _make_texts() -> Path:
+    """Return a folder of random texts, which is created once."""
+    folder = cache_folder() / f"texts-{_TEXTS}"
+    if not folder.exists():
+        unfinished = folder.with_suffix(".new")
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for number in range(_TEXTS):
+            letters = random.Random(number).choices(b"etaoin shrdlu", k=_TEXT_BYTES)
+            (unfinished / f"{number:05}.txt").write_bytes(bytes(letters))
+        unfinished.rename(folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Videos from a slow web server: the same loader and decoder with different readers of the bytes.
+"""Videos and texts from a slow web server: the same loader and decoder with different readers of the bytes.
 
-Options: ``latency``: seconds per request, or missing for local files. ``reader``: ``ahead`` for the unmodified
+Options: ``texts``: folder of the texts to stream instead of videos. ``latency``: seconds per request, or missing for
+local files. ``reader``: ``ahead`` for the unmodified
 streamloader, ``plain`` for one blocking request per read of FFmpeg, or ``fsspec`` for fsspec's HTTP file with its
 default cache. ``buffer``: bytes per read of FFmpeg.
 """
@@ -96,12 +97,17 @@ class Loader:
         self._cache = tempfile.TemporaryDirectory()
         os.environ["STREAMLOADER_CACHE"] = self._cache.name
         paths, options = list(job.paths), job.options
+        if "texts" in options:
+            paths = sorted(map(str, Path(options["texts"]).iterdir()))
         self._server: SlowServer | None = None
         if "latency" in options:
             self._server = SlowServer(Path(paths[0]).parent, options["latency"])
             paths = [f"{self._server.url}/{Path(path).name}" for path in paths]
         size = job.shape[:2]
-        if options.get("reader", "ahead") == "ahead":
+        dataset: Any
+        if "texts" in options:
+            dataset = sl.TextStreams(paths)
+        elif options.get("reader", "ahead") == "ahead":
             dataset = sl.VideoStreams(paths, size=size)
         else:
             dataset = OtherVideos(paths, size=size, reader=options["reader"], buffer=options["buffer"])

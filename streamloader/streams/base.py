@@ -164,9 +164,12 @@ class PreparedStream(abc.ABC):
     Attributes:
         ready: Whether the data for opening has arrived. If not when the stream is due, the engine prepares more
             streams in advance from then on.
+        max_bytes: Maximum memory that is held for it, in bytes. None (the default) if it is unknown. The smaller the
+            prepared streams are, the more of them the engine prepares.
     """
 
     ready: bool = True
+    max_bytes: int | None = None
 
     @abc.abstractmethod
     async def open(self, rng: np.random.Generator) -> Stream:

@@ -28,7 +28,7 @@ from streamloader.errors import (
 )
 from streamloader.stores.addresses import FileKeys, Pattern, SourceFile, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
-from streamloader.stores.readahead import RemoteFile
+from streamloader.stores.readahead import UNIT_BYTES, RemoteFile
 from streamloader.stores.registry import scheme_of, split_address
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import PreparedStream, Stream
@@ -121,7 +121,10 @@ class FileCorpus(Corpus):
 
     @override
     async def open(self, info: StreamInfo) -> Stream:
-        return await _start(_TextByteStream(self._text_file(info)))
+        file = self._text_file(info)
+        if isinstance(file, _RemoteTextFile) and file.version:  # opening it does not block
+            return _open_remote(file)
+        return await _open_in_thread(_TextByteStream(file))
 
     @override
     async def prepare(self, info: StreamInfo) -> PreparedStream | None:
@@ -342,7 +345,7 @@ def _add_stream_to_errors(key: str) -> Iterator[None]:
         raise
 
 
-async def _start(stream: _TextByteStream) -> Stream:
+async def _open_in_thread(stream: _TextByteStream) -> Stream:
     try:
         await in_lane_thread(stream.open_file)
     except BaseException:  # after a cancellation, the thread continues and opens the file
@@ -350,6 +353,11 @@ async def _start(stream: _TextByteStream) -> Stream:
             await stream.aclose()
         raise
     return stream
+
+
+def _open_remote(file: _RemoteTextFile) -> Stream:
+    with _add_stream_to_errors(file.key):
+        return _TextByteStream(file, file.open())
 
 
 class _PreparedText(PreparedStream):
@@ -364,12 +372,17 @@ class _PreparedText(PreparedStream):
     def ready(self) -> bool:  # type: ignore[override]
         return self._handle.is_idle
 
+    @property
+    @override
+    def max_bytes(self) -> int:  # type: ignore[override]
+        return min(self._file.size, UNIT_BYTES)
+
     @override
     async def open(self, rng: np.random.Generator) -> Stream:
         if self._handle.is_healthy:
-            return await _start(_TextByteStream(self._file, self._handle))
+            return _TextByteStream(self._file, self._handle)
         self._handle.close()  # a request failed: try again, the cause may be gone
-        return await _start(_TextByteStream(self._file))
+        return _open_remote(self._file)
 
     @override
     def release(self) -> None:
@@ -377,16 +390,18 @@ class _PreparedText(PreparedStream):
 
 
 class _TextByteStream(Stream):
-    """The bytes of a file. A window that is already buffered needs no call in the lane's thread.
+    """The bytes of a file. Bytes that are in memory already are read without the lane's thread.
 
     Args:
         file: File to read.
-        handle: Open file, which the stream closes. By default, :meth:`open_file` opens it.
+        remote: Open file in a store, which the stream closes. By default, :meth:`open_file` opens the file.
     """
 
-    def __init__(self, file: _TextFile, handle: RemoteFile | None = None) -> None:
+    def __init__(self, file: _TextFile, remote: RemoteFile | None = None) -> None:
         self._file = file
-        self._handle: Any = handle
+        self._handle: Any = remote
+        self._remote = remote
+        self._in_thread = False  # a call in the lane's thread may still run
         self._closed = False
         self._position = 0
         self._buffer: Array = np.zeros(0, np.uint8)
@@ -394,8 +409,6 @@ class _TextByteStream(Stream):
 
     def open_file(self) -> None:
         """Open the file, and check that it is the one that was indexed."""
-        if self._handle is not None:
-            return
         with _add_stream_to_errors(self._file.key):
             handle = self._file.open()
         try:
@@ -415,7 +428,12 @@ class _TextByteStream(Stream):
             return 0
         count = self._copy_buffered(data, wanted)
         if count == 0:
-            await in_lane_thread(self._fill_buffer, wanted)
+            if self._remote is not None and self._remote.has_arrived(self._position, self._buffer_bytes(wanted)):
+                self._fill_buffer(wanted)
+            else:
+                self._in_thread = True
+                await in_lane_thread(self._fill_buffer, wanted)
+                self._in_thread = False
             count = self._copy_buffered(data, wanted)
         self._position += count
         return count
@@ -430,7 +448,7 @@ class _TextByteStream(Stream):
 
     def _fill_buffer(self, wanted: int) -> None:
         file, handle, start = self._file, self._handle, self._position
-        size = min(max(wanted, _READ_AHEAD_BYTES), file.size - start)
+        size = self._buffer_bytes(wanted)
         buffer = self._buffer if len(self._buffer) == size else np.empty(size, np.uint8)
         self._buffer = np.zeros(0, np.uint8)  # invalid while it is written
         view, done = buffer.data, 0
@@ -453,15 +471,23 @@ class _TextByteStream(Stream):
             raise file.changed_error(start + done)
         self._buffer, self._buffer_start = buffer, start
 
+    def _buffer_bytes(self, wanted: int) -> int:
+        """Return the number of bytes to read ahead for `wanted` bytes at the position."""
+        return min(max(wanted, _READ_AHEAD_BYTES), self._file.size - self._position)
+
     @override
     async def seek(self, step: int) -> None:
         self._position = clamp_step(step, self._file.size, self._file.key)
 
     @override
     async def aclose(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        if self._remote is None or self._in_thread:
             await in_lane_thread(self._close)
+        else:
+            self._close()
 
     def _close(self) -> None:
         handle, self._handle = self._handle, None

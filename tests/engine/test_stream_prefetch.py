@@ -34,6 +34,10 @@ class Prepared(PreparedStream):
     def ready(self):
         return self.dataset.ready
 
+    @property
+    def max_bytes(self):
+        return self.dataset.max_bytes
+
     async def open(self, rng):
         self.dataset.log.append(("open", self.info.key))
         return await self.dataset.open(self.info, rng)
@@ -47,6 +51,7 @@ class Counts(StreamDataset):
 
     fields = sl.Field((), "int64")
     ready = True
+    max_bytes = None
 
     def __init__(self, lengths, prepares=True):
         self.fields = {"data": sl.Field((), "int64")}
@@ -113,29 +118,56 @@ def test_streams_that_are_left_out_are_not_opened():
     assert whats.count("prepare") == whats.count("open") + whats.count("release")
 
 
-def test_more_is_prepared_where_it_was_not_ready():
+@pytest.mark.parametrize(
+    ("max_bytes", "expected"),
+    [
+        (None, [1, 2, 4, 8, 8]),
+        (2 << 20, [1, 1, 1, 2, 2]),
+        (100 << 10, [6, 11, 21, 41, 41]),
+        (64 << 10, [8, 16, 32, 64, 64]),
+        (1, [8, 16, 32, 64, 64]),
+    ],
+)
+def test_more_is_prepared_where_it_was_not_ready(max_bytes, expected):
     async def play():
-        dataset = Counts([1] * 40)
-        dataset.ready = False
-        infos = await dataset.index()
-        prefetcher = StreamPrefetcher(dataset, infos)
-        depths = []
-        for position in range(10):
+        dataset = Counts([1] * 100)
+        dataset.ready, dataset.max_bytes = False, max_bytes
+        prefetcher = StreamPrefetcher(dataset, await dataset.index())
+        counts = []
+        for position in range(5):
             prepared = prefetcher.take(position)
             if prepared is not None:
                 await prepared.open(None)
-            depths.append(prefetcher.depth)
-            await prefetcher.prepare((at, at) for at in range(position + 1, position + 1 + prefetcher.depth))
-        dataset.log.clear()
-        prefetcher.take(12)  # those before it are released
-        prefetcher.release()
-        return depths, dataset.log
+            ahead = range(position + 1, position + 1 + prefetcher.depth)
+            await prefetcher.prepare((number, number) for number in ahead)
+            done = [int(key) for what, key in dataset.log if what == "prepare"]
+            assert done == list(range(1, len(done) + 1)), "in their order, and each of them once"
+            counts.append(len(done) - position)
+        dataset.ready = True
+        for position in range(5, 9):
+            prefetcher.take(position)
+            ahead = range(position + 1, position + 1 + prefetcher.depth)
+            await prefetcher.prepare((number, number) for number in ahead)
+        assert [what for what, _ in dataset.log].count("prepare") - 8 == counts[-1], "no more if they are ready in time"
+        return counts
 
-    depths, log = asyncio.run(play())
-    assert depths == [1, 2, 4, 8, 8, 8, 8, 8, 8, 8]
-    assert log == [("release", "10"), ("release", "11"), *(("release", str(at)) for at in range(13, 18))]
+    assert asyncio.run(play()) == expected
+
+
+def test_streams_that_are_passed_over_are_released():
+    async def play():
+        dataset = Counts([1] * 40)
+        dataset.max_bytes = 64 << 10
+        prefetcher = StreamPrefetcher(dataset, await dataset.index())
+        await prefetcher.prepare((number, number) for number in range(prefetcher.depth))
+        dataset.log.clear()
+        prefetcher.take(2)  # those before it are released
+        prefetcher.release()
+        return dataset.log
+
+    assert asyncio.run(play()) == [("release", str(number)) for number in (0, 1, 3, 4, 5, 6, 7)]
 
 
 def test_data_sets_that_prepare_nothing_are_not_called():
-    assert StreamPrefetcher(sl.TextStreams.from_texts(["a"]), []).depth == 1
+    assert StreamPrefetcher(sl.TextStreams.from_texts(["a"]), []).depth > 0
     assert StreamPrefetcher(sl.IterStreams(range(3), iter, fields=sl.Field()), []).depth == 0

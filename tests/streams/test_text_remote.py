@@ -12,10 +12,12 @@ import sys
 import threading
 
 import anyio
+import anyio.lowlevel
 import cloudpickle
 import numpy as np
 import pytest
 from canaries import canary
+from polling import wait_until
 from range_server import served
 from store_leaves import Plain
 from store_leaves import spaces as plain_spaces
@@ -36,6 +38,7 @@ from streamloader.stores.memory import MemoryStore
 from streamloader.stores.readahead import UNIT_BYTES
 from streamloader.streams import text_files
 from streamloader.streams.base import stream_rng
+from streamloader.streams.lane_thread import LaneThread, current_lane_thread
 from streamloader.testing import StreamSuite, describe_streams, read_stream
 from streamloader.values import ObjectInfo
 
@@ -252,6 +255,74 @@ def test_small_windows_are_served_from_memory(requests):
     assert sorted(requests) == requests
     assert len(requests) <= 4
     assert sum(end - start for _, (start, end) in requests) == len(text), "each byte is fetched once"
+
+
+def test_a_text_that_has_arrived_is_read_without_the_thread(monkeypatch):
+    calls = []
+
+    async def call(function, *args):
+        calls.append(function.__name__)
+        return await anyio.to_thread.run_sync(function, *args)
+
+    text = bytes(range(256)) * 300
+    address = write(f"{a_space()}/a.txt", text)
+    dataset = sl.TextStreams(address, storage_options=PLAIN)
+    (info,) = describe_streams(dataset)
+    monkeypatch.setattr(text_files, "in_lane_thread", call)
+
+    async def run():
+        prepared = await dataset.prepare(info)
+        await anyio.to_thread.run_sync(wait_until, lambda: prepared.ready)
+        assert prepared.max_bytes == len(text)
+        stream = await prepared.open(stream_rng(0, 0, 0))
+        out = np.zeros(100_000, np.uint8)
+        read = 0
+        while count := await stream.read_into({"data": out[read : read + 1000]}):
+            read += count
+        await stream.aclose()
+        assert bytes(out[:read]) == text
+
+    anyio.run(run)
+    assert calls == []
+
+
+def test_a_read_that_was_cancelled_ends_before_its_file_is_closed(monkeypatch):
+    address = write(f"{a_space()}/a.txt", b"0123456789")
+    dataset = sl.TextStreams(address, storage_options=PLAIN)
+    (info,) = describe_streams(dataset)
+    entered, leave, order = threading.Event(), threading.Event(), []
+    fill, close = text_files._TextByteStream._fill_buffer, text_files._TextByteStream._close
+
+    def slow_fill(self, wanted):
+        entered.set()
+        leave.wait(60)
+        fill(self, wanted)
+        order.append("read")
+
+    def noted_close(self):
+        order.append("close")
+        close(self)
+
+    monkeypatch.setattr(text_files._TextByteStream, "_fill_buffer", slow_fill)
+    monkeypatch.setattr(text_files._TextByteStream, "_close", noted_close)
+    monkeypatch.setattr(text_files.RemoteFile, "has_arrived", lambda self, start, count: False)
+
+    async def run():
+        thread = LaneThread("lane")
+        current_lane_thread.set(thread)
+        stream = await dataset.open(info, stream_rng(0, 0, 0))
+        async with anyio.create_task_group() as group:
+            group.start_soon(stream.read_into, {"data": np.zeros(4, np.uint8)})
+            await anyio.to_thread.run_sync(entered.wait, 60)
+            group.cancel_scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(stream.aclose)
+            await anyio.lowlevel.checkpoint()
+            leave.set()
+        assert thread.stop(60)
+
+    anyio.run(run)
+    assert order == ["read", "close"]
 
 
 def test_documents_are_tokenized_from_one_read_each(requests):
