@@ -1,4 +1,4 @@
-"""How long does the training loop wait? For a ready batch, and for batches while it works for 20 ms on each.
+"""How long does the training loop wait? For the first batch, a ready batch, and batches while it works 20 ms on each.
 
 ``python -m benchmarks.latency [--quick] [--rounds N] [--json FILE]``
 """
@@ -25,6 +25,15 @@ _READY = (
     contenders.STREAMLOADER,
     contenders.RING,
 )
+_STARTING = (
+    contenders.TUNED_PYAV,
+    contenders.TUNED_OPENCV,
+    contenders.SPDL_THREADS,
+    contenders.SPDL_POOL,
+    contenders.REFERENCE_VIEW,
+    contenders.STREAMLOADER,
+    contenders.RING_DIRECT,
+)
 _WORKING = (
     *(
         dataclasses.replace(c, family="peer")
@@ -44,6 +53,11 @@ _WORKING = (
     contenders.STREAMLOADER,
     contenders.RING_MALLOC,
     contenders.RING_DIRECT,
+)
+_FIRST_NOTE = (
+    "640x360 video as in the question about video, with indexes in the cache. Time from before the contender is "
+    "created, with its modules imported, to its first batch, and the part of it that the creation takes. The workers "
+    "of streamloader and of the bare ring are new interpreters; the other contenders fork."
 )
 _READY_NOTE = (
     "Median time of `next()` for a batch that is ready: the consumer sleeps {gap:.0f} ms before each call. Batches of "
@@ -78,6 +92,21 @@ def question(quick: bool) -> Question:
         note=_READY_NOTE.format(gap=50, size="15.7 MB"),
         job=transport.BIG,
         args={"warm": 10, "batches": count // 2, "gap": 0.05},
+        bars=(dataclasses.replace(bar, factor=0.15),),
+    )
+    first = Table(
+        "first",
+        "The first batch of video",
+        _FIRST_NOTE,
+        video.job(video.HEIGHT, video.WIDTH),
+        "first",
+        {},
+        _STARTING,
+        (
+            Column("first_s", "first batch, s", 3, less_is_better=True),
+            Column("created_s", "of which creation, s", 3),
+        ),
+        (Bar("time to the first batch, s", "streamloader", (), "first_s", 0.35, at_most=True),),
     )
     args = {"warm": 8, "batches": 12 if quick else 60, "work": _WORK_S}
     asleep = Table(
@@ -107,7 +136,7 @@ def question(quick: bool) -> Question:
         note=_WORK_NOTE.format(how="in a Python loop that holds the GIL and one core"),
         args={**args, "style": "python"},
     )
-    return Question("latency", "Latency", (tiny, big, asleep, busy))
+    return Question("latency", "Latency", (first, tiny, big, asleep, busy))
 
 
 if __name__ == "__main__":

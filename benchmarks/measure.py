@@ -78,6 +78,19 @@ def throughput(
     return result
 
 
+def first(open_peer: Callable[[Job], Peer], job: Job) -> Result:
+    """Measure the time to the first batch, and the part of it that creating the contender takes."""
+    start = time.perf_counter()
+    peer = open_peer(job)
+    created = time.perf_counter()
+    stream = peer.epoch(0)
+    next(stream)
+    end = time.perf_counter()
+    stream.close()
+    peer.close()
+    return {"first_s": end - start, "created_s": created - start, "iterated_s": end - created}
+
+
 def ready(open_peer: Callable[[Job], Peer], job: Job, *, warm: int, batches: int, gap: float) -> Result:
     """Measure the time of ``next()`` for a ready batch. The consumer sleeps `gap` seconds before each call."""
     peer, waits = open_peer(job), []
@@ -244,6 +257,7 @@ def _calibrate(seconds: float) -> int:
 
 MEASURES: dict[str, Any] = {
     "throughput": throughput,
+    "first": first,
     "ready": ready,
     "waits": waits,
     "border": border,

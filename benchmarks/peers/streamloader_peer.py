@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-import streamloader as sl
 from benchmarks.job import Job
+from streamloader import MultiStreamer, VideoStreams
 from streamloader.streams.base import Stream, StreamDataset
 from streamloader.values import Array, Field, StreamInfo
 
@@ -63,9 +63,9 @@ class Loader:
         if job.kind == "fill":
             dataset: Any = FillStreams(job.batch_size, min(job.batches, 1 << 32) * job.window, job.shape)
         else:
-            dataset = sl.VideoStreams(list(job.paths), job.shape[:2], job.options.get("pix_fmt", "rgb24"))
+            dataset = VideoStreams(list(job.paths), job.shape[:2], job.options.get("pix_fmt", "rgb24"))
         self._options = job.options
-        self._loader = sl.MultiStreamer(
+        self._loader = MultiStreamer(
             dataset,
             job.batch_size,
             job.window,

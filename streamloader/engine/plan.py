@@ -13,6 +13,7 @@ from heapq import heapify, heapreplace
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
+from numpy.random import Philox  # now: imported during an iteration, this module swallows a Ctrl-C
 
 from streamloader.errors import ConfigError, LengthUnknown
 from streamloader.values import Array
@@ -334,5 +335,5 @@ def _permute(n: int, seed: int, epoch: int, domain: int) -> Array:
     """Permute range(n) by sorting raw Philox words. Unlike ``Generator`` methods, they never change with NumPy."""
     mask = (1 << 64) - 1
     key = np.array([seed & mask, epoch & mask], np.uint64)  # a list would pass through float64
-    bits = np.random.Philox(key=key, counter=[0, 0, domain, _PLAN_DOMAIN])
+    bits = Philox(key=key, counter=[0, 0, domain, _PLAN_DOMAIN])
     return np.argsort(bits.random_raw(n), kind="stable")

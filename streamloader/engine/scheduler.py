@@ -8,8 +8,6 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-import anyio
-
 from streamloader.engine.messages import Message, MessageDecoder, MessageKind, encode_message
 from streamloader.engine.ring import Ring, Status
 from streamloader.engine.workload import Grant, LaneDirectives, RowFiller, Workload
@@ -37,7 +35,8 @@ class Scheduler:
     def __init__(
         self, workload: Workload, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int
     ) -> None:
-        self._sock = sock
+        self._sock, self._ring, self._lanes = sock, ring, lanes
+        self._mapped_slots: set[int] = set()
         self._loop = asyncio.get_running_loop()
         self._fillers = workload.make_fillers(ring, lanes, first_lane, self._send)
         self._max_burst = max(1, ring.slots // 4)  # batches that a filler may fill before others get a turn
@@ -61,12 +60,18 @@ class Scheduler:
         self._loop.add_reader(self._sock, self._receive)
         threads = [LaneThread(f"streamloader-lane-{filler.global_lane}") for filler in self._fillers]
         try:
-            async with anyio.create_task_group() as group:
-                for filler, thread in zip(self._fillers, threads, strict=True):
-                    group.start_soon(self._run_filler, filler, thread)
+            # asyncio's own task group: a worker without anyio's event loop starts sooner.
+            async with asyncio.TaskGroup() as group:
+                pairs = zip(self._fillers, threads, strict=True)
+                tasks = [group.create_task(self._run_filler(filler, thread)) for filler, thread in pairs]
                 await self._disconnected.wait()
-                group.cancel_scope.cancel()
+                for task in tasks:
+                    task.cancel()
         finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    # Their errors are ignored: the supervisor is gone, or gets the error that ended this worker.
+                    await asyncio.gather(*map(_reset_filler, self._fillers, threads), return_exceptions=True)
             self._loop.remove_reader(self._sock)
             if self._unsent:
                 self._loop.remove_writer(self._sock)
@@ -77,39 +82,35 @@ class Scheduler:
         current_lane_thread.set(thread)
         status, seq_column, busy_column = filler.status, Status.SEQ, Status.BUSY  # local, because this loop is hot
         burst = 0
-        try:
-            while True:
-                grant = self._grants.get(filler.grants_filled)
-                if grant is None or (filler.only_run is not None and grant.run != filler.only_run):
-                    burst = 0
-                    await self._grants_changed.wait()
-                    continue
-                try:
-                    if self._suspects:
-                        if not await self._fill_exclusively(filler, grant):
-                            continue
-                    else:
-                        status[busy_column] = 1
-                        await filler.fill(grant)
-                        status[busy_column] = 0
-                except StreamloaderError as error:
+        while not self._disconnected.is_set():  # in case a stream has suppressed the cancellation
+            grant = self._grants.get(filler.grants_filled)
+            if grant is None or (filler.only_run is not None and grant.run != filler.only_run):
+                burst = 0
+                await self._grants_changed.wait()
+                continue
+            try:
+                if self._suspects:
+                    if not await self._fill_exclusively(filler, grant):
+                        continue
+                else:
+                    status[busy_column] = 1
+                    await filler.fill(grant)
                     status[busy_column] = 0
-                    await self._report_failure(filler, grant, error)
-                    continue
-                if self._grants.get(grant.seq) is grant:
-                    filler.grants_filled += 1
-                    status[seq_column] = filler.grants_filled
-                    if filler.grants_filled == self._watermark + 1:
-                        self._advance_watermark()
-                else:  # the grant became void while it was filled, and with it the limit to one run
-                    filler.only_run = None
-                burst += 1
-                if burst >= self._max_burst:
-                    burst = 0
-                    await asyncio.sleep(0)
-        finally:
-            with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
-                await filler.reset()
+            except StreamloaderError as error:
+                status[busy_column] = 0
+                await self._report_failure(filler, grant, error)
+                continue
+            if self._grants.get(grant.seq) is grant:
+                filler.grants_filled += 1
+                status[seq_column] = filler.grants_filled
+                if filler.grants_filled == self._watermark + 1:
+                    self._advance_watermark()
+            else:  # the grant became void while it was filled, and with it the limit to one run
+                filler.only_run = None
+            burst += 1
+            if burst >= self._max_burst:
+                burst = 0
+                await asyncio.sleep(0)
 
     async def _fill_exclusively(self, filler: RowFiller, grant: Grant) -> bool:
         """Fill a row while no other row is being filled, so that a crash can only be caused by this one.
@@ -176,6 +177,9 @@ class Scheduler:
         for message in self._decoder.decode(bytes(data)):
             if message.kind == MessageKind.GRANT:
                 grant = Grant(self._grants_received, message.a, message.b, message.c, message.lane)
+                if grant.slot not in self._mapped_slots:
+                    self._mapped_slots.add(grant.slot)
+                    self._ring.map_rows(grant.slot, self._lanes)
                 self._grants[self._grants_received] = grant
                 self._grants_received += 1
             elif message.kind == MessageKind.TRUNCATE:
@@ -252,3 +256,8 @@ class Scheduler:
         del self._unsent[:sent]
         if not self._unsent:
             self._loop.remove_writer(self._sock)
+
+
+async def _reset_filler(filler: RowFiller, thread: LaneThread) -> None:
+    current_lane_thread.set(thread)
+    await filler.reset()

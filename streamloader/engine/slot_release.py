@@ -12,10 +12,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from typing import Self
+from typing import Any, Final
 
 __all__ = ["ReleaseQueue", "SlotReclaimer", "SlotRef", "drain_released_slots"]
 
@@ -27,25 +24,18 @@ ReleaseQueue = queue.SimpleQueue  # of SlotRef, or None to stop the thread that 
 class SlotRef(weakref.ref):  # type: ignore[type-arg]
     """Weak reference to a lease. It is put into the release queue once the lease is gone.
 
-    The reference itself has to be kept: without it, the slot is never released.
+    The reference itself has to be kept: without it, the slot is never released. Its creation runs no Python code.
 
     Args:
         lease: Lease to be watched.
-        released: Queue of released slots.
-        slot: Slot of the lease.
+        callback: The queue's ``put``.
+
+    Attributes:
+        slot: Slot of the lease, which the caller sets.
     """
 
     __slots__ = ("slot",)
     slot: int
-
-    def __new__(cls, lease: Any, released: queue.SimpleQueue[Any], slot: int) -> Self:
-        """Create the reference with the queue's ``put`` as its callback."""
-        ref = super().__new__(cls, lease, released.put)
-        ref.slot = slot
-        return ref
-
-    def __init__(self, lease: Any, released: queue.SimpleQueue[Any], slot: int) -> None:
-        super().__init__(lease, released.put)  # type: ignore[call-arg]
 
 
 class SlotReclaimer:

@@ -124,9 +124,15 @@ class Supervisor:
     # --- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the workers."""
+        """Start the workers, and allocate the ring while they import their modules.
+
+        Raises:
+            ConfigError: If the job cannot be sent to worker processes.
+            RingTooLarge: If the ring does not fit into free memory.
+        """
         try:
             self._pool.start()
+            self._ring.allocate()
         except BaseException:
             self.close()
             raise
@@ -187,7 +193,8 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether the next batch, or the end of the epoch, is available without waiting."""
-        self.reclaim_slots()
+        if not self._ring.released.empty():
+            self.reclaim_slots()
         return min(self._filled) > self._grants.consumed or self._grants.at_end
 
     def wait(self, timeout: float | None) -> None:
@@ -238,6 +245,19 @@ class Supervisor:
         infos = self._infos.pop(grant.seq, {})
         return [infos.get(number) for number in range(len(self._filled))]
 
+    def receive(self) -> None:
+        """Process the messages of the workers that have not filled the next batch as far as is known, without waiting.
+
+        Raises:
+            StreamloaderError: If the next batch cannot be filled.
+        """
+        self._raise_failure()
+        consumed = self._grants.consumed
+        for worker in list(self._pool.workers):
+            if self._filled[worker.number] <= consumed:
+                self._read_from(worker)
+        self.flush()
+
     def poll(self) -> bool:
         """Process messages of the workers without waiting; return whether there were any events.
 
@@ -274,8 +294,6 @@ class Supervisor:
 
     def reclaim_slots(self) -> None:
         """Grant the slots that the user has released."""
-        if self._ring.released.empty():
-            return
         self._grants.free += drain_released_slots(self._ring.released)
         self._grants.grant_free_slots()
         if len(self._grants.unsent) >= self._flush_bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
-import anyio
 import numpy as np
 
 from streamloader.common.worker_messages import InvalidMessage, check_nesting
@@ -181,7 +181,7 @@ class EnvFiller:
         if infos is _ENV_FINISHED:
             await self.reset()
             self._send(encode_message(MessageKind.ENDED, a=grant.run, b=step, c=step, lane=self.row))
-            await anyio.sleep_forever()
+            await asyncio.get_running_loop().create_future()  # until it is cancelled
         self.status[Status.STEP] = step + 1
         if infos is not None:
             self._send(self._encode_infos(infos, grant))

@@ -6,6 +6,7 @@ parent wrote. It ends when the parent closes the socketpair, or when the parent 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import logging
@@ -15,8 +16,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
-
-import anyio
 
 from streamloader.common.subprocesses import LogForwarder, LogSender, exit_process, exit_with_parent, ignore_interrupts
 from streamloader.engine.job import WorkerJob, read_job
@@ -85,15 +84,16 @@ def _run_scheduler(
             handler.send = _log_sender(scheduler.send_if_possible)
         await scheduler.run()
 
-    anyio.run(run, backend="asyncio", backend_options={"use_uvloop": _has_uvloop()})
+    with asyncio.Runner(loop_factory=_uvloop_factory()) as runner:
+        runner.run(run())
 
 
-def _has_uvloop() -> bool:
+def _uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop  # noqa: F401
+        import uvloop
     except ImportError:  # Windows, and interpreters for which uvloop has no build
-        return False
-    return True
+        return None
+    return uvloop.new_event_loop
 
 
 def _log_sender(send: Callable[[bytes], None]) -> LogSender:

@@ -144,7 +144,6 @@ class Loader(abc.ABC):
         if self._supervisor is None:
             self._start_time = time.perf_counter()
             self._ring = Ring.create(self._slot_layout, self._slot_count)
-            self._pinning.pin(self._ring)
             job = WorkerJob(
                 self._workload,
                 self._slot_layout,
@@ -161,10 +160,11 @@ class Loader(abc.ABC):
                 max_ahead=self._max_ahead,
                 on_death=self._on_worker_death,
             )
+            supervisor.start()
             try:
-                supervisor.start()
+                self._pinning.pin(self._ring)
             except BaseException:
-                self._pinning.unpin()
+                supervisor.close()
                 raise
             self._supervisor = supervisor
         return self._supervisor
@@ -182,7 +182,9 @@ class Loader(abc.ABC):
 
     def _next_item(self, iteration: int) -> Any:
         """Wait for the next item of an iteration and return it, or _END."""
-        supervisor = self._check_current(iteration)
+        supervisor = self._supervisor
+        if supervisor is None or self._closed or iteration != self._iteration or not self._requested:
+            supervisor = self._check_current(iteration)
         while (batch := self._pop_batch(supervisor)) is _NOT_READY:
             supervisor.wait(self._timeout)
             self._check_current(iteration)
@@ -200,7 +202,9 @@ class Loader(abc.ABC):
             if self._feed is not None:
                 return self._feed.next(supervisor) if self._feed.has_next or supervisor.ready else _NOT_READY
             if not supervisor.ready:
-                return _NOT_READY
+                supervisor.receive()  # often, the message has arrived; a wait takes longer
+                if not supervisor.ready:
+                    return _NOT_READY
             grant = supervisor.pop()
             return None if grant is None else self._take_batch(grant)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +38,8 @@ class BatchArray:
         shape: Shape as stored, (B, T, ...).
         dtype: Data type of the elements.
         order: Permutation of the stored axes that gives the layout, or None if the layout is as stored.
+        layout_shape: Shape in the layout.
+        layout_strides: Strides in the layout, in bytes.
     """
 
     offset: int
@@ -43,6 +47,19 @@ class BatchArray:
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     order: tuple[int, ...] | None
+    layout_shape: tuple[int, ...] = dataclasses.field(init=False)
+    layout_strides: tuple[int, ...] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compute shape and strides in the layout."""
+        order = self.order or range(len(self.shape))
+        inner = [math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize for axis in range(len(self.shape))]
+        object.__setattr__(self, "layout_shape", tuple(self.shape[axis] for axis in order))
+        object.__setattr__(self, "layout_strides", tuple(inner[axis] for axis in order))
+
+    def view(self, memory: Any) -> Array:
+        """Return the array in the layout over `memory`, a buffer. It keeps the buffer alive."""
+        return np.ndarray(self.layout_shape, self.dtype, memory, self.offset, self.layout_strides)
 
 
 class BatchSpec:
@@ -60,7 +77,6 @@ class BatchSpec:
         self.nbytes, self.rows = slots.nbytes, slots.lanes
         self.fields = tuple(slots.fields)
         self.arrays: dict[str, BatchArray] = {}
-        self.torch_dtypes: dict[str, torch.dtype] = {}
         matched = False
         for name in (*self.fields, *(_MARKS if slots.window is not None else ())):
             array = slots.arrays[name]
@@ -74,14 +90,12 @@ class BatchSpec:
                 f"layout={layout!r} matches no field; the axes of the fields, without B and T, are {axes}"
             )
 
-    def torch_dtype(self, name: str) -> torch.dtype:
-        """Return the torch dtype of an array."""
-        dtype = self.torch_dtypes.get(name)
-        if dtype is None:
-            import torch
+    @functools.cached_property
+    def make_tensor(self) -> Callable[[Array], torch.Tensor]:
+        """``torch.from_numpy``, once torch is imported."""
+        import torch
 
-            dtype = self.torch_dtypes[name] = torch.from_numpy(np.empty(0, self.arrays[name].dtype)).dtype
-        return dtype
+        return torch.from_numpy
 
 
 _DEFAULT_LAYOUT = "BTCHW"
@@ -124,25 +138,21 @@ class SlotBatch(abc.ABC):
         return tensor
 
     def _make_tensor(self, name: str) -> torch.Tensor:
-        tensor, order = self._make_stored(name), self._spec.arrays[name].order
-        return tensor if order is None else tensor.permute(order)
-
-    def _make_stored(self, name: str) -> torch.Tensor:
-        """Return the tensor of an array with its axes as stored, (B, T, ...)."""
-        import torch
-
         array = self._spec.arrays.get(name)
         if array is None:
             raise KeyError(f"no field {name!r}; this batch has {', '.join(self)}")
-        dtype = self._spec.torch_dtype(name)
         memory = self._memory
-        if not array.count:
-            tensor = torch.empty(0, dtype=dtype)
-        elif isinstance(memory, torch.Tensor):
-            tensor = memory[array.offset : array.offset + array.count * array.dtype.itemsize].view(dtype)
-        else:
-            tensor = torch.frombuffer(memory, dtype=dtype, count=array.count, offset=array.offset)
-        return tensor.view(array.shape)
+        if not hasattr(memory, "record_stream"):  # a buffer, not a tensor
+            return self._spec.make_tensor(array.view(memory))
+        dtype = self._spec.make_tensor(np.empty(0, array.dtype)).dtype
+        tensor: torch.Tensor = memory[array.offset : array.offset + array.count * array.dtype.itemsize].view(dtype)
+        tensor = tensor.view(array.shape)
+        return tensor if array.order is None else tensor.permute(array.order)
+
+    def _make_stored(self, name: str) -> torch.Tensor:
+        """Return the tensor of an array with its axes as stored, (B, T, ...)."""
+        order = self._spec.arrays[name].order
+        return self[name] if order is None else self[name].permute([order.index(axis) for axis in range(len(order))])
 
     @property
     def data(self) -> torch.Tensor:
@@ -170,11 +180,7 @@ class SlotBatch(abc.ABC):
         memory = self._memory
         if hasattr(memory, "numpy"):
             memory = memory.numpy()
-        arrays = {}
-        for name, array in self._spec.arrays.items():
-            stored = np.frombuffer(memory, array.dtype, array.count, array.offset).reshape(array.shape)
-            arrays[name] = stored if array.order is None else stored.transpose(array.order)
-        return arrays
+        return {name: array.view(memory) for name, array in self._spec.arrays.items()}
 
     def clone(self) -> Self:
         """Return a copy that owns its memory."""
@@ -202,11 +208,7 @@ class SlotBatch(abc.ABC):
     def _describe_fields(self) -> str:
         """Return the dtypes and shapes of the fields, for ``repr``."""
         arrays = self._spec.arrays
-        return ", ".join(f"{name}={arrays[name].dtype}{_shape_in_layout(arrays[name])}" for name in self._spec.fields)
-
-
-def _shape_in_layout(array: BatchArray) -> tuple[int, ...]:
-    return array.shape if array.order is None else tuple(array.shape[axis] for axis in array.order)
+        return ", ".join(f"{name}={arrays[name].dtype}{arrays[name].layout_shape}" for name in self._spec.fields)
 
 
 class Batch(SlotBatch):

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-import anyio.to_thread
-
 __all__ = ["LaneThread", "in_lane_thread"]
 
 T = TypeVar("T")
@@ -85,5 +83,7 @@ async def in_lane_thread(function: Callable[[Unpack[Args]], T], *args: *Args) ->
     """Run a blocking call of a stream in its lane's thread; outside of a loader, in a thread of anyio's pool."""
     thread = current_lane_thread.get()
     if thread is None:
+        import anyio.to_thread  # workers do not need it, and start sooner
+
         return await anyio.to_thread.run_sync(function, *args)
     return await thread.run(function, *args)

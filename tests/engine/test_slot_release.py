@@ -14,11 +14,17 @@ class Lease:
     pass
 
 
+def watch(lease, released, slot):
+    reference = SlotRef(lease, released.put)
+    reference.slot = slot
+    return reference
+
+
 def test_a_slot_is_released_when_its_lease_is_dropped_and_the_reference_is_kept():
     released = queue.SimpleQueue()
     leases = [Lease(), Lease(), Lease()]
-    kept = [SlotRef(lease, released, slot) for slot, lease in enumerate(leases[:2])]
-    SlotRef(leases[2], released, 2)  # is not kept
+    kept = [watch(lease, released, slot) for slot, lease in enumerate(leases[:2])]
+    watch(leases[2], released, 2)  # is not kept
     assert drain_released_slots(released) == []
     del leases[0]
     assert drain_released_slots(released) == [0]
@@ -30,7 +36,7 @@ def test_a_slot_is_released_when_its_lease_is_dropped_and_the_reference_is_kept(
 def test_no_python_function_runs_where_a_lease_is_dropped():
     released = queue.SimpleQueue()
     lease = Lease()
-    kept = SlotRef(lease, released, 5)
+    kept = watch(lease, released, 5)
     called = []
     sys.setprofile(lambda frame, event, argument: called.append(event))
     del lease
@@ -43,7 +49,7 @@ def test_a_lease_in_a_cycle_is_released_by_the_collector():
     released = queue.SimpleQueue()
     lease = Lease()
     lease.itself = lease
-    kept = SlotRef(lease, released, 1)
+    kept = watch(lease, released, 1)
     del lease
     gc.collect()
     assert drain_released_slots(released) == [kept.slot]
@@ -53,7 +59,7 @@ def test_the_reclaimer_reports_slots_at_once():
     released, taken = queue.SimpleQueue(), queue.SimpleQueue()
     reclaimer = SlotReclaimer(released, taken.put)
     leases = [Lease() for _ in range(50)]
-    kept = [SlotRef(lease, released, slot) for slot, lease in enumerate(leases)]
+    kept = [watch(lease, released, slot) for slot, lease in enumerate(leases)]
     while leases:
         leases.pop()
     assert [taken.get(timeout=60) for _ in kept] == list(range(49, -1, -1))

@@ -286,6 +286,19 @@ say([steps(batch)[0][0] for batch in held] == list(range(0, 80, 4)))
 
 # --- ways to end that come from outside ----------------------------------------------------------------------
 
+
+def test_nothing_is_imported_while_a_loader_iterates():
+    code = """
+with loader_of() as loader:
+    iterator = iter(loader)
+    before = set(sys.modules)
+    next(iterator)
+    say(*sorted(set(sys.modules) - before))
+"""
+    with program(code) as made:  # an import that runs C code may swallow a Ctrl-C: numpy.random does
+        assert made.end() == (0, [], "")
+
+
 WAITING = """
 loader = loader_of((-1, 8), {make}, workers={workers})
 iterator = iter(loader)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -194,6 +195,9 @@ class Converter:
         self._coding = matrix, int(full_range)
 
 
+_TRIAL_LOCK: Final = Lock()
+
+
 class _DirectConversion:
     """Decides whether, and with which chroma siting, libswscale writes the frames of one stream into the output.
 
@@ -216,7 +220,8 @@ class _DirectConversion:
             return  # flat frames do not distinguish candidates: compare frames 1, 2, 4, 8, ...
         offsets = tuple(address % _CACHE_LINE_BYTES for address, _ in destinations)
         if self._candidates is None:
-            sitings = _candidate_sitings(self._config, offsets)
+            with _TRIAL_LOCK:  # other lanes that start with the same conversion wait for its result
+                sitings = _candidate_sitings(self._config, offsets)
             self._candidates = {siting: Scaler(self._config, siting) for siting in sitings}
         expected = convert_by_pyav(frame) if self._candidates else []
         for siting, scaler in list(self._candidates.items()):
