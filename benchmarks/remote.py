@@ -70,7 +70,7 @@ def question(quick: bool) -> Question:
 
 
 def _texts_table(quick: bool) -> Table:
-    args = {"warm": 64, "batches": 512} if quick else {"warm": 512, "batches": 8192}
+    args = {"warm": 64, "batches": 512} if quick else {"warm": 4096, "batches": 24576}
     latency = Contender("texts", "streamloader over HTTP", "remote", {"latency": _TEXT_MS / 1000}, "leased views")
     return Table(
         f"texts-{_TEXT_MS}ms",

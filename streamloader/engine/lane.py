@@ -93,11 +93,11 @@ class Lane:
         status: memoryview,
         send: Callable[[bytes], None],
     ) -> None:
-        self.row, self.global_lane = row, global_lane
+        self.row, self.rows, self.global_lane = row, range(row, row + 1), global_lane
         self.grants_filled = 0
         self.only_run: int | None = None  # set while a run has steps left beyond its planned end
         self.status = status
-        self._workload, self._rows, self._send = workload, rows, send
+        self._workload, self._slot_rows, self._send = workload, rows, send
         self._plan = workload.plan
         self._window = workload.plan.window
         self._scratch = {
@@ -126,7 +126,7 @@ class Lane:
         Raises:
             StreamloaderError: If the stream failed. The error names lane, stream, stage and step.
         """
-        row = self._rows[grant.slot]
+        row = self._slot_rows[grant.slot]
         batch = grant.batch
         if self._next_batch != (grant.run, batch):
             await self._enter_run(grant)

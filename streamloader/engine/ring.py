@@ -359,7 +359,7 @@ class Ring:
             array = self.layout.arrays[name]
             start = self._slot_offsets[slot] + array.offset
             row_bytes = array.nbytes // self.layout.lanes
-            if not row_bytes:
+            if row_bytes < mmap.PAGESIZE:
                 continue
             first = (start + lanes[0] * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
             with contextlib.suppress(OSError):  # an older kernel: each page is mapped by its first access

@@ -35,8 +35,7 @@ class Scheduler:
     def __init__(
         self, workload: Workload, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int
     ) -> None:
-        self._sock, self._ring, self._lanes = sock, ring, lanes
-        self._mapped_slots: set[int] = set()
+        self._sock, self._ring = sock, ring
         self._loop = asyncio.get_running_loop()
         self._fillers = workload.make_fillers(ring, lanes, first_lane, self._send)
         self._max_burst = max(1, ring.slots // 4)  # batches that a filler may fill before others get a turn
@@ -81,6 +80,7 @@ class Scheduler:
     async def _run_filler(self, filler: RowFiller, thread: LaneThread) -> None:
         current_lane_thread.set(thread)
         status, seq_column, busy_column = filler.status, Status.SEQ, Status.BUSY  # local, because this loop is hot
+        mapped_slots: set[int] = set()
         burst = 0
         while not self._disconnected.is_set():  # in case a stream has suppressed the cancellation
             grant = self._grants.get(filler.grants_filled)
@@ -88,6 +88,9 @@ class Scheduler:
                 burst = 0
                 await self._grants_changed.wait()
                 continue
+            if grant.slot not in mapped_slots:
+                mapped_slots.add(grant.slot)
+                self._ring.map_rows(grant.slot, filler.rows)
             try:
                 if self._suspects:
                     if not await self._fill_exclusively(filler, grant):
@@ -177,9 +180,6 @@ class Scheduler:
         for message in self._decoder.decode(bytes(data)):
             if message.kind == MessageKind.GRANT:
                 grant = Grant(self._grants_received, message.a, message.b, message.c, message.lane)
-                if grant.slot not in self._mapped_slots:
-                    self._mapped_slots.add(grant.slot)
-                    self._ring.map_rows(grant.slot, self._lanes)
                 self._grants[self._grants_received] = grant
                 self._grants_received += 1
             elif message.kind == MessageKind.TRUNCATE:

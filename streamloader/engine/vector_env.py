@@ -149,7 +149,7 @@ class EnvFiller:
     def __init__(
         self, workload: EnvWorkload, ring: Ring, rows: range, first_lane: int, send: Callable[[bytes], None]
     ) -> None:
-        self.row, self.global_lane = rows.start, first_lane + rows.start
+        self.row, self.rows, self.global_lane = rows.start, rows, first_lane + rows.start
         self.grants_filled = 0
         self.only_run: int | None = None
         self.status = ring.status[rows.start : rows.stop].T  # status[column] is the column of all its lanes

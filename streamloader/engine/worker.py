@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import socket
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         argv: Number of the worker, its descriptors of socket, ring and job, and the process id of the parent.
     """
     ignore_interrupts()
+    gc.disable()  # while modules are imported, whose objects it would search again and again
     number, sock_fd, ring_fd, job_fd, parent_pid = (int(text) for text in argv)
     sock = socket.socket(fileno=sock_fd)
     working = threading.Event()
@@ -66,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
         logger.propagate = False
         ring = Ring(ring_fd, job.layout, job.slots)
         working.set()
+        gc.freeze()
+        gc.enable()
         _run_scheduler(job, ring, sock, number, handler)
     except BaseException as error:  # noqa: BLE001 - sent to the supervisor, which raises it
         _send_fatal_error(sock, error)

@@ -106,6 +106,7 @@ class RowFiller(Protocol):
 
     Attributes:
         row: First row that it fills.
+        rows: Rows that it fills.
         global_lane: Number of that lane over all ranks.
         grants_filled: Number of grants filled. Kept by the scheduler.
         only_run: Number of the only run whose grants it may fill now, or None for any run.
@@ -113,6 +114,7 @@ class RowFiller(Protocol):
     """
 
     row: int
+    rows: range
     global_lane: int
     grants_filled: int
     only_run: int | None

@@ -28,9 +28,9 @@ class TextStreams(StreamDataset):
 
     Bytes are exactly those of the file, read as needed: a local file of any size takes 64 KiB of memory, one in a store
     at most 16 MiB for read-ahead. The first 128 KiB of a lane's next texts in stores are fetched early: of up to 8
-    texts and 512 KiB together; of more, up to 64 texts and 4 MiB, where texts have arrived too late. With a tokenizer, each
-    document is read, decoded and tokenized completely when its stream starts, and once before when the loader is built,
-    to count its tokens, so that ``len(loader)`` is exact.
+    texts and 512 KiB together; of more, up to 64 texts and 4 MiB, where texts have arrived too late. With a tokenizer,
+    each document is read, decoded and tokenized completely when its stream starts, and once before when the loader is
+    built, to count its tokens, so that ``len(loader)`` is exact.
 
     Args:
         addresses: A path, a glob pattern (``**`` for any depth), a directory, or a list of these. Files of one pattern

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 from clocks import count_only_stalls, stall_at
 from engine_data import Numbered, assert_same_batches, copies, model_epoch
@@ -392,3 +394,20 @@ def test_a_data_set_that_cannot_be_indexed():
 
     with pytest.raises(sl.StreamNotFound, match="no such folder"):
         loader_of(Lost([]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_ring_that_cannot_be_allocated_is_an_error_of_iter_and_leaves_nothing(num_workers, monkeypatch):
+    def refuse(fd, offset, size):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    dataset = Numbered([5, 7, 4])
+    with sl.MultiStreamer(dataset, 2, 3, num_workers=num_workers, timeout=60.0) as loader:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(sl.RingTooLarge, match="choose a smaller batch_size"):
+            iter(loader)
+        assert not [thread.name for thread in threading.enumerate() if thread.name == "streamloader-worker"]
+        assert not psutil.Process().children()
+        monkeypatch.undo()
+        lengths = dataset.lengths
+        assert_same_batches(copies(loader), model_epoch(lengths, lengths, 0, lanes=2, window=3))

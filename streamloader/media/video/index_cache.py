@@ -121,8 +121,7 @@ def index_video(video: Video, *, damaged: str, max_pixels: int, verify: VerifyLe
     """Index a video. FFmpeg is only imported now: reading the cache does not need it."""
     from streamloader.media.video import indexer
 
-    del verify  # the indexer proves the ends of every video
-    return indexer.index_video(video, damaged=damaged, max_pixels=max_pixels)
+    return indexer.index_video(video, damaged=damaged, verify=verify, max_pixels=max_pixels)
 
 
 def find_index(entry: VideoVersion, settings: IndexSettings) -> VideoIndex | None:

@@ -25,7 +25,7 @@ from streamloader.media.progress import PROGRESS
 from streamloader.media.video.container import needs_probe
 from streamloader.media.video.files import file_version
 from streamloader.media.video.frame_probe import FrameProbe
-from streamloader.media.video.index import VideoIndex
+from streamloader.media.video.index import VERIFY_LEVELS, VerifyLevel, VideoIndex
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.movie import read_movie
 from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
@@ -50,9 +50,8 @@ if TYPE_CHECKING:
     from streamloader.media.video.movie import Movie
     from streamloader.values import Array
 
-__all__ = ["VERIFY_LEVELS", "index_video"]
+__all__ = ["index_video"]
 
-VERIFY_LEVELS: Final = ("tables", "ends", "frames")
 
 _CHECKED_HEAD_FRAMES: Final = 16  # decoded to confirm that the decoder shows one frame per packet
 _MAX_CHECKED_KEYS: Final = 32  # key frames of a decoded file to which seeking is tried
@@ -60,7 +59,7 @@ _log = logging.getLogger("streamloader")
 
 
 def index_video(
-    video: Video, *, damaged: str = "raise", verify: str = "tables", max_pixels: int = DEFAULT_MAX_PIXELS
+    video: Video, *, damaged: str = "raise", verify: VerifyLevel = "tables", max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> VideoIndex:
     """Index a video. How much of it is read and decoded depends on `verify`.
 

@@ -230,7 +230,8 @@ def _parse_track(
     keys = _read_keys(tables.get(b"stss"), len(sizes))
     edits = _read_boxes(track[b"edts"], b"elst").get(b"elst") if b"edts" in track else None
     if edits is not None and _count_entries(edits):
-        pts += _read_edits(edits, scale, movie_scale, pts, durations, keys)
+        earlier = keys[keys < len(pts) - 1]
+        pts += _read_edits(edits, scale, movie_scale, pts, pts[earlier] + durations[earlier])
     order = np.argsort(pts, kind="stable")
     _require(bool((np.diff(pts[order]) > 0).all()))
     return Movie(
@@ -305,10 +306,11 @@ def _read_keys(content: memoryview | None, count: int) -> Array:
     return keys
 
 
-def _read_edits(content: memoryview, scale: int, movie_scale: int, times: Array, durations: Array, keys: Array) -> int:
+def _read_edits(content: memoryview, scale: int, movie_scale: int, times: Array, key_ends: Array) -> int:
     """Return what is added to `times` to give timestamps, in units of the track.
 
     An optional empty edit, which delays the track, and one edit that shows all frames are usual. All else is refused.
+    `key_ends` are the times at which the key frames end, without the last frame of the file.
     """
     count = _count_entries(content)
     _require(content[0] <= 1 and count <= 2 and movie_scale > 0)
@@ -323,9 +325,8 @@ def _read_edits(content: memoryview, scale: int, movie_scale: int, times: Array,
     _require(0 <= start < end < _MAX_TIME and delay < _MAX_TIME and rate == 1 << 16)
     first = int(times.min())
     _require(start <= first == int(times[0]) and int(times.max()) < end)  # otherwise, frames are not shown
-    # FFmpeg stops at a key frame that reaches the end of the edit.
-    reaching = keys[(times[keys] + durations[keys] >= end) & (keys < len(times) - 1)]
-    _require(len(reaching) == 0)
+    # FFmpeg stops after the second key frame that reaches the end of the edit, though other frames may follow it.
+    _require(int(np.count_nonzero(key_ends >= end)) <= 1)
     return delay - first
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import os
 import pty
 import signal
@@ -114,17 +115,21 @@ def lie(entry, settings):
         "07": base64.b64encode(blob[:4] + zlib.compress(bytes(body))).decode(),
         "08": base64.b64encode(b"\xff\xff\xff\xff" + zlib.compress(bytes(1 << 20))).decode(),
     }  # fmt: skip
+    if os.path.basename(entry.video)[:2] == "09":  # more frames than the file has bytes, in a few bytes
+        index, many = decode_index(blob, None), np.arange(1 << 20)
+        long = dataclasses.replace(index, pts=many, end=1 << 20, key_pts=many[:1], key_seek=many[:1])
+        return base64.b64encode(encode_index(long)).decode()
     return lies.get(os.path.basename(entry.video)[:2], honest)
 
 
 def test_answers_of_child_processes_are_checked(videos, monkeypatch):
     monkeypatch.setattr(bulk_indexer, "_index_for_parent", lie)
     records, _, errors = make_indexer(in_processes=True).run(videos[:12])
-    assert sorted(errors) == list(range(9))
+    assert sorted(errors) == list(range(10))
     assert all("gave an impossible answer" in error.message for error in errors.values())
-    assert records["frames"].tolist()[9:] == [9, 7, 9]
+    assert records["frames"].tolist()[10:] == [7, 9]
     entries = [VideoVersion(path, (os.stat(path).st_size, os.stat(path).st_mtime_ns)) for path in videos[:12]]
-    assert find_summaries(entries, IndexSettings())[1].tolist() == [False] * 9 + [True] * 3
+    assert find_summaries(entries, IndexSettings())[1].tolist() == [False] * 10 + [True] * 2
 
 
 def test_work_that_is_stopped_keeps_what_is_done(videos, monkeypatch):

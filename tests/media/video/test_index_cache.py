@@ -191,6 +191,16 @@ def test_a_record_with_impossible_values_is_not_used(clip, cache):
     assert not find_summaries([entry], settings)[1].any()
 
 
+def test_a_record_of_another_index_is_not_used(clip, cache, calls, tmp_path):
+    other = load_index(str(make_clip(tmp_path / "other.mp4", frames=7)))
+    index = load_index(str(clip))
+    entry = VideoVersion(str(clip), file_version(str(clip)))
+    store_indexes([IndexedVideo(entry, summarize_index(other), encode_index(index))], IndexSettings())
+    calls.clear()
+    assert len(load_index(str(clip))) == 13
+    assert calls == [str(clip)]
+
+
 def test_several_processes_write_at_the_same_time(clip, cache):
     """Each stores 400 indexes in 40 transactions, while the others do so."""
     load_index(str(clip))

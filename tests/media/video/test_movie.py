@@ -16,7 +16,7 @@ from tiers import only_fast
 
 from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video import indexer
-from streamloader.media.video.frame_order import is_predictable
+from streamloader.media.video.frame_order import ends_with_slice, is_predictable
 from streamloader.media.video.indexer import index_video
 from streamloader.media.video.movie import read_movie
 from streamloader.media.video.orientation import UPRIGHT
@@ -285,6 +285,7 @@ def test_unusual_tables_are_left_to_ffmpeg(clip, tmp_path):
         ("outside", tables[b"stco"] + 8, struct.pack(">I", len(data))),
         ("edit at a later frame", edits + 12, struct.pack(">I", 1 << 13)),
         ("short edit", edits + 8, struct.pack(">I", 500)),
+        ("edit without the last frame", edits + 8, struct.pack(">I", 1550)),
         ("slow edit", edits + 16, struct.pack(">I", 1 << 15)),
         ("table of another kind", tables[b"stss"] - 4, b"stps"),
     ]:
@@ -298,6 +299,53 @@ def test_unusual_tables_are_left_to_ffmpeg(clip, tmp_path):
             shown = [frame.pts for frame in container.decode(video=0)]
         assert len(index) == len(shown), name
         assert not index.has_pts or index.pts.tolist() == shown, name
+
+
+def insert_box(data, kinds, box):
+    """Return `data` with one more box at the end of a box that nothing but boxes of ``moov`` follows."""
+    data = bytearray(data)
+    end = find_box(data, *kinds)[1]
+    for depth in range(1, len(kinds) + 1):
+        start = find_box(data, *kinds[:depth])[0] - 8
+        data[start : start + 4] = struct.pack(">I", int.from_bytes(data[start : start + 4], "big") + len(box))
+    return data[:end] + box + data[end:]
+
+
+def test_groups_of_random_access_points_are_left_to_ffmpeg(clip, tmp_path):
+    for kind, is_read in ((b"rap ", False), (b"roll", True)):
+        box = struct.pack(">I4sI4sIII", 28, b"sbgp", 0, kind, 1, 40, 0)
+        path = tmp_path / "grouped.mp4"
+        path.write_bytes(insert_box(clip.read_bytes(), TABLES, box))
+        assert (read_movie(str(path), 1000) is not None) == is_read
+        assert_plays(path)
+
+
+def test_a_track_without_frames_is_left_to_ffmpeg(tmp_path):
+    path = write_tracks(tmp_path / "sound.mp4")
+    data = path.read_bytes()
+    assert read_movie(str(path), 1000) is not None
+    sound = data.rindex(b"stts") + 8
+    path.write_bytes(data[:sound] + bytes(4) + data[sound + 4 :])
+    assert read_movie(str(path), 1000) is None
+
+
+def test_frames_that_the_container_crops_are_decoded(clip, tmp_path, trusted):
+    width = find_box(clip.read_bytes(), *TABLES, b"stsd")[0] + 8 + 8 + 24
+    path = change(clip, tmp_path / "cropped.mp4", width, struct.pack(">H", 62))
+    assert index_video(path).width == 62
+    assert trusted == []
+    assert_plays(path)
+
+
+def test_the_last_frame_may_be_a_key_frame_that_others_follow(tmp_path, trusted):
+    assert_plays(make_clip(tmp_path / "clip.mp4", frames=31, options={"x264-params": ENCODERS["open_groups"]}))
+    assert trusted == ["trust_movie"]
+
+
+def test_a_transport_stream_ends_with_a_whole_slice():
+    slices = [b"\0\0\1\x09\xf0", b"\0\0\1\x41" + b"\x9a" * 20, b"\0\0\1\x41" + b"\x9a" * 80]
+    for units, ends in [((0,), False), ((0, 1), False), ((0, 2), True), ((0, 1, 1), True), ((2,), True)]:
+        assert ends_with_slice("h264", memoryview(b"".join(slices[unit] for unit in units))) is ends
 
 
 def test_limits_are_left_to_ffmpeg(clip, tmp_path):
