@@ -144,6 +144,9 @@ def test_rotated_video_is_upright(tmp_path):
     frames = linear_decode(tmp_path / "rotated.mp4")
     assert frames[0].rotation == 90  # counter-clockwise
     assert np.array_equal(read_stream(dataset, info)["data"], np.rot90(as_rgb(frames), axes=(1, 2)))
+    planar = VideoStreams(tmp_path / "rotated.mp4", pix_fmt="rgbp")
+    planes = read_stream(planar, one(planar))["data"]
+    assert np.array_equal(planes.transpose(0, 2, 3, 1), np.rot90(as_rgb(frames), axes=(1, 2)))
     small = VideoStreams(tmp_path / "rotated.mp4", size=(32, 24))
     wanted = np.rot90(as_rgb(frames, width=32, height=24), axes=(1, 2))
     assert np.array_equal(read_stream(small, one(small))["data"], wanted)

@@ -104,7 +104,7 @@ class Converter:
         self._coding = (_DEFAULT_MATRIX, 0)
         self._scratch: list[OutputArray] | None = None  # holds a frame before `orientation` is applied
         if orientation != UPRIGHT:
-            shapes = plane_shapes(pix_fmt, self._height, self._width)
+            shapes = plane_shapes(self._pix_fmt, self._height, self._width)
             self._scratch = [OutputArray.wrap(_allocate_aligned(shape)) for shape in shapes]
 
     @property
@@ -130,7 +130,14 @@ class Converter:
         return [green, blue, red]
 
     def wrap_outputs(self, arrays: Sequence[Array]) -> list[OutputArray]:
-        """Prepare output arrays (n, H, W, C), one for each plane of the pixel format."""
+        """Prepare output arrays (n, H, W, C), one for each plane of the pixel format.
+
+        Raises:
+            ValueError: If the shape of an array is not that of its plane. libswscale would write outside of it.
+        """
+        shapes = plane_shapes(self._pix_fmt, *self._orientation.apply_to_size(self._height, self._width))
+        if tuple(array.shape[1:] for array in arrays) != shapes:
+            raise ValueError(f"frames have planes {shapes}, the output {[array.shape for array in arrays]}")
         return [OutputArray.wrap(array) for array in arrays]
 
     def convert_into(self, frame: VideoFrame, outputs: Sequence[OutputArray], row: int) -> None:
