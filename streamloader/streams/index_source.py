@@ -38,7 +38,7 @@ from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.origins import LOCAL_SCHEMES, is_bound, select_access
 from streamloader.stores.registry import scheme_of, select_options, split_address
-from streamloader.values import ObjectInfo
+from streamloader.values import Array, ObjectInfo
 
 __all__ = ["IndexSource", "folder_of", "is_local_address"]
 
@@ -89,6 +89,18 @@ class IndexSource:
             for address in file.sample_addresses:  # all others are checked when they are opened
                 self._select_access(self._resolve(address), address)
             return file.read_columns()
+
+    def read_sizes(self, ids: Array) -> Array:
+        """Return the size in bytes of each video, int64, -1 where unknown.
+
+        Args:
+            ids: Numbers of their indexes.
+
+        Raises:
+            CorruptStream: If the index file is damaged.
+        """
+        with IndexFile(self._path, self._name) as file:
+            return file.read_sizes(ids)
 
     def is_in_store(self, address: str) -> bool:
         """Return whether a video of the file is in a store."""

@@ -234,6 +234,9 @@ class VideoStreams(StreamDataset):
 
     def source_sizes(self, streams: StreamTable) -> SourceSizes:
         """Return the sizes of the files. Their bytes are those of whole files, also if options select few frames."""
+        if self._source is not None:
+            remote = np.fromiter((self._source.is_in_store(info.key) for info in streams), bool, len(streams))
+            return SourceSizes(self._source.read_sizes(streams.extra_integers("entry")), remote)
         local_sizes = streams.extra_integers("bytes")
         remote = local_sizes < 0
         return SourceSizes(np.where(remote, streams.extra_integers("size"), local_sizes), remote)

@@ -62,6 +62,11 @@ def test_other_kinds_of_streams(folder, tmp_path, capsys):
     printed = json.loads(plan(capsys, tmp_path / "archive", *SHAPE, "--kind", "archive", "--stride", 3, "--json"))
     assert printed == document_of(sl.ArchiveStreams(tmp_path / "archive", stride=3), 2, 8)
     assert printed["streams"]["steps"] == 8 + 3 + 14 + 2
+    sl.index_videos(str(folder), tmp_path / "index.sqlite")
+    printed = json.loads(plan(capsys, tmp_path / "index.sqlite", *SHAPE, "--kind", "index", "--json"))
+    assert printed == document_of(sl.VideoStreams.from_index(tmp_path / "index.sqlite"), 2, 8)
+    expected = document_of(sl.VideoStreams(str(folder)), 2, 8)
+    assert [row["local_bytes"] for row in printed["epochs"]] == [row["local_bytes"] for row in expected["epochs"]]
 
 
 def test_text_is_for_people(folder, capsys):

@@ -221,6 +221,24 @@ class IndexFile:
             raise ValueError("an address is no text")
         return entries, sizes, text
 
+    def read_sizes(self, ids: Array) -> Array:
+        """Return the size in bytes of each video, int64, -1 where unknown. This reads the whole file.
+
+        Args:
+            ids: Numbers of the indexes, int64.
+
+        Raises:
+            CorruptStream: If the file is damaged.
+        """
+        with self._translate_errors():
+            rows = np.fromiter(
+                self._db.execute("SELECT id, ifnull(size, -1) FROM indexes ORDER BY id"),
+                np.dtype([("id", "<i8"), ("size", "<i8")]),
+            )
+            positions = np.minimum(np.searchsorted(rows["id"], ids), len(rows) - 1)
+            found = rows[positions]
+            return np.where(found["id"] == ids, np.maximum(found["size"], -1), -1)
+
     def read_index(self, id_: int) -> StoredIndex:
         """Return the index of one video.
 
