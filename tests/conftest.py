@@ -135,6 +135,16 @@ def collects_quickly():
     gc.freeze()
 
 
+def _release_shared():
+    """Close what is meant to stay for a while: shared stores, and the cache of indexes."""
+    shared_stores = sys.modules.get("streamloader.stores.io_thread")
+    if shared_stores is not None:
+        shared_stores.close_shared_stores()
+    index_database = sys.modules.get("streamloader.media.video.index_database")
+    if index_database is not None:
+        index_database.close_databases()
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(request):
     """Fail a test that passed but left a process, descriptor, thread, task, file or shared memory behind."""
@@ -145,15 +155,11 @@ def leaves_nothing_behind(request):
     logging.getLogger("asyncio").addHandler(complaints)
     before = Holdings.now()
     yield
-    shared_stores = sys.modules.get("streamloader.stores.io_thread")
-    if shared_stores is not None:
-        shared_stores.close_shared_stores()  # they are meant to stay for a while
-    index_database = sys.modules.get("streamloader.media.video.index_database")
-    if index_database is not None:
-        index_database.close_databases()  # so is the cache of indexes
+    _release_shared()
     request.node.funcargs.clear()  # pytest would hold what fixtures returned beyond their own end
     # A failed test holds what its traceback shows, and has been reported already.
-    lines = left_behind(before, patience=60.0) if request.node.stash.get(_PASSED, False) and marker is None else []
+    is_checked = request.node.stash.get(_PASSED, False) and marker is None
+    lines = left_behind(before, patience=60.0, release=_release_shared) if is_checked else []
     logging.getLogger("asyncio").removeHandler(complaints)
     if lines or (complaints.lines and marker is None):
         pytest.fail("the test left behind:\n  " + "\n  ".join(lines + complaints.lines), pytrace=False)

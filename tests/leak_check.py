@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -86,17 +87,20 @@ class AsyncioComplaints(logging.Handler):
         self.lines.append(f"asyncio: {self.format(record)}")
 
 
-def left_behind(before: Holdings, *, patience: float) -> list[str]:
+def left_behind(before: Holdings, *, patience: float, release: Callable[[], object] = bool) -> list[str]:
     """Return what is held beyond `before`, once that is nothing or `patience` seconds have passed.
 
     Resources are released a moment after the request (a process is reaped, a thread ends), hence the wait; cycles
-    of garbage are collected first, because Python promises no moment at which it would do so itself.
+    of garbage are collected first, because Python promises no moment at which it would do so itself. `release` frees
+    what is meant to stay for a while; again each time, because a thread that is about to end may use it once more.
     """
+    release()
     if not (lines := Holdings.now().gained_since(before)):
         return []
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         gc.collect()  # again each time: what a thread has just let go of may be a cycle as well
+        release()
         if not (lines := Holdings.now().gained_since(before)):
             break
         time.sleep(0.02)  # between two looks at a condition

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from streamloader.media.video.bit_reader import BitReader
+
 __all__ = ["Av1Headers"]
 
 _SEQUENCE_HEADER: Final = 1  # obu_type
@@ -15,6 +17,7 @@ _INTRA_ONLY_FRAME: Final = 2
 _SWITCH_FRAME: Final = 3
 _SELECT: Final = 2  # the choice is made in each frame
 _TIERED_LEVELS_START: Final = 8  # higher levels have a tier
+_MAX_HEADER_BYTES: Final = 64  # of what is read here
 
 
 class _Sequence(NamedTuple):
@@ -50,33 +53,19 @@ class Av1Headers:
         has_frame, disposable = False, True
         for kind, payload in _obus(data):
             if kind == _SEQUENCE_HEADER:
-                self._sequence = _read_sequence(payload)
+                self._sequence = _try_read_sequence(payload)
                 disposable = False
             elif kind in _FRAME_HEADERS:
                 has_frame = True
-                disposable = disposable and self._sequence is not None and _refreshes_nothing(payload, self._sequence)
+                disposable = (
+                    disposable and self._sequence is not None and _try_refreshes_nothing(payload, self._sequence)
+                )
         return has_frame and disposable
 
     def _read_sequence_headers(self, data: bytes) -> None:
         for kind, payload in _obus(data):
             if kind == _SEQUENCE_HEADER:
-                self._sequence = _read_sequence(payload)
-
-
-class _BitReader:
-    """Reads numbers from bits. After the end, all bits are 1."""
-
-    def __init__(self, data: memoryview | bytes) -> None:
-        self._data = bytes(data[:64])
-        self._position = 0
-
-    def read(self, bits: int) -> int:
-        value = 0
-        for _ in range(bits):
-            byte, bit = divmod(self._position, 8)
-            value = value << 1 | (self._data[byte] >> (7 - bit) & 1 if byte < len(self._data) else 1)
-            self._position += 1
-        return value
+                self._sequence = _try_read_sequence(payload)
 
 
 def _obus(data: memoryview | bytes) -> Iterator[tuple[int, memoryview | bytes]]:
@@ -99,9 +88,16 @@ def _obus(data: memoryview | bytes) -> Iterator[tuple[int, memoryview | bytes]]:
         offset += size
 
 
+def _try_read_sequence(payload: memoryview | bytes) -> _Sequence | None:
+    try:
+        return _read_sequence(payload)
+    except ValueError:  # it is too short
+        return None
+
+
 def _read_sequence(payload: memoryview | bytes) -> _Sequence | None:
     """Read a sequence header (5.5). Return None if the headers of its frames are not understood here."""
-    bits = _BitReader(payload)
+    bits = BitReader(bytes(payload[:_MAX_HEADER_BYTES]))
     bits.read(4)  # seq_profile, still_picture
     if bits.read(1):  # reduced_still_picture_header
         return None
@@ -136,9 +132,16 @@ def _read_sequence(payload: memoryview | bytes) -> _Sequence | None:
     return _Sequence(screen_content_tools, integer_mv, bits.read(3) + 1 if has_order_hint else 0)
 
 
+def _try_refreshes_nothing(payload: memoryview | bytes, sequence: _Sequence) -> bool:
+    try:
+        return _refreshes_nothing(payload, sequence)
+    except ValueError:  # it is too short
+        return False
+
+
 def _refreshes_nothing(payload: memoryview | bytes, sequence: _Sequence) -> bool:
     """Return whether refresh_frame_flags of a frame header is 0 (5.9.2)."""
-    bits = _BitReader(payload)
+    bits = BitReader(bytes(payload[:_MAX_HEADER_BYTES]))
     if bits.read(1):  # show_existing_frame: takes no time to decode, and may refresh all references
         return False
     kind, is_shown = bits.read(2), bits.read(1)

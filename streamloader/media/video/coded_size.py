@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from streamloader.media.video.parameter_sets import BitReader, SequenceParameters, is_upright, read_parameter_sets
+from streamloader.media.video.bit_reader import BitReader
+from streamloader.media.video.parameter_sets import SequenceParameters, is_upright, read_parameter_sets
 
 __all__ = ["find_coded_size", "find_parameters"]
 
