@@ -18,6 +18,7 @@ from hostile_workers import (
     SendAtStart,
     Sequence,
     damage_memory,
+    find_ring,
     log,
     parent_socket,
     punch_hole,
@@ -177,12 +178,7 @@ def test_holes_in_the_ring_are_zeros(tmp_path):
 
 
 def _overwrite(values):
-    import gc
-
-    from streamloader.engine.ring import Ring
-
-    (ring,) = [item for item in gc.get_objects() if isinstance(item, Ring)]
-    ring.status[:] = values
+    find_ring().status[:] = values
 
 
 def _overwrite_status_and_hang():
@@ -221,13 +217,9 @@ class _WrongCursors:
     """Has the scheduler of this worker overwrite the cursor of its lane before it publishes a batch."""
 
     def __call__(self):
-        import gc
-
-        from streamloader.engine.ring import Ring
         from streamloader.engine.scheduler import Scheduler
 
-        (ring,) = [item for item in gc.get_objects() if isinstance(item, Ring)]
-        send_done = Scheduler._send_done
+        ring, send_done = find_ring(), Scheduler._send_done
 
         def overwrite(scheduler):
             for slot in range(ring.slots):
