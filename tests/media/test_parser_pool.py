@@ -40,7 +40,7 @@ def test_processes_are_started_on_demand_and_shared(pool, tmp_path):
     barrier = [threading.Thread(target=pool.call, args=("f", functions.wait_for, str(tmp_path / "go"))) for _ in "abc"]
     for thread in barrier:
         thread.start()
-    wait_until(lambda: len(list(tmp_path.iterdir())) == 3)
+    wait_until(lambda: len([path for path in tmp_path.iterdir() if path.read_text()]) == 3)
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 2  # there may be no more
     (tmp_path / "go").touch()
     for thread in barrier:
