@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from streamloader.media.video.av1_headers import Av1Headers
-from streamloader.media.video.packets import nal_length_size
+from streamloader.media.video.parameter_sets import nal_length_size, split_units
 
 __all__ = ["DisposableTest", "disposable_test", "find_disposable_packets"]
 
@@ -80,7 +80,7 @@ def disposable_test(codec: str, extradata: bytes) -> DisposableTest | None:
 
 def _is_disposable_h264(length_size: int, data: memoryview | bytes) -> bool:
     has_slice = False
-    for unit in _nal_units(data, length_size):
+    for unit in split_units(data, length_size):
         kind = unit[0] & 0x1F
         if kind in _H264_SLICES:
             if unit[0] & 0x60:
@@ -101,14 +101,14 @@ class _HevcLayers:
     def __init__(self, extradata: bytes) -> None:
         self._length_size = nal_length_size("hevc", extradata)
         self._highest = 0  # nuh_temporal_id_plus1
-        for unit in _hevc_parameter_sets(extradata) if self._length_size else _nal_units(extradata, 0):
+        for unit in _hevc_parameter_sets(extradata) if self._length_size else split_units(extradata, 0):
             self._read_parameters(unit)
         self._highest = self._highest or _HEVC_UNKNOWN_LAYER
 
     def is_disposable(self, data: memoryview | bytes) -> bool:
         """Return whether a packet can be left out."""
         has_slice, disposable = False, True
-        for unit in _nal_units(data, self._length_size):
+        for unit in split_units(data, self._length_size):
             kind = unit[0] >> 1 & 0x3F
             if kind < _HEVC_SLICE_TYPES_END and len(unit) > 1:
                 has_slice = True
@@ -147,21 +147,6 @@ def _is_disposable_mpeg2(data: memoryview | bytes) -> bool:
         elif code >= _MPEG2_SLICES_END and code != _MPEG2_USER_DATA:
             return False
     return has_picture
-
-
-def _nal_units(data: memoryview | bytes, length_size: int) -> Iterator[memoryview | bytes]:
-    """Yield the NAL units of a packet, none of them empty."""
-    if length_size:
-        offset = 0
-        while offset + length_size < len(data):
-            start = offset + length_size
-            offset = start + int.from_bytes(data[offset:start], "big")
-            if offset > start:
-                yield data[start:offset]
-        return
-    for unit in bytes(data).split(b"\0\0\1")[1:]:
-        if unit:
-            yield unit
 
 
 def _hevc_parameter_sets(record: bytes) -> Iterator[bytes]:

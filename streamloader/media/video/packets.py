@@ -12,7 +12,7 @@ import numpy as np
 from streamloader.errors import UnreadableStream
 from streamloader.media.progress import PROGRESS
 from streamloader.media.video.frame_probe import FrameProbe
-from streamloader.media.video.parameter_sets import nal_length_size
+from streamloader.media.video.parameter_sets import nal_length_size, split_units
 from streamloader.media.video.source import translate_errors
 
 if TYPE_CHECKING:
@@ -221,27 +221,10 @@ def is_clean_key(codec: str, data: memoryview, length_size: int) -> bool | None:
     """
     if codec not in ("h264", "hevc"):
         return True
-    for header in _nal_headers(data, length_size):
-        kind = header & 0x1F if codec == "h264" else header >> 1 & 0x3F
+    for unit in split_units(data, length_size):
+        kind = unit[0] & 0x1F if codec == "h264" else unit[0] >> 1 & 0x3F
         if codec == "h264" and 1 <= kind <= _H264_IDR:
             return kind == _H264_IDR  # otherwise a recovery point: an open group of pictures, or gradual refresh
         if codec == "hevc" and kind < _HEVC_SLICE_TYPES_END:
             return kind in _HEVC_IRAP
     return None
-
-
-def _nal_headers(data: memoryview, length_size: int) -> list[int]:
-    """Return the first byte of each NAL unit."""
-    headers = []
-    if length_size:
-        offset = 0
-        while offset + length_size < len(data):
-            headers.append(data[offset + length_size])
-            offset += length_size + int.from_bytes(data[offset : offset + length_size], "big")
-        return headers
-    raw = bytes(data)
-    offset = raw.find(b"\0\0\1")
-    while 0 <= offset < len(raw) - 3:
-        headers.append(raw[offset + 3])
-        offset = raw.find(b"\0\0\1", offset + 3)
-    return headers

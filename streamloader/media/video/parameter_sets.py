@@ -67,7 +67,7 @@ def nal_length_size(codec: str, extradata: bytes | None) -> int:
 
 
 def split_units(data: bytes | memoryview, length_size: int) -> Iterator[bytes]:
-    """Yield each NAL unit, as far as `data` has it.
+    """Yield each NAL unit that is not empty, as far as `data` has it.
 
     Args:
         data: Beginning of a packet.
@@ -78,12 +78,14 @@ def split_units(data: bytes | memoryview, length_size: int) -> Iterator[bytes]:
         start = data.find(b"\0\0\1")
         while start >= 0:
             end = data.find(b"\0\0\1", start + 3)
-            yield data[start + 3 : end if end >= 0 else None]
+            if unit := data[start + 3 : end if end >= 0 else None]:
+                yield unit
             start = end
         return
     while offset + length_size < len(data):
         end = offset + length_size + int.from_bytes(data[offset : offset + length_size], "big")
-        yield data[offset + length_size : end]
+        if unit := data[offset + length_size : end]:
+            yield unit
         offset = end
 
 
@@ -96,7 +98,7 @@ def is_upright(codec: str, configuration: bytes, head: bytes) -> bool:
         head: Beginning of the first packet.
     """
     for unit in islice(split_units(head, nal_length_size(codec, configuration)), _MAX_UNITS):
-        kind = (unit[0] & 0x1F if codec == "h264" else unit[0] >> 1 & 0x3F) if unit else -1
+        kind = unit[0] & 0x1F if codec == "h264" else unit[0] >> 1 & 0x3F
         if 1 <= kind <= 5 if codec == "h264" else 0 <= kind < 32:
             return True
         if kind in (_AVC_SEI if codec == "h264" else _HEVC_SEI) and _has_orientation(

@@ -15,7 +15,8 @@ from streamloader.errors import CorruptStream, StreamNotFound, UnreadableStream
 from streamloader.media.video import indexer as index_module
 from streamloader.media.video.indexer import index_video
 from streamloader.media.video.orientation import Orientation
-from streamloader.media.video.packets import _nal_headers, _vp9_shows_frame, nal_length_size
+from streamloader.media.video.packets import _vp9_shows_frame
+from streamloader.media.video.parameter_sets import nal_length_size, split_units
 from streamloader.media.video.reader import FrameReader
 from streamloader.media.video.structure import declared_size
 
@@ -358,8 +359,8 @@ def test_vp9_headers_mark_hidden_frames(first, rest, shown):
 
 
 def test_nal_units_in_both_notations():
-    assert _nal_headers(memoryview(b"\0\0\0\2\x06\xff\0\0\0\1\x65"), 4) == [0x06, 0x65]
-    assert _nal_headers(memoryview(b"\0\0\0\1\x67\x11\0\0\1\x65\x22"), 0) == [0x67, 0x65]
+    assert list(split_units(memoryview(b"\0\0\0\2\x06\xff\0\0\0\0\0\0\0\1\x65"), 4)) == [b"\x06\xff", b"\x65"]
+    assert list(split_units(memoryview(b"\0\0\0\1\x67\x11\0\0\1\0\0\1\x65\x22"), 0)) == [b"\x67\x11", b"\x65\x22"]
     assert nal_length_size("h264", bytes([1, 0, 0, 0, 0xFF, 0])) == 4
     assert nal_length_size("h264", b"\0\0\0\1\x67") == 0
     assert nal_length_size("vp9", None) == 0
