@@ -26,7 +26,6 @@ __all__ = ["LocalStore", "local_path", "open_regular_file"]
 T = TypeVar("T")
 
 _PIECE_BYTES: Final = 4 << 20  # read or written in one call in a thread
-_READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a pipe is opened without waiting
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"  # of files that a killed writer may leave; never listed
 

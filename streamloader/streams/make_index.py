@@ -30,8 +30,9 @@ from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import scheme_of
 from streamloader.streams.index_source import folder_of, is_local_address
+from streamloader.streams.indexing import make_index_settings, make_videos, show_indexing, validate_unreadable
 from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
-from streamloader.streams.video import is_video, make_index_settings, make_videos, show_indexing, validate_unreadable
+from streamloader.streams.video import is_video
 from streamloader.values import ObjectInfo
 
 __all__ = ["IndexReport", "index_videos"]

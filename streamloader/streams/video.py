@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -16,10 +14,9 @@ import anyio.to_thread
 import numpy as np
 from typing_extensions import override
 
-from streamloader.common.count_display import open_count_display
 from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
-from streamloader.media.video.index import VERIFY_LEVELS, IndexSettings, VerifyLevel
-from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
+from streamloader.media.video.index import VerifyLevel
+from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.selection import Selection
 from streamloader.stores.addresses import Address, Addresses, FileKeys, as_addresses, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
@@ -43,12 +40,13 @@ from streamloader.streams.frames import (
     validate_pix_fmt,
     validate_size,
 )
+from streamloader.streams.indexing import make_index_settings, make_videos, show_indexing, validate_unreadable
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
 from streamloader.values import Array, Field, ObjectInfo, StreamInfo
 
 if TYPE_CHECKING:
-    from streamloader.media.video.bulk_indexer import BulkIndexer, ProgressDisplay
+    from streamloader.media.video.bulk_indexer import BulkIndexer
     from streamloader.media.video.convert import Converter
     from streamloader.media.video.index import VideoIndex
     from streamloader.media.video.reader import FrameReader, VideoFrame
@@ -63,7 +61,6 @@ _VIDEO_NAME: Final = re.compile(
     r"|mxf|nut|ogm|ogv|rm|rmvb|ts|vob|webm|wmv|y4m)$",
     re.IGNORECASE,
 )
-_LOG_INTERVAL_S: Final = 5.0  # while files are indexed
 _log = logging.getLogger("streamloader")
 
 
@@ -524,53 +521,3 @@ def _build_table(
 def is_video(path: str) -> bool:
     """Return whether a path has the extension of a video."""
     return _VIDEO_NAME.search(path) is not None
-
-
-def make_videos(files: Sequence[SourceFile], storage_options: Mapping[str, Any] | None) -> list[Video]:
-    """Return the videos in files and objects."""
-    from streamloader.media.video.remote import RemoteVideo
-
-    return [
-        file.address if file.info is None else RemoteVideo(file.address, file.info, storage_options) for file in files
-    ]
-
-
-def make_index_settings(damaged: str, verify: VerifyLevel, max_pixels: int) -> IndexSettings:
-    """Return validated settings.
-
-    Raises:
-        ConfigError: If one is invalid. The message names valid values.
-    """
-    if damaged not in ("raise", "keep"):
-        raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
-    if verify not in VERIFY_LEVELS:
-        raise ConfigError(f"verify must be one of {', '.join(VERIFY_LEVELS)}, got {verify!r}")
-    return IndexSettings(damaged, verify, validate_max_pixels(max_pixels))
-
-
-def validate_unreadable(value: str) -> str:
-    """Return the handling of files that cannot be used, if it is valid.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if value not in ("raise", "skip"):
-        raise ConfigError(f'unreadable must be "raise" or "skip", got {value!r}')
-    return value
-
-
-@contextlib.contextmanager
-def show_indexing(total: int) -> Iterator[ProgressDisplay]:
-    """Show how many videos are indexed: a bar on a terminal, and a line in the log now and then."""
-    last_log = time.monotonic()
-    with open_count_display("indexing videos") as show:
-
-        def report(done: int, total: int) -> None:
-            nonlocal last_log
-            show(done, total)
-            if time.monotonic() - last_log > _LOG_INTERVAL_S:
-                last_log = time.monotonic()
-                _log.info("indexed %d of %d videos", done, total)
-
-        report(0, total)
-        yield report

@@ -379,7 +379,7 @@ def test_a_cancelled_index_stops_at_the_next_file(clip, tmp_path, monkeypatch):
 
 
 def test_long_work_is_reported(clip, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("streamloader.streams.video._LOG_INTERVAL_S", -1.0)
+    monkeypatch.setattr("streamloader.streams.indexing._LOG_INTERVAL_S", -1.0)
     (tmp_path / "other.mp4").write_bytes(clip.read_bytes())
     with caplog.at_level(logging.INFO, logger="streamloader"):
         describe_streams(VideoStreams([tmp_path / "other.mp4"] * 2))

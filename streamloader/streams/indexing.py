@@ -1,0 +1,74 @@
+"""Options, input and progress of indexing videos, for a dataset and for an index file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from streamloader.common.count_display import open_count_display
+from streamloader.errors import ConfigError
+from streamloader.media.video.index import VERIFY_LEVELS, IndexSettings, VerifyLevel
+from streamloader.media.video.limits import validate_max_pixels
+
+if TYPE_CHECKING:
+    from streamloader.media.video.bulk_indexer import ProgressDisplay
+    from streamloader.media.video.remote import Video
+    from streamloader.stores.addresses import SourceFile
+
+__all__ = ["make_index_settings", "make_videos", "show_indexing", "validate_unreadable"]
+
+_LOG_INTERVAL_S: Final = 5.0
+_log = logging.getLogger("streamloader")
+
+
+def make_videos(files: Sequence[SourceFile], storage_options: Mapping[str, Any] | None) -> list[Video]:
+    """Return the videos in files and objects."""
+    from streamloader.media.video.remote import RemoteVideo
+
+    return [
+        file.address if file.info is None else RemoteVideo(file.address, file.info, storage_options) for file in files
+    ]
+
+
+def make_index_settings(damaged: str, verify: VerifyLevel, max_pixels: int) -> IndexSettings:
+    """Return validated settings.
+
+    Raises:
+        ConfigError: If one is invalid. The message names valid values.
+    """
+    if damaged not in ("raise", "keep"):
+        raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
+    if verify not in VERIFY_LEVELS:
+        raise ConfigError(f"verify must be one of {', '.join(VERIFY_LEVELS)}, got {verify!r}")
+    return IndexSettings(damaged, verify, validate_max_pixels(max_pixels))
+
+
+def validate_unreadable(value: str) -> str:
+    """Return the handling of files that cannot be used, if it is valid.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if value not in ("raise", "skip"):
+        raise ConfigError(f'unreadable must be "raise" or "skip", got {value!r}')
+    return value
+
+
+@contextlib.contextmanager
+def show_indexing(total: int) -> Iterator[ProgressDisplay]:
+    """Show how many videos are indexed: a bar on a terminal, and a line in the log now and then."""
+    last_log = time.monotonic()
+    with open_count_display("indexing videos") as show:
+
+        def report(done: int, total: int) -> None:
+            nonlocal last_log
+            show(done, total)
+            if time.monotonic() - last_log > _LOG_INTERVAL_S:
+                last_log = time.monotonic()
+                _log.info("indexed %d of %d videos", done, total)
+
+        report(0, total)
+        yield report
