@@ -36,6 +36,7 @@ __all__ = [
     "CatalogTooNew",
     "ClosedError",
     "ConfigError",
+    "CorruptContainer",
     "CorruptStream",
     "FrameIndexError",
     "FrameSizeError",
@@ -239,6 +240,10 @@ class ObjectChanged(StoreError):
 
 class IntegrityError(StoreError):
     """The received bytes do not match their digest, CID or checksum. ``offset``: start of these bytes."""
+
+
+class CorruptContainer(StoreError):
+    """A container, such as a tar or zip file, is truncated, damaged or malformed. ``offset``: byte of the container."""
 
 
 class LimitExceeded(StoreError):
