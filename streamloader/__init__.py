@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         VideoProcessor,
     )
     from streamloader.config import Limits, Retry, Timeouts
+    from streamloader.containers.store import ContainerStore, open_container
     from streamloader.engine.quarantine import Quarantined
     from streamloader.errors import (
         AccessDenied,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         CatalogTooNew,
         ClosedError,
         ConfigError,
+        CorruptContainer,
         CorruptStream,
         FrameIndexError,
         FrameSizeError,
@@ -107,6 +109,8 @@ __all__ = [
     "ChunkTracker",
     "ClosedError",
     "ConfigError",
+    "ContainerStore",
+    "CorruptContainer",
     "CorruptStream",
     "DistributedVideoDataset",
     "EnvBatch",
@@ -167,6 +171,7 @@ __all__ = [
     "index_videos",
     "merge_states",
     "open_archive",
+    "open_container",
     "open_store",
     "register_store",
     "yuv_to_rgb",
@@ -181,6 +186,7 @@ _MODULES: Final = {
     "ByteRange": "values",
     "CheckReport": "archive.ingest.report",
     "ChunkTracker": "compat.butterfly.dataset",
+    "ContainerStore": "containers.store",
     "DistributedVideoDataset": "compat.butterfly.dataset",
     "EnvBatch": "loader.envstreamer",
     "EnvStreamer": "loader.envstreamer",
@@ -209,6 +215,7 @@ _MODULES: Final = {
     "index_videos": "streams.make_index",
     "merge_states": "loader.state",
     "open_archive": "archive.archive",
+    "open_container": "containers.store",
     "open_store": "stores.registry",
     "register_store": "stores.registry",
     "yuv_to_rgb": "loader.yuv",

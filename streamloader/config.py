@@ -96,6 +96,10 @@ class Limits:
         redirects: Maximum number of consecutive redirects.
         block_bytes: Maximum size in bytes of a block in a content-addressed store.
         depth: Maximum number of levels of directories, or of a tree of such blocks.
+        expansion_bytes: Number of decompressed bytes of a compressed container, or of one member of a zip file, beyond
+            which `expansion_ratio` applies.
+        expansion_ratio: Maximum ratio of decompressed to compressed bytes. Texts reach 10 to 50, and sparse masks a few
+            hundred. A thousand in a gigabyte is one repeated byte, the content of bombs.
     """
 
     requests: int = 256
@@ -110,6 +114,8 @@ class Limits:
     redirects: int = 5
     block_bytes: int = 4 << 20
     depth: int = 128
+    expansion_bytes: int = 1 << 30
+    expansion_ratio: float = 1000.0
 
     def __post_init__(self) -> None:
         """Validate the values."""

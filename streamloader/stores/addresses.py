@@ -22,12 +22,13 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from streamloader.config import Limits
 from streamloader.errors import ConfigError, StreamNotFound, UnreadableStream
 from streamloader.redaction import identify_address, redact_address
+from streamloader.stores.container_addresses import split_container_address
 from streamloader.stores.expand import SourceFile, expand_store_addresses
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.local import local_path
 from streamloader.stores.local_search import SEARCH_ENTRY_BYTES, match_local_pattern, walk_files
 from streamloader.stores.patterns import Pattern, expand_braces, has_magic, make_path_filter
-from streamloader.stores.registry import scheme_of
+from streamloader.stores.registry import is_local_file
 
 __all__ = [
     "Address",
@@ -67,7 +68,8 @@ def expand_addresses(
     Args:
         addresses: A path, an address in a store (``ssh://``, ``s3://``, ``https://``, ...), braces as in bash
             (``part-{000..127}.txt``), a glob pattern (``*``, ``?``, ``[...]``, and ``**`` for any depth), a directory,
-            or an iterable of these. A name that exists literally is never read as a pattern.
+            or an iterable of these. A name that exists literally is never read as a pattern. An address may go on into
+            a container (``s3://bucket/set.zip!/a/b.png``, ``shards/*.tar!/**/*.mp4``).
         pattern: Filter for the files of a *directory*: a glob pattern for the file's name, case-insensitive, or a
             function of the path. Defaults to all files. Files named by a path or by a glob pattern are not filtered.
         options: Options of the stores, see :func:`streamloader.stores.open_store`.
@@ -85,7 +87,8 @@ def expand_addresses(
         StoreError: If a store cannot be reached or denies access.
     """
     files: list[SourceFile] = []
-    for is_local, group in itertools.groupby(as_addresses(addresses), _is_local):
+    expanded = [item for address in as_addresses(addresses) for item in _expand_containers(address, options)]
+    for is_local, group in itertools.groupby(expanded, is_local_file):
         if is_local:
             limits = (options or {}).get("limits") or Limits()
             files += [SourceFile(path) for address in group for path in _expand_local_address(address, pattern, limits)]
@@ -94,8 +97,12 @@ def expand_addresses(
     return files
 
 
-def _is_local(address: str) -> bool:
-    return scheme_of(address) in ("", "file")
+def _expand_containers(address: str, options: Mapping[str, Any] | None) -> list[str]:
+    """Return the address for each container that a pattern before the "!" stands for."""
+    member = split_container_address(address)
+    if member is None or not has_magic(member[0]):
+        return [address]
+    return [f"{container.address}!/{member[1]}" for container in expand_addresses(member[0], None, options)]
 
 
 def as_addresses(addresses: Addresses) -> list[str]:

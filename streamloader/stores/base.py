@@ -36,7 +36,7 @@ from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.transfer import Body, Transfer
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Body", "Data", "OnStart", "Store"]
+__all__ = ["Body", "Data", "ListingGuard", "OnStart", "Store"]
 
 Data: TypeAlias = "bytes | bytearray | memoryview | AsyncIterable[bytes]"
 OnStart: TypeAlias = Callable[[ObjectInfo, int], None]
@@ -240,7 +240,7 @@ class Store(abc.ABC):
             )
         prefix = prefix.rstrip("/")
         async with contextlib.aclosing(self._list(prefix, recursive=recursive)) as entries:
-            guard = _ListingGuard(self, prefix, self._make_deadline(prefix))
+            guard = ListingGuard(self, prefix, self._make_deadline(prefix))
             while (info := await guard.fetch_next(entries)) is not None:
                 yield info
 
@@ -299,7 +299,7 @@ class Store(abc.ABC):
         prefix = prefix.rstrip("/")
         self._prepare_call(prefix, allow_empty=True)
         async with contextlib.aclosing(self._list_unfinished(prefix)) as entries:
-            guard = _ListingGuard(self, prefix, self._make_deadline(prefix))
+            guard = ListingGuard(self, prefix, self._make_deadline(prefix))
             while (info := await guard.fetch_next(entries)) is not None:
                 yield info
 
@@ -511,8 +511,14 @@ class Store(abc.ABC):
         self._wait_timer = WaitTimer()
 
 
-class _ListingGuard:
-    """Fetches the entries of a listing, with a deadline for each of them and limits for all of them."""
+class ListingGuard:
+    """Fetches the entries of a listing, with a deadline for each of them and limits for all of them.
+
+    Args:
+        store: Store that is listed.
+        prefix: Listed directory, without a "/" at its end.
+        deadline: Deadline of each entry.
+    """
 
     def __init__(self, store: Store, prefix: str, deadline: TransferDeadline) -> None:
         address = store.address(prefix)
@@ -527,11 +533,19 @@ class _ListingGuard:
         with self._deadline.limit_response("listing"):
             info = await anext(entries, None)
         if info is not None:
-            self._budget.count_entry(info.path, info.version)
-            if info.path.count("/") > self._max_slashes:
-                depth = info.path.rstrip("/").count("/") - self._own_depth
-                self._budget.check_depth(depth, self._store.address(info.path))
+            self.check(info)
         return info
+
+    def check(self, info: ObjectInfo) -> None:
+        """Count an entry.
+
+        Raises:
+            LimitExceeded: If there are too many entries, or this one is nested too deeply.
+        """
+        self._budget.count_entry(info.path, info.version)
+        if info.path.count("/") > self._max_slashes:
+            depth = info.path.rstrip("/").count("/") - self._own_depth
+            self._budget.check_depth(depth, self._store.address(info.path))
 
 
 @functools.lru_cache(maxsize=1024)

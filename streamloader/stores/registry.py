@@ -12,11 +12,15 @@ from streamloader.config import Retry
 from streamloader.errors import ConfigError, MissingDependency
 from streamloader.redaction import redact_address
 from streamloader.stores.base import Store
+from streamloader.stores.container_addresses import split_container_address
 
-__all__ = ["open_store", "register_store", "scheme_of", "schemes", "select_options", "split_address"]
+__all__ = [
+    "is_local_file", "open_store", "register_store", "scheme_of", "schemes", "select_options", "split_address",
+]  # fmt: skip
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SCHEMES_WITHOUT_OPTIONS: Final = ("", "file", "memory")
+_CONTAINER_CLASS: Final = "streamloader.containers.store:ContainerStore"
 _FALLBACK_CLASS: Final = "streamloader.stores.fsspec:FsspecStore"
 _STORE_CLASSES: Final[dict[str, str]] = {
     "": "streamloader.stores.local:LocalStore",
@@ -62,12 +66,25 @@ def scheme_of(address: str) -> str:
     return match[1].lower() if match else ""
 
 
+def is_local_file(address: str) -> bool:
+    """Return whether an address is that of a file of this machine, and not of a member of a container."""
+    return scheme_of(address) in ("", "file") and split_container_address(address) is None
+
+
 def split_address(address: str) -> tuple[str, str]:
     """Split an address into the URL of its store and the path within it, by the rules of the store's class.
+
+    The store of ``s3://bucket/set.zip!/a/b.png`` is the container: ``s3://bucket/set.zip!``.
 
     Raises:
         ConfigError: If no store serves the scheme.
     """
+    member = split_container_address(address)
+    if member is not None:
+        container = member[0]
+        if is_local_file(container):  # absolute: a worker may have another current directory
+            container = f"/{split_address(container)[1]}"
+        return f"{container}!", member[1]
     return _load_store_class(scheme_of(address)).split(address)
 
 
@@ -78,7 +95,8 @@ def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
         url: Address of the store: ``/path``, ``file://``, ``memory://name``, ``http(s)://host``,
             ``ssh://user@host:port`` (or ``sftp://``), ``s3://bucket``, ``gs://bucket``, ``az://container``,
             ``ipfs://``, ``ipns://``, or any scheme that fsspec supports. Text after the host or bucket names a
-            directory: paths are then relative to it.
+            directory: paths are then relative to it. A container in a store is a store, too:
+            ``s3://bucket/set.zip!`` (see :class:`streamloader.containers.store.ContainerStore`).
         **options: Options of every store: ``timeouts`` (:class:`~streamloader.config.Timeouts`), ``limits``
             (:class:`~streamloader.config.Limits`), ``retry`` (:class:`~streamloader.config.Retry`, or None to disable
             retries), ``digests`` (expected digests of objects), ``cache_dir`` and ``cache_bytes``. All others are
@@ -91,6 +109,10 @@ def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
     from streamloader.stores.wrappers import wrap_store
 
     root, path = split_address(os.fspath(url))
+    member = split_container_address(root)
+    if member is not None:
+        inner, name = split_address(member[0])
+        return wrap_store(_load_class(_CONTAINER_CLASS)(open_store(inner, **options), name), path)
     retry = options.pop("retry", Retry())
     digests, cache_dir, cache_bytes = (options.pop(name, None) for name in ("digests", "cache_dir", "cache_bytes"))
     store_class = _load_store_class(scheme_of(root))
@@ -148,11 +170,15 @@ def _has_prefix(address: str, prefix: str) -> bool:
 
 def _load_store_class(scheme: str) -> type[Store]:
     target = _STORE_CLASSES.get(scheme, _FALLBACK_CLASS)
-    module, _, name = target.partition(":")
     try:
-        store_class: type[Store] = getattr(importlib.import_module(module), name)
+        return _load_class(target)
     except ImportError as error:
         if isinstance(error, MissingDependency):
             raise
         raise ConfigError(f"the store of {scheme}:// ({target}) cannot be imported: {error}") from error
-    return store_class
+
+
+def _load_class(target: str) -> type[Any]:
+    module, _, name = target.partition(":")
+    loaded: type[Any] = getattr(importlib.import_module(module), name)
+    return loaded

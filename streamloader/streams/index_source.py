@@ -37,14 +37,13 @@ from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.origins import LOCAL_SCHEMES, is_bound, select_access
-from streamloader.stores.registry import scheme_of, select_options, split_address
+from streamloader.stores.registry import is_local_file, scheme_of, select_options, split_address
 from streamloader.values import Array, ObjectInfo
 
-__all__ = ["IndexSource", "folder_of", "is_local_address"]
+__all__ = ["IndexSource", "folder_of"]
 
 _FOLDER: Final = "files"  # within the folder of the cache
 _KEPT_S: Final = 7 * 86400.0  # for which earlier versions of an index file stay in the cache
-_LOCAL: Final = ("", "file")
 _PERCENT_ENCODED: Final = ("http", "https")
 _UPDATE: Final = "make the index file again (streamloader index VIDEOS --to FILE --update), and build the loader again"
 
@@ -62,7 +61,7 @@ class IndexSource:
     """
 
     def __init__(self, address: str, storage_options: Mapping[str, Any] | None, max_pixels: int) -> None:
-        self._address = address if not is_local_address(address) else os.path.abspath(_expand_user(local_path(address)))
+        self._address = address if not is_local_file(address) else os.path.abspath(_expand_user(local_path(address)))
         self._name = redact_address(self._address)
         self._storage_options = storage_options
         self._max_pixels = max_pixels
@@ -82,7 +81,7 @@ class IndexSource:
             UntrustedAddress: If the user has to name an origin of videos in it.
             ConfigError: If there is no folder for a copy.
         """
-        self._path = self._address if is_local_address(self._address) else self._fetch()
+        self._path = self._address if is_local_file(self._address) else self._fetch()
         self._identity = _identify(self._path, self._name)
         with IndexFile(self._path, self._name) as file:
             self.settings = file.settings
@@ -105,7 +104,7 @@ class IndexSource:
     def is_in_store(self, address: str) -> bool:
         """Return whether a video of the file is in a store."""
         is_absolute = scheme_of(address) or address.startswith("/")
-        return not is_local_address(address if is_absolute else self._address)
+        return not is_local_file(address if is_absolute else self._address)
 
     def load(self, address: str, id_: int, frames: int) -> tuple[Video, VideoIndex]:
         """Return a video of the file, if it is still the one that was indexed, and its index.
@@ -137,7 +136,7 @@ class IndexSource:
             )
         full = self._resolve(address, is_path=version.mtime_ns is not None)
         options = self._select_access(full, address)
-        video = _check_local(full, version) if is_local_address(full) else _check_object(full, version, options)
+        video = _check_local(full, version) if is_local_file(full) else _check_object(full, version, options)
         PixelLimit(self._max_pixels, str(video)).check(index.width, index.height)
         return video, index
 
@@ -161,8 +160,8 @@ class IndexSource:
     def _select_access(self, full: str, address: str) -> dict[str, Any]:
         if full != address:  # in the folder of the file
             return select_options(full, self._storage_options)
-        if is_local_address(full):
-            if is_local_address(self._address) or is_bound(f"file://{local_path(full)}", self._storage_options):
+        if is_local_file(full):
+            if is_local_file(self._address) or is_bound(f"file://{local_path(full)}", self._storage_options):
                 return {}
             folder = os.path.dirname(local_path(full))
             raise UntrustedAddress(
@@ -172,7 +171,7 @@ class IndexSource:
             )
         if (
             scheme_of(full) in LOCAL_SCHEMES
-            and not is_local_address(self._address)
+            and not is_local_file(self._address)
             and scheme_of(self._address) not in LOCAL_SCHEMES
             and not is_bound(full, self._storage_options)
         ):
@@ -225,14 +224,9 @@ class IndexSource:
                 ) from error
 
 
-def is_local_address(address: str) -> bool:
-    """Return whether an address is a local path."""
-    return scheme_of(address) in _LOCAL
-
-
 def folder_of(address: str) -> str:
     """Return the address of the folder of a file, without a "/" at its end."""
-    return address.partition("?")[0].rpartition("/")[0] if not is_local_address(address) else os.path.dirname(address)
+    return address.partition("?")[0].rpartition("/")[0] if not is_local_file(address) else os.path.dirname(address)
 
 
 def _expand_user(path: str) -> str:

@@ -28,8 +28,8 @@ from streamloader.redaction import has_secrets, redact_address
 from streamloader.stores.addresses import Address, Addresses, SourceFile, as_addresses, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import scheme_of
-from streamloader.streams.index_source import folder_of, is_local_address
+from streamloader.stores.registry import is_local_file, scheme_of
+from streamloader.streams.index_source import folder_of
 from streamloader.streams.indexing import make_index_settings, make_videos, show_indexing, validate_unreadable
 from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
 from streamloader.streams.video import is_video
@@ -143,7 +143,7 @@ def _list_files(paths: Addresses, target: _Target, storage_options: Mapping[str,
     """Return the files by the address that the index file has of them, in their order."""
     addresses = as_addresses(paths)
     for address in addresses:
-        if not is_local_address(address) and has_secrets(address):
+        if not is_local_file(address) and has_secrets(address):
             raise ConfigError(
                 f"{redact_address(address)} contains a password or a signature, which an index file must not have: "
                 "pass credentials by storage_options=",
@@ -318,7 +318,7 @@ class _Target:
     """
 
     def __init__(self, address: str, storage_options: Mapping[str, Any] | None) -> None:
-        self._is_local = is_local_address(address)
+        self._is_local = is_local_file(address)
         if self._is_local:
             path = local_path(address)
             address = os.path.abspath(os.path.expanduser(path) if path.startswith("~") else path)

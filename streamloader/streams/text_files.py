@@ -29,7 +29,7 @@ from streamloader.errors import (
 from streamloader.stores.addresses import FileKeys, Pattern, SourceFile, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.readahead import UNIT_BYTES, RemoteFile
-from streamloader.stores.registry import scheme_of, split_address
+from streamloader.stores.registry import is_local_file, split_address
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import PreparedStream, Stream
 from streamloader.streams.corpus import Corpus, clamp_step
@@ -41,7 +41,6 @@ __all__ = ["FileCorpus"]
 
 _READ_AHEAD_BYTES: Final = 1 << 16  # the lane's thread is called once per this many bytes, not once per small window
 _MAX_PARALLEL_READS: Final = 16  # of texts in stores, for a tokenizer
-_LOCAL_SCHEMES: Final = frozenset({"", "file"})
 _MAX_TIME_NS: Final = (1 << 63) - 1
 
 
@@ -92,11 +91,11 @@ class FileCorpus(Corpus):
 
     @override
     def source_sizes(self, table: StreamTable) -> tuple[Array, Array]:
-        schemes = set(map(scheme_of, self._addresses))
-        if schemes <= _LOCAL_SCHEMES or not schemes & _LOCAL_SCHEMES:
-            remote = np.full(len(table), not schemes <= _LOCAL_SCHEMES)
+        local = set(map(is_local_file, self._addresses))
+        if len(local) == 1:
+            remote = np.full(len(table), not local.pop())
         else:
-            remote = np.fromiter((bool(scheme_of(info.extra["path"])) for info in table), bool, len(table))
+            remote = np.fromiter((not is_local_file(info.extra["path"]) for info in table), bool, len(table))
         return table.extra_integers("size"), remote
 
     @override
@@ -138,7 +137,7 @@ class FileCorpus(Corpus):
 
     def _text_file(self, info: StreamInfo) -> _TextFile:
         extra = info.extra
-        if scheme_of(extra["path"]):
+        if not is_local_file(extra["path"]):
             address = self._secret_addresses.get(info.key, extra["path"])
             indexed = extra["size"], extra["mtime_ns"], extra["version"]
             return _RemoteTextFile(info.key, extra["path"], *indexed, address, self._options)
@@ -153,7 +152,7 @@ def _read_in_parallel(
         pending: deque[Future[str]] = deque()
         try:
             for info in infos:
-                if scheme_of(info.extra["path"]):
+                if not is_local_file(info.extra["path"]):
                     pending.append(pool.submit(read_text, info))
                     if len(pending) > _MAX_PARALLEL_READS:
                         yield pending.popleft().result()

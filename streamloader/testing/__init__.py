@@ -1,4 +1,4 @@
-"""Conformance suites for your own kinds of streams, stores and catalogs, and helpers for their tests.
+"""Conformance suites for your own kinds of streams, stores, containers and catalogs, and helpers for their tests.
 
 :class:`StreamSuite` tests single streams (their steps, seeking, resources and closing) and a loader over them that is
 stopped at every step and resumed from its state, in this process and in workers. :func:`read_stream` reads one stream.
@@ -11,7 +11,8 @@ Example::
         def make_dataset(self):
             return MyStreams("somewhere")
 
-:mod:`streamloader.testing.stores.suite` shows how to bind a store, and
+:mod:`streamloader.testing.stores.suite` shows how to bind a store,
+:mod:`streamloader.testing.containers.suite` how to bind a container, and
 :mod:`streamloader.testing.catalogs.suite` how to bind a catalog. The suites need pytest; :func:`read_stream` and
 :func:`read_stream_async` do not.
 """
@@ -25,11 +26,13 @@ from streamloader.testing.streams.playing import assert_same_steps, describe_str
 
 if TYPE_CHECKING:
     from streamloader.testing.catalogs.suite import CatalogSuite
+    from streamloader.testing.containers.suite import ContainerSuite
     from streamloader.testing.stores.suite import StoreSuite
     from streamloader.testing.streams.suite import StreamSuite
 
 __all__ = [
     "CatalogSuite",
+    "ContainerSuite",
     "StoreSuite",
     "StreamSuite",
     "assert_same_steps",
@@ -42,7 +45,7 @@ with contextlib.suppress(ImportError):
     import pytest
 
     # Failures then show the compared values.
-    for _module in ("catalogs", "stores", "streams.suite", "streams.resume"):
+    for _module in ("catalogs", "containers", "stores", "streams.suite", "streams.resume"):
         pytest.register_assert_rewrite(f"streamloader.testing.{_module}")
 
 
@@ -55,6 +58,10 @@ def __getattr__(name: str) -> Any:
         from streamloader.testing.catalogs.suite import CatalogSuite
 
         return CatalogSuite
+    if name == "ContainerSuite":
+        from streamloader.testing.containers.suite import ContainerSuite
+
+        return ContainerSuite
     if name == "StoreSuite":
         from streamloader.testing.stores.suite import StoreSuite
 

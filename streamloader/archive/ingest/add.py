@@ -24,7 +24,7 @@ from streamloader.archive.ingest.placement import SPREADS, Spread
 from streamloader.archive.ingest.places import IngestPlaces
 from streamloader.archive.ingest.progress import ProgressCallback, open_progress_display
 from streamloader.archive.ingest.report import IngestReport
-from streamloader.archive.ingest.sources import get_local_version, is_local
+from streamloader.archive.ingest.sources import get_local_version
 from streamloader.archive.ingest.task import IngestTask
 from streamloader.archive.location import resolve_places
 from streamloader.common.printable import make_printable
@@ -32,7 +32,7 @@ from streamloader.errors import ConfigError, IngestFailed
 from streamloader.stores.addresses import Addresses, SourceFile, as_addresses, expand_addresses, make_unique_keys
 from streamloader.stores.io_thread import SharedResource
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import select_options
+from streamloader.stores.registry import is_local_file, select_options
 
 if TYPE_CHECKING:
     from streamloader.archive.ingest.unit import WorkUnit
@@ -165,7 +165,7 @@ def _create_task(file: SourceFile, name: str, metadata: Metadata) -> IngestTask:
     source = remove_secrets(file.address)
     video_metadata = normalize_metadata(metadata(identify_source(file.address)) if callable(metadata) else metadata)
     size = file.info.size if file.info is not None else None
-    if size is None and is_local(file.address):
+    if size is None and is_local_file(file.address):
         with contextlib.suppress(OSError):  # the error is reported when the file is read
             size = os.stat(local_path(file.address)).st_size
     return IngestTask(name, source, video_metadata, size, compute_address_tag(file.address))
@@ -191,7 +191,7 @@ def _create_units(
 
 
 def _make_absolute(address: str) -> str:
-    return os.path.abspath(local_path(address)) if is_local(address) else address
+    return os.path.abspath(local_path(address)) if is_local_file(address) else address
 
 
 def _find_unchanged(

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from streamloader.errors import ConfigError
 from streamloader.redaction import MASK, get_user_name, has_hidden_host, identify_address, redact_address
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import scheme_of
+from streamloader.stores.registry import is_local_file, scheme_of
 
 __all__ = [
     "CHUNK_FORMAT_VERSION",
@@ -88,7 +88,7 @@ def build_origin(
 def get_default_name(address: str) -> str:
     """Return the default name of a video: the name of its file without the suffix."""
     scheme = scheme_of(address)
-    if scheme in ("", "file"):
+    if is_local_file(address):
         name = os.path.basename(local_path(address))
     else:
         # What follows the last "@" is no login, even if the address cannot be taken apart.
@@ -105,7 +105,7 @@ def remove_secrets(address: str) -> str:
 
     A user name without special characters is kept, except for HTTP. The path of a local file becomes absolute.
     """
-    if scheme_of(address) in ("", "file"):
+    if is_local_file(address):
         return os.path.abspath(local_path(address))
     return _replace_login(address, redact_address(address))
 
@@ -115,7 +115,7 @@ def identify_source(address: str) -> str:
 
     It equals :func:`remove_secrets` if that shows everything in which sources may differ.
     """
-    if scheme_of(address) in ("", "file"):
+    if is_local_file(address):
         return os.path.abspath(local_path(address))
     return _replace_login(address, identify_address(address))
 

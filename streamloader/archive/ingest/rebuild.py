@@ -14,13 +14,14 @@ from streamloader.archive.catalog.base import ChunkRow, VideoRow
 from streamloader.archive.ingest.inventory import PlaceInventory
 from streamloader.archive.ingest.naming import compute_content
 from streamloader.archive.ingest.report import Problem
-from streamloader.archive.ingest.sources import is_local, open_source
+from streamloader.archive.ingest.sources import open_source
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.errors import CatalogError, CorruptStream, StreamloaderError
 from streamloader.media.video.files import open_media_file
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.redaction import MASK
 from streamloader.stores.origins import select_access
+from streamloader.stores.registry import is_local_file
 
 if TYPE_CHECKING:
     from streamloader.media.chunks.plan import CutPlan
@@ -116,7 +117,7 @@ def _rebuild_video(
         message = f"It is not rebuilt, because the catalog has the encoder option {unknown[0]!r}, which may name files"
         outcomes += [replace(chunk, outcome=message) for chunk in broken]
         return
-    if origin.get("address") or (MASK in video.source and not is_local(video.source)):
+    if origin.get("address") or (MASK in video.source and not is_local_file(video.source)):
         message = (
             "It cannot be rebuilt: the catalog does not store the complete address of its source, which has secrets"
         )

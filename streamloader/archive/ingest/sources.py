@@ -21,10 +21,10 @@ from streamloader.media.video.files import open_media_file
 from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import scheme_of
+from streamloader.stores.registry import is_local_file
 from streamloader.values import ObjectInfo
 
-__all__ = ["LocalSource", "ReportProgress", "get_local_version", "is_local", "open_source", "read_batches"]
+__all__ = ["LocalSource", "ReportProgress", "get_local_version", "open_source", "read_batches"]
 
 _BATCH_BYTES: Final = 4 << 20  # hashed and written by one call of a thread
 _SUFFIX: Final = re.compile(r"\.[A-Za-z0-9]{1,8}")
@@ -73,11 +73,6 @@ class LocalSource:
             )
 
 
-def is_local(address: str) -> bool:
-    """Return whether an address is that of a local file."""
-    return scheme_of(address) in ("", "file")
-
-
 def get_local_version(status: os.stat_result) -> str:
     """Return the version of a local file: size, modification time and inode, in the format of local stores."""
     return f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
@@ -104,7 +99,7 @@ def open_source(
             ``limits.unsized_bytes``.
         StoreError: If the file cannot be read, or there is not enough space for a copy.
     """
-    if is_local(address):
+    if is_local_file(address):
         yield _hash_local_file(os.path.abspath(local_path(address)), report)
         return
     copy_path = os.path.join(folder, f"source{_get_suffix(address)}")

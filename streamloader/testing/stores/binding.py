@@ -58,6 +58,7 @@ class StoreBinding:
         root_lists: Whether ``list("")`` works. If not, it has to raise NotSupported, NotFound or AccessDenied.
         refused_names: Names among :attr:`names` that this kind of store cannot have, each with the reason. Reading and
             writing them has to raise a StoreError or ConfigError.
+        served: Whether a server sends the objects, so that it can also send without end. A container is a file.
         listing_sizes: Numbers of entries in the large listings of the fast and of the slow tier. Lower them only with
             a reason.
         names: Object names that have to work, each below a directory of its own.
@@ -67,6 +68,7 @@ class StoreBinding:
     secrets: Sequence[str] = ()
     versioned: bool = True
     root_lists: bool = True
+    served: bool = True
     refused_names: Mapping[str, str] = {}
     listing_sizes: tuple[int, int] = (1_200, 10_000)
     names: Sequence[str] = (

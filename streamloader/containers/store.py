@@ -1,0 +1,261 @@
+"""Provide the members of a container as a read-only store, so that everything that reads objects reads members."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from typing_extensions import override
+
+from streamloader.common.printable import make_printable
+from streamloader.containers.base import Container, ContainerSource, Member
+from streamloader.containers.index import MemberIndex
+from streamloader.containers.tar.container import TarContainer
+from streamloader.containers.zip.container import ZipContainer
+from streamloader.errors import ConfigError, NotFound, NotSupported, ObjectChanged
+from streamloader.stores.base import Body, ListingGuard, OnStart, Store
+from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
+from streamloader.stores.registry import open_store
+from streamloader.stores.wrappers.single_flight import SingleFlight
+from streamloader.values import ByteRange, ObjectInfo
+
+__all__ = ["ContainerStore", "open_container"]
+
+_FORMATS: Final[tuple[type[Container], ...]] = (TarContainer, ZipContainer)
+_REVALIDATION_INTERVAL_S: Final = 1.0
+_YIELD_AFTER_ENTRIES: Final = 1000
+_log: Final = logging.getLogger("streamloader")
+
+
+@dataclass(slots=True)
+class _OpenContainer:
+    container: Container
+    index: MemberIndex
+    info: ObjectInfo
+    checked_s: float  # time at which the store last reported this version
+
+
+class ContainerStore(Store):
+    """``ADDRESS!``: the members of a tar or zip file in any store, by name. Read-only.
+
+    Files that end in ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.zst``, ``.tzst`` or ``.zip`` are containers. Members are
+    read by span where they lie, and nothing is extracted. The list of members is read once, and kept in memory.
+
+    A member has the version of its container: when that is replaced, reading a member of the old version is an
+    ObjectChanged. Members that are not ordinary files (links, devices, encrypted members, unsafe names) are not listed,
+    which one warning reports; reading one is a NotSupported. Every wait has the deadlines of the store that holds the
+    container.
+
+    Args:
+        inner: Store that holds the container. It is closed with this store.
+        path: Path of the container in `inner`.
+
+    Raises:
+        ConfigError: If the name of the container has none of these endings.
+    """
+
+    supports_writes: ClassVar[bool] = False
+
+    def __init__(self, inner: Store, path: str) -> None:
+        super().__init__(f"{inner.address(path)}!", timeouts=inner.timeouts, limits=inner.limits)
+        self.inner = inner
+        self.identity = inner.identity
+        self._container_path = path
+        self._format = _find_format(path, inner.address(path))
+        self._open: _OpenContainer | None = None
+        self._opening: SingleFlight[_OpenContainer] = SingleFlight()
+        self._warned = False
+
+    # --- the store interface -----------------------------------------------------------------------------------------
+
+    @override
+    async def head(self, path: str) -> ObjectInfo:
+        self._prepare_call(path)
+        opened = await self._get_open(max_age_s=_REVALIDATION_INTERVAL_S)
+        return _describe(opened.info, self._find(opened, path))
+
+    @override
+    async def stream(
+        self,
+        path: str,
+        span: ByteRange | None = None,
+        *,
+        version: str | None = None,
+        on_start: OnStart | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        self._prepare_call(path)
+        opened = await self._get_open()
+        if version is not None and version != opened.info.version:
+            opened = await self._get_open(max_age_s=0)  # another process may have replaced the container
+        member = self._find(opened, path)
+        info = _describe(opened.info, member)
+        span = span or ByteRange()
+        self._check_version(info, version, max(0, span.start))
+        opened.container.check_readable(member)
+        start, end = span.within(member.size, self.address(path))
+        if on_start is not None:
+            on_start(info, start)
+        try:
+            async with contextlib.aclosing(opened.container.stream(member, start, end)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except ObjectChanged:
+            self._open = None  # the next call reads the new list of members
+            raise
+
+    @override
+    async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
+        prefix = prefix.rstrip("/")
+        self._prepare_call(prefix, allow_empty=True)
+        opened = await self._get_open(max_age_s=0)
+        guard = ListingGuard(self, prefix, self._make_deadline(prefix))
+        for number, entry in enumerate(opened.index.list(prefix, recursive=recursive)):
+            if isinstance(entry, str) or entry.problem is None:
+                info = ObjectInfo(entry) if isinstance(entry, str) else _describe(opened.info, entry)
+                guard.check(info)
+                yield info
+            if number % _YIELD_AFTER_ENTRIES == 0:
+                await asyncio.sleep(0)
+
+    async def iterate(self) -> AsyncGenerator[tuple[ObjectInfo, AsyncGenerator[bytes, None]], None]:
+        """Yield every member with its bytes, in the container's order, in one pass, while the rest still arrives.
+
+        The bytes of a member can be read until the next member is requested; what was not read is skipped. Close the
+        generator (``contextlib.aclosing``) unless you exhaust it. A name may occur more than once.
+
+        Raises:
+            NotSupported: If a member is requested that is no ordinary file: when its bytes are read.
+            CorruptContainer: If the container is cut, damaged or malformed.
+            StoreError: If the store fails otherwise.
+        """
+        self._prepare_call("", allow_empty=True)
+        container, info = await self._make_container()
+        budget = ListingBudget(self.limits, self.url)
+        async with contextlib.aclosing(container.iterate()) as members:
+            async for member, pieces in members:
+                budget.count_entry(member.name)
+                yield _describe(info, member), pieces
+
+    @override
+    async def aclose(self) -> None:
+        self._closed = True
+        self._open = None
+        await self.inner.aclose()
+
+    @override
+    async def _head(self, path: str) -> ObjectInfo:
+        raise NotImplementedError  # the public methods do not call it
+
+    @override
+    def _get(self, path: str, span: ByteRange | None, version: str | None) -> AbstractAsyncContextManager[Body]:
+        raise NotImplementedError
+
+    @override
+    def _drop_connections(self) -> None:
+        self._open = None  # a container belongs to one event loop
+
+    # --- the container -----------------------------------------------------------------------------------------------
+
+    async def _get_open(self, max_age_s: float | None = None) -> _OpenContainer:
+        """Return the container with its members.
+
+        Args:
+            max_age_s: Time in seconds after which the version is requested from the store again. None for never.
+        """
+        opened = self._open
+        if opened is None or (max_age_s is not None and time.monotonic() - opened.checked_s > max_age_s):
+            opened = self._open = await self._opening.do("open", self._reopen)
+        return opened
+
+    async def _reopen(self) -> _OpenContainer:
+        """Read the list of members, unless the container is the one whose members are known."""
+        checked_s = time.monotonic()
+        container, info = await self._make_container()
+        opened = self._open
+        if opened is not None and info.version is not None and info == opened.info:
+            opened.checked_s = checked_s
+            return opened
+        index = await self._read_index(container)
+        return _OpenContainer(container, index, info, checked_s)
+
+    async def _make_container(self) -> tuple[Container, ObjectInfo]:
+        info = await self.inner.head(self._container_path)
+        if info.size is None:
+            raise NotSupported(
+                f"{self.inner.address(self._container_path)}: its server does not report its size, which a container "
+                "needs",
+                address=self.inner.address(self._container_path),
+            )
+        return self._format(ContainerSource(self.inner, info)), info
+
+    async def _read_index(self, container: Container) -> MemberIndex:
+        index = MemberIndex()
+        budget = ListingBudget(self.limits, self.url, entry_bytes=HELD_ENTRY_BYTES)
+        async with contextlib.aclosing(container.scan()) as members:
+            async for member in members:
+                budget.count_entry(member.name)
+                index.add(member)
+        await asyncio.to_thread(index.sort)
+        problems = index.problems
+        if problems and not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s: %d of %d members are not ordinary files and are left out, such as %s (%s)",
+                self.url,
+                len(problems),
+                len(index),
+                make_printable(problems[0].name),
+                problems[0].problem,
+            )
+        return index
+
+    def _find(self, opened: _OpenContainer, path: str) -> Member:
+        member = opened.index.find(path)
+        if member is None:
+            detail = "is a directory" if opened.index.has_directory(path) else "is not in the container"
+            raise NotFound(f"{self.address(path)} {detail}", address=self.address(path))
+        return member
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the list of members, and running calls."""
+        return {**super().__getstate__(), "_open": None}
+
+
+def open_container(address: str, **options: Any) -> ContainerStore:
+    """Open a container. It connects on first use; close it with ``aclose()``, or use it as a context manager.
+
+    Args:
+        address: Address of the container, with or without "!" at its end: ``s3://bucket/set.tar``.
+        **options: Options of the store, see :func:`streamloader.stores.open_store`.
+
+    Raises:
+        ConfigError: If the name has not one of the endings of containers, or if an option is invalid.
+    """
+    store = open_store(address if address.endswith("!") else f"{address}!", **options)
+    if not isinstance(store, ContainerStore):
+        raise ConfigError(f"{store.url} is not a container: {_ENDINGS}")
+    return store
+
+
+def _find_format(path: str, address: str) -> type[Container]:
+    name = path.partition("?")[0].lower()
+    for container_class in _FORMATS:
+        if name.endswith(container_class.suffixes):
+            return container_class
+    raise ConfigError(f"{address} is not a container: {_ENDINGS}")
+
+
+def _describe(info: ObjectInfo, member: Member) -> ObjectInfo:
+    modified = info.modified if member.modified is None else member.modified
+    return ObjectInfo(member.name, member.size, info.version, modified)
+
+
+_ENDINGS: Final = "its name has to end in " + ", ".join(
+    suffix for container_class in _FORMATS for suffix in container_class.suffixes
+)

@@ -1,0 +1,1 @@
+"""Tar files, plain and compressed."""
