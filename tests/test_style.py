@@ -84,3 +84,44 @@ def test_a_class_name_stands_for_one_class():
 def test_no_file_repeats_its_folder():
     repeated = [path for path in MODULES if path.stem.startswith(f"{path.parent.name.removesuffix('s')}_")]
     assert [str(path.relative_to(PACKAGE)) for path in repeated] == []
+
+
+def test_log_records_hold_no_errors():
+    """A handler may keep a record, with it the error, its traceback, and what its frames hold: a connection."""
+
+    def check(text):
+        for function in ast.walk(ast.parse(text)):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Module)):
+                errors = {node.name for node in ast.walk(function) if isinstance(node, ast.ExceptHandler)}
+                if not isinstance(function, ast.Module):
+                    parameters = (*function.args.args, *function.args.kwonlyargs)
+                    errors |= {
+                        one.arg for one in parameters if one.annotation and _is_error(ast.unparse(one.annotation))
+                    }
+                yield from (f"{call.lineno}: {name}" for call, name in logged_names(function) if name in errors)
+
+    assert complaints(check) == []
+
+
+def _is_error(annotation):
+    return re.search(r"(Error|Exception)\b", annotation) is not None
+
+
+def logged_names(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
+    """Yield each log call with the name of each variable that is passed as it is."""
+    for call in ast.walk(tree):
+        logs = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        if (
+            logs
+            and isinstance(call.func.value, ast.Name)
+            and call.func.value.id.lower().lstrip("_") in ("log", "logger")
+        ):
+            for argument in call.args:
+                inner = {
+                    id(child)
+                    for node in ast.walk(argument)
+                    if isinstance(node, (ast.Attribute, ast.Call))
+                    for child in ast.walk(node)
+                }
+                names = [node for node in ast.walk(argument) if isinstance(node, ast.Name) and id(node) not in inner]
+                yield from ((call, node.id) for node in names)
