@@ -14,6 +14,8 @@ import numpy as np
 from streamloader.engine import consumer_wait
 from streamloader.engine.ring import Status
 
+_MIN_RESTS = 10  # in succession
+
 
 class JumpingLoop(asyncio.SelectorEventLoop):
     """An event loop whose clock can be set forward.
@@ -22,9 +24,10 @@ class JumpingLoop(asyncio.SelectorEventLoop):
     expire do so at once.
     """
 
-    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+    def __init__(self) -> None:
         self._ahead_s = 0.0
-        super().__init__(selector)
+        self._rest_counter = _RestCounter()
+        super().__init__(self._rest_counter)
 
     def time(self) -> float:
         """Return the loop's time in seconds."""
@@ -33,6 +36,26 @@ class JumpingLoop(asyncio.SelectorEventLoop):
     def jump(self, seconds: float) -> None:
         """Set the clock forward."""
         self._ahead_s += seconds
+
+    async def rest(self) -> None:
+        """Wait until no task but this one has anything to do. What another task of the loop has sent is read then."""
+        self._rest_counter.rests = 0
+        while self._rest_counter.rests < _MIN_RESTS:  # noqa: ASYNC110 - what is counted are passes of this loop
+            await asyncio.sleep(0.001)  # between two looks
+
+
+class _RestCounter(selectors.DefaultSelector):
+    """Counts how often in succession the loop had no callback to run, and nothing came to be read or written."""
+
+    rests = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(timeout)
+        if events:
+            self.rests = 0
+        elif timeout is None or timeout > 0:
+            self.rests += 1
+        return events
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

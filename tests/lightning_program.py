@@ -2,7 +2,7 @@
 
 `lightning_program.py OUT save` trains undisturbed, with a checkpoint after every step and after every epoch.
 `lightning_program.py OUT resume` goes on behind each of these checkpoints, with a new loader each time; and then
-validates with a loader, too.
+validates with a loader, too. `... OUT resume:4` goes on behind every fourth, in the order of their names.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def report(out, name, model):
 
 
 def main(out, what):
+    what, _, stride = what.partition(":")
     for name in CASES:
         saved = out / f"checkpoints-{name}"
         if what == "save":
@@ -101,7 +102,7 @@ def main(out, what):
             ]
             report(out, name, train(name, out, callbacks=each))
             continue
-        for number, path in enumerate(sorted(saved.iterdir())):
+        for number, path in enumerate(sorted(saved.iterdir())[:: int(stride or 1)]):
             report(out, f"{name}-{path.stem}", train(name, out, checkpoint=path, workers=number == 1))
     if what == "resume":
         seen = {"all": validate(out), "overfit": validate(out, overfit_batches=1)}

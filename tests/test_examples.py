@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import socket
@@ -10,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import streamloader as sl
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWS = {
@@ -26,7 +30,8 @@ SHOWS = {
     "vector_env": "balls caught",
 }
 NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart"}
-SLOW = {"archive_ssh", "ddp", "quickstart", "resume"}  # parts of these are in other tests, here and in test_readme.py
+# These run in every run of the tests. What the others show has tests of its own, and the README's training runs too.
+QUICK = {"addresses", "text", "vector_env"}
 
 
 def test_every_example_is_tested_and_listed():
@@ -34,6 +39,28 @@ def test_every_example_is_tested_and_listed():
     assert names == set(SHOWS)
     table = (EXAMPLES / "README.md").read_text()
     assert all(f"[{name}.py]({name}.py)" in table for name in names)
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_every_example_compiles_and_the_names_that_it_uses_exist(name):
+    path = EXAMPLES / f"{name}.py"
+    tree = ast.parse(path.read_text())
+    compile(tree, path, "exec")
+    used = [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sl"
+    ]
+    assert used
+    assert [attribute for attribute in used if not hasattr(sl, attribute)] == []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] == "streamloader":
+                    importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "streamloader":
+            module = importlib.import_module(node.module)
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 def run(path, *arguments, cwd, **environ):
@@ -52,7 +79,7 @@ def run(path, *arguments, cwd, **environ):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SHOWS]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHOWS]
 )
 def test_example(name, request, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
@@ -61,6 +88,7 @@ def test_example(name, request, tmp_path, monkeypatch):
     assert SHOWS[name] in run(EXAMPLES / f"{name}.py", *videos, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_ddp_example_on_one_rank(tmp_path):
     """What torchrun starts on each rank: test_ddp.py has several."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -70,6 +98,7 @@ def test_the_ddp_example_on_one_rank(tmp_path):
     assert SHOWS["ddp"] in shown
 
 
+@pytest.mark.slow
 def test_a_training_of_the_resume_example(tmp_path):
     """One of the three that it starts: it prints a loss for each batch."""
     shown = run(

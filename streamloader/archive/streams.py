@@ -331,7 +331,7 @@ class _ArchiveStream(FrameStream):
         names: Sequence[str],
         transform: StreamTransform | None,
     ) -> None:
-        super().__init__(len(steps), converter, names, transform)
+        super().__init__(len(steps), converter, names, transform, waits_for_bytes=reader.has_remote_places)
         self._readers: _SharedReader | None = readers
         self._reader = reader
         self._row = row

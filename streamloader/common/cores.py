@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["count_cores", "threads_per_lane"]
+__all__ = ["cores_per_worker", "count_cores", "threads_per_lane"]
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _MAX_THREADS_PER_LANE: Final = 8  # the one thread that converts the frames of a lane cannot keep up with more
@@ -29,9 +29,22 @@ def threads_per_lane(lanes: int) -> int:
         lanes: Number of lanes of this process's loader. torchrun's other ranks on this machine are taken to have as
             many.
     """
+    return max(1, min(_MAX_THREADS_PER_LANE, count_cores() // (lanes * _count_ranks())))
+
+
+def cores_per_worker(workers: int) -> int:
+    """Return the number of cores for each worker of this process's loader, rounded up, so that no core is left over.
+
+    Args:
+        workers: Number of workers, at least 1. torchrun's other ranks on this machine are taken to have as many.
+    """
+    return -(-count_cores() // (workers * _count_ranks()))
+
+
+def _count_ranks() -> int:
+    """Return the number of torchrun's ranks on this machine, at least 1."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-    lanes *= max(1, int(ranks)) if ranks.isascii() and ranks.isdecimal() else 1
-    return max(1, min(_MAX_THREADS_PER_LANE, count_cores() // lanes))
+    return max(1, int(ranks)) if ranks.isascii() and ranks.isdecimal() else 1
 
 
 def _read_quota(cgroup: Path) -> float | None:

@@ -37,6 +37,7 @@ class WorkerJob:
         first_lane: Global number of the ring's row 0.
         lanes: Rows of each worker.
         log_level: Effective level of the logger ``"streamloader"``.
+        cores: Number of cores for each worker.
     """
 
     workload: Workload
@@ -45,6 +46,7 @@ class WorkerJob:
     first_lane: int
     lanes: Sequence[Sequence[int]]
     log_level: int
+    cores: int
 
 
 def write_job(job: WorkerJob) -> int:

@@ -30,11 +30,13 @@ class Scheduler:
         sock: Socket to the supervisor.
         lanes: Rows of the ring that this worker hosts.
         first_lane: Global number of the ring's row 0.
+        cores: Number of cores for this worker: so many lanes decode at the same time.
     """
 
     def __init__(
-        self, workload: Workload, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int
+        self, workload: Workload, ring: Ring, sock: socket.socket, lanes: Sequence[int], first_lane: int, cores: int
     ) -> None:
+        self._cores = cores
         self._sock, self._ring = sock, ring
         self._loop = asyncio.get_running_loop()
         self._fillers = workload.make_fillers(ring, lanes, first_lane, self._send)
@@ -57,7 +59,8 @@ class Scheduler:
         self._exclusive_turn = asyncio.Lock()
         self._sock.setblocking(False)
         self._loop.add_reader(self._sock, self._receive)
-        threads = [LaneThread(f"streamloader-lane-{filler.global_lane}") for filler in self._fillers]
+        decode_slots = asyncio.Semaphore(self._cores)
+        threads = [LaneThread(f"streamloader-lane-{filler.global_lane}", decode_slots) for filler in self._fillers]
         try:
             # asyncio's own task group: a worker without anyio's event loop starts sooner.
             async with asyncio.TaskGroup() as group:

@@ -83,7 +83,7 @@ def _run_scheduler(
     from streamloader.engine.scheduler import Scheduler
 
     async def run() -> None:
-        scheduler = Scheduler(job.workload, ring, sock, job.lanes[number], job.first_lane)
+        scheduler = Scheduler(job.workload, ring, sock, job.lanes[number], job.first_lane, job.cores)
         if handler is not None:
             handler.send = _log_sender(scheduler.send_if_possible)
         await scheduler.run()

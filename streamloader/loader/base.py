@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from streamloader.common.cores import cores_per_worker
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import LaneActivity, Ring, SlotLayout
@@ -151,6 +152,7 @@ class Loader(abc.ABC):
                 self._first_lane,
                 self._worker_rows,
                 _LOGGER.getEffectiveLevel(),
+                cores_per_worker(max(1, self.num_workers)),
             )
             supervisor = Supervisor(
                 job,

@@ -336,7 +336,7 @@ async def _close_resources(resources: list[Shareable]) -> None:
         strict=True,
     ):
         if error is not None:
-            _log.info("closing %r failed: %s", resource, error)
+            _log.info("closing %r failed: %s", resource, str(error))
 
 
 async def _read_page(entries: AsyncGenerator[ObjectInfo, None]) -> list[ObjectInfo]:

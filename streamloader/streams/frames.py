@@ -12,7 +12,7 @@ from streamloader.errors import ConfigError, FrameSizeError, StreamloaderError
 from streamloader.media.video.selection import Selection, as_int
 from streamloader.streams.augment import StreamTransform, Transform, call_transform, make_transform_rng
 from streamloader.streams.base import Stream
-from streamloader.streams.lane_thread import in_lane_thread
+from streamloader.streams.lane_thread import decode_in_lane_thread, in_lane_thread
 from streamloader.streams.step_writer import qualified_name
 from streamloader.values import Array, Field
 
@@ -132,11 +132,19 @@ class FrameStream(Stream):
         converter: Converter of the frames, which the stream closes.
         names: Names of the fields.
         transform: The user's transform, or None.
+        waits_for_bytes: Whether reading frames waits for a server. Otherwise the lanes of a worker take turns.
     """
 
     def __init__(
-        self, length: int, converter: Converter, names: Sequence[str], transform: StreamTransform | None
+        self,
+        length: int,
+        converter: Converter,
+        names: Sequence[str],
+        transform: StreamTransform | None,
+        *,
+        waits_for_bytes: bool,
     ) -> None:
+        self._waits_for_bytes = waits_for_bytes
         self._length = length
         self._converter = converter
         self._names = [name for name in names if name not in _CODING_FIELDS]
@@ -161,7 +169,10 @@ class FrameStream(Stream):
         count = min(len(next(iter(out.values()))), self._length - self._step)
         if self._error is not None:
             raise self._error
-        return await in_lane_thread(self._read, out, count) if count > 0 else 0
+        if count <= 0:
+            return 0
+        run = in_lane_thread if self._waits_for_bytes else decode_in_lane_thread
+        return await run(self._read, out, count)
 
     async def seek(self, step: int) -> None:
         """Make `step` the next step. The decoder seeks at the next read."""

@@ -437,7 +437,7 @@ class _VideoStream(FrameStream):
         self._reader = reader
         self._numbers, self._times = steps
         self._keeps_damaged = keeps_damaged
-        super().__init__(len(self._numbers), converter, names, transform)
+        super().__init__(len(self._numbers), converter, names, transform, waits_for_bytes=reader.is_remote)
 
     def times(self, start: int, out: Array) -> None:
         """Write the times of the steps from `start` on, in seconds after the file's first frame."""

@@ -22,9 +22,9 @@ def few_and_many(few, many):
     return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
-@few_and_many(30, 1000)
+@few_and_many(10, 1000)
 def test_workers_that_die_change_no_batch(count, tmp_path):
-    most = min(count // 6, rounds.MAX_DEATHS)
+    most = min(count // 3, rounds.MAX_DEATHS)
     result = rounds.play_rounds(SEED, count, tmp_path, most=most, workers=plan.WORKERS)
     assert result.mismatches == []
     assert sum(result.kills.values()) >= count
@@ -32,7 +32,7 @@ def test_workers_that_die_change_no_batch(count, tmp_path):
     assert set(result.workers) == set(plan.WORKERS)
 
 
-@few_and_many(3, 100)
+@few_and_many(2, 100)
 def test_programs_that_are_killed_leave_nothing(count, tmp_path):
     programs.prepare(tmp_path)
     ended = [programs.kill_parent(SEED + number, tmp_path) for number in range(count)]
@@ -40,7 +40,7 @@ def test_programs_that_are_killed_leave_nothing(count, tmp_path):
     assert {one.how for one in ended} == {"SIGKILL of the parent", "SIGKILL of the process group"}
 
 
-@few_and_many(3, 200)
+@few_and_many(1, 200)
 def test_programs_that_are_interrupted_say_it_once_and_leave_nothing(count, tmp_path):
     programs.prepare(tmp_path)
     ended = [programs.interrupt_program(SEED + number, tmp_path) for number in range(count)]

@@ -68,8 +68,7 @@ def undisturbed(epochs=1):
 MOMENTS = [OPENING, DECODING, HALFWAY, WRITTEN, MARKING, UNPUBLISHED, CLOSING]
 
 
-def fuses_of(moment, causes, folder):
-    """Lay one for each cause, in an epoch of its own."""
+def fuse_of(epoch, moment, cause, folder):
     stream, step = {
         OPENING: ("5", 0),
         DECODING: ("1", 9),
@@ -79,23 +78,19 @@ def fuses_of(moment, causes, folder):
         UNPUBLISHED: ("1", 15),
         CLOSING: ("3", 0),
     }[moment]
-    return [
-        Fuse(epoch, stream, step, moment, cause, str(folder / cause.replace(" ", "-")))
-        for epoch, cause in enumerate(causes)
-    ]
-
-
-def one_cause_each():
-    """Every moment, with the causes in turn."""
-    return zip(MOMENTS, itertools.cycle([cause] for cause in CAUSES))
+    return Fuse(epoch, stream, step, moment, cause, str(folder / f"fuse-{epoch}"))
 
 
 @pytest.mark.parametrize(
-    ("moment", "causes"),
-    [*one_cause_each(), *(pytest.param(moment, list(CAUSES), marks=pytest.mark.slow) for moment in MOMENTS)],
+    "deaths",
+    [
+        pytest.param(list(zip(MOMENTS, itertools.cycle(CAUSES))), id="every moment"),  # with the causes in turn
+        *(pytest.param([(moment, cause) for cause in CAUSES], id=moment, marks=pytest.mark.slow) for moment in MOMENTS),
+    ],
 )
-def test_a_stream_that_ends_its_worker_once(moment, causes, tmp_path):
-    fuses = fuses_of(moment, causes, tmp_path)
+def test_a_stream_that_ends_its_worker_once(deaths, tmp_path):
+    """Each of these deaths is in an epoch of its own."""
+    fuses = [fuse_of(epoch, moment, cause, tmp_path) for epoch, (moment, cause) in enumerate(deaths)]
     with loader_of(fuses, 2) as loader:
         got = played(loader, len(fuses))
         assert loader.stats().restarts == len(fuses)
@@ -139,7 +134,8 @@ def test_workers_that_are_killed_while_they_import_idle_and_restart(cause, monke
     pytest.fail(f"the moments were never met in this order; at last {done}")
 
 
-def test_restarts_leave_nothing_while_the_loader_lives():
+@pytest.mark.parametrize("rounds", fast_first([1, 5]))
+def test_restarts_leave_nothing_while_the_loader_lives(rounds):
     def held():
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
@@ -147,10 +143,10 @@ def test_restarts_leave_nothing_while_the_loader_lives():
         iterator = iter(loader)
         take(iterator, 1)
         before = held()
-        for _ in range(3):
+        for _ in range(rounds):
             assert len(killed(loader, (IDLE, 0, "SIGKILL"), (IDLE, 1, "SIGKILL"))) == 2
             take(iterator, 2)
-        assert loader.stats().restarts == 6
+        assert loader.stats().restarts == 2 * rounds
         assert held() == before
 
 
@@ -181,8 +177,9 @@ def test_a_worker_that_dies_while_the_loader_closes(cause, tmp_path):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def test_workers_that_are_killed_just_before_the_loader_closes():
-    for _ in range(3):
+@pytest.mark.parametrize("rounds", fast_first([1, 5]))
+def test_workers_that_are_killed_just_before_the_loader_closes(rounds):
+    for _ in range(rounds):
         with loader_of((), 2) as loader:
             next(iter(loader))
             pids = loader._supervisor.pids
@@ -241,9 +238,13 @@ def test_a_stream_that_kills_every_worker_is_left_as_one_that_fails(how, caplog)
     assert f"stream {fuses[0].key!r} from step {left[0][-1]} on" in message
 
 
-@pytest.mark.parametrize("workers", fast_first([2, 1, 4]))
-def test_several_streams_that_kill_every_worker(workers):
-    fuses = list(KILLERS.values())
+@pytest.mark.parametrize(
+    ("hows", "workers"),
+    fast_first([(("half way", "in its last row"), 2), *((tuple(KILLERS), workers) for workers in (2, 1, 4))]),
+    ids=lambda value: len(value) if isinstance(value, tuple) else value,
+)
+def test_several_streams_that_kill_every_worker(hows, workers):
+    fuses = [KILLERS[how] for how in hows]
     with loader_of(failing(fuses), on_error="skip") as loader:
         expected, left = played(loader), sorted(places(loader))
     assert len(left) == len(fuses)
@@ -261,7 +262,7 @@ def test_streams_that_are_read_beside_one_that_kills_its_worker_are_not_blamed()
         assert places(loader) == left
 
 
-@pytest.mark.parametrize("how", ["in its first step", "in the middle", "opening"])
+@pytest.mark.parametrize("how", fast_first(["in its first step", "in the middle", "opening"]))
 def test_a_stream_that_kills_every_worker_is_an_error_at_its_batch(how):
     fuse = KILLERS[how]
     got = []
@@ -290,7 +291,8 @@ def test_a_stream_that_kills_its_worker_when_it_is_closed_is_left_too(workers):
             np.testing.assert_array_equal(array[[0, 2, 3]], other[name][[0, 2, 3]])
 
 
-def test_a_state_remembers_what_was_left():
+@pytest.mark.parametrize("saved_after", fast_first([[10], [4, 6, 12]]), ids=["both found", "any time"])
+def test_a_state_remembers_what_was_left(saved_after):
     fuses = [KILLERS["in the middle"], KILLERS["in its first step"]]
     with loader_of(fuses, 2, on_error="skip") as loader:
         iterator = iter(loader)
@@ -298,8 +300,8 @@ def test_a_state_remembers_what_was_left():
         for batch in iterator:
             got.append(arrays(batch))
             states.append((plain(loader.state_dict()), loader.quarantined))
-        assert len(loader.quarantined) == 2
-    for batches in (4, len(got) // 2, len(got)):
+        assert len(loader.quarantined) == len(states[9][1]) == 2
+    for batches in saved_after:
         state, left = states[batches - 1]
         for fuses_now, workers in (([], 0), (fuses, 2)):
             if len(left) < 2 and not fuses_now:
@@ -369,17 +371,18 @@ class Deathly:
         return os._exit, (3,)
 
 
-def test_restarts_are_bounded():
+@pytest.mark.parametrize("workers", fast_first([1, 2]))
+def test_restarts_are_bounded(workers):
     deathly = Deathly()
     dataset = sl.IterStreams([4, 4], lambda item: [id(deathly)] * item, fields=sl.Field((), "int64"))
-    with sl.MultiStreamer(dataset, 2, 2, num_workers=2, timeout=60.0) as loader:
+    with sl.MultiStreamer(dataset, 2, 2, num_workers=workers, timeout=60.0) as loader:
         for _ in range(2):
             with pytest.raises(
                 sl.WorkerDied, match=r"exit status 3.*has died 5 times before, with nothing filled since"
             ) as caught:
                 next(iter(loader))
             assert caught.value.details["exit_status"] == 3
-        assert loader.stats().restarts <= 2 * 5
+        assert loader.stats().restarts <= workers * 5
 
 
 # --- ordinary errors -------------------------------------------------------------------------------------------------

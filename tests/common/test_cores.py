@@ -7,7 +7,7 @@ import os
 import pytest
 
 from streamloader.common import cores
-from streamloader.common.cores import _read_quota, count_cores, threads_per_lane
+from streamloader.common.cores import _read_quota, cores_per_worker, count_cores, threads_per_lane
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,11 @@ def test_lanes_share_the_cores(monkeypatch):
     for odd in ("", "0", "x", "-2"):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", odd)
         assert threads_per_lane(2) == 8
+
+
+def test_workers_share_the_cores_and_leave_none_over(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(cores, "count_cores", lambda: 6)
+    assert [cores_per_worker(workers) for workers in (1, 2, 4, 6, 7)] == [6, 3, 2, 1, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert [cores_per_worker(workers) for workers in (1, 2, 3)] == [3, 2, 1]

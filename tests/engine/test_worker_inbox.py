@@ -32,7 +32,7 @@ class Side:
     """The supervisor's side of two workers with a lane each, at the start of a run with three granted batches."""
 
     def __init__(self, ring, workload, position):
-        self.job = WorkerJob(workload, ring.layout, ring.slots, 0, [[0], [1]], 30)
+        self.job = WorkerJob(workload, ring.layout, ring.slots, 0, [[0], [1]], 30, 1)
         self.ring, self.filled = ring, [0, 0]
         plan = workload.plan
         self.grants = Grants(plan, 2, ring.slots, 3, has_next_epoch=True, fixed_length=False)

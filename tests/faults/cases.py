@@ -77,7 +77,7 @@ async def deadlines_due(count_strikes: Callable[[], int], jump_s: float = JUMP_S
         while True:
             if (strikes := count_strikes()) > seen:
                 seen = strikes
-                await asyncio.sleep(0.02)  # most of what was sent before the stall has been read then
+                await loop.rest()  # what was sent before the stall has been read then, and the wait for more has begun
                 loop.jump(jump_s)
             await asyncio.sleep(0.002)  # between two looks
 

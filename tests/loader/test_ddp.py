@@ -82,7 +82,7 @@ def test_a_program_that_hangs_is_ended_with_all_that_it_started(tmp_path):
     program = (
         f"import subprocess; child = subprocess.Popen({child}, start_new_session=True); print(child.pid); child.wait()"
     )
-    for deadline in (2.0, 20.0, 100.0):  # until it is enough for two interpreters to start
+    for deadline in (1.0, 10.0, 100.0):  # until it is enough for two interpreters to start
         with pytest.raises(Hung) as caught:
             run([sys.executable, "-c", program], deadline=deadline, scratch=tmp_path)
         if caught.value.output:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from env_data import DIMS, Counter, Walks, expected_batches, numbers, released
 from polling import wait_until
-from tiers import only_fast
+from tiers import fast_first, only_fast
 
 import streamloader as sl
 from streamloader.loader.envstreamer import EnvBatch, EnvStreamer
@@ -97,7 +97,7 @@ def test_envs_of_one_program_with_lambdas_and_local_classes():
     assert len({*drawn[0], *drawn[2]}) == 4
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", fast_first([0, 2]))
 def test_ranks_host_the_lanes_of_one_world(num_workers):
     world = expected_batches(range(6), 5)
     for rank in range(2):
@@ -139,7 +139,7 @@ def test_an_env_gets_views_that_it_cannot_replace():
     assert batch.data.tolist() == [[5.0, 5.0]] * 4
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", fast_first([0, 2]))
 def test_all_batches_can_be_kept(num_workers):
     with counters(num_workers=num_workers) as loader:
         kept = list(itertools.islice(loader, 30))
@@ -293,7 +293,11 @@ def test_max_q_size_is_exact(max_q_size, hold):
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "ends"), [(0, [4]), (0, [0]), (2, [7, 4]), (2, [3, 9]), (2, [5, 5]), (3, [9, 0, 9])]
+    ("num_workers", "ends"),
+    only_fast(
+        [(0, [4]), (0, [0]), (2, [7, 4]), (2, [3, 9]), (2, [5, 5]), (3, [9, 0, 9])],
+        fast=[(0, [4]), (0, [0]), (2, [7, 4]), (3, [9, 0, 9])],
+    ),
 )
 def test_stop_iteration_ends_with_the_last_batch_that_all_have_filled(num_workers, ends, tmp_path):
     firsts = [0, 2] if num_workers == 2 else [0, 1, 2][: max(1, num_workers)]
@@ -315,7 +319,7 @@ def test_stop_iteration_ends_with_the_last_batch_that_all_have_filled(num_worker
     assert {f"closed-{first_to_end}"} <= closed <= {f"closed-{first}" for first in firsts}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", fast_first([0, 2]))
 def test_the_next_iteration_goes_on_with_the_next_batch(num_workers):
     with counters(num_workers=num_workers, max_q_size=3) as loader:
         seen = []
@@ -333,7 +337,7 @@ def test_the_next_iteration_goes_on_with_the_next_batch(num_workers):
     assert seen == [(call, rows(call)) for call in range(10)]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", fast_first([0, 2]))
 def test_async_for(num_workers):
     async def main():
         got = []
@@ -398,8 +402,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize(
+    ("how", "num_workers"),
+    only_fast(itertools.product(WRONG, (0, 1)), fast=[*((how, 0) for how in WRONG), ("not made", 1), ("infos", 1)]),
+)
 def test_what_an_env_does_wrong_is_told(how, num_workers):
     make_env, kind, message = WRONG[how]
     made = sl.MultiStreamer.from_env(make_env, COUNT, 4, num_workers=num_workers, timeout=DEADLINE)

@@ -27,7 +27,7 @@ from hostile_workers import (
     wait_to_be_killed,
 )
 from polling import is_running
-from tiers import only_fast
+from tiers import fast_first, only_fast
 
 import streamloader as sl
 from streamloader.engine.messages import encode_message
@@ -90,12 +90,17 @@ def test_an_invalid_message_right_before_the_exit_is_the_reason_of_the_death(tmp
     assert "it sent an invalid message (its kind is 99)" in caplog.text
 
 
-def test_a_stream_that_has_each_worker_send_nonsense_is_cut_off():
+@pytest.mark.slow  # a stream that is skipped is found out in the same way
+def test_a_stream_that_has_each_worker_send_nonsense_is_an_error():
     attack = Once(2, 4, Send(raw(99, b"")), None)
     with loader_of(attack) as loader, pytest.raises(sl.CorruptStream, match="crashes its worker at step 3") as caught:
         copies(loader)
     assert caught.value.stream == "s2"
     assert "its kind is 99" in caught.value.message
+
+
+def test_a_stream_that_has_each_worker_send_nonsense_is_cut_off():
+    attack = Once(2, 4, Send(raw(99, b"")), None)
     with loader_of(attack, on_error="skip") as loader:
         got = copies(loader)
         assert [(entry.key, entry.step) for entry in loader.quarantined] == [("s2", 3)]
@@ -120,7 +125,7 @@ def stall_of(loader, pid):
     return status.tobytes() if is_running(pid) and np.flatnonzero(status[:, Status.BUSY]).tolist() == [0] else None
 
 
-@pytest.mark.parametrize("attack", [send_endless_records, Send(log()[:50])], ids=["endless", "incomplete"])
+@pytest.mark.parametrize("attack", fast_first([send_endless_records, Send(log()[:50])]), ids=["endless", "incomplete"])
 def test_records_without_end_have_the_deadline_of_a_stalled_stream(attack, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.CRITICAL, "streamloader")
     marker = tmp_path / "sent"

@@ -15,6 +15,7 @@ import pytest
 from batch_files import read_batches
 from engine_data import assert_same_batches, model_epoch
 from resume_data import rows_of_ranks
+from tiers import fast_first
 from torchrun import run, torchrun
 
 HERE = Path(__file__).parents[1]
@@ -33,8 +34,9 @@ def expected(epochs, declared=None):
     ]
 
 
-def test_lightning_goes_on_behind_every_checkpoint(tmp_path):
-    program("lightning_program", tmp_path, "save", "resume", scratch=tmp_path)
+@pytest.mark.parametrize("stride", fast_first([4, 1]), ids=["some", "every"])
+def test_lightning_goes_on_behind_any_checkpoint(stride, tmp_path):
+    program("lightning_program", tmp_path, "save", f"resume:{stride}", scratch=tmp_path)
     for name, declared in (("known", None), ("unknown", [None] * 6)):
         wanted = expected(3, declared)
         whole = json.loads((tmp_path / f"{name}.json").read_text())
@@ -46,7 +48,9 @@ def test_lightning_goes_on_behind_every_checkpoint(tmp_path):
             [f"step={step}-in" for step in range(1, len(wanted) + 1)]
             + [f"step={step}-end" for step in range(per_epoch, len(wanted) + 1, per_epoch)]
         )
-        for checkpoint in checkpoints:
+        resumed = sorted(checkpoints)[::stride]
+        assert {checkpoint.rpartition("-")[2] for checkpoint in resumed} == {"in", "end"}
+        for checkpoint in resumed:
             done = int(checkpoint.split("=")[1].split("-")[0])
             resumed = json.loads((tmp_path / f"{name}-{checkpoint}.json").read_text())
             assert_same_batches(read_batches(tmp_path / f"{name}-{checkpoint}.npz"), wanted[done:])

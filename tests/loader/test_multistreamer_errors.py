@@ -14,6 +14,7 @@ import psutil
 import pytest
 from clocks import count_only_stalls, stall_at
 from engine_data import Numbered, assert_same_batches, copies, model_epoch
+from tiers import only_fast
 
 import streamloader as sl
 from streamloader.engine.ring import Status
@@ -316,7 +317,7 @@ DEATHS = {
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("how", DEATHS)
+@pytest.mark.parametrize("how", only_fast(DEATHS, fast=["SIGKILL", "exit 3"]))
 def test_a_worker_that_dies_is_told_of_at_once(how):
     die, status, number, message = DEATHS[how]
 

@@ -9,6 +9,7 @@ import pytest
 from engine_data import Numbered, assert_same_batches, copies, fingerprint, model_epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import only_fast
 
 import streamloader as sl
 
@@ -61,21 +62,45 @@ def check_against_model(lengths, declared, batch_size, arguments, epoch=0, chunk
                     len(loader)
 
 
-@settings(max_examples=150)
-@given(cases(), st.integers(1, 5), ARGUMENTS, st.sampled_from([1, 2, 5, 1 << 30]), st.integers(0, 5))
+MODELLED = (cases(), st.integers(1, 5), ARGUMENTS, st.sampled_from([1, 2, 5, 1 << 30]), st.integers(0, 5))
+
+
+@settings(max_examples=50)
+@given(*MODELLED)
 def test_batches_are_those_of_the_model(case, batch_size, arguments, chunk, epoch):
     check_against_model(*case, batch_size, arguments, epoch, chunk)
 
 
-@settings(max_examples=60)
-@given(
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(*MODELLED)
+def test_batches_are_those_of_the_model_in_many_cases(case, batch_size, arguments, chunk, epoch):
+    check_against_model(*case, batch_size, arguments, epoch, chunk)
+
+
+BROKEN_OFF = (
     cases(),
     st.integers(1, 4),
     ARGUMENTS,
     st.lists(st.tuples(st.none() | st.integers(0, 3), st.integers(0, 8)), min_size=2, max_size=6),
     st.sampled_from([None, 1, 3]),
 )
+
+
+@settings(max_examples=20)
+@given(*BROKEN_OFF)
 def test_iterations_broken_off_anywhere_change_nothing(case, batch_size, arguments, iterations, prefetch_factor):
+    check_broken_off(case, batch_size, arguments, iterations, prefetch_factor)
+
+
+@pytest.mark.slow
+@settings(max_examples=400)
+@given(*BROKEN_OFF)
+def test_iterations_broken_off_in_many_cases_change_nothing(case, batch_size, arguments, iterations, prefetch_factor):
+    check_broken_off(case, batch_size, arguments, iterations, prefetch_factor)
+
+
+def check_broken_off(case, batch_size, arguments, iterations, prefetch_factor):
     epoch = 0
     with sl.MultiStreamer(
         Numbered(*case), batch_size, timeout=60.0, prefetch_factor=prefetch_factor, **arguments
@@ -143,19 +168,24 @@ TOPOLOGIES = {
 }
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
-def test_identical_bytes_on_any_number_of_workers(name):
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    only_fast(
+        itertools.product(TOPOLOGIES, (0, 1, 2, 3, 7)),
+        fast=[*((next(iter(TOPOLOGIES)), workers) for workers in (0, 7)), *((name, 3) for name in TOPOLOGIES)],
+    ),
+)
+def test_identical_bytes_on_any_number_of_workers(name, workers):
     lengths, batch_size, window, more = TOPOLOGIES[name]
     arguments = {"window": window, "switch": "pack", "tail": "pad", "shuffle": True, "seed": 5} | more
     declared = arguments.pop("declared", lengths)
     expected = [
         batch for epoch in range(2) for batch in model_epoch(lengths, declared, epoch, lanes=batch_size, **arguments)
     ]
-    for workers in (0, 1, 2, 3, 7) if name.startswith("batch") else (2, 3):
-        with sl.MultiStreamer(
-            Numbered(lengths, declared), batch_size, num_workers=workers, timeout=60.0, **arguments
-        ) as loader:
-            assert fingerprint(copies(loader) + copies(loader)) == fingerprint(expected), f"{workers} workers"
+    with sl.MultiStreamer(
+        Numbered(lengths, declared), batch_size, num_workers=workers, timeout=60.0, **arguments
+    ) as loader:
+        assert fingerprint(copies(loader) + copies(loader)) == fingerprint(expected)
 
 
 SHAPES = {
@@ -176,13 +206,21 @@ def test_unusual_data_sets(name, tail):
         check_against_model(lengths, declared, batch_size, plain(window=window, tail=tail, switch=switch))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_no_steps_at_all_in_workers(workers):
-    for lengths, declared in (([], []), ([0, 0], [0, 0]), ([0, 0], [None, None])):
-        check_against_model(lengths, declared, 2, plain(), num_workers=workers, epochs=3)
+NO_STEPS = {"no streams": ([], []), "empty": ([0, 0], [0, 0]), "empty, of unknown length": ([0, 0], [None, None])}
 
 
-@pytest.mark.parametrize("prefetch_factor", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    only_fast(
+        itertools.product(NO_STEPS, (0, 2)),
+        fast=[*((name, 0) for name in NO_STEPS), ("empty, of unknown length", 2)],
+    ),
+)
+def test_no_steps_at_all_in_workers(name, workers):
+    check_against_model(*NO_STEPS[name], 2, plain(), num_workers=workers, epochs=3)
+
+
+@pytest.mark.parametrize("prefetch_factor", only_fast([1, 2, 5], fast=[1, 5]))
 def test_how_far_ahead_workers_are_changes_no_byte(prefetch_factor):
     check_against_model([9, 4, 7, 1, 5], [9, None, 7, 1, 5], 3, plain(), prefetch_factor=prefetch_factor, num_workers=2)
 
@@ -220,7 +258,7 @@ async def async_noise(item, rng):
 def test_async_generators_on_any_number_of_workers():
     streams = sl.IterStreams([5, 9, 2, 7], async_noise, fields=sl.Field((3,), "float32"))
     sums = set()
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         with sl.MultiStreamer(streams, 3, 4, num_workers=workers, seed=1, timeout=60.0) as loader:
             sums.add(fingerprint(copies(loader) + copies(loader)))
     assert len(sums) == 1

@@ -221,7 +221,7 @@ def play(case, worlds, listed, workers=0, most=8):
     return training
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(), actions([0]))
 def test_moving_about_changes_no_step(case, listed):
     play(*case, listed)
@@ -235,12 +235,6 @@ def test_moving_about_changes_no_step_in_many_cases(case, listed):
     play(*case, listed)
 
 
-@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(cases(processes=True), actions([0, 1, 2]))
-def test_neither_do_workers_that_are_killed(case, listed):
-    play(*case, listed, workers=1, most=2)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -250,7 +244,7 @@ def test_neither_do_workers_that_are_killed_in_many_cases(case, listed):
 
 
 def test_a_history_with_all_of_it():
-    """A fixed example: two ranks become one, then four, then two; workers die; a loop is left."""
+    """A fixed example, in every run: two ranks become one, then four, then two; workers die; a loop is left."""
     dataset = Seekable([40, 31, 7, 0, 22, 18, 5, 26], at_step=slowly)
     arguments = {"window": 3, "switch": "pack", "tail": "pad", "shuffle": True, "seed": 7}
     kill = [("take", 2), ("kill", 0, 0), ("kill", 1, 0), ("take", 8)]

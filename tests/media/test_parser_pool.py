@@ -158,7 +158,7 @@ from streamloader.errors import StreamloaderError
 for path in sys.argv[1:]:
     try:
         with MultiStreamer(VideoStreams(path), 1, 4, num_workers=1) as loader:
-            print(len(loader), sum(int(batch.valid.sum()) for batch in loader))
+            print(len(loader), sum(int(batch.numpy()["valid"].sum()) for batch in loader))
     except StreamloaderError as error:
         print(type(error).__name__)
 print("av" in sys.modules)

@@ -548,9 +548,23 @@ def outcome(function, root):
     return [address.removeprefix(root) for address in addresses]
 
 
-@settings(max_examples=150)
-@given(files, st.lists(asked_for, min_size=1, max_size=4), st.sampled_from([None, "*.txt", "a*"]))
+SEARCHES = (files, st.lists(asked_for, min_size=1, max_size=4), st.sampled_from([None, "*.txt", "a*"]))
+
+
+@settings(max_examples=50)
+@given(*SEARCHES)
 def test_stores_are_searched_like_folders(tree, patterns, pattern):
+    check_search(tree, patterns, pattern)
+
+
+@pytest.mark.slow
+@settings(max_examples=500)
+@given(*SEARCHES)
+def test_stores_are_searched_like_folders_in_many_cases(tree, patterns, pattern):
+    check_search(tree, patterns, pattern)
+
+
+def check_search(tree, patterns, pattern):
     # A name is a file or a directory, never both.
     assume(not any(one.startswith(f"{other}/") for one in tree for other in tree))
     space = f"memory://find-{secrets.token_hex(4)}"

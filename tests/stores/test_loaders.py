@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 
 import pytest
 from canaries import canary
 from made_clips import VARIANTS, make_clip
 from servers.nginx_fixture import USER
-from tiers import fast_first
+from tiers import fast_first, only_fast
 
 import streamloader as sl
 from streamloader.stores.readahead import MAX_FILE_BYTES
@@ -49,7 +50,10 @@ class Place:
         return [f"{self.base}/{name}" for name in CLIPS]
 
 
-@pytest.fixture(scope="module", params=["ssh", "s3", "ipfs", "http", "http, cached"])
+KINDS = ("ssh", "s3", "ipfs", "http", "http, cached")
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def place(request, folder, tmp_path_factory):
     """Put the files into a store of each kind."""
     kind = request.param
@@ -103,20 +107,29 @@ def local(folder):
     return Place(str(folder), None)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+def places_and_workers(*fast):
+    """Each kind of store has texts or videos, with workers, in the fast tier."""
+    return pytest.mark.parametrize(
+        ("place", "workers"),
+        only_fast(itertools.product(KINDS, (0, 2)), [(kind, 2) for kind in fast]),
+        indirect=["place"],
+    )
+
+
+@places_and_workers("s3", "ipfs", "http")
 def test_texts_are_those_of_local_files(place, folder, workers):
     expected = digests(sl.TextStreams(local(folder).texts()), 0)
     assert digests(sl.TextStreams(place.texts(), storage_options=place.options), workers) == expected
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@places_and_workers("ssh", "http, cached")
 def test_videos_are_those_of_local_files(place, folder, workers):
     expected = digests(sl.VideoStreams(local(folder).videos(), size=(24, 32)), 0)
     dataset = sl.VideoStreams(place.videos(), size=(24, 32), storage_options=place.options)
     assert digests(dataset, workers) == expected
 
 
-@pytest.mark.parametrize("place", fast_first(["ssh", "s3", "ipfs", "http", "http, cached"]), indirect=True)
+@pytest.mark.parametrize("place", fast_first(KINDS), indirect=True)
 def test_going_on_from_a_state_needs_no_options_in_it(place, folder):
     options = place.options
     dataset = lambda: sl.TextStreams(place.texts(), storage_options=options)  # noqa: E731

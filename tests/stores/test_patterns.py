@@ -119,9 +119,26 @@ names = st.sampled_from(["a", "b", "ab", "a.txt", ".h", ".h.txt", "B", "a-b"])
 parts = st.sampled_from(["**", "*", "a*", "?", "*.txt", "[ab]", "[!a]", ".*", "a", ".h", "ab", "**b", "*/*"])
 
 
-@settings(max_examples=300)
-@given(st.lists(st.lists(names, min_size=1, max_size=4), max_size=8), st.lists(parts, min_size=1, max_size=4))
+FILES_AND_PATTERN = (
+    st.lists(st.lists(names, min_size=1, max_size=4), max_size=8),
+    st.lists(parts, min_size=1, max_size=4),
+)
+
+
+@settings(max_examples=80)
+@given(*FILES_AND_PATTERN)
 def test_patterns_match_what_glob_finds(files, pattern):
+    check_against_glob(files, pattern)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(*FILES_AND_PATTERN)
+def test_patterns_match_what_glob_finds_in_many_cases(files, pattern):
+    check_against_glob(files, pattern)
+
+
+def check_against_glob(files, pattern):
     pattern = "/".join(pattern).split("/")
     with_tree = {"/".join(file) for file in files}
     # A name is a file or a directory, never both.

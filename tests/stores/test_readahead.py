@@ -227,7 +227,7 @@ def test_several_requests_are_under_way_before_the_first_answers(gated):
 
 def test_depth_and_requests_grow_while_the_reader_has_to_wait(gated, monkeypatch):
     monkeypatch.setattr(readahead, "_MIN_RELEVANT_WAIT_S", 0.0)
-    data = noise(320 * UNIT_BYTES)
+    data = noise(160 * UNIT_BYTES)
     with opened(data, "gated") as file, ThreadPoolExecutor(1) as pool:
         whole, reads = b"", []
         while len(whole) < len(data):

@@ -12,6 +12,7 @@ from range_server import served
 
 from streamloader.errors import AccessDenied, ConfigError, CorruptStream, StreamloaderError, UntrustedAddress
 from streamloader.loader.multistreamer import MultiStreamer
+from streamloader.media.video import bulk_indexer
 from streamloader.media.video.files import file_version
 from streamloader.media.video.index import IndexSettings
 from streamloader.media.video.index_blob import encode_index
@@ -28,11 +29,24 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STREAMLOADER_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _parse_here(monkeypatch):
+    """Parse videos in this process: processes for them are tested elsewhere."""
+    monkeypatch.setattr(bulk_indexer.BulkIndexer, "_open_parsers", lambda self: None)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Paths of clips of 7, 8 and 9 frames."""
+    folder = tmp_path_factory.mktemp("clips")
+    return [make_clip(folder / f"{number}.mp4", frames=7 + number) for number in range(3)]
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, clips):
     (tmp_path / "data").mkdir()
-    for number in range(3):
-        make_clip(tmp_path / "data" / f"{number}.mp4", frames=7 + number)
+    for path in clips:
+        shutil.copyfile(path, tmp_path / "data" / path.name)
     return tmp_path / "data"
 
 

@@ -164,6 +164,7 @@ class TestAsyncGenerators(Bound):
 
 class TestArrays(Bound):
     kind = "IterStreams"
+    resumes_like = "TestGenerators"
     shapes = ((5, 4, 3), (0, 4, 3), (31, 4, 3))
 
     def arrays(self):
@@ -181,7 +182,7 @@ class TestArrays(Bound):
 
 class TestColumns(Bound):
     kind = "IterStreams"
-    resumes_like = "TestArrays"
+    resumes_like = "TestGenerators"
 
     def columns(self, item):
         return {"frame": np.full((item, 2, 2), item, np.uint8), "action": np.linspace(0, 1, item, dtype=np.float32)}
@@ -196,7 +197,7 @@ class TestColumns(Bound):
 
 class TestLists(Bound):
     kind = "IterStreams"
-    resumes_like = "TestArrays"
+    resumes_like = "TestGenerators"
 
     def make_dataset(self):
         return sl.IterStreams(["abc", "", "defgh"], lambda item: [ord(c) for c in item], fields=sl.Field(), lengths=len)

@@ -52,6 +52,8 @@ def stored(path, address):
 
 
 class TestVideosBehindHttp(StreamSuite):
+    resumes_like = "TestVideoFiles of test_video_suite.py"  # here a loader does, below
+
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def _addresses(cls, folder, url):
@@ -76,8 +78,6 @@ class TestChosenFramesBehindHttp(TestVideosBehindHttp):
 
 class TestVideosInMemory(TestVideosBehindHttp):
     """Some of them are local files."""
-
-    resumes_like = "TestVideosBehindHttp"
 
     @pytest.fixture(autouse=True)
     def _stored(self):
@@ -123,7 +123,7 @@ def test_signatures_of_addresses_are_not_shown(url):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_delivers_what_it_does_from_local_files(folder, url, workers):
-    def batches(paths, state=None, count=None):
+    def batches(paths, workers, state=None, count=None):
         found = []
         with sl.MultiStreamer(VideoStreams(paths, size=(24, 32)), 2, 4, num_workers=workers, seed=3) as loader:
             if state:
@@ -134,10 +134,10 @@ def test_a_loader_delivers_what_it_does_from_local_files(folder, url, workers):
                     return found, loader.state_dict()
         return found, None
 
-    local, _ = batches([folder / name for name in ("a.mp4", *NAMES)])
+    local, _ = batches([folder / name for name in ("a.mp4", *NAMES)], 0)
     addresses = [f"{url}/{name}" for name in ("a.mp4", *NAMES)]
-    first, state = batches(addresses, count=3)
-    rest, _ = batches(addresses, state)
+    first, state = batches(addresses, workers, count=3)
+    rest, _ = batches(addresses, workers, state)
     remote = first + rest
     assert len(local) == len(remote) > 5
     for one, other in zip(local, remote, strict=True):

@@ -113,7 +113,7 @@ class IngestPlaces:
                     for path in paths:
                         store.delete(f"{root.rstrip('/')}/{path}" if root else path)
             except StreamloaderError as error:
-                _log.warning("%d files remain in %s: %s", len(paths), target.url, error)
+                _log.warning("%d files remain in %s: %s", len(paths), target.url, str(error))
 
     def _open_owners(self, target: PlacementTarget) -> PlaceOwners:
         return PlaceOwners(target.url, target.options, target.number, self._archive, self._catalog)

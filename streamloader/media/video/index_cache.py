@@ -113,7 +113,7 @@ def load_index(
         try:
             store_indexes([IndexedVideo(entry, summarize_index(index), encode_index(index))], settings)
         except (InvalidBlob, OverflowError) as error:
-            _log.info("the index of %s cannot be cached: %s", video, error)
+            _log.info("the index of %s cannot be cached: %s", video, str(error))
     return index
 
 
@@ -149,7 +149,7 @@ def _find_valid(
         if summarize_index(index) != found[0]:
             raise InvalidBlob("its summary is that of another index")
     except InvalidBlob as error:
-        _log.info("cannot use the cached index of %s, indexing the video again: %s", entry.video, error)
+        _log.info("cannot use the cached index of %s, indexing the video again: %s", entry.video, str(error))
         return None
     return index, found[1]
 

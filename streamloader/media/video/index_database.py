@@ -175,7 +175,7 @@ class IndexDatabase:
                         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
                         if code not in _DAMAGED or is_repeated:
                             raise
-                        _log.info("cannot use the cache of indexes %s, replacing it: %s", self._path, error)
+                        _log.info("cannot use the cache of indexes %s, replacing it: %s", self._path, str(error))
                         self._replace()
             except UnsafePath as error:
                 self._on_unsafe(error)

@@ -186,6 +186,11 @@ class FrameReader:
             raise
         self._position_lost = False  # an error of the store left the demuxer at an unknown position
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the video is in a store."""
+        return self._file is not None
+
     def read_frame(self, number: int) -> VideoFrame:
         """Return frame `number`, one of the selected frames, decoding and seeking as needed.
 

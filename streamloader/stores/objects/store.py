@@ -215,16 +215,18 @@ class ObjectStore(Store):
         # On a slow line, larger pieces would arrive less often than once per window and look like a stalled transfer.
         min_piece_bytes = int(min(_MAX_PIECE_BYTES, max(1.0, self.timeouts.min_rate * self.timeouts.window)))
         stream = result.stream(min_piece_bytes)
-        while True:
-            try:
-                piece: bytes = await self._await_obstore(anext(stream))
-            except StopAsyncIteration:
-                return
-            except obstore_errors() as error:
-                del stream, result
-                self._raise_translated(error, path, offset, body=True)
-            yield piece
-            offset += len(piece)
+        try:
+            while True:
+                try:
+                    piece: bytes = await self._await_obstore(anext(stream))
+                except StopAsyncIteration:
+                    return
+                except obstore_errors() as error:
+                    self._raise_translated(error, path, offset, body=True)
+                yield piece
+                offset += len(piece)
+        finally:
+            del stream, result  # a traceback may keep this frame, and would keep the connection with it
 
     async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         key_prefix = f"{prefix}/" if prefix else ""

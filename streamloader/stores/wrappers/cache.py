@@ -215,7 +215,7 @@ class CachingStore(StoreWrapper):
             _log.warning(
                 "the cache %s cannot be used: %s. Objects that are not cached are fetched from %s each time",
                 self._blocks.folder,
-                error.strerror or error,
+                error.strerror or str(error),
                 self.url,
             )
 

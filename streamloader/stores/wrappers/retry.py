@@ -172,7 +172,8 @@ class _AttemptCounter:
                 _add_attempts(error, self._attempts, elapsed)
             return False
         self._attempts += 1
-        _log.warning("attempt %d of %d in %.1f s, after %s", self._attempts, retry.attempts, delay, error)
+        # As text: a handler may keep the record, and with the error its traceback, whose frames hold the connection.
+        _log.warning("attempt %d of %d in %.1f s, after %s", self._attempts, retry.attempts, delay, str(error))
         await asyncio.sleep(delay)
         return True
 

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from clocks import JumpingLoop, run_in
 from planted import KINDS, give_away, plant
+from tiers import fast_first
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
@@ -535,9 +536,10 @@ def test_sharded_directories_of_any_fanout(fanout):
     play(main)
 
 
-def test_ten_thousand_entries():
+@pytest.mark.parametrize("count", fast_first([2_000, 10_000]))
+def test_many_entries(count):
     dag = DagBuilder()
-    files = {f"{number:05d}.bin": dag.file(b"%d" % number) for number in range(10_000)}
+    files = {f"{number:05d}.bin": dag.file(b"%d" % number) for number in range(count)}
     roots = [dag.directory(files).cid, dag.sharded(files).cid]
 
     async def main():
@@ -546,7 +548,10 @@ def test_ten_thousand_entries():
                 found = {info.path: info.version async for info in store.list(str(root))}
                 assert found == {f"{root}/{name}": str(built.cid) for name, built in files.items()}
         with pytest.raises(LimitExceeded):
-            async with FaultyGateway(dag.blocks) as gateway, IpfsStore(gateways=gateway.url, max_links=9_999) as store:
+            async with (
+                FaultyGateway(dag.blocks) as gateway,
+                IpfsStore(gateways=gateway.url, max_links=count - 1) as store,
+            ):
                 await anext(store.list(str(roots[0])))
 
     play(main)

@@ -497,7 +497,9 @@ def test_a_stalled_connection_is_replaced():
             reading = asyncio.create_task(store.read("object"))
             while not server.fault_count:  # noqa: ASYNC110 - the server runs in this loop
                 await asyncio.sleep(0)
-            asyncio.get_running_loop().jump(100)
+            loop = asyncio.get_running_loop()
+            await loop.rest()  # what came before the silence is read, and the wait for more has begun
+            loop.jump(100)
             with pytest.raises(StoreError) as caught:
                 await reading
             assert caught.value.transient

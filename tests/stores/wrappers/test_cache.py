@@ -641,7 +641,7 @@ def kill_at_random(folder, rounds, seed):
 
 
 def test_killed_at_any_moment(tmp_path):
-    kill_at_random(tmp_path, 2, 7)
+    kill_at_random(tmp_path, 1, 7)
 
 
 @pytest.mark.slow

@@ -368,6 +368,7 @@ def test_each_retry_is_a_line_without_secrets(caplog):
     assert len(caplog.records) == 2
     assert "attempt 2 of 4" in caplog.text
     assert "attempt 3 of 4" in caplog.text
+    assert all(type(value) in (int, float, str) for record in caplog.records for value in record.args)
     assert "host/a" in caplog.text
     assert "sesame" not in caplog.text
 

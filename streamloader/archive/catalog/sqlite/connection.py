@@ -241,7 +241,7 @@ class _CatalogThread:
             try:
                 file.db.close()
             except sqlite3.Error as error:
-                _log.warning("closing %s: %s", self.path, error)
+                _log.warning("closing %s: %s", self.path, str(error))
 
     def _should_interrupt(self) -> int:
         call = self.current_call

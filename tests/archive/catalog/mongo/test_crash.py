@@ -60,7 +60,7 @@ def test_killed_two_hundred_times_writers_leave_a_whole_catalog(url, seed):
 @pytest.mark.parametrize(
     ("mongo_server", "writers", "each"),
     [
-        (LAST, 3, 3),
+        (LAST, 2, 3),
         *(pytest.param(name, 6, 20, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for name in names()),
     ],
     indirect=["mongo_server"],
