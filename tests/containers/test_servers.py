@@ -111,8 +111,10 @@ def test_members_on_servers_are_the_files(put, ending, members, folder):
     assert play(videos) == play(sl.VideoStreams(f"{folder}/videos/clip.mp4"))
 
     async def read_all():
-        async with sl.open_container(address, **options) as container:
-            async with contextlib.aclosing(container.iterate()) as pairs:
-                return {info.path: b"".join([piece async for piece in pieces]) async for info, pieces in pairs}
+        async with (
+            sl.open_container(address, **options) as container,
+            contextlib.aclosing(container.iterate()) as pairs,
+        ):
+            return {info.path: b"".join([piece async for piece in pieces]) async for info, pieces in pairs}
 
     assert asyncio.run(read_all()) == members
