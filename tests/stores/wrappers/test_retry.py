@@ -58,6 +58,7 @@ def clock(monkeypatch):
 TRANSIENT = [sl.Unreachable, sl.TransferInterrupted, sl.ServerBusy, sl.StoreTimeout]
 FINAL = [
     sl.NotFound, sl.AccessDenied, sl.UntrustedAddress, sl.UntrustedHost, sl.RangeNotSatisfiable, sl.ObjectChanged,
+    sl.CorruptContainer,
     sl.IntegrityError, sl.LimitExceeded, sl.NotSupported, sl.ProtocolError, sl.StoreError,
 ]  # fmt: skip
 USES = {
