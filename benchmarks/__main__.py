@@ -35,6 +35,7 @@ QUESTIONS = (
     "resume",
     "remote",
     "ranges",
+    "containers",
     "ssh",
     "archive",
     "exact",

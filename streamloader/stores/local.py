@@ -26,6 +26,7 @@ __all__ = ["LocalStore", "local_path", "open_regular_file"]
 T = TypeVar("T")
 
 _PIECE_BYTES: Final = 4 << 20  # read or written in one call in a thread
+_SHORT_READ_BYTES: Final = 256 << 10
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"  # of files that a killed writer may leave; never listed
 
@@ -100,18 +101,28 @@ class LocalStore(Store):
     async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
         file = _CancellableFile()
         try:
-            info = _make_info(path, await self._run_in_thread(path, file.open_regular, f"/{path}"))
+            opened, *first = await self._run_in_thread(path, _open_and_read, file, f"/{path}", span)
+            info = _make_info(path, opened)
             start, end = (span or ByteRange()).within(info.size or 0, self.address(path))
-            yield Body(info, start, end, self._read_pieces(file, info, start, end))
+            yield Body(info, start, end, self._read_pieces(file, info, start, end, first), bounded=True)
         finally:
             file.release()
 
     async def _read_pieces(
-        self, file: _CancellableFile, info: ObjectInfo, start: int, end: int
+        self,
+        file: _CancellableFile,
+        info: ObjectInfo,
+        start: int,
+        end: int,
+        pieces: list[tuple[bytes, os.stat_result]],
     ) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes [start, end). `pieces` are those that were read when the file was opened."""
         offset = start
         while offset < end:
-            piece, status = await self._run_in_thread(info.path, file.read, min(_PIECE_BYTES, end - offset), offset)
+            if pieces:
+                piece, status = pieces.pop()
+            else:
+                piece, status = await self._run_in_thread(info.path, file.read, min(_PIECE_BYTES, end - offset), offset)
             if _make_info(info.path, status).version != info.version:
                 raise ObjectChanged(
                     f"{self.address(info.path)} was changed while it was read, detected at byte {offset}",
@@ -333,6 +344,16 @@ class _CancellableFile:
             if self._unfinished is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(self._unfinished)
+
+
+def _open_and_read(
+    file: _CancellableFile, path: str, span: ByteRange | None
+) -> tuple[os.stat_result, *tuple[tuple[bytes, os.stat_result], ...]]:
+    """Open a file. If a short span is wanted, read it, too: another call of a thread takes longer than the read."""
+    opened = file.open_regular(path)
+    if span is None or span.end is None or span.end - span.start > _SHORT_READ_BYTES:
+        return (opened,)
+    return opened, file.read(span.end - span.start, span.start)
 
 
 def _make_folders(folder: str) -> None:

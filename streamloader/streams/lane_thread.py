@@ -2,7 +2,7 @@
 
 Decoding takes turns. When several lanes of a process decode on one core, they interrupt each other at nearly every
 frame, because Python's lock changes hands there, and each finds the processor's caches full of another lane's frames.
-Whole windows in turn take 10 to 20 % less time.
+Whole windows in turn take about 3 % less processor time on an idle machine, and 10 % less on a busy one.
 """
 
 from __future__ import annotations
