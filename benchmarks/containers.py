@@ -141,7 +141,7 @@ def question(quick: bool) -> OwnQuestion:
         f"{members:,} members of 10 KiB in a local file, microseconds a member",
         "`streamloader`: `open_container(...)` with `list()`, `iterate()` and `read(name)`, one after the other. "
         "Standard library: `tarfile` and `zipfile` with `getmembers()` or `infolist()`, and `read()` of each member, "
-        "from a file that stays open. Both open the container anew for each block; at random, their lists of members are known. "
+        "from a file that stays open. Both open the container anew for each block; at random, the lists are known. "
         f"A round does {_BLOCKS} blocks with each of them in turn. Contents: half random bytes, half zeros.",
         [
             Row(f"{ending}: {title}", {"ending": ending, "work": work, "members": members, "member_bytes": 10 << 10})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
@@ -18,11 +20,10 @@ from streamloader.containers.base import Container, ContainerSource, Member
 from streamloader.containers.index import MemberIndex
 from streamloader.containers.tar.container import TarContainer
 from streamloader.containers.zip.container import ZipContainer
-from streamloader.errors import ConfigError, NotFound, NotSupported, ObjectChanged
+from streamloader.errors import ConfigError, NotFound, NotSupported, ObjectChanged, StreamloaderError
 from streamloader.stores.base import Body, ListingGuard, OnStart, Store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.stores.registry import open_store
-from streamloader.stores.wrappers.single_flight import SingleFlight
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["ContainerStore", "open_container"]
@@ -69,7 +70,8 @@ class ContainerStore(Store):
         self._container_path = path
         self._format = _find_format(path, inner.address(path))
         self._open: _OpenContainer | None = None
-        self._opening: SingleFlight[_OpenContainer] = SingleFlight()
+        self._failure: tuple[float, StreamloaderError] | None = None  # of the last attempt to open it, with its time
+        self._opening = asyncio.Lock()
         self._warned = False
 
     # --- the store interface -----------------------------------------------------------------------------------------
@@ -106,7 +108,8 @@ class ContainerStore(Store):
                 async for piece in pieces:
                     yield piece
         except ObjectChanged:
-            self._open = None  # the next call reads the new list of members
+            if self._open is opened:
+                self._open = None  # the next call reads the new list of members
             raise
 
     @override
@@ -159,6 +162,8 @@ class ContainerStore(Store):
     @override
     def _drop_connections(self) -> None:
         self._open = None  # a container belongs to one event loop
+        self._failure = None
+        self._opening = asyncio.Lock()
 
     # --- the container -----------------------------------------------------------------------------------------------
 
@@ -168,10 +173,21 @@ class ContainerStore(Store):
         Args:
             max_age_s: Time in seconds after which the version is requested from the store again. None for never.
         """
-        opened = self._open
-        if opened is None or (max_age_s is not None and time.monotonic() - opened.checked_s > max_age_s):
-            opened = self._open = await self._opening.do("open", self._reopen)
-        return opened
+        now_s = time.monotonic()
+        oldest_s = -math.inf if max_age_s is None else now_s - max_age_s
+        if self._open is not None and self._open.checked_s >= oldest_s:
+            return self._open
+        async with self._opening:  # tasks that waited take what the first one of them got
+            if self._failure is not None and self._failure[0] >= now_s:
+                raise copy.copy(self._failure[1])
+            if self._open is None or self._open.checked_s < oldest_s:
+                started_s = time.monotonic()
+                try:
+                    self._open = await self._reopen()
+                except StreamloaderError as error:
+                    self._failure = started_s, copy.copy(error)  # without its traceback, which holds connections
+                    raise
+            return self._open
 
     async def _reopen(self) -> _OpenContainer:
         """Read the list of members, unless the container is the one whose members are known."""
@@ -224,7 +240,14 @@ class ContainerStore(Store):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the list of members, and running calls."""
-        return {**super().__getstate__(), "_open": None}
+        state = super().__getstate__()
+        del state["_opening"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the store, which is not open."""
+        super().__setstate__(state)
+        self._opening = asyncio.Lock()
 
 
 def open_container(address: str, **options: Any) -> ContainerStore:

@@ -155,6 +155,47 @@ def test_a_replaced_container_is_noticed_and_then_read_again(monkeypatch):
     run(use)
 
 
+def test_readers_of_a_replaced_container_go_on_with_the_new_one():
+    # None of them takes the new list of members from the others, or keeps the old one.
+    async def use():
+        async with opened("busy.tar", make_tar({"a": b"0"})) as store:
+            changes = 0
+
+            async def read_until(last):
+                nonlocal changes
+                while True:
+                    try:
+                        if await store.read("a") == last:
+                            return
+                    except sl.ObjectChanged:
+                        changes += 1
+                    await asyncio.sleep(0)  # a store in memory never waits
+
+            for number in range(1, 20):
+                value = str(number).encode()
+                readers = [asyncio.create_task(read_until(value)) for _ in range(8)]
+                await asyncio.sleep(0)
+                await store.inner.write("busy.tar", make_tar({"a": value}))
+                await asyncio.gather(*readers)
+            assert changes <= 19 * 8 * 2
+
+    run(use)
+
+
+def test_a_damaged_container_is_read_once_for_all_who_wait():
+    async def use():
+        store = CountingStore("counting://damaged")
+        await store.write("x.tar", make_tar(CONTENTS)[:1000])
+        async with sl.open_container("counting://damaged/x.tar", retry=None) as container:
+            results = await asyncio.gather(*(container.head("a.txt") for _ in range(50)), return_exceptions=True)
+            assert {type(result) for result in results} == {sl.CorruptContainer}
+            assert container.inner.requests <= 5
+            with pytest.raises(sl.CorruptContainer):  # and again for those who come later: it may be repaired
+                await container.head("a.txt")
+
+    run(use)
+
+
 def test_members_that_are_no_files_are_left_out_with_one_warning(caplog):
     async def use():
         tar = make_tar(CONTENTS, symbolic_link("link", "/etc/passwd"), symbolic_link("b/link", "../a.txt"))
