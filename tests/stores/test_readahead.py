@@ -37,6 +37,7 @@ class GatedStore(MemoryStore):
     schemes = ("gated",)
     gate = threading.Event()
     requests: ClassVar[list[tuple[int, int]]] = []
+    waiting: ClassVar[list[int]] = []  # offsets of the requests that have come to the gate
     cancelled: ClassVar[list[int]] = []
     failing: ClassVar[dict[int, Exception]] = {}  # offset -> error, raised when bytes from there on are due
     short = False  # the last byte is left out, and no end announced
@@ -48,6 +49,7 @@ class GatedStore(MemoryStore):
             yield Body(body.info, body.start, None if self.short else body.end, self._gated(body))
 
     async def _gated(self, body):
+        self.waiting.append(body.start)
         try:
             while not self.gate.is_set():  # noqa: ASYNC110 - tests open it from another thread
                 await asyncio.sleep(0.001)
@@ -67,7 +69,7 @@ class GatedStore(MemoryStore):
 def gated(monkeypatch):
     """The class, with a gate that is open."""
     for name, value in {
-        "gate": threading.Event(), "requests": [], "cancelled": [], "failing": {}, "short": False
+        "gate": threading.Event(), "requests": [], "waiting": [], "cancelled": [], "failing": {}, "short": False
     }.items():  # fmt: skip
         monkeypatch.setattr(GatedStore, name, value)
     monkeypatch.setattr(registry, "_STORE_CLASSES", dict(registry._STORE_CLASSES))
@@ -277,13 +279,21 @@ def test_a_seek_gives_up_what_is_not_needed_any_more(gated):
         exactly(file, 4 * UNIT_BYTES)
         under_way = [segment.start for segment in file._segments.values() if not segment.done]
         assert len(under_way) > 1
+        wait_until(lambda: set(under_way) <= set(gated.waiting))
         file.seek(150 * UNIT_BYTES)
         assert gated.cancelled == [], "a seek alone does nothing"
-        opener = threading.Timer(0.05, gated.gate.set)
+
+        def open_later():
+            try:
+                wait_until(lambda: gated.cancelled == under_way)
+            finally:
+                gated.gate.set()
+
+        opener = threading.Thread(target=open_later)
         opener.start()
         assert file.read(100) == data[150 * UNIT_BYTES : 150 * UNIT_BYTES + 100]
         opener.join()
-        wait_until(lambda: gated.cancelled == under_way)
+        assert gated.cancelled == under_way
         assert file.stats.dropped >= len(under_way) * UNIT_BYTES
 
 
