@@ -20,6 +20,7 @@ import psutil
 
 from benchmarks.job import Job, Peer
 from benchmarks.random_access import random_access
+from benchmarks.samples import samples
 
 Result = dict[str, Any]
 _MIB = 1 << 20
@@ -263,6 +264,7 @@ MEASURES: dict[str, Any] = {
     "border": border,
     "content": content,
     "random": random_access,
+    "samples": samples,
 }
 
 

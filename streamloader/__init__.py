@@ -30,6 +30,20 @@ if TYPE_CHECKING:
     )
     from streamloader.config import Limits, Retry, Timeouts
     from streamloader.containers.store import ContainerStore, open_container
+    from streamloader.datasets.ipfs.dataset import IPFSDataset
+    from streamloader.datasets.ipfs.exporter import IPFSDatasetExporter
+    from streamloader.datasets.ipfs.iterable import IPFSIterableDataset
+    from streamloader.datasets.ipfs.objects import IPFSObject, RemoteFileType
+    from streamloader.datasets.ipfs.skipped import SkippedObject
+    from streamloader.datasets.shards.client import S3Client, make_client
+    from streamloader.datasets.shards.lanes import SkippedSample
+    from streamloader.datasets.shards.loader import ShardLoader
+    from streamloader.datasets.shards.make_index import index_shards
+    from streamloader.datasets.shards.quality import ShuffleQuality
+    from streamloader.datasets.shards.remote_dataset import RemoteDataset
+    from streamloader.datasets.shards.upload import upload_cv_dataset
+    from streamloader.datasets.shards.writer import ShardWriter
+    from streamloader.datasets.shuffle_buffer import ShuffleDataset
     from streamloader.engine.quarantine import Quarantined
     from streamloader.errors import (
         AccessDenied,
@@ -41,7 +55,13 @@ if TYPE_CHECKING:
         ClosedError,
         ConfigError,
         CorruptContainer,
+        CorruptSample,
+        CorruptShard,
         CorruptStream,
+        DatasetError,
+        DatasetExists,
+        DatasetIncomplete,
+        DatasetNotFound,
         FrameIndexError,
         FrameSizeError,
         IngestFailed,
@@ -51,6 +71,7 @@ if TYPE_CHECKING:
         LoaderTimeout,
         MediaLimitExceeded,
         MissingDependency,
+        MissingField,
         NameConflict,
         NotFound,
         NotSupported,
@@ -111,13 +132,23 @@ __all__ = [
     "ConfigError",
     "ContainerStore",
     "CorruptContainer",
+    "CorruptSample",
+    "CorruptShard",
     "CorruptStream",
+    "DatasetError",
+    "DatasetExists",
+    "DatasetIncomplete",
+    "DatasetNotFound",
     "DistributedVideoDataset",
     "EnvBatch",
     "EnvStreamer",
     "Field",
     "FrameIndexError",
     "FrameSizeError",
+    "IPFSDataset",
+    "IPFSDatasetExporter",
+    "IPFSIterableDataset",
+    "IPFSObject",
     "IndexReport",
     "IngestFailed",
     "IngestReport",
@@ -129,6 +160,7 @@ __all__ = [
     "LoaderTimeout",
     "MediaLimitExceeded",
     "MissingDependency",
+    "MissingField",
     "MultiStreamer",
     "NameConflict",
     "NotFound",
@@ -139,10 +171,19 @@ __all__ = [
     "ProtocolError",
     "Quarantined",
     "RangeNotSatisfiable",
+    "RemoteDataset",
     "RemoteFileHandler",
+    "RemoteFileType",
     "Retry",
     "RingTooLarge",
+    "S3Client",
     "ServerBusy",
+    "ShardLoader",
+    "ShardWriter",
+    "ShuffleDataset",
+    "ShuffleQuality",
+    "SkippedObject",
+    "SkippedSample",
     "SkippedVideo",
     "SourceSizes",
     "StateError",
@@ -168,12 +209,15 @@ __all__ = [
     "VideoStreams",
     "WorkerDied",
     "__version__",
+    "index_shards",
     "index_videos",
+    "make_client",
     "merge_states",
     "open_archive",
     "open_container",
     "open_store",
     "register_store",
+    "upload_cv_dataset",
     "yuv_to_rgb",
 ]
 
@@ -191,6 +235,10 @@ _MODULES: Final = {
     "EnvBatch": "loader.envstreamer",
     "EnvStreamer": "loader.envstreamer",
     "Field": "values",
+    "IPFSDataset": "datasets.ipfs.dataset",
+    "IPFSDatasetExporter": "datasets.ipfs.exporter",
+    "IPFSIterableDataset": "datasets.ipfs.iterable",
+    "IPFSObject": "datasets.ipfs.objects",
     "IndexReport": "streams.make_index",
     "IngestReport": "archive.ingest.report",
     "IterStreams": "streams.iterate",
@@ -199,8 +247,17 @@ _MODULES: Final = {
     "ObjectInfo": "values",
     "PlanReport": "loader.plan_report",
     "Quarantined": "engine.quarantine",
+    "RemoteDataset": "datasets.shards.remote_dataset",
     "RemoteFileHandler": "compat.butterfly.dataset",
+    "RemoteFileType": "datasets.ipfs.objects",
     "Retry": "config",
+    "S3Client": "datasets.shards.client",
+    "ShardLoader": "datasets.shards.loader",
+    "ShardWriter": "datasets.shards.writer",
+    "ShuffleDataset": "datasets.shuffle_buffer",
+    "ShuffleQuality": "datasets.shards.quality",
+    "SkippedObject": "datasets.ipfs.skipped",
+    "SkippedSample": "datasets.shards.lanes",
     "SkippedVideo": "streams.unreadable",
     "SourceSizes": "streams.base",
     "Store": "stores.base",
@@ -212,12 +269,15 @@ _MODULES: Final = {
     "Timeouts": "config",
     "VideoProcessor": "compat.butterfly.dataset",
     "VideoStreams": "streams.video",
+    "index_shards": "datasets.shards.make_index",
     "index_videos": "streams.make_index",
+    "make_client": "datasets.shards.client",
     "merge_states": "loader.state",
     "open_archive": "archive.archive",
     "open_container": "containers.store",
     "open_store": "stores.registry",
     "register_store": "stores.registry",
+    "upload_cv_dataset": "datasets.shards.upload",
     "yuv_to_rgb": "loader.yuv",
 }
 

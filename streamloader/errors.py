@@ -37,7 +37,13 @@ __all__ = [
     "ClosedError",
     "ConfigError",
     "CorruptContainer",
+    "CorruptSample",
+    "CorruptShard",
     "CorruptStream",
+    "DatasetError",
+    "DatasetExists",
+    "DatasetIncomplete",
+    "DatasetNotFound",
     "FrameIndexError",
     "FrameSizeError",
     "IngestFailed",
@@ -47,6 +53,7 @@ __all__ = [
     "LoaderTimeout",
     "MediaLimitExceeded",
     "MissingDependency",
+    "MissingField",
     "NameConflict",
     "NotFound",
     "NotSupported",
@@ -318,6 +325,34 @@ class VideoNotFound(StreamloaderError, KeyError):
 
 class FrameIndexError(StreamloaderError, IndexError):
     """The archive or the video has no frame with this number, or at this time."""
+
+
+class DatasetError(StreamloaderError):
+    """A data set of samples cannot be read or written. ``details``: dataset, shard and member, where they are known."""
+
+
+class DatasetNotFound(DatasetError, FileNotFoundError):
+    """There are no shards at this address."""
+
+
+class DatasetExists(DatasetError, FileExistsError):
+    """There is another data set at this address already."""
+
+
+class DatasetIncomplete(DatasetError):
+    """The data set has no manifest yet: it is still being written, or its writer was interrupted."""
+
+
+class CorruptShard(DatasetError, OSError):
+    """A shard is missing or cut, or is not the one that its index describes. ``offset``: byte of the shard."""
+
+
+class CorruptSample(DatasetError, ValueError):
+    """A member of a sample has a wrong checksum, or cannot be decoded. ``offset``: byte of the shard."""
+
+
+class MissingField(DatasetError, LookupError):
+    """A sample lacks a requested field. ``offset``: byte of the shard at which the sample starts."""
 
 
 def _subclasses_by_name(root: type[StreamloaderError]) -> dict[str, type[StreamloaderError]]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers.block_gateway import serve_blocks
 
 import streamloader as sl
 
@@ -20,15 +21,18 @@ SHOWS = {
     "addresses": "all 106,200 bytes equal the written ones: True",
     "archive_local": "as streams, every frame was delivered once: True",
     "archive_ssh": "; better: True",
+    "ipfs_train": "accuracy of at least 95% both ways: True",
     "ddp": "together 20,788 of 20,788 letters",
     "lightning_loop": "the same 58 batches and losses after it: True",
     "own_stream": ">3:0  3:1  3:2  3:3",
     "quickstart": "frames/s, waiting for data",
+    "s3_shards": "accuracy of at least 95%: True",
     "resume": "the same losses, bit for bit: True",
     "text": ">a_0;a_1;a_2; >b_0;b_1;b_2;",
     "train_rnn": "epoch 5: 0.",
     "vector_env": "balls caught",
 }
+NEEDS_SERVER = {"ipfs_train", "s3_shards"}
 NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart"}
 # These run in every run of the tests. What the others show has tests of its own, and the README's training runs too.
 QUICK = {"addresses", "text", "vector_env"}
@@ -79,7 +83,12 @@ def run(path, *arguments, cwd, **environ):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHOWS]
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in SHOWS
+        if name not in NEEDS_SERVER
+    ],
 )
 def test_example(name, request, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
@@ -108,3 +117,20 @@ def test_a_training_of_the_resume_example(tmp_path):
     losses = [json.loads(line) for line in shown.splitlines()]
     assert [epoch for epoch, *_ in losses] == sorted(epoch for epoch, *_ in losses)
     assert losses[-1][2] < losses[0][2]
+
+
+@pytest.mark.slow
+def test_the_example_on_ipfs(jsipfs_node, tmp_path):
+    with serve_blocks(jsipfs_node) as gateway:
+        addresses = ["--api", f"/ip4/127.0.0.1/tcp/{jsipfs_node.rpc_port}", "--gateway", gateway]
+        assert SHOWS["ipfs_train"] in run(EXAMPLES / "ipfs_train.py", *addresses, cwd=tmp_path)
+    assert (tmp_path / "ipfs_train.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_example_on_s3(seaweed_server, tmp_path):
+    options = seaweed_server.options()
+    keys = ["--access-key", options["access_key_id"], "--secret-key", options["secret_access_key"]]
+    arguments = ["--endpoint", seaweed_server.endpoint, *keys, "--bucket", seaweed_server.bucket(), "--workers", "2"]
+    assert SHOWS["s3_shards"] in run(EXAMPLES / "s3_shards.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "s3_shards.png").stat().st_size > 10_000

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
+from streamloader.distributed import resolve_rank
 from streamloader.engine.ring import SlotLayout
 from streamloader.engine.vector_env import EnvWorkload
 from streamloader.engine.workload import ConsumedBatch, EpochPosition
 from streamloader.errors import ConfigError
 from streamloader.loader.base import SPARE_SLOTS, Loader, check_arguments, split_lanes
 from streamloader.loader.batch import BatchSpec, SlotBatch
-from streamloader.loader.distributed import resolve_rank
 from streamloader.values import Field
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import anyio.from_thread
 from typing_extensions import override
 
 from streamloader.common.cores import threads_per_lane
+from streamloader.distributed import resolve_rank
 from streamloader.engine.lane import StreamWorkload
 from streamloader.engine.plan import Switch, Tail, make_plan
 from streamloader.engine.quarantine import Quarantined
@@ -19,7 +20,6 @@ from streamloader.engine.workload import ConsumedBatch, EpochPosition
 from streamloader.errors import ConfigError, LengthUnknown, RingTooLarge
 from streamloader.loader.base import SPARE_SLOTS, Loader, check_arguments, split_lanes
 from streamloader.loader.batch import Batch, BatchSpec
-from streamloader.loader.distributed import resolve_rank
 from streamloader.loader.envstreamer import Dims, EnvStreamer
 from streamloader.loader.state import LoaderIdentity, make_state, read_state
 from streamloader.stream_table import StreamTable

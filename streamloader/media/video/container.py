@@ -17,7 +17,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from io import FileIO
+from io import BytesIO, FileIO
 from typing import TYPE_CHECKING, Any, Final
 
 import av
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALLOWED_CONTAINERS",
+    "VideoBytes",
     "check_declarations",
     "identify_format",
     "needs_probe",
@@ -81,6 +82,14 @@ _SIGNATURES: Final = (
 _SIGNATURE_BYTES: Final = 512
 
 
+class VideoBytes(BytesIO):
+    """The content of a video file in memory."""
+
+    def restart(self) -> None:
+        """Return to the start."""
+        self.seek(0)
+
+
 class _HeaderFile:
     """A file object through which FFmpeg may read a limited number of bytes: it loads headers and attachments whole.
 
@@ -89,7 +98,7 @@ class _HeaderFile:
         limit: Limit whose `name` is used in error messages.
     """
 
-    def __init__(self, file: FileIO | VideoFile, limit: PixelLimit) -> None:
+    def __init__(self, file: FileIO | VideoFile | VideoBytes, limit: PixelLimit) -> None:
         self.name = file.name if isinstance(file, VideoFile) else ""
         self.seek, self.tell = file.seek, file.tell
         self._read = file.read
@@ -113,7 +122,7 @@ class _HeaderFile:
 
 @contextlib.contextmanager
 def open_undecoded(
-    source: str | VideoFile, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+    source: str | VideoFile | VideoBytes, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
 ) -> Iterator[InputContainer]:
     """Open a media file with all decoders disabled, and check what it declares: its format, streams and frame sizes.
 
@@ -124,7 +133,7 @@ def open_undecoded(
     The arguments and errors are those of :func:`open_container`. The container is closed at the end of the context.
     """
     with contextlib.ExitStack() as stack:
-        file = source if isinstance(source, VideoFile) else stack.enter_context(FileIO(open_media_file(source)))
+        file = stack.enter_context(FileIO(open_media_file(source))) if isinstance(source, str) else source
         container = None if _starts_like_stream(file) else _open_checked(file, limit, _QUICK_OPTIONS, buffer_bytes)
         if container is not None and (needs_probe(container) or _lacks_rate(container)):
             container.close()
@@ -135,7 +144,7 @@ def open_undecoded(
 
 
 def _open_checked(
-    file: FileIO | VideoFile, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int
+    file: FileIO | VideoFile | VideoBytes, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int
 ) -> InputContainer:
     """Open and check a media file with all decoders disabled."""
     _rewind(file)
@@ -156,8 +165,8 @@ def _open_checked(
     return container
 
 
-def _rewind(file: FileIO | VideoFile) -> None:
-    if isinstance(file, VideoFile):
+def _rewind(file: FileIO | VideoFile | VideoBytes) -> None:
+    if isinstance(file, (VideoFile, VideoBytes)):
         file.restart()
     else:
         file.seek(0)
@@ -175,14 +184,14 @@ def _lacks_rate(container: InputContainer) -> bool:
     )
 
 
-def _starts_like_stream(file: FileIO | VideoFile) -> bool:
+def _starts_like_stream(file: FileIO | VideoFile | VideoBytes) -> bool:
     """Return whether a file starts like a format whose streams appear while it is read. This only saves an attempt."""
     _rewind(file)
     return file.read(4).startswith(_STREAM_SIGNATURES)
 
 
 def check_declarations(
-    source: str | VideoFile, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+    source: str | VideoFile | VideoBytes, limit: PixelLimit, *, buffer_bytes: int = _DEFAULT_BUFFER_BYTES
 ) -> None:
     """Check what a media file declares, before any decoder is opened without a limit.
 
@@ -194,7 +203,7 @@ def check_declarations(
 
 
 def open_container(
-    source: str | VideoFile,
+    source: str | VideoFile | VideoBytes,
     limit: PixelLimit,
     *,
     options: Mapping[str, str] | None = None,
@@ -203,7 +212,7 @@ def open_container(
     """Open a media file under the restrictions of this module.
 
     Args:
-        source: Path of a local file, or the open bytes of a video in a store.
+        source: Path of a local file, the open bytes of a video in a store, or a content in memory.
         limit: Limit on the size of frames. `limit.name` is the name of the file for error messages.
         options: Further options of the demuxer. Defaults to none.
         buffer_bytes: Size of FFmpeg's reads of a video in a store. Defaults to 256 KiB.
@@ -238,7 +247,7 @@ def _open_descriptor(fd: int, limit: PixelLimit, options: Mapping[str, str]) -> 
 
 
 def _open_file(
-    file: _HeaderFile | VideoFile,
+    file: _HeaderFile | VideoFile | VideoBytes,
     limit: PixelLimit,
     options: Mapping[str, str],
     buffer_bytes: int = _DEFAULT_BUFFER_BYTES,

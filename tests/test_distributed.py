@@ -14,7 +14,7 @@ from resume_data import Seekable, arrays, rows_of_ranks
 from tiers import fast_first, only_fast
 
 import streamloader as sl
-from streamloader.loader.distributed import resolve_rank
+from streamloader.distributed import resolve_rank
 
 LANES, WINDOW, DEADLINE = 8, 3, 60.0
 UNEVEN = [5, 40, 3, 7, 4, 0, 11, 2, 23, 1, 6, 9]
@@ -114,7 +114,7 @@ def test_an_invalid_environment(monkeypatch, rank, world_size, message):
 
 
 def test_torch_is_not_imported_to_find_out():
-    program = "import sys, streamloader.loader.distributed as d; print(d.resolve_rank(None, None), *sys.modules)"
+    program = "import sys, streamloader.distributed as d; print(d.resolve_rank(None, None), *sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={"RANK": "1", "WORLD_SIZE": "3"},

@@ -1,0 +1,1 @@
+"""Data sets of independent samples: shards in any store, and objects on IPFS."""

@@ -1,0 +1,1 @@
+"""Read and write data sets whose files are on IPFS."""

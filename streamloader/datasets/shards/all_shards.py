@@ -1,0 +1,372 @@
+"""Open a data set of shards: its manifest, or the shards that an address stands for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from streamloader.common.lru import LruCache
+from streamloader.datasets.shards.index import INDEX_SUFFIX, ShardIndex, digest_index
+from streamloader.datasets.shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardInfo
+from streamloader.datasets.shards.naming import SHARD_SUFFIXES
+from streamloader.errors import (
+    ConfigError,
+    CorruptShard,
+    DatasetIncomplete,
+    DatasetNotFound,
+    NotFound,
+    StreamNotFound,
+)
+from streamloader.redaction import redact_address
+from streamloader.stores.addresses import SourceFile, expand_addresses
+from streamloader.stores.base import Store
+from streamloader.stores.io_thread import SharedStore, open_shared_store, options_key
+from streamloader.stores.local import local_path
+from streamloader.stores.patterns import has_magic
+from streamloader.stores.registry import is_local_file, scheme_of, select_options, split_address
+from streamloader.values import Array, ObjectInfo
+
+__all__ = [
+    "INDEXED_BY", "MAX_INDEX_FILE_BYTES", "ShardSet", "add_suffix", "is_folder_address", "join_address", "list_folder",
+    "list_shards", "open_folder", "read_limited", "resolve_address",
+]  # fmt: skip
+
+INDEXED_BY: Final = "index-shards"
+MAX_INDEX_FILE_BYTES: Final = 1 << 30
+_MAX_INDEX_BYTES: Final = 256 << 20  # in memory, of all shards together
+_MAX_INDEXES: Final = 1 << 16
+_MAX_OPEN_STORES: Final = 64
+
+
+class ShardSet:
+    """The shards of a data set, each with its index. Opens nothing until it is used.
+
+    It can be pickled and used after a fork. All methods may be called from any thread.
+
+    Args:
+        address: Address of the data set, for messages. Secrets in it are removed.
+        addresses: Address of each shard.
+        infos: Description of each shard.
+        storage_options: Options of the stores, see :func:`streamloader.stores.registry.select_options`.
+        indexes: Content of the index files, for shards that have none beside them. Defaults to none.
+
+    Attributes:
+        address: Address of the data set, without secrets.
+        infos: Description of each shard.
+        counts: Number of samples of each shard, int64 (shards,).
+        total_bytes: Size of the decompressed contents of all shards together.
+        digest: Text that identifies names, samples and sizes of the shards, for saved states. Their contents are
+            compared with their checksums when they are read.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        addresses: Sequence[str],
+        infos: Sequence[ShardInfo],
+        storage_options: Mapping[str, Any] | None = None,
+        indexes: Mapping[int, bytes] | None = None,
+    ) -> None:
+        self.address = redact_address(address)
+        self.infos = infos
+        self.counts: Array = np.array([info.samples for info in infos], np.int64)
+        self.total_bytes = sum(info.data_bytes for info in infos)
+        self.digest = _digest(infos)
+        self._addresses = addresses
+        self._options = dict(storage_options or {})
+        self._index_files = dict(indexes or {})
+        self._open = _OpenObjects()
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __repr__(self) -> str:
+        return f"<ShardSet {self.address}: {int(self.counts.sum())} samples in {len(self)} shards>"
+
+    def shard_address(self, shard: int) -> str:
+        """Return the address of a shard without secrets, for messages."""
+        return redact_address(self._addresses[shard])
+
+    def local_path(self, shard: int) -> str | None:
+        """Return the path of a shard on this machine. None if it lies elsewhere."""
+        address = self._addresses[shard]
+        return local_path(address) if is_local_file(address) else None
+
+    def store(self, shard: int) -> tuple[SharedStore, str]:
+        """Return the store that holds a shard, and the shard's path in it."""
+        address = self._addresses[shard]
+        root, path = split_address(address)
+        options = select_options(address, self._options)
+        key = root, options_key(options)
+        stores = self._get_open().stores
+        handle = stores.get(key)
+        if handle is None:
+            if len(stores) >= _MAX_OPEN_STORES:
+                stores.clear()  # each is released when its last reader has finished
+            handle = stores[key] = open_shared_store(address, options)[0]
+        return handle, path
+
+    def index(self, shard: int) -> ShardIndex:
+        """Return the index of a shard. It is read when it is first needed.
+
+        Raises:
+            CorruptShard: If the index is missing or damaged, or is not the one that belongs to the data set.
+            StoreError: If the store fails otherwise.
+        """
+        indexes = self._get_open().indexes
+        index = indexes.get(shard)
+        if index is None:
+            index = self._load_index(shard)
+            indexes.put(shard, index, index.memory_bytes)
+        return index
+
+    def close(self) -> None:
+        """Release the stores. The next use opens them again."""
+        opened, self._open = self._get_open(), _OpenObjects()
+        for handle in opened.stores.values():
+            handle.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process."""
+        state = self.__dict__.copy()
+        del state["_open"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the data set, with nothing open."""
+        self.__dict__.update(state)
+        self._open = _OpenObjects()
+
+    def _get_open(self) -> _OpenObjects:
+        """Return what this process has opened. A forked child starts with nothing: its parent owns locks and stores."""
+        opened = self._open
+        if opened.pid != os.getpid():
+            opened = self._open = _OpenObjects()
+        return opened
+
+    def _load_index(self, shard: int) -> ShardIndex:
+        address = redact_address(add_suffix(self._addresses[shard], INDEX_SUFFIX))
+        data = self._index_files.get(shard)
+        if data is None:
+            store, _ = self.store(shard)
+            path = split_address(add_suffix(self._addresses[shard], INDEX_SUFFIX))[1]
+            try:
+                data = store.call(read_limited(store.store, path, MAX_INDEX_FILE_BYTES))
+            except NotFound as error:
+                raise self._make_error(shard, f"{address}: the index of the shard is missing") from error
+        info = self.infos[shard]
+        if digest_index(data) != info.index_digest:
+            raise self._make_error(
+                shard, f"{address}: the index is damaged, or is not the one that belongs to the data set"
+            )
+        index = ShardIndex.parse(data, address)
+        if (len(index), index.size, index.data_size) != (info.samples, info.bytes, info.data_bytes):
+            raise self._make_error(shard, f"{address}: the index describes another shard than the manifest")
+        return index
+
+    def _make_error(self, shard: int, message: str) -> CorruptShard:
+        return CorruptShard(
+            f"{message} (data set {self.address}, shard {self.infos[shard].name}). Write the shard or its index again",
+            address=self.shard_address(shard),
+            offset=0,
+            dataset=self.address,
+            shard=self.infos[shard].name,
+        )
+
+
+class _OpenObjects:
+    """What one process has opened.
+
+    Attributes:
+        pid: Number of the process.
+        stores: Stores by URL and options.
+        indexes: Indexes of shards that were used last.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.stores: dict[tuple[str, bytes], SharedStore] = {}
+        self.indexes: LruCache[int, ShardIndex] = LruCache(_MAX_INDEXES, _MAX_INDEX_BYTES)
+
+
+async def read_limited(store: Store, path: str, max_bytes: int) -> bytes:
+    """Return the bytes of an object, by one request, but no more than `max_bytes` + 1 of them."""
+    pieces = []
+    count = 0
+    async with contextlib.aclosing(store.stream(path)) as stream:
+        async for piece in stream:
+            pieces.append(piece)
+            count += len(piece)
+            if count > max_bytes:
+                break
+    return b"".join(pieces)[: max_bytes + 1]
+
+
+def resolve_address(address: str) -> str:
+    """Return the address of a data set without ``manifest.json`` at its end, and a local one as an absolute path.
+
+    Workers may have another current directory.
+    """
+    base, query = _split_query(address)
+    if base.endswith(f"/{MANIFEST_NAME}") or base == MANIFEST_NAME:
+        address = (base[: -len(MANIFEST_NAME)] or ".") + query
+    return f"/{split_address(address)[1]}" if is_local_file(address) else address
+
+
+def join_address(folder: str, name: str) -> str:
+    """Return the address of an object in a folder. The query of an HTTP address goes to its end."""
+    base, query = _split_query(folder)
+    return f"{base.rstrip('/')}/{name}{query}"
+
+
+def add_suffix(address: str, suffix: str) -> str:
+    """Return the address of the object whose name is that of another one and `suffix`."""
+    base, query = _split_query(address)
+    return f"{base}{suffix}{query}"
+
+
+def _split_query(address: str) -> tuple[str, str]:
+    """Return an address without its query, and the query with its "?". Only HTTP addresses have one."""
+    if scheme_of(address) not in ("http", "https"):
+        return address, ""
+    base, question, query = address.partition("?")
+    return base, question + query
+
+
+def open_folder(
+    address: str, storage_options: Mapping[str, Any] | None = None, *, allow_incomplete: bool = False
+) -> ShardSet | None:
+    """Return the data set in a folder that has a manifest. None if it has shards that other programs have written.
+
+    Those have neither manifest nor indexes, or indexes of an interrupted :func:`index_shards`.
+
+    Raises:
+        DatasetNotFound: If there are no shards in the folder.
+        DatasetIncomplete: If its writer has not finished. Not raised if `allow_incomplete`.
+        DatasetError: If the manifest is damaged.
+        StoreError: If the store fails otherwise.
+    """
+    manifest_address = join_address(address, MANIFEST_NAME)
+    handle, path = open_shared_store(manifest_address, select_options(address, storage_options))
+    with handle:
+        try:
+            data = handle.call(read_limited(handle.store, path, MAX_MANIFEST_BYTES))
+        except (NotFound, NotADirectoryError):
+            names = list_folder(handle, address)
+            shown = redact_address(address)
+            indexes = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
+            if indexes and not allow_incomplete and not _is_from_scan(handle, join_address(address, indexes[0])):
+                raise DatasetIncomplete(
+                    f"{shown} has shards, but no {MANIFEST_NAME}: it is still being written, or its writer was "
+                    "interrupted; the same call of the writer completes it. To read what is there, pass "
+                    f"allow_incomplete=True, or name the shards: {join_address(shown, '*.tar')}",
+                    address=shown,
+                    dataset=shown,
+                ) from None
+            return None
+    manifest = Manifest.parse(data, redact_address(manifest_address))
+    addresses = _FolderAddresses(address, manifest.shards)
+    return ShardSet(address, addresses, manifest.shards, storage_options)
+
+
+def list_shards(addresses: Sequence[str], storage_options: Mapping[str, Any] | None) -> list[SourceFile]:
+    """Return the shards that patterns, braces or names stand for, in their order.
+
+    Raises:
+        DatasetNotFound: If there are none.
+        ConfigError: If a name is not that of a shard.
+        StoreError: If a store fails otherwise.
+    """
+    files: list[SourceFile] = []
+    for options, group in itertools.groupby(addresses, lambda address: select_options(address, storage_options)):
+        listed = list(group)
+        shown = redact_address(listed[0]) + (f" and {len(listed) - 1} more" if len(listed) > 1 else "")
+        try:
+            files += expand_addresses(listed, _is_shard, options)
+        except StreamNotFound as error:
+            raise DatasetNotFound(f"shards are missing: {error.message}", address=shown, dataset=shown) from error
+    wrong = next((file.address for file in files if not _is_shard(file.address)), None)
+    if wrong is not None:
+        raise ConfigError(f"{redact_address(wrong)} is no shard: its name has to end in {', '.join(SHARD_SUFFIXES)}")
+    return files
+
+
+def list_folder(handle: SharedStore, address: str) -> dict[str, ObjectInfo]:
+    """Return the objects in a folder by name, without hidden ones and those in subfolders.
+
+    Args:
+        handle: Store of the folder.
+        address: Address of the folder.
+
+    Raises:
+        DatasetNotFound: If there are no shards in it.
+        StoreError: If the store fails otherwise.
+    """
+    shown = redact_address(address)
+    if not handle.store.supports_listing:
+        raise DatasetNotFound(
+            f"there is no {MANIFEST_NAME} at {shown}, and its server has no listings: name the shards, such as "
+            f"{join_address(shown, 'shard-{000..127}.tar')}",
+            address=shown,
+            dataset=shown,
+        )
+    folder = split_address(join_address(address, MANIFEST_NAME))[1].rpartition("/")[0]
+    found: dict[str, ObjectInfo] = {}
+    with contextlib.suppress(NotFound, NotADirectoryError):
+        for info in handle.list(folder, recursive=False):
+            name = info.path.rpartition("/")[2]
+            if name and not name.startswith("."):
+                found[name] = info
+    if not any(map(_is_shard, found)):
+        raise DatasetNotFound(
+            f"there are no shards at {shown}: neither {MANIFEST_NAME} nor tar files", address=shown, dataset=shown
+        )
+    return found
+
+
+def is_folder_address(address: str) -> bool:
+    """Return whether an address is that of a folder, and not of shards."""
+    if is_local_file(address) and os.path.isdir(address):
+        return True
+    base, _ = _split_query(address)
+    return not _is_shard(base) and not has_magic(base) and "{" not in base
+
+
+def _is_shard(address: str) -> bool:
+    return _split_query(address)[0].lower().endswith(SHARD_SUFFIXES)
+
+
+def _is_from_scan(handle: SharedStore, address: str) -> bool:
+    """Return whether the index at an address is one of :func:`index_shards`, and not of the writer of the shard."""
+    try:
+        data = handle.call(read_limited(handle.store, split_address(address)[1], MAX_INDEX_FILE_BYTES))
+        return ShardIndex.parse(data, redact_address(address)).settings.get("writer") == INDEXED_BY
+    except (NotFound, CorruptShard):
+        return False
+
+
+class _FolderAddresses(Sequence[str]):
+    """Addresses of the shards in one folder, made on access."""
+
+    def __init__(self, folder: str, shards: Sequence[ShardInfo]) -> None:
+        self._folder = folder
+        self._shards = shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, shard: Any) -> Any:
+        return join_address(self._folder, self._shards[shard].name)
+
+
+def _digest(infos: Sequence[ShardInfo]) -> str:
+    digest = hashlib.sha256(b"shards-1\0")
+    for info in infos:
+        digest.update(f"{info.name}\0{info.samples}\0{info.data_bytes}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
