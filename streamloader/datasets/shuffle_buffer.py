@@ -168,7 +168,7 @@ class ShuffleDataset(IterableDataset[T]):
 
     def _identify_worker(self) -> list[int]:
         worker = get_dataloader_worker()
-        return [*resolve_rank(self._rank, self._world_size), *worker]
+        return [*resolve_rank(self._rank, self._world_size), worker.number, worker.workers]
 
 
 class _SampleKeys:

@@ -14,10 +14,12 @@ class DataLoaderWorker(NamedTuple):
     Attributes:
         number: Number of the worker, from 0 on.
         workers: Number of workers of the DataLoader. 1 outside of a worker.
+        is_main: Whether this process is no worker.
     """
 
     number: int
     workers: int
+    is_main: bool
 
 
 def get_dataloader_worker() -> DataLoaderWorker:
@@ -27,4 +29,4 @@ def get_dataloader_worker() -> DataLoaderWorker:
     """
     data = sys.modules.get("torch.utils.data")
     info = None if data is None else data.get_worker_info()
-    return DataLoaderWorker(0, 1) if info is None else DataLoaderWorker(info.id, info.num_workers)
+    return DataLoaderWorker(0, 1, True) if info is None else DataLoaderWorker(info.id, info.num_workers, False)

@@ -308,7 +308,7 @@ def _read_layout(shared: SharedStore, path: str, *, progress: bool) -> _ExportLa
     metadata = _parse_metadata(_read_metadata(shared, path, address), address)
     version = metadata.get("version")
     shards = metadata.get("list")
-    if version not in _DECODERS:
+    if not isinstance(version, str) or version not in _DECODERS:
         raise DatasetError(
             f"{address} is a data set of version {make_printable(repr(version))[:40]}, but this streamloader reads "
             f"{', '.join(_DECODERS)}: update it",

@@ -50,13 +50,12 @@ class IterationCounter:
         self._values[_RESUMED] = resumes
         return generation
 
-    def start(self, worker: DataLoaderWorker, epochs: int, *, is_main: bool) -> tuple[int, bool]:
+    def start(self, worker: DataLoaderWorker, epochs: int) -> tuple[int, bool]:
         """Count an iteration that starts in this process.
 
         Args:
             worker: Worker of a DataLoader that this process is.
             epochs: Number of epochs of an iteration.
-            is_main: Whether this process is no worker of a DataLoader.
 
         Returns:
             Number of its first epoch, and whether it is the first iteration since the epoch was set.
@@ -68,7 +67,7 @@ class IterationCounter:
         self._values[place] = count + 1
         epoch = int(self._values[_NEXT_EPOCH]) + count * epochs
         self._values[_FIRST_EPOCH] = epoch
-        if not is_main:
+        if not worker.is_main:
             self._values[_USED_BY_WORKERS] = 1
         return epoch, count == 0
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, TypeAlias
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import cloudpickle
 from torch.utils.data import IterableDataset
 from typing_extensions import override
 
-from streamloader.datasets.shards.all_shards import ShardSet
+from streamloader.datasets.shards.chain import ChainSource, OnError, SampleChain
 from streamloader.datasets.shards.client import S3Client
+from streamloader.datasets.shards.epoch import EpochPlayer
 from streamloader.datasets.shards.iterations import IterationCounter
-from streamloader.datasets.shards.lanes import END, LanePlayer, LaneSettings, LaneStream, SkippedSample
+from streamloader.datasets.shards.lanes import SkippedSample
 from streamloader.datasets.shards.make_index import open_shard_set
-from streamloader.datasets.shards.order import EpochOrder, OrderSettings, SampleTail
+from streamloader.datasets.shards.order import OrderSettings, SampleTail
 from streamloader.datasets.shards.quality import ShuffleQuality, measure_epoch
-from streamloader.datasets.shards.reader import SampleSource
 from streamloader.datasets.shards.stages import (
     DecodeStage,
     MapStage,
@@ -30,68 +27,13 @@ from streamloader.datasets.shards.stages import (
     Stage,
     ToTupleStage,
     collate,
-    find_fields,
 )
 from streamloader.datasets.shards.state import NO_LANE, PlayedPart, PlayedStep, make_state, read_state
-from streamloader.datasets.workers import DataLoaderWorker, get_dataloader_worker
-from streamloader.distributed import resolve_rank
+from streamloader.datasets.workers import get_dataloader_worker
 from streamloader.errors import ConfigError, LengthUnknown, StateError
 from streamloader.values import Array
 
 __all__ = ["RemoteDataset"]
-
-OnError: TypeAlias = Literal["raise", "skip"]
-
-_VALUES_AT_ONCE: Final = 256  # of a lane, if they are not batched
-_log: Final = logging.getLogger("streamloader")
-
-
-@dataclass(frozen=True)
-class _MixedSource:
-    """One data set with the stages that its samples pass before they are mixed with others."""
-
-    shards: ShardSet
-    stages: tuple[Stage, ...]
-    settings: OrderSettings
-    verify: bool
-    prefetch_bytes: int
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """What is done with the samples of one or several data sets."""
-
-    sources: tuple[_MixedSource, ...]
-    weights: tuple[float, ...] = (1.0,)
-    stages: tuple[Stage, ...] = ()
-    batch_size: int | None = None
-    collate: Callable[[list[Any]], Any] = collate
-    partial: bool = True
-    batch_stages: tuple[MapStage | SelectStage, ...] = ()
-    epochs: int | None = 1
-    rank: int | None = None
-    world_size: int | None = None
-    on_error: OnError = "raise"
-
-    def count_batches(self, orders: Sequence[EpochOrder]) -> int:
-        """Return the number of batches of an epoch, as long as no sample is left out."""
-        size = self.batch_size or 1
-        batches = 0
-        for lane in range(orders[0].settings.lanes):
-            samples = sum(order.lane_samples(lane) for order in orders)
-            batches += -(-samples // size) if self.partial else samples // size
-        return batches
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether the number of batches does not say which samples were played."""
-        return len(self.sources) > 1 or self.on_error == "skip" or self.has_select
-
-    @property
-    def has_select(self) -> bool:
-        """Whether samples or batches are selected."""
-        stages = [*(stage for source in self.sources for stage in source.stages), *self.stages, *self.batch_stages]
-        return any(isinstance(stage, SelectStage) for stage in stages)
 
 
 class RemoteDataset(IterableDataset[Any]):
@@ -145,7 +87,7 @@ class RemoteDataset(IterableDataset[Any]):
         StoreError: If the store fails otherwise.
     """
 
-    _chain: _Chain
+    _chain: SampleChain
     _counter: IterationCounter
     _resume: tuple[int, PlayedPart] | None  # with the number of the call that loaded it
     _part: PlayedPart
@@ -184,8 +126,8 @@ class RemoteDataset(IterableDataset[Any]):
             open_shards=open_shards,
             tail=tail,
         )
-        source = _MixedSource(open_shard_set(address, options), (), settings, verify, prefetch_bytes)
-        self._start(_Chain((source,), rank=rank, world_size=world_size, on_error=on_error))
+        source = ChainSource(open_shard_set(address, options), (), settings, verify, prefetch_bytes)
+        self._start(SampleChain((source,), rank=rank, world_size=world_size, on_error=on_error))
 
     # --- the chain ---------------------------------------------------------------------------------------------------
 
@@ -323,7 +265,7 @@ class RemoteDataset(IterableDataset[Any]):
         chain = self._chain
         if chain.epochs is None or chain.has_select:
             raise LengthUnknown("the number of batches depends on select() or repeat(): count them while iterating")
-        return chain.count_batches(self._make_orders(0, None)) * chain.epochs
+        return chain.count_batches(self._chain.make_orders(0, None)) * chain.epochs
 
     def play(self) -> Iterator[tuple[Any, PlayedStep]]:
         """Yield each batch of this worker with what a state needs of it. :class:`ShardLoader` uses this.
@@ -339,16 +281,16 @@ class RemoteDataset(IterableDataset[Any]):
                 else:
                     yield from running.play_exactly()
 
-    def _play_epochs(self) -> Generator[tuple[_Epoch, PlayedPart], None, None]:
+    def _play_epochs(self) -> Generator[tuple[EpochPlayer, PlayedPart], None, None]:
         """Yield each epoch of an iteration, and the part that counts what was played of it."""
         worker = get_dataloader_worker()
         chain = self._chain
-        first_epoch, is_first = self._counter.start(worker, chain.epochs or 1, is_main=not _is_worker())
+        first_epoch, is_first = self._counter.start(worker, chain.epochs or 1)
         part = self._find_start(first_epoch) if is_first else PlayedPart(first_epoch)
         self._part = played = part.copy()
         offset = 0  # position in DataLoader's sequence of batches at which the epoch starts
         while chain.epochs is None or part.epoch - first_epoch < chain.epochs:
-            with contextlib.closing(_Epoch(self, part, first_epoch, worker, offset)) as running:
+            with contextlib.closing(EpochPlayer(chain, part, first_epoch, worker, offset)) as running:
                 if offset == 0:
                     self._counter.set_start(part.epoch, part.batches, is_counted=running.is_counted)
                 offset += running.remaining_batches
@@ -411,18 +353,18 @@ class RemoteDataset(IterableDataset[Any]):
         Raises:
             StateError: If the state is damaged, or belongs to other data or settings.
         """
-        rank, _ = self._resolve_rank()
-        part = read_state(state, self._identity(), rank=rank, sources=len(self._chain.sources))
+        rank, _ = self._chain.resolve_rank()
+        part = read_state(state, self._chain.identify(), rank=rank, sources=len(self._chain.sources))
         self._resume = self._counter.set_epoch(part.first_epoch, resumes=True), part
         self._part = part.copy()
         return part.copy()
 
     def make_state(self, part: PlayedPart) -> dict[str, Any]:
         """Return the state for a part that was played."""
-        rank, _ = self._resolve_rank()
+        rank, _ = self._chain.resolve_rank()
         if part.positions:
             part = self._complete(part)
-        return make_state(part, self._identity(), rank=rank)
+        return make_state(part, self._chain.identify(), rank=rank)
 
     def check_states(self, workers: int) -> None:
         """Check that a state can be saved of what several workers play.
@@ -456,7 +398,7 @@ class RemoteDataset(IterableDataset[Any]):
         """
         if len(self._chain.sources) > 1:
             raise ConfigError("measure each data set before mix()")
-        order = self._make_orders(self.next_epoch, None)[0]
+        order = self._chain.make_orders(self.next_epoch, None)[0]
         return measure_epoch(order, self._chain.sources[0].shards.counts, labels=labels)
 
     @property
@@ -492,7 +434,7 @@ class RemoteDataset(IterableDataset[Any]):
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _start(self, chain: _Chain) -> None:
+    def _start(self, chain: SampleChain) -> None:
         self._chain = chain
         self._counter = IterationCounter()
         self._resume = None
@@ -525,7 +467,7 @@ class RemoteDataset(IterableDataset[Any]):
 
     def _complete(self, part: PlayedPart) -> PlayedPart:
         """Return a part with the positions of all lanes, or with none if they follow from the number of batches."""
-        orders = self._make_orders(part.epoch, part.lanes)
+        orders = self._chain.make_orders(part.epoch, part.lanes)
         before = [order.count_consumed(part.counted) for order in orders]
         counted = [order.count_consumed(part.batches) for order in orders]
         lanes = range(part.lanes)
@@ -535,194 +477,13 @@ class RemoteDataset(IterableDataset[Any]):
             return dataclasses.replace(part, positions={})
         return dataclasses.replace(part, positions=positions)
 
-    def _resolve_rank(self) -> tuple[int, int]:
-        return resolve_rank(self._chain.rank, self._chain.world_size)
-
     def _find_part(self, first_epoch: int, epoch: int, batches: int) -> PlayedPart:
         """Return the part that was played after some batches from the start of an epoch on."""
-        size = self._chain.count_batches(self._make_orders(epoch, None))
+        size = self._chain.count_batches(self._chain.make_orders(epoch, None))
         passed, batches = divmod(batches, size) if size else (0, 0)
         if self._chain.epochs is not None and epoch + passed - first_epoch >= self._chain.epochs:
             return PlayedPart(epoch + passed)
         return PlayedPart(epoch + passed, batches, first_epoch)
-
-    def _identity(self) -> dict[str, Any]:
-        """Return everything besides the epoch that decides the order."""
-        chain = self._chain
-        _, world_size = self._resolve_rank()
-        identity: dict[str, Any] = {"batch_size": chain.batch_size, "world_size": world_size}
-        for number, source in enumerate(chain.sources):
-            settings = dataclasses.asdict(source.settings)
-            for name in ("rank", "world_size", "batch_size"):
-                del settings[name]
-            prefix = f"{number}." if len(chain.sources) > 1 else ""
-            identity |= {f"{prefix}{name}": value for name, value in settings.items()}
-            identity[f"{prefix}data"] = source.shards.digest
-        if len(chain.sources) > 1:
-            identity["weights"] = list(chain.weights)
-        return identity
-
-    def _make_orders(self, epoch: int, lanes: int | None) -> list[EpochOrder]:
-        """Return the order of each data set in an epoch."""
-        rank, world_size = self._resolve_rank()
-        return [
-            EpochOrder(
-                source.shards.counts,
-                source.shards.total_bytes,
-                dataclasses.replace(
-                    source.settings,
-                    batch_size=self._chain.batch_size or 1,
-                    lanes=lanes or source.settings.lanes,
-                    rank=rank,
-                    world_size=world_size,
-                ),
-                epoch,
-            )
-            for source in self._chain.sources
-        ]
-
-
-class _Epoch:
-    """The part of an epoch that one worker plays.
-
-    Args:
-        dataset: Data set.
-        part: Part of the epoch that was played before.
-        first_epoch: First epoch of the iteration.
-        worker: Worker of a DataLoader that plays it.
-        offset: Number of batches that all workers together have played before in this iteration.
-
-    Attributes:
-        lanes: Number of lanes of all workers together.
-        remaining_batches: Number of batches that all workers together play, as long as none is left out.
-        is_counted: Whether the number of batches says which samples were played.
-    """
-
-    def __init__(
-        self, dataset: RemoteDataset, part: PlayedPart, first_epoch: int, worker: DataLoaderWorker, offset: int
-    ) -> None:
-        self._chain = chain = dataset._chain  # noqa: SLF001
-        self._part = part
-        self._first_epoch = first_epoch
-        is_sequential = len(chain.sources) == 1 and not chain.sources[0].settings.shuffle
-        # In their own order, batches go to the workers in turn, whatever their number.
-        self.lanes = (part.lanes if part.positions else worker.workers) if is_sequential else self._count_lanes()
-        self._orders = dataset._make_orders(part.epoch, self.lanes)  # noqa: SLF001
-        self._skipped: list[SkippedSample] = []
-        self._sources = [self._open(source) for source in chain.sources]
-        # DataLoader takes its workers in turn, so the worker of a batch follows from its position.
-        first = part.next_lane if part.positions else part.batches % self.lanes
-        own = range((worker.number - offset) % worker.workers, self.lanes, worker.workers)
-        if worker.number >= self.lanes:
-            _log.warning("worker %d has nothing to do: there are %d lanes", worker.number, self.lanes)
-        consumed = [order.count_consumed(part.counted) for order in self._orders]
-        self._players = {
-            lane: self._make_player(lane, part.positions.get(lane) or [counts[lane] for counts in consumed])
-            for lane in ((first + number) % self.lanes for number in own)
-        }
-        self.remaining_batches = max(0, chain.count_batches(self._orders) - part.batches)
-        is_in_turn = is_sequential or self.lanes % worker.workers == 0
-        self.is_counted = is_in_turn and not chain.leaves_out and not part.positions
-
-    def play_counted(self) -> Iterator[Any]:
-        """Yield the batches of this worker's lanes, in turn. Values that are not batched are made some at a time."""
-        self._prefetch()
-        if self._chain.batch_size is None:
-            yield from itertools.chain.from_iterable(self._make_rows())
-            return
-        live = dict(self._players)
-        while live:
-            for lane, player in list(live.items()):
-                value = player.play()
-                if value is END:
-                    del live[lane]
-                else:
-                    yield value
-
-    def _make_rows(self) -> Iterator[Iterable[Any]]:
-        """Yield values of all lanes in turn."""
-        values: dict[int, list[Any]] = {}
-        for lane, player in self._players.items():  # the first ones as soon as they are there
-            made = player.play_many(_VALUES_AT_ONCE)
-            if made:
-                yield made[:1]
-                values[lane] = made[1:]
-        while values:
-            for lane in [lane for lane, made in values.items() if not made]:
-                values[lane] = self._players[lane].play_many(_VALUES_AT_ONCE)
-                if not values[lane]:
-                    del values[lane]
-            count = min(map(len, values.values()), default=0)
-            yield itertools.chain.from_iterable(zip(*values.values(), strict=False))
-            for made in values.values():
-                del made[:count]
-
-    def play_exactly(self) -> Iterator[tuple[Any, PlayedStep]]:
-        """Yield the batches of this worker's lanes, in turn, each with the position of its lane."""
-        self._prefetch()
-        live = dict(self._players)
-        while live:
-            for lane, player in list(live.items()):
-                value = player.play()
-                if value is END:
-                    del live[lane]
-                    continue
-                yield value, self.make_step(lane, player.positions)
-        if self._skipped:
-            yield None, self.make_step(NO_LANE, [])
-
-    def make_step(self, lane: int, positions: list[int]) -> PlayedStep:
-        """Return what a state needs of a batch."""
-        skipped = tuple(self._skipped)
-        self._skipped.clear()
-        return PlayedStep(self._first_epoch, self._part.epoch, self.lanes, lane, positions, skipped)
-
-    def _prefetch(self) -> None:
-        for player in self._players.values():
-            for stream in player.streams:
-                stream.prefetch()
-
-    def close(self) -> None:
-        """Cancel all transfers and close all files."""
-        for player in self._players.values():
-            player.close()
-        for source in self._sources:
-            source.close()
-
-    def _count_lanes(self) -> int:
-        return self._chain.sources[0].settings.lanes
-
-    def _open(self, source: _MixedSource) -> SampleSource:
-        fields = find_fields([*source.stages, *self._chain.stages])
-        return SampleSource(source.shards, verify=source.verify, prefetch_bytes=source.prefetch_bytes, fields=fields)
-
-    def _make_player(self, lane: int, positions: Sequence[int]) -> LanePlayer:
-        chain = self._chain
-        skip = chain.on_error == "skip"
-        streams = [
-            LaneStream(
-                source,
-                order,
-                lane,
-                position,
-                # Also those after mix(): here the location of the sample is known, for messages.
-                stages=[*owner.stages, *chain.stages],
-                skip=skip,
-                skipped=self._skipped,
-            )
-            for source, order, owner, position in zip(
-                self._sources, self._orders, chain.sources, positions, strict=True
-            )
-        ]
-        settings = LaneSettings(
-            chain.batch_size,
-            chain.collate,
-            chain.partial,
-            chain.batch_stages,
-        )
-        order = self._orders[0].settings
-        number = lane * order.world_size + order.rank
-        return LanePlayer(streams, chain.weights, settings, seed=order.seed, epoch=self._part.epoch, number=number)
 
 
 def _find_address(
@@ -738,10 +499,3 @@ def _find_address(
             "bucket and folder need a client from sl.make_client(); an address contains them: s3://bucket/folder"
         )
     return client, storage_options or {}
-
-
-def _is_worker() -> bool:
-    """Return whether this process is a worker of a DataLoader, also if it is the only one."""
-    from torch.utils.data import get_worker_info
-
-    return get_worker_info() is not None

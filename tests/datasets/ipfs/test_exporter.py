@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from streamloader.datasets.ipfs.exporter import IPFSDatasetExporter
 from streamloader.datasets.ipfs.legacy import decode_legacy_item
-from streamloader.errors import ConfigError, StreamloaderError
+from streamloader.errors import ConfigError, DatasetError, StreamloaderError
 
 
 class Items:
@@ -116,3 +116,10 @@ def test_a_malicious_pickle_is_never_run(value):
 def test_legacy_tensors_are_read():
     value = (torch.arange(5.0), 3, ["a"])
     assert is_same(list(decode_legacy_item(save_legacy(value))), list(value))
+
+
+@pytest.mark.parametrize("version", ["3.0", ["2.0"], {"2.0": 1}, None, 2.0])
+def test_metadata_of_an_unknown_version_is_refused(jsipfs_node, version):
+    metadata = json.dumps({"identifier": "ipfs-dataset", "version": version, "list": []}).encode()
+    with pytest.raises(DatasetError, match="of version"):
+        IPFSDatasetExporter(get_api(jsipfs_node)).import_from_ipfs(jsipfs_node.add_one(metadata))

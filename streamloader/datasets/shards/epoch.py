@@ -1,0 +1,157 @@
+"""Play the part of an epoch that one worker has: batches of its lanes, in turn."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from streamloader.datasets.shards.chain import ChainSource, SampleChain
+from streamloader.datasets.shards.lanes import END, LanePlayer, LaneSettings, LaneStream, SkippedSample
+from streamloader.datasets.shards.reader import SampleSource
+from streamloader.datasets.shards.stages import find_fields
+from streamloader.datasets.shards.state import NO_LANE, PlayedPart, PlayedStep
+from streamloader.datasets.workers import DataLoaderWorker
+
+__all__ = ["EpochPlayer"]
+
+_VALUES_AT_ONCE: Final = 256  # of a lane, if they are not batched
+_log: Final = logging.getLogger("streamloader")
+
+
+class EpochPlayer:
+    """The part of an epoch that one worker plays.
+
+    Args:
+        chain: Data sets, and the stages of their samples.
+        part: Part of the epoch that was played before.
+        first_epoch: First epoch of the iteration.
+        worker: Worker of a DataLoader that plays it.
+        offset: Number of batches that all workers together have played before in this iteration.
+
+    Attributes:
+        lanes: Number of lanes of all workers together.
+        remaining_batches: Number of batches that all workers together play, as long as none is left out.
+        is_counted: Whether the number of batches says which samples were played.
+    """
+
+    def __init__(
+        self, chain: SampleChain, part: PlayedPart, first_epoch: int, worker: DataLoaderWorker, offset: int
+    ) -> None:
+        self._chain = chain
+        self._part = part
+        self._first_epoch = first_epoch
+        is_sequential = len(chain.sources) == 1 and not chain.sources[0].settings.shuffle
+        # In their own order, batches go to the workers in turn, whatever their number.
+        self.lanes = chain.sources[0].settings.lanes
+        if is_sequential:
+            self.lanes = part.lanes if part.positions else worker.workers
+        self._orders = chain.make_orders(part.epoch, self.lanes)
+        self._skipped: list[SkippedSample] = []
+        self._sources = [self._open(source) for source in chain.sources]
+        # DataLoader takes its workers in turn, so the worker of a batch follows from its position.
+        first = part.next_lane if part.positions else part.batches % self.lanes
+        own = range((worker.number - offset) % worker.workers, self.lanes, worker.workers)
+        if worker.number >= self.lanes:
+            _log.warning("worker %d has nothing to do: there are %d lanes", worker.number, self.lanes)
+        consumed = [order.count_consumed(part.counted) for order in self._orders]
+        self._players = {
+            lane: self._make_player(lane, part.positions.get(lane) or [counts[lane] for counts in consumed])
+            for lane in ((first + number) % self.lanes for number in own)
+        }
+        self.remaining_batches = max(0, chain.count_batches(self._orders) - part.batches)
+        is_in_turn = is_sequential or self.lanes % worker.workers == 0
+        self.is_counted = is_in_turn and not chain.leaves_out and not part.positions
+
+    def play_counted(self) -> Iterator[Any]:
+        """Yield the batches of this worker's lanes, in turn. Values that are not batched are made some at a time."""
+        self._prefetch()
+        if self._chain.batch_size is None:
+            yield from itertools.chain.from_iterable(self._make_rows())
+            return
+        live = dict(self._players)
+        while live:
+            for lane, player in list(live.items()):
+                value = player.play()
+                if value is END:
+                    del live[lane]
+                else:
+                    yield value
+
+    def _make_rows(self) -> Iterator[Iterable[Any]]:
+        """Yield values of all lanes in turn."""
+        values: dict[int, list[Any]] = {}
+        for lane, player in self._players.items():  # the first ones as soon as they are there
+            made = player.play_many(_VALUES_AT_ONCE)
+            if made:
+                yield made[:1]
+                values[lane] = made[1:]
+        while values:
+            for lane in [lane for lane, made in values.items() if not made]:
+                values[lane] = self._players[lane].play_many(_VALUES_AT_ONCE)
+                if not values[lane]:
+                    del values[lane]
+            count = min(map(len, values.values()), default=0)
+            yield itertools.chain.from_iterable(zip(*values.values(), strict=False))
+            for made in values.values():
+                del made[:count]
+
+    def play_exactly(self) -> Iterator[tuple[Any, PlayedStep]]:
+        """Yield the batches of this worker's lanes, in turn, each with the position of its lane."""
+        self._prefetch()
+        live = dict(self._players)
+        while live:
+            for lane, player in list(live.items()):
+                value = player.play()
+                if value is END:
+                    del live[lane]
+                    continue
+                yield value, self.make_step(lane, player.positions)
+        if self._skipped:
+            yield None, self.make_step(NO_LANE, [])
+
+    def make_step(self, lane: int, positions: list[int]) -> PlayedStep:
+        """Return what a state needs of a batch."""
+        skipped = tuple(self._skipped)
+        self._skipped.clear()
+        return PlayedStep(self._first_epoch, self._part.epoch, self.lanes, lane, positions, skipped)
+
+    def _prefetch(self) -> None:
+        for player in self._players.values():
+            for stream in player.streams:
+                stream.prefetch()
+
+    def close(self) -> None:
+        """Cancel all transfers and close all files."""
+        for player in self._players.values():
+            player.close()
+        for source in self._sources:
+            source.close()
+
+    def _open(self, source: ChainSource) -> SampleSource:
+        fields = find_fields([*source.stages, *self._chain.stages])
+        return SampleSource(source.shards, verify=source.verify, prefetch_bytes=source.prefetch_bytes, fields=fields)
+
+    def _make_player(self, lane: int, positions: Sequence[int]) -> LanePlayer:
+        chain = self._chain
+        skip = chain.on_error == "skip"
+        streams = [
+            LaneStream(
+                source,
+                order,
+                lane,
+                position,
+                # Also those after mix(): here the location of the sample is known, for messages.
+                stages=[*owner.stages, *chain.stages],
+                skip=skip,
+                skipped=self._skipped,
+            )
+            for source, order, owner, position in zip(
+                self._sources, self._orders, chain.sources, positions, strict=True
+            )
+        ]
+        settings = LaneSettings(chain.batch_size, chain.collate, chain.partial, chain.batch_stages)
+        order = self._orders[0].settings
+        number = lane * order.world_size + order.rank
+        return LanePlayer(streams, chain.weights, settings, seed=order.seed, epoch=self._part.epoch, number=number)
