@@ -58,6 +58,11 @@ class LruCache(Generic[K, V]):
             self._entries.move_to_end(key)
             return entry.value
 
+    def list_values(self) -> list[V]:
+        """Return all values."""
+        with self._lock:
+            return [entry.value for entry in self._entries.values()]
+
     def put(self, key: K, value: V, size: int) -> bool:
         """Store a value of `size` bytes, replacing an older one.
 

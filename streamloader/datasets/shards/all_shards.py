@@ -15,6 +15,7 @@ from streamloader.common.lru import LruCache
 from streamloader.datasets.shards.index import INDEX_SUFFIX, ShardIndex, digest_index
 from streamloader.datasets.shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardInfo
 from streamloader.datasets.shards.naming import SHARD_SUFFIXES
+from streamloader.datasets.shards.table import ShardTable, make_table
 from streamloader.errors import (
     ConfigError,
     CorruptShard,
@@ -33,15 +34,18 @@ from streamloader.stores.registry import is_local_file, scheme_of, select_option
 from streamloader.values import Array, ObjectInfo
 
 __all__ = [
-    "INDEXED_BY", "MAX_INDEX_FILE_BYTES", "ShardSet", "add_suffix", "is_folder_address", "join_address", "list_folder",
-    "list_shards", "open_folder", "read_limited", "resolve_address",
+    "INDEXED_BY", "MAX_INDEX_FILE_BYTES", "MAX_OPEN_FILES", "ShardSet", "add_suffix", "is_folder_address",
+    "join_address", "list_folder", "list_shards", "open_folder", "read_limited", "resolve_address",
 ]  # fmt: skip
 
 INDEXED_BY: Final = "index-shards"
 MAX_INDEX_FILE_BYTES: Final = 1 << 30
-_MAX_INDEX_BYTES: Final = 256 << 20  # in memory, of all shards together
-_MAX_INDEXES: Final = 1 << 16
+_MAX_INDEX_BYTES: Final = 64 << 20  # of those that were used last; samples are found by tables
+_MAX_INDEXES: Final = 16
+_MAX_TABLE_BYTES: Final = 512 << 20  # about 16 million samples of two fields
+_MAX_TABLES: Final = 1 << 20
 _MAX_OPEN_STORES: Final = 64
+MAX_OPEN_FILES: Final = 128
 
 
 class ShardSet:
@@ -126,11 +130,39 @@ class ShardSet:
             indexes.put(shard, index, index.memory_bytes)
         return index
 
-    def close(self) -> None:
+    def table(self, shard: int, fields: frozenset[str] | None) -> ShardTable:
+        """Return where the samples of a shard lie. It is made from the index when it is first needed.
+
+        Args:
+            shard: Number of the shard.
+            fields: Names of the fields that are needed. None stands for all.
+
+        Raises:
+            CorruptShard: If the index is missing or damaged, or is not the one that belongs to the data set.
+            StoreError: If the store fails otherwise.
+        """
+        tables = self._get_open().tables
+        table = tables.get((shard, fields))
+        if table is None:
+            table = make_table(self.index(shard), fields)
+            tables.put((shard, fields), table, table.memory_bytes)
+        return table
+
+    def open_files(self) -> LruCache[int, Any]:
+        """Return what this process keeps open of shards on this machine, by their number."""
+        return self._get_open().files
+
+    def release_stores(self) -> None:
         """Release the stores. The next use opens them again."""
-        opened, self._open = self._get_open(), _OpenObjects()
-        for handle in opened.stores.values():
+        opened = self._get_open()
+        stores, opened.stores = opened.stores, {}
+        for handle in stores.values():
             handle.close()
+
+    def close(self) -> None:
+        """Release the stores, close all files, and forget the indexes. The next use reads them again."""
+        self.release_stores()
+        self._open = _OpenObjects()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
@@ -187,12 +219,16 @@ class _OpenObjects:
         pid: Number of the process.
         stores: Stores by URL and options.
         indexes: Indexes of shards that were used last.
+        tables: Tables of shards, by shard and fields.
+        files: Files of shards on this machine; at most 128.
     """
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.stores: dict[tuple[str, bytes], SharedStore] = {}
         self.indexes: LruCache[int, ShardIndex] = LruCache(_MAX_INDEXES, _MAX_INDEX_BYTES)
+        self.tables: LruCache[tuple[int, frozenset[str] | None], ShardTable] = LruCache(_MAX_TABLES, _MAX_TABLE_BYTES)
+        self.files: LruCache[int, Any] = LruCache(MAX_OPEN_FILES, MAX_OPEN_FILES)
 
 
 async def read_limited(store: Store, path: str, max_bytes: int) -> bytes:

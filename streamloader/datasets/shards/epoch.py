@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from streamloader.datasets.shards.chain import ChainSource, SampleChain
 from streamloader.datasets.shards.lanes import END, LanePlayer, LaneSettings, LaneStream, SkippedSample
-from streamloader.datasets.shards.reader import SampleSource
+from streamloader.datasets.shards.source import SampleSource
 from streamloader.datasets.shards.stages import find_fields
 from streamloader.datasets.shards.state import NO_LANE, PlayedPart, PlayedStep
 from streamloader.datasets.workers import DataLoaderWorker
@@ -64,11 +64,11 @@ class EpochPlayer:
         is_in_turn = is_sequential or self.lanes % worker.workers == 0
         self.is_counted = is_in_turn and not chain.leaves_out and not part.positions
 
-    def play_counted(self) -> Iterator[Any]:
-        """Yield the batches of this worker's lanes, in turn. Values that are not batched are made some at a time."""
+    def play_counted(self) -> Iterator[list[Any]]:
+        """Yield the batches of this worker's lanes, in turn: one at a time, or some values that are not batched."""
         self._prefetch()
         if self._chain.batch_size is None:
-            yield from itertools.chain.from_iterable(self._make_rows())
+            yield from self._play_rows()
             return
         live = dict(self._players)
         while live:
@@ -77,9 +77,9 @@ class EpochPlayer:
                 if value is END:
                     del live[lane]
                 else:
-                    yield value
+                    yield [value]
 
-    def _make_rows(self) -> Iterator[Iterable[Any]]:
+    def _play_rows(self) -> Iterator[list[Any]]:
         """Yield values of all lanes in turn."""
         values: dict[int, list[Any]] = {}
         for lane, player in self._players.items():  # the first ones as soon as they are there
@@ -93,7 +93,7 @@ class EpochPlayer:
                 if not values[lane]:
                     del values[lane]
             count = min(map(len, values.values()), default=0)
-            yield itertools.chain.from_iterable(zip(*values.values(), strict=False))
+            yield [*itertools.chain.from_iterable(zip(*values.values(), strict=False))]
             for made in values.values():
                 del made[:count]
 

@@ -9,8 +9,10 @@ from typing import Any, Final
 from streamloader.datasets.random_order import draw_words
 from streamloader.datasets.shards.decode import FieldProblem
 from streamloader.datasets.shards.order import EpochOrder
-from streamloader.datasets.shards.reader import KEY, LaneReader, SampleBlock, SampleSource
+from streamloader.datasets.shards.reader import LaneReader
+from streamloader.datasets.shards.source import SampleSource
 from streamloader.datasets.shards.stages import DROPPED, LacksField, Stage
+from streamloader.datasets.shards.window import KEY, SampleBlock
 from streamloader.errors import CorruptSample, DatasetError, MissingField, StreamloaderError
 
 __all__ = ["END", "LanePlayer", "LaneSettings", "LaneStream", "SkippedSample"]
@@ -157,7 +159,7 @@ class LaneStream:
     def _describe(self, problem: FieldProblem | LacksField) -> DatasetError:
         """Return the error for a sample that a stage of this package cannot use."""
         assert self._block is not None
-        shard, number = self._block.shards[self._offset - 1], self._block.numbers[self._offset - 1]
+        shard, number = self._block.shards[self._offset - 1], int(self._block.numbers[self._offset - 1])
         if isinstance(problem, LacksField):
             place = self._source.describe(shard, number)
             wanted = " or ".join(map(repr, problem.names))

@@ -1,25 +1,31 @@
-"""Read spans of shards on this machine."""
+"""Read shards on this machine."""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
+import time
 from typing import Final
 
+from streamloader.common.file_systems import is_on_local_disk
 from streamloader.common.lru import LruCache
-from streamloader.datasets.shards.all_shards import ShardSet
+from streamloader.datasets.shards.all_shards import MAX_OPEN_FILES, ShardSet
 from streamloader.errors import AccessDenied, CorruptShard, NotFound, StoreError, StreamloaderError
 from streamloader.stores.local import open_regular_file
 
 __all__ = ["LocalShards", "make_shard_error"]
 
-_MAX_OPEN_FILES: Final = 128
+_CHECK_INTERVAL_S: Final = 0.001
 
 
 class LocalShards:
     """Files of shards, opened when they are first needed. At most 128 are open.
 
-    Spans are read with ``pread``, which costs about a microsecond more for each span than a memory map. But a file that
-    becomes shorter while it is mapped kills the process (SIGBUS), and here is one typed error.
+    Files on a disk of this machine are mapped: no bytes are held besides those in the page cache. On the file systems
+    of servers, and on unknown ones, a mapping could end the process (SIGBUS), and spans are read instead.
+
+    They stay open until the data set is closed.
 
     Args:
         shards: Data set.
@@ -27,8 +33,40 @@ class LocalShards:
 
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
-        self._files: LruCache[int, _OpenFile] = LruCache(_MAX_OPEN_FILES, _MAX_OPEN_FILES)
+        self._files: LruCache[int, _OpenFile] = shards.open_files()
         self._identities: dict[int, tuple[int, int, int]] = {}
+        self._checked_s = -_CHECK_INTERVAL_S
+        self._are_intact = True
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether mappings may be kept for longer than one access, because all files together are no more than 128."""
+        return len(self._shards) <= MAX_OPEN_FILES
+
+    def map(self, shard: int, path: str) -> mmap.mmap | None:
+        """Return a shard's file, mapped. None if it has to be read by :meth:`read`.
+
+        Raises:
+            CorruptShard: If the file is missing or cut, or is another one than its index describes.
+            StoreError: If it cannot be opened.
+        """
+        file = self._files.get(shard) or self._open(shard, path)
+        mapped = file.mapped
+        if mapped is not None and mapped.size() != len(mapped):
+            self._check_size(shard, file)
+        return mapped
+
+    def are_intact(self) -> bool:
+        """Return whether no mapped file was cut until now, or until one millisecond ago.
+
+        If this is False, :meth:`map` raises the error of the file.
+        """
+        now = time.monotonic()
+        if now - self._checked_s > _CHECK_INTERVAL_S:
+            self._checked_s = now
+            files = self._files.list_values()
+            self._are_intact = all(file.mapped is None or file.mapped.size() == len(file.mapped) for file in files)
+        return self._are_intact
 
     def read(self, shard: int, path: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a shard's file.
@@ -37,10 +75,10 @@ class LocalShards:
             CorruptShard: If the file is missing or cut, or is another one than its index describes.
             StoreError: If it cannot be read otherwise.
         """
-        file = self._files.get(shard)
-        if file is None:
-            file = self._open(shard, path)
-            self._files.put(shard, file, 1)
+        file = self._files.get(shard) or self._open(shard, path)
+        if file.mapped is not None:
+            self._check_size(shard, file)
+            return file.mapped[start:end]
         try:
             data = os.pread(file.fd, end - start, start)
             while len(data) < end - start:  # a call reads at most 2 GiB
@@ -53,10 +91,6 @@ class LocalShards:
                 raise
             raise self._translate(shard, error) from error
         return data
-
-    def close(self) -> None:
-        """Close all files."""
-        self._files = LruCache(_MAX_OPEN_FILES, _MAX_OPEN_FILES)
 
     def _open(self, shard: int, path: str) -> _OpenFile:
         try:
@@ -71,11 +105,16 @@ class LocalShards:
         identity = status.st_dev, status.st_ino, status.st_mtime_ns
         if self._identities.setdefault(shard, identity) != identity:
             raise make_shard_error(self._shards, shard, "was replaced while it was read", 0)
-        size, expected = status.st_size, self._shards.infos[shard].bytes
+        self._check_size(shard, file)
+        file.map()
+        self._files.put(shard, file, 1)
+        return file
+
+    def _check_size(self, shard: int, file: _OpenFile) -> None:
+        size, expected = file.size, self._shards.infos[shard].bytes
         if size != expected:
             problem = f"has {size} bytes, and its index describes {expected}: it was cut or replaced"
             raise make_shard_error(self._shards, shard, problem, min(size, expected))
-        return file
 
     def _translate(self, shard: int, error: OSError) -> StoreError:
         """Return the error for a file that cannot be read for reasons that do not lie in it."""
@@ -97,10 +136,33 @@ def make_shard_error(shards: ShardSet, shard: int, problem: str, offset: int) ->
 
 
 class _OpenFile:
-    """A file descriptor, closed when nothing refers to it any more."""
+    """An open file, closed when nothing refers to it any more.
+
+    Attributes:
+        fd: Descriptor. -1 if the file is mapped: the mapping has its own.
+        mapped: Whole file as a mapping. None if it is not mapped.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.mapped: mmap.mmap | None = None
+
+    @property
+    def size(self) -> int:
+        """Present size of the file in bytes."""
+        return os.fstat(self.fd).st_size if self.mapped is None else self.mapped.size()
+
+    def map(self) -> None:
+        """Map the file if it lies on a disk of this machine."""
+        if is_on_local_disk(self.fd):
+            with contextlib.suppress(OSError, ValueError):  # some file systems have no mappings, and empty files none
+                self.mapped = mmap.mmap(self.fd, 0, prot=mmap.PROT_READ)
+                self._close()
+
+    def _close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        self._close()

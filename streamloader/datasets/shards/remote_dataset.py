@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import cloudpickle
@@ -244,17 +245,19 @@ class RemoteDataset(IterableDataset[Any]):
 
     @override
     def __iter__(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(self._play_values())
+
+    def _play_values(self) -> Iterator[Iterable[Any]]:
+        """Yield iterators over values that are ready. Each value is counted when it is taken."""
         with contextlib.closing(self._play_epochs()) as epochs:
             for running, played in epochs:
                 if running.is_counted:
-                    for value in running.play_counted():
-                        played.batches += 1
-                        yield value
+                    yield from map(played.count_as_taken, running.play_counted())
                     continue
                 for value, step in running.play_exactly():
                     played.add(step)
                     if step.lane != NO_LANE:
-                        yield value
+                        yield (value,)
 
     def __len__(self) -> int:
         """Return the number of batches (or samples, if they are not batched) of this rank in one iteration.
@@ -276,7 +279,7 @@ class RemoteDataset(IterableDataset[Any]):
             for running, _ in epochs:
                 if running.is_counted:
                     step = running.make_step(0, [])  # the number of batches says it all
-                    for value in running.play_counted():
+                    for value in itertools.chain.from_iterable(running.play_counted()):
                         yield value, step
                 else:
                     yield from running.play_exactly()
@@ -361,6 +364,7 @@ class RemoteDataset(IterableDataset[Any]):
 
     def make_state(self, part: PlayedPart) -> dict[str, Any]:
         """Return the state for a part that was played."""
+        part.settle()
         rank, _ = self._chain.resolve_rank()
         if part.positions:
             part = self._complete(part)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
@@ -72,6 +73,24 @@ class PlayedPart:
     counted: int = 0
     positions: dict[int, list[int]] = field(default_factory=dict)
     skipped: list[SkippedSample] = field(default_factory=list)
+    _taken_from: tuple[Iterator[Any], int] | None = field(default=None, repr=False, compare=False)
+
+    def count_as_taken(self, values: list[Any]) -> Iterator[Any]:
+        """Return an iterator over values, each of which counts as a batch as soon as it is taken.
+
+        It is one of C, so that small samples do not wait for Python; :meth:`settle` asks it how many were taken.
+        """
+        self.settle()
+        self._taken_from = iter(values), len(values)
+        return self._taken_from[0]
+
+    def settle(self) -> None:
+        """Bring `batches` up to date."""
+        if self._taken_from is not None:
+            values, size = self._taken_from
+            remaining = operator.length_hint(values)
+            self.batches += size - remaining
+            self._taken_from = (values, remaining) if remaining else None
 
     def __post_init__(self) -> None:
         """Fill in the first epoch."""
@@ -80,7 +99,8 @@ class PlayedPart:
 
     def copy(self) -> PlayedPart:
         """Return a copy that can be changed."""
-        return replace(self, positions=dict(self.positions), skipped=list(self.skipped))
+        self.settle()
+        return replace(self, positions=dict(self.positions), skipped=list(self.skipped), _taken_from=None)
 
     def add(self, step: PlayedStep) -> None:
         """Count a batch, or the bad samples of a step without one.
@@ -102,6 +122,7 @@ class PlayedPart:
 
     def start_epoch(self, epoch: int, first_epoch: int) -> None:
         """Count from the start of another epoch of the iteration on."""
+        self.settle()
         self.epoch, self.first_epoch, self.batches, self.counted, self.positions = epoch, first_epoch, 0, 0, {}
 
     def finish(self) -> PlayedPart:

@@ -16,10 +16,17 @@ from streamloader import CorruptSample, CorruptShard, DatasetError, StoreError
 from streamloader.datasets.shards import all_shards, local_bytes
 from streamloader.datasets.shards.make_index import open_shard_set
 from streamloader.datasets.shards.order import EpochOrder, OrderSettings, ShuffleWindow
-from streamloader.datasets.shards.reader import LaneReader, SampleSource
+from streamloader.datasets.shards.reader import LaneReader
 from streamloader.datasets.shards.remote_bytes import RemoteShards
+from streamloader.datasets.shards.source import SampleSource
 
 SAMPLES = make_samples(90, sizes=(3, 700, 0, 5000, 40))
+
+
+@pytest.fixture
+def unmapped(monkeypatch):
+    """Local files as on a file system whose mappings could end the process."""
+    monkeypatch.setattr(local_bytes, "is_on_local_disk", lambda fd: False)
 
 
 def play(shards, *, shuffle=True, lanes=3, **options):
@@ -46,9 +53,12 @@ def without_names(samples):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("compression", "frame_bytes"), [(None, 0), ("gzip", 3000), ("gzip", None), ("zstd", 3000)])
-def test_local_samples_are_those_of_the_files(tmp_path, shuffle, compression, frame_bytes):
+def test_local_samples_are_those_of_the_files(tmp_path, monkeypatch, shuffle, compression, frame_bytes):
     write_shards(f"{tmp_path}", SAMPLES, samples_per_shard=25, compression=compression, frame_bytes=frame_bytes)
-    assert without_names(play(open_shard_set(f"{tmp_path}"), shuffle=shuffle)) == SAMPLES
+    mapped = play(open_shard_set(f"{tmp_path}"), shuffle=shuffle)
+    assert without_names(mapped) == SAMPLES
+    monkeypatch.setattr(local_bytes, "is_on_local_disk", lambda fd: False)
+    assert play(open_shard_set(f"{tmp_path}"), shuffle=shuffle) == mapped
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
@@ -76,7 +86,7 @@ def test_shards_over_http_need_no_listing(tmp_path, nginx_server, compression):
     assert without_names(play(open_shard_set(f"{url}/{{00000..00003}}.{suffix}"))) == SAMPLES
 
 
-def test_only_the_fields_that_are_needed_are_read(tmp_path):
+def test_only_the_fields_that_are_needed_are_read(tmp_path, unmapped):
     samples = [{"__key__": f"{n}", "npy": os.urandom(100_000), "cls": b"%d" % n} for n in range(20)]
     write_shards(f"{tmp_path}", samples, samples_per_shard=10)
     source = SampleSource(open_shard_set(f"{tmp_path}"), fields=["cls", "jpg"])
@@ -235,7 +245,7 @@ def test_no_index_at_all_is_an_error_for_each_sample(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
-def test_what_does_not_lie_in_the_file_is_no_bad_shard(tmp_path, monkeypatch, number):
+def test_what_does_not_lie_in_the_file_is_no_bad_shard(tmp_path, monkeypatch, unmapped, number):
     """on_error="skip" would leave good samples out."""
     write_shards(f"{tmp_path}", SAMPLES, samples_per_shard=30)
     shards = open_shard_set(f"{tmp_path}")
@@ -247,11 +257,12 @@ def test_what_does_not_lie_in_the_file_is_no_bad_shard(tmp_path, monkeypatch, nu
     errors = play(shards)
     assert {isinstance(error, StoreError) and not isinstance(error, DatasetError) for error in errors} == {True}
     monkeypatch.undo()
+    monkeypatch.setattr(local_bytes, "is_on_local_disk", lambda fd: False)
     monkeypatch.setattr(os, "pread", fail)
     assert all(isinstance(error, StoreError) for error in play(shards))
 
 
-def test_a_wait_that_is_interrupted_loses_no_sample(tmp_path, monkeypatch):
+def test_a_wait_that_is_interrupted_loses_no_sample(tmp_path, monkeypatch, unmapped):
     write_shards(f"{tmp_path}", SAMPLES, samples_per_shard=30)
     source = SampleSource(open_shard_set(f"{tmp_path}"))
     source.shards.index(0)
@@ -273,11 +284,33 @@ def test_a_file_that_is_replaced_between_two_openings_is_noticed(tmp_path):
     source = SampleSource(open_shard_set(f"{tmp_path}"), verify=False)
     window = ShuffleWindow(np.zeros(5, int), np.arange(5))
     assert all(isinstance(sample, dict) for sample in LaneReader(source, iter([window])).read_block().samples)
-    source._local.close()  # as if many other shards had been read since
+    source.shards.open_files().clear()  # as if many other shards had been read since
     os.replace(shutil.copy(tmp_path / name, tmp_path / "copy"), tmp_path / name)
     samples = LaneReader(source, iter([window])).read_block().samples
     assert {type(sample) for sample in samples} == {CorruptShard}
     source.close()
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_file_that_is_cut_while_it_is_mapped_is_an_error(tmp_path, compression):
+    """Reading a mapping behind the end of its file would end the process."""
+    samples = make_samples(600, sizes=(5000,))  # more than one block
+    name = write_shards(f"{tmp_path}", samples, samples_per_shard=600, compression=compression, frame_bytes=10_000)[0]
+    source = SampleSource(open_shard_set(f"{tmp_path}"))
+    reader = LaneReader(source, iter([ShuffleWindow(np.zeros(600, int), np.arange(600))]))
+    first = reader.read_block().samples
+    assert first == source_samples(tmp_path)[: len(first)]
+    os.truncate(tmp_path / name, 10_240)
+    rest = [sample for block in iter(reader.read_block, None) for sample in block.samples]
+    assert len(first) + len(rest) == 600
+    assert isinstance(rest[-1], CorruptShard)
+    assert rest[-1].details["shard"] == name
+    source.close()
+
+
+def source_samples(folder):
+    """All samples of a folder, in order."""
+    return play(open_shard_set(f"{folder}"), shuffle=False, lanes=1)
 
 
 def test_a_shard_that_is_decompressed_as_a_whole_is_fetched_once(tmp_path, seaweed_server, monkeypatch):
@@ -306,7 +339,7 @@ def test_sizes_come_from_the_manifest_where_an_index_was_evicted(tmp_path, seawe
     shards.close()
 
 
-def test_spans_are_bounded(tmp_path):
+def test_spans_are_bounded(tmp_path, unmapped):
     samples = [{"__key__": f"{n}", "bin": bytes([n]) * 1_000_000} for n in range(20)]
     write_shards(f"{tmp_path}", samples, samples_per_shard=20)
     source = SampleSource(open_shard_set(f"{tmp_path}"))
