@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,11 +18,13 @@ from streamloader.datasets.shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BY
 from streamloader.datasets.shards.naming import SHARD_SUFFIXES
 from streamloader.datasets.shards.table import ShardTable, make_table
 from streamloader.errors import (
+    ClosedError,
     ConfigError,
     CorruptShard,
     DatasetIncomplete,
     DatasetNotFound,
     NotFound,
+    StreamloaderError,
     StreamNotFound,
 )
 from streamloader.redaction import redact_address
@@ -148,6 +151,14 @@ class ShardSet:
             tables.put((shard, fields), table, table.memory_bytes)
         return table
 
+    def prefetch_tables(self, shards: Iterable[int], fields: frozenset[str] | None) -> None:
+        """Start to read the indexes that :meth:`table` will need, all at once."""
+        opened = self._get_open()
+        for shard in shards:
+            is_known = shard in self._index_files or shard in opened.readings
+            if not is_known and opened.tables.get((shard, fields)) is None and opened.indexes.get(shard) is None:
+                opened.readings[shard] = self._submit_index(shard)
+
     def open_files(self) -> LruCache[int, Any]:
         """Return what this process keeps open of shards on this machine, by their number."""
         return self._get_open().files
@@ -155,6 +166,9 @@ class ShardSet:
     def release_stores(self) -> None:
         """Release the stores. The next use opens them again."""
         opened = self._get_open()
+        for future in opened.readings.values():
+            future.cancel()
+        opened.readings.clear()
         stores, opened.stores = opened.stores, {}
         for handle in stores.values():
             handle.close()
@@ -186,10 +200,8 @@ class ShardSet:
         address = redact_address(add_suffix(self._addresses[shard], INDEX_SUFFIX))
         data = self._index_files.get(shard)
         if data is None:
-            store, _ = self.store(shard)
-            path = split_address(add_suffix(self._addresses[shard], INDEX_SUFFIX))[1]
             try:
-                data = store.call(read_limited(store.store, path, MAX_INDEX_FILE_BYTES))
+                data = self._read_index(shard)
             except NotFound as error:
                 raise self._make_error(shard, f"{address}: the index of the shard is missing") from error
         info = self.infos[shard]
@@ -201,6 +213,27 @@ class ShardSet:
         if (len(index), index.size, index.data_size) != (info.samples, info.bytes, info.data_bytes):
             raise self._make_error(shard, f"{address}: the index describes another shard than the manifest")
         return index
+
+    def _read_index(self, shard: int) -> bytes:
+        readings = self._get_open().readings
+        future = readings.get(shard) or self._submit_index(shard)
+        readings[shard] = future  # an interrupted wait does not lose it
+        try:
+            data = future.result()
+        except concurrent.futures.CancelledError as error:
+            readings.pop(shard, None)
+            address = self.shard_address(shard)
+            raise ClosedError(f"{address}: the stores were closed while its index was read", address=address) from error
+        except StreamloaderError:
+            readings.pop(shard, None)
+            raise
+        readings.pop(shard, None)
+        return data
+
+    def _submit_index(self, shard: int) -> concurrent.futures.Future[bytes]:
+        store, _ = self.store(shard)
+        path = split_address(add_suffix(self._addresses[shard], INDEX_SUFFIX))[1]
+        return store.submit(read_limited(store.store, path, MAX_INDEX_FILE_BYTES))
 
     def _make_error(self, shard: int, message: str) -> CorruptShard:
         return CorruptShard(
@@ -221,6 +254,7 @@ class _OpenObjects:
         indexes: Indexes of shards that were used last.
         tables: Tables of shards, by shard and fields.
         files: Files of shards on this machine; at most 128.
+        readings: Transfers of indexes that were started in advance.
     """
 
     def __init__(self) -> None:
@@ -229,6 +263,7 @@ class _OpenObjects:
         self.indexes: LruCache[int, ShardIndex] = LruCache(_MAX_INDEXES, _MAX_INDEX_BYTES)
         self.tables: LruCache[tuple[int, frozenset[str] | None], ShardTable] = LruCache(_MAX_TABLES, _MAX_TABLE_BYTES)
         self.files: LruCache[int, Any] = LruCache(MAX_OPEN_FILES, MAX_OPEN_FILES)
+        self.readings: dict[int, concurrent.futures.Future[bytes]] = {}
 
 
 async def read_limited(store: Store, path: str, max_bytes: int) -> bytes:

@@ -118,9 +118,11 @@ class EpochPlayer:
         return PlayedStep(self._first_epoch, self._part.epoch, self.lanes, lane, positions, skipped)
 
     def _prefetch(self) -> None:
-        for player in self._players.values():
-            for stream in player.streams:
-                stream.prefetch()
+        streams = [stream for player in self._players.values() for stream in player.streams]
+        for stream in streams:
+            stream.prefetch_tables()
+        for stream in streams:
+            stream.prefetch()
 
     def close(self) -> None:
         """Cancel all transfers and close all files."""

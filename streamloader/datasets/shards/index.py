@@ -451,7 +451,7 @@ def _check_repeated_fields(index: ShardIndex) -> None:
         return
     first = numbers[: int(index.first_members[1])]
     if len(numbers) == samples * len(first) and (numbers.reshape(samples, -1) == first).all():
-        is_repeated = len(np.unique(first)) != len(first)  # all samples have the same fields, as in most shards
+        is_repeated = len(set(first.tolist())) != len(first)  # all samples have the same fields, as in most shards
     else:
         pairs = np.repeat(np.arange(samples), np.diff(index.first_members)) * len(index.fields) + numbers
         is_repeated = len(np.unique(pairs)) != len(pairs)

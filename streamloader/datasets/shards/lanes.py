@@ -94,6 +94,10 @@ class LaneStream:
         self.position = position
         self.size = order.lane_samples(lane)
 
+    def prefetch_tables(self) -> None:
+        """Start to read where the first samples lie."""
+        self._source.prefetch_tables(self._reader.plan())
+
     def prefetch(self) -> None:
         """Start to fetch the first samples."""
         self._reader.prefetch()

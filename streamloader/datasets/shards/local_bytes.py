@@ -8,7 +8,7 @@ import os
 import time
 from typing import Final
 
-from streamloader.common.file_systems import is_on_local_disk
+from streamloader.common.file_systems import is_local_folder
 from streamloader.common.lru import LruCache
 from streamloader.datasets.shards.all_shards import MAX_OPEN_FILES, ShardSet
 from streamloader.errors import AccessDenied, CorruptShard, NotFound, StoreError, StreamloaderError
@@ -35,6 +35,7 @@ class LocalShards:
         self._shards = shards
         self._files: LruCache[int, _OpenFile] = shards.open_files()
         self._identities: dict[int, tuple[int, int, int]] = {}
+        self._local_folders: dict[str, bool] = {}
         self._checked_s = -_CHECK_INTERVAL_S
         self._are_intact = True
 
@@ -106,9 +107,16 @@ class LocalShards:
         if self._identities.setdefault(shard, identity) != identity:
             raise make_shard_error(self._shards, shard, "was replaced while it was read", 0)
         self._check_size(shard, file)
-        file.map()
+        if self._may_be_mapped(path):
+            file.map()
         self._files.put(shard, file, 1)
         return file
+
+    def _may_be_mapped(self, path: str) -> bool:
+        folder = os.path.dirname(path)
+        if folder not in self._local_folders:
+            self._local_folders[folder] = is_local_folder(folder)
+        return self._local_folders[folder]
 
     def _check_size(self, shard: int, file: _OpenFile) -> None:
         size, expected = file.size, self._shards.infos[shard].bytes
@@ -153,11 +161,10 @@ class _OpenFile:
         return os.fstat(self.fd).st_size if self.mapped is None else self.mapped.size()
 
     def map(self) -> None:
-        """Map the file if it lies on a disk of this machine."""
-        if is_on_local_disk(self.fd):
-            with contextlib.suppress(OSError, ValueError):  # some file systems have no mappings, and empty files none
-                self.mapped = mmap.mmap(self.fd, 0, prot=mmap.PROT_READ)
-                self._close()
+        """Map the file, if its file system can."""
+        with contextlib.suppress(OSError, ValueError):  # an empty file cannot be mapped
+            self.mapped = mmap.mmap(self.fd, 0, prot=mmap.PROT_READ)
+            self._close()
 
     def _close(self) -> None:
         fd, self.fd = self.fd, -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from streamloader.datasets.shards.order import ShuffleWindow
 from streamloader.datasets.shards.source import SampleSource
@@ -26,6 +26,12 @@ class LaneReader:
         self._current: WindowReader | None = None
         self._next: WindowReader | None = None
         self._next_bytes: int | None = None  # of the budget that the next window has taken
+
+    def plan(self) -> Collection[int]:
+        """Return the shards that the next window needs."""
+        if self._next is None and self._planned is None:
+            self._planned = next(self._windows, None)
+        return () if self._planned is None else [*dict.fromkeys(self._planned.shards.tolist())]
 
     def prefetch(self) -> None:
         """Start to fetch the next window, if it is in a store and the budget allows it."""

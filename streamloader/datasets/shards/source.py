@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import mmap
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from streamloader.common.lru import LruCache
@@ -69,6 +69,10 @@ class SampleSource:
             return self._failures.setdefault(shard, error)
         except StreamloaderError as error:
             return error
+
+    def prefetch_tables(self, shards: Iterable[int]) -> None:
+        """Start to read what :meth:`find_table` will need, for several shards at once."""
+        self.shards.prefetch_tables([shard for shard in shards if shard not in self._failures], self._fields)
 
     def find_url(self, shard: int) -> str:
         """Return the address of a shard, without secrets."""

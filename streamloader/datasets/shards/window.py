@@ -74,6 +74,7 @@ class WindowReader:
         self._groups = {
             shard: self._order[start:end] for shard, (start, end) in zip(shards[starts].tolist(), bounds, strict=True)
         }
+        source.prefetch_tables(self._groups)
         found = {shard: source.find_table(shard) for shard in self._groups}
         self._failures = {shard: error for shard, error in found.items() if isinstance(error, StreamloaderError)}
         self._tables = {shard: table for shard, table in found.items() if isinstance(table, ShardTable)}
@@ -282,16 +283,15 @@ class WindowReader:
 
     def _gather_keys(self) -> Array | None:
         """Return the keys of all samples, if they are ASCII and of one length in all shards."""
-        tables = self._tables
-        if self._failures or not all(isinstance(table.keys, np.ndarray) for table in tables.values()):
+        columns = {shard: keys for shard, table in self._tables.items() if isinstance(keys := table.keys, np.ndarray)}
+        dtypes = {keys.dtype for keys in columns.values()}
+        if self._failures or len(columns) != len(self._tables) or len(dtypes) != 1:
             return None
-        if len({table.keys.dtype for table in tables.values()}) != 1:  # type: ignore[union-attr] - they are arrays
-            return None
-        keys: Array = np.empty(len(self._shards), next(iter(tables.values())).keys.dtype)  # type: ignore[union-attr]
-        for shard, table in tables.items():
+        gathered: Array = np.empty(len(self._shards), dtypes.pop())
+        for shard, keys in columns.items():
             group = self._groups[shard]
-            keys[group] = table.keys[self._samples[group]]  # type: ignore[index]
-        return keys
+            gathered[group] = keys[self._samples[group]]
+        return gathered
 
     def _make_sample(self, position: int, shard: int, number: int) -> RawSample | StreamloaderError:
         """Return a sample that may lack fields, or whose bytes may be bad."""

@@ -26,7 +26,7 @@ SAMPLES = make_samples(90, sizes=(3, 700, 0, 5000, 40))
 @pytest.fixture
 def unmapped(monkeypatch):
     """Local files as on a file system whose mappings could end the process."""
-    monkeypatch.setattr(local_bytes, "is_on_local_disk", lambda fd: False)
+    monkeypatch.setattr(local_bytes, "is_local_folder", lambda path: False)
 
 
 def play(shards, *, shuffle=True, lanes=3, **options):
@@ -57,7 +57,7 @@ def test_local_samples_are_those_of_the_files(tmp_path, monkeypatch, shuffle, co
     write_shards(f"{tmp_path}", SAMPLES, samples_per_shard=25, compression=compression, frame_bytes=frame_bytes)
     mapped = play(open_shard_set(f"{tmp_path}"), shuffle=shuffle)
     assert without_names(mapped) == SAMPLES
-    monkeypatch.setattr(local_bytes, "is_on_local_disk", lambda fd: False)
+    monkeypatch.setattr(local_bytes, "is_local_folder", lambda path: False)
     assert play(open_shard_set(f"{tmp_path}"), shuffle=shuffle) == mapped
 
 
@@ -257,7 +257,7 @@ def test_what_does_not_lie_in_the_file_is_no_bad_shard(tmp_path, monkeypatch, un
     errors = play(shards)
     assert {isinstance(error, StoreError) and not isinstance(error, DatasetError) for error in errors} == {True}
     monkeypatch.undo()
-    monkeypatch.setattr(local_bytes, "is_on_local_disk", lambda fd: False)
+    monkeypatch.setattr(local_bytes, "is_local_folder", lambda path: False)
     monkeypatch.setattr(os, "pread", fail)
     assert all(isinstance(error, StoreError) for error in play(shards))
 
