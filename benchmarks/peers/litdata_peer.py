@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from litdata import StreamingDataLoader, StreamingDataset
+from litdata.streaming import downloader
 from litdata.streaming.writer import BinaryWriter
 
 from benchmarks.job import Job
@@ -50,6 +51,8 @@ class LitDataImages:
             self._dataset = kind(str(find_folder(job.options["images"])), shuffle=True, seed=0)
         else:
             access.export()
+            # LitData has no setting for servers without TLS; its own settings stay.
+            downloader._OBSTORE_CLIENT_OPTIONS = {**downloader._OBSTORE_CLIENT_OPTIONS, "allow_http": True}  # noqa: SLF001
             self._cache = tempfile.mkdtemp()
             options = {
                 "endpoint_url": access.endpoint,

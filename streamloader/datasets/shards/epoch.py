@@ -16,7 +16,7 @@ from streamloader.datasets.workers import DataLoaderWorker
 
 __all__ = ["EpochPlayer"]
 
-_VALUES_AT_ONCE: Final = 256  # of a lane, if they are not batched
+_MAX_VALUES_AT_ONCE: Final = 256  # of a lane, if they are not batched
 _log: Final = logging.getLogger("streamloader")
 
 
@@ -80,22 +80,23 @@ class EpochPlayer:
                     yield [value]
 
     def _play_rows(self) -> Iterator[list[Any]]:
-        """Yield values of all lanes in turn."""
+        """Yield values of all lanes in turn: at first one at a time, as soon as they are there, and then more."""
         values: dict[int, list[Any]] = {}
-        for lane, player in self._players.items():  # the first ones as soon as they are there
-            made = player.play_many(_VALUES_AT_ONCE)
-            if made:
-                yield made[:1]
-                values[lane] = made[1:]
+        for lane, player in self._players.items():
+            values[lane] = []
+            if first := player.play_many(1):
+                yield first
+        size = 1
         while values:
             for lane in [lane for lane, made in values.items() if not made]:
-                values[lane] = self._players[lane].play_many(_VALUES_AT_ONCE)
+                values[lane] = self._players[lane].play_many(size)
                 if not values[lane]:
                     del values[lane]
             count = min(map(len, values.values()), default=0)
             yield [*itertools.chain.from_iterable(zip(*values.values(), strict=False))]
             for made in values.values():
                 del made[:count]
+            size = min(2 * size, _MAX_VALUES_AT_ONCE)
 
     def play_exactly(self) -> Iterator[tuple[Any, PlayedStep]]:
         """Yield the batches of this worker's lanes, in turn, each with the position of its lane."""
