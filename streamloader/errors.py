@@ -44,6 +44,8 @@ __all__ = [
     "DatasetExists",
     "DatasetIncomplete",
     "DatasetNotFound",
+    "DirectoryLocked",
+    "DuplicateName",
     "FrameIndexError",
     "FrameSizeError",
     "IngestFailed",
@@ -353,6 +355,14 @@ class CorruptSample(DatasetError, ValueError):
 
 class MissingField(DatasetError, LookupError):
     """A sample lacks a requested field. ``offset``: byte of the shard at which the sample starts."""
+
+
+class DirectoryLocked(DatasetError, BlockingIOError):
+    """Another process writes to the directory, or moves its files, or has it open while its files are to be moved."""
+
+
+class DuplicateName(DatasetError, ValueError):
+    """Two subdirectories of a directory have a file of the same name. ``details``: count, the number of such names."""
 
 
 def _subclasses_by_name(root: type[StreamloaderError]) -> dict[str, type[StreamloaderError]]:

@@ -6,11 +6,16 @@ import argparse
 import json
 import math
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.errors import ConfigError
 
+if TYPE_CHECKING:
+    from streamloader.datasets.directory.compressors import ZlibCompressor, ZstdCompressor
+
 __all__ = [
+    "COMPRESSIONS",
+    "make_compressor",
     "parse_count",
     "parse_frame_rate",
     "parse_frame_size",
@@ -22,6 +27,15 @@ __all__ = [
     "parse_weight",
     "read_storage_options",
 ]
+
+COMPRESSIONS: Final = ("zstd", "zlib")
+
+
+def make_compressor(name: str | None) -> ZlibCompressor | ZstdCompressor | None:
+    """Return the compressor of packs with a name of `COMPRESSIONS`, or None without a name."""
+    from streamloader.datasets.directory.compressors import ZlibCompressor, ZstdCompressor
+
+    return None if name is None else ZstdCompressor() if name == "zstd" else ZlibCompressor()
 
 
 def parse_count(text: str, minimum: int = 0) -> int:

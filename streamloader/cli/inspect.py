@@ -1,4 +1,4 @@
-"""``streamloader inspect``: show the contents of an archive."""
+"""``streamloader inspect``: show the contents of an archive, of a pack, or of a directory with packs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from streamloader.cli.arguments import parse_count, parse_json_object
+from streamloader.cli.inspect_packs import format_packs, summarize_packs
 from streamloader.cli.tables import Section, open_printer
 from streamloader.errors import ConfigError
 
@@ -22,11 +23,15 @@ def add_parser(commands: Any) -> None:
     """Add this command's parser to the subparsers `commands`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "inspect",
-        help="show the contents of an archive",
+        help="show the contents of an archive, or of packs",
         description="Show the contents of an archive: its videos, the places and codecs of their chunks, and the "
-        "videos that are being added. Reads only the catalog.",
+        "videos that are being added. Reads only the catalog. Or show the contents of a pack, or of a directory with "
+        "packs: their members, bytes and compression, and which are out of date. Reads only indexes and listings.",
     )
-    parser.add_argument("archive", metavar="ARCHIVE", help="URL of the catalog, or folder of a local archive")
+    parser.add_argument(
+        "archive", metavar="ARCHIVE",
+        help="URL of the catalog, or folder of a local archive; a file .pack, or a directory with packs",
+    )  # fmt: skip
     parser.add_argument("video", nargs="?", metavar="NAME", help="name of one video to show with its chunks")
     parser.add_argument(
         "--where",
@@ -35,7 +40,7 @@ def add_parser(commands: Any) -> None:
         help='list only videos whose metadata match, such as {"camera": 3}',
     )
     parser.add_argument(
-        "--limit", type=parse_count, default=20, metavar="N", help="maximum number of listed videos or chunks (20)"
+        "--limit", type=parse_count, default=20, metavar="N", help="maximum number of listed items (20)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -49,18 +54,26 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.video is not None and arguments.where is not None:
         raise ConfigError("NAME selects one video and --where selects several: give only one of the two")
+    packs = summarize_packs(arguments.archive, arguments.limit)
+    if packs is not None:
+        if arguments.video is not None or arguments.where is not None:
+            raise ConfigError(f"{arguments.archive} is no archive: NAME and --where select its videos")
+        _print_report(arguments, packs, format_packs(packs))
+        return 0
     with get_shared_catalog(catalog_url(arguments.archive)) as catalog:
         if arguments.video is None:
             report = catalog.call(summarize_archive(catalog.resource, arguments.where, arguments.limit))
         else:
             report = catalog.call(summarize_video(catalog.resource, arguments.video, arguments.limit))
+    _print_report(arguments, report, _archive_sections(report) if arguments.video is None else _video_sections(report))
+    return 0
+
+
+def _print_report(arguments: argparse.Namespace, report: Mapping[str, Any], sections: Iterator[Section]) -> None:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        open_printer(terminal=sys.stdout.isatty()).print(
-            _archive_sections(report) if arguments.video is None else _video_sections(report)
-        )
-    return 0
+        open_printer(terminal=sys.stdout.isatty()).print(sections)
 
 
 # --- formatting ---------------------------------------------------------------------------------------------------

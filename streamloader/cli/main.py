@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from streamloader import __version__
-from streamloader.cli import demo, index, index_shards, ingest, inspect, plan
+from streamloader.cli import convert_vdd, demo, index, index_shards, ingest, inspect, pack, plan
 from streamloader.errors import StreamloaderError
 from streamloader.redaction import clean
 
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("streamloader", description="Batches whose rows are continuous in time.")
     parser.add_argument("--version", action="version", version=f"streamloader {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, index, index_shards, ingest, inspect, plan):
+    for command in (demo, index, index_shards, ingest, inspect, plan, pack, convert_vdd):
         command.add_parser(commands)
     return parser

@@ -1,1 +1,1 @@
-"""Named members in one object of a store: tar and zip files, read by span and never extracted."""
+"""Named members in one object of a store: tar files, zip files and packs, read by span and never extracted."""

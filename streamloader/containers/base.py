@@ -1,4 +1,4 @@
-"""Define what a container is: one object of a store that holds named members, such as a tar or zip file.
+"""Define what a container is: one object of a store that holds named members, such as a tar file.
 
 A class of a format says how members are found (:meth:`Container._scan`) and how their bytes are read
 (:meth:`Container._read`). The public methods are implemented here: they check what the format's class returns, so a

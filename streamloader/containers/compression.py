@@ -1,7 +1,8 @@
 """Decompress ranges of a container, from any offset, in bounded pieces.
 
 Formats: gzip (RFC 1952) with any number of members, Zstandard (RFC 8878) with any number of frames, skippable ones
-included, and raw deflate (RFC 1951), which zip files contain. zlib and libzstd parse them and verify their checksums.
+included, raw deflate (RFC 1951), which zip files contain, and zlib (RFC 1950), which packs contain. zlib and libzstd
+parse them and verify their checksums.
 
 The work runs on the event loop, in calls that return at most 256 KiB and take less than a millisecond. After each
 512 KiB the loop runs other tasks. Threads would not make it faster: the way to a thread and back takes a tenth of the
@@ -18,14 +19,15 @@ import sys
 import zlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Final, Literal, Protocol, TypeAlias
 
 from streamloader.containers.base import ContainerSource
 from streamloader.errors import LimitExceeded, MissingDependency
 
-__all__ = ["CompressedRange", "CompressionMethod"]
+__all__ = ["CompressedRange", "CompressionMethod", "load_zstd"]
 
-CompressionMethod: TypeAlias = Literal["gzip", "zstd", "deflate"]
+CompressionMethod: TypeAlias = Literal["gzip", "zstd", "deflate", "zlib"]
 
 _PIECE_BYTES: Final = 256 << 10  # decompressed bytes of one call
 _FIRST_SLICE_BYTES: Final = 96 << 10  # compressed bytes of the first call of a member. A call copies what it leaves
@@ -41,6 +43,7 @@ _MAX_IDLE_DECODERS: Final = 4
 
 _GZIP_WINDOW_BITS: Final = 31  # the largest window (15), with the header and trailer of gzip (16): see zlib.h
 _DEFLATE_WINDOW_BITS: Final = -15  # the largest window, raw
+_ZLIB_WINDOW_BITS: Final = 15  # the largest window, with the header and trailer of zlib
 
 
 class CompressedRange:
@@ -319,14 +322,14 @@ def _make_deflate() -> _Format:
     return _Format("deflate", lambda: _Inflater(_DEFLATE_WINDOW_BITS), zlib.error, bytes(range(256)), may_repeat=False)
 
 
+def _make_zlib() -> _Format:
+    # Section 2.2 of RFC 1950: the low bits of the first byte are 8, and the high ones are at most 7.
+    first_bytes = bytes(range(0x08, 0x80, 0x10))
+    return _Format("zlib", lambda: _Inflater(_ZLIB_WINDOW_BITS), zlib.error, first_bytes, may_repeat=False)
+
+
 def _make_zstd() -> _Format:
-    try:
-        if sys.version_info >= (3, 14):
-            from compression import zstd
-        else:
-            from backports import zstd
-    except ImportError as error:
-        raise MissingDependency("zstd needs backports.zstd: pip install streamloader[zstd]") from error
+    zstd = load_zstd()
     # Sections 3.1.1 and 3.1.2 of RFC 8878: frames begin with 28 B5 2F FD, and skippable ones with 50 to 5F.
     return _Format("zstd", zstd.ZstdDecompressor, zstd.ZstdError, b"\x28" + bytes(range(0x50, 0x60)))
 
@@ -335,7 +338,24 @@ _FORMATS: Final[dict[CompressionMethod, Callable[[], _Format]]] = {
     "gzip": _make_gzip,
     "zstd": _make_zstd,
     "deflate": _make_deflate,
+    "zlib": _make_zlib,
 }
+
+
+def load_zstd() -> ModuleType:
+    """Return the module for Zstandard: that of Python 3.14, or its backport.
+
+    Raises:
+        MissingDependency: If the backport is not installed.
+    """
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+    except ImportError as error:
+        raise MissingDependency("zstd needs backports.zstd: pip install streamloader[zstd]") from error
+    return zstd
 
 
 class _Decoder:

@@ -18,6 +18,7 @@ from typing_extensions import override
 from streamloader.common.printable import make_printable
 from streamloader.containers.base import Container, ContainerSource, Member
 from streamloader.containers.index import MemberIndex
+from streamloader.containers.pack.container import PackContainer
 from streamloader.containers.tar.container import TarContainer
 from streamloader.containers.zip.container import ZipContainer
 from streamloader.errors import ConfigError, NotFound, NotSupported, ObjectChanged, StreamloaderError
@@ -28,7 +29,7 @@ from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["ContainerStore", "open_container"]
 
-_FORMATS: Final[tuple[type[Container], ...]] = (TarContainer, ZipContainer)
+_FORMATS: Final[tuple[type[Container], ...]] = (TarContainer, ZipContainer, PackContainer)
 _REVALIDATION_INTERVAL_S: Final = 1.0
 _YIELD_AFTER_ENTRIES: Final = 1000
 _log: Final = logging.getLogger("streamloader")
@@ -43,10 +44,11 @@ class _OpenContainer:
 
 
 class ContainerStore(Store):
-    """``ADDRESS!``: the members of a tar or zip file in any store, by name. Read-only.
+    """``ADDRESS!``: the members of a tar file, zip file or pack in any store, by name. Read-only.
 
-    Files that end in ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.zst``, ``.tzst`` or ``.zip`` are containers. Members are
-    read by span where they lie, and nothing is extracted. The list of members is read once, and kept in memory.
+    Files that end in ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.zst``, ``.tzst``, ``.zip`` or ``.pack`` are containers.
+    Members are read by span where they lie, and nothing is extracted. The list of members is read once, and kept in
+    memory.
 
     A member has the version of its container: when that is replaced, reading a member of the old version is an
     ObjectChanged. Members that are not ordinary files (links, devices, encrypted members, unsafe names) are not listed,

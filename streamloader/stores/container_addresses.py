@@ -7,7 +7,7 @@ from typing import Final
 
 __all__ = ["CONTAINER_SUFFIXES", "is_container_root", "split_container_address"]
 
-CONTAINER_SUFFIXES: Final = (".tar", ".tar.gz", ".tar.zst", ".tgz", ".tzst", ".zip")
+CONTAINER_SUFFIXES: Final = (".pack", ".tar", ".tar.gz", ".tar.zst", ".tgz", ".tzst", ".zip")
 
 _SUFFIXES: Final = "|".join(re.escape(suffix) for suffix in CONTAINER_SUFFIXES)
 # The last container of an address that names several: a zip file in a tar file. A query may follow the file's name.

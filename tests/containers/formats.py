@@ -6,9 +6,11 @@ import gzip
 import sys
 import tarfile
 
+from containers.pack_files import build_pack, forge_pack_number, read_pack
 from containers.tar_files import build_tar, forge_tar_number, read_tar
 from containers.zip_files import DEFLATED, STORED, build_zip, build_zip64, forge_zip_number, read_zip
 
+from streamloader.containers.pack.container import PackContainer
 from streamloader.containers.tar.container import TarContainer
 from streamloader.containers.zip.container import ZipContainer
 
@@ -89,3 +91,21 @@ class Zip64(Zip):
 
     def build(self, files):
         return build_zip64(files, self.method)
+
+
+class Pack:
+    """Packs, written field by field, with a method for all members."""
+
+    container = PackContainer
+    is_sorted = True
+    method = None
+    width = 4
+
+    def build(self, files):
+        return build_pack(files, self.method, width=self.width)
+
+    def read_reference(self, data):
+        return read_pack(data)
+
+    def forge_number(self, data, rng):
+        return forge_pack_number(data, rng)

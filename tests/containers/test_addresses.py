@@ -11,6 +11,8 @@ import pytest
 from made_clips import make_clip
 
 import streamloader as sl
+from streamloader.containers.pack.build import write_pack
+from streamloader.containers.pack.container import PackContainer
 from streamloader.containers.tar.container import TarContainer
 from streamloader.containers.zip.container import ZipContainer
 from streamloader.stores.addresses import expand_addresses
@@ -36,6 +38,20 @@ def write_zip(path, members, method=zipfile.ZIP_DEFLATED):
     return path
 
 
+def write_pack_file(path, members):
+    write_pack(path, [(name, data, 0) for name, data in sorted(members.items())])
+    return path
+
+
+def write_container(path, members):
+    if path.suffix == ".pack":
+        write_pack_file(path, members)
+    elif path.suffix == ".zip":
+        write_zip(path, members)
+    else:
+        write_tar(path, members, "w:gz" if path.suffix == ".gz" else "w")
+
+
 def read(address):
     async def read_object():
         root, path = split_address(str(address))
@@ -46,7 +62,9 @@ def read(address):
 
 
 def test_the_formats_serve_all_endings_of_addresses():
-    assert sorted(CONTAINER_SUFFIXES) == sorted((*TarContainer.suffixes, *ZipContainer.suffixes))
+    assert sorted(CONTAINER_SUFFIXES) == sorted(
+        (*PackContainer.suffixes, *TarContainer.suffixes, *ZipContainer.suffixes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,6 +75,7 @@ def test_the_formats_serve_all_endings_of_addresses():
         ("set.TAR.GZ!/", ("set.TAR.GZ", "")),
         ("https://h/x.tgz?sig=a/b!/c", ("https://h/x.tgz?sig=a/b", "c")),
         ("a.tar!/b.zip!/c.png", ("a.tar!/b.zip", "c.png")),
+        ("root/subdir_{0..9}.pack!/*.png", ("root/subdir_{0..9}.pack", "*.png")),
         ("a.tar!/b!/c.png", ("a.tar", "b!/c.png")),
         ("shards/{0..3}.tar.zst!/**/*.jpg", ("shards/{0..3}.tar.zst", "**/*.jpg")),
         ("a.tar", None),
@@ -82,11 +101,11 @@ def test_a_local_container_has_an_absolute_address(tmp_path, monkeypatch):
     assert read("100% a.tar!/b/c.txt") == TEXTS["b/c.txt"]
 
 
-@pytest.mark.parametrize("ending", [".tar", ".zip", ".tar.gz"])
+@pytest.mark.parametrize("ending", [".tar", ".zip", ".tar.gz", ".pack"])
 def test_patterns_and_directories_are_expanded_in_containers(tmp_path, ending):
     for number in range(2):
         path = tmp_path / f"s{number}{ending}"
-        write_zip(path, TEXTS) if ending == ".zip" else write_tar(path, TEXTS, "w:gz" if ending == ".tar.gz" else "w")
+        write_container(path, TEXTS)
 
     def expand(address):
         return [file.address.removeprefix(f"{tmp_path}/") for file in expand_addresses(f"{tmp_path}/{address}")]
@@ -114,6 +133,8 @@ def test_a_container_in_a_container_is_read(tmp_path):
     assert [file.address for file in expand_addresses(f"{tmp_path}/outer.tar!/**/*.zip!/*.txt")] == [
         f"{tmp_path}/outer.tar!/deep/inner.zip!/a.txt"
     ]
+    write_pack_file(tmp_path / "outer.pack", {"a/inner.zip": (tmp_path / "inner.zip").read_bytes()})
+    assert read(tmp_path / "outer.pack!/a/inner.zip!/b/c.txt") == TEXTS["b/c.txt"]
 
 
 def test_texts_of_a_container_are_the_texts(tmp_path):
@@ -124,6 +145,7 @@ def test_texts_of_a_container_are_the_texts(tmp_path):
         (folder / name).write_bytes(data)
     write_zip(tmp_path / "texts.zip", texts)
     write_tar(tmp_path / "texts.tar", texts)
+    write_pack_file(tmp_path / "texts.pack", texts)
 
     def play(address, num_workers=0):
         with sl.MultiStreamer(sl.TextStreams(address), 2, 4, num_workers=num_workers) as loader:
@@ -132,9 +154,10 @@ def test_texts_of_a_container_are_the_texts(tmp_path):
     expected = play(str(folder))
     assert play(f"{tmp_path}/texts.zip!/*.txt") == expected
     assert play(f"{tmp_path}/texts.tar!", num_workers=1) == expected
+    assert play(f"{tmp_path}/texts.pack!/*.txt", num_workers=1) == expected
 
 
-@pytest.mark.parametrize("ending", [".tar", ".zip", ".tar.gz"])
+@pytest.mark.parametrize("ending", [".tar", ".zip", ".tar.gz", ".pack"])
 def test_videos_of_a_container_are_the_videos(tmp_path, ending):
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -142,7 +165,7 @@ def test_videos_of_a_container_are_the_videos(tmp_path, ending):
         make_clip(folder / f"{number}.mp4", frames=9 + number)
     videos = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     path = tmp_path / f"videos{ending}"
-    write_zip(path, videos) if ending == ".zip" else write_tar(path, videos, "w:gz" if ending == ".tar.gz" else "w")
+    write_container(path, videos)
 
     def play(address):
         with sl.MultiStreamer(sl.VideoStreams(address), 2, 4) as loader:

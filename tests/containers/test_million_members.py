@@ -16,6 +16,9 @@ from containers.zip_files import END64, LOCATOR64, Entry, end_record
 
 from streamloader.config import Limits
 from streamloader.containers.base import ContainerSource
+from streamloader.containers.pack.build import PackBuilder
+from streamloader.containers.pack.container import PackContainer
+from streamloader.containers.pack.mapped import MappedPack
 from streamloader.containers.tar.container import TarContainer
 from streamloader.containers.zip.container import ZipContainer
 from streamloader.stores.local import LocalStore
@@ -53,6 +56,13 @@ def write_zip(file):
             b"PK\1\2", 0x314, 20, 0, 0, 0, 33, 0, 0, 0, 7, 0, 0, 0, 0, 0o100644 << 16, offset, b"%07d" % number
         ))  # fmt: skip
     write_end64(file, COUNT, start)
+
+
+def write_pack(file):
+    builder = PackBuilder(file)
+    for number in range(COUNT):
+        builder.add(f"{number:07}", b"")
+    builder.finish()
 
 
 def write_end64(file, count, start):
@@ -101,12 +111,12 @@ def open_compressed(path):
     return zstd.open(path, "wb", level=1) if path.suffix == ".zst" else open(path, "wb")
 
 
-@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz", "set.tar.zst", "set.zip"])
+@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz", "set.tar.zst", "set.zip", "set.pack"])
 def test_a_million_members(tmp_path, name):
     path = tmp_path / name
     with open_compressed(path) as file:
-        (write_zip if name == "set.zip" else write_tar)(file)
-    container_class = ZipContainer if name == "set.zip" else TarContainer
+        {".zip": write_zip, ".pack": write_pack}.get(path.suffix, write_tar)(file)
+    container_class = {".zip": ZipContainer, ".pack": PackContainer}.get(path.suffix, TarContainer)
     peak, peak_of_pass, requests = use(path, container_class, scan_and_pass)
     path.unlink()  # pytest keeps the folders of several runs
     assert peak < MAX_MEMORY_BYTES, f"{peak} bytes for a scan"
@@ -150,3 +160,51 @@ def test_a_zip_file_of_9_gigabytes(tmp_path):
         write_end64(file, 2, start)
     use(path, ZipContainer, read_ends)
     path.unlink()
+
+
+class Holes:
+    """A file in which zeros take no space."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def write(self, data):
+        if len(data) > 1 << 20 and not any(data[:: 1 << 18]):
+            self._file.seek(len(data), 1)
+            return len(data)
+        return self._file.write(data)
+
+
+def test_a_pack_of_9_gigabytes(tmp_path):
+    path = tmp_path / "set.pack"
+    piece = bytes(64 << 20)
+    with open(path, "wb") as file:
+        builder = PackBuilder(Holes(file))
+        builder.add("after 0", b"before")
+        builder.add_stream("large", (piece for _ in range(GIGABYTES // len(piece))), size=GIGABYTES)
+        builder.add("zz", b"after")
+        builder.finish()
+    with MappedPack.open(path) as pack:
+        assert pack.index.starts.dtype.itemsize == 8
+        assert [pack.find(name) for name in ("after 0", "large", "zz")] == [0, 1, 2]
+        assert bytes(pack.read(2)) == b"after"
+        assert bytes(pack.view(1)[-5:]) == bytes(5)
+    use(path, PackContainer, read_ends_of_pack)
+    path.unlink()
+
+
+async def read_ends_of_pack(container, store):
+    with measure_peak_bytes() as peak:
+        members = [member async for member in container.scan()]
+        assert [(member.name, member.size) for member in members] == [("after 0", 6), ("large", GIGABYTES), ("zz", 5)]
+        for start, end in ((0, 3), (1 << 32, (1 << 32) + 5), (GIGABYTES - 7, GIGABYTES)):
+            assert await read_member(container, members[1], start, end) == bytes(end - start)
+        assert await read_member(container, members[2]) == b"after"
+        async with contextlib.aclosing(container.iterate()) as pairs:
+            found = [
+                (member.name, member.size == GIGABYTES or b"".join([piece async for piece in pieces]))
+                async for member, pieces in pairs
+            ]
+        assert found == [("after 0", b"before"), ("large", True), ("zz", b"after")]
+        assert store.bytes_received < 64 << 20  # the large one was not received
+    assert peak[0] < MAX_MEMORY_BYTES

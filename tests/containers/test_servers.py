@@ -7,6 +7,7 @@ import contextlib
 import io
 import tarfile
 import zipfile
+import zlib
 
 import pytest
 from canaries import canary
@@ -14,14 +15,15 @@ from made_clips import make_clip
 from servers.nginx_fixture import USER
 
 import streamloader as sl
+from streamloader.containers.pack.build import PackBuilder
 
 TEXTS = {
     f"texts/part-{number:02}.txt": bytes((number * 37 + at * 11) % 251 for at in range(300 + 977 * number))
     for number in range(5)
 }
-ENDINGS = (".tar", ".tar.gz", ".tar.zst", ".zip")
+ENDINGS = (".tar", ".tar.gz", ".tar.zst", ".zip", ".pack")
 STORES = ("ssh", "s3", "ipfs", "http")
-FAST = {("ssh", ".tar"), ("s3", ".zip"), ("ipfs", ".tar.zst"), ("http", ".tar.gz")}
+FAST = {("ssh", ".tar"), ("ssh", ".pack"), ("s3", ".zip"), ("ipfs", ".tar.zst"), ("http", ".tar.gz")}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,21 @@ def folder(members, tmp_path_factory):
     return folder
 
 
+class Zlib:
+    """What compresses the members of packs."""
+
+    method = 1
+    compress, decompress = staticmethod(zlib.compress), staticmethod(zlib.decompress)
+
+
 def pack(ending, members):
     file = io.BytesIO()
+    if ending == ".pack":
+        builder = PackBuilder(file, compressor=Zlib())
+        for name, data in sorted(members.items()):
+            builder.add(name, data)
+        builder.finish()
+        return file.getvalue()
     if ending == ".zip":
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in members.items():

@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 
+from streamloader.containers.pack.build import PackBuilder
 from streamloader.testing import StoreSuite
 
 
@@ -55,6 +56,18 @@ class OfContainers(StoreSuite):
 
 class TestTarStore(OfContainers):
     pass
+
+
+def write_pack(file, members):
+    builder = PackBuilder(file)
+    for name, data in sorted(members.items(), key=lambda member: member[0].encode()):
+        builder.add(name, data, modified=time.time_ns())
+    builder.finish()
+
+
+class TestPackStore(OfContainers):
+    ending = ".pack"
+    write = staticmethod(write_pack)
 
 
 class TestZipStore(OfContainers):

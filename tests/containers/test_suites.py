@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tarfile
 
 import pytest
-from containers.formats import GzipTar, Tar, Zip, Zip64, ZstdTar, zstd
+from containers.formats import GzipTar, Pack, Tar, Zip, Zip64, ZstdTar, zstd
+from containers.pack_files import ZLIB, ZSTD, normalize
 from containers.zip_files import DEFLATED, build_zip
 
+from streamloader.containers.pack.build import PackBuilder
 from streamloader.containers.store import _FORMATS
 from streamloader.stores.local import LocalStore
 from streamloader.testing import ContainerSuite
@@ -119,6 +122,43 @@ class TestZipWithComment(Zip, ContainerSuite):
 
     def build(self, files):
         return build_zip(files, DEFLATED, comment=b"A comment. " * 100)
+
+
+class TestPack(Pack, ContainerSuite):
+    pass
+
+
+class TestZlibPack(Pack, ContainerSuite):
+    repeats = "TestPack"
+    method = ZLIB
+
+
+class TestZstdPack(Pack, ContainerSuite):
+    repeats = "TestPack"
+    method = ZSTD
+
+
+class TestWidePack(Pack, ContainerSuite):
+    """With the offsets of packs of more than 4 GiB."""
+
+    repeats = "TestPack"
+    width = 8
+
+
+class TestPackOnDisk(OnDisk, Pack, ContainerSuite):
+    repeats = "TestPack"
+
+
+class TestPackOfBuilder(Pack, ContainerSuite):
+    repeats = "TestPack"
+
+    def build(self, files):
+        file = io.BytesIO()
+        builder = PackBuilder(file)
+        for name, data in files:
+            builder.add(normalize(name), data)
+        builder.finish()
+        return file.getvalue()
 
 
 def test_every_ending_is_bound():

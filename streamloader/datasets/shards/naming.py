@@ -16,7 +16,7 @@ from streamloader.stores.container_addresses import CONTAINER_SUFFIXES
 
 __all__ = ["SHARD_SUFFIXES", "check_field", "check_key", "join_member_name", "split_member_name"]
 
-SHARD_SUFFIXES: Final = tuple(suffix for suffix in CONTAINER_SUFFIXES if suffix != ".zip")
+SHARD_SUFFIXES: Final = tuple(suffix for suffix in CONTAINER_SUFFIXES if suffix not in (".pack", ".zip"))
 MAX_KEY_BYTES: Final = 1024
 MAX_FIELD_BYTES: Final = 128
 _NAME: Final = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)

@@ -32,6 +32,7 @@ class ContainerBinding:
         suffix: Ending of the names of the files. Defaults to the first of the class.
         checksum: Kind of content that a checksum of the format covers: each "member", the whole "file", or "nothing".
         is_compressed: Whether the file is compressed as a whole, so that nothing in it can be skipped or read directly.
+        is_sorted: Whether the format has its members in ascending order of the bytes of their names, each name once.
         names: Member names that have to work.
         long_names: Further such names, of more than 100 bytes.
         deadline_s: Time limit of one part of a test in seconds.
@@ -41,6 +42,7 @@ class ContainerBinding:
     suffix: str = ""
     checksum: Literal["member", "file", "nothing"] = "member"
     is_compressed: bool = False
+    is_sorted: bool = False
     names: Sequence[str] = (
         "a",
         "a.txt",
@@ -125,6 +127,12 @@ class ContainerBinding:
     def make_container(self, source: ContainerSource) -> Container:
         """Return the container to test."""
         return self.container(source)
+
+    def arrange(self, files: Files) -> list[tuple[str, bytes]]:
+        """Return the members that a container of these files has: all of them, or as `is_sorted` says."""
+        if not self.is_sorted:
+            return list(files)
+        return sorted(dict(files).items(), key=lambda file: file[0].encode("utf-8", "surrogateescape"))
 
     # --- helpers for the tests ---------------------------------------------------------------------------------------
 

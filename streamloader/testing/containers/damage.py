@@ -40,12 +40,14 @@ class ContainerDamageSuite(ContainerBinding):
     @property
     def small_files(self) -> Files:
         """Members of the containers that are damaged."""
-        return [
-            ("a.txt", b"The first member."),
-            ("empty", b""),
-            ("ü/b.bin", make_data(700)),
-            ("a.txt", b"The first member, again."),
-        ]
+        return self.arrange(
+            [
+                ("a.txt", b"The first member."),
+                ("empty", b""),
+                ("ü/b.bin", make_data(700)),
+                ("a.txt", b"The first member, again."),
+            ]
+        )
 
     def check_variants(self, variants: Iterable[tuple[str, bytes]], files: Files) -> None:
         """Check damaged versions of a container.

@@ -26,15 +26,17 @@ class ContainerMutantSuite(ContainerDamageSuite):
     @property
     def mutated_files(self) -> Files:
         """Members of the containers that are mutated."""
-        return [
-            ("a.txt", b"0123456789" * 30),
-            ("empty", b""),
-            ("ü/b.bin", make_data(1_700, 1)),
-            ("c.txt", b"c"),
-            ("zeros.bin", bytes(900)),
-            ("a.txt", make_data(512, 2)),
-            (self.long_names[0] if self.long_names else "d.txt", b"The end."),
-        ]
+        return self.arrange(
+            [
+                ("a.txt", b"0123456789" * 30),
+                ("empty", b""),
+                ("ü/b.bin", make_data(1_700, 1)),
+                ("c.txt", b"c"),
+                ("zeros.bin", bytes(900)),
+                ("a.txt", make_data(512, 2)),
+                (self.long_names[0] if self.long_names else "d.txt", b"The end."),
+            ]
+        )
 
     @pytest.mark.parametrize("count", [_FAST_MUTANTS, pytest.param(_SLOW_MUTANTS, marks=pytest.mark.slow)])
     def test_mutants(self, count: int) -> None:

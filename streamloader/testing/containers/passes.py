@@ -31,6 +31,7 @@ class MemberPassSuite(ContainerBinding):
     def test_a_pass_equals_scan_and_stream(self) -> None:
         files = [(f"{size}.bin", make_data(size)) for size in BORDER_SIZES_BYTES]
         files += [("same", b"1"), ("same", b"2"), ("large.bin", make_data(2_500_000))]
+        files = self.arrange(files)
 
         async def check(container: Container) -> None:
             found = [(member, await _join(pieces)) async for member, pieces in container.iterate()]
@@ -54,7 +55,7 @@ class MemberPassSuite(ContainerBinding):
         self.use(self.build(files), check)
 
     def test_members_can_be_skipped(self) -> None:
-        files = [(f"{number}.bin", make_data(200_000 - 7_000 * number)) for number in range(20)]
+        files = self.arrange([(f"{number}.bin", make_data(200_000 - 7_000 * number)) for number in range(20)])
         rng = make_rng(3)
 
         async def check(container: Container) -> None:
@@ -101,7 +102,7 @@ class MemberPassSuite(ContainerBinding):
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def test_a_pass_takes_few_requests(self) -> None:
-        files = make_many_files(2_000)
+        files = self.arrange(make_many_files(2_000))
 
         async def check(container: Container, store: CountingStore) -> None:
             found = [(member.name, await _join(pieces)) async for member, pieces in container.iterate()]
@@ -166,7 +167,8 @@ class MemberPassSuite(ContainerBinding):
 
     @pytest.mark.parametrize("limits", [Limits(), Limits(requests=1)], ids=["usual", "tight"])
     def test_concurrent_passes_are_independent(self, limits: Limits) -> None:
-        files = [(f"{number}.bin", make_data(1_200_000 if number == 3 else 20_000 + number)) for number in range(12)]
+        sizes = [1_200_000 if number == 3 else 20_000 + number for number in range(12)]
+        files = self.arrange([(f"{number}.bin", make_data(size)) for number, size in enumerate(sizes)])
 
         async def read_all(container: Container) -> list[bytes]:
             return [await _join(pieces) async for _, pieces in container.iterate()]

@@ -34,7 +34,7 @@ class MemberScanSuite(ContainerBinding):
 
     def test_scan_returns_names_and_sizes_in_order(self) -> None:
         files = [(f"{number:02}/ü {size}.bin", make_data(size)) for number, size in enumerate(BORDER_SIZES_BYTES)]
-        files = files[::2] + files[1::2]  # not in the order of their names
+        files = self.arrange(files[::2] + files[1::2])  # not in the order of their names
 
         async def check(container: Container) -> None:
             members = await scan_members(container)
@@ -47,8 +47,8 @@ class MemberScanSuite(ContainerBinding):
         self.use(self.build(files), check)
 
     def test_names_of_all_kinds(self) -> None:
-        names = [*self.names, *self.long_names]
-        files = [(name, f"{number} {name}".encode()) for number, name in enumerate(names)]
+        files = self.arrange([(name, b"of " + name.encode()) for name in (*self.names, *self.long_names)])
+        names = [name for name, _ in files]
 
         async def check(container: Container) -> None:
             members = await scan_members(container)
@@ -73,7 +73,7 @@ class MemberScanSuite(ContainerBinding):
         self.use(self.build([]), check)
 
     def test_one_name_twice_is_two_members(self) -> None:
-        files = [("a", b"first"), ("b", b"other"), ("a", b"second"), ("a", b"")]
+        files = self.arrange([("a", b"first"), ("b", b"other"), ("a", b"second"), ("a", b"")])
 
         async def check(container: Container) -> None:
             members = await scan_members(container)
@@ -85,7 +85,7 @@ class MemberScanSuite(ContainerBinding):
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def test_many_members_take_few_requests(self) -> None:
-        files = make_many_files(_MANY)
+        files = self.arrange(make_many_files(_MANY))
 
         async def check(container: Container, store: CountingStore) -> None:
             members = await scan_members(container)
@@ -109,7 +109,7 @@ class MemberScanSuite(ContainerBinding):
     # --- limits, closing, changes ------------------------------------------------------------------------------------
 
     def test_the_number_of_members_is_limited(self) -> None:
-        data = self.build(make_many_files(50))
+        data = self.build(self.arrange(make_many_files(50)))
 
         async def scan(container: Container) -> int:
             return len(await scan_members(container))
@@ -124,7 +124,7 @@ class MemberScanSuite(ContainerBinding):
         self.use(data, refuse, limits=Limits(listed=49))
 
     def test_a_scan_that_is_closed_early_frees_its_connection(self) -> None:
-        files = [(f"{number}.bin", make_data(40_000 + number)) for number in range(12)]
+        files = self.arrange([(f"{number}.bin", make_data(40_000 + number)) for number in range(12)])
 
         async def check(container: Container, store: CountingStore) -> None:
             members = await scan_members(container)
@@ -138,7 +138,7 @@ class MemberScanSuite(ContainerBinding):
         self.use_counted(self.build(files), check, limits=Limits(requests=1))
 
     def test_concurrent_scans_are_equal(self) -> None:
-        files = make_many_files(200)
+        files = self.arrange(make_many_files(200))
 
         async def check(container: Container) -> None:
             lists = await asyncio.gather(*(scan_members(container) for _ in range(5)))

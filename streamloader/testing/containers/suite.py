@@ -18,9 +18,10 @@ A binding says how another program writes such a file, how one reads it, and how
         def forge_number(self, data, rng):
             return my_forger(data, rng)   # one number of a header replaced, checksums of headers corrected
 
-A file that is compressed as a whole sets ``is_compressed = True`` and defines ``compress`` and ``decompress``. The
-objects are in memory; a binding overrides ``make_store`` and ``make_path`` to have them elsewhere.
-:class:`streamloader.testing.containers.binding.ContainerBinding` lists all settings.
+A file that is compressed as a whole sets ``is_compressed = True`` and defines ``compress`` and ``decompress``. A format
+that sorts its members by name sets ``is_sorted = True``. The objects are in memory; a binding overrides ``make_store``
+and ``make_path`` to have them elsewhere. :class:`streamloader.testing.containers.binding.ContainerBinding` lists all
+settings.
 
 Damaged files (cut, flipped, altered at random) are judged by :mod:`streamloader.testing.containers.verdict`: right
 bytes or one typed error. The tests marked ``slow`` repeat this for every byte and for 1,000 mutants.

@@ -1,0 +1,1 @@
+"""Data sets of many small files: one directory of subdirectories, with packs beside them."""

@@ -1,0 +1,234 @@
+"""Turn files into members of packs, and members into objects."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+from streamloader.common.printable import make_printable
+from streamloader.containers.pack.build import PackBuilder
+from streamloader.containers.pack.format import SERIALIZED_NAME, describe_class
+from streamloader.containers.pack.mapped import MappedPack
+from streamloader.datasets.directory.compressors import Compressor
+from streamloader.datasets.directory.filenames import describe_bad_filename, sort_names
+from streamloader.datasets.directory.local_root import FileStatus, LocalRoot
+from streamloader.datasets.directory.managers import DataManager
+from streamloader.errors import CorruptContainer, NotFound
+
+__all__ = ["SETTLED_NS", "MemberCodec", "NewMember", "Serializer", "drop_recent"]
+
+SETTLED_NS: Final = 50_000_000  # after which a change of a file gives it another time, whatever the clock's resolution
+_MAX_WHOLE_BYTES: Final = 64 << 20  # of files that are copied into packs as a whole
+
+
+class Serializer(Protocol):
+    """Turns a dictionary from names to bytes into bytes, and back: the interface of a user's own serializer."""
+
+    def serialize(self, value: Any) -> bytes:
+        """Return an object as bytes."""
+
+    def deserialize(self, data: bytes) -> Any:
+        """Return the object from which :meth:`serialize` has made `data`."""
+
+
+class NewMember(NamedTuple):
+    """Member of a pack that is to be written.
+
+    Attributes:
+        name: Name of the file.
+        read: Function that returns its content and modification time if another pack has it. None for a file.
+    """
+
+    name: str
+    read: Callable[[], tuple[bytes | memoryview, int] | None] | None
+
+
+def drop_recent(modified: int) -> int:
+    """Return a modification time in nanoseconds, or 0 if a later change could give the file the same one."""
+    return modified if 0 < modified < time.time_ns() - SETTLED_NS else 0
+
+
+class MemberCodec:
+    """The data manager, serializer and compressor of a directory.
+
+    Args:
+        data_manager: Data manager.
+        serializer: Serializer of whole packs. None for packs that need no code of the user.
+        compressor: Compressor of packs. None for none.
+
+    Attributes:
+        data_manager: Data manager.
+        compressor: Compressor of packs, or None.
+        packs_files: Whether members are copies of files. Otherwise they are objects that the data manager serialized.
+    """
+
+    def __init__(self, data_manager: DataManager, serializer: Serializer | None, compressor: Compressor | None) -> None:
+        self.data_manager = data_manager
+        self.compressor = compressor
+        self.packs_files = bool(getattr(data_manager, "packs_files", False))
+        self._serializer = serializer
+        self._manager_name = None if self.packs_files else _describe_class(data_manager)
+
+    def decode(self, data: bytes | memoryview) -> Any:
+        """Return the object of a member."""
+        return self.data_manager.deserialize(data if self.packs_files else bytes(data))
+
+    def read_file(self, root: LocalRoot, subdirectory: str, filename: str) -> tuple[bytes, FileStatus]:
+        """Return the content that a member for a file has, and the status of the file before it was read.
+
+        Raises:
+            NotFound: If there is no such file.
+            StoreError: If it cannot be read.
+        """
+        if self.packs_files:
+            return root.read_file(subdirectory, filename)
+        status = root.get_status(subdirectory, filename)
+        if status is None:
+            path = root.path(subdirectory, filename)
+            raise NotFound(f"no such file: {path}", address=path)
+        return bytes(self.data_manager.serialize(self.data_manager.load(root.path(subdirectory, filename)))), status
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def write_pack(
+        self, root: LocalRoot, subdirectory: str, members: Iterable[NewMember], directory_modified: int, file: Any
+    ) -> None:
+        """Write a pack of files.
+
+        Args:
+            root: Files of the directory.
+            subdirectory: Name of the subdirectory.
+            members: Members in ascending order of the bytes of their names. Files that are gone are left out.
+            directory_modified: Modification time of the subdirectory in nanoseconds when it was listed. 0 if unknown.
+            file: Object with a method `write`.
+        """
+        metadata = self._make_metadata(directory_modified)
+        if self._serializer is not None:
+            self._write_serialized(file, self._read_members(root, subdirectory, members), metadata)
+            return
+        builder = PackBuilder(file, compressor=self.compressor, metadata=metadata)
+        for member in members:
+            if not self._copy_large(builder, root, subdirectory, member):
+                for name, data, modified in self._read_members(root, subdirectory, [member]):
+                    builder.add(name, data, modified=modified)
+        builder.finish()
+
+    def make_memory_pack(self, root: LocalRoot, subdirectory: str, members: Iterable[NewMember]) -> MappedPack:
+        """Return a pack of files in memory. Files that are gone are left out."""
+        return _pack_in_memory(self._read_members(root, subdirectory, members))
+
+    def _read_members(
+        self, root: LocalRoot, subdirectory: str, members: Iterable[NewMember]
+    ) -> Iterator[tuple[str, bytes | memoryview, int]]:
+        for name, read in members:
+            copy = None if read is None else read()
+            if copy is not None:
+                yield name, *copy
+                continue
+            try:
+                data, status = self.read_file(root, subdirectory, name)
+            except FileNotFoundError:
+                continue
+            yield name, data, drop_recent(status.modified)
+
+    def _copy_large(self, builder: PackBuilder, root: LocalRoot, subdirectory: str, member: NewMember) -> bool:
+        """Add a large file in pieces, and return whether it is one."""
+        if member.read is not None or not self.packs_files or self.compressor is not None:
+            return False
+        status = root.get_status(subdirectory, member.name)
+        if status is None or status.size <= _MAX_WHOLE_BYTES:
+            return False
+        pieces = root.iterate_file(subdirectory, member.name)
+        builder.add_stream(member.name, pieces, modified=drop_recent(status.modified))
+        return True
+
+    def _make_metadata(self, directory_modified: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = {"directory_modified": directory_modified}
+        if self._manager_name is not None:
+            metadata["data_manager"] = self._manager_name
+        if self._serializer is not None:
+            metadata["serializer"] = _describe_class(self._serializer)
+            metadata["read_at"] = time.time_ns()
+        if self.compressor is not None and (self._serializer is not None or not hasattr(self.compressor, "method")):
+            metadata["compressor"] = _describe_class(self.compressor)
+        return metadata
+
+    def _write_serialized(
+        self, file: Any, members: Iterable[tuple[str, bytes | memoryview, int]], metadata: Mapping[str, Any]
+    ) -> None:
+        assert self._serializer is not None
+        data = self._serializer.serialize({name: bytes(content) for name, content, _ in members})
+        if self.compressor is not None:
+            data = self.compressor.compress(data)
+        builder = PackBuilder(file, metadata=metadata)
+        builder.add(SERIALIZED_NAME, data)
+        builder.finish()
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def describe_mismatch(self, pack: MappedPack) -> str | None:
+        """Return why the files of a pack cannot be served by this codec. None if they can."""
+        metadata = pack.index.metadata
+        if (manager := metadata.get("data_manager")) != self._manager_name:
+            content = "copies of files" if manager is None else f"objects of the data manager {make_printable(manager)}"
+            return f"it holds {content}, which {_describe_class(self.data_manager)} does not read"
+        serializer, compressor = metadata.get("serializer"), metadata.get("compressor")
+        for kind, name, own in (
+            ("serializer", serializer, self._serializer),
+            ("compressor", compressor, self.compressor),
+        ):
+            if name is not None and (own is None or _normalize(name) != _describe_class(own)):
+                return f"it was made with the {kind} {make_printable(name)}. Pass {kind}= to open it"
+        if serializer is not None and compressor is None and self.compressor is not None:
+            return "it was made without a compressor. Leave compressor= out to open it"
+        return None
+
+    def unpack(self, pack: MappedPack) -> MappedPack:
+        """Return a pack whose members are the files: the same one, or one in memory if a serializer has made it.
+
+        Raises:
+            CorruptContainer: If the user's serializer or compressor cannot read it.
+        """
+        if "serializer" not in pack.index.metadata:
+            return pack
+        assert self._serializer is not None
+        try:
+            data = bytes(pack.read(0))
+            if self.compressor is not None:
+                data = bytes(self.compressor.decompress(data))
+            files = self._serializer.deserialize(data)
+        except Exception as error:  # of any kind: the objects are the user's
+            raise _make_error(pack, f"its {_describe_class(self._serializer)} cannot read it") from error
+        if not isinstance(files, dict) or not all(map(_is_file, files.items())):
+            raise _make_error(pack, "it holds no dictionary from names to bytes")
+        return _pack_in_memory((name, files[name], 0) for name in sort_names(files))
+
+
+def _pack_in_memory(members: Iterable[tuple[str, bytes | memoryview, int]]) -> MappedPack:
+    file = io.BytesIO()
+    builder = PackBuilder(file)
+    for name, data, modified in members:
+        builder.add(name, data, modified=modified)
+    builder.finish()
+    return MappedPack.from_bytes(file.getvalue())  # which gives back what the buffer has allocated too much
+
+
+def _is_file(item: tuple[Any, Any]) -> bool:
+    name, data = item
+    is_name = isinstance(name, str) and describe_bad_filename(name) is None
+    return is_name and isinstance(data, (bytes, bytearray, memoryview))
+
+
+def _describe_class(value: object) -> str:
+    return _normalize(describe_class(value))
+
+
+def _normalize(name: Any) -> str:
+    """Return the name of a class. In worker processes, the main module has another name."""
+    return str(name).replace("__mp_main__.", "__main__.", 1)
+
+
+def _make_error(pack: MappedPack, detail: str) -> CorruptContainer:
+    return CorruptContainer(f"{pack.address}: {detail}", address=pack.address, offset=0)

@@ -1,0 +1,49 @@
+"""Names that several subdirectories have, although all files of a directory lie on one level."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+from streamloader.common.printable import make_printable
+from streamloader.datasets.directory.filenames import make_free_name
+from streamloader.datasets.directory.local_root import LocalRoot
+
+__all__ = ["FileCopies", "describe_copies", "rename_copies"]
+
+_log = logging.getLogger(__name__)
+
+FileCopies: TypeAlias = dict[str, list[str]]  # names of the subdirectories that have a file, by its name
+
+
+def describe_copies(root: LocalRoot, copies: FileCopies) -> str:
+    """Return how many names there are, and the paths of one."""
+    filename, (first, second, *_) = next(iter(copies.items()))
+    count = "a name is" if len(copies) == 1 else f"{len(copies)} names are"
+    paths = [make_printable(root.path(subdirectory, filename), 500) for subdirectory in (first, second)]
+    return f"{root.address}: {count} in more than one subdirectory, for example {paths[0]} and {paths[1]}"
+
+
+def rename_copies(root: LocalRoot, copies: FileCopies, is_taken: Callable[[str], bool]) -> None:
+    """Rename all copies but the first of each name, to names like "name (2).png".
+
+    Args:
+        root: Files of the directory.
+        copies: Names with their subdirectories.
+        is_taken: Function that returns whether a subdirectory has a name.
+
+    Raises:
+        StoreError: If a file cannot be renamed.
+    """
+    new_names: set[str] = set()
+    for filename, (_, *others) in copies.items():
+        for subdirectory in others:
+            name = make_free_name(filename, lambda name: name in new_names or is_taken(name))
+            new_names.add(name)
+            if root.move_file(filename, subdirectory, subdirectory, name):
+                _log.warning(
+                    "%s is now %s, because another subdirectory has the same name",
+                    make_printable(root.path(subdirectory, filename), 500),
+                    make_printable(name, 300),
+                )

@@ -1,0 +1,128 @@
+"""A pack from which files are served, with what is known of each member."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from typing import Any, Final
+
+from streamloader.containers.pack.format import FOOTER_BYTES, make_view, parse_footer
+from streamloader.containers.pack.mapped import MappedPack
+from streamloader.datasets.directory.codec import SETTLED_NS
+from streamloader.datasets.directory.local_root import FileStatus
+
+__all__ = ["CONTENT_CHECKED", "FILE_CHECKED", "HIDDEN", "READY", "ServedPack"]
+
+FILE_CHECKED: Final = 1  # the file has not changed since the pack was made
+CONTENT_CHECKED: Final = 2  # the content has its checksum
+READY: Final = FILE_CHECKED | CONTENT_CHECKED
+HIDDEN: Final = 4  # the file is gone, or the member is out of date
+_BLOCK_MEMBERS: Final = 256
+
+
+class ServedPack:
+    """A pack, and one byte for each member.
+
+    Args:
+        pack: Pack whose members are files.
+        subdirectory: Name of the subdirectory that contains these files.
+        state: First state of all members.
+        has_file_sizes: Whether members have the size of their files, because they are copies.
+        read_at: Time in nanoseconds at which all files were read, for packs without a time for each. 0 if unknown.
+
+    Attributes:
+        pack: Pack.
+        subdirectory: Name of the subdirectory.
+        states: State of each member, see the constants of this module.
+        hidden: Number of members that are hidden.
+        buffer: All bytes of the pack.
+        names_offset: Offset of the names in the buffer.
+        name_ends: 0, and the offset in the names at which each name ends.
+        starts: Offset in the buffer of each member, and the end of the last one.
+        is_stored: Whether no member is compressed.
+    """
+
+    __slots__ = (
+        "_has_file_sizes",
+        "_modified",
+        "_read_at",
+        "_sizes",
+        "buffer",
+        "hidden",
+        "is_stored",
+        "name_ends",
+        "names_offset",
+        "pack",
+        "starts",
+        "states",
+        "subdirectory",
+    )
+
+    def __init__(
+        self, pack: MappedPack, subdirectory: str, state: int, *, has_file_sizes: bool, read_at: int = 0
+    ) -> None:
+        self.pack = pack
+        self.subdirectory = subdirectory
+        self.states = bytearray([state]) * len(pack)
+        self.hidden = 0
+        self._has_file_sizes = has_file_sizes
+        self._read_at = read_at
+        index = pack.index
+        self._modified = make_view(index.modified)
+        self._sizes = None if index.sizes is None else make_view(index.sizes)
+        self.starts, self.name_ends = make_view(index.starts), make_view(index.name_ends)
+        self.is_stored = index.methods is None
+        self.buffer: Any = pack.view(0).obj if len(pack) else b""  # bytes or a mapping: slices of them are bytes
+        self.names_offset = _find_names(self.buffer) if len(pack) else 0
+
+    def __len__(self) -> int:
+        """Return the number of members that are not hidden."""
+        return len(self.states) - self.hidden
+
+    def hide(self, row: int) -> None:
+        """Serve a member no longer."""
+        if not self.states[row] & HIDDEN:
+            self.states[row] |= HIDDEN
+            self.hidden += 1
+
+    def show(self, row: int, state: int) -> None:
+        """Serve a member, in this state."""
+        self.hidden -= bool(self.states[row] & HIDDEN)
+        self.states[row] = state
+
+    def list_visible(self) -> Iterator[tuple[str, int]]:
+        """Yield name and row of each member that is not hidden, in ascending order of the bytes of the names."""
+        states = self.states
+        for row, name in enumerate(self.pack.index.names()):
+            if not states[row] & HIDDEN:
+                yield name, row
+
+    def list_blocks(self) -> Iterator[tuple[list[str], list[bytes]]]:
+        """Yield names and stored bytes of all members, in blocks. Single ones would take twice the time."""
+        names = self.pack.index.names()
+        buffer = self.buffer
+        for start in range(0, len(self.states), _BLOCK_MEMBERS):
+            offsets = self.starts[start : start + _BLOCK_MEMBERS + 1].tolist()
+            yield list(islice(names, len(offsets) - 1)), [buffer[begin:end] for begin, end in pairwise(offsets)]
+
+    def get_modified(self, row: int) -> int:
+        """Return the modification time of the file of a member in nanoseconds. 0 if unknown."""
+        modified: int = self._modified[row]
+        return modified
+
+    def is_same(self, row: int, status: FileStatus) -> bool | None:
+        """Return whether the file has not changed since the pack was made. None if only its content can tell."""
+        if self._has_file_sizes and self._get_size(row) != status.size:
+            return False
+        if (modified := self.get_modified(row)) != 0:
+            return modified == status.modified
+        return True if status.changed < self._read_at - SETTLED_NS else None
+
+    def _get_size(self, row: int) -> int:
+        size: int = self.starts[row + 1] - self.starts[row] if self._sizes is None else self._sizes[row]
+        return size
+
+
+def _find_names(buffer: Any) -> int:
+    footer = parse_footer(buffer[-FOOTER_BYTES:], len(buffer))
+    return footer.index_offset + footer.lay_out()["names"][0]

@@ -1,0 +1,296 @@
+"""Many small files in many subdirectories, as one directory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Self, get_args
+
+from streamloader.datasets.directory.codec import MemberCodec, Serializer
+from streamloader.datasets.directory.compressors import Compressor
+from streamloader.datasets.directory.contents import DirectoryContents, OnDuplicate
+from streamloader.datasets.directory.local_root import LocalRoot
+from streamloader.datasets.directory.lock import DirectoryLock
+from streamloader.datasets.directory.managers import DataManager
+from streamloader.errors import ConfigError, NotSupported, StreamloaderError
+from streamloader.redaction import redact_address
+from streamloader.stores.local import local_path
+
+__all__ = ["VirtualDirectory"]
+
+_log = logging.getLogger(__name__)
+
+_CHECKS: Final = ("files", "names")
+_MANAGER_METHODS: Final = ("save", "load", "serialize", "deserialize")
+
+
+class VirtualDirectory:
+    """Hundreds of thousands of small files, spread over many subdirectories, that look like one directory.
+
+    Every subdirectory of `root` is part of it, and every file directly in one of them is a file of the directory. Files
+    in `root` itself, and names that begin with a dot, are ignored. :meth:`save_state` writes a *pack* beside each
+    subdirectory, a copy of its files. Packs are mapped into memory, so a directory with packs opens in milliseconds,
+    and a file is read in about a microsecond. They are data and never code, and the files always count: where files
+    came, went or changed since, or where a pack is damaged, the files are read instead.
+
+    Many processes can read a directory at the same time. One of them can write, from its first change to
+    :meth:`close`. Instances can be pickled, and used in forked processes such as the workers of a DataLoader.
+
+    Args:
+        root: Path of the directory. It is created if it does not exist.
+        data_manager: Object that saves, loads, serializes and deserializes the objects in the files.
+        verbose: Whether to show the progress of what takes longer than a second. Defaults to True.
+        load_to_memory: Whether files that are in no pack are read into memory at once. Packs are mapped in any case.
+            Defaults to True.
+        min_subdir_num: Minimum number of subdirectories. Missing ones are created. Defaults to 100.
+        save_on_destruction: Whether :meth:`save_state` is called when the instance is closed, or no longer used.
+            Defaults to False.
+        serializer: Object that turns a dictionary from names to bytes into bytes, and back, for packs that only it can
+            open. Defaults to None: packs that need no code of the user.
+        compressor: Object that compresses packs. Those with :class:`ZlibCompressor` and :class:`ZstdCompressor` open
+            without it. Defaults to None.
+        seed: Seed for the subdirectories of new files. Defaults to None: others each time.
+        on_duplicate: What to do if two subdirectories have a file of the same name: ``"error"`` raises, ``"first"``
+            ignores all but the first in natural order, and ``"rename"`` renames the others on disk, to "name (2).png".
+            Defaults to ``"error"``.
+        check: Which changes from outside are noticed. ``"files"`` looks at each file when it is first read, so that
+            files that were overwritten in place are noticed. ``"names"`` leaves this out: what is noticed is that files
+            came, went or were replaced. Defaults to ``"files"``.
+        lock_timeout: Maximum number of seconds to wait for another process that moves files or writes packs.
+            Defaults to 60.
+        storage_options: Options of the store, for a root that is no path. Defaults to none.
+
+    Raises:
+        ConfigError: If an argument is invalid.
+        DuplicateName: If two subdirectories have a file of the same name.
+        DirectoryLocked: If another process moves files for longer than `lock_timeout`.
+        StoreError: If the directory cannot be created or read.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        data_manager: DataManager,
+        verbose: bool = True,
+        load_to_memory: bool = True,
+        min_subdir_num: int = 100,
+        save_on_destruction: bool = False,
+        serializer: Serializer | None = None,
+        compressor: Compressor | None = None,
+        seed: int | None = None,
+        *,
+        on_duplicate: OnDuplicate = "error",
+        check: str = "files",
+        lock_timeout: float = 60.0,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            name: value for name, value in locals().items() if name not in ("self", "root")
+        }
+        self._root = os.fspath(root)
+        _check_arguments(**self._arguments)
+        files = _open_root(self._root, storage_options)
+        self._contents = DirectoryContents(
+            files,
+            MemberCodec(data_manager, serializer, compressor),
+            DirectoryLock(files.address, lock_timeout),
+            load_to_memory=load_to_memory,
+            min_subdirectories=min_subdir_num,
+            seed=seed,
+            on_duplicate=on_duplicate,
+            check_files=check == "files",
+            verbose=verbose,
+        )
+        self._contents.open()
+        # Also at exit. The contents do not refer to this object, so that it can be collected.
+        self._finalizer = weakref.finalize(self, _finish, self._contents, save_on_destruction, os.getpid())
+
+    @property
+    def root(self) -> str:
+        """Absolute path of the directory."""
+        return self._contents.root.address
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def load(self, filename: str) -> Any:
+        """Return the object in a file. None if there is no such file.
+
+        Raises:
+            CorruptContainer: If the pack is damaged, and the file cannot be read instead.
+            StoreError: If the file cannot be read.
+        """
+        return self._contents.load(filename)
+
+    def read(self, filename: str) -> memoryview | None:
+        """Return the content of a file without decoding it. None if there is no such file.
+
+        It is a view of the pack if one has the file: nothing is copied. For a data manager without ``packs_files``, it
+        is what its ``serialize`` returned. Errors are those of :meth:`load`.
+        """
+        view = self._contents.table.read(filename)
+        if view is None:
+            data = self._contents.read(filename)
+            view = None if data is None else memoryview(data)
+        return view
+
+    def exists(self, filename: str) -> bool:
+        """Return whether there is a file of this name."""
+        return self._contents.find(filename) is not None
+
+    def get_path(self, filename: str) -> str | None:
+        """Return the path of a file. None if there is no such file."""
+        return self._contents.get_path(filename)
+
+    def get_list_of_files(self) -> list[str]:
+        """Return the names of all files: by subdirectory in natural order, then in the order of their bytes."""
+        return self._contents.list_names()
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self._contents)
+
+    def __contains__(self, filename: object) -> bool:
+        return isinstance(filename, str) and self.exists(filename)
+
+    def __iter__(self) -> Iterator[tuple[str, str, bytes | None]]:
+        """Yield name, path and content of all files, in the order of :meth:`get_list_of_files`.
+
+        The content is as for :meth:`read`, and None without `load_to_memory`.
+        """
+        return self._contents.iterate()
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def save(self, filename: str, object: Any) -> None:  # noqa: A002 - a name that callers use
+        """Write an object to a file. A new name gets a random subdirectory, and an existing file is replaced.
+
+        The file is complete at once, or not there. Packs are brought up to date by :meth:`save_state`.
+
+        Args:
+            filename: Name of the file: visible, one level, and at most 255 bytes.
+            object: Object to write.
+
+        Raises:
+            ConfigError: If the name cannot be that of a file.
+            DirectoryLocked: If another process writes to the directory.
+            StoreError: If this user cannot write to the directory.
+        """
+        self._contents.save(filename, object)
+
+    def remove(self, filename: str) -> None:
+        """Delete a file. Nothing happens if there is none. With ``on_duplicate="first"``, the ignored ones go as well.
+
+        Raises:
+            DirectoryLocked: If another process writes to the directory.
+            StoreError: If the file cannot be deleted.
+        """
+        self._contents.remove(filename)
+
+    def save_state(self) -> None:
+        """Write the packs that are missing or out of date, so that the next start is fast.
+
+        Many processes may call this at the same time: one of them writes, and the others wait and use its packs.
+
+        Raises:
+            DirectoryLocked: If another process writes to the directory for longer than `lock_timeout`.
+            StoreError: If a pack cannot be written, for example because the disk is full. Its old version remains.
+        """
+        self._contents.write_packs()
+
+    def redistribute_all_files(self, are_you_sure: bool = False) -> None:
+        """Move all files to random subdirectories, so that all of these have the same number of files.
+
+        The moves are written down first. If the process is killed, every file is in one of two subdirectories, and the
+        next instance that opens the directory makes the missing moves. Existing packs are written again.
+
+        Args:
+            are_you_sure: Whether to do it. Defaults to False: nothing happens.
+
+        Raises:
+            DirectoryLocked: If another instance has the directory open.
+            StoreError: If a file cannot be moved. The next instance goes on with the moves.
+        """
+        if not are_you_sure:
+            _log.warning("%s: no file was moved. Pass are_you_sure=True to redistribute all files", self.root)
+            return
+        self._contents.redistribute()
+
+    def close(self) -> None:
+        """Release the locks and the packs. Safe to call twice. Views that were returned remain valid."""
+        try:
+            if self._arguments["save_on_destruction"] and not self._contents.is_closed:
+                self._contents.write_packs()
+        finally:
+            self._finalizer.detach()
+            self._contents.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"VirtualDirectory({self.root!r})"
+
+    def __getstate__(self) -> tuple[str, dict[str, Any]]:
+        """Return the arguments. The copy opens the directory again, and reads it until it writes itself."""
+        return self._root, self._arguments | {"save_on_destruction": False}
+
+    def __setstate__(self, state: tuple[str, dict[str, Any]]) -> None:
+        root, arguments = state
+        self.__init__(root, **arguments)  # type: ignore[misc]
+
+
+def _open_root(root: str, storage_options: Mapping[str, Any] | None) -> LocalRoot:
+    """Return the files of a root. A root in a store would be another class with the methods of :class:`LocalRoot`."""
+    path = local_path(root)
+    if "://" in path:
+        raise NotSupported(f"{redact_address(root)}: a VirtualDirectory needs a path", address=root)
+    if storage_options:
+        raise ConfigError(f"storage_options={sorted(storage_options)}: a path has no options")
+    return LocalRoot(path)
+
+
+def _check_arguments(
+    *,
+    data_manager: Any,
+    min_subdir_num: Any,
+    serializer: Any,
+    compressor: Any,
+    on_duplicate: Any,
+    check: Any,
+    lock_timeout: Any,
+    **_: Any,
+) -> None:
+    _check_methods("data_manager", data_manager, _MANAGER_METHODS)
+    if serializer is not None:
+        _check_methods("serializer", serializer, ("serialize", "deserialize"))
+    if compressor is not None:
+        _check_methods("compressor", compressor, ("compress", "decompress"))
+    for name, value, choices in (("on_duplicate", on_duplicate, get_args(OnDuplicate)), ("check", check, _CHECKS)):
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
+    if not isinstance(min_subdir_num, int) or min_subdir_num < 0:
+        raise ConfigError(f"min_subdir_num={min_subdir_num!r}: must be a whole number of 0 or more")
+    if not lock_timeout >= 0:
+        raise ConfigError(f"lock_timeout={lock_timeout!r}: must be 0 or more seconds")
+
+
+def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:
+    missing = [method for method in methods if not callable(getattr(value, method, None))]
+    if missing:
+        raise ConfigError(f"{name} of the class {type(value).__name__} has no method {missing[0]}")
+
+
+def _finish(contents: DirectoryContents, save_on_destruction: bool, owner_pid: int) -> None:
+    """Close the contents of an instance that is not used any more. A forked process saves nothing."""
+    try:
+        if save_on_destruction and os.getpid() == owner_pid:
+            contents.write_packs()
+    except StreamloaderError as error:
+        _log.error("%s: the packs could not be saved: %s", contents.root.address, error.message)
+    finally:
+        contents.close()
