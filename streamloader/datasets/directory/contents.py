@@ -349,6 +349,20 @@ class DirectoryContents:
         with self._lock.mutex:
             return [name for subdirectory in self._subdirectories.values() for name in subdirectory.list_names()]
 
+    def list_by_subdirectory(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the name of each subdirectory with the names of its files, in the order of :meth:`iterate`."""
+        self.check_open()
+        for subdirectory in list(self._subdirectories.values()):
+            with self._lock.mutex:
+                names = subdirectory.list_names()
+            yield subdirectory.name, names
+
+    def measure_packs(self) -> tuple[int, int]:
+        """Return the number of files in packs, and their size in bytes."""
+        self.check_open()
+        packs = [served for subdirectory in self._subdirectories.values() for served in subdirectory.packs]
+        return sum(map(len, packs)), sum(served.starts[-1] - served.starts[0] for served in packs)
+
     def iterate(self) -> Iterator[tuple[str, str, bytes | None]]:
         """Yield name, path and content of all files: by subdirectory in natural order, then by name.
 

@@ -135,6 +135,14 @@ class VirtualDirectory:
             view = None if data is None else memoryview(data)
         return view
 
+    def decode(self, data: bytes | memoryview) -> Any:
+        """Return the object that the data manager makes of a result of :meth:`read`.
+
+        Raises:
+            CorruptSample: If the data manager cannot decode it.
+        """
+        return self._contents.codec.decode(data)
+
     def exists(self, filename: str) -> bool:
         """Return whether there is a file of this name."""
         return self._contents.find(filename) is not None
@@ -146,6 +154,14 @@ class VirtualDirectory:
     def get_list_of_files(self) -> list[str]:
         """Return the names of all files: by subdirectory in natural order, then in the order of their bytes."""
         return self._contents.list_names()
+
+    def list_by_subdirectory(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the name of each subdirectory and the names of its files, in the order of :meth:`get_list_of_files`."""
+        return self._contents.list_by_subdirectory()
+
+    def measure_packs(self) -> tuple[int, int]:
+        """Return the number of files that packs have, and their size in the packs in bytes."""
+        return self._contents.measure_packs()
 
     def __len__(self) -> int:
         """Return the number of files."""

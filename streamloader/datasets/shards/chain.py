@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from streamloader.datasets.shards.all_shards import ShardSet
 from streamloader.datasets.shards.order import EpochOrder, OrderSettings
+from streamloader.datasets.shards.reader import SHARD_SAMPLES
+from streamloader.datasets.shards.sample_set import SampleKind, SampleSet
 from streamloader.datasets.shards.stages import MapStage, SelectStage, Stage, collate
 from streamloader.distributed import resolve_rank
 
@@ -22,18 +23,20 @@ class ChainSource:
     """One data set with the stages that its samples pass before they are mixed with others.
 
     Attributes:
-        shards: Shards of the data set.
+        shards: Data set.
         stages: Functions that its samples pass.
         settings: Settings of its order. Batch size and rank are those of the chain.
         verify: Whether contents are compared with their checksums.
         prefetch_bytes: Maximum number of bytes that a process fetches in advance.
+        kind: Kind of the data set.
     """
 
-    shards: ShardSet
+    shards: SampleSet
     stages: tuple[Stage, ...]
     settings: OrderSettings
     verify: bool
     prefetch_bytes: int
+    kind: SampleKind = SHARD_SAMPLES
 
 
 @dataclass(frozen=True)

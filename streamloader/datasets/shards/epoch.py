@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from streamloader.datasets.shards.chain import ChainSource, SampleChain
 from streamloader.datasets.shards.lanes import END, LanePlayer, LaneSettings, LaneStream, SkippedSample
-from streamloader.datasets.shards.source import SampleSource
+from streamloader.datasets.shards.sample_set import OpenSamples
 from streamloader.datasets.shards.stages import find_fields
 from streamloader.datasets.shards.state import NO_LANE, PlayedPart, PlayedStep
 from streamloader.datasets.workers import DataLoaderWorker
@@ -132,9 +132,11 @@ class EpochPlayer:
         for source in self._sources:
             source.close()
 
-    def _open(self, source: ChainSource) -> SampleSource:
+    def _open(self, source: ChainSource) -> OpenSamples:
         fields = find_fields([*source.stages, *self._chain.stages])
-        return SampleSource(source.shards, verify=source.verify, prefetch_bytes=source.prefetch_bytes, fields=fields)
+        return source.kind.open(
+            source.shards, verify=source.verify, prefetch_bytes=source.prefetch_bytes, fields=fields
+        )
 
     def _make_player(self, lane: int, positions: Sequence[int]) -> LanePlayer:
         chain = self._chain
@@ -142,6 +144,7 @@ class EpochPlayer:
         streams = [
             LaneStream(
                 source,
+                owner.kind,
                 order,
                 lane,
                 position,

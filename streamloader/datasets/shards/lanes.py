@@ -9,10 +9,9 @@ from typing import Any, Final
 from streamloader.datasets.random_order import draw_words
 from streamloader.datasets.shards.decode import FieldProblem
 from streamloader.datasets.shards.order import EpochOrder
-from streamloader.datasets.shards.reader import LaneReader
-from streamloader.datasets.shards.source import SampleSource
+from streamloader.datasets.shards.sample_set import OpenSamples, SampleBlock, SampleKind
 from streamloader.datasets.shards.stages import DROPPED, LacksField, Stage
-from streamloader.datasets.shards.window import KEY, SampleBlock
+from streamloader.datasets.shards.window import KEY
 from streamloader.errors import CorruptSample, DatasetError, MissingField, StreamloaderError
 
 __all__ = ["END", "LanePlayer", "LaneSettings", "LaneStream", "SkippedSample"]
@@ -60,7 +59,8 @@ class LaneStream:
     """The values of one lane of one data set, in one epoch.
 
     Args:
-        source: Bytes of the samples.
+        source: Samples of the data set.
+        kind: Kind of the data set.
         order: Order of the epoch.
         lane: Number of the lane.
         position: Number of samples of the lane that were played before.
@@ -75,7 +75,8 @@ class LaneStream:
 
     def __init__(
         self,
-        source: SampleSource,
+        source: OpenSamples,
+        kind: SampleKind,
         order: EpochOrder,
         lane: int,
         position: int,
@@ -88,7 +89,7 @@ class LaneStream:
         self._stages = tuple(stages)
         self._skip = skip
         self._skipped = skipped
-        self._reader = LaneReader(source, order.windows(lane, position))
+        self._reader = kind.read_lane(source, order.windows(lane, position))
         self._block: SampleBlock | None = None
         self._offset = 0  # in the block
         self.position = position
@@ -149,7 +150,7 @@ class LaneStream:
             return self._handle(described)
         except Exception as error:
             if isinstance(sample, dict):
-                error.add_note(f"while processing the sample {sample.get(KEY)!r} of {self._source.shards.address}")
+                error.add_note(f"while processing the sample {sample.get(KEY)!r} of {self._source.address}")
             raise
         return value
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Final
 
 from streamloader.datasets.shards.order import ShuffleWindow
+from streamloader.datasets.shards.sample_set import SampleBlock, SampleKind
 from streamloader.datasets.shards.source import SampleSource
-from streamloader.datasets.shards.window import SampleBlock, WindowReader
+from streamloader.datasets.shards.window import WindowReader
 
-__all__ = ["LaneReader"]
+__all__ = ["SHARD_SAMPLES", "LaneReader"]
 
 
 class LaneReader:
@@ -70,3 +72,6 @@ class LaneReader:
                 window.cancel()
         self._planned = self._current = self._next = None
         self._windows = iter(())
+
+
+SHARD_SAMPLES: Final = SampleKind(SampleSource, LaneReader)

@@ -20,6 +20,8 @@ from streamloader.datasets.shards.lanes import SkippedSample
 from streamloader.datasets.shards.make_index import open_shard_set
 from streamloader.datasets.shards.order import OrderSettings, SampleTail
 from streamloader.datasets.shards.quality import ShuffleQuality, measure_epoch
+from streamloader.datasets.shards.reader import SHARD_SAMPLES
+from streamloader.datasets.shards.sample_set import SampleKind, SampleSet
 from streamloader.datasets.shards.stages import (
     DecodeStage,
     MapStage,
@@ -113,22 +115,23 @@ class RemoteDataset(IterableDataset[Any]):
         prefetch_bytes: int = 32 << 20,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ConfigError(f"on_error={on_error!r:.80}: must be 'raise' or 'skip'")
-        if (rank is None) != (world_size is None):
-            raise ConfigError("give both rank= and world_size=, or neither")
         address, options = _find_address(client, bucket, folder, storage_options)
-        settings = OrderSettings(
-            lanes=lanes,
-            shuffle=bool(shuffle),
+        self._start_source(
+            lambda: open_shard_set(address, options),
+            SHARD_SAMPLES,
+            shuffle=shuffle,
             seed=seed,
             buffer_size=buffer_size,
             buffer_bytes=buffer_bytes,
             open_shards=open_shards,
+            lanes=lanes,
             tail=tail,
+            rank=rank,
+            world_size=world_size,
+            on_error=on_error,
+            verify=verify,
+            prefetch_bytes=prefetch_bytes,
         )
-        source = ChainSource(open_shard_set(address, options), (), settings, verify, prefetch_bytes)
-        self._start(SampleChain((source,), rank=rank, world_size=world_size, on_error=on_error))
 
     # --- the chain ---------------------------------------------------------------------------------------------------
 
@@ -437,6 +440,28 @@ class RemoteDataset(IterableDataset[Any]):
         self._chain = cloudpickle.loads(state["_chain"])
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _start_source(
+        self,
+        open_samples: Callable[[], SampleSet],
+        kind: SampleKind,
+        *,
+        stages: tuple[Stage, ...] = (),
+        rank: int | None,
+        world_size: int | None,
+        on_error: OnError,
+        verify: bool = True,
+        prefetch_bytes: int = 0,
+        **settings: Any,
+    ) -> None:
+        """Start with one data set. It is opened once the arguments are checked; `settings` are those of its order."""
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error={on_error!r:.80}: must be 'raise' or 'skip'")
+        if (rank is None) != (world_size is None):
+            raise ConfigError("give both rank= and world_size=, or neither")
+        order = OrderSettings(**settings | {"shuffle": bool(settings["shuffle"])})
+        source = ChainSource(open_samples(), stages, order, verify, prefetch_bytes, kind)
+        self._start(SampleChain((source,), rank=rank, world_size=world_size, on_error=on_error))
 
     def _start(self, chain: SampleChain) -> None:
         self._chain = chain

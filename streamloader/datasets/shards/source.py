@@ -70,6 +70,11 @@ class SampleSource:
         except StreamloaderError as error:
             return error
 
+    @property
+    def address(self) -> str:
+        """Address of the data set, without secrets."""
+        return self.shards.address
+
     def prefetch_tables(self, shards: Iterable[int]) -> None:
         """Start to read what :meth:`find_table` will need, for several shards at once."""
         self.shards.prefetch_tables([shard for shard in shards if shard not in self._failures], self._fields)

@@ -6,17 +6,18 @@ import itertools
 import mmap
 import zlib
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from streamloader.datasets.shards.order import ShuffleWindow
+from streamloader.datasets.shards.sample_set import SampleBlock
 from streamloader.datasets.shards.source import ByteSpan, SampleSource
 from streamloader.datasets.shards.table import ShardTable
 from streamloader.errors import ConfigError, CorruptSample, DatasetError, StreamloaderError
 from streamloader.values import Array
 
-__all__ = ["KEY", "URL", "RawSample", "SampleBlock", "WindowReader"]
+__all__ = ["KEY", "URL", "RawSample", "WindowReader"]
 
 RawSample: TypeAlias = dict[str, Any]
 
@@ -30,22 +31,6 @@ _MAX_REMOTE_GAP_BYTES: Final = 64 << 10  # between two members, transferred to s
 _MAX_SPAN_BYTES: Final = 4 << 20  # beyond which the next member starts another span
 _MAX_ADJACENT_SAMPLES: Final = 8  # between two samples, which the system reads in advance with them
 _NO_PIECE: Final = -1
-
-
-class SampleBlock(NamedTuple):
-    """Successive samples of one lane.
-
-    Attributes:
-        samples: Sample, or the error that occurred instead of it, for each position.
-        shards: Number of the shard of each sample.
-        numbers: Number of each sample within its shard, int32 (samples,).
-        is_whole: Whether there is no error among the samples.
-    """
-
-    samples: list[Any]
-    shards: list[int]
-    numbers: Array
-    is_whole: bool
 
 
 class WindowReader:
