@@ -16,7 +16,7 @@ import anyio.to_thread
 from typing_extensions import override
 
 from streamloader.common import guarded_files
-from streamloader.errors import AccessDenied, ConfigError, NotFound, ObjectChanged, StoreError
+from streamloader.errors import AccessDenied, ConfigError, NotFound, ObjectChanged, StorageFull, StoreError
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.values import ByteRange, ObjectInfo
@@ -209,6 +209,8 @@ def _translate_error(error: OSError, address: str) -> StoreError:
         return NotFound(f"no such file: {address}", address=address)
     if isinstance(error, PermissionError):
         return AccessDenied(f"{address}: {reason}", address=address)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"{address}: {reason}: free space, or raise the quota", address=address, errno=error.errno)
     return StoreError(f"{address}: {reason}", address=address, errno=error.errno)
 
 

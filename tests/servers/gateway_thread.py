@@ -1,4 +1,4 @@
-"""Run an IPFS gateway in a thread, for tests that use several event loops."""
+"""Run a misbehaving server in a thread, for tests that use several event loops, or block."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
-from streamloader.testing.faults.ipfs_gateway import FaultyGateway
+T = TypeVar("T", bound=AbstractAsyncContextManager[Any])
 
 
 @contextlib.contextmanager
-def run_gateway(gateway: FaultyGateway) -> Iterator[FaultyGateway]:
-    """Serve a gateway in a thread until the context ends."""
+def run_gateway(gateway: T) -> Iterator[T]:
+    """Serve a gateway, or another server, in a thread until the context ends."""
     ready, done = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 

@@ -70,10 +70,12 @@ class Seaweed:
         pid: Id of the server process.
     """
 
-    def __init__(self, endpoint: str, filer: str, pid: int) -> None:
-        self.endpoint = endpoint
+    def __init__(self, program: str, ports: dict[str, int], pid: int) -> None:
+        self.endpoint = f"http://127.0.0.1:{ports['s3.port']}"
         self.pid = pid
-        self._filer = filer
+        self._program = program
+        self._ports = ports
+        self._filer = f"http://127.0.0.1:{ports['filer.port']}"
         self._bucket_count = 0
 
     def bucket(self, name: str | None = None) -> str:
@@ -94,6 +96,31 @@ class Seaweed:
     def options(self, keys: Keys = FULL) -> dict[str, Any]:
         """Return the options for `open_store("s3://...", **options)`."""
         return {"endpoint_url": self.endpoint, "region": "us-east-1", **keys.options()}
+
+    def set_quota(self, bucket: str, mebibytes: int | None) -> None:
+        """Limit the size of a bucket that is larger already, or remove its limit, and wait until that has an effect.
+
+        A bucket beyond its limit refuses writes.
+        """
+        change = "-op=remove" if mebibytes is None else f"-op=set -sizeMB={mebibytes}"
+        effect = "cleared read-only" if mebibytes is None else "to read only"
+        deadline = time.monotonic() + SECONDS
+        text = self._run_shell(f"s3.bucket.quota -name={bucket} {change}", "s3.bucket.quota.enforce -apply")
+        while effect not in text:  # the server measures the sizes of buckets every few seconds
+            assert time.monotonic() < deadline, text
+            time.sleep(0.2)
+            text = self._run_shell("s3.bucket.quota.enforce -apply")
+
+    def _run_shell(self, *commands: str) -> str:
+        servers = [
+            f"-{name}=127.0.0.1:{self._ports[f'{name}.port']}.{self._ports[f'{name}.port.grpc']}"
+            for name in ("master", "filer")
+        ]
+        done = subprocess.run(
+            [self._program, "shell", *servers], input="\n".join(["lock", *commands, "unlock", "exit\n"]),
+            capture_output=True, text=True, timeout=SECONDS, check=True,
+        )  # fmt: skip
+        return f"{done.stdout}{done.stderr}"
 
     def direct(self, bucket: str, keys: Keys = FULL) -> obstore.store.S3Store:
         """Return a store of obstore, for inspecting the server and for creating many objects."""
@@ -137,9 +164,7 @@ def seaweed() -> Iterator[Seaweed]:
             ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
             process = _start(program, folder / str(attempt), ports)
             try:
-                server = Seaweed(
-                    f"http://127.0.0.1:{ports['s3.port']}", f"http://127.0.0.1:{ports['filer.port']}", process.pid
-                )
+                server = Seaweed(program, ports, process.pid)
                 if not _ready(server, process):
                     continue
                 yield server

@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path):
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
     try:
         store = PrefixStore(LocalStore("file://"), str(disk))
-        with pytest.raises(sl.StoreError, match="No space left") as caught:
+        with pytest.raises(sl.StorageFull, match=r"No space left.*free space, or raise the quota") as caught:
             play(lambda: store.write("a", BIG))
         assert caught.value.address == f"{disk}/a"
         assert os.listdir(disk) == []

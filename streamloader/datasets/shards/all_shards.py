@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from streamloader.common.lru import LruCache
+from streamloader.datasets.shards.claim import CLAIM_NAME, is_claimed
 from streamloader.datasets.shards.index import INDEX_SUFFIX, ShardIndex, digest_index
 from streamloader.datasets.shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardInfo
 from streamloader.datasets.shards.naming import SHARD_SUFFIXES
@@ -329,21 +330,27 @@ def open_folder(
         try:
             data = handle.call(read_limited(handle.store, path, MAX_MANIFEST_BYTES))
         except (NotFound, NotADirectoryError):
+            is_unfinished = handle.call(is_claimed(handle.store, f"{path.removesuffix(MANIFEST_NAME)}{CLAIM_NAME}"))
+            if is_unfinished and not allow_incomplete:
+                raise _make_incomplete_error(address) from None
             names = list_folder(handle, address)
-            shown = redact_address(address)
             indexes = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
             if indexes and not allow_incomplete and not _is_from_scan(handle, join_address(address, indexes[0])):
-                raise DatasetIncomplete(
-                    f"{shown} has shards, but no {MANIFEST_NAME}: it is still being written, or its writer was "
-                    "interrupted; the same call of the writer completes it. To read what is there, pass "
-                    f"allow_incomplete=True, or name the shards: {join_address(shown, '*.tar')}",
-                    address=shown,
-                    dataset=shown,
-                ) from None
+                raise _make_incomplete_error(address) from None
             return None
     manifest = Manifest.parse(data, redact_address(manifest_address))
     addresses = _FolderAddresses(address, manifest.shards)
     return ShardSet(address, addresses, manifest.shards, storage_options)
+
+
+def _make_incomplete_error(address: str) -> DatasetIncomplete:
+    shown = redact_address(address)
+    return DatasetIncomplete(
+        f"{shown} has no {MANIFEST_NAME} yet: it is still being written, or its writer was interrupted. The same call "
+        f"of the writer completes it. To read the shards that are there, name them: {join_address(shown, '*.tar')}",
+        address=shown,
+        dataset=shown,
+    )
 
 
 def list_shards(addresses: Sequence[str], storage_options: Mapping[str, Any] | None) -> list[SourceFile]:

@@ -14,7 +14,7 @@ from streamloader.datasets.shards.decode import IMAGE_FIELDS
 from streamloader.datasets.shards.naming import check_field
 from streamloader.errors import ConfigError, MissingDependency
 
-__all__ = ["encode_image", "encode_sample", "guess_image_field"]
+__all__ = ["encode_image", "encode_sample", "guess_image_field", "to_array"]
 
 _FORMATS: Final = {
     "jpg": "JPEG",
@@ -75,8 +75,8 @@ def encode_image(value: Any, field: str) -> bytes:
         from PIL import Image
     except ImportError as error:
         raise MissingDependency("writing images needs Pillow: pip install streamloader[images]") from error
-    if hasattr(value, "numpy") and not isinstance(value, Image.Image):
-        value = value.numpy()
+    if not isinstance(value, Image.Image):
+        value = to_array(value)
     if isinstance(value, np.ndarray):
         if value.dtype != np.uint8:
             raise TypeError(f"images are uint8 arrays, got {value.dtype}")
@@ -125,8 +125,17 @@ def _encode(field: str, value: Any) -> bytes:
     raise TypeError("it takes bytes or a string")
 
 
+def to_array(value: Any) -> Any:
+    """Return a tensor as an array, without its gradient, from any device. Other values are returned unchanged."""
+    if not hasattr(value, "numpy"):
+        return value
+    return value.numpy(force=True) if hasattr(value, "detach") else value.numpy()
+
+
 def _encode_array(value: Any) -> bytes:
-    array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+    if isinstance(value, str):
+        raise TypeError("it takes an array, a tensor or bytes; 'txt' takes strings")
+    array = np.asarray(to_array(value))
     if array.dtype.hasobject:
         raise TypeError("arrays of objects would need pickle")
     file = io.BytesIO()

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from streamloader.datasets.shards.encode import encode_image, encode_sample, guess_image_field
+from streamloader.datasets.shards.encode import encode_image, encode_sample, guess_image_field, to_array
 from streamloader.errors import ConfigError
 
 __all__ = ["EncodedSamples", "Members"]
@@ -47,11 +47,14 @@ class EncodedSamples:
                 members = [(self.image_format, encode_image(image, self.image_format))]
             except (TypeError, ValueError, OSError, RuntimeError) as error:
                 raise ConfigError(f"the image of sample {number} cannot be written: {error}") from error
-        return members + encode_sample(str(number), {_label_field(label): _as_plain(label)})
+        try:
+            label = _to_plain(label)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"the label of sample {number} cannot be written: {error}") from error
+        return members + encode_sample(str(number), {_find_label_field(label): label})
 
 
-def _label_field(label: Any) -> str:
-    label = _as_plain(label)
+def _find_label_field(label: Any) -> str:
     if isinstance(label, int) and not isinstance(label, bool):
         return "cls"
     if isinstance(label, str):
@@ -59,10 +62,9 @@ def _label_field(label: Any) -> str:
     return "npy" if isinstance(label, np.ndarray) else "json"
 
 
-def _as_plain(label: Any) -> Any:
+def _to_plain(label: Any) -> Any:
     """Return a label as a plain value: scalars of NumPy and torch as numbers, tensors as arrays."""
-    if hasattr(label, "numpy"):
-        label = label.numpy()
+    label = to_array(label)
     if isinstance(label, np.generic) or (isinstance(label, np.ndarray) and not label.ndim):
         return label.item()
     return label

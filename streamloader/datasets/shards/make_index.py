@@ -32,6 +32,7 @@ from streamloader.datasets.shards.all_shards import (
     read_limited,
     resolve_address,
 )
+from streamloader.datasets.shards.claim import CLAIM_NAME
 from streamloader.datasets.shards.index import INDEX_SUFFIX, IndexBuilder, ShardIndex, digest_index, is_index
 from streamloader.datasets.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from streamloader.datasets.shards.naming import SHARD_SUFFIXES, split_member_name
@@ -41,6 +42,7 @@ from streamloader.errors import (
     CorruptContainer,
     CorruptShard,
     DatasetError,
+    DatasetIncomplete,
     NotFound,
     NotSupported,
 )
@@ -121,6 +123,7 @@ def index_shards(address: Address, storage_options: Mapping[str, Any] | None = N
     Raises:
         ConfigError: If `address` is not that of a folder, or if the name of a shard is not allowed in a manifest.
         DatasetNotFound: If there are no shards in it.
+        DatasetIncomplete: If the writer of the data set has not finished.
         CorruptShard: If a shard cannot be indexed.
         NotSupported: If the store is read-only.
         StoreError: If the store fails otherwise.
@@ -161,6 +164,13 @@ def _list_folder(
                 address=folder,
             )
         found = list_folder(handle, folder)
+        if writes and CLAIM_NAME in found and MANIFEST_NAME not in found:
+            raise DatasetIncomplete(
+                f"{redact_address(folder)} has a part of a data set, because its writer is running or was interrupted: "
+                f"the same call of the writer completes it. To keep that part as it is, delete {CLAIM_NAME}",
+                address=folder,
+                dataset=redact_address(folder),
+            )
         settings: Mapping[str, Any] = {"writer": INDEXED_BY}
         if writes and MANIFEST_NAME in found:
             with contextlib.suppress(DatasetError):  # a damaged one is replaced

@@ -11,16 +11,45 @@ from streamloader.datasets.shards.index import IndexBuilder, ShardIndex
 from streamloader.datasets.shards.naming import join_member_name
 from streamloader.errors import ConfigError, MissingDependency
 
-__all__ = ["COMPRESSION_SUFFIXES", "TarStream"]
+__all__ = ["COMPRESSION_SUFFIXES", "TarSample", "TarStream"]
 
 COMPRESSION_SUFFIXES: Final = {None: ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
 
 _BLOCK_BYTES: Final = 512
+_END_BYTES: Final = 2 * _BLOCK_BYTES
 _RECORD_BYTES: Final = 10_240  # a tar file ends at a multiple of that, as tar writes it
 _PIECE_BYTES: Final = 1 << 20
 _FILE_MODE: Final = 0o644
 _GZIP_LEVEL: Final = 6
 _GZIP_WINDOW_BITS: Final = 31
+
+
+class TarSample:
+    """A sample as members of a tar file.
+
+    Args:
+        key: Key of the sample.
+        members: Field and content of each member.
+
+    Attributes:
+        key: Key of the sample.
+        members: Field, headers and content of each member.
+        size: Size in the tar file in bytes, with headers and padding.
+    """
+
+    def __init__(self, key: str, members: list[tuple[str, bytes]]) -> None:
+        self.key = key
+        self.members = [(field, _make_header(key, field, len(content)), content) for field, content in members]
+        self.size = sum(
+            len(header) + len(content) + -len(content) % _BLOCK_BYTES for _, header, content in self.members
+        )
+
+
+def _make_header(key: str, field: str, size: int) -> bytes:
+    info = tarfile.TarInfo(join_member_name(key, field))
+    info.size = size
+    info.mode = _FILE_MODE
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 class TarStream:
@@ -55,14 +84,16 @@ class TarStream:
         """Number of samples so far."""
         return len(self._builder)
 
-    def add(self, key: str, members: list[tuple[str, bytes]]) -> list[bytes]:
+    def compute_size(self, sample: TarSample) -> int:
+        """Return the size that the tar file would have with one more sample as its last one."""
+        size = self.data_size + sample.size + _END_BYTES
+        return size + -size % _RECORD_BYTES
+
+    def add(self, sample: TarSample) -> list[bytes]:
         """Add a sample. Return the pieces of the file that are complete."""
-        for field, content in members:
-            info = tarfile.TarInfo(join_member_name(key, field))
-            info.size = len(content)
-            info.mode = _FILE_MODE
-            self._append(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
-            self._builder.add(key, field, self.data_size, len(content), zlib.crc32(content))
+        for field, header, content in sample.members:
+            self._append(header)
+            self._builder.add(sample.key, field, self.data_size, len(content), zlib.crc32(content))
             self._append(content)
             self._append(bytes(-len(content) % _BLOCK_BYTES))
         return self._take_pieces(_PIECE_BYTES)
@@ -73,7 +104,7 @@ class TarStream:
         Args:
             settings: Settings of the writer, for the index.
         """
-        self._append(bytes(2 * _BLOCK_BYTES))
+        self._append(bytes(_END_BYTES))
         self._append(bytes(-self.data_size % _RECORD_BYTES))
         pieces = self._take_pieces(1)
         index = self._builder.build(

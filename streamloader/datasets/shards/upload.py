@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -12,6 +13,7 @@ from streamloader.common.count_display import open_count_display
 from streamloader.datasets.random_order import permute
 from streamloader.datasets.shards.client import S3Client
 from streamloader.datasets.shards.labelled_samples import EncodedSamples, Members
+from streamloader.datasets.shards.unique_keys import make_default_key
 from streamloader.datasets.shards.writer import ShardWriter
 from streamloader.errors import ConfigError
 
@@ -19,6 +21,7 @@ __all__ = ["upload_cv_dataset"]
 
 _PURPOSE: Final = 16  # of random words: the order in which a data set is written
 _IMAGE_FORMATS: Final = ("png", "jpg", "webp")
+_IDENTIFYING_SAMPLES: Final = 4
 _PREFETCH_FACTOR: Final = 16  # samples that each process encodes in advance
 
 
@@ -39,6 +42,7 @@ def upload_cv_dataset(
     engine: Literal["processes", "ray"] = "processes",
     ray_address: str | None = None,
     overwrite: bool = False,
+    dataset_id: str | None = None,
     progress: bool = True,
     storage_options: Mapping[str, Any] | None = None,
 ) -> int:
@@ -68,7 +72,10 @@ def upload_cv_dataset(
         compression: "gzip" or "zstd", see :class:`ShardWriter`. Defaults to None.
         engine: "processes" of this machine, or the tasks of a "ray" cluster.
         ray_address: Address of the Ray cluster. Defaults to that of the environment, or the cluster of this machine.
-        overwrite: Whether a data set that is there already is replaced. Defaults to False.
+        overwrite: Whether a data set that is there already, or a part of one, is replaced. Defaults to False.
+        dataset_id: Text that identifies the data set, so that an upload is never continued with another one. Defaults
+            to a digest of four of its samples, which are loaded at the beginning of each call. Needed if the samples
+            differ from call to call, as with random augmentation.
         progress: Whether to show a progress bar on a terminal. Defaults to True.
         storage_options: Options of the store, see :func:`streamloader.stores.open_store`.
 
@@ -77,14 +84,22 @@ def upload_cv_dataset(
 
     Raises:
         ConfigError: If an argument is invalid, or a sample is not (image, label).
-        DatasetExists: If there is another data set in the folder, or one that was written with other settings.
+        DatasetExists: If there is another data set in the folder, or one that was written with other settings, or if
+            another writer has started there.
+        StorageFull: If the disk or the bucket is full. The same call goes on.
         StoreError: If the store denies access or fails otherwise. The same call goes on.
     """
     folder, options = _find_folder(client, bucket, base_folder, address, storage_options)
     if image_format not in _IMAGE_FORMATS or engine not in ("processes", "ray"):
         raise ConfigError(f"image_format must be one of {_IMAGE_FORMATS}, and engine 'processes' or 'ray'")
     total = len(ds)
-    settings = {"samples": total, "seed": seed if shuffle else None, "image_format": image_format}
+    encodable = EncodedSamples(ds, image_format)
+    settings = {
+        "samples": total,
+        "seed": seed if shuffle else None,
+        "image_format": image_format,
+        "dataset_id": _identify(encodable, workers, engine) if dataset_id is None else dataset_id,
+    }
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
             ShardWriter(
@@ -102,12 +117,10 @@ def upload_cv_dataset(
         order = permute(total, seed=seed, epoch=0, purpose=_PURPOSE) if shuffle else np.arange(total)
         numbers = order[writer.samples_written :].tolist()
         encoded = _encode_with_ray if engine == "ray" else _encode_in_processes
-        samples = stack.enter_context(
-            contextlib.closing(encoded(EncodedSamples(ds, image_format), numbers, workers, ray_address))
-        )
+        samples = stack.enter_context(contextlib.closing(encoded(encodable, numbers, workers, ray_address)))
         show = stack.enter_context(open_count_display("uploading samples")) if progress else None
         for members in samples:
-            writer.write_encoded(f"{writer.samples_written:09}", members)
+            writer.write_encoded(make_default_key(writer.samples_written), members)
             if show is not None:
                 show(writer.samples_written, total)
     return total
@@ -129,10 +142,32 @@ def _find_folder(
     return client.address(bucket, base_folder or ""), {**client.storage_options, **(storage_options or {})}
 
 
+def _identify(samples: EncodedSamples, workers: int, engine: str) -> str:
+    """Return a digest of the first sample, the last one, and two between them.
+
+    With `workers`, another process loads them: a data set that opens its files with the first sample would otherwise
+    share them with all processes that are forked later.
+    """
+    total = len(samples)
+    numbers = sorted({part * (total - 1) // (_IDENTIFYING_SAMPLES - 1) for part in range(_IDENTIFYING_SAMPLES)})
+    digest = hashlib.blake2b(digest_size=16)
+    with contextlib.closing(
+        _encode_in_processes(samples, numbers if total else [], int(workers > 0 or engine == "ray"), None)
+    ) as encoded:
+        for members in encoded:
+            for field, content in members:
+                digest.update(f"{field}\0{len(content)}\0".encode())
+                digest.update(content)
+    return f"samples-{digest.hexdigest()}"
+
+
 def _encode_in_processes(
     samples: EncodedSamples, numbers: Sequence[int], workers: int, _ray_address: str | None
 ) -> Generator[Members, None, None]:
     """Yield encoded samples in the order of `numbers`."""
+    if not workers:
+        yield from (samples[number] for number in numbers)
+        return
     from torch.utils.data import DataLoader
 
     loader: DataLoader[Any] = DataLoader(
@@ -141,7 +176,7 @@ def _encode_in_processes(
         sampler=numbers,
         num_workers=workers,
         collate_fn=_as_given,
-        prefetch_factor=_PREFETCH_FACTOR if workers else None,
+        prefetch_factor=_PREFETCH_FACTOR,
     )
     yield from loader
 

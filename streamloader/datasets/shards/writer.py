@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import contextlib
 import json
-import re
-from collections.abc import AsyncIterator, Mapping
+import logging
+import os
+import weakref
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
-from streamloader.common.gather import gather_bounded
 from streamloader.datasets.shards.all_shards import join_address
 from streamloader.datasets.shards.encode import encode_sample
-from streamloader.datasets.shards.index import INDEX_SUFFIX, ShardIndex, digest_index
-from streamloader.datasets.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
-from streamloader.datasets.shards.naming import SHARD_SUFFIXES, check_key
-from streamloader.datasets.shards.tar_stream import COMPRESSION_SUFFIXES, TarStream
-from streamloader.errors import ClosedError, ConfigError, DatasetError, DatasetExists, NotFound
+from streamloader.datasets.shards.manifest import MANIFEST_NAME, ShardInfo
+from streamloader.datasets.shards.naming import check_key
+from streamloader.datasets.shards.pending_shard import PendingShard
+from streamloader.datasets.shards.tar_stream import COMPRESSION_SUFFIXES, TarSample, TarStream
+from streamloader.datasets.shards.unique_keys import make_default_key
+from streamloader.datasets.shards.writer_folder import FIRST_SAMPLE, WriterFolder, advise_on_failure, make_shard_name
+from streamloader.errors import ClosedError, ConfigError, DatasetExists
 from streamloader.redaction import redact_address
-from streamloader.stores.base import Store
-from streamloader.stores.io_thread import SharedStore, open_shared_store
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import select_options
 
 __all__ = ["ShardWriter"]
 
-_MAX_QUEUED_PIECES: Final = 4  # of about 1 MiB
 _MAX_UPLOADS: Final = 2  # of shards at a time
-_MAX_REQUESTS: Final = 32
-_KEY_DIGITS: Final = 9
 _MAX_LIMIT: Final = 1 << 62  # for "no limit"
-_OWN_NAME: Final = re.compile(r"[0-9]{5,}\.tar(?:\.gz|\.zst)?")
+_RESERVED: Final = ("maxsize", "maxcount", "compression", FIRST_SAMPLE, "writer")  # "writer" says who has made an index
+_log: Final = logging.getLogger("streamloader")
 
 
 class ShardWriter:
@@ -47,15 +44,20 @@ class ShardWriter:
     after its index; the manifest comes last, so that readers never take a part for the whole (DatasetIncomplete).
 
     A writer that was interrupted is continued by the same call: complete shards are kept, and `samples_written` says
-    how many samples they contain. Pass the samples from there on, in the same order.
+    how many samples they contain. Pass the samples from there on, in the same order. An entry of `settings` that
+    identifies them, such as a name with a version, has other samples refused.
+
+    One writer at a time may write into a folder. If another one starts, the earlier one stops with an error before it
+    makes anything visible: it cannot be distinguished from one that was killed.
 
     Args:
         address: Address of the folder. It has no other shards.
-        maxsize: Maximum size of a shard in bytes, before compression. A larger sample gets a shard of its own.
+        maxsize: Maximum size of a shard in bytes, with tar's headers and padding, before compression. A larger sample
+            gets a shard of its own.
         maxcount: Maximum number of samples of a shard.
         compression: "gzip" or "zstd" for ``.tar.gz`` or ``.tar.zst``. Defaults to None. Images do not get smaller.
         settings: Plain JSON that is written into the manifest, and that a continued writer has to have as well.
-        overwrite: Whether a data set that is there already is replaced. Defaults to False.
+        overwrite: Whether a data set that is there already, or a part of one, is replaced. Defaults to False.
         storage_options: Options of the store, see :func:`streamloader.stores.open_store`.
 
     Attributes:
@@ -64,7 +66,7 @@ class ShardWriter:
 
     Raises:
         DatasetExists: If there is another data set in the folder, or one that was written with other settings.
-        ConfigError: If an argument is invalid.
+        ConfigError: If an argument is invalid, or `settings` are no plain JSON.
         StoreError: If the store denies access or fails otherwise.
     """
 
@@ -88,24 +90,28 @@ class ShardWriter:
         self._compression = compression
         self._limits = tuple(int(min(limit, _MAX_LIMIT)) for limit in (maxsize, maxcount))
         own = {"maxsize": self._limits[0], "maxcount": self._limits[1], "compression": compression}
-        self._settings: dict[str, Any] = json.loads(json.dumps({**own, **(settings or {})}))
+        self._settings = {**own, **_copy_settings(settings)}
         self._handle, manifest_path = open_shared_store(
             join_address(address, MANIFEST_NAME), select_options(address, storage_options)
         )
-        self._folder = manifest_path.removesuffix(MANIFEST_NAME)
-        self._shards: list[ShardInfo] = []
-        self._uploads: list[_Upload] = []
-        self._current: _Upload | None = None
-        self._keys: set[str] = set()  # of the current shard
-        self._stale: set[str] = set()
+        self._path = manifest_path.removesuffix(MANIFEST_NAME)
+        self._folder = WriterFolder(self._handle.store, self._path, self.address, self._suffix, self._settings)
+        self._pid = os.getpid()
         self._state = "open"
-        self.is_complete = False
         try:
-            self._handle.call(self._open(self._handle.store, overwrite=overwrite))
+            with advise_on_failure(self.address):
+                self._handle.call(self._folder.open(overwrite=overwrite))
         except BaseException:
             self._handle.close()
             raise
+        self.is_complete = self._folder.is_complete
+        self._shards: list[ShardInfo] = list(self._folder.shards)
+        self._pending: list[PendingShard] = []
+        self._current: PendingShard | None = None  # the last one of them
         self.samples_written = sum(info.samples for info in self._shards)
+        self._finalizer = weakref.finalize(self, _abandon, self.address, self._pending, self._pid)
+        if self.is_complete:
+            self._finalizer.detach()
 
     def write(self, sample: Mapping[str, Any]) -> None:
         """Write a sample: see :func:`streamloader.datasets.shards.encode.encode_sample` for its fields.
@@ -114,66 +120,86 @@ class ShardWriter:
             sample: Fields of the sample. ``"__key__"`` is its key; defaults to its number.
 
         Raises:
-            ConfigError: If the key or a field is invalid, or the shard has the key already. Nothing is written then,
-                and the writer goes on.
-            StoreError: If an upload has failed.
+            ConfigError: If the key or a field is invalid, or another sample has the key already. Nothing is written
+                then, and the writer goes on.
+            DatasetExists: If another writer has started in the same folder.
+            StorageFull: If the disk or the bucket is full.
+            StoreError: If an upload has failed otherwise.
+            ClosedError: If the writer was closed, or was inherited from the parent process.
         """
-        key = check_key(sample.get("__key__", f"{self.samples_written:0{_KEY_DIGITS}}"))
+        key = check_key(sample.get("__key__", make_default_key(self.samples_written)))
         self.write_encoded(key, encode_sample(key, sample))
 
     def write_encoded(self, key: str, members: list[tuple[str, bytes]]) -> None:
         """Write a sample whose fields are encoded already. Errors are those of :meth:`write`."""
         self._check_open()
-        if key in self._keys:
-            raise ConfigError(f"the key {key!r} occurs twice in a shard of {self.address}")
+        if self._folder.keys.find(key, self.samples_written):
+            raise ConfigError(f"the key {key!r} occurs twice in {self.address}: each sample needs its own")
+        sample = TarSample(key, members)
         try:
-            self._append(key, members)
+            with advise_on_failure(self.address):
+                self._append(sample)
         except BaseException:  # pieces of the shard may be missing
             self.abort()
             raise
+        self._folder.keys.add(key, self.samples_written)
         self.samples_written += 1
 
-    def _append(self, key: str, members: list[tuple[str, bytes]]) -> None:
+    def _append(self, sample: TarSample) -> None:
         max_size, max_count = self._limits
-        size = sum(len(content) for _, content in members)
-        upload = self._current
-        if upload is not None and (upload.tar.samples >= max_count or upload.tar.data_size + size > max_size):
-            self._finish_shard(upload)
-            upload = None
-        if upload is None:
-            upload = self._current = self._start_shard()
-        self._keys.add(key)
-        for piece in upload.tar.add(key, members):
-            upload.put(piece)
+        for upload in self._pending:
+            upload.check()
+        current = self._current
+        if current is not None and (current.tar.samples >= max_count or current.tar.compute_size(sample) > max_size):
+            self._finish_shard(current)
+            current = None
+        if current is None:
+            current = self._start_shard()
+        for piece in current.tar.add(sample):
+            current.put(piece)
 
     def close(self) -> None:
         """Complete the data set: finish the last shard and write the manifest. Calling it twice is allowed.
 
         Raises:
-            StoreError: If an upload fails. The same call of the writer goes on.
+            DatasetExists: If another writer has started in the same folder.
+            DatasetError: If shards were deleted or replaced while the data set was written.
+            StorageFull: If the disk or the bucket is full.
+            StoreError: If an upload fails otherwise. The same call of the writer goes on.
+            ClosedError: If the writer was inherited from the parent process.
         """
         if self._state != "open":
             return
+        self._check_process()
         try:
             if not self.is_complete:
-                if self._current is not None:
-                    self._finish_shard(self._current)
-                self._shards += [upload.wait() for upload in self._uploads]
-                self._uploads = []
-                self._handle.call(self._write_manifest(self._handle.store))
+                with advise_on_failure(self.address):
+                    self._complete()
         except BaseException:
             self.abort()
             raise
-        self._state = "closed"
-        self._handle.close()
+        self._end("closed")
+
+    def _complete(self) -> None:
+        if self._current is not None:
+            self._finish_shard(self._current)
+        while self._pending:
+            self._wait_for_first()
+        self._handle.call(self._folder.complete(self._shards))
 
     def abort(self) -> None:
         """Stop writing. Shards that are complete stay, and a new writer continues behind them."""
-        if self._state == "open":
-            self._state = "aborted"
-            for upload in [*self._uploads, *([self._current] if self._current else [])]:
-                upload.abort()
-            self._handle.close()
+        if self._state == "open" and self._pid == os.getpid():
+            try:
+                for upload in self._pending:
+                    upload.abort()
+            finally:
+                self._end("aborted")
+
+    def _end(self, state: str) -> None:
+        self._state = state
+        self._finalizer.detach()
+        self._handle.close()
 
     def __enter__(self) -> Self:
         return self
@@ -191,6 +217,7 @@ class ShardWriter:
     def _check_open(self) -> None:
         if self._state != "open":
             raise ClosedError(f"the writer of {self.address} is {self._state}", address=self.address)
+        self._check_process()
         if self.is_complete:
             raise DatasetExists(
                 f"the data set {self.address} is complete, with {self.samples_written} samples: pass overwrite=True to "
@@ -199,195 +226,61 @@ class ShardWriter:
                 dataset=self.address,
             )
 
-    def _start_shard(self) -> _Upload:
-        number = len(self._shards) + len(self._uploads)
-        name = f"{number:05}{self._suffix}"
-        self._keys = set()
-        upload = _Upload(TarStream(name, self._compression), self._handle)
-        upload.start(f"{self._folder}{name}")
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ClosedError(
+                f"the writer of {self.address} belongs to the parent process: write there, or into another folder",
+                address=self.address,
+            )
+
+    def _start_shard(self) -> PendingShard:
+        name = make_shard_name(len(self._shards) + len(self._pending), self._suffix)
+        upload = PendingShard(TarStream(name, self._compression), self._handle, self._folder.claim)
+        upload.start(f"{self._path}{name}")
+        self._pending.append(upload)
+        self._current = upload
         return upload
 
-    def _finish_shard(self, upload: _Upload) -> None:
-        pieces, index = upload.tar.finish({**self._settings, "first_sample": self._count_samples()})
+    def _finish_shard(self, upload: PendingShard) -> None:
+        first_sample = self._count_samples() - upload.tar.samples
+        pieces, index = upload.tar.finish({**self._settings, FIRST_SAMPLE: first_sample})
         self._current = None
-        self._uploads.append(upload)
         for piece in pieces:
             upload.put(piece)
         upload.put(index)
-        while len(self._uploads) >= _MAX_UPLOADS:
-            self._shards.append(self._uploads[0].wait())
-            del self._uploads[0]
+        while len(self._pending) >= _MAX_UPLOADS:
+            self._wait_for_first()
+
+    def _wait_for_first(self) -> None:
+        self._shards.append(self._pending[0].wait())
+        del self._pending[0]
 
     def _count_samples(self) -> int:
-        return sum(info.samples for info in self._shards) + sum(upload.tar.samples for upload in self._uploads)
-
-    async def _write_manifest(self, store: Store) -> None:
-        await store.write(f"{self._folder}{MANIFEST_NAME}", Manifest(self._shards, self._settings).pack())
-
-    # --- what is there already ---------------------------------------------------------------------------------------
-
-    async def _open(self, store: Store, *, overwrite: bool) -> None:
-        """Find out what is in the folder."""
-        manifest_path = f"{self._folder}{MANIFEST_NAME}"
-        try:
-            data = await store.read(manifest_path)
-        except NotFound:
-            data = None
-        if data is not None:
-            if not overwrite:
-                manifest = Manifest.parse(data, f"{self.address}/{MANIFEST_NAME}")
-                self._compare(manifest.settings)
-                self._shards = list(manifest.shards)
-                self.is_complete = True
-                return
-            await store.delete(manifest_path)
-        sizes = {}
-        async with contextlib.aclosing(store.list(self._folder.rstrip("/"), recursive=False)) as entries:
-            async for info in entries:
-                sizes[info.path.removeprefix(self._folder)] = info.size
-        shards = {name for name in sizes if name.endswith(SHARD_SUFFIXES)}
-        foreign = [name for name in shards if f"{name}{INDEX_SUFFIX}" not in sizes or not _OWN_NAME.fullmatch(name)]
-        if foreign and not overwrite:
-            # An index is written before its shard, so these are of another writer.
-            raise DatasetExists(
-                f"{self.address} has shards of another writer, such as {min(foreign)!r:.200}: choose an empty "
-                "folder, or pass overwrite=True",
-                address=self.address,
-                dataset=self.address,
-            )
-        self._stale = {name for name in shards if _OWN_NAME.fullmatch(name)}
-        if overwrite:
-            await self._delete_stale(store)
-            return
-        self._shards = await self._find_complete(store, sizes)
-        await self._delete_stale(store)
-
-    async def _find_complete(self, store: Store, sizes: Mapping[str, int | None]) -> list[ShardInfo]:
-        """Return the complete shards of an interrupted writer: all before the first one that is missing."""
-        others = [
-            name
-            for name in self._stale
-            if not name.endswith(self._suffix) or name.count(".") != self._suffix.count(".")
-        ]
-        if others:
-            raise DatasetExists(
-                f"{self.address} has shards that were written with another compression, such as {min(others)}: "
-                "pass overwrite=True to replace them",
-                address=self.address,
-                dataset=self.address,
-            )
-        names: list[str] = []
-        while (name := f"{len(names):05}{self._suffix}") in sizes:
-            names.append(name)
-        reads = (store.read(f"{self._folder}{name}{INDEX_SUFFIX}") for name in names)
-        files = await gather_bounded(reads, limit=_MAX_REQUESTS)
-        complete: list[ShardInfo] = []
-        for name, data in zip(names, files, strict=True):
-            try:
-                index = ShardIndex.parse(data, f"{self.address}/{name}{INDEX_SUFFIX}")
-            except DatasetError:
-                break
-            settings = dict(index.settings)
-            if settings.pop("first_sample", None) != sum(info.samples for info in complete):
-                break
-            self._compare(settings)
-            if index.size != sizes[name]:
-                break
-            complete.append(ShardInfo(name, len(index), index.size, index.data_size, digest_index(data)))
-        return complete
-
-    async def _delete_stale(self, store: Store) -> None:
-        """Delete shards that are written again. An index without a shard is never taken for one of another writer."""
-        for name in sorted(self._stale - {info.name for info in self._shards}):
-            await store.delete(f"{self._folder}{name}")
-            await store.delete(f"{self._folder}{name}{INDEX_SUFFIX}")
-
-    def _compare(self, settings: Mapping[str, Any]) -> None:
-        different = [
-            name for name in sorted({*settings, *self._settings}) if settings.get(name) != self._settings.get(name)
-        ]
-        if different:
-            shown = ", ".join(
-                f"{name}={settings.get(name)!r:.60} there and {self._settings.get(name)!r:.60} here"
-                for name in different
-            )
-            raise DatasetExists(
-                f"{self.address} has a data set that was written with other settings: {shown}. Use the same ones to "
-                "continue it, or pass overwrite=True to replace it",
-                address=self.address,
-                dataset=self.address,
-            )
+        return sum(info.samples for info in self._shards) + sum(upload.tar.samples for upload in self._pending)
 
 
-class _Upload:
-    """The upload of one shard, which is being filled.
+def _copy_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return settings as the JSON that a reader gets.
 
-    Args:
-        tar: Content of the shard.
-        handle: Store of the shard.
-
-    Attributes:
-        tar: Content of the shard.
-        future: Upload on the I/O thread.
+    Raises:
+        ConfigError: If they are no plain JSON, or have a name that the writer needs.
     """
-
-    future: concurrent.futures.Future[ShardInfo]
-
-    def __init__(self, tar: TarStream, handle: SharedStore) -> None:
-        self.tar = tar
-        self._handle = handle
-        self._pieces: asyncio.Queue[bytes | ShardIndex] = asyncio.Queue(_MAX_QUEUED_PIECES)
-        self._task: asyncio.Task[Any] | None = None
-        self._is_aborted = False
-
-    def start(self, path: str) -> None:
-        """Start to upload what is passed on."""
-        self.future = self._handle.submit(self._run(self._handle.store, path))
-
-    def put(self, item: bytes | ShardIndex) -> None:
-        """Wait for room, and pass on a piece, or the index after the last one. Raise what made the upload fail."""
-        putting = self._handle.submit(self._pieces.put(item))
-        pending: list[concurrent.futures.Future[Any]] = [putting, self.future]
-        try:
-            concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
-        finally:
-            if not putting.done():
-                putting.cancel()
-        if self.future.done():
-            self.future.result()
-
-    def wait(self) -> ShardInfo:
-        """Wait until the shard is visible. Raise what made the upload fail."""
-        return self.future.result()
-
-    def abort(self) -> None:
-        """Abort the upload, and wait for that."""
-        if not self.future.done():
-            self._handle.call(self._cancel())
-
-    async def _run(self, store: Store, path: str) -> ShardInfo:
-        """Upload the shard, with its index before it becomes visible."""
-        self._task = asyncio.current_task()
-        if self._is_aborted:
-            raise _ShardAborted
-        described: list[ShardInfo] = []
-
-        async def read_pieces() -> AsyncIterator[bytes]:
-            while not isinstance(piece := await self._pieces.get(), ShardIndex):
-                yield piece
-            data = piece.pack()
-            await store.write(f"{path}{INDEX_SUFFIX}", data)
-            described.append(ShardInfo(piece.shard, len(piece), piece.size, piece.data_size, digest_index(data)))
-
-        await store.write(path, read_pieces())
-        return described[0]
-
-    async def _cancel(self) -> None:
-        self._is_aborted = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+    settings = {} if settings is None else settings
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"settings must be a mapping of plain JSON, got {type(settings).__name__}")
+    reserved = sorted(name for name in _RESERVED if name in settings)
+    if reserved:
+        raise ConfigError(f"settings must not have {reserved[0]!r}, which the writer uses itself")
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(settings), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"settings must be plain JSON: {error}") from error
+    return copied
 
 
-class _ShardAborted(Exception):
-    """Raised inside a store to have it discard what it has received."""
+def _abandon(address: str, pending: list[PendingShard], pid: int) -> None:
+    """Abort the uploads of a writer that nobody has closed, when it is collected or the program ends."""
+    if pid == os.getpid():
+        for upload in pending:
+            upload.abandon()
+        _log.warning("%s: the writer was not closed, so the data set is incomplete: use it in a with block", address)

@@ -21,6 +21,7 @@ from streamloader.errors import (
     ObjectChanged,
     ProtocolError,
     ServerBusy,
+    StorageFull,
     StoreError,
     StoreTimeout,
     StreamloaderError,
@@ -78,6 +79,16 @@ _BUSY_CODES: Final = frozenset(
     }
 )
 _NO_BUCKET_CODES: Final = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
+# Of Ceph, MinIO and others; Amazon's own service has no quotas for the size of a bucket.
+_FULL_CODES: Final = frozenset(
+    {
+        "InsufficientStorage",
+        "QuotaExceeded",
+        "XMinioAdminBucketQuotaExceeded",
+        "XMinioStorageFull",
+    }
+)
+_STATUS_INSUFFICIENT_STORAGE: Final = 507
 _REGION_CODES: Final = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "TemporaryRedirect"}
 )
@@ -157,6 +168,11 @@ def _translate_response(
 ) -> StreamloaderError | RangeOutsideObject:
     """Return the error for an error response of the server."""
     address = location["address"]
+    if code in _FULL_CODES or status == _STATUS_INSUFFICIENT_STORAGE:
+        return StorageFull(
+            f"{address}: the bucket or its server has no room left{details}: delete objects, or raise the quota",
+            **location,
+        )
     if code in _DENIED_CODES:
         return _make_access_error(address, details, location)
     if code in _BUSY_CODES or status == 429 or (status is not None and status >= 500 and status != 501):  # noqa: PLR2004

@@ -39,6 +39,11 @@ FAULTS: Final = {
     "changed-etag": "the ETag of another version for responses from a byte of the object on",
     "html": "200 with a page of HTML instead of XML",
     "hang-up": "the connection is closed instead of a response",
+    "cut-request": "the connection is reset before the request reaches the server",
+    "cut-body": "the connection is reset at a byte of the body of the request",
+    "cut-response": "the server completes the request, and the connection is reset before its response arrives",
+    "quota": "403 QuotaExceeded, and the request does not reach the server",
+    "full": "507 XMinioStorageFull, and the request does not reach the server",
 }
 _PIECE_BYTES: Final = 1 << 14
 MAX_HEADER_BYTES: Final = 1 << 16
@@ -51,6 +56,8 @@ class S3Fault:
     Attributes:
         kind: One of FAULTS.
         at: Offset of the byte in the object at which the fault occurs. Responses without this byte are correct.
+            For "cut-body", the number of bytes of the body that reach the server, which never are all of them.
+        skip: Number of requests of the kind to leave alone first.
         times: Number of requests to affect. None for all.
         on: Kind of requests to affect: "objects" (GET of an object), "listings", "uploads", or "everything".
         retry_after: Retry-After of busy responses, in seconds.
@@ -58,6 +65,7 @@ class S3Fault:
 
     kind: str
     at: int = 0
+    skip: int = 0
     times: int | None = None
     on: str = "objects"
     retry_after: int = 1
@@ -105,7 +113,8 @@ class FaultyS3:
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self._target = parts.hostname or "127.0.0.1", parts.port or 80
-        self.fault: S3Fault | None = None
+        self._fault: S3Fault | None = None
+        self._skipped = 0
         self.fault_count = 0
         self.requests: list[str] = []
         self._server: asyncio.Server | None = None
@@ -116,6 +125,15 @@ class FaultyS3:
         """The URL of the proxy."""
         assert self._server is not None, "the proxy has not been started"
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    @property
+    def fault(self) -> S3Fault | None:
+        """The active fault, or None."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: S3Fault | None) -> None:
+        self._fault, self._skipped = fault, 0
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=MAX_HEADER_BYTES)
@@ -152,6 +170,14 @@ class FaultyS3:
             request = _S3Request(line, rest)
             self.requests.append(line.decode("ascii", "replace"))
             fault = self._match_fault(request)
+            if fault is not None and fault.kind in _REFUSALS:
+                await _discard(reader, int(request.value(b"content-length") or 0))
+                writer.write(_forge_response(fault.kind, fault.retry_after))
+                await writer.drain()
+                continue
+            if fault is not None and fault.kind in ("cut-request", "cut-body"):
+                await self._cut_request(request, fault, reader, writer)
+                return
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
             try:
                 upstream_writer.write(line + b"\r\n" + _edit_request_headers(rest, fault))
@@ -170,6 +196,20 @@ class FaultyS3:
             if not keep_open:
                 return
 
+    async def _cut_request(
+        self, request: _S3Request, fault: S3Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Forward a part of the request, or nothing, and reset both connections."""
+        forwarded = min(fault.at, int(request.value(b"content-length") or 0) - 1)
+        if fault.kind == "cut-body" and forwarded >= 0:
+            _, upstream_writer = await asyncio.open_connection(*self._target)
+            try:
+                upstream_writer.write(request.line + b"\r\n" + request.head)
+                await _copy(reader, upstream_writer, forwarded)
+            finally:
+                _reset(upstream_writer)
+        _reset(writer)
+
     def _match_fault(self, request: _S3Request) -> S3Fault | None:
         fault = self.fault
         if fault is None or fault.on not in ("everything", request.kind):
@@ -177,6 +217,9 @@ class FaultyS3:
         if fault.times is not None and self.fault_count >= fault.times:
             return None
         if request.kind == "objects" and not _covers_fault(_parse_requested_span(request), fault):
+            return None
+        if self._skipped < fault.skip:
+            self._skipped += 1
             return None
         self.fault_count += 1
         return fault
@@ -210,6 +253,9 @@ class FaultyS3:
         if fault is not None and kind == "forged-range":
             length = max(0, length - 1)
             head = re.sub(rb"(?i)(\ncontent-length: *)\d+", rb"\g<1>%d" % length, head)
+        if kind == "cut-response":
+            _reset(writer)
+            return False
         writer.write(head)
         if chunked:
             await _copy_chunked(upstream, writer)
@@ -239,10 +285,22 @@ async def _misbehave(kind: str, upstream: asyncio.StreamReader, writer: asyncio.
             await asyncio.sleep(1)  # the fault itself
         return True
     if kind == "reset":
-        connection = writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
+        _reset(writer)
     return False
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def _discard(source: asyncio.StreamReader, length: int) -> None:
+    while length:
+        piece = await source.read(min(_PIECE_BYTES, length))
+        if not piece:
+            raise asyncio.IncompleteReadError(piece, length)
+        length -= len(piece)
 
 
 _FORGED_RESPONSES: Final = {
@@ -250,7 +308,10 @@ _FORGED_RESPONSES: Final = {
     "too-many": (b"429 Too Many Requests", b"TooManyRequests", b"application/xml"),
     "internal-error": (b"500 Internal Server Error", b"InternalError", b"application/xml"),
     "html": (b"200 OK", b"", b"text/html"),
+    "quota": (b"403 Forbidden", b"QuotaExceeded", b"application/xml"),
+    "full": (b"507 Insufficient Storage", b"XMinioStorageFull", b"application/xml"),
 }
+_REFUSALS: Final = ("quota", "full")
 
 
 def _forge_response(kind: str, retry_after: int) -> bytes:

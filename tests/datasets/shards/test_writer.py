@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
-import random
-import signal
-import subprocess
-import sys
 import tarfile
-import textwrap
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from streamloader import (
-    AccessDenied,
     ClosedError,
     ConfigError,
     DatasetExists,
     DatasetIncomplete,
     RemoteDataset,
     ShardWriter,
-    make_client,
     upload_cv_dataset,
 )
-
-from servers.seaweed import WRONG  # isort: skip
 
 
 def read_folder(folder):
@@ -97,6 +89,7 @@ def test_values_of_all_kinds(tmp_path):
         ({"cls": 1.5}, "cannot hold a value of type float"),
         ({"json": {1, 2}}, "cannot hold a value of type set"),
         ({"npy": np.array([object()])}, "objects would need pickle"),
+        ({"npy": "text"}, "cannot hold a value of type str: it takes an array, a tensor or bytes; 'txt' takes"),
         ({"png": np.zeros((2, 2))}, "uint8"),
         ({"bin": 3}, "bytes or a string"),
         ({}, "no fields"),
@@ -111,11 +104,92 @@ def test_what_cannot_be_written_is_refused_and_the_writer_goes_on(tmp_path, samp
     assert [sample["cls"] for sample in RemoteDataset(f"{tmp_path}", shuffle=False).decode()] == [1, 2]
 
 
-def test_a_key_twice_is_refused(tmp_path):
-    with ShardWriter(f"{tmp_path}") as writer:
-        writer.write({"__key__": "a", "cls": 1})
-        with pytest.raises(ConfigError, match="twice"):
-            writer.write({"__key__": "a", "cls": 2})
+@pytest.mark.parametrize("maxcount", [1, 2, 100])
+def test_a_key_twice_is_refused_in_all_shards(tmp_path, maxcount):
+    """Also by the writer that continues an interrupted one, and for keys that are the numbers of other samples."""
+    writer = ShardWriter(f"{tmp_path}", maxcount=maxcount)
+    keys = ["a", None, "b/c", "000000007", None, "9"]
+
+    def write_again(writer):
+        for key in ("a", "000000001", "b/c", "000000007", "000000004", "9"):
+            with pytest.raises(ConfigError, match=f"the key '{key}' occurs twice"):
+                writer.write({"__key__": key, "cls": 2})
+
+    for number, key in enumerate(keys):
+        writer.write({"cls": number} if key is None else {"__key__": key, "cls": number})
+    write_again(writer)
+    writer.abort()
+    with ShardWriter(f"{tmp_path}", maxcount=maxcount) as writer:
+        for number, key in enumerate(keys[writer.samples_written :], writer.samples_written):
+            writer.write({"cls": number} if key is None else {"__key__": key, "cls": number})
+        write_again(writer)
+        writer.write({"cls": 6})
+        with pytest.raises(ConfigError, match="the key '000000007' occurs twice"):
+            writer.write({"cls": 7})
+        writer.write({"__key__": "7", "cls": 7})
+    assert [sample["cls"] for sample in RemoteDataset(f"{tmp_path}", shuffle=False).decode()] == list(range(8))
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("maxsize", [10_240, 20_000, 30_720, 40_960, 50_000])
+def test_no_shard_is_larger_than_its_limit(tmp_path, maxsize, compression):
+    """With headers (two more for a long key), padding and the end of the file, unless it has one sample alone."""
+    sizes = [0, 1, 511, 512, 513, 5_000, 0, 8_192, 60_000, 3] * 6
+    with ShardWriter(f"{tmp_path}", maxsize=maxsize, compression=compression) as writer:
+        for number, size in enumerate(sizes):
+            key = f"{number}" + "é" * 80 * (number % 3 == 0)
+            writer.write({"__key__": key, "bin": bytes(size), "cls": number})
+    shards = json.loads((tmp_path / "manifest.json").read_bytes())["shards"]
+    by_shard = list(zip(shards["samples"], shards["data_bytes"], strict=True))
+    assert all(count == 1 or size <= maxsize for count, size in by_shard)
+    first = 0
+    for (count, _), (next_count, _) in itertools.pairwise(by_shard):  # and no shard has room for the next sample
+        with ShardWriter(f"{tmp_path}/{first}", settings={"again": True}) as writer:
+            for number in range(first, first + count + 1):
+                key = f"{number}" + "é" * 80 * (number % 3 == 0)
+                writer.write({"__key__": key, "bin": bytes(sizes[number]), "cls": number})
+        (size,) = json.loads((tmp_path / f"{first}" / "manifest.json").read_bytes())["shards"]["data_bytes"]
+        assert size > maxsize
+        assert next_count
+        first += count
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"a": object()}, "plain JSON: Object of type object"),
+        ({"a": float("nan")}, "plain JSON: Out of range"),
+        ({("a",): 1}, "plain JSON: keys must be"),
+        ({"maxsize": 3}, "'maxsize', which the writer uses"),
+        ({"first_sample": 3}, "'first_sample', which the writer uses"),
+        ({"writer": "me"}, "'writer', which the writer uses"),
+        ("text", "a mapping of plain JSON, got str"),
+        ([("a", 1)], "a mapping of plain JSON, got list"),
+    ],
+)
+def test_settings_are_plain_json(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ShardWriter(f"{tmp_path}", settings=settings)
+    assert os.listdir(tmp_path) == []
+
+
+def test_tensors_with_gradients_are_written_as_their_values(tmp_path):
+    import torch
+
+    weights = torch.arange(3.0, requires_grad=True)
+    images = [np.full((2, 2), number, np.uint8) for number in range(3)]
+    labels = [weights, weights.sum(), torch.tensor([1 + 2j], requires_grad=True).conj()]
+    upload_cv_dataset(list(zip(images, labels, strict=True)), address=f"{tmp_path}/set", shuffle=False)
+    with ShardWriter(f"{tmp_path}/one") as writer:
+        writer.write({"npy": weights * 2, "png": torch.ones(2, 2, dtype=torch.uint8)})
+    first, second, third = RemoteDataset(f"{tmp_path}/set", shuffle=False).decode()
+    assert first["npy"].tolist() == [0, 1, 2]
+    assert second["json"] == 3.0
+    assert third["npy"].tolist() == [1 - 2j]
+    (sample,) = RemoteDataset(f"{tmp_path}/one").decode()
+    assert sample["npy"].tolist() == [0, 2, 4]
+    with pytest.raises(ConfigError, match=r"the label of sample 0 cannot be written.*BFloat16"):
+        upload_cv_dataset([(images[0], torch.ones(2, dtype=torch.bfloat16))], address=f"{tmp_path}/other")
 
 
 def test_an_exception_leaves_no_data_set(tmp_path):
@@ -161,55 +235,6 @@ def test_other_data_is_not_replaced(tmp_path):
         ShardWriter(f"{foreign}")
 
 
-PROGRAM = """
-    import os, sys
-    import streamloader as sl
-
-    class Dataset:
-        def __len__(self):
-            return 300
-
-        def __getitem__(self, number):
-            return b"\\x89PNG\\r\\n\\x1a\\n" + bytes([number % 256]) * (number * 37 % 5000), number
-
-    folder, options = sys.argv[1], eval(sys.argv[2])
-    sl.upload_cv_dataset(Dataset(), address=folder, maxcount=30, seed=3, storage_options=options)
-    print("done")
-"""
-
-
-def upload(program, folder, options, kill_after_s=None):
-    """Whether the program ended by itself."""
-    process = subprocess.Popen([sys.executable, program, folder, repr(options)], stdout=subprocess.PIPE)
-    try:
-        output, _ = process.communicate(timeout=kill_after_s or 120)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return False
-    assert output == b"done\n", output
-    return True
-
-
-def test_killed_uploads_go_on(tmp_path, seaweed_server):
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM))
-    started = time.monotonic()
-    assert upload(str(program), f"{tmp_path}/whole", {})
-    duration_s = time.monotonic() - started
-    bucket = seaweed_server.bucket()
-    random_times = random.Random(5)
-    # When it is killed is up to the machine; what is there afterwards is not.
-    for _ in range(2):
-        upload(
-            str(program), f"s3://{bucket}/set", seaweed_server.options(), random_times.uniform(0.3, 1.2) * duration_s
-        )
-    assert upload(str(program), f"s3://{bucket}/set", seaweed_server.options())
-    direct = seaweed_server.direct(bucket)
-    for name, content in read_folder(tmp_path / "whole").items():
-        assert bytes(direct.get(f"set/{name}").bytes()) == content, name
-
-
 def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     samples = [(Image.fromarray(np.full((3, 3), number, np.uint8)), number) for number in range(50)]
     for workers in (0, 2):
@@ -219,10 +244,55 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
     assert sorted(labels) == list(range(50)) != labels
 
 
-def test_wrong_keys_are_a_clear_error(seaweed_server):
-    client = make_client(seaweed_server.endpoint, *WRONG.options().values())
-    with pytest.raises(AccessDenied):
-        upload_cv_dataset([(b"\xff\xd8\xff", 1)], client, seaweed_server.bucket(), "set")
+class Random:
+    """A data set whose samples differ from call to call."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, number):
+        return b"\x89PNG\r\n\x1a\n" + os.urandom(20), number
+
+
+def make_images(count=30, changed=()):
+    return [(b"\x89PNG\r\n\x1a\n" + bytes(number), number + (number in changed)) for number in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_another_data_set_of_the_same_size_is_refused(tmp_path, workers, is_complete):
+    def upload(dataset, **arguments):
+        return upload_cv_dataset(dataset, address=f"{tmp_path}", maxcount=10, workers=workers, **arguments)
+
+    upload(make_images())
+    before = read_folder(tmp_path)
+    if not is_complete:
+        (tmp_path / "manifest.json").unlink()
+        before.pop("manifest.json")
+    for changed in (0, 29):
+        with pytest.raises(DatasetExists, match=r"dataset_id='samples-.*' there and 'samples-.*' here"):
+            upload(make_images(changed=[changed]))
+    with pytest.raises(DatasetExists, match="samples=30 there and 29 here"):
+        upload(make_images(29))
+    assert read_folder(tmp_path) == before
+    assert upload(make_images()) == 30
+
+
+def test_an_id_stands_for_a_data_set_whose_samples_differ(tmp_path):
+    def upload(dataset_id):
+        return upload_cv_dataset(Random(), address=f"{tmp_path}", maxcount=10, dataset_id=dataset_id)
+
+    assert upload("random images, version 1") == upload("random images, version 1") == 30
+    with pytest.raises(DatasetExists, match="version 1' there and 'random images, version 2' here"):
+        upload("random images, version 2")
+    with pytest.raises(DatasetExists, match="dataset_id"):
+        upload(None)
+
+
+def test_a_data_set_without_samples(tmp_path):
+    for _ in range(2):
+        assert upload_cv_dataset([], address=f"{tmp_path}") == 0
+    assert os.listdir(tmp_path) == ["manifest.json"]
 
 
 def test_samples_that_are_no_images_with_labels_are_refused(tmp_path):
