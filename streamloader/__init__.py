@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         opencv_to_pil,
         pil_to_opencv,
     )
+    from streamloader.datasets.directory.iterable import DirectoryIterableDataset
     from streamloader.datasets.directory.managers import (
         BytesDataManager,
         JsonDataManager,
@@ -157,6 +158,7 @@ __all__ = [
     "DatasetExists",
     "DatasetIncomplete",
     "DatasetNotFound",
+    "DirectoryIterableDataset",
     "DirectoryLocked",
     "DistributedVideoDataset",
     "DuplicateName",
@@ -263,6 +265,7 @@ _MODULES: Final = {
     "CheckReport": "archive.ingest.report",
     "ChunkTracker": "compat.butterfly.dataset",
     "ContainerStore": "containers.store",
+    "DirectoryIterableDataset": "datasets.directory.iterable",
     "DistributedVideoDataset": "compat.butterfly.dataset",
     "EnvBatch": "loader.envstreamer",
     "EnvStreamer": "loader.envstreamer",
