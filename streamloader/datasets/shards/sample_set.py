@@ -28,7 +28,7 @@ class SampleBlock(NamedTuple):
 
 
 class SampleSet(Protocol):
-    """A data set whose samples are numbered in parts. Picklable; it describes, and opens nothing until asked.
+    """A data set whose samples are numbered in parts. Picklable, because it opens nothing until it is used.
 
     Attributes:
         address: Address of the data set, without secrets.
