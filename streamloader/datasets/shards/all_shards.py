@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +19,7 @@ from streamloader.datasets.shards.claim import CLAIM_NAME, is_claimed
 from streamloader.datasets.shards.index import INDEX_SUFFIX, ShardIndex, digest_index
 from streamloader.datasets.shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ShardInfo
 from streamloader.datasets.shards.naming import SHARD_SUFFIXES
+from streamloader.datasets.shards.open_files import drop_open_files, number_data_set
 from streamloader.datasets.shards.table import ShardTable, make_table
 from streamloader.errors import (
     ClosedError,
@@ -25,7 +28,6 @@ from streamloader.errors import (
     DatasetIncomplete,
     DatasetNotFound,
     NotFound,
-    StreamloaderError,
     StreamNotFound,
 )
 from streamloader.redaction import redact_address
@@ -38,7 +40,7 @@ from streamloader.stores.registry import is_local_file, scheme_of, select_option
 from streamloader.values import Array, ObjectInfo
 
 __all__ = [
-    "INDEXED_BY", "MAX_INDEX_FILE_BYTES", "MAX_OPEN_FILES", "ShardSet", "add_suffix", "is_folder_address",
+    "INDEXED_BY", "MAX_INDEX_FILE_BYTES", "ShardSet", "add_suffix", "is_folder_address",
     "join_address", "list_folder", "list_shards", "open_folder", "read_limited", "resolve_address",
 ]  # fmt: skip
 
@@ -49,7 +51,6 @@ _MAX_INDEXES: Final = 16
 _MAX_TABLE_BYTES: Final = 512 << 20  # about 16 million samples of two fields
 _MAX_TABLES: Final = 1 << 20
 _MAX_OPEN_STORES: Final = 64
-MAX_OPEN_FILES: Final = 128
 
 
 class ShardSet:
@@ -71,6 +72,7 @@ class ShardSet:
         total_bytes: Size of the decompressed contents of all shards together.
         digest: Text that identifies names, samples and sizes of the shards, for saved states. Their contents are
             compared with their checksums when they are read.
+        number: Number of this object among those of the process, for its open files.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ShardSet:
         self._options = dict(storage_options or {})
         self._index_files = dict(indexes or {})
         self._open = _OpenObjects()
+        self._number()
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -120,8 +123,12 @@ class ShardSet:
             handle = stores[key] = open_shared_store(address, options)[0]
         return handle, path
 
-    def index(self, shard: int) -> ShardIndex:
+    def index(self, shard: int, reading: concurrent.futures.Future[bytes] | None = None) -> ShardIndex:
         """Return the index of a shard. It is read when it is first needed.
+
+        Args:
+            shard: Number of the shard.
+            reading: Result of :meth:`submit_index`, if it was called.
 
         Raises:
             CorruptShard: If the index is missing or damaged, or is not the one that belongs to the data set.
@@ -130,54 +137,65 @@ class ShardSet:
         indexes = self._get_open().indexes
         index = indexes.get(shard)
         if index is None:
-            index = self._load_index(shard)
+            index = self._load_index(shard, reading)
             indexes.put(shard, index, index.memory_bytes)
         return index
 
-    def table(self, shard: int, fields: frozenset[str] | None) -> ShardTable:
+    def table(
+        self, shard: int, fields: frozenset[str] | None, reading: concurrent.futures.Future[bytes] | None = None
+    ) -> ShardTable:
         """Return where the samples of a shard lie. It is made from the index when it is first needed.
 
         Args:
             shard: Number of the shard.
             fields: Names of the fields that are needed. None stands for all.
+            reading: Result of :meth:`submit_index`, if it was called.
 
         Raises:
+            ConfigError: If the shard has too many fields.
             CorruptShard: If the index is missing or damaged, or is not the one that belongs to the data set.
             StoreError: If the store fails otherwise.
         """
         tables = self._get_open().tables
         table = tables.get((shard, fields))
         if table is None:
-            table = make_table(self.index(shard), fields)
+            table = make_table(self.index(shard, reading), fields)
             tables.put((shard, fields), table, table.memory_bytes)
         return table
 
-    def prefetch_tables(self, shards: Iterable[int], fields: frozenset[str] | None) -> None:
-        """Start to read the indexes that :meth:`table` will need, all at once."""
+    def submit_index(self, shard: int, fields: frozenset[str] | None) -> concurrent.futures.Future[bytes] | None:
+        """Start to read the index of a shard, for :meth:`table`. None if that needs no reading."""
         opened = self._get_open()
-        for shard in shards:
-            is_known = shard in self._index_files or shard in opened.readings
-            if not is_known and opened.tables.get((shard, fields)) is None and opened.indexes.get(shard) is None:
-                opened.readings[shard] = self._submit_index(shard)
+        is_known = shard in self._index_files or opened.indexes.get(shard) is not None
+        if is_known or opened.tables.get((shard, fields)) is not None:
+            return None
+        return self._submit_index(shard)
 
-    def open_files(self) -> LruCache[int, Any]:
-        """Return what this process keeps open of shards on this machine, by their number."""
-        return self._get_open().files
-
-    def release_stores(self) -> None:
-        """Release the stores. The next use opens them again."""
+    def acquire(self) -> None:
+        """Announce a reader, which calls :meth:`release` when it has ended."""
         opened = self._get_open()
-        for future in opened.readings.values():
-            future.cancel()
-        opened.readings.clear()
-        stores, opened.stores = opened.stores, {}
-        for handle in stores.values():
-            handle.close()
+        with opened.lock:
+            opened.readers += 1
+
+    def release(self) -> None:
+        """End a reader. With the last one, the stores are released; the next use opens them again."""
+        opened = self._get_open()
+        with opened.lock:
+            opened.readers -= 1
+            is_last = opened.readers <= 0
+        if is_last:
+            self._release_stores(opened)
 
     def close(self) -> None:
         """Release the stores, close all files, and forget the indexes. The next use reads them again."""
-        self.release_stores()
-        self._open = _OpenObjects()
+        opened, self._open = self._get_open(), _OpenObjects()
+        self._release_stores(opened)
+        drop_open_files(self.number, len(self))
+
+    def _release_stores(self, opened: _OpenObjects) -> None:
+        stores, opened.stores = opened.stores, {}
+        for handle in stores.values():
+            handle.close()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process."""
@@ -189,6 +207,12 @@ class ShardSet:
         """Restore the data set, with nothing open."""
         self.__dict__.update(state)
         self._open = _OpenObjects()
+        self._number()
+
+    def _number(self) -> None:
+        """Number this object, and have its files closed when it is collected."""
+        self.number = number_data_set()
+        weakref.finalize(self, drop_open_files, self.number, len(self)).atexit = False
 
     def _get_open(self) -> _OpenObjects:
         """Return what this process has opened. A forked child starts with nothing: its parent owns locks and stores."""
@@ -197,12 +221,12 @@ class ShardSet:
             opened = self._open = _OpenObjects()
         return opened
 
-    def _load_index(self, shard: int) -> ShardIndex:
+    def _load_index(self, shard: int, reading: concurrent.futures.Future[bytes] | None) -> ShardIndex:
         address = redact_address(add_suffix(self._addresses[shard], INDEX_SUFFIX))
         data = self._index_files.get(shard)
         if data is None:
             try:
-                data = self._read_index(shard)
+                data = self._wait_for_index(shard, reading)
             except NotFound as error:
                 raise self._make_error(shard, f"{address}: the index of the shard is missing") from error
         info = self.infos[shard]
@@ -215,21 +239,18 @@ class ShardSet:
             raise self._make_error(shard, f"{address}: the index describes another shard than the manifest")
         return index
 
-    def _read_index(self, shard: int) -> bytes:
-        readings = self._get_open().readings
-        future = readings.get(shard) or self._submit_index(shard)
-        readings[shard] = future  # an interrupted wait does not lose it
-        try:
-            data = future.result()
-        except concurrent.futures.CancelledError as error:
-            readings.pop(shard, None)
-            address = self.shard_address(shard)
-            raise ClosedError(f"{address}: the stores were closed while its index was read", address=address) from error
-        except StreamloaderError:
-            readings.pop(shard, None)
-            raise
-        readings.pop(shard, None)
-        return data
+    def _wait_for_index(self, shard: int, reading: concurrent.futures.Future[bytes] | None) -> bytes:
+        """Return the bytes of an index. A transfer that was cancelled, because the stores were closed, is repeated."""
+        for future in (reading, None):
+            try:
+                return (future or self._submit_index(shard)).result()
+            except concurrent.futures.CancelledError as error:
+                if future is None:
+                    address = self.shard_address(shard)
+                    raise ClosedError(
+                        f"{address}: the stores were closed while its index was read", address=address
+                    ) from error
+        raise AssertionError("the second attempt returns or raises")
 
     def _submit_index(self, shard: int) -> concurrent.futures.Future[bytes]:
         store, _ = self.store(shard)
@@ -254,8 +275,8 @@ class _OpenObjects:
         stores: Stores by URL and options.
         indexes: Indexes of shards that were used last.
         tables: Tables of shards, by shard and fields.
-        files: Files of shards on this machine; at most 128.
-        readings: Transfers of indexes that were started in advance.
+        readers: Number of readers that have not ended.
+        lock: Lock of the number of readers.
     """
 
     def __init__(self) -> None:
@@ -263,8 +284,8 @@ class _OpenObjects:
         self.stores: dict[tuple[str, bytes], SharedStore] = {}
         self.indexes: LruCache[int, ShardIndex] = LruCache(_MAX_INDEXES, _MAX_INDEX_BYTES)
         self.tables: LruCache[tuple[int, frozenset[str] | None], ShardTable] = LruCache(_MAX_TABLES, _MAX_TABLE_BYTES)
-        self.files: LruCache[int, Any] = LruCache(MAX_OPEN_FILES, MAX_OPEN_FILES)
-        self.readings: dict[int, concurrent.futures.Future[bytes]] = {}
+        self.readers = 0
+        self.lock = threading.Lock()
 
 
 async def read_limited(store: Store, path: str, max_bytes: int) -> bytes:

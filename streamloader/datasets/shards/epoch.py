@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from streamloader.datasets.workers import DataLoaderWorker
 __all__ = ["EpochPlayer"]
 
 _MAX_VALUES_AT_ONCE: Final = 256  # of a lane, if they are not batched
+_MAX_ROW_S: Final = 0.005  # to make these of all lanes: large values would take much memory
 _log: Final = logging.getLogger("streamloader")
 
 
@@ -80,7 +82,7 @@ class EpochPlayer:
                     yield [value]
 
     def _play_rows(self) -> Iterator[list[Any]]:
-        """Yield values of all lanes in turn: at first one at a time, as soon as they are there, and then more."""
+        """Yield values of all lanes in turn: at first one at a time, and more while that takes no time to speak of."""
         values: dict[int, list[Any]] = {}
         for lane, player in self._players.items():
             values[lane] = []
@@ -88,15 +90,21 @@ class EpochPlayer:
                 yield first
         size = 1
         while values:
+            start_s = time.perf_counter()
             for lane in [lane for lane, made in values.items() if not made]:
-                values[lane] = self._players[lane].play_many(size)
+                try:
+                    values[lane] = self._players[lane].play_many(size)
+                except Exception:
+                    yield [made[0] for made in [*values.values()][: [*values].index(lane)]]
+                    raise
                 if not values[lane]:
                     del values[lane]
             count = min(map(len, values.values()), default=0)
             yield [*itertools.chain.from_iterable(zip(*values.values(), strict=False))]
             for made in values.values():
                 del made[:count]
-            size = min(2 * size, _MAX_VALUES_AT_ONCE)
+            is_quick = time.perf_counter() - start_s < _MAX_ROW_S
+            size = min(2 * size, _MAX_VALUES_AT_ONCE) if is_quick else max(1, size // 2)
 
     def play_exactly(self) -> Iterator[tuple[Any, PlayedStep]]:
         """Yield the batches of this worker's lanes, in turn, each with the position of its lane."""

@@ -103,29 +103,28 @@ class LaneStream:
         """Start to fetch the first samples."""
         self._reader.prefetch()
 
-    def take(self, count: int) -> list[Any]:
-        """Return the values of the next samples, `count` or fewer.
+    def take(self, values: list[Any], count: int) -> None:
+        """Append the values of the next samples, `count` or fewer.
 
         There may be none before the end of the lane, if all of them were left out: see :attr:`position`.
         """
         if self._block is None or self._offset == len(self._block.samples):
             self._block, self._offset = self._reader.read_block(), 0
             if self._block is None:
-                return []
+                return
         start = self._offset
         samples = self._block.samples[start : start + count]
         if not self._stages and self._block.is_whole:
             self._offset += len(samples)
             self.position += len(samples)
-            return samples
-        values: list[Any] = []
+            values += samples
+            return
         for sample in samples:
             self._offset += 1
             self.position += 1
             value = self._play(sample)
             if value is not DROPPED:
                 values.append(value)
-        return values
 
     def close(self) -> None:
         """Cancel all transfers."""
@@ -214,14 +213,27 @@ class LanePlayer:
         self._epoch = epoch
         self._number = number
         self._words: tuple[int, list[int]] = (-1, [])
+        self._failure: Exception | None = None
 
     def play_many(self, count: int) -> list[Any]:
-        """Return the next `count` batches or values. Fewer only at the end of the lane."""
-        if self._settings.batch_size is None and not self._settings.batch_stages:
-            return self._collect(count)
+        """Return the next `count` batches or values; fewer at the end of the lane, and before one that is an error.
+
+        The next call raises that error.
+        """
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         values: list[Any] = []
-        while len(values) < count and (value := self.play()) is not END:
-            values.append(value)
+        try:
+            if self._settings.batch_size is None and not self._settings.batch_stages:
+                self._collect(values, count)
+                return values
+            while len(values) < count and (value := self.play()) is not END:
+                values.append(value)
+        except Exception as error:
+            if not values:
+                raise
+            self._failure = error
         return values
 
     def play(self) -> Any:
@@ -229,7 +241,8 @@ class LanePlayer:
         settings = self._settings
         while True:
             size = settings.batch_size or 1
-            values = self._collect(size)
+            values: list[Any] = []
+            self._collect(values, size)
             if not values or (len(values) < size and not settings.partial):
                 return END
             value = values[0] if settings.batch_size is None else settings.collate(values)
@@ -250,16 +263,14 @@ class LanePlayer:
         for stream in self.streams:
             stream.close()
 
-    def _collect(self, count: int) -> list[Any]:
-        """Return the next values, fewer than `count` only at the end of the lane."""
-        values: list[Any] = []
+    def _collect(self, values: list[Any], count: int) -> None:
+        """Append values until there are `count`, fewer only at the end of the lane."""
         single = self.streams[0] if len(self.streams) == 1 else None
         while len(values) < count:
             stream = single or self._choose()
             if stream is None or stream.position >= stream.size:
                 break
-            values += stream.take(count - len(values) if single else 1)
-        return values
+            stream.take(values, count - len(values) if single else 1)
 
     def _choose(self) -> LaneStream | None:
         """Return the stream that the next sample comes from. None if all have ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import mmap
 import os
 import time
@@ -10,7 +10,8 @@ from typing import Final
 
 from streamloader.common.file_systems import is_local_folder
 from streamloader.common.lru import LruCache
-from streamloader.datasets.shards.all_shards import MAX_OPEN_FILES, ShardSet
+from streamloader.datasets.shards.all_shards import ShardSet
+from streamloader.datasets.shards.open_files import MAX_OPEN_FILES, get_open_files
 from streamloader.errors import AccessDenied, CorruptShard, NotFound, StoreError, StreamloaderError
 from streamloader.stores.local import open_regular_file
 
@@ -20,12 +21,12 @@ _CHECK_INTERVAL_S: Final = 0.001
 
 
 class LocalShards:
-    """Files of shards, opened when they are first needed. At most 128 are open.
+    """Files of shards, opened when they are first needed. At most 128 of a process are open.
 
     Files on a disk of this machine are mapped: no bytes are held besides those in the page cache. On the file systems
     of servers, and on unknown ones, a mapping could end the process (SIGBUS), and spans are read instead.
 
-    They stay open until the data set is closed.
+    They stay open until the data set is closed or collected, or until others of the process need their place.
 
     Args:
         shards: Data set.
@@ -33,7 +34,7 @@ class LocalShards:
 
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
-        self._files: LruCache[int, _OpenFile] = shards.open_files()
+        self._files: LruCache[tuple[int, int], _OpenFile] = get_open_files()
         self._identities: dict[int, tuple[int, int, int]] = {}
         self._local_folders: dict[str, bool] = {}
         self._checked_s = -_CHECK_INTERVAL_S
@@ -51,7 +52,7 @@ class LocalShards:
             CorruptShard: If the file is missing or cut, or is another one than its index describes.
             StoreError: If it cannot be opened.
         """
-        file = self._files.get(shard) or self._open(shard, path)
+        file = self._files.get((self._shards.number, shard)) or self._open(shard, path)
         mapped = file.mapped
         if mapped is not None and mapped.size() != len(mapped):
             self._check_size(shard, file)
@@ -65,8 +66,9 @@ class LocalShards:
         now = time.monotonic()
         if now - self._checked_s > _CHECK_INTERVAL_S:
             self._checked_s = now
-            files = self._files.list_values()
-            self._are_intact = all(file.mapped is None or file.mapped.size() == len(file.mapped) for file in files)
+            self._are_intact = all(
+                file.mapped is None or file.mapped.size() == len(file.mapped) for file in self._files.list_values()
+            )
         return self._are_intact
 
     def read(self, shard: int, path: str, start: int, end: int) -> bytes:
@@ -76,7 +78,7 @@ class LocalShards:
             CorruptShard: If the file is missing or cut, or is another one than its index describes.
             StoreError: If it cannot be read otherwise.
         """
-        file = self._files.get(shard) or self._open(shard, path)
+        file = self._files.get((self._shards.number, shard)) or self._open(shard, path)
         if file.mapped is not None:
             self._check_size(shard, file)
             return file.mapped[start:end]
@@ -108,12 +110,15 @@ class LocalShards:
             raise make_shard_error(self._shards, shard, "was replaced while it was read", 0)
         self._check_size(shard, file)
         if self._may_be_mapped(path):
-            file.map()
-        self._files.put(shard, file, 1)
+            try:
+                file.map()
+            except OSError as error:
+                raise self._translate(shard, error) from error
+        self._files.put((self._shards.number, shard), file, 1)
         return file
 
     def _may_be_mapped(self, path: str) -> bool:
-        folder = os.path.dirname(path)
+        folder = os.path.dirname(os.path.realpath(path))
         if folder not in self._local_folders:
             self._local_folders[folder] = is_local_folder(folder)
         return self._local_folders[folder]
@@ -162,9 +167,15 @@ class _OpenFile:
 
     def map(self) -> None:
         """Map the file, if its file system can."""
-        with contextlib.suppress(OSError, ValueError):  # an empty file cannot be mapped
+        try:
             self.mapped = mmap.mmap(self.fd, 0, prot=mmap.PROT_READ)
-            self._close()
+        except ValueError:  # the file is empty
+            return
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.EACCES, errno.EINVAL):  # not on this file system
+                return
+            raise
+        self._close()
 
     def _close(self) -> None:
         fd, self.fd = self.fd, -1

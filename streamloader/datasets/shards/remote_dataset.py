@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import cloudpickle
 from torch.utils.data import IterableDataset
@@ -248,19 +248,27 @@ class RemoteDataset(IterableDataset[Any]):
 
     @override
     def __iter__(self) -> Iterator[Any]:
-        return itertools.chain.from_iterable(self._play_values())
+        values = self._play_values()
+        iterator = cast("_Values", _Values.from_iterable(values))
+        iterator.close = values.close
+        return iterator
 
-    def _play_values(self) -> Iterator[Iterable[Any]]:
+    def _play_values(self) -> Generator[Iterable[Any], None, None]:
         """Yield iterators over values that are ready. Each value is counted when it is taken."""
-        with contextlib.closing(self._play_epochs()) as epochs:
-            for running, played in epochs:
-                if running.is_counted:
-                    yield from map(played.count_as_taken, running.play_counted())
-                    continue
-                for value, step in running.play_exactly():
-                    played.add(step)
-                    if step.lane != NO_LANE:
-                        yield (value,)
+        played = None
+        try:
+            with contextlib.closing(self._play_epochs()) as epochs:
+                for running, played in epochs:
+                    if running.is_counted:
+                        yield from map(played.count_as_taken, running.play_counted())
+                        continue
+                    for value, step in running.play_exactly():
+                        played.add(step)
+                        if step.lane != NO_LANE:
+                            yield (value,)
+        finally:
+            if played is not None:
+                played.settle()
 
     def __len__(self) -> int:
         """Return the number of batches (or samples, if they are not batched) of this rank in one iteration.
@@ -304,7 +312,8 @@ class RemoteDataset(IterableDataset[Any]):
             part = PlayedPart(part.epoch + 1, first_epoch=first_epoch)
             if chain.epochs is None or part.epoch - first_epoch < chain.epochs:
                 played.start_epoch(part.epoch, first_epoch)
-        self._part = played.finish()
+        if self._part is played:  # and not that of a later iteration
+            self._part = played.finish()
 
     # --- states ------------------------------------------------------------------------------------------------------
 
@@ -367,7 +376,7 @@ class RemoteDataset(IterableDataset[Any]):
 
     def make_state(self, part: PlayedPart) -> dict[str, Any]:
         """Return the state for a part that was played."""
-        part.settle()
+        part = part.copy()
         rank, _ = self._chain.resolve_rank()
         if part.positions:
             part = self._complete(part)
@@ -431,6 +440,7 @@ class RemoteDataset(IterableDataset[Any]):
         """Pickle the chain with cloudpickle, so that lambdas reach the workers."""
         state = self.__dict__.copy()
         state["_chain"] = cloudpickle.dumps(self._chain)
+        state["_part"] = self._part.copy()  # without values that wait to be taken
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -513,6 +523,16 @@ class RemoteDataset(IterableDataset[Any]):
         if self._chain.epochs is not None and epoch + passed - first_epoch >= self._chain.epochs:
             return PlayedPart(epoch + passed)
         return PlayedPart(epoch + passed, batches, first_epoch)
+
+
+class _Values(itertools.chain[Any]):
+    """The values of an iteration. They come from C; what was prepared may still be taken after :meth:`close`.
+
+    Attributes:
+        close: Function that ends the iteration and its transfers.
+    """
+
+    close: Callable[[], None]
 
 
 def _find_address(

@@ -15,10 +15,11 @@ from streamloader.datasets.shards.index import ShardIndex
 from streamloader.datasets.shards.local_bytes import LocalShards, make_shard_error
 from streamloader.datasets.shards.remote_bytes import RemoteShards
 from streamloader.datasets.shards.table import ShardTable
-from streamloader.errors import ClosedError, DatasetError, StreamloaderError
+from streamloader.errors import ClosedError, DatasetError, StoreError, StreamloaderError
 
 __all__ = ["ByteSpan", "SampleSource"]
 
+_MAX_READINGS: Final = 24  # of indexes, at once
 _MAX_WHOLE_BYTES: Final = 256 << 20  # of decompressed shards that have no frames
 
 
@@ -42,10 +43,14 @@ class SampleSource:
         fields: Sequence[str] | None = None,
     ) -> None:
         self.shards = shards
+        self._is_open = True
+        shards.acquire()
         self.verify = verify
         self.prefetch_bytes = prefetch_bytes
         self._fields = None if fields is None else frozenset(fields)
         self._failures: dict[int, DatasetError] = {}
+        self._readings: dict[int, concurrent.futures.Future[bytes]] = {}  # of indexes
+        self._unread: dict[int, None] = {}  # shards whose indexes are read as soon as others have been
         self._paths: dict[int, str | None] = {}  # of shards on this machine; None for those in stores
         self._urls: dict[int, str] = {}
         self._local = LocalShards(shards)
@@ -64,11 +69,15 @@ class SampleSource:
         if failure is not None:
             return failure
         try:
-            return self.shards.table(shard, self._fields)
+            table: ShardTable | StreamloaderError
+            table = self.shards.table(shard, self._fields, self._readings.get(shard))
         except DatasetError as error:
-            return self._failures.setdefault(shard, error)
+            table = self._failures.setdefault(shard, error)
         except StreamloaderError as error:
-            return error
+            table = error
+        self._readings.pop(shard, None)  # only now: an interrupted wait does not lose it
+        self._read_indexes()
+        return table
 
     @property
     def address(self) -> str:
@@ -77,7 +86,17 @@ class SampleSource:
 
     def prefetch_tables(self, shards: Iterable[int]) -> None:
         """Start to read what :meth:`find_table` will need, for several shards at once."""
-        self.shards.prefetch_tables([shard for shard in shards if shard not in self._failures], self._fields)
+        known = self._readings.keys() | self._failures.keys()
+        self._unread.update(dict.fromkeys(shard for shard in shards if shard not in known))
+        self._read_indexes()
+
+    def _read_indexes(self) -> None:
+        while self._unread and len(self._readings) < _MAX_READINGS:
+            shard = next(iter(self._unread))
+            del self._unread[shard]
+            reading = self.shards.submit_index(shard, self._fields)
+            if reading is not None:
+                self._readings[shard] = reading
 
     def find_url(self, shard: int) -> str:
         """Return the address of a shard, without secrets."""
@@ -86,7 +105,10 @@ class SampleSource:
 
     def describe(self, shard: int, sample: int, field: str | None = None) -> dict[str, Any]:
         """Return the keywords for an error about a sample: address, offset, dataset, shard and member."""
-        member, offset = self.shards.index(shard).describe_member(sample, field)
+        try:
+            member, offset = self.shards.index(shard).describe_member(sample, field)
+        except StreamloaderError:  # the index was there before: an error about the sample must not become another one
+            member, offset = f"number {sample}", 0
         return {
             "address": self.shards.shard_address(shard),
             "offset": offset,
@@ -97,7 +119,13 @@ class SampleSource:
 
     def close(self) -> None:
         """Release the stores."""
-        self.shards.release_stores()
+        for reading in self._readings.values():
+            reading.cancel()
+        self._readings.clear()
+        self._unread.clear()
+        if self._is_open:
+            self._is_open = False
+            self.shards.release()
 
     # --- spans -------------------------------------------------------------------------------------------------------
 
@@ -122,6 +150,14 @@ class SampleSource:
             return self._local.map(shard, path)
         except StreamloaderError as error:
             return error
+
+    def map_again(self, shard: int, table: ShardTable) -> mmap.mmap | StreamloaderError:
+        """Return a shard's file, which :meth:`map_shard` has mapped before, or the error that occurred instead."""
+        mapped = self.map_shard(shard, table)
+        if mapped is None:
+            address = self.shards.shard_address(shard)
+            return StoreError(f"{address} cannot be mapped any more: read it again", address=address)
+        return mapped
 
     @property
     def may_keep_mappings(self) -> bool:

@@ -55,7 +55,7 @@ class PlayedPart:
 
     Attributes:
         epoch: Number of the epoch.
-        batches: Number of batches that were played.
+        batches: Number of batches that were played, see :meth:`count`.
         first_epoch: Number of the first epoch of the iteration. Defaults to `epoch`.
         lanes: Number of lanes. 0 if it does not matter, because nothing else depends on it.
         next_lane: Lane that plays the next batch.
@@ -73,24 +73,29 @@ class PlayedPart:
     counted: int = 0
     positions: dict[int, list[int]] = field(default_factory=dict)
     skipped: list[SkippedSample] = field(default_factory=list)
-    _taken_from: tuple[Iterator[Any], int] | None = field(default=None, repr=False, compare=False)
+    _taking: tuple[int, Iterator[Any], int] | None = field(default=None, repr=False, compare=False)
 
     def count_as_taken(self, values: list[Any]) -> Iterator[Any]:
         """Return an iterator over values, each of which counts as a batch as soon as it is taken.
 
-        It is one of C, so that small samples do not wait for Python; :meth:`settle` asks it how many were taken.
+        It is one of C, so that small samples do not wait for Python; :meth:`count` asks it how many were taken.
         """
-        self.settle()
-        self._taken_from = iter(values), len(values)
-        return self._taken_from[0]
+        iterator = iter(values)
+        self._taking = (self.count(), iterator, len(values))  # at once: a signal may ask for a state at any moment
+        return iterator
+
+    def count(self) -> int:
+        """Return the number of batches that were played until now."""
+        taking = self._taking
+        if taking is None:
+            return self.batches
+        before, iterator, size = taking
+        return before + size - operator.length_hint(iterator)
 
     def settle(self) -> None:
-        """Bring `batches` up to date."""
-        if self._taken_from is not None:
-            values, size = self._taken_from
-            remaining = operator.length_hint(values)
-            self.batches += size - remaining
-            self._taken_from = (values, remaining) if remaining else None
+        """Let go of values that were not taken."""
+        self.batches = self.count()
+        self._taking = None
 
     def __post_init__(self) -> None:
         """Fill in the first epoch."""
@@ -99,8 +104,13 @@ class PlayedPart:
 
     def copy(self) -> PlayedPart:
         """Return a copy that can be changed."""
-        self.settle()
-        return replace(self, positions=dict(self.positions), skipped=list(self.skipped), _taken_from=None)
+        return replace(
+            self,
+            batches=self.count(),
+            positions=dict(self.positions),
+            skipped=list(self.skipped),
+            _taking=None,
+        )
 
     def add(self, step: PlayedStep) -> None:
         """Count a batch, or the bad samples of a step without one.
@@ -122,7 +132,7 @@ class PlayedPart:
 
     def start_epoch(self, epoch: int, first_epoch: int) -> None:
         """Count from the start of another epoch of the iteration on."""
-        self.settle()
+        self._taking = None
         self.epoch, self.first_epoch, self.batches, self.counted, self.positions = epoch, first_epoch, 0, 0, {}
 
     def finish(self) -> PlayedPart:

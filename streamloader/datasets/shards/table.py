@@ -8,9 +8,12 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from streamloader.datasets.shards.index import ShardIndex
+from streamloader.errors import ConfigError
 from streamloader.values import Array
 
-__all__ = ["ShardTable", "make_table"]
+__all__ = ["MAX_FIELDS", "ShardTable", "make_table"]
+
+MAX_FIELDS: Final = 256
 
 _ENTRY_BYTES: Final = 1024
 
@@ -50,8 +53,16 @@ def make_table(index: ShardIndex, wanted: AbstractSet[str] | None) -> ShardTable
     Args:
         index: Index of the shard.
         wanted: Names of the fields that are needed. None stands for all.
+
+    Raises:
+        ConfigError: If there are more than 256 of them.
     """
     names = sorted(field for field in index.fields if wanted is None or field in wanted)
+    if len(names) > MAX_FIELDS:
+        raise ConfigError(
+            f"the shard {index.shard} has {len(names)} different fields, and at most {MAX_FIELDS} can be read: name "
+            "those that you need in to_tuple()"
+        )
     columns = {name: number for number, name in enumerate(names)}
     column_of_member = np.array([columns.get(field, -1) for field in index.fields], np.int64)[index.member_fields]
     sample_of_member = np.repeat(np.arange(len(index)), np.diff(index.first_members))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from streamloader.datasets.shards.order import ShuffleWindow
 from streamloader.datasets.shards.sample_set import SampleBlock
 from streamloader.datasets.shards.source import ByteSpan, SampleSource
-from streamloader.datasets.shards.table import ShardTable
+from streamloader.datasets.shards.table import MAX_FIELDS, ShardTable
 from streamloader.errors import ConfigError, CorruptSample, DatasetError, StreamloaderError
 from streamloader.values import Array
 
@@ -23,13 +23,14 @@ RawSample: TypeAlias = dict[str, Any]
 
 KEY: Final = "__key__"  # WebDataset's names
 URL: Final = "__url__"
-_MAX_FIELDS: Final = 256
 _MAX_BLOCK_SAMPLES: Final = 512  # that are made at once
 _MAX_BLOCK_BYTES: Final = 1 << 20
 _MAX_LOCAL_GAP_BYTES: Final = 4 << 10  # between two members, read to save a call
 _MAX_REMOTE_GAP_BYTES: Final = 64 << 10  # between two members, transferred to save a request
 _MAX_SPAN_BYTES: Final = 4 << 20  # beyond which the next member starts another span
 _MAX_ADJACENT_SAMPLES: Final = 8  # between two samples, which the system reads in advance with them
+_MAX_BLOCK_SHARDS: Final = 32  # whose files are open at once
+_MAX_OFFSET: Final = np.int64(1 << 62)
 _NO_PIECE: Final = -1
 
 
@@ -108,9 +109,9 @@ class WindowReader:
     def _list_fields(self) -> tuple[str, ...]:
         fields = {table.fields for table in self._tables.values()}
         names = next(iter(fields)) if len(fields) == 1 else tuple(sorted({name for each in fields for name in each}))
-        if len(names) > _MAX_FIELDS:
+        if len(names) > MAX_FIELDS:
             raise ConfigError(
-                f"the data set {self._source.shards.address} has more than {_MAX_FIELDS} different fields: name those "
+                f"the data set {self._source.shards.address} has more than {MAX_FIELDS} different fields: name those "
                 "that you need in to_tuple()"
             )
         return names
@@ -136,31 +137,43 @@ class WindowReader:
         """Assign each member to a mapped file or to a span. Offsets are relative to the piece."""
         is_present = self._starts != 0
         self._pieces: Array = np.full(self._sizes.shape, _NO_PIECE, np.int32)
-        mapped = {shard: self._source.map_shard(shard, table) for shard, table in self._tables.items()}
-        self._mapped = [shard for shard, data in mapped.items() if data is not None]
+        ranges = self._find_ranges() if self._names else {}
+        self._mapped = [
+            shard for shard, table in self._tables.items() if self._map(shard, table, ranges.get(shard, ())) is not None
+        ]
         for number, shard in enumerate(self._mapped):
             self._pieces[self._groups[shard]] = number
         if not is_present.all():
             self._pieces[~is_present] = _NO_PIECE
-        spanned = [shard for shard, data in mapped.items() if data is None]
+        spanned = list(self._tables.keys() - set(self._mapped))
         self.is_remote = any(not self._source.is_local(shard) for shard in spanned)
-        if self._mapped and self._names:
-            self._advise(mapped)
         is_spanned = np.isin(self._shards, spanned)[:, None] if spanned else np.zeros((len(self._shards), 1), bool)
         self._plan_spans(is_present & is_spanned)
 
-    def _advise(self, mapped: dict[int, mmap.mmap | StreamloaderError | None]) -> None:
-        """Have the system read what this window needs of mapped files."""
+    def _map(
+        self, shard: int, table: ShardTable, ranges: Iterable[tuple[int, int]]
+    ) -> mmap.mmap | StreamloaderError | None:
+        """Return the mapping of a shard, and have the system read some ranges of it."""
+        mapped = self._source.map_shard(shard, table)
+        if isinstance(mapped, mmap.mmap):
+            for start, end in ranges:
+                mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
+        return mapped
+
+    def _find_ranges(self) -> dict[int, list[tuple[int, int]]]:
+        """Return the ranges of whole pages of each shard that contain what this window needs, without large gaps."""
         shards, samples = self._shards[self._order], self._samples[self._order]
         breaks = (shards[1:] != shards[:-1]) | (samples[1:] - samples[:-1] > _MAX_ADJACENT_SAMPLES)
         lasts = np.append(np.flatnonzero(breaks), len(shards) - 1)
         first, last = self._order[np.append(0, lasts[:-1] + 1)], self._order[lasts]
-        starts = self._starts[first].min(axis=1) // mmap.PAGESIZE * mmap.PAGESIZE
+        present = np.where(self._starts[first] == 0, _MAX_OFFSET, self._starts[first])
+        starts = present.min(axis=1) // mmap.PAGESIZE * mmap.PAGESIZE
         ends = (self._starts[last] + self._sizes[last]).max(axis=1)
+        ranges: dict[int, list[tuple[int, int]]] = {}
         for shard, start, end in zip(shards[lasts].tolist(), starts.tolist(), ends.tolist(), strict=True):
-            data = mapped.get(shard)
-            if isinstance(data, mmap.mmap) and start < end:
-                data.madvise(mmap.MADV_WILLNEED, start, end - start)
+            if start < end:
+                ranges.setdefault(shard, []).append((start, end))
+        return ranges
 
     def _plan_spans(self, is_spanned: Array) -> None:
         """Merge the members that lie next to each other in a shard into spans.
@@ -217,7 +230,15 @@ class WindowReader:
         """Return the position after a block of samples of moderate size."""
         before = int(self._ends[start - 1]) if start else 0
         end = int(np.searchsorted(self._ends, before + _MAX_BLOCK_BYTES))
-        return min(max(start + 1, end), start + _MAX_BLOCK_SAMPLES, len(self._shards))
+        end = min(max(start + 1, end), start + _MAX_BLOCK_SAMPLES, len(self._shards))
+        if len(self._mapped) <= _MAX_BLOCK_SHARDS:
+            return end
+        seen: set[int] = set()
+        for position, shard in enumerate(self._shards[start:end].tolist(), start):
+            seen.add(shard)
+            if len(seen) > _MAX_BLOCK_SHARDS:
+                return position
+        return end
 
     def _read_pieces(self, rows: slice) -> bool:
         """Have the bytes of some samples ready. Return whether that succeeded, and all of them have all fields."""
@@ -232,7 +253,7 @@ class WindowReader:
                 continue
             if number < len(self._mapped):
                 shard = self._mapped[number]
-                self._data[number] = self._source.map_shard(shard, self._tables[shard])
+                self._data[number] = self._source.map_again(shard, self._tables[shard])
             elif self._data[number] is None:
                 self._data[number] = self._source.read_span(self._spans[number - len(self._mapped)])
             is_whole &= not isinstance(self._data[number], StreamloaderError)

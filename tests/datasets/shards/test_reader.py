@@ -15,6 +15,7 @@ from datasets.shards.shard_files import compress, make_samples, write_shards
 from streamloader import CorruptSample, CorruptShard, DatasetError, StoreError
 from streamloader.datasets.shards import all_shards, local_bytes
 from streamloader.datasets.shards.make_index import open_shard_set
+from streamloader.datasets.shards.open_files import get_open_files
 from streamloader.datasets.shards.order import EpochOrder, OrderSettings, ShuffleWindow
 from streamloader.datasets.shards.reader import LaneReader
 from streamloader.datasets.shards.remote_bytes import RemoteShards
@@ -284,7 +285,7 @@ def test_a_file_that_is_replaced_between_two_openings_is_noticed(tmp_path):
     source = SampleSource(open_shard_set(f"{tmp_path}"), verify=False)
     window = ShuffleWindow(np.zeros(5, int), np.arange(5))
     assert all(isinstance(sample, dict) for sample in LaneReader(source, iter([window])).read_block().samples)
-    source.shards.open_files().clear()  # as if many other shards had been read since
+    get_open_files().clear()  # as if many other shards had been read since
     os.replace(shutil.copy(tmp_path / name, tmp_path / "copy"), tmp_path / name)
     samples = LaneReader(source, iter([window])).read_block().samples
     assert {type(sample) for sample in samples} == {CorruptShard}
