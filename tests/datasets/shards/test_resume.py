@@ -10,6 +10,7 @@ import pytest
 from datasets.shards.shard_files import make_samples, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import fast_first, only_fast
 from torch.utils.data import DataLoader
 
 from streamloader import StateError
@@ -171,7 +172,7 @@ def test_a_plain_loader_needs_the_number_of_batches(folder, other):
         selected.state_dict(batches=3)
 
 
-@pytest.mark.parametrize(("context", "persistent"), [("fork", False), ("fork", True), ("spawn", True)])
+@pytest.mark.parametrize(("context", "persistent"), fast_first([("fork", True), ("fork", False), ("spawn", True)]))
 def test_each_iteration_plays_another_epoch_in_all_workers(context, persistent, folder, other):
     loader = DataLoader(
         CHAINS["batches"](folder, other),
@@ -213,8 +214,8 @@ def test_a_copy_by_pickle_goes_on_alone(folder, other):
     assert list(pickle.loads(pickle.dumps(dataset))) == list(dataset)
 
 
-@pytest.mark.parametrize("before", [0, 3])
-@pytest.mark.parametrize("stop", [5, 9, 13])
+@pytest.mark.parametrize("before", only_fast([0, 3], [3]))
+@pytest.mark.parametrize("stop", only_fast([5, 9, 13], [9]))
 def test_numbers_of_workers_that_do_not_divide_the_lanes_lose_nothing(before, stop, folder, other):
     whole = list(map(as_plain, CHAINS["batches"](folder, other)))
     loader = ShardLoader(CHAINS["batches"](folder, other), num_workers=before)
