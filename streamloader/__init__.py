@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         opencv_to_pil,
         pil_to_opencv,
     )
+    from streamloader.datasets.directory.labelled import DirectoryDataset
     from streamloader.datasets.directory.managers import (
         BytesDataManager,
         JsonDataManager,
@@ -156,6 +157,7 @@ __all__ = [
     "DatasetExists",
     "DatasetIncomplete",
     "DatasetNotFound",
+    "DirectoryDataset",
     "DirectoryLocked",
     "DistributedVideoDataset",
     "DuplicateName",
@@ -261,6 +263,7 @@ _MODULES: Final = {
     "CheckReport": "archive.ingest.report",
     "ChunkTracker": "compat.butterfly.dataset",
     "ContainerStore": "containers.store",
+    "DirectoryDataset": "datasets.directory.labelled",
     "DistributedVideoDataset": "compat.butterfly.dataset",
     "EnvBatch": "loader.envstreamer",
     "EnvStreamer": "loader.envstreamer",
