@@ -83,6 +83,7 @@ class Table:
         contenders: Contenders in the order of the table.
         columns: Columns of the table. Ratios and plots use the first one.
         bars: Bars for streamloader.
+        by_default: Whether the table is measured if no tables are selected. Defaults to True.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Table:
     contenders: Sequence[Contender]
     columns: Sequence[Column]
     bars: Sequence[Bar] = ()
+    by_default: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,7 @@ def run(question: Question, rounds: int, only: Sequence[str] = ()) -> dict[str, 
     """Measure all tables of a question, and return all results as a plain dictionary."""
     tables = {}
     for table in question.tables:
-        if not only or table.name in only:
+        if table.name in only or (not only and table.by_default):
             tables[table.name] = _run_table(table, rounds)
     return {"question": question.name, "machine": describe_machine(), "rounds": rounds, "tables": tables}
 

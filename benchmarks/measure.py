@@ -268,6 +268,15 @@ MEASURES: dict[str, Any] = {
 }
 
 
+def _find_measure(kind: str) -> Callable[..., Result]:
+    """Return a measurement: one of this module, or "MODULE:FUNCTION" of one that is imported only when needed."""
+    module, _, name = kind.rpartition(":")
+    measure: Callable[..., Result] = (
+        getattr(importlib.import_module(f"benchmarks.{module}"), name) if module else MEASURES[kind]
+    )
+    return measure
+
+
 def main() -> None:
     """Run the measurement that the only argument describes, and print the result."""
     spec = json.loads(sys.argv[1])
@@ -280,7 +289,7 @@ def main() -> None:
     else:
         open_peer = importlib.import_module(f"benchmarks.peers.{spec['module']}").open_peer
         imported = time.perf_counter() - start
-        result = MEASURES[spec["measure"]](open_peer, job, **spec["args"])
+        result = _find_measure(spec["measure"])(open_peer, job, **spec["args"])
         result["import_s"] = imported
     print(json.dumps(result), flush=True)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         pil_to_opencv,
     )
     from streamloader.datasets.directory.iterable import DirectoryIterableDataset
+    from streamloader.datasets.directory.labelled import DirectoryDataset
     from streamloader.datasets.directory.managers import (
         BytesDataManager,
         JsonDataManager,
@@ -158,6 +159,7 @@ __all__ = [
     "DatasetExists",
     "DatasetIncomplete",
     "DatasetNotFound",
+    "DirectoryDataset",
     "DirectoryIterableDataset",
     "DirectoryLocked",
     "DistributedVideoDataset",
@@ -266,6 +268,7 @@ _MODULES: Final = {
     "ChunkTracker": "compat.butterfly.dataset",
     "ContainerStore": "containers.store",
     "DirectoryIterableDataset": "datasets.directory.iterable",
+    "DirectoryDataset": "datasets.directory.labelled",
     "DistributedVideoDataset": "compat.butterfly.dataset",
     "EnvBatch": "loader.envstreamer",
     "EnvStreamer": "loader.envstreamer",

@@ -17,12 +17,16 @@ from canaries import Watch
 from leak_check import MARK, AsyncioComplaints, Holdings, left_behind
 from media_data import ClipsMissing, fetch_clips
 from scheduling import Scheduling, sort_tests
+from servers.cache import cache_folder
 from servers.jsipfs import is_being_installed
 from servers.jsipfs_fixture import jsipfs_node  # noqa: F401 - the real servers are fixtures, started once a process
 from servers.nginx_fixture import nginx_server  # noqa: F401
 from servers.seaweed_fixture import seaweed_server  # noqa: F401
 from servers.sshd_fixture import own_ssh_server, second_ssh_server, ssh_server  # noqa: F401
 from tiers import mark_repeats
+
+from streamloader.demo.mnist import fetch_mnist
+from streamloader.errors import NotFound
 
 try:
     import uvloop
@@ -93,6 +97,19 @@ def clips():
         if os.environ.get("CI"):
             pytest.fail(str(missing))
         pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def mnist_cache():
+    """Cache folder with the images of MNIST, for ``$STREAMLOADER_CACHE`` of programs."""
+    folder = cache_folder()
+    try:
+        fetch_mnist(folder / "mnist")
+    except NotFound as missing:
+        if os.environ.get("CI"):
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

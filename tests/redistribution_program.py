@@ -24,17 +24,23 @@ SUBDIRECTORIES = 5
 
 
 class KilledAt:
-    """A profiler that kills the process at one event, or counts all events, and notes during which files are moved."""
+    """A profiler that kills the process at one event, or counts events.
 
-    def __init__(self, number):
+    Args:
+        number: Number of the event. 0 for none.
+        function: Name of the function during which events count. None for all events.
+    """
+
+    def __init__(self, number, function=None):
         self.number = number
+        self.function = function
+        self.is_counting = function is None
         self.count = 0
-        self.moves = []
 
     def __call__(self, frame, event, argument):
-        if frame.f_code.co_name == "_apply" and event in ("call", "return"):
-            self.moves.append(self.count)
-        if event in ("c_call", "c_return"):
+        if event in ("call", "return") and frame.f_code.co_name == self.function:
+            self.is_counting = event == "call"
+        if self.is_counting and event in ("c_call", "c_return"):
             self.count += 1
             if self.count == self.number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -49,20 +55,16 @@ def redistribute(root, seed):
         directory.redistribute_all_files(are_you_sure=True)
 
 
-def run_killed(number, work, *arguments):
-    """Run a function in a forked process that is killed at an event. Return whether it was, and the counted events.
-
-    These are the number of all events, and the first and the last one while files are moved.
-    """
+def run_killed(profiler, work, *arguments):
+    """Run a function in a forked process with a profiler. Return whether it was killed, and the number of events."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
         try:
-            profiler = KilledAt(number)
             sys.setprofile(profiler)
             work(*arguments)
             sys.setprofile(None)
-            os.write(writer, " ".join(map(str, [profiler.count, *profiler.moves])).encode())
+            os.write(writer, str(profiler.count).encode())
         except BaseException as error:  # noqa: BLE001 - a forked process must not go on as the parent does
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
             os._exit(1)
@@ -72,7 +74,7 @@ def run_killed(number, work, *arguments):
         counted = pipe.read()
     status = os.waitpid(pid, 0)[1]
     assert os.WIFSIGNALED(status) or not status, "the process failed"
-    return os.WIFSIGNALED(status), [int(number) for number in counted.split()]
+    return os.WIFSIGNALED(status), int(counted or 0)
 
 
 def make_template(root, rng, seed):
@@ -105,19 +107,18 @@ def main(scratch, seed, count):
     rng = random.Random(seed)
     events = {}
     for number in range(count):
-        kind = number % 3
+        kind, function = number % 3, "_apply" if number % 4 else None
         root = f"{scratch}/{number}"
         files = make_template(root, rng, kind)
-        if kind not in events:
+        if (kind, function) not in events:
             shutil.copytree(root, f"{root}-whole")
-            _, events[kind] = run_killed(0, redistribute, f"{root}-whole", 7)
+            _, events[kind, function] = run_killed(KilledAt(0, function), redistribute, f"{root}-whole", 7)
             check(f"{root}-whole", files)
-        total, begin, end = events[kind]
-        first = rng.randint(begin, end) if number % 4 else rng.randint(1, total * 9 // 10)
+        first = KilledAt(rng.randint(1, events[kind, function] * 9 // 10), function)
         was_killed, _ = run_killed(first, redistribute, root, 7)
         has_journal = os.path.exists(f"{root}/.redistribute.json")
-        second = rng.randint(1, 3000) if number % 2 else 0
-        was_killed_again, _ = run_killed(second, check, root, files) if second else (False, 0)
+        second = KilledAt(rng.randint(1, 3000) if number % 2 else 0)
+        was_killed_again, _ = run_killed(second, check, root, files)
         is_balanced = check(root, files)
         assert is_balanced or not has_journal
         sys.stdout.write(f"{was_killed} {has_journal} {was_killed_again} {is_balanced}\n")

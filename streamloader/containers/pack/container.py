@@ -32,7 +32,7 @@ from streamloader.containers.pack.format import (
 from streamloader.containers.pack.passing import PassSource
 from streamloader.errors import ClosedError, IntegrityError, LimitExceeded, NotSupported
 
-__all__ = ["PackContainer"]
+__all__ = ["PackContainer", "read_index_bytes"]
 
 _TAIL_BYTES: Final = 64 << 10  # footer, and the index of about 1,000 members
 _MAX_PIECE_BYTES: Final = 256 << 10  # of a member that is decoded in one go
@@ -92,23 +92,14 @@ class PackContainer(Container):
                 await asyncio.sleep(0)
 
     async def _read_index(self) -> tuple[PackFooter, PackIndex]:
-        source = self.source
-        tail_start = max(0, source.size - _TAIL_BYTES)
-        data: bytes | memoryview = await source.read(tail_start, source.size)
-        if tail_start == 0:
-            self._check_header(data[: len(HEADER)])
+        footer, data, base = await read_index_bytes(self.source)
         try:
-            footer = parse_footer(data[-FOOTER_BYTES:], source.size)
-            self._check_limits(footer)
-            base = footer.index_offset - tail_start
-            if base < 0:
-                data, base = await _receive(source, footer.index_offset, source.size - FOOTER_BYTES), 0
             if footer.index_size > _MAX_INLINE_BYTES:
                 index = await asyncio.to_thread(PackIndex, data, footer, base)
             else:
                 index = PackIndex(data, footer, base)
         except MalformedPack as error:
-            raise source.make_error(str(error), error.offset) from None
+            raise self.source.make_error(str(error), error.offset) from None
         self._check_supported(index)
         return footer, index
 
@@ -125,20 +116,6 @@ class PackContainer(Container):
             check_header(data)
         except MalformedPack as error:
             raise self.source.make_error(str(error), error.offset) from None
-
-    def _check_limits(self, footer: PackFooter) -> None:
-        limits, address = self.source.limits, self.source.address
-        if footer.count > limits.listed:
-            raise LimitExceeded(
-                f"{address}: it has {footer.count} members, more than {limits.listed}: raise Limits(listed=...)",
-                address=address,
-            )
-        if footer.index_size > limits.listing_bytes:
-            raise LimitExceeded(
-                f"{address}: its index has {footer.index_size} bytes, more than {limits.listing_bytes}: raise "
-                "Limits(listing_bytes=...)",
-                address=address,
-            )
 
     def _check_supported(self, index: PackIndex) -> None:
         is_custom = index.methods is not None and bool((index.methods == CUSTOM).any())
@@ -310,6 +287,46 @@ class _PassMember(AsyncGenerator[bytes, None]):
             f"{self._container.describe(self._member)}: its bytes can be read only until the next member is requested",
             address=self._container.source.address,
             offset=self._member.offset,
+        )
+
+
+async def read_index_bytes(source: ContainerSource) -> tuple[PackFooter, bytes | memoryview, int]:
+    """Return the footer of a pack, bytes that contain its index, and the offset of the index in these.
+
+    This takes one request, or two if the index has more than 64 KiB.
+
+    Raises:
+        CorruptContainer: If it is no pack, or if it is cut or damaged. The index itself is not checked.
+        LimitExceeded: If it has too many members; see :class:`streamloader.config.Limits`.
+        StoreError: If the store fails otherwise.
+    """
+    tail_start = max(0, source.size - _TAIL_BYTES)
+    data: bytes | memoryview = await source.read(tail_start, source.size)
+    try:
+        if tail_start == 0:
+            check_header(data[: len(HEADER)])
+        footer = parse_footer(data[-FOOTER_BYTES:], source.size)
+    except MalformedPack as error:
+        raise source.make_error(str(error), error.offset) from None
+    _check_limits(footer, source)
+    base = footer.index_offset - tail_start
+    if base < 0:
+        data, base = await _receive(source, footer.index_offset, source.size - FOOTER_BYTES), 0
+    return footer, data, base
+
+
+def _check_limits(footer: PackFooter, source: ContainerSource) -> None:
+    limits, address = source.limits, source.address
+    if footer.count > limits.listed:
+        raise LimitExceeded(
+            f"{address}: it has {footer.count} members, more than {limits.listed}: raise Limits(listed=...)",
+            address=address,
+        )
+    if footer.index_size > limits.listing_bytes:
+        raise LimitExceeded(
+            f"{address}: its index has {footer.index_size} bytes, more than {limits.listing_bytes}: raise "
+            "Limits(listing_bytes=...)",
+            address=address,
         )
 
 

@@ -171,7 +171,11 @@ class MappedPack:
             MissingDependency: If it is compressed with zstd, and the package for that is not installed.
             ClosedError: If the pack is closed.
         """
-        content: bytes | memoryview = self.view(row)
+        return self.decode(row, self.view(row), verify)
+
+    def decode(self, row: int, stored: bytes | memoryview, verify: bool = True) -> bytes | memoryview:
+        """Return the content of a member from its stored bytes. Arguments and errors are those of :meth:`read`."""
+        content = stored
         if self._methods is not None and self._methods[row] != STORED:
             content = self._decompress(row, content)
         if verify and (checksum := zlib.crc32(content)) != self._checksums[row]:

@@ -15,11 +15,13 @@ from streamloader.datasets.directory.compressors import Compressor
 from streamloader.datasets.directory.filenames import describe_bad_filename, sort_names
 from streamloader.datasets.directory.local_root import FileStatus, LocalRoot
 from streamloader.datasets.directory.managers import DataManager
-from streamloader.errors import CorruptContainer, NotFound
+from streamloader.errors import CorruptContainer, NotFound, StoreError
 
-__all__ = ["SETTLED_NS", "MemberCodec", "NewMember", "Serializer", "drop_recent"]
+__all__ = ["SETTLED_NS", "MemberCodec", "NewMember", "Serializer", "drop_recent", "is_settled"]
 
 SETTLED_NS: Final = 50_000_000  # after which a change of a file gives it another time, whatever the clock's resolution
+_COARSE_NS: Final = 1_000_000_000  # of which times are multiples on some file systems
+_COARSE_SETTLED_NS: Final = 2 * _COARSE_NS
 _MAX_WHOLE_BYTES: Final = 64 << 20  # of files that are copied into packs as a whole
 
 
@@ -47,7 +49,15 @@ class NewMember(NamedTuple):
 
 def drop_recent(modified: int) -> int:
     """Return a modification time in nanoseconds, or 0 if a later change could give the file the same one."""
-    return modified if 0 < modified < time.time_ns() - SETTLED_NS else 0
+    return modified if modified > 0 and is_settled(modified, time.time_ns()) else 0
+
+
+def is_settled(changed: int, now: int) -> bool:
+    """Return whether a change after `now` would have another time than `changed`. All times are in nanoseconds.
+
+    Whole seconds may come from a file system whose times have steps of one or two seconds.
+    """
+    return changed < now - (SETTLED_NS if changed % _COARSE_NS else _COARSE_SETTLED_NS)
 
 
 class MemberCodec:
@@ -88,12 +98,36 @@ class MemberCodec:
         if status is None:
             path = root.path(subdirectory, filename)
             raise NotFound(f"no such file: {path}", address=path)
-        return bytes(self.data_manager.serialize(self.data_manager.load(root.path(subdirectory, filename)))), status
+        return bytes(self.data_manager.serialize(self._load(root, subdirectory, filename))), status
+
+    def _load(self, root: LocalRoot, subdirectory: str, filename: str) -> Any:
+        """Return the object in a file. That the data manager misses another file does not mean that this one is gone.
+
+        Raises:
+            NotFound: If there is no such file.
+            StoreError: If the data manager finds no file of another name.
+        """
+        path = root.path(subdirectory, filename)
+        try:
+            return self.data_manager.load(path)
+        except FileNotFoundError as error:
+            if root.get_status(subdirectory, filename) is None:
+                raise NotFound(f"no such file: {path}", address=path) from error
+            raise StoreError(
+                f"{path}: {_describe_class(self.data_manager)} cannot load it: {error}", address=path
+            ) from error
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def write_pack(
-        self, root: LocalRoot, subdirectory: str, members: Iterable[NewMember], directory_modified: int, file: Any
+        self,
+        root: LocalRoot,
+        subdirectory: str,
+        members: Iterable[NewMember],
+        directory_modified: int,
+        file: Any,
+        *,
+        more_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a pack of files.
 
@@ -102,17 +136,22 @@ class MemberCodec:
             subdirectory: Name of the subdirectory.
             members: Members in ascending order of the bytes of their names. Files that are gone are left out.
             directory_modified: Modification time of the subdirectory in nanoseconds when it was listed. 0 if unknown.
+                The pack records 0 if a file is left out.
             file: Object with a method `write`.
+            more_metadata: Further metadata. Defaults to none.
         """
-        metadata = self._make_metadata(directory_modified)
+        metadata = self._make_metadata(directory_modified) | dict(more_metadata or {})
         if self._serializer is not None:
-            self._write_serialized(file, self._read_members(root, subdirectory, members), metadata)
+            self._write_serialized(file, root, subdirectory, members, metadata)
             return
         builder = PackBuilder(file, compressor=self.compressor, metadata=metadata)
-        for member in members:
+        count = 0
+        for count, member in enumerate(members, 1):
             if not self._copy_large(builder, root, subdirectory, member):
                 for name, data, modified in self._read_members(root, subdirectory, [member]):
                     builder.add(name, data, modified=modified)
+        if len(builder) < count:  # the listing has files that the pack has not
+            builder.metadata["directory_modified"] = 0
         builder.finish()
 
     def make_memory_pack(self, root: LocalRoot, subdirectory: str, members: Iterable[NewMember]) -> MappedPack:
@@ -156,10 +195,14 @@ class MemberCodec:
         return metadata
 
     def _write_serialized(
-        self, file: Any, members: Iterable[tuple[str, bytes | memoryview, int]], metadata: Mapping[str, Any]
+        self, file: Any, root: LocalRoot, subdirectory: str, members: Iterable[NewMember], metadata: dict[str, Any]
     ) -> None:
         assert self._serializer is not None
-        data = self._serializer.serialize({name: bytes(content) for name, content, _ in members})
+        listed = list(members)
+        files = {name: bytes(content) for name, content, _ in self._read_members(root, subdirectory, listed)}
+        if len(files) < len(listed):
+            metadata["directory_modified"] = 0
+        data = self._serializer.serialize(files)
         if self.compressor is not None:
             data = self.compressor.compress(data)
         builder = PackBuilder(file, metadata=metadata)

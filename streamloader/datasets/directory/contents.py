@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 from streamloader.common.count_display import open_count_display
-from streamloader.common.printable import make_printable
 from streamloader.datasets.directory.codec import SETTLED_NS, MemberCodec
-from streamloader.datasets.directory.duplicates import FileCopies, describe_copies, rename_copies
+from streamloader.datasets.directory.duplicates import FileCopies, describe_copies, find_copies, rename_copies
 from streamloader.datasets.directory.filenames import check_filename, sort_naturally
-from streamloader.datasets.directory.journal import JOURNAL_NAME, finish_moves, make_moves, plan_moves
+from streamloader.datasets.directory.journal import JOURNAL_NAME, FileMove, finish_moves, make_moves, plan_moves
 from streamloader.datasets.directory.local_root import FileStatus, LocalRoot
 from streamloader.datasets.directory.lock import DirectoryLock
 from streamloader.datasets.directory.name_table import NameTable
+from streamloader.datasets.directory.preparation import prepare_subdirectories
 from streamloader.datasets.directory.served_pack import READY, ServedPack
 from streamloader.datasets.directory.subdirectory import Subdirectory
-from streamloader.errors import ClosedError, CorruptSample, DuplicateName
+from streamloader.errors import ClosedError, CorruptSample, DuplicateName, StoreError
 
 __all__ = ["DirectoryContents", "OnDuplicate"]
 
@@ -29,8 +30,28 @@ _log = logging.getLogger(__name__)
 
 OnDuplicate = Literal["error", "first", "rename"]
 
-_NEW_PREFIX: Final = "subdir_"
-_SHOW_EVERY: Final = 256  # files
+
+class _MovedMember(NamedTuple):
+    """Member that is a copy of a file that was moved.
+
+    Attributes:
+        target: Name of the subdirectory to which the file was moved.
+        served: Pack.
+        row: Row of the member.
+        status: Status of the file before it was moved.
+        moved_at: Time in nanoseconds at which all files had been moved.
+    """
+
+    target: str
+    served: ServedPack
+    row: int
+    status: FileStatus
+    moved_at: int
+
+    def is_same(self, subdirectory: str, status: FileStatus) -> bool:
+        """Return whether a file is the one that was moved, and has not changed since."""
+        has_moved = subdirectory == self.target and self.status[:2] == status[:2]
+        return has_moved and status.changed <= self.moved_at
 
 
 class DirectoryContents:
@@ -43,7 +64,7 @@ class DirectoryContents:
         load_to_memory: Whether files that no pack has are read at once.
         min_subdirectories: Minimum number of subdirectories. Missing ones are created.
         seed: Seed for the subdirectories of new files. None for others each time.
-        on_duplicate: What to do about a name in two subdirectories.
+        on_duplicate: Treatment of names that are in two subdirectories.
         check_files: Whether to compare a file with its member when it is first needed.
         verbose: Whether to show progress.
 
@@ -68,7 +89,7 @@ class DirectoryContents:
     ) -> None:
         self.root = root
         self.codec = codec
-        self.table = NameTable([])
+        self.table = NameTable([], lock)
         self._lock = lock
         self._load_to_memory = load_to_memory
         self._min_subdirectories = min_subdirectories
@@ -79,7 +100,9 @@ class DirectoryContents:
         self._verbose = verbose
         self._subdirectories: dict[str, Subdirectory] = {}
         self._loose: dict[str, Subdirectory] = {}
+        self._moved: dict[str, _MovedMember] = {}
         self._written_at = 0
+        self._must_rebuild = False  # since a refresh failed
         self._is_closed = False
 
     # --- opening and closing -----------------------------------------------------------------------------------------
@@ -96,7 +119,7 @@ class DirectoryContents:
             self.root.create()
             self._lock.open_shared()
             self._finish_moves()
-            self._create_subdirectories()
+            prepare_subdirectories(self.root, self._min_subdirectories)
             self.refresh(load=self._load_to_memory)
         except BaseException:
             self.close()
@@ -107,7 +130,7 @@ class DirectoryContents:
         with self._lock.mutex:
             self._is_closed = True
             self._subdirectories, self._loose = {}, {}
-            self.table = NameTable([])
+            self.table = NameTable([], self._lock)
             self._lock.close()
 
     @property
@@ -125,50 +148,27 @@ class DirectoryContents:
             raise ClosedError(f"{self.root.address} is closed", address=self.root.address)
 
     def _finish_moves(self) -> None:
-        if not self.root.has_root_file(JOURNAL_NAME):
+        if not self._has_journal():
             return
-        if not self.root.can_write() or not self._lock.try_alone(wait=True):
-            _log.warning(
-                "%s: files were being moved when a process ended. They are read as they are", self.root.address
-            )
+        if not self.root.can_write() or not self._lock.try_alone(wait=True, is_needed=self._has_journal):
+            if self._has_journal():  # otherwise, another instance has finished the moves
+                _log.warning(
+                    "%s: files were being moved when a process ended. They are read as they are", self.root.address
+                )
             return
         try:
             with self._show("moving files") as show:
                 count = finish_moves(self.root, show)
+        except StoreError as error:
+            _log.warning("%s: moves that were interrupted cannot be finished: %s", self.root.address, error.message)
+            count = 0
         finally:
             self._lock.share_again()
         if count:
             _log.info("%s: went on with an interrupted redistribution of %d files", self.root.address, count)
 
-    def _create_subdirectories(self) -> None:
-        listing = self.root.list_root()
-        if listing.legacy:
-            _log.warning(
-                "%s: %d packs *.vdd are ignored, because opening one would run what it contains. "
-                "`streamloader convert-vdd` converts them, if you trust them",
-                self.root.address,
-                len(listing.legacy),
-            )
-        orphans = sorted(listing.packs.difference(listing.subdirectories))
-        if orphans:
-            _log.warning(
-                "%s: %d packs are ignored, because there is no subdirectory of the same name, for example %s",
-                self.root.address,
-                len(orphans),
-                make_printable(orphans[0]),
-            )
-        missing = self._min_subdirectories - len(listing.subdirectories)
-        if missing > 0 and self.root.can_write():
-            self._create_missing(missing, {*listing.subdirectories, *orphans})
-
-    def _create_missing(self, missing: int, taken: set[str]) -> None:
-        number = 0
-        while missing:
-            name = f"{_NEW_PREFIX}{number}"
-            number += 1
-            if name not in taken:
-                self.root.create_subdirectory(name)
-                missing -= 1
+    def _has_journal(self) -> bool:
+        return self.root.has_root_file(JOURNAL_NAME)
 
     # --- changes from outside ----------------------------------------------------------------------------------------
 
@@ -183,13 +183,14 @@ class DirectoryContents:
             StoreError: If a subdirectory cannot be read.
         """
         listing = self.root.list_root()
-        is_changed = set(listing.subdirectories) != set(self._subdirectories)
+        is_changed = self._must_rebuild or set(listing.subdirectories) != set(self._subdirectories)
+        self._must_rebuild = True  # also if an error ends this
         subdirectories = {}
         with self._show("reading subdirectories") as show:
             for name in sort_naturally(listing.subdirectories):
                 subdirectory = self._subdirectories.get(name)
                 if subdirectory is None:
-                    subdirectory = Subdirectory(name, self.root, self.codec, check_files=self._check_files)
+                    subdirectory = self._make_subdirectory(name)
                 is_changed |= subdirectory.refresh(has_pack=name in listing.packs)
                 if load and subdirectory.loose:  # one by one, so that few names are in memory at the same time
                     subdirectory.load_to_memory(self._find_copy)
@@ -198,9 +199,18 @@ class DirectoryContents:
         if is_changed:
             self._subdirectories = subdirectories
             self._rebuild()
+        self._must_rebuild = False
+
+    def _make_subdirectory(self, name: str) -> Subdirectory:
+        return Subdirectory(name, self.root, self.codec, check_files=self._check_files)
 
     def _rebuild(self) -> None:
         """Make the tables of all names again, and look for names in two subdirectories."""
+        self._must_rebuild = True
+        self._treat_duplicates()
+        self._must_rebuild = False
+
+    def _treat_duplicates(self) -> None:
         self._rebuild_tables()
         copies = self._find_duplicates()
         if not copies:
@@ -209,35 +219,30 @@ class DirectoryContents:
             self._serve_first(copies)
         elif self._on_duplicate == "rename":
             self._rename(copies)
+            if copies := self._find_duplicates():  # such as those of a subdirectory that is mounted twice
+                raise self._make_duplicate_error(copies)
         else:
-            raise DuplicateName(
-                f"{describe_copies(self.root, copies)}. Rename or remove one of them, or pass on_duplicate='first' to "
-                "ignore the second, or 'rename' to have it renamed",
-                address=self.root.address,
-                dataset=self.root.address,
-                count=len(copies),
-            )
+            raise self._make_duplicate_error(copies)
+
+    def _make_duplicate_error(self, copies: FileCopies) -> DuplicateName:
+        return DuplicateName(
+            f"{describe_copies(self.root, copies)}. Rename or remove one of them, or pass on_duplicate='first' to "
+            "ignore the second, or 'rename' to have it renamed",
+            address=self.root.address,
+            dataset=self.root.address,
+            count=len(copies),
+        )
 
     def _rebuild_tables(self) -> None:
-        self.table = NameTable(
-            [served for subdirectory in self._subdirectories.values() for served in subdirectory.packs]
-        )
+        packs = [served for subdirectory in self._subdirectories.values() for served in subdirectory.packs]
+        self.table = NameTable(packs, self._lock)
         loose: dict[str, Subdirectory] = {}
         for subdirectory in self._subdirectories.values():
             loose.update(dict.fromkeys(subdirectory.loose - loose.keys(), subdirectory))
         self._loose = loose
 
     def _find_duplicates(self) -> FileCopies:
-        """Return the names that several subdirectories have, with these in natural order."""
-        ranks = {name: rank for rank, name in enumerate(self._subdirectories)}
-        copies = {name: {served.subdirectory for served, _ in found} for name, found in self.table.find_duplicates()}
-        for subdirectory in self._subdirectories.values():
-            for name in subdirectory.loose:
-                if self._loose[name] is not subdirectory:
-                    copies.setdefault(name, {self._loose[name].name}).add(subdirectory.name)
-                if (found := self.table.find(name)) is not None:
-                    copies.setdefault(name, set()).update((found[0].subdirectory, subdirectory.name))
-        return {name: sorted(copies[name], key=ranks.__getitem__) for name in sorted(copies)}
+        return find_copies(self.table, {name: part.loose for name, part in self._subdirectories.items()})
 
     def _serve_first(self, copies: FileCopies) -> None:
         for name, (first, *others) in copies.items():
@@ -274,9 +279,20 @@ class DirectoryContents:
         """Return the subdirectory that has a file. None if none has."""
         found = self.table.find(filename)
         if found is not None:
-            return self._subdirectories[found[0].subdirectory]
+            return self._get_subdirectory(found[0])
         self.check_open()
         return self._loose.get(filename)
+
+    def _get_subdirectory(self, served: ServedPack) -> Subdirectory | None:
+        """Return the subdirectory of a pack. None if it is gone, since another thread has made another table.
+
+        Raises:
+            ClosedError: If another thread has closed the directory.
+        """
+        subdirectory = self._subdirectories.get(served.subdirectory)
+        if subdirectory is None:
+            self.check_open()
+        return subdirectory
 
     def read(self, filename: str) -> bytes | memoryview | None:
         """Return the content of a file, without decoding it. None if there is no such file.
@@ -292,11 +308,20 @@ class DirectoryContents:
         if served.states[row] == READY:
             return served.pack.read(row, verify=False)
         with self._lock.mutex:
-            subdirectory = self._subdirectories[served.subdirectory]
+            subdirectory = self._get_subdirectory(served)
+            if subdirectory is None:
+                return None
             data = subdirectory.read(filename, served, row)
             if filename in subdirectory.loose:
                 self._loose[filename] = subdirectory
             return data
+
+    def read_many(self, filenames: Sequence[str]) -> list[bytes | memoryview | None]:
+        """Return the contents of files, without decoding them. None stands for files that do not exist.
+
+        Errors are those of :meth:`read`.
+        """
+        return [self.read(filename) for filename in filenames]
 
     def _read_loose(self, filename: str) -> bytes | None:
         self.check_open()
@@ -317,8 +342,20 @@ class DirectoryContents:
             if loose is not None:
                 return self._load_file(loose, filename)
             data = self.read(filename)
-            if data is None:
-                return None
+        return self.decode(filename, data)
+
+    def load_many(self, filenames: Sequence[str]) -> list[Any]:
+        """Return the objects in many files, as :meth:`load` does for one."""
+        return [self.load(filename) for filename in filenames]
+
+    def decode(self, filename: str, data: bytes | memoryview | None) -> Any:
+        """Return the object in the content of a file. None if there is no content.
+
+        Raises:
+            CorruptSample: If the content cannot be decoded.
+        """
+        if data is None:
+            return None
         try:
             return self.codec.decode(data)
         except CorruptSample as error:
@@ -386,10 +423,23 @@ class DirectoryContents:
                 yield self._iterate_single(subdirectory)
                 continue
             for block_names, contents in served.list_blocks():
+                if subdirectory.get_only_pack() is not served:  # it has changed since the last block
+                    yield self._iterate_rest(subdirectory, block_names[0])
+                    break
                 yield zip(block_names, map(make_path, block_names), contents, strict=True)
 
     def _iterate_single(self, subdirectory: Subdirectory) -> Iterator[tuple[str, str, bytes]]:
         for name in subdirectory.list_names():
+            content = self.read(name)
+            if content is not None:
+                yield name, subdirectory.prefix + name, bytes(content)
+
+    def _iterate_rest(self, subdirectory: Subdirectory, first: str) -> Iterator[tuple[str, str, bytes]]:
+        """Yield the files from the name `first` on."""
+        encoded = os.fsencode(first)
+        with self._lock.mutex:
+            names = [name for name in subdirectory.list_names() if os.fsencode(name) >= encoded]
+        for name in names:
             content = self.read(name)
             if content is not None:
                 yield name, subdirectory.prefix + name, bytes(content)
@@ -440,7 +490,7 @@ class DirectoryContents:
 
     def _pick_subdirectory(self) -> Subdirectory:
         if not self._subdirectories:
-            self.root.create_subdirectory(f"{_NEW_PREFIX}0")
+            prepare_subdirectories(self.root, 1)
             self.refresh()
         return self._rng.choice(list(self._subdirectories.values()))
 
@@ -501,10 +551,18 @@ class DirectoryContents:
         if age_ns < SETTLED_NS:
             time.sleep((SETTLED_NS - age_ns) / 1e9 + 0.001)
 
-    def _find_copy(self, filename: str, status: FileStatus) -> tuple[ServedPack, int] | None:
-        """Return a member that has the content of a file, wherever the file was when the pack was made."""
+    def _find_copy(self, subdirectory: str, filename: str, status: FileStatus) -> tuple[ServedPack, int] | None:
+        """Return a member that has the content of a file, of its subdirectory or of the one from which it was moved."""
+        copy = self._find_member(subdirectory, filename, status)
+        moved = self._moved.get(filename) if copy is None else None
+        if moved is not None and moved.is_same(subdirectory, status):
+            return moved.served, moved.row
+        return copy
+
+    def _find_member(self, subdirectory: str, filename: str, status: FileStatus) -> tuple[ServedPack, int] | None:
         for served, row in self.table.find_all(filename):
-            if served.get_modified(row) and served.is_same(row, status):
+            is_own = served.subdirectory == subdirectory and served.get_modified(row)
+            if is_own and served.is_same(row, status):
                 return served, row
         return None
 
@@ -535,24 +593,46 @@ class DirectoryContents:
     def _move_files(self) -> None:
         self.refresh()
         targets = [name for name in self._subdirectories if self.root.is_same_device(name)]
-        movable = {name: self.root.list_movable(name) for name in targets}
-        files = [
-            (filename, name)
-            for name in targets
-            for filename in self._subdirectories[name].list_names()
-            if filename in movable[name]
-        ]
+        files = self._list_movable(targets)
         if not files:
             return
+        moves = plan_moves(files, targets, self._seed)
+        has_packs = any(subdirectory.has_pack for subdirectory in self._subdirectories.values())
+        moved = self._find_moved(moves) if has_packs else {}
         try:
             with self._show("moving files") as show:
-                make_moves(self.root, plan_moves(files, targets, self._seed), show)
+                make_moves(self.root, moves, show)
         finally:
             self._written_at = time.time_ns()
-            has_packs = any(subdirectory.has_pack for subdirectory in self._subdirectories.values())
             self.refresh(load=self._load_to_memory and not has_packs)
         if has_packs:
+            self._write_moved({name: member._replace(moved_at=self._written_at) for name, member in moved.items()})
+
+    def _list_movable(self, targets: Iterable[str]) -> list[tuple[str, str]]:
+        """Return the files to distribute, with their subdirectories. Names of several files stay: one is the first."""
+        shadowed = {name for subdirectory in self._subdirectories.values() for name in subdirectory.shadowed}
+        files = []
+        for name in targets:
+            movable = self.root.list_movable(name) - shadowed
+            files += [(filename, name) for filename in self._subdirectories[name].list_names() if filename in movable]
+        return files
+
+    def _find_moved(self, moves: Iterable[FileMove]) -> dict[str, _MovedMember]:
+        """Return the members that are copies of files which are about to be moved."""
+        moved = {}
+        for filename, source, target in moves:
+            status = self.root.get_status(source, filename)
+            copy = None if status is None else self._find_member(source, filename, status)
+            if copy is not None and status is not None:
+                moved[filename] = _MovedMember(target, *copy, status, 0)
+        return moved
+
+    def _write_moved(self, moved: dict[str, _MovedMember]) -> None:
+        self._moved = moved
+        try:
             self._write_outdated()
+        finally:
+            self._moved = {}
 
     @contextlib.contextmanager
     def _show(self, label: str) -> Iterator[Callable[[int, int], None]]:

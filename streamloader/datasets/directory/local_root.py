@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
 
 from streamloader.containers.pack.format import PackCompressor
@@ -19,6 +20,7 @@ PACK_SUFFIX: Final = ".pack"
 _LEGACY_SUFFIX: Final = ".vdd"
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"  # as those of the local store, which never lists them
 _MAX_ENDING_BYTES: Final = 200
+_LEADS_NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _BUFFER_BYTES: Final = 1 << 20
@@ -35,18 +37,20 @@ class FileStatus(NamedTuple):
         size: Size in bytes.
         modified: Time of the last modification in nanoseconds since 1970. A program can set it.
         changed: Time of the last change of the content, the name or the status, in nanoseconds since 1970.
+        version: Version of an object in a store. None for files of this machine.
     """
 
     size: int
     modified: int
     changed: int
+    version: str | None = None
 
 
 class RootListing(NamedTuple):
     """Contents of a root.
 
     Attributes:
-        subdirectories: Names of all subdirectories that are not hidden.
+        subdirectories: Names of all subdirectories that are not hidden. Of links to another one, none is listed.
         packs: Names of the subdirectories that have a pack, whether they exist or not.
         legacy: Names of the files ``*.vdd``.
     """
@@ -69,6 +73,7 @@ class LocalRoot:
     def __init__(self, path: str) -> None:
         self.address = os.path.abspath(os.path.expanduser(path))
         self._unfinished: set[str] = set()  # what listings have found of other writers
+        self._unresolved: set[str] = set()  # subdirectories with links that lead to no file
 
     def path(self, *names: str) -> str:
         """Return the path of a subdirectory, or of a file in it."""
@@ -84,6 +89,7 @@ class LocalRoot:
     def list_root(self) -> RootListing:
         """Return the contents of the root."""
         listing = RootListing([], set(), [])
+        folders = []
         with self._translate(self.address, "cannot be listed"), os.scandir(self.address) as entries:
             for entry in entries:
                 name = entry.name
@@ -93,8 +99,9 @@ class LocalRoot:
                     listing.packs.add(name.removesuffix(PACK_SUFFIX))
                 if name.endswith(_LEGACY_SUFFIX):
                     listing.legacy.append(name)
-                if _is_directory(entry):
-                    listing.subdirectories.append(name)
+                if _resolve(entry.is_dir):
+                    folders.append(entry)
+            listing.subdirectories.extend(_drop_links(folders, os.stat(self.address)))
         return listing
 
     def can_write(self) -> bool:
@@ -196,6 +203,22 @@ class LocalRoot:
         except OSError:
             return 0
 
+    def stamp_folder(self, subdirectory: str) -> tuple[int, int]:
+        """Return the times at which a subdirectory last changed: its names, and anything of it. 0 if unknown.
+
+        Both are in nanoseconds. A program can set the first one. The second one also changes when the subdirectory is
+        renamed.
+        """
+        try:
+            status = os.stat(self.path(subdirectory))
+        except OSError:
+            return 0, 0
+        return status.st_mtime_ns, status.st_ctime_ns
+
+    def has_unresolved(self, subdirectory: str) -> bool:
+        """Return whether the last listing of a subdirectory has found links that may lead to a file later."""
+        return subdirectory in self._unresolved
+
     def is_same_device(self, subdirectory: str) -> bool:
         """Return whether files can be moved between the root and a subdirectory."""
         with self._translate(self.path(subdirectory), "cannot be read"):
@@ -204,7 +227,9 @@ class LocalRoot:
     def list_names(self, subdirectory: str) -> list[str]:
         """Return the names of all files that are not hidden, in no order."""
         with self._list(subdirectory) as entries:
-            return [entry.name for entry in entries if not self._is_hidden(entry) and _is_file(entry)]
+            return [
+                entry.name for entry in entries if not self._is_hidden(entry) and self._is_file(subdirectory, entry)
+            ]
 
     def list_movable(self, subdirectory: str) -> set[str]:
         """Return the names of the files that can be moved. A link could lead elsewhere from another subdirectory."""
@@ -216,10 +241,11 @@ class LocalRoot:
         statuses = {}
         with self._list(subdirectory) as entries:
             for entry in entries:
-                if not self._is_hidden(entry) and _is_file(entry):
-                    with contextlib.suppress(FileNotFoundError):  # deleted since
-                        status = entry.stat()
-                        statuses[entry.name] = _make_status(status)
+                if not self._is_hidden(entry) and self._is_file(subdirectory, entry):
+                    try:
+                        statuses[entry.name] = _make_status(entry.stat())
+                    except FileNotFoundError:  # deleted since
+                        self._unresolved.add(subdirectory)
         return statuses
 
     def delete_unfinished(self) -> None:
@@ -238,8 +264,16 @@ class LocalRoot:
     @contextlib.contextmanager
     def _list(self, subdirectory: str) -> Iterator[Iterator[os.DirEntry[str]]]:
         path = self.path(subdirectory)
+        self._unresolved.discard(subdirectory)
         with self._translate(path, "cannot be listed"), os.scandir(path) as entries:
             yield entries
+
+    def _is_file(self, subdirectory: str, entry: os.DirEntry[str]) -> bool:
+        """Return whether an entry is a file, or a link to one. Note links that may lead to one later."""
+        is_file = _resolve(entry.is_file)
+        if not is_file and entry.is_symlink():
+            self._unresolved.add(subdirectory)
+        return is_file
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -363,18 +397,26 @@ def _make_error(error: OSError, path: str, problem: str) -> StoreError:
     return kind(f"{path} {problem}: {error.strerror or error}", address=path, errno=error.errno)
 
 
-def _is_directory(entry: os.DirEntry[str]) -> bool:
+def _resolve(check: Callable[[], bool]) -> bool:
+    """Return the result of a check of an entry. False if it is a link that leads nowhere, or that nobody may follow."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
+        return check()
+    except OSError as error:
+        if error.errno not in _LEADS_NOWHERE:
+            raise
         return False
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
+def _drop_links(folders: Sequence[os.DirEntry[str]], root: os.stat_result) -> list[str]:
+    """Return the names of folders, each of them once, although links may lead to the same one."""
+    seen = {(root.st_dev, root.st_ino)}
+    names = set()
+    for entry in sorted(folders, key=lambda entry: (entry.is_symlink(), entry.name)):
+        status = entry.stat()
+        if (identity := (status.st_dev, status.st_ino)) not in seen:
+            seen.add(identity)
+            names.add(entry.name)
+    return [entry.name for entry in folders if entry.name in names]
 
 
 def _sync_folder(path: str) -> None:

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from streamloader.common.printable import make_printable
@@ -77,17 +77,18 @@ class DirectoryLock:
             self.close()
             raise self._make_error(f"is locked while its files are moved{self._describe_holder()}")
 
-    def try_alone(self, *, wait: bool = False) -> bool:
+    def try_alone(self, *, wait: bool = False, is_needed: Callable[[], bool] = lambda: True) -> bool:
         """Take the lock alone, instead of the shared one, and return whether that was possible. No other is open then.
 
         Args:
             wait: Whether to wait for other instances to close, up to the timeout. Defaults to False.
+            is_needed: Function that returns whether to go on waiting. Defaults to one that returns True.
         """
         if self._fd < 0:
             return True
         if wait:
             fcntl.flock(self._fd, fcntl.LOCK_UN)  # others may wait for this instance in the same way
-        if self._wait(fcntl.LOCK_EX) if wait else _try_lock(self._fd, fcntl.LOCK_EX):
+        if self._wait(fcntl.LOCK_EX, is_needed) if wait else _try_lock(self._fd, fcntl.LOCK_EX):
             return True
         self.share_again()  # an attempt that failed has lost the shared lock
         return False
@@ -186,10 +187,10 @@ class DirectoryLock:
         except OSError:
             return -1
 
-    def _wait(self, kind: int) -> bool:
+    def _wait(self, kind: int, is_needed: Callable[[], bool] = lambda: True) -> bool:
         deadline = time.monotonic() + self._timeout_s
         while self._fd >= 0 and not _try_lock(self._fd, kind):
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or not is_needed():
                 return False
             time.sleep(_POLL_INTERVAL_S)
         return True

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from streamloader.containers.pack.format import make_view
+from streamloader.datasets.directory.lock import DirectoryLock
 from streamloader.datasets.directory.served_pack import FILE_CHECKED, HIDDEN, READY, ServedPack
 from streamloader.values import Array
 
@@ -28,13 +29,15 @@ class NameTable:
 
     Args:
         packs: Packs.
+        lock: Lock whose mutex is held by those who change the states of members.
 
     Attributes:
         packs: Packs. The number of a pack is its position.
     """
 
-    def __init__(self, packs: Sequence[ServedPack]) -> None:
+    def __init__(self, packs: Sequence[ServedPack], lock: DirectoryLock) -> None:
         self.packs = packs
+        self._lock = lock
         self._row_bits = max((len(pack.states) for pack in packs), default=0).bit_length()
         self._location_bits = self._row_bits + len(packs).bit_length()
         self._dropped_bits = max(0, self._location_bits + _HASH_BITS - _KEY_BITS)  # for which a key has no room
@@ -118,7 +121,8 @@ class NameTable:
                     if states[row] == READY:
                         return view
                     if states[row] == FILE_CHECKED and zlib.crc32(view) == checksums[row]:
-                        states[row] = READY
+                        with self._lock.mutex:  # another thread may just have hidden it
+                            states[row] |= READY
                         return view
             position += 1
         return None

@@ -124,25 +124,40 @@ class _LaneFiles:
                 return None
         rows = slice(self._position, self._position + _MAX_BLOCK_SAMPLES)
         shards, numbers = self._window.shards[rows].tolist(), self._window.samples[rows]
-        samples = [self._read(shard, number) for shard, number in zip(shards, numbers.tolist(), strict=True)]
+        places = [*zip(shards, numbers.tolist(), strict=True)]
+        samples = self._read_all(places)
         self._position += len(samples)  # only now: a wait that is interrupted loses nothing
         return SampleBlock(samples, shards, numbers, all(isinstance(sample, dict) for sample in samples))
 
-    def _read(self, shard: int, number: int) -> dict[str, Any] | StreamloaderError:
-        name = self._opened.samples.get_name(shard, number)
-        path = self._directory.get_path(name)
+    def _read_all(self, places: list[tuple[int, int]]) -> list[Any]:
+        """Return the samples of some files, together if none of them is bad."""
+        names = [self._opened.samples.get_name(*place) for place in places]
+        try:
+            contents = self._directory.read_many(names)
+        except StreamloaderError:
+            return [self._read(name, *place) for name, place in zip(names, places, strict=True)]
+        return [
+            self._make_missing_error(*place) if content is None else self._make_sample(name, content)
+            for name, place, content in zip(names, places, contents, strict=True)
+        ]
+
+    def _read(self, name: str, shard: int, number: int) -> dict[str, Any] | StreamloaderError:
         try:
             content = self._directory.read(name)
         except StreamloaderError as error:
             return self._translate(error, shard, number)
-        if content is None:
-            place = self._opened.describe(shard, number)
-            return CorruptSample(
-                f"{place['address']}: the file {make_printable(name)} was removed since the data set was made "
-                f"(data set {place['dataset']}). Make the data set again, or leave the file out with on_error='skip'",
-                **place,
-            )
-        return {KEY: name, URL: path, _find_field(name): bytes(content)}
+        return self._make_missing_error(shard, number) if content is None else self._make_sample(name, content)
+
+    def _make_sample(self, name: str, content: memoryview) -> dict[str, Any]:
+        return {KEY: name, URL: self._directory.get_path(name), _find_field(name): bytes(content)}
+
+    def _make_missing_error(self, shard: int, number: int) -> CorruptSample:
+        place = self._opened.describe(shard, number)
+        return CorruptSample(
+            f"{place['address']}: the file {make_printable(place['member'])} was removed since the data set was made "
+            f"(data set {place['dataset']}). Make the data set again, or leave the file out with on_error='skip'",
+            **place,
+        )
 
     def _translate(self, error: StreamloaderError, shard: int, number: int) -> StreamloaderError:
         """Return damage as an error of this sample, so that it can be left out; other errors stay."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from streamloader.containers.pack.format import FOOTER_BYTES, make_view, parse_footer
 from streamloader.containers.pack.mapped import MappedPack
-from streamloader.datasets.directory.codec import SETTLED_NS
+from streamloader.datasets.directory.codec import is_settled
 from streamloader.datasets.directory.local_root import FileStatus
 
 __all__ = ["CONTENT_CHECKED", "FILE_CHECKED", "HIDDEN", "READY", "ServedPack"]
@@ -28,7 +28,7 @@ class ServedPack:
         subdirectory: Name of the subdirectory that contains these files.
         state: First state of all members.
         has_file_sizes: Whether members have the size of their files, because they are copies.
-        read_at: Time in nanoseconds at which all files were read, for packs without a time for each. 0 if unknown.
+        read_at: Time in nanoseconds before which the files were listed and read. 0 if unknown.
 
     Attributes:
         pack: Pack.
@@ -71,9 +71,12 @@ class ServedPack:
         self._modified = make_view(index.modified)
         self._sizes = None if index.sizes is None else make_view(index.sizes)
         self.starts, self.name_ends = make_view(index.starts), make_view(index.name_ends)
-        self.is_stored = index.methods is None
-        self.buffer: Any = pack.view(0).obj if len(pack) else b""  # bytes or a mapping: slices of them are bytes
-        self.names_offset = _find_names(self.buffer) if len(pack) else 0
+        self.is_stored, self.buffer, self.names_offset = self._find_buffer(pack)
+
+    def _find_buffer(self, pack: MappedPack) -> tuple[bool, Any, int]:
+        """Return whether members can be read from the buffer as they are, the buffer, and the offset of the names."""
+        buffer: Any = pack.view(0).obj if len(pack) else b""  # bytes or a mapping: slices of them are bytes
+        return pack.index.methods is None, buffer, _find_names(buffer) if len(pack) else 0
 
     def __len__(self) -> int:
         """Return the number of members that are not hidden."""
@@ -111,12 +114,16 @@ class ServedPack:
         return modified
 
     def is_same(self, row: int, status: FileStatus) -> bool | None:
-        """Return whether the file has not changed since the pack was made. None if only its content can tell."""
+        """Return whether the file has not changed since the pack was made. None if only its content can tell.
+
+        A program can set the modification time of a file, and another file can be renamed to its name. Both change the
+        time at which the system has noted the last change.
+        """
         if self._has_file_sizes and self._get_size(row) != status.size:
             return False
-        if (modified := self.get_modified(row)) != 0:
-            return modified == status.modified
-        return True if status.changed < self._read_at - SETTLED_NS else None
+        if (modified := self.get_modified(row)) not in (0, status.modified):
+            return False
+        return True if is_settled(status.changed, self._read_at) else None
 
     def _get_size(self, row: int) -> int:
         size: int = self.starts[row + 1] - self.starts[row] if self._sizes is None else self._sizes[row]

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
 from streamloader.common.printable import make_printable
 from streamloader.containers.pack.mapped import MappedPack
-from streamloader.datasets.directory.codec import MemberCodec, NewMember, drop_recent
+from streamloader.datasets.directory.codec import MemberCodec, NewMember, drop_recent, is_settled
 from streamloader.datasets.directory.filenames import sort_names
 from streamloader.datasets.directory.local_root import PACK_SUFFIX, FileStatus, LocalRoot, PackStamp
 from streamloader.datasets.directory.served_pack import CONTENT_CHECKED, FILE_CHECKED, HIDDEN, READY, ServedPack
-from streamloader.errors import CorruptContainer, IntegrityError, LimitExceeded, NotFound
+from streamloader.errors import CorruptContainer, IntegrityError, LimitExceeded, NotFound, StoreError
 
 __all__ = ["DAMAGED_MEMBER", "FindCopy", "Subdirectory"]
 
 _log = logging.getLogger(__name__)
 
 DAMAGED_MEMBER: Final = (CorruptContainer, IntegrityError, LimitExceeded)
-_WRITE_ATTEMPTS: Final = 3  # while names come and go
 
-FindCopy = Callable[[str, FileStatus], tuple[ServedPack, int] | None]
+FindCopy = Callable[[str, str, FileStatus], tuple[ServedPack, int] | None]
 
 
 class Subdirectory:
@@ -54,7 +54,8 @@ class Subdirectory:
         self._codec = codec
         self._first_state = 0 if check_files else FILE_CHECKED
         self._pack_stamp: PackStamp | None = None
-        self._listed_at = 0  # modification time of the subdirectory when it was listed; 0 if unknown
+        self._read_at = 0  # time at which the files in the pack on disk were listed; 0 if unknown
+        self._listed_at = (0, 0)  # times of the subdirectory when it was listed; 0 if unknown
 
     def __len__(self) -> int:
         """Return the number of files that are served."""
@@ -69,19 +70,21 @@ class Subdirectory:
             has_pack: Whether there is a pack on disk. Defaults to True: this is looked up.
         """
         stamp = self._root.stamp_pack(self.name) if has_pack else None
-        modified = self._root.stamp_subdirectory(self.name)
+        modified, changed = self._root.stamp_folder(self.name)
         is_same_pack = stamp == self._pack_stamp
-        if is_same_pack and modified == self._listed_at != 0 and not self.shadowed:
+        if is_same_pack and (modified, changed) == self._listed_at and modified and not self.shadowed:
             return False
+        self._listed_at = (0, 0)  # until all is known
         if not is_same_pack:
             packed_at = self._open_pack(stamp)
-            if modified == packed_at != 0:
-                self._listed_at = modified
+            if modified == packed_at != 0 and is_settled(changed, self._read_at):
+                self._listed_at = modified, changed
                 self.is_outdated = False
                 self.loose.clear()
                 return True
-        self._listed_at = drop_recent(modified)
         self._list()
+        if not self._root.has_unresolved(self.name):
+            self._listed_at = drop_recent(modified), changed
         return True
 
     def _open_pack(self, stamp: PackStamp | None) -> int:
@@ -89,6 +92,7 @@ class Subdirectory:
         self.packs.clear()
         self.shadowed.clear()
         self._pack_stamp = stamp
+        self._read_at = 0
         if stamp is None:
             return 0
         try:
@@ -98,12 +102,13 @@ class Subdirectory:
                 metadata = pack.index.metadata
                 unpacked = self._codec.unpack(pack)
                 read_at, packed_at = (_get_time(metadata.get(key)) for key in ("read_at", "directory_modified"))
-                self._serve(unpacked, self._first_state, read_at=read_at)
+                self._read_at = read_at if read_at <= time.time_ns() else 0  # the clock was wrong
+                self._serve(unpacked, self._first_state, read_at=self._read_at)
                 return packed_at
         except NotFound:
             self._pack_stamp = None
             return 0
-        except CorruptContainer as error:
+        except StoreError as error:  # it is damaged, no file, or may not be read
             problem = error.message
         self._warn_of_pack(problem)
         return 0
@@ -125,9 +130,15 @@ class Subdirectory:
         self.is_outdated = True
         if self.packs:
             self._compare(self._root.list_statuses(self.name))
+            if self._root.has_unresolved(self.name):  # a new pack would be listed again, too
+                self.is_outdated = not self._is_copy()
         else:
             self.loose = set(self._root.list_names(self.name))
             self.is_outdated = bool(self.loose)  # a pack that cannot be used stays, if it may be the only copy
+
+    def _is_copy(self) -> bool:
+        """Return whether the pack on disk has all files and no others, after a comparison."""
+        return self.has_pack and len(self.packs) == 1 and not self.packs[0].hidden and not self.loose
 
     def _compare(self, statuses: dict[str, FileStatus]) -> None:
         """Serve exactly the files in `statuses`: from the newest pack that has them, else as loose ones."""
@@ -259,7 +270,7 @@ class Subdirectory:
         """Read all loose files into a pack in memory. The other packs in memory are merged with it if they waste some.
 
         Args:
-            find_copy: Function that finds a member that is a copy of a file, from its name and status.
+            find_copy: Function that finds a member that is a copy of a file, from its subdirectory, name and status.
         """
         kept = 0 if self._pack_stamp is None else min(1, len(self.packs))
         wasted = [served for served in self.packs[kept:] if 2 * served.hidden > len(served.states)]
@@ -269,10 +280,11 @@ class Subdirectory:
             names = [*self.loose, *(name for served in wasted for name, _ in served.list_visible())]
             statuses = {name: self._root.get_status(self.name, name) for name in names}
             found = {name: status for name, status in statuses.items() if status is not None}
-            members = _list_members(found, find_copy)
+            members = self._list_members(found, find_copy)
+        read_at = time.time_ns()
         pack = self._codec.make_memory_pack(self._root, self.name, members)
         self.packs = [served for served in self.packs if served not in wasted]
-        self._serve(pack, READY)
+        self._serve(pack, READY, read_at=read_at)
         self.loose.difference_update(pack.index.names())
 
     @property
@@ -284,33 +296,33 @@ class Subdirectory:
         """Write the pack, from the packs that serve the files now and from the files themselves.
 
         Args:
-            find_copy: Function that finds a member that is a copy of a file, from its name and status.
+            find_copy: Function that finds a member that is a copy of a file, from its subdirectory, name and status.
 
         Raises:
             StoreError: If it cannot be written. The old pack remains.
         """
-        attempt = 0
-        while True:
-            attempt += 1
-            modified = drop_recent(self._root.stamp_subdirectory(self.name))
-            modified = modified if attempt < _WRITE_ATTEMPTS else 0
-            statuses = self._root.list_statuses(self.name)
-            build = partial(self._codec.write_pack, self._root, self.name, _list_members(statuses, find_copy), modified)
-            self._root.write_pack(self.name, build)
-            if modified in (0, self._root.stamp_subdirectory(self.name)):
-                break
-        self._open_pack(self._root.stamp_pack(self.name))
-        self._listed_at = modified
-        self.is_outdated = not modified
+        read_at = time.time_ns()
+        modified, changed = self._root.stamp_folder(self.name)  # if it changes from here on, it differs
+        statuses = self._root.list_statuses(self.name)
+        is_complete = not self._root.has_unresolved(self.name)
+        members = self._list_members(statuses, find_copy)
+        modified = drop_recent(modified) if is_complete else 0
+        build = partial(
+            self._codec.write_pack, self._root, self.name, members, modified, more_metadata={"read_at": read_at}
+        )
+        self._listed_at = (0, 0)
+        self._root.write_pack(self.name, build)
+        packed_at = self._open_pack(self._root.stamp_pack(self.name))
         self._compare(statuses)
+        self._listed_at = packed_at, changed
+        self.is_outdated = not packed_at and (is_complete or not self._is_copy())
 
-
-def _list_members(statuses: Mapping[str, FileStatus], find_copy: FindCopy) -> list[NewMember]:
-    members = []
-    for name in sort_names(statuses):
-        copy = find_copy(name, statuses[name])
-        members.append(NewMember(name, None if copy is None else partial(_read_copy, *copy)))
-    return members
+    def _list_members(self, statuses: Mapping[str, FileStatus], find_copy: FindCopy) -> list[NewMember]:
+        members = []
+        for name in sort_names(statuses):
+            copy = find_copy(self.name, name, statuses[name])
+            members.append(NewMember(name, None if copy is None else partial(_read_copy, *copy)))
+        return members
 
 
 def _read_copy(served: ServedPack, row: int) -> tuple[bytes | memoryview, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Self, get_args
 
 from streamloader.datasets.directory.codec import MemberCodec, Serializer
@@ -14,9 +14,9 @@ from streamloader.datasets.directory.contents import DirectoryContents, OnDuplic
 from streamloader.datasets.directory.local_root import LocalRoot
 from streamloader.datasets.directory.lock import DirectoryLock
 from streamloader.datasets.directory.managers import DataManager
-from streamloader.errors import ConfigError, NotSupported, StreamloaderError
-from streamloader.redaction import redact_address
+from streamloader.errors import ConfigError, StreamloaderError
 from streamloader.stores.local import local_path
+from streamloader.stores.registry import is_local_file
 
 __all__ = ["VirtualDirectory"]
 
@@ -38,12 +38,16 @@ class VirtualDirectory:
     Many processes can read a directory at the same time. One of them can write, from its first change to
     :meth:`close`. Instances can be pickled, and used in forked processes such as the workers of a DataLoader.
 
+    `root` may also be the address of a folder in a store. It is listed once, and files are read from packs by their
+    spans. A store has no locks, so only one process should write. On servers without listings, packs that are named
+    ``subdir_0.pack``, ``subdir_1.pack`` and so on are found. A pack without any file beside it is served as it is.
+
     Args:
-        root: Path of the directory. It is created if it does not exist.
+        root: Path of the directory, or address of a folder in a store. It is created if it does not exist.
         data_manager: Object that saves, loads, serializes and deserializes the objects in the files.
         verbose: Whether to show the progress of what takes longer than a second. Defaults to True.
-        load_to_memory: Whether files that are in no pack are read into memory at once. Packs are mapped in any case.
-            Defaults to True.
+        load_to_memory: Whether files that are in no pack are read into memory at once. Packs are mapped in any case,
+            but those in a store are read as a whole. Defaults to True.
         min_subdir_num: Minimum number of subdirectories. Missing ones are created. Defaults to 100.
         save_on_destruction: Whether :meth:`save_state` is called when the instance is closed, or no longer used.
             Defaults to False.
@@ -52,12 +56,13 @@ class VirtualDirectory:
         compressor: Object that compresses packs. Those with :class:`ZlibCompressor` and :class:`ZstdCompressor` open
             without it. Defaults to None.
         seed: Seed for the subdirectories of new files. Defaults to None: others each time.
-        on_duplicate: What to do if two subdirectories have a file of the same name: ``"error"`` raises, ``"first"``
-            ignores all but the first in natural order, and ``"rename"`` renames the others on disk, to "name (2).png".
-            Defaults to ``"error"``.
-        check: Which changes from outside are noticed. ``"files"`` looks at each file when it is first read, so that
+        on_duplicate: Treatment of names that are in two subdirectories: ``"error"`` raises, ``"first"`` ignores all
+            but the first in natural order, and ``"rename"`` renames the others on disk, to "name (2).png". Defaults to
+            ``"error"``.
+        check: Changes from outside that are noticed. ``"files"`` looks at each file when it is first read, so that
             files that were overwritten in place are noticed. ``"names"`` leaves this out: what is noticed is that files
-            came, went or were replaced. Defaults to ``"files"``.
+            came, went or were replaced. Defaults to ``"files"``. In a store, files are compared at the start only, and
+            ``"names"`` ignores their times.
         lock_timeout: Maximum number of seconds to wait for another process that moves files or writes packs.
             Defaults to 60.
         storage_options: Options of the store, for a root that is no path. Defaults to none.
@@ -91,11 +96,11 @@ class VirtualDirectory:
         }
         self._root = os.fspath(root)
         _check_arguments(**self._arguments)
-        files = _open_root(self._root, storage_options)
-        self._contents = DirectoryContents(
-            files,
+        self._contents = _make_contents(
+            self._root,
             MemberCodec(data_manager, serializer, compressor),
-            DirectoryLock(files.address, lock_timeout),
+            storage_options,
+            lock_timeout,
             load_to_memory=load_to_memory,
             min_subdirectories=min_subdir_num,
             seed=seed,
@@ -143,12 +148,42 @@ class VirtualDirectory:
         """
         return self._contents.codec.decode(data)
 
+    def read_many(self, filenames: Sequence[str]) -> list[memoryview | None]:
+        """Return the contents of many files without decoding them, as :meth:`read` does for one.
+
+        For a root in a store, many requests are made at the same time, and members that lie close to each other in a
+        pack are fetched by one request.
+
+        Args:
+            filenames: Names of files, in any order. None stands in the result for those that do not exist.
+
+        Raises:
+            CorruptContainer: If a pack is damaged, and the file cannot be read instead.
+            StoreError: If a file cannot be read.
+        """
+        read = self._contents.table.read
+        views = [read(filename) for filename in filenames]
+        missing = [position for position, view in enumerate(views) if view is None]
+        if missing:
+            contents = self._contents.read_many([filenames[position] for position in missing])
+            for position, data in zip(missing, contents, strict=True):
+                views[position] = None if data is None else memoryview(data)
+        return views
+
+    def load_many(self, filenames: Sequence[str]) -> list[Any]:
+        """Return the objects in many files, as :meth:`load` does for one. Requests are made as for :meth:`read_many`.
+
+        Args:
+            filenames: Names of files, in any order. None stands in the result for those that do not exist.
+        """
+        return self._contents.load_many(filenames)
+
     def exists(self, filename: str) -> bool:
         """Return whether there is a file of this name."""
         return self._contents.find(filename) is not None
 
     def get_path(self, filename: str) -> str | None:
-        """Return the path of a file. None if there is no such file."""
+        """Return the path of a file, or its address in a store without secrets. None if there is no such file."""
         return self._contents.get_path(filename)
 
     def get_list_of_files(self) -> list[str]:
@@ -260,14 +295,29 @@ class VirtualDirectory:
         self.__init__(root, **arguments)  # type: ignore[misc]
 
 
-def _open_root(root: str, storage_options: Mapping[str, Any] | None) -> LocalRoot:
-    """Return the files of a root. A root in a store would be another class with the methods of :class:`LocalRoot`."""
-    path = local_path(root)
-    if "://" in path:
-        raise NotSupported(f"{redact_address(root)}: a VirtualDirectory needs a path", address=root)
+def _make_contents(
+    root: str,
+    codec: MemberCodec,
+    storage_options: Mapping[str, Any] | None,
+    lock_timeout: float,
+    **options: Any,
+) -> DirectoryContents:
+    """Return the contents of a root that is a path, or the address of a folder in a store."""
+    if not is_local_file(root):
+        from streamloader.datasets.directory.remote_contents import RemoteContents
+        from streamloader.datasets.directory.remote_root import RemoteRoot
+
+        files = RemoteRoot(
+            root,
+            storage_options,
+            load_whole=options["load_to_memory"],
+            expected_packs=options["min_subdirectories"],
+        )
+        return RemoteContents(files, codec, **options)
     if storage_options:
         raise ConfigError(f"storage_options={sorted(storage_options)}: a path has no options")
-    return LocalRoot(path)
+    local = LocalRoot(local_path(root))
+    return DirectoryContents(local, codec, DirectoryLock(local.address, lock_timeout), **options)
 
 
 def _check_arguments(

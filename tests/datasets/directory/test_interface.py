@@ -23,6 +23,7 @@ from datasets.directory.directory_data import (
 )
 
 import streamloader as sl
+from streamloader.containers.pack.mapped import MappedPack
 
 FILES = {f"{number}.txt": f"content of {number}" for number in range(30)}
 
@@ -283,6 +284,8 @@ def test_empty_files_and_large_ones(root, monkeypatch):
         with open_directory(root, compressor=compressor) as directory:
             assert {name: data for name, _, data in directory} == files
             assert directory.load("empty") == b""
+        with MappedPack.open(root / "subdir_0.pack") as pack:
+            assert {name: bytes(pack.read(pack.find(name))) for name in pack.index.names()} == files
 
 
 def test_views_are_of_the_pack_and_outlive_everything(root):
@@ -377,9 +380,7 @@ def test_wrong_arguments_are_refused(root):
     assert not root.exists()
 
 
-def test_a_root_in_a_store_is_not_supported_yet(root):
-    with pytest.raises(sl.NotSupported, match="needs a path"):
-        open_directory("memory://x/y")
+def test_a_root_can_be_the_address_of_a_path(root):
     with open_directory(f"file://{root}") as directory:
         assert directory.root == str(root)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from streamloader.containers.pack.build import PackBuilder
 from streamloader.containers.pack.mapped import MappedPack
 from streamloader.datasets.directory.filenames import sort_names
+from streamloader.datasets.directory.lock import DirectoryLock
 from streamloader.datasets.directory.name_table import NameTable
 from streamloader.datasets.directory.served_pack import READY, ServedPack
 
@@ -30,6 +31,10 @@ def make_packs(names_of_packs, state=READY):
         builder.finish()
         packs.append(ServedPack(MappedPack.from_bytes(file.getvalue()), f"s{number}", state, has_file_sizes=True))
     return packs
+
+
+def make_table(packs, kind=NameTable):
+    return kind(packs, DirectoryLock("/nowhere", 0.0))
 
 
 def content_of(number, name):
@@ -56,7 +61,7 @@ NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 
 @given(st.dictionaries(NAMES, st.integers(0, 4)), st.lists(NAMES))
 def test_names_are_found_as_in_a_dictionary(numbers, others):
-    table = NameTable(make_packs([[name for name in numbers if numbers[name] == pack] for pack in range(5)]))
+    table = make_table(make_packs([[name for name in numbers if numbers[name] == pack] for pack in range(5)]))
     assert list(table.find_duplicates()) == []
     for name in [*numbers, *others]:
         expected = (numbers[name], content_of(numbers[name], name)) if name in numbers else None
@@ -65,12 +70,12 @@ def test_names_are_found_as_in_a_dictionary(numbers, others):
 
 def test_no_packs_have_no_names():
     for packs in ([], make_packs([[]]), make_packs([[], []])):
-        table = NameTable(packs)
+        table = make_table(packs)
         assert look_up(table, "a") is None
         assert table.find_all("a") == []
         assert list(table.find_duplicates()) == []
-    assert NameTable([]).find("\ud800") is None
-    assert NameTable([]).read("\ud800") is None
+    assert make_table([]).find("\ud800") is None
+    assert make_table([]).read("\ud800") is None
 
 
 def find_collisions(count):
@@ -94,7 +99,7 @@ def collisions():
 def test_names_with_equal_hashes_are_told_apart(collisions):
     (first, second), *others = collisions
     packs = make_packs([[first, *(a for a, _ in others)], [second, *(b for _, b in others)]])
-    table = NameTable(packs)
+    table = make_table(packs)
     for a, b in collisions:
         assert look_up(table, a) == (0, content_of(0, a))
         assert look_up(table, b) == (1, content_of(1, b))
@@ -108,7 +113,7 @@ def test_names_with_equal_hashes_are_told_apart(collisions):
 def test_duplicates_are_found_among_equal_hashes(collisions):
     (a, b), (c, d), _ = collisions
     packs = make_packs([[a, b, c, "x"], [a, b, "x", "y"], [b, d, "x"]])
-    table = NameTable(packs)
+    table = make_table(packs)
     found = {name: [packs.index(pack) for pack, _ in copies] for name, copies in table.find_duplicates()}
     assert found == {a: [0, 1], b: [0, 1, 2], "x": [0, 1, 2]}
     packs[0].hide(table.find_all("x")[0][1])
@@ -127,7 +132,7 @@ def test_keys_without_room_for_the_whole_hash():
         def __setattr__(self, name, value):
             super().__setattr__(name, 15 if name == "_dropped_bits" else value)
 
-    table = Narrow(packs)
+    table = make_table(packs, Narrow)
     for number in range(300):
         assert look_up(table, f"{number}") == (0, content_of(0, f"{number}"))
     for number in range(99):
@@ -138,7 +143,7 @@ def test_keys_without_room_for_the_whole_hash():
 
 def test_hidden_members_are_not_found_and_can_be_shown_again():
     (pack,) = make_packs([["a", "b", "c"]])
-    table = NameTable([pack])
+    table = make_table([pack])
     _, row = table.find("b")
     pack.hide(row)
     pack.hide(row)
@@ -154,7 +159,7 @@ def test_hidden_members_are_not_found_and_can_be_shown_again():
 def test_own_memory_is_small():
     rng = random.Random(0)
     packs = make_packs([[f"{rng.getrandbits(64):016x}.png" for _ in range(500)] for _ in range(20)])
-    table = NameTable(packs)
+    table = make_table(packs)
     assert (table._keys.nbytes + table._buckets.nbytes) / 10_000 <= 16
     buckets = np.asarray(table._buckets)
     assert np.diff(buckets).max() < 12

@@ -56,7 +56,9 @@ def test_a_killed_process_loses_nothing(tmp_path, seed, count):
     rounds = [line.split() for line in done.stdout.splitlines()]
     assert len(rounds) == count
     assert Counter(was_killed for was_killed, *_ in rounds) == {"True": count}
-    assert sum(has_journal == "True" for _, has_journal, *_ in rounds) >= count // 2  # three of four are to have one
+    assert (
+        sum(has_journal == "True" for _, has_journal, *_ in rounds) >= count * 3 // 4
+    )  # the rest dies before or after the moves
     assert any(was_killed_again == "True" for *_, was_killed_again, _ in rounds)
 
 
