@@ -34,8 +34,9 @@ _READER_NOTE = (
 )
 _SERVER_NOTE = (
     f"From SeaweedFS on this machine, through a proxy that delays each request by {1000 * _LATENCY_S:.0f} ms; server "
-    "and proxy share the processor with the loader. In the first epoch, so nothing is stored locally before; "
-    "MosaicML Streaming and LitData copy the files to the local disk. webdataset reads through curl, with signed URLs. "
+    "and proxy share the processor with the loader. A whole epoch, from the opening of the data set on, and the first "
+    "one, so nothing is stored locally before; MosaicML Streaming and LitData copy the files to the local disk. "
+    "webdataset reads through curl, with signed URLs. "
 )
 _ORDER_NOTE = "All of them shuffle. "
 
@@ -64,8 +65,7 @@ def _make_table(
     options = {"images": images, "decode": decode}
     options |= {"latency": _LATENCY_S} if server else {"epochs": True}
     batch = 64 if decode else 256
-    total = SETS[images].images // batch
-    args = {"warm": total // 10, "batches": total * 7 // 10} if server else {"warm": 2, "seconds": seconds}
+    args = {"whole": True} if server else {"warm": 2, "seconds": seconds}
     bars = _make_bars("rate, of the best", factor, memory=not server or decode)
     note = f"{_SERVER_NOTE if server else ''}{note}{_ORDER_NOTE}{reader}"
     job = Job("images", (SETS[images].side,) * 2 + (3,), batch, 1, workers, options=options)

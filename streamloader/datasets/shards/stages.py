@@ -138,18 +138,19 @@ def collate(values: list[Any]) -> Any:
 
 def _join(values: list[Any]) -> Any:
     import torch
+    from torch.utils.data import default_collate  # in a worker, it stacks in shared memory: nothing is copied twice
 
     first = values[0]
     if isinstance(first, torch.Tensor):
-        if all(isinstance(value, torch.Tensor) and value.shape == first.shape for value in values):
-            return torch.stack(values)
-        return values
+        if any(not isinstance(value, torch.Tensor) or value.shape != first.shape for value in values):
+            return values
+        return default_collate(values) if all(value.dtype == first.dtype for value in values) else torch.stack(values)
     if isinstance(first, np.ndarray):
         alike = all(
             isinstance(value, np.ndarray) and value.shape == first.shape and value.dtype == first.dtype
             for value in values
         )
-        return torch.from_numpy(np.stack(values)) if alike and first.dtype.kind in "biufc" else values
+        return default_collate(values) if alike and first.dtype.kind in "biufc" else values
     if all(isinstance(value, (bool, int, float)) for value in values):
         return torch.tensor(values)
     return values

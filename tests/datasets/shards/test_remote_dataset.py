@@ -343,3 +343,18 @@ class Unhashable:
 
 def test_a_decoder_may_be_any_callable(folder):
     assert next(iter(RemoteDataset(folder).decode(Unhashable())))["png"] == "png"
+
+
+def is_shared(batch):
+    return batch[0].is_shared()
+
+
+def test_workers_stack_batches_in_shared_memory(tmp_path):
+    """A copy on the way would cost time, and memory that the C library does not give back."""
+    samples = [{"__key__": f"{n}", "npy": np.full((3, 2), n)} for n in range(8)]
+    with ShardWriter(f"{tmp_path}") as writer:
+        for sample in samples:
+            writer.write(sample)
+    dataset = RemoteDataset(f"{tmp_path}").decode().to_tuple("npy").batched(4).map(is_shared)
+    assert list(dataset) == [False, False]
+    assert list(DataLoader(dataset, num_workers=1, batch_size=None)) == [True, True]
