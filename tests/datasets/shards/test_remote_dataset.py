@@ -22,6 +22,7 @@ from streamloader import (
     MissingField,
     RemoteDataset,
     ShardLoader,
+    ShardWriter,
     make_client,
     upload_cv_dataset,
 )
