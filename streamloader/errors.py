@@ -65,6 +65,7 @@ __all__ = [
     "RingTooLarge",
     "ServerBusy",
     "StateError",
+    "StorageFull",
     "StoreError",
     "StoreTimeout",
     "StreamFailed",
@@ -253,6 +254,10 @@ class IntegrityError(StoreError):
 
 class CorruptContainer(StoreError):
     """A container, such as a tar or zip file, is truncated, damaged or malformed. ``offset``: byte of the container."""
+
+
+class StorageFull(StoreError):
+    """The disk or the bucket has no room left, or a quota is reached. Nothing of the object was kept."""
 
 
 class LimitExceeded(StoreError):
