@@ -111,9 +111,9 @@ def main(scratch, seed, count):
         root = f"{scratch}/{number}"
         files = make_template(root, rng, kind)
         if (kind, function) not in events:
-            shutil.copytree(root, f"{root}-whole")
+            copy = make_template(f"{root}-whole", random.Random(number), kind)
             _, events[kind, function] = run_killed(KilledAt(0, function), redistribute, f"{root}-whole", 7)
-            check(f"{root}-whole", files)
+            check(f"{root}-whole", copy)
         first = KilledAt(rng.randint(1, events[kind, function] * 9 // 10), function)
         was_killed, _ = run_killed(first, redistribute, root, 7)
         has_journal = os.path.exists(f"{root}/.redistribute.json")

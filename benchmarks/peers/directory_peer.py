@@ -1,7 +1,8 @@
 """streamloader: `VirtualDirectory`, and a bare `MappedPack` with all files.
 
 Options: ``packs``: "none", "each" for a pack for each subdirectory, or "bare" for one pack without a directory.
-Defaults to "each". ``directory``: arguments of the `VirtualDirectory`. Defaults to none.
+Defaults to "each". ``directory``: arguments of the `VirtualDirectory`. Defaults to none. ``scan``: "iter" for iterating
+over the directory, or "items" for its method of this name. Defaults to "items".
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ class DirectoryFiles(SmallFileReader):
     def __init__(self, job: Job) -> None:
         find = find_files if job.options.get("packs") == "none" else find_packs
         options = job.options.get("directory", {})
-        self._has_contents = options.get("load_to_memory", True)
+        self._is_iterated = job.options.get("scan") == "iter"
         self.directory = VirtualDirectory(find(count_files(job)), PillowDataManager(), **options)
         self.read = self.directory.read
+        if find is find_packs and self.directory._contents.is_outdated:  # noqa: SLF001 - nothing else shows it
+            raise RuntimeError(f"{self.directory.root} is out of date: delete it")
 
     def read_all(self, names: Sequence[str]) -> int:
         """Read the files with these names."""
@@ -34,12 +37,14 @@ class DirectoryFiles(SmallFileReader):
         return total
 
     def scan(self) -> int:
-        """Read all files by iterating, or by their names if iterating yields no contents."""
-        if not self._has_contents:
-            return self.read_all(self.directory.get_list_of_files())
+        """Read all files in the order of the directory."""
         total = 0
-        for _, _, data in self.directory:
-            total += len(data)
+        if self._is_iterated:
+            for _, _, data in self.directory:
+                total += len(data)
+        else:
+            for _, data in self.directory.items():  # noqa: PERF102 - it is no dictionary
+                total += len(data)
         return total
 
     def decode_all(self, names: Sequence[str]) -> None:

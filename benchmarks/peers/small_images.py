@@ -1,7 +1,7 @@
 """The small files of the benchmark of directories: PNG images of 28x28, in each format that is compared, made once.
 
 An image shows two strokes of a soft pen, drawn at random, so that its size in bytes is about that of a handwritten
-digit. Files are spread over 100 subdirectories at random. Trees of the same files consist of hard links.
+digit. Files are spread over 100 subdirectories at random.
 
 Options of a job: ``files``: number of files.
 """
@@ -102,8 +102,9 @@ def list_folders(root: Path) -> list[str]:
     return sorted(entry.path for entry in os.scandir(root) if entry.is_dir())
 
 
-def _link_files(root: Path, count: int) -> None:
-    shutil.copytree(find_files(count), root, copy_function=os.link, dirs_exist_ok=True)
+def _copy_files(root: Path, count: int) -> None:
+    for folder in list_folders(find_files(count)):
+        shutil.copytree(folder, root / Path(folder).name)
 
 
 # --- the reference's algorithm ---------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def find_reference(count: int) -> Path:
 
 
 def _write_reference(root: Path, count: int) -> None:
-    _link_files(root, count)
+    _copy_files(root, count)
     for folder in list_folders(root):
         members = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
         Path(f"{folder}.vdd").write_bytes(zlib.compress(pickle.dumps(members)))
@@ -133,7 +134,7 @@ def _write_packs(root: Path, count: int) -> None:
     from streamloader.datasets.directory.managers import BytesDataManager
     from streamloader.datasets.directory.virtual_directory import VirtualDirectory
 
-    _link_files(root, count)
+    _copy_files(root, count)
     with VirtualDirectory(root, BytesDataManager(), verbose=False, load_to_memory=False) as directory:
         directory.save_state()
 

@@ -31,7 +31,7 @@ from streamloader.containers.pack.format import (
     round_up,
 )
 
-__all__ = ["PackBuilder", "PackData", "PackMember", "PackOutput", "create_pack", "write_pack"]
+__all__ = ["PackBuilder", "PackData", "PackMember", "PackOutput", "create_pack", "get_method", "write_pack"]
 
 PackData: TypeAlias = bytes | bytearray | memoryview
 
@@ -71,15 +71,13 @@ class PackBuilder:
     Args:
         file: Destination, such as a file in binary mode or :class:`io.BytesIO`, at its beginning. It is not closed.
         compressor: Compressor of the members. One with an attribute `method` (1 for zlib, 2 for Zstandard) makes packs
-            that open without it; members that it does not make smaller are stored as they are. Any other one compresses
-            all members, and is named in the metadata. Defaults to None: members are stored as they are.
+            that open without it; members that it does not make smaller are stored as they are. Any other one, also with
+            another `method`, compresses all members, and is named in the metadata. Defaults to None: members are stored
+            as they are.
         metadata: Metadata, which JSON can express. Defaults to none.
 
     Attributes:
         metadata: Metadata, which can be changed until :meth:`finish`.
-
-    Raises:
-        ValueError: If the `method` of the compressor is unknown.
     """
 
     def __init__(
@@ -91,10 +89,8 @@ class PackBuilder:
     ) -> None:
         self._file = file
         self._compressor = compressor
-        self._method = STORED if compressor is None else int(getattr(compressor, "method", CUSTOM))
+        self._method = STORED if compressor is None else get_method(compressor)
         self.metadata = dict(metadata or {})
-        if compressor is not None and self._method not in (ZLIB, ZSTD, CUSTOM):
-            raise ValueError(f"{describe_class(compressor)}.method must be 1 (zlib) or 2 (zstd), got {self._method}")
         if self._method == CUSTOM:
             self.metadata.setdefault("compressor", describe_class(compressor))
         self._starts, self._sizes = array("Q"), array("Q")
@@ -174,14 +170,14 @@ class PackBuilder:
         self._is_usable = False
         self._write(bytes(round_up(end) - end))
         footer = replace(footer, index_offset=self._offset)
-        for part in parts:
-            self._write(part)
+        while parts:
+            self._write(parts.pop(0))
         self._write(pack_footer(footer))
         return self._offset
 
     def _collect_columns(self) -> dict[str, Any]:
         columns = {
-            "starts": np.array([*self._starts, self._offset], np.uint64),
+            "starts": np.append(np.frombuffer(self._starts, np.uint64), np.uint64(self._offset)),
             "modified": np.frombuffer(self._modified, np.int64),
             "hashes": np.frombuffer(self._hashes, np.uint32),
             "checksums": np.frombuffer(self._checksums, np.uint32),
@@ -240,6 +236,12 @@ class PackBuilder:
             data = memoryview(data)[written:]
             written = self._file.write(data)
         self._offset += len(data)
+
+
+def get_method(compressor: PackCompressor) -> int:
+    """Return the number of the method in a pack: that of the compressor if it is known, and else the one for users'."""
+    method = getattr(compressor, "method", None)
+    return method if type(method) is int and method in (ZLIB, ZSTD) else CUSTOM
 
 
 @contextlib.contextmanager

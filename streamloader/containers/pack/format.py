@@ -384,16 +384,18 @@ class PackIndex:
     def names(self) -> Iterator[str]:
         """Yield all names in the order of the rows."""
         for start in range(0, self._count, BLOCK_ROWS):
-            ends = self._name_ends[start : start + BLOCK_ROWS + 1].tolist()
-            first = ends[0]
-            block = bytes(self._data[self._names_at + first : self._names_at + ends[-1]])
-            if block.isascii():  # characters are bytes, and cutting a string is fast
-                text = block.decode("ascii")
-                for begin, end in pairwise(ends):
-                    yield text[begin - first : end - first]
-            else:
-                for begin, end in pairwise(ends):
-                    yield block[begin - first : end - first].decode("utf-8", "surrogateescape")
+            yield from self.list_names(start, start + BLOCK_ROWS)
+
+    def list_names(self, start: int, stop: int) -> list[str]:
+        """Return the names of the rows from `start` on, and before `stop`."""
+        ends = self.name_ends[start : stop + 1]
+        first, last = int(ends[0]), int(ends[-1])
+        block = bytes(self._data[self._names_at + first : self._names_at + last])
+        bounds = (ends - ends[0]).tolist()
+        if block.isascii():  # characters are bytes, and cutting a string is fast
+            text = block.decode("ascii")
+            return [text[begin:end] for begin, end in pairwise(bounds)]
+        return [block[begin:end].decode("utf-8", "surrogateescape") for begin, end in pairwise(bounds)]
 
     def __getattr__(self, name: str) -> Callable[[str], int | None]:
         """Make `find` when it is first needed."""
@@ -433,10 +435,14 @@ class PackIndex:
             yield start, names
 
     def _read_names(self, start: int, end: int) -> list[bytes]:
-        ends = self._name_ends[start : end + 1].tolist()
-        first = ends[0]
-        block = bytes(self._data[self._names_at + first : self._names_at + ends[-1]])
-        return [block[begin - first : end - first] for begin, end in pairwise(ends)]
+        ends = self.name_ends[start : end + 1]
+        block = bytes(self._data[self._names_at + int(ends[0]) : self._names_at + int(ends[-1])])
+        sizes = np.diff(ends)
+        if (
+            (size := int(sizes[0])) == sizes.max() == sizes.min()
+        ):  # as those of numbered files, and cut in half the time
+            return list(np.frombuffer(block, f"S{size}").tolist())
+        return [block[begin:end] for begin, end in pairwise((ends - ends[0]).tolist())]
 
     def _check_offsets(self, footer: PackFooter) -> None:
         starts, ends = self.starts, self.name_ends

@@ -21,6 +21,7 @@ from streamloader.containers.pack.format import (
     MalformedPack,
     PackBytes,
     PackCompressor,
+    PackFooter,
     PackIndex,
     check_header,
     describe_class,
@@ -46,7 +47,7 @@ class MappedPack:
         data: Bytes of the pack.
         address: Address of the pack, for messages.
         compressor: Compressor of the members, if it is one of the user. Defaults to None.
-        limits: Limits for decompressed members. Defaults to those of stores.
+        limits: Limits of the index, and of decompressed members. Defaults to those of stores.
 
     Attributes:
         index: Names, offsets and checksums of the members.
@@ -92,6 +93,7 @@ class MappedPack:
         try:
             check_header(self._data[:16])
             footer = parse_footer(self._data[-FOOTER_BYTES:], len(self._data))
+            self._check_limits(footer)
             self.index = PackIndex(data if isinstance(data, bytes | mmap) else self._data, footer, footer.index_offset)
         except MalformedPack as error:
             raise self._make_error(str(error), error.offset) from None
@@ -99,6 +101,16 @@ class MappedPack:
         self._methods = None if self.index.methods is None else make_view(self.index.methods)
         self.view = _make_viewer(self._data, self._starts)
         self._is_closed = False
+
+    def _check_limits(self, footer: PackFooter) -> None:
+        """Check the size of the index before memory is allocated for it: a file with holes can be of any size."""
+        checks = (("listed", footer.count, "members"), ("listing_bytes", footer.index_size, "bytes in its index"))
+        for name, found, unit in checks:
+            if found > (allowed := getattr(self._limits, name)):
+                raise LimitExceeded(
+                    f"{self.address}: it has {found} {unit}, more than {allowed}: raise Limits({name}=...)",
+                    address=self.address,
+                )
 
     @classmethod
     def open(
@@ -113,6 +125,7 @@ class MappedPack:
 
         Raises:
             CorruptContainer: If the pack is cut, damaged or malformed.
+            LimitExceeded: If its index is too large.
             OSError: If the file cannot be opened or mapped.
         """
         address = os.path.abspath(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
 import mmap
 import os
 import sys
@@ -36,12 +38,25 @@ def _map_descriptor(descriptor: int, size: int) -> mmap.mmap:
     if sys.version_info >= (3, 13):
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ, trackfd=False)
     # Before Python 3.13, a mapping keeps a copy of the descriptor, and a process may have about 1,000. A mapping of no
-    # file has none, and the kernel can replace its pages by those of the file. Its owner unmaps them.
-    mapping = mmap.mmap(-1, size, access=mmap.ACCESS_READ)
+    # file has none, and the kernel can replace its pages by those of the file. Its owner unmaps them. For a private one
+    # that cannot be written to, no memory is reserved.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        mapping = mmap.mmap(-1, size, flags=flags, prot=mmap.PROT_READ)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
     address = np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
+    if _load_libc().mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0) == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return mapping
+
+
+@functools.cache
+def _load_libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_longlong)
-    if libc.mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0) == _MAP_FAILED:
-        raise OSError(error := ctypes.get_errno(), os.strerror(error))
-    return mapping
+    return libc

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from streamloader.common.printable import make_printable
-from streamloader.containers.pack.build import PackBuilder
-from streamloader.containers.pack.format import SERIALIZED_NAME, describe_class
+from streamloader.containers.pack.build import PackBuilder, get_method
+from streamloader.containers.pack.format import CUSTOM, SERIALIZED_NAME, describe_class
 from streamloader.containers.pack.mapped import MappedPack
 from streamloader.datasets.directory.compressors import Compressor
 from streamloader.datasets.directory.filenames import describe_bad_filename, sort_names
@@ -141,16 +141,16 @@ class MemberCodec:
             more_metadata: Further metadata. Defaults to none.
         """
         metadata = self._make_metadata(directory_modified) | dict(more_metadata or {})
+        listed = list(members)
         if self._serializer is not None:
-            self._write_serialized(file, root, subdirectory, members, metadata)
+            self._write_serialized(file, root, subdirectory, listed, metadata)
             return
         builder = PackBuilder(file, compressor=self.compressor, metadata=metadata)
-        count = 0
-        for count, member in enumerate(members, 1):
+        for member in listed:
             if not self._copy_large(builder, root, subdirectory, member):
                 for name, data, modified in self._read_members(root, subdirectory, [member]):
                     builder.add(name, data, modified=modified)
-        if len(builder) < count:  # the listing has files that the pack has not
+        if len(builder) < len(listed):  # the listing has files that the pack has not
             builder.metadata["directory_modified"] = 0
         builder.finish()
 
@@ -190,17 +190,16 @@ class MemberCodec:
         if self._serializer is not None:
             metadata["serializer"] = _describe_class(self._serializer)
             metadata["read_at"] = time.time_ns()
-        if self.compressor is not None and (self._serializer is not None or not hasattr(self.compressor, "method")):
+        if self.compressor is not None and (self._serializer is not None or get_method(self.compressor) == CUSTOM):
             metadata["compressor"] = _describe_class(self.compressor)
         return metadata
 
     def _write_serialized(
-        self, file: Any, root: LocalRoot, subdirectory: str, members: Iterable[NewMember], metadata: dict[str, Any]
+        self, file: Any, root: LocalRoot, subdirectory: str, members: Sequence[NewMember], metadata: dict[str, Any]
     ) -> None:
         assert self._serializer is not None
-        listed = list(members)
-        files = {name: bytes(content) for name, content, _ in self._read_members(root, subdirectory, listed)}
-        if len(files) < len(listed):
+        files = {name: bytes(content) for name, content, _ in self._read_members(root, subdirectory, members)}
+        if len(files) < len(members):
             metadata["directory_modified"] = 0
         data = self._serializer.serialize(files)
         if self.compressor is not None:

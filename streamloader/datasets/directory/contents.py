@@ -19,7 +19,7 @@ from streamloader.datasets.directory.journal import JOURNAL_NAME, FileMove, fini
 from streamloader.datasets.directory.local_root import FileStatus, LocalRoot
 from streamloader.datasets.directory.lock import DirectoryLock
 from streamloader.datasets.directory.name_table import NameTable
-from streamloader.datasets.directory.preparation import prepare_subdirectories
+from streamloader.datasets.directory.preparation import create_subdirectory, prepare_subdirectories
 from streamloader.datasets.directory.served_pack import READY, ServedPack
 from streamloader.datasets.directory.subdirectory import Subdirectory
 from streamloader.errors import ClosedError, CorruptSample, DuplicateName, StoreError
@@ -406,27 +406,38 @@ class DirectoryContents:
         The content is None unless files are loaded to memory. Files that come or go in between may be left out.
         """
         self.check_open()
-        return itertools.chain.from_iterable(self._iterate_blocks())
+        blocks = self._iterate_blocks(as_views=False) if self._load_to_memory else self._iterate_names()
+        return itertools.chain.from_iterable(blocks)
 
-    def _iterate_blocks(self) -> Iterator[Iterable[tuple[str, str, bytes | None]]]:
+    def iterate_views(self) -> Iterator[tuple[str, memoryview]]:
+        """Yield name and content of all files in the order of :meth:`iterate`: a view of the pack if one has it."""
+        self.check_open()
+        return itertools.chain.from_iterable(self._iterate_blocks(as_views=True))
+
+    def _iterate_names(self) -> Iterator[Iterable[tuple[str, str, None]]]:
+        for subdirectory in list(self._subdirectories.values()):
+            names = subdirectory.list_names()
+            yield zip(names, map(subdirectory.prefix.__add__, names), itertools.repeat(None))
+
+    def _iterate_blocks(self, *, as_views: bool) -> Iterator[Iterable[Any]]:
         for subdirectory in list(self._subdirectories.values()):
             make_path = subdirectory.prefix.__add__
-            if not self._load_to_memory:
-                names = subdirectory.list_names()
-                yield zip(names, map(make_path, names), itertools.repeat(None))
-                continue
             with self._lock.mutex:
+                self._replace_broken([subdirectory])
                 subdirectory.check_all()
                 self._loose.update(dict.fromkeys(subdirectory.loose, subdirectory))
                 served = subdirectory.get_only_pack()
             if served is None:
-                yield self._iterate_single(subdirectory)
+                files = self._iterate_single(subdirectory)
+                yield _make_views(files) if as_views else files
                 continue
-            for block_names, contents in served.list_blocks():
-                if subdirectory.get_only_pack() is not served:  # it has changed since the last block
-                    yield self._iterate_rest(subdirectory, block_names[0])
+            for row, names, contents in served.list_blocks(as_views=as_views):
+                if not (subdirectory.serves_only(served) and served.are_ready(row, len(names))):
+                    files = self._iterate_rest(subdirectory, names[0])
+                    yield _make_views(files) if as_views else files
                     break
-                yield zip(block_names, map(make_path, block_names), contents, strict=True)
+                paths = () if as_views else (map(make_path, names),)
+                yield zip(names, *paths, contents, strict=True)
 
     def _iterate_single(self, subdirectory: Subdirectory) -> Iterator[tuple[str, str, bytes]]:
         for name in subdirectory.list_names():
@@ -459,6 +470,7 @@ class DirectoryContents:
             StoreError: If this user cannot write to the directory.
         """
         self.check_open()
+        self._lock.drop_lost()
         if not self._lock.is_writer:
             self._lock.open_writer()
             self._catch_up()
@@ -490,7 +502,7 @@ class DirectoryContents:
 
     def _pick_subdirectory(self) -> Subdirectory:
         if not self._subdirectories:
-            prepare_subdirectories(self.root, 1)
+            create_subdirectory(self.root)
             self.refresh()
         return self._rng.choice(list(self._subdirectories.values()))
 
@@ -520,15 +532,22 @@ class DirectoryContents:
         """Write all packs that are missing or out of date. Another writer is waited for.
 
         Raises:
-            DirectoryLocked: If another instance writes to the directory for longer than the timeout.
+            DirectoryLocked: If another instance changes files of the directory for longer than the timeout.
             StoreError: If a pack cannot be written. Its old version remains.
         """
         with self._lock.mutex:
             self.check_open()
+            self._replace_broken(self._subdirectories.values())
             if not self.is_outdated:
                 return
             with self._temporary_writer():
                 self._write_outdated()
+
+    def _replace_broken(self, subdirectories: Iterable[Subdirectory]) -> None:
+        """Open packs again that another program has overwritten in place, which ends a process that reads them."""
+        if any(subdirectory.has_broken_pack() for subdirectory in subdirectories):
+            _log.warning("%s: a pack was overwritten while it was open. Rename new packs instead", self.root.address)
+            self.refresh()
 
     def _write_outdated(self) -> None:
         outdated = [subdirectory for subdirectory in self._subdirectories.values() if subdirectory.is_outdated]
@@ -569,6 +588,7 @@ class DirectoryContents:
     @contextlib.contextmanager
     def _temporary_writer(self) -> Iterator[None]:
         """Hold the write lock for the time of a ``with`` block, and take over what others have changed before."""
+        self._lock.drop_lost()
         is_writer = self._lock.is_writer
         self._lock.open_writer(wait=True)
         try:
@@ -641,3 +661,8 @@ class DirectoryContents:
             return
         with open_count_display(label) as show:
             yield show
+
+
+def _make_views(files: Iterable[tuple[str, str, bytes]]) -> Iterator[tuple[str, memoryview]]:
+    for name, _, content in files:
+        yield name, memoryview(content)

@@ -10,9 +10,16 @@ from typing import Any, Final
 from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError
 
-__all__ = ["check_filename", "describe_bad_filename", "make_free_name", "sort_names", "sort_naturally"]
+__all__ = [
+    "MAX_NAME_BYTES",
+    "check_filename",
+    "describe_bad_filename",
+    "make_free_name",
+    "sort_names",
+    "sort_naturally",
+]
 
-_MAX_NAME_BYTES: Final = 255  # NAME_MAX of Linux and macOS
+MAX_NAME_BYTES: Final = 255  # NAME_MAX of Linux and macOS
 _DIGITS: Final = re.compile(r"(\d+)")
 
 
@@ -40,7 +47,7 @@ def describe_bad_filename(filename: str) -> str | None:
         size = len(os.fsencode(filename))
     except UnicodeEncodeError:
         return "contains a surrogate that stands for no byte"
-    return f"has {size} bytes, more than {_MAX_NAME_BYTES}" if size > _MAX_NAME_BYTES else None
+    return f"has {size} bytes, more than {MAX_NAME_BYTES}" if size > MAX_NAME_BYTES else None
 
 
 def sort_names(names: Iterable[str]) -> list[str]:
@@ -67,7 +74,7 @@ def make_free_name(filename: str, is_taken: Callable[[str], bool]) -> str:
     while True:
         suffix = f" ({number}){ending}"
         free = stem + suffix
-        while stem and len(os.fsencode(free)) > _MAX_NAME_BYTES:
+        while stem and len(os.fsencode(free)) > MAX_NAME_BYTES:
             stem = stem[:-1]
             free = stem + suffix
         if describe_bad_filename(free) is not None:  # the ending alone is too long

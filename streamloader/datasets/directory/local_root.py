@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from streamloader.containers.pack.format import PackCompressor
 from streamloader.containers.pack.mapped import MappedPack
-from streamloader.errors import AccessDenied, NotFound, StoreError
+from streamloader.errors import AccessDenied, NotFound, StorageFull, StoreError
 
 __all__ = ["PACK_SUFFIX", "FileStatus", "LocalRoot", "PackStamp", "RootListing"]
 
@@ -164,7 +164,7 @@ class LocalRoot:
         """Return what identifies one version of a pack. None if there is none."""
         try:
             status = os.stat(self._pack_path(subdirectory))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # it is gone, or a link that leads nowhere
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -339,7 +339,8 @@ class LocalRoot:
         ending = ending if len(os.fsencode(ending)) <= _MAX_ENDING_BYTES else ""
         unfinished = self.path(subdirectory, f"{_UNFINISHED_PREFIX}{secrets.token_hex(8)}{ending}")
         try:
-            save(unfinished)
+            with self._translate(self.path(subdirectory, filename), "cannot be written"):
+                save(unfinished)
             with self._translate(
                 self.path(subdirectory, filename), "cannot be written: the data manager wrote no file"
             ):
@@ -394,6 +395,8 @@ def _make_error(error: OSError, path: str, problem: str) -> StoreError:
         kind = NotFound
     elif isinstance(error, PermissionError):
         kind = AccessDenied
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = StorageFull
     return kind(f"{path} {problem}: {error.strerror or error}", address=path, errno=error.errno)
 
 

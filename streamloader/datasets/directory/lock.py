@@ -3,7 +3,8 @@
 Two files in the root are locked with ``flock``. The kernel releases such a lock when its process ends, however it ends.
 
 * ``.lock`` is held shared by every open instance, and alone by the one that moves files.
-* ``.write-lock`` is held by the one instance that changes files or packs. It contains the process and host.
+* ``.write-lock`` is held by the one instance that changes files or packs. It contains the process, the host, and which
+  of these it does: who only writes packs will be done soon, so that others wait.
 
 The lock of a descriptor is shared with forked processes, so a child takes the shared lock again for itself, and gives
 up the other one without releasing it for its parent.
@@ -22,10 +23,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from streamloader.common.printable import make_printable
-from streamloader.errors import AccessDenied, DirectoryLocked, StoreError
+from streamloader.errors import AccessDenied, DirectoryLocked, StorageFull, StoreError
 
 __all__ = ["LOCK_NAME", "WRITE_LOCK_NAME", "DirectoryLock"]
 
@@ -38,6 +39,9 @@ _MAX_HOLDER_BYTES: Final = 4096
 _OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_WRITES_PACKS: Final = "writes packs"
+_WRITES_FILES: Final = "writes files"
 
 
 class DirectoryLock:
@@ -118,7 +122,8 @@ class DirectoryLock:
         """Take the write lock, if this instance does not hold it.
 
         Args:
-            wait: Whether to wait for another writer, up to the timeout. Defaults to False.
+            wait: Whether to wait for another writer: up to the timeout, and as long as it only writes packs. This
+                instance only writes packs itself then. Defaults to False.
 
         Raises:
             DirectoryLocked: If another instance holds it.
@@ -127,18 +132,45 @@ class DirectoryLock:
         if self._write_fd >= 0:
             return
         fd = self._open(WRITE_LOCK_NAME, must_write=True)
+        try:
+            while not self._wait_as_writer(fd, wait=wait):  # somebody has deleted the file since it was opened
+                os.close(fd)
+                fd = self._open(WRITE_LOCK_NAME, must_write=True)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._write_fd = fd
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "does": _WRITES_PACKS if wait else _WRITES_FILES}
+        with contextlib.suppress(OSError):  # on a full disk, the message of another writer names nobody
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(holder).encode(), 0)
+
+    def _wait_as_writer(self, fd: int, *, wait: bool) -> bool:
+        """Lock a descriptor of the write lock. Return whether it is that of the file that others would open."""
         deadline = time.monotonic() + (self._timeout_s if wait else 0.0)
         while not _try_lock(fd, fcntl.LOCK_EX):
-            if time.monotonic() >= deadline:
-                os.close(fd)
+            now = time.monotonic()
+            if wait and self._read_holder().get("does") == _WRITES_PACKS:
+                deadline = now + self._timeout_s
+            elif now >= deadline:
                 raise self._make_error(
                     f"is being written to{self._describe_holder()}. Close it there, or only read it here"
                 )
             time.sleep(_POLL_INTERVAL_S)
-        self._write_fd = fd
-        with contextlib.suppress(OSError):  # on a full disk, the message of another writer names nobody
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        return self._is_current(fd)
+
+    def drop_lost(self) -> None:
+        """Give the write lock up if somebody has deleted its file, since another instance may hold a new one."""
+        if self._write_fd >= 0 and not self._is_current(self._write_fd):
+            _log.warning("%s was deleted while it was locked", os.path.join(self._root, WRITE_LOCK_NAME))
+            self.close_writer()
+
+    def _is_current(self, fd: int) -> bool:
+        """Return whether the write lock that others would open is that of a descriptor."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(os.path.join(self._root, WRITE_LOCK_NAME)))
+        except FileNotFoundError:
+            return False
 
     def close_writer(self) -> None:
         """Release the write lock, also in forked processes that still have its descriptor."""
@@ -178,8 +210,8 @@ class DirectoryLock:
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | _OPEN_FLAGS, 0o666)
         except OSError as error:
-            if error.errno not in _NOT_WRITABLE or must_write:
-                kind = AccessDenied if error.errno in _NOT_WRITABLE else StoreError
+            if error.errno not in (*_NOT_WRITABLE, *_NO_ROOM) or must_write:
+                kind = _get_error_kind(error)
                 problem = f"{path} cannot be opened for writing: {error.strerror}"
                 raise kind(problem, address=self._root, errno=error.errno) from error
         try:
@@ -196,15 +228,29 @@ class DirectoryLock:
         return True
 
     def _describe_holder(self) -> str:
+        holder = self._read_holder()
+        try:
+            return f" by process {int(holder['pid'])} on {make_printable(holder['host'], 100)}"
+        except (ValueError, TypeError, LookupError):
+            return " by another process"
+
+    def _read_holder(self) -> dict[str, Any]:
+        """Return what the instance that holds the write lock has noted. Nothing if that is not known."""
         try:
             with open(os.path.join(self._root, WRITE_LOCK_NAME), "rb") as file:
                 holder = json.loads(file.read(_MAX_HOLDER_BYTES))
-            return f" by process {int(holder['pid'])} on {make_printable(holder['host'], 100)}"
-        except (OSError, ValueError, TypeError, LookupError):
-            return " by another process"
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return holder if isinstance(holder, dict) else {}
 
     def _make_error(self, problem: str) -> DirectoryLocked:
         return DirectoryLocked(f"{self._root} {problem}", address=self._root)
+
+
+def _get_error_kind(error: OSError) -> type[StoreError]:
+    if error.errno in _NO_ROOM:
+        return StorageFull
+    return AccessDenied if error.errno in _NOT_WRITABLE else StoreError
 
 
 _ALL_LOCKS: Final[weakref.WeakSet[DirectoryLock]] = weakref.WeakSet()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from streamloader.containers.pack.format import make_view
+from streamloader.containers.pack.format import encode_name, make_view
 from streamloader.datasets.directory.lock import DirectoryLock
 from streamloader.datasets.directory.served_pack import FILE_CHECKED, HIDDEN, READY, ServedPack
 from streamloader.values import Array
@@ -16,16 +16,17 @@ from streamloader.values import Array
 __all__ = ["NameTable"]
 
 _HASH_BITS: Final = 32
-_KEY_BITS: Final = 64
 _MAX_BUCKET_BITS: Final = 30
+_MAX_PROBES: Final = 64  # of the hashes in a bucket, which has one on average
+_BLOCK_HASHES: Final = 1 << 12
 
 
 class NameTable:
     """Hash table of the members of many packs: 12 to 16 bytes for each member, and a lookup in about a microsecond.
 
-    The keys are sorted numbers: the hash of a name in the upper bits, below it the location of the member, which is the
-    number of the pack and the row. A table of buckets has the position of the first key for each value of the first
-    bits of the hash.
+    It consists of pairs, the location of a member and the hash of its name, in ascending order of the hashes, and of a
+    table of buckets: the position of the first hash for each value of the first bits. A location is the number of the
+    pack and the row. A lookup finds both numbers of a pair in the same line of the processor's cache.
 
     Args:
         packs: Packs.
@@ -33,122 +34,202 @@ class NameTable:
 
     Attributes:
         packs: Packs. The number of a pack is its position.
+        find: Function that returns pack and row of the member with a name that is not hidden. None if there is none.
+        read: Function that returns the content of the member with a name, if its file has been checked and it is not
+            compressed. None says nothing: `find` tells whether there is such a member.
     """
+
+    find: Callable[[str], tuple[ServedPack, int] | None]
+    read: Callable[[str], memoryview | None]
 
     def __init__(self, packs: Sequence[ServedPack], lock: DirectoryLock) -> None:
         self.packs = packs
-        self._lock = lock
         self._row_bits = max((len(pack.states) for pack in packs), default=0).bit_length()
-        self._location_bits = self._row_bits + len(packs).bit_length()
-        self._dropped_bits = max(0, self._location_bits + _HASH_BITS - _KEY_BITS)  # for which a key has no room
-        keys = self._make_keys()
-        bucket_bits = min(max(len(keys) - 1, 0).bit_length(), _MAX_BUCKET_BITS, _HASH_BITS - self._dropped_bits)
+        pairs = self._sort_members()
+        hashes = pairs[1::2]
+        bucket_bits = min(max(len(hashes) - 1, 0).bit_length(), _MAX_BUCKET_BITS)
         self._shift = _HASH_BITS - bucket_bits
-        self._buckets = make_view(self._count_buckets(keys, bucket_bits))
-        self._keys = make_view(keys)
-        # What a lookup needs, in the order in which _find and read take it apart.
-        self._parts = (
-            *(self._keys, self._buckets, self._shift, self._dropped_bits, self._location_bits),
-            *((1 << self._location_bits) - 1, self._row_bits, (1 << self._row_bits) - 1),
-            [_get_columns(pack) for pack in packs],
-        )
+        buckets, longest = _find_buckets(hashes, self._shift)
+        self._pairs, self._buckets = make_view(pairs), make_view(buckets)
+        self._is_crowded = longest > _MAX_PROBES
+        table = self._pairs, self._buckets, self._shift, self._row_bits
+        columns = [_get_columns(pack) for pack in packs]
+        self.find = _make_finder(*table, columns, packs)
+        self.read = _make_reader(*table, columns, lock)
+        if self._is_crowded:
+            self.find, self.read = self._find_in_packs, _read_nothing
 
-    def _make_keys(self) -> Array:
-        keys = np.empty(sum(len(pack.states) for pack in self.packs), np.uint64)
+    def _sort_members(self) -> Array:
+        """Return location and hash of all members, by hash and then by location.
+
+        They are sorted in place, as the halves of one number: what was freed afterwards would often stay allocated.
+        """
+        count = sum(len(pack.states) for pack in self.packs)
+        if self._row_bits + len(self.packs).bit_length() > _HASH_BITS:
+            return self._sort_wide(count)
+        keys = np.empty(count, np.uint64)
         start = 0
         for number, pack in enumerate(self.packs):
-            count, first = len(pack.states), number << self._row_bits
-            part = keys[start : start + count]
+            rows, first = len(pack.states), number << self._row_bits
+            part = keys[start : start + rows]
             part[:] = pack.pack.index.hashes
-            part >>= np.uint64(self._dropped_bits)
-            part <<= np.uint64(self._location_bits)
-            part |= np.arange(first, first + count, dtype=np.uint64)
-            start += count
+            part <<= np.uint64(_HASH_BITS)
+            part |= np.arange(first, first + rows, dtype=np.uint64)
+            start += rows
         keys.sort()
-        return keys
+        return keys.view(np.uint32)  # the lower half is the first one
 
-    def _count_buckets(self, keys: Array, bucket_bits: int) -> Array:
-        """Return the position of the first key of each bucket, and the number of keys."""
-        shift = np.uint64(self._location_bits + self._shift - self._dropped_bits)
-        counts = np.bincount((keys >> shift).astype(np.int64), minlength=1 << bucket_bits)
-        buckets = np.zeros(len(counts) + 1, np.uint32 if len(keys) < 1 << _HASH_BITS else np.uint64)
-        np.cumsum(counts, out=buckets[1:], dtype=buckets.dtype)
-        return buckets
-
-    # The next two methods are the same loop. Calling one from the other would take a third of the time of a lookup.
-
-    def find(self, name: str) -> tuple[ServedPack, int] | None:
-        """Return pack and row of the member with this name that is not hidden. None if there is none."""
-        keys, buckets, shift, dropped_bits, location_bits, location_mask, row_bits, row_mask, columns = self._parts
-        try:
-            encoded = name.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            return None
-        prefix = zlib.crc32(encoded)
-        position, end = buckets[prefix >> shift], buckets[(prefix >> shift) + 1]
-        prefix >>= dropped_bits
-        while position < end:
-            key = keys[position]
-            if key >> location_bits == prefix:
-                row = key & row_mask
-                number = (key & location_mask) >> row_bits
-                buffer, offset, ends, states, _, _, _ = columns[number]
-                if buffer[offset + ends[row] : offset + ends[row + 1]] == encoded and not states[row] & HIDDEN:
-                    return self.packs[number], row
-            position += 1
-        return None
-
-    def read(self, name: str) -> memoryview | None:
-        """Return the content of the member with this name, if its file has been checked and it is not compressed.
-
-        None says nothing: :meth:`find` tells whether there is such a member.
-        """
-        keys, buckets, shift, dropped_bits, location_bits, location_mask, row_bits, row_mask, columns = self._parts
-        try:
-            encoded = name.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            return None
-        prefix = zlib.crc32(encoded)
-        position, end = buckets[prefix >> shift], buckets[(prefix >> shift) + 1]
-        prefix >>= dropped_bits
-        while position < end:
-            key = keys[position]
-            if key >> location_bits == prefix:
-                row = key & row_mask
-                buffer, offset, ends, states, data, starts, checksums = columns[(key & location_mask) >> row_bits]
-                if buffer[offset + ends[row] : offset + ends[row + 1]] == encoded and data is not None:
-                    view: memoryview = data[starts[row] : starts[row + 1]]
-                    if states[row] == READY:
-                        return view
-                    if states[row] == FILE_CHECKED and zlib.crc32(view) == checksums[row]:
-                        with self._lock.mutex:  # another thread may just have hidden it
-                            states[row] |= READY
-                        return view
-            position += 1
-        return None
+    def _sort_wide(self, count: int) -> Array:
+        """Return the pairs as numbers of 64 bits, for locations that need more than 32."""
+        pairs = np.empty((count, 2), np.uint64)
+        start = 0
+        for number, pack in enumerate(self.packs):
+            rows, first = len(pack.states), number << self._row_bits
+            pairs[start : start + rows, 0] = np.arange(first, first + rows, dtype=np.uint64)
+            pairs[start : start + rows, 1] = pack.pack.index.hashes
+            start += rows
+        return pairs[np.argsort(pairs[:, 1], kind="stable")].reshape(-1)
 
     def find_all(self, name: str) -> list[tuple[ServedPack, int]]:
         """Return pack and row of all members with this name, hidden ones too."""
+        if self._is_crowded:
+            return self._find_all_in_packs(name)
         hash_ = zlib.crc32(name.encode("utf-8", "surrogateescape"))
-        bucket, prefix = hash_ >> self._shift, hash_ >> self._dropped_bits
-        keys = self._keys[self._buckets[bucket] : self._buckets[bucket + 1]]
-        matches = [self._locate(key) for key in keys if key >> self._location_bits == prefix]
+        bucket = hash_ >> self._shift
+        positions = range(self._buckets[bucket], self._buckets[bucket + 1], 2)
+        matches = [self._locate(position) for position in positions if self._pairs[position] == hash_]
         return [(pack, row) for pack, row in matches if pack.pack.index.name(row) == name]
+
+    def _find_in_packs(self, name: str, /) -> tuple[ServedPack, int] | None:
+        """Find a name in a table of names that are made to collide. Each pack finds such names by bisection."""
+        found = self._find_all_in_packs(name)
+        return next(((pack, row) for pack, row in found if not pack.states[row] & HIDDEN), None)
+
+    def _find_all_in_packs(self, name: str) -> list[tuple[ServedPack, int]]:
+        rows = [(pack, pack.pack.find(name)) for pack in self.packs]
+        return [(pack, row) for pack, row in rows if row is not None]
 
     def find_duplicates(self) -> Iterator[tuple[str, list[tuple[ServedPack, int]]]]:
         """Yield the names of several members that are not hidden, with pack and row of each."""
-        hashes = np.asarray(self._keys) >> np.uint64(self._location_bits)
+        hashes = np.asarray(self._pairs)[1::2]
         for positions in _find_runs(np.flatnonzero(hashes[1:] == hashes[:-1]).tolist()):
             members: dict[str, list[tuple[ServedPack, int]]] = {}
             for position in positions:
-                pack, row = self._locate(self._keys[position])
+                pack, row = self._locate(2 * position + 1)
                 if not pack.states[row] & HIDDEN:
                     members.setdefault(pack.pack.index.name(row), []).append((pack, row))
             yield from ((name, copies) for name, copies in members.items() if len(copies) > 1)
 
-    def _locate(self, key: int) -> tuple[ServedPack, int]:
-        location = key & ((1 << self._location_bits) - 1)
+    def _locate(self, position: int) -> tuple[ServedPack, int]:
+        """Return pack and row of the member whose hash has this position."""
+        location = self._pairs[position - 1]
         return self.packs[location >> self._row_bits], location & ((1 << self._row_bits) - 1)
+
+
+def _find_buckets(hashes: Array, shift: int) -> tuple[Array, int]:
+    """Return the position in the pairs of the first hash of each bucket, and that after the last one.
+
+    Also return about how many hashes the longest bucket has: it is counted within blocks.
+    """
+    count = 1 << (_HASH_BITS - shift)
+    buckets = np.zeros(count + 1, np.uint32 if 2 * len(hashes) + 1 < 1 << _HASH_BITS else np.uint64)
+    longest = 0
+    for start in range(0, len(hashes), _BLOCK_HASHES):
+        numbers = (hashes[start : start + _BLOCK_HASHES] >> np.uint64(shift)).astype(np.int64)
+        counts = np.bincount(numbers - (first := int(numbers[0])))
+        buckets[first + 1 : first + 1 + len(counts)] += counts.astype(buckets.dtype)
+        longest = max(longest, int(counts.max()))
+    np.cumsum(buckets, out=buckets, dtype=buckets.dtype)
+    buckets *= 2
+    buckets += 1
+    return buckets, longest
+
+
+def _read_nothing(name: str, /) -> None:
+    """Say nothing about a name."""
+
+
+# The next two functions return closures, because reading the variables of one takes less time than reading attributes.
+# These have the same loop, because calling one from the other would take a third of the time of a lookup.
+
+
+def _make_finder(
+    pairs: memoryview,
+    buckets: memoryview,
+    shift: int,
+    row_bits: int,
+    columns: Sequence[tuple[Any, ...]],
+    packs: Sequence[ServedPack],
+) -> Callable[[str], tuple[ServedPack, int] | None]:
+    """Return the function `find` of a table."""
+    row_mask = (1 << row_bits) - 1
+
+    def find(name: str, /) -> tuple[ServedPack, int] | None:
+        if (encoded := _encode_or_none(name)) is None:
+            return None
+        hash_ = zlib.crc32(encoded)
+        bucket = hash_ >> shift
+        position, end = buckets[bucket], buckets[bucket + 1]
+        while position < end:
+            if pairs[position] == hash_:
+                location = pairs[position - 1]
+                row = location & row_mask
+                buffer, offset, ends, states, _, _, _ = columns[location >> row_bits]
+                if buffer[offset + ends[row] : offset + ends[row + 1]] == encoded and not states[row] & HIDDEN:
+                    return packs[location >> row_bits], row
+            position += 2
+        return None
+
+    return find
+
+
+def _make_reader(
+    pairs: memoryview,
+    buckets: memoryview,
+    shift: int,
+    row_bits: int,
+    columns: Sequence[tuple[Any, ...]],
+    lock: DirectoryLock,
+) -> Callable[[str], memoryview | None]:
+    """Return the function `read` of a table."""
+    row_mask = (1 << row_bits) - 1
+    get_hash, ready = zlib.crc32, READY
+
+    def read(name: str, /) -> memoryview | None:
+        try:
+            encoded = name.encode()
+        except UnicodeEncodeError:
+            if (escaped := _encode_or_none(name)) is None:
+                return None
+            encoded = escaped
+        hash_ = get_hash(encoded)
+        bucket = hash_ >> shift
+        position, end = buckets[bucket], buckets[bucket + 1]
+        while position < end:
+            if pairs[position] == hash_:
+                location = pairs[position - 1]
+                row = location & row_mask
+                buffer, offset, ends, states, data, starts, checksums = columns[location >> row_bits]
+                if buffer[offset + ends[row] : offset + ends[row + 1]] == encoded and data is not None:
+                    view: memoryview = data[starts[row] : starts[row + 1]]
+                    if states[row] == ready:
+                        return view
+                    if states[row] == FILE_CHECKED and get_hash(view) == checksums[row]:
+                        with lock.mutex:  # another thread may just have hidden it
+                            states[row] |= READY
+                        return view
+            position += 2
+        return None
+
+    return read
+
+
+def _encode_or_none(name: str) -> bytes | None:
+    """Return a name as a pack stores it. None if it has surrogates that stand for no bytes."""
+    try:
+        return encode_name(name)
+    except UnicodeEncodeError:
+        return None
 
 
 def _get_columns(pack: ServedPack) -> tuple[Any, ...]:

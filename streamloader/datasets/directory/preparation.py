@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Final
 
 from streamloader.common.printable import make_printable
 from streamloader.datasets.directory.local_root import LocalRoot, RootListing
+from streamloader.errors import StoreError
 
-__all__ = ["prepare_subdirectories"]
+__all__ = ["create_subdirectory", "prepare_subdirectories"]
 
 _log = logging.getLogger(__name__)
 
 _NEW_PREFIX: Final = "subdir_"
+_NOT_NOW: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def prepare_subdirectories(root: LocalRoot, min_count: int) -> None:
@@ -20,15 +23,32 @@ def prepare_subdirectories(root: LocalRoot, min_count: int) -> None:
 
     A new subdirectory never has the name of a pack: that would be taken for out of date, and replaced.
 
+    On a disk that is full or that cannot be written to, none is created: it can still be read.
+
     Raises:
-        StoreError: If the root cannot be listed, or a subdirectory cannot be created.
+        StoreError: If the root cannot be listed, or a subdirectory cannot be created for another reason.
     """
     listing = root.list_root()
     orphans = sorted(listing.packs.difference(listing.subdirectories))
     _warn(root, listing, orphans)
     missing = min_count - len(listing.subdirectories)
     if missing > 0 and root.can_write():
-        _create(root, missing, {*listing.subdirectories, *orphans})
+        try:
+            _create(root, missing, {*listing.subdirectories, *orphans})
+        except StoreError as error:
+            if error.details.get("errno") not in _NOT_NOW:
+                raise
+            _log.warning("%s: there are fewer than %d subdirectories: %s", root.address, min_count, error.message)
+
+
+def create_subdirectory(root: LocalRoot) -> None:
+    """Create one subdirectory.
+
+    Raises:
+        StoreError: If the root cannot be listed, or no subdirectory can be created.
+    """
+    listing = root.list_root()
+    _create(root, 1, {*listing.subdirectories, *listing.packs})
 
 
 def _create(root: LocalRoot, missing: int, taken: set[str]) -> None:

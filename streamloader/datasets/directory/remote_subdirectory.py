@@ -74,6 +74,11 @@ class RemoteSubdirectory(Subdirectory):
         return stamp != self._pack_stamp
 
     @override
+    def has_broken_pack(self) -> bool:
+        """Return False: nothing is mapped."""
+        return False
+
+    @override
     def _open_pack(self, stamp: Any) -> int:
         self.packs.clear()
         self.shadowed.clear()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, Final
 
-from streamloader.containers.pack.format import FOOTER_BYTES, make_view, parse_footer
+import numpy as np
+
+from streamloader.containers.pack.format import FOOTER_BYTES, MalformedPack, make_view, parse_footer
 from streamloader.containers.pack.mapped import MappedPack
 from streamloader.datasets.directory.codec import is_settled
+from streamloader.datasets.directory.filenames import MAX_NAME_BYTES
 from streamloader.datasets.directory.local_root import FileStatus
 
 __all__ = ["CONTENT_CHECKED", "FILE_CHECKED", "HIDDEN", "READY", "ServedPack"]
@@ -100,13 +103,36 @@ class ServedPack:
             if not states[row] & HIDDEN:
                 yield name, row
 
-    def list_blocks(self) -> Iterator[tuple[list[str], list[bytes]]]:
-        """Yield names and stored bytes of all members, in blocks. Single ones would take twice the time."""
-        names = self.pack.index.names()
-        buffer = self.buffer
+    def are_ready(self, start: int, count: int) -> bool:
+        """Return whether members can be served without a check."""
+        return self.states.count(READY, start, start + count) == count
+
+    def list_blocks(self, *, as_views: bool = False) -> Iterator[tuple[int, list[str], list[Any]]]:
+        """Yield first row, names and stored bytes of all members in blocks. Single ones would take twice the time.
+
+        Args:
+            as_views: Whether the stored bytes are views instead of copies. Defaults to False.
+        """
+        buffer = memoryview(self.buffer).toreadonly() if as_views else self.buffer
         for start in range(0, len(self.states), _BLOCK_MEMBERS):
-            offsets = self.starts[start : start + _BLOCK_MEMBERS + 1].tolist()
-            yield list(islice(names, len(offsets) - 1)), [buffer[begin:end] for begin, end in pairwise(offsets)]
+            stop = start + _BLOCK_MEMBERS
+            contents = [buffer[begin:end] for begin, end in pairwise(self.starts[start : stop + 1].tolist())]
+            yield start, self.pack.index.list_names(start, stop), contents
+
+    def describe_bad_names(self) -> str | None:
+        """Return why members are not files of one subdirectory, each of them once. None if they are."""
+        index = self.pack.index
+        try:
+            index.check_names()
+        except MalformedPack as error:
+            return str(error)
+        ends = index.name_ends
+        if len(index) == 0:
+            return None
+        names = np.frombuffer(self.buffer, np.uint8, int(ends[-1]), self.names_offset)
+        if (names == ord("/")).any() or (names[ends[:-1]] == ord(".")).any():
+            return "it has names of hidden files, or of files in further subdirectories"
+        return "it has names that no file can have" if int((ends[1:] - ends[:-1]).max()) > MAX_NAME_BYTES else None
 
     def get_modified(self, row: int) -> int:
         """Return the modification time of the file of a member in nanoseconds. 0 if unknown."""
@@ -121,7 +147,7 @@ class ServedPack:
         """
         if self._has_file_sizes and self._get_size(row) != status.size:
             return False
-        if (modified := self.get_modified(row)) not in (0, status.modified):
+        if self.get_modified(row) not in (0, status.modified):
             return False
         return True if is_settled(status.changed, self._read_at) else None
 

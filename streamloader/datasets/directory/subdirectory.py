@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -104,7 +104,10 @@ class Subdirectory:
                 read_at, packed_at = (_get_time(metadata.get(key)) for key in ("read_at", "directory_modified"))
                 self._read_at = read_at if read_at <= time.time_ns() else 0  # the clock was wrong
                 self._serve(unpacked, self._first_state, read_at=self._read_at)
-                return packed_at
+                problem = self.packs[0].describe_bad_names()
+                if problem is None:
+                    return packed_at
+                self.packs.clear()
         except NotFound:
             self._pack_stamp = None
             return 0
@@ -249,6 +252,11 @@ class Subdirectory:
             return [name for name, _ in self.packs[0].list_visible()]
         return sort_names([*(name for served in self.packs for name, _ in served.list_visible()), *self.loose])
 
+    def has_broken_pack(self) -> bool:
+        """Return whether another program has overwritten the pack in place, so that it is no more what was opened."""
+        stamp = self._root.stamp_pack(self.name) if self.packs and self._pack_stamp is not None else None
+        return stamp is not None and stamp != self._pack_stamp and stamp[0] == self._pack_stamp[0]  # type: ignore[index]
+
     def check_all(self) -> None:
         """Check all members that have not been checked."""
         for served in list(self.packs):
@@ -259,10 +267,14 @@ class Subdirectory:
 
     def get_only_pack(self) -> ServedPack | None:
         """Return the pack that has all files, if they are checked and not compressed. None if there is no such pack."""
-        if self.loose or len(self.packs) != 1:
+        served = self.packs[0] if self.packs else None
+        if served is None or not served.is_stored or not self.serves_only(served):
             return None
-        served = self.packs[0]
-        return served if served.is_stored and served.states.count(READY) == len(served.states) else None
+        return served if served.are_ready(0, len(served.states)) else None
+
+    def serves_only(self, served: ServedPack) -> bool:
+        """Return whether all files are served from this pack, and all members of it are served."""
+        return len(self.packs) == 1 and self.packs[0] is served and not self.loose and not served.hidden
 
     # --- packs -------------------------------------------------------------------------------------------------------
 
@@ -274,18 +286,27 @@ class Subdirectory:
         """
         kept = 0 if self._pack_stamp is None else min(1, len(self.packs))
         wasted = [served for served in self.packs[kept:] if 2 * served.hidden > len(served.states)]
+        members: Iterable[NewMember]
+        count = len(self.loose)
         if not self.packs:
-            members = [NewMember(name, None) for name in sort_names(self.loose)]
+            members = _take_members(sort_names(self.loose))
+            self.loose = set()
         else:
             names = [*self.loose, *(name for served in wasted for name, _ in served.list_visible())]
             statuses = {name: self._root.get_status(self.name, name) for name in names}
             found = {name: status for name, status in statuses.items() if status is not None}
             members = self._list_members(found, find_copy)
         read_at = time.time_ns()
-        pack = self._codec.make_memory_pack(self._root, self.name, members)
+        try:
+            pack = self._codec.make_memory_pack(self._root, self.name, members)
+        except BaseException:
+            self.loose |= set() if self.packs else set(self._root.list_names(self.name))
+            raise
+        if not self.packs and len(pack) < count:  # a file went since the listing
+            self._listed_at = (0, 0)
         self.packs = [served for served in self.packs if served not in wasted]
         self._serve(pack, READY, read_at=read_at)
-        self.loose.difference_update(pack.index.names())
+        self.loose = self.loose.difference(pack.index.names())  # a set does not shrink
 
     @property
     def has_pack(self) -> bool:
@@ -323,6 +344,13 @@ class Subdirectory:
             copy = find_copy(self.name, name, statuses[name])
             members.append(NewMember(name, None if copy is None else partial(_read_copy, *copy)))
         return members
+
+
+def _take_members(names: list[str]) -> Iterator[NewMember]:
+    """Yield members for files, and forget their names, which would take a part of the memory of small files."""
+    names.reverse()
+    while names:
+        yield NewMember(names.pop(), None)
 
 
 def _read_copy(served: ServedPack, row: int) -> tuple[bytes | memoryview, int] | None:

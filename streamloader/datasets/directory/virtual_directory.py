@@ -23,6 +23,7 @@ __all__ = ["VirtualDirectory"]
 _log = logging.getLogger(__name__)
 
 _CHECKS: Final = ("files", "names")
+_OWN_ATTRIBUTES: Final = ("_arguments", "_root", "_owner_pid", "_contents", "_finalizer")
 _MANAGER_METHODS: Final = ("save", "load", "serialize", "deserialize")
 
 
@@ -37,6 +38,10 @@ class VirtualDirectory:
 
     Many processes can read a directory at the same time. One of them can write, from its first change to
     :meth:`close`. Instances can be pickled, and used in forked processes such as the workers of a DataLoader.
+
+    A pack must never be overwritten in place while it is open, as ``cp`` and ``rsync --inplace`` do: where the new one
+    is shorter, the operating system ends a process that reads the mapping with a bus error. Copy it to another name and
+    rename it, as :meth:`save_state` does.
 
     `root` may also be the address of a folder in a store. It is listed once, and files are read from packs by their
     spans. A store has no locks, so only one process should write. On servers without listings, packs that are named
@@ -95,6 +100,9 @@ class VirtualDirectory:
             name: value for name, value in locals().items() if name not in ("self", "root")
         }
         self._root = os.fspath(root)
+        if is_local_file(self._root):  # a copy may be made where another folder is the current one
+            self._root = os.path.abspath(os.path.expanduser(local_path(self._root)))
+        self._owner_pid = os.getpid()
         _check_arguments(**self._arguments)
         self._contents = _make_contents(
             self._root,
@@ -110,7 +118,7 @@ class VirtualDirectory:
         )
         self._contents.open()
         # Also at exit. The contents do not refer to this object, so that it can be collected.
-        self._finalizer = weakref.finalize(self, _finish, self._contents, save_on_destruction, os.getpid())
+        self._finalizer = weakref.finalize(self, _finish, self._contents, save_on_destruction, self._owner_pid)
 
     @property
     def root(self) -> str:
@@ -212,6 +220,14 @@ class VirtualDirectory:
         """
         return self._contents.iterate()
 
+    def items(self) -> Iterator[tuple[str, memoryview]]:
+        """Yield name and content of all files, in the order of :meth:`get_list_of_files`.
+
+        The content is as for :meth:`read`, with and without `load_to_memory`. Nothing is copied where the pack is up to
+        date and not compressed, so this is the fastest way to read all files.
+        """
+        return self._contents.iterate_views()
+
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def save(self, filename: str, object: Any) -> None:  # noqa: A002 - a name that callers use
@@ -226,6 +242,7 @@ class VirtualDirectory:
         Raises:
             ConfigError: If the name cannot be that of a file.
             DirectoryLocked: If another process writes to the directory.
+            StorageFull: If the disk is full. An existing file is unchanged.
             StoreError: If this user cannot write to the directory.
         """
         self._contents.save(filename, object)
@@ -245,8 +262,9 @@ class VirtualDirectory:
         Many processes may call this at the same time: one of them writes, and the others wait and use its packs.
 
         Raises:
-            DirectoryLocked: If another process writes to the directory for longer than `lock_timeout`.
-            StoreError: If a pack cannot be written, for example because the disk is full. Its old version remains.
+            DirectoryLocked: If another process changes files of the directory for longer than `lock_timeout`.
+            StorageFull: If the disk is full. The old version of the pack remains.
+            StoreError: If a pack cannot be written for another reason. Its old version remains.
         """
         self._contents.write_packs()
 
@@ -271,7 +289,8 @@ class VirtualDirectory:
     def close(self) -> None:
         """Release the locks and the packs. Safe to call twice. Views that were returned remain valid."""
         try:
-            if self._arguments["save_on_destruction"] and not self._contents.is_closed:
+            is_owner = os.getpid() == self._owner_pid
+            if self._arguments["save_on_destruction"] and is_owner and not self._contents.is_closed:
                 self._contents.write_packs()
         finally:
             self._finalizer.detach()
@@ -286,13 +305,18 @@ class VirtualDirectory:
     def __repr__(self) -> str:
         return f"VirtualDirectory({self.root!r})"
 
-    def __getstate__(self) -> tuple[str, dict[str, Any]]:
-        """Return the arguments. The copy opens the directory again, and reads it until it writes itself."""
-        return self._root, self._arguments | {"save_on_destruction": False}
+    def __getstate__(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Return root, arguments and the attributes of a subclass.
 
-    def __setstate__(self, state: tuple[str, dict[str, Any]]) -> None:
-        root, arguments = state
-        self.__init__(root, **arguments)  # type: ignore[misc]
+        The copy opens the directory again, and reads it until it writes itself.
+        """
+        others = {name: value for name, value in self.__dict__.items() if name not in _OWN_ATTRIBUTES}
+        return self._root, self._arguments | {"save_on_destruction": False}, others
+
+    def __setstate__(self, state: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+        root, arguments, others = state
+        VirtualDirectory.__init__(self, root, **arguments)  # that of a subclass may take other arguments
+        self.__dict__.update(others)
 
 
 def _make_contents(

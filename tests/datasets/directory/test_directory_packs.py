@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from datasets.directory.directory_data import (
@@ -45,7 +46,9 @@ def test_a_pack_is_a_copy_of_the_files(root):
     fill(root, FILES, **ONE)
     with open_pack(root) as pack:
         assert dict(zip(pack.index.names(), map(bytes, pack.views()), strict=True)) == FILES
-        assert dict(pack.index.metadata) == {"directory_modified": (root / "subdir_0").stat().st_mtime_ns}
+        metadata = dict(pack.index.metadata)
+        assert (root / "subdir_0").stat().st_ctime_ns < metadata.pop("read_at") <= time.time_ns()
+        assert metadata == {"directory_modified": (root / "subdir_0").stat().st_mtime_ns}
         times = {name: find_on_disk(root, name).stat().st_mtime_ns for name in FILES}
         assert dict(zip(pack.index.names(), pack.index.modified.tolist(), strict=True)) == times
 
@@ -298,7 +301,7 @@ def test_a_full_disk_leaves_the_old_pack(small_disk):
     program = [sys.executable, "-c", FILL_DISK, folder, str(limit)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
     name, number, message = done.stdout.split(maxsplit=2)
-    assert (name, int(number)) == ("StoreError", errno.EFBIG if limit else errno.ENOSPC)
+    assert (name, int(number)) == (("StoreError", errno.EFBIG) if limit else ("StorageFull", errno.ENOSPC))
     assert "subdir_0.pack cannot be written. The old file is unchanged" in message
     assert (folder / "subdir_0.pack").read_bytes() == before
     assert [path for path in os.listdir(folder) if path.startswith(".streamloader")] == []

@@ -91,6 +91,28 @@ def test_without_load_to_memory_iteration_yields_none(root):
         assert bytes(directory.read("a")) == b"1"
 
 
+@pytest.mark.parametrize("load_to_memory", [True, False])
+def test_items_are_views_of_packs_and_files(root, load_to_memory):
+    with open_directory(root, min_subdir_num=3, seed=0, load_to_memory=load_to_memory) as directory:
+        for name, text in FILES.items():
+            directory.save(name, text.encode())
+        expected = [(name, FILES[name].encode()) for name in directory.get_list_of_files()]
+        assert [(name, bytes(view)) for name, view in directory.items()] == expected
+        directory.save_state()
+    with open_directory(root, load_to_memory=load_to_memory) as directory:
+        items = list(directory.items())
+        assert items == expected
+        assert {type(view) for _, view in items} == {memoryview}
+        assert all(view.readonly for _, view in items)
+        assert len({id(view.obj) for _, view in items}) == 3  # the packs
+        remaining = directory.items()
+        assert next(remaining) == expected[0]
+        directory.save(expected[-1][0], b"new")
+        assert list(remaining) == [*expected[1:-1], (expected[-1][0], b"new")]
+    with pytest.raises(sl.ClosedError):
+        directory.items()
+
+
 def test_hidden_names_and_files_in_the_root_are_invisible(root):
     for folder in ("one", ".hidden", "one/nested"):
         (root / folder).mkdir(parents=True)
