@@ -132,7 +132,7 @@ def _find_buckets(hashes: Array, shift: int) -> tuple[Array, int]:
     Also return about how many hashes the longest bucket has: it is counted within blocks.
     """
     count = 1 << (_HASH_BITS - shift)
-    buckets = np.zeros(count + 1, np.uint32 if 2 * len(hashes) + 1 < 1 << _HASH_BITS else np.uint64)
+    buckets: Array = np.zeros(count + 1, np.uint32 if 2 * len(hashes) + 1 < 1 << _HASH_BITS else np.uint64)
     longest = 0
     for start in range(0, len(hashes), _BLOCK_HASHES):
         numbers = (hashes[start : start + _BLOCK_HASHES] >> np.uint64(shift)).astype(np.int64)
