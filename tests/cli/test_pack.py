@@ -75,7 +75,7 @@ def states(capsys, root):
 def test_each_subdirectory_gets_a_pack(root, capsys):
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert re.fullmatch(
-        r"4 files \(1\.0 kB\) in 2 packs \(1\.4 kB\): 2 written, 0 up to date\n", run(capsys, "pack", root)
+        r"4 files \(1\.0 kB\) in 2 packs \(1\.5 kB\): 2 written, 0 up to date\n", run(capsys, "pack", root)
     )
     assert read_pack(root / "subdir_2.pack") == [("a.txt", b"a" * 1000), ("\u00fc", b"")]
     assert read_pack(root / "subdir_10.pack") == [("b.txt", b"b"), ("c.txt", b"cc")]
@@ -271,7 +271,7 @@ def test_a_pack_is_described(root, capsys):
         "stored_bytes": report["listed"][0]["stored_bytes"],
         "pack_bytes": path.stat().st_size,
         "compression": {"stored": 1, "zstd": 1},
-        "metadata": {"directory_modified": OLD_NS},
+        "metadata": {"directory_modified": OLD_NS, "read_at": report["metadata"]["read_at"]},
         "listed": [
             {
                 "name": "a.txt",

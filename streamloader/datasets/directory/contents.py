@@ -564,7 +564,7 @@ class DirectoryContents:
 
     def _wait_until_settled(self, subdirectories: Iterable[Subdirectory]) -> None:
         """Wait until a later change would give a subdirectory or file another time than the last one: 50 ms at most."""
-        stamps = [self.root.stamp_subdirectory(subdirectory.name) for subdirectory in subdirectories]
+        stamps = [time_ns for subdirectory in subdirectories for time_ns in self.root.stamp_folder(subdirectory.name)]
         now = time.time_ns()
         age_ns = now - max((stamp for stamp in (self._written_at, *stamps) if stamp <= now), default=0)
         if age_ns < SETTLED_NS:

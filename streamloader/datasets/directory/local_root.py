@@ -196,13 +196,6 @@ class LocalRoot:
 
     # --- subdirectories ----------------------------------------------------------------------------------------------
 
-    def stamp_subdirectory(self, subdirectory: str) -> int:
-        """Return the time in nanoseconds at which a name last came to a subdirectory, or went. 0 if unknown."""
-        try:
-            return os.stat(self.path(subdirectory)).st_mtime_ns
-        except OSError:
-            return 0
-
     def stamp_folder(self, subdirectory: str) -> tuple[int, int]:
         """Return the times at which a subdirectory last changed: its names, and anything of it. 0 if unknown.
 

@@ -357,10 +357,6 @@ class RemoteRoot:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
-    def stamp_subdirectory(self, subdirectory: str) -> int:
-        """Return 0: stores have no times of directories."""
-        return 0
-
     def list_names(self, subdirectory: str) -> list[str]:
         """Return the names of all files that are not hidden, in no order."""
         return list(self.list_statuses(subdirectory))
