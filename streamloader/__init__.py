@@ -121,9 +121,13 @@ if TYPE_CHECKING:
     from streamloader.stores.base import Store
     from streamloader.stores.registry import open_store, register_store
     from streamloader.stream_table import StreamTable
+    from streamloader.streams.audio import AudioStreams
     from streamloader.streams.base import SourceSizes, Stream, StreamDataset
+    from streamloader.streams.find import find_streams
+    from streamloader.streams.images import ImageStreams
     from streamloader.streams.iterate import IterStreams
     from streamloader.streams.make_index import IndexReport, index_videos
+    from streamloader.streams.sound import AudioOptions
     from streamloader.streams.text import TextStreams
     from streamloader.streams.unreadable import SkippedVideo
     from streamloader.streams.video import VideoStreams
@@ -136,6 +140,8 @@ __all__ = [
     "Archive",
     "ArchiveClips",
     "ArchiveStreams",
+    "AudioOptions",
+    "AudioStreams",
     "Batch",
     "ButterflyTorch",
     "ByteRange",
@@ -171,6 +177,7 @@ __all__ = [
     "IPFSDatasetExporter",
     "IPFSIterableDataset",
     "IPFSObject",
+    "ImageStreams",
     "IndexReport",
     "IngestFailed",
     "IngestReport",
@@ -240,6 +247,7 @@ __all__ = [
     "ZlibCompressor",
     "ZstdCompressor",
     "__version__",
+    "find_streams",
     "index_shards",
     "index_videos",
     "make_client",
@@ -258,6 +266,8 @@ _MODULES: Final = {
     "Archive": "archive.archive",
     "ArchiveClips": "archive.clips",
     "ArchiveStreams": "archive.streams",
+    "AudioOptions": "streams.sound",
+    "AudioStreams": "streams.audio",
     "Batch": "loader.batch",
     "ButterflyTorch": "compat.butterfly.dataset",
     "ByteRange": "values",
@@ -274,6 +284,7 @@ _MODULES: Final = {
     "IPFSDatasetExporter": "datasets.ipfs.exporter",
     "IPFSIterableDataset": "datasets.ipfs.iterable",
     "IPFSObject": "datasets.ipfs.objects",
+    "ImageStreams": "streams.images",
     "IndexReport": "streams.make_index",
     "IngestReport": "archive.ingest.report",
     "IterStreams": "streams.iterate",
@@ -312,6 +323,7 @@ _MODULES: Final = {
     "VirtualDirectory": "datasets.directory.virtual_directory",
     "ZlibCompressor": "datasets.directory.compressors",
     "ZstdCompressor": "datasets.directory.compressors",
+    "find_streams": "streams.find",
     "index_shards": "datasets.shards.make_index",
     "index_videos": "streams.make_index",
     "make_client": "datasets.shards.client",
