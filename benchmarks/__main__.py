@@ -23,6 +23,7 @@ from benchmarks.report import format_machine, plot
 
 QUESTIONS = (
     "video",
+    "images",
     "index",
     "stride",
     "threads",

@@ -13,8 +13,8 @@ class Job:
     """One epoch of coherent batches: uint8 data (B, T, *shape) and a reset mask bool (B, T).
 
     Attributes:
-        kind: Kind of streams. "video" streams `paths`. "fill" has one endless synthetic stream per lane, and fills each
-            window with one value (a memset, the same for every contender).
+        kind: Kind of streams. "video" streams `paths`, "images" the images in these folders. "fill" has one endless
+            synthetic stream per lane, and fills each window with one value (a memset, the same for every contender).
         shape: Shape of one step: (height, width, 3) for video.
         batch_size: Number of lanes B. Lane i streams clips i, i + B, i + 2B, ...
         window: Number of steps T in a batch.

@@ -122,9 +122,13 @@ if TYPE_CHECKING:
     from streamloader.stores.base import Store
     from streamloader.stores.registry import open_store, register_store
     from streamloader.stream_table import StreamTable
+    from streamloader.streams.audio import AudioStreams
     from streamloader.streams.base import SourceSizes, Stream, StreamDataset
+    from streamloader.streams.find import find_streams
+    from streamloader.streams.images import ImageStreams
     from streamloader.streams.iterate import IterStreams
     from streamloader.streams.make_index import IndexReport, index_videos
+    from streamloader.streams.sound import AudioOptions
     from streamloader.streams.text import TextStreams
     from streamloader.streams.unreadable import SkippedVideo
     from streamloader.streams.video import VideoStreams
@@ -137,6 +141,8 @@ __all__ = [
     "Archive",
     "ArchiveClips",
     "ArchiveStreams",
+    "AudioOptions",
+    "AudioStreams",
     "Batch",
     "ButterflyTorch",
     "ByteRange",
@@ -173,6 +179,7 @@ __all__ = [
     "IPFSDatasetExporter",
     "IPFSIterableDataset",
     "IPFSObject",
+    "ImageStreams",
     "IndexReport",
     "IngestFailed",
     "IngestReport",
@@ -242,6 +249,7 @@ __all__ = [
     "ZlibCompressor",
     "ZstdCompressor",
     "__version__",
+    "find_streams",
     "index_shards",
     "index_videos",
     "make_client",
@@ -260,6 +268,8 @@ _MODULES: Final = {
     "Archive": "archive.archive",
     "ArchiveClips": "archive.clips",
     "ArchiveStreams": "archive.streams",
+    "AudioOptions": "streams.sound",
+    "AudioStreams": "streams.audio",
     "Batch": "loader.batch",
     "ButterflyTorch": "compat.butterfly.dataset",
     "ByteRange": "values",
@@ -277,6 +287,7 @@ _MODULES: Final = {
     "IPFSDatasetExporter": "datasets.ipfs.exporter",
     "IPFSIterableDataset": "datasets.ipfs.iterable",
     "IPFSObject": "datasets.ipfs.objects",
+    "ImageStreams": "streams.images",
     "IndexReport": "streams.make_index",
     "IngestReport": "archive.ingest.report",
     "IterStreams": "streams.iterate",
@@ -315,6 +326,7 @@ _MODULES: Final = {
     "VirtualDirectory": "datasets.directory.virtual_directory",
     "ZlibCompressor": "datasets.directory.compressors",
     "ZstdCompressor": "datasets.directory.compressors",
+    "find_streams": "streams.find",
     "index_shards": "datasets.shards.make_index",
     "index_videos": "streams.make_index",
     "make_client": "datasets.shards.client",

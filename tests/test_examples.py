@@ -21,6 +21,7 @@ SHOWS = {
     "addresses": "all 106,200 bytes equal the written ones: True",
     "archive_local": "as streams, every frame was delivered once: True",
     "archive_ssh": "; better: True",
+    "audio_rnn": "better: True",
     "ipfs_train": "accuracy of at least 95% both ways: True",
     "ddp": "together 20,788 of 20,788 letters",
     "mnist_directory": "accuracy of at least 97%: True",
@@ -36,6 +37,7 @@ SHOWS = {
 }
 NEEDS_SERVER = {"ipfs_train", "s3_shards"}
 NEEDS_MNIST = {"mnist_directory": "all pixels are the saved ones: True", "multimodal": "200 rows, such as 00000.png"}
+SAVES_PLOT = {"audio_rnn"}
 NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart"}
 # These run in every run of the tests. What the others show has tests of its own, and the README's training runs too.
 QUICK = {"addresses", "text", "vector_env"}
@@ -98,6 +100,8 @@ def test_example(name, request, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where torchrun leaves a folder behind
     videos = [str(path) for path in request.getfixturevalue("clips").values()] if name in NEEDS_VIDEOS else []
     assert SHOWS[name] in run(EXAMPLES / f"{name}.py", *videos, cwd=tmp_path)
+    if name in SAVES_PLOT:
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", NEEDS_MNIST)

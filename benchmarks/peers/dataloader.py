@@ -6,6 +6,7 @@ For coherent batches, lanes must stay in one worker. So each worker yields the r
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from benchmarks.job import Job
 from benchmarks.peers.lanes import is_epoch_over, open_lane
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -60,6 +62,8 @@ class TunedDataset(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rows of this worker's lanes."""
         job, info = self.job, get_worker_info()
+        if job.options.get("keep_memory"):
+            _keep_memory()
         rows = range(job.batch_size) if job.options.get("whole") else job.lanes(info.id)
         lanes = [open_lane(job, lane) for lane in rows]
         for number in count():
@@ -70,6 +74,13 @@ class TunedDataset(IterableDataset[Batch]):
             if not all(lane.fill(pixels[row], mask[row]) for row, lane in enumerate(lanes)):
                 return
             yield data, reset.view(torch.bool)
+
+
+def _keep_memory() -> None:
+    """Have malloc keep large blocks, so that decoders which allocate each image get memory that is mapped already."""
+    libc = ctypes.CDLL(None)
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        libc.mallopt(option, 1 << 30)
 
 
 def _shared(*shape: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.job import Job
 from benchmarks.peers.decoders import DECODERS
+from benchmarks.peers.image_decoders import IMAGE_DECODERS
 
 Array = np.ndarray[Any, Any]
 
@@ -61,7 +62,7 @@ def open_lane(job: Job, lane: int) -> Lane:
     """Open one lane with the decoder that the job's options name."""
     if job.kind == "fill":
         return Lane(iter([Fill()]))
-    decoder = DECODERS[job.options["decoder"]]
+    decoder = (IMAGE_DECODERS if job.kind == "images" else DECODERS)[job.options["decoder"]]
     height, width, _ = job.shape
     return Lane(decoder(path, height, width) for path in job.clips(lane))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.job import Job
-from streamloader import MultiStreamer, VideoStreams
+from streamloader import ImageStreams, MultiStreamer, VideoStreams
 from streamloader.streams.base import Stream, StreamDataset
 from streamloader.values import Array, Field, StreamInfo
 
@@ -62,6 +62,8 @@ class Loader:
             os.environ["STREAMLOADER_CACHE"] = self._cache.name
         if job.kind == "fill":
             dataset: Any = FillStreams(job.batch_size, min(job.batches, 1 << 32) * job.window, job.shape)
+        elif job.kind == "images":
+            dataset = ImageStreams(list(job.paths), job.shape[:2], job.options.get("pix_fmt", "rgb24"))
         else:
             dataset = VideoStreams(list(job.paths), job.shape[:2], job.options.get("pix_fmt", "rgb24"))
         self._options = job.options

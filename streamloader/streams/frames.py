@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from streamloader.streams.step_writer import qualified_name
 from streamloader.values import Array, Field
 
 if TYPE_CHECKING:
-    from streamloader.media.video.convert import Converter
-    from streamloader.media.video.reader import VideoFrame
+    from streamloader.media.video.convert import OutputArray
 
 __all__ = [
+    "FrameConverter",
     "FrameStream",
     "describe_settings",
     "frame_fields",
@@ -124,6 +124,30 @@ def describe_settings(
     }
 
 
+class FrameConverter(Protocol):
+    """Writes frames into the steps of a batch, see :class:`streamloader.media.video.convert.Converter`."""
+
+    @property
+    def coding(self) -> tuple[int, int]:
+        """MatrixCoefficients and VideoFullRangeFlag of the last frame, as YUV output has them."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (H, W, C) of a frame of one plane."""
+
+    def split_planes(self, arrays: list[Array]) -> list[Array]:
+        """Return an array (n, H, W, C) for each plane, given the arrays of a stream's fields."""
+
+    def wrap_outputs(self, arrays: Sequence[Array]) -> list[OutputArray]:
+        """Prepare output arrays (n, H, W, C), one for each plane."""
+
+    def convert_into(self, frame: Any, outputs: Sequence[OutputArray], row: int) -> None:
+        """Write `frame` into row `row` of `outputs`."""
+
+    def close(self) -> None:
+        """Free the memory of the converter."""
+
+
 class FrameStream(Stream):
     """A stream whose steps are frames of one video. Subclasses provide the frames.
 
@@ -138,7 +162,7 @@ class FrameStream(Stream):
     def __init__(
         self,
         length: int,
-        converter: Converter,
+        converter: FrameConverter,
         names: Sequence[str],
         transform: StreamTransform | None,
         *,
@@ -154,8 +178,12 @@ class FrameStream(Stream):
         self._error: StreamloaderError | None = None
 
     @abc.abstractmethod
-    def _read_frames(self, start: int, end: int) -> Iterator[VideoFrame]:
-        """Yield the frames of the steps [start, end). Called in the lane's thread."""
+    def _read_frames(self, start: int, end: int) -> Iterator[Any]:
+        """Yield the frames of the steps [start, end), as the converter takes them. Called in the lane's thread."""
+
+    def _write_frame(self, frame: Any, outputs: Sequence[OutputArray], row: int) -> None:
+        """Write one frame into row `row` of `outputs`. Called in the lane's thread."""
+        self._converter.convert_into(frame, outputs, row)
 
     def _check_end(self) -> None:
         """Check that nothing follows the last step. Called in the lane's thread."""
@@ -206,11 +234,11 @@ class FrameStream(Stream):
             coding: Arrays of matrix and range for YUV, or none.
         """
         converter = self._converter
-        outputs, convert_into = converter.wrap_outputs(arrays), converter.convert_into
+        outputs, write_frame = converter.wrap_outputs(arrays), self._write_frame
         row = 0
         try:
             for frame in self._read_frames(self._step, self._step + count):
-                convert_into(frame, outputs, row)
+                write_frame(frame, outputs, row)
                 if coding:
                     coding[0][row], coding[1][row] = converter.coding
                 row += 1

@@ -58,17 +58,17 @@ def validate_unreadable(value: str) -> str:
 
 
 @contextlib.contextmanager
-def show_indexing(total: int) -> Iterator[ProgressDisplay]:
-    """Show how many videos are indexed: a bar on a terminal, and a line in the log now and then."""
+def show_indexing(total: int, noun: str = "videos") -> Iterator[ProgressDisplay]:
+    """Show how many videos, or files of another kind, are indexed: a bar on a terminal, and a line in the log."""
     last_log = time.monotonic()
-    with open_count_display("indexing videos") as show:
+    with open_count_display(f"indexing {noun}") as show:
 
         def report(done: int, total: int) -> None:
             nonlocal last_log
             show(done, total)
             if time.monotonic() - last_log > _LOG_INTERVAL_S:
                 last_log = time.monotonic()
-                _log.info("indexed %d of %d videos", done, total)
+                _log.info("indexed %d of %d %s", done, total, noun)
 
         report(0, total)
         yield report

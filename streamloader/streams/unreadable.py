@@ -19,7 +19,7 @@ _MAX_REASON_CHARACTERS: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class SkippedVideo:
-    """A video that was left out of a dataset, because it cannot be used.
+    """A video, or another file, that was left out of a dataset because it cannot be used.
 
     Attributes:
         key: Key that its stream would have.
@@ -35,7 +35,7 @@ class SkippedVideo:
 
     @classmethod
     def from_error(cls, key: str, address: str, error: StreamloaderError) -> Self:
-        """Return the record of one video and the error that it caused."""
+        """Return the record of one file and the error that it caused."""
         return cls(key, address, type(error).__name__, error.message)
 
 
@@ -50,18 +50,21 @@ def ends_indexing(error: BaseException) -> bool:
     return not isinstance(error, StreamloaderError) or isinstance(error, (ConfigError, ClosedError, MissingDependency))
 
 
-def combine_errors(errors: Mapping[int, StreamloaderError], names: Sequence[str]) -> StreamloaderError:
+def combine_errors(
+    errors: Mapping[int, StreamloaderError], names: Sequence[str], noun: str = "videos"
+) -> StreamloaderError:
     """Return an error that lists the errors of several files, in their order. It has the class of the first.
 
     Args:
         errors: Errors by number of the file, at least one.
         names: Path of each file of the dataset, or address without secrets.
+        noun: Word for the files. Defaults to "videos".
     """
     numbers = sorted(errors)
     first = errors[numbers[0]]
     if len(numbers) == 1:
         return first
-    lines = [f"{len(numbers):,} of {len(names):,} videos cannot be used:"]
+    lines = [f"{len(numbers):,} of {len(names):,} {noun} cannot be used:"]
     lines += [f"- {_describe(names[number], errors[number].message)}" for number in numbers[:_MAX_LISTED]]
     if len(numbers) > _MAX_LISTED:
         lines.append(f"- and {len(numbers) - _MAX_LISTED:,} more")
@@ -73,9 +76,9 @@ def combine_errors(errors: Mapping[int, StreamloaderError], names: Sequence[str]
     return combined
 
 
-def describe_skipped(skipped: Sequence[SkippedVideo], total: int) -> str:
-    """Return one text about all videos that were left out, for the log."""
-    lines = [f"left out {len(skipped):,} of {total:,} videos that cannot be used:"]
+def describe_skipped(skipped: Sequence[SkippedVideo], total: int, noun: str = "videos") -> str:
+    """Return one text about all files that were left out, for the log."""
+    lines = [f"left out {len(skipped):,} of {total:,} {noun} that cannot be used:"]
     lines += [f"- {_describe(video.address, video.message)}" for video in skipped[:_MAX_LISTED]]
     if len(skipped) > _MAX_LISTED:
         lines.append(f"- and {len(skipped) - _MAX_LISTED:,} more; the dataset's `skipped` lists all")

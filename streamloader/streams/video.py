@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -19,8 +19,6 @@ from streamloader.media.video.index import VerifyLevel
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.selection import Selection
 from streamloader.stores.addresses import Address, Addresses, FileKeys, as_addresses, expand_addresses
-from streamloader.stores.io_thread import open_shared_store
-from streamloader.stores.registry import split_address
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
 from streamloader.streams.base import (
@@ -42,16 +40,19 @@ from streamloader.streams.frames import (
 )
 from streamloader.streams.indexing import make_index_settings, make_videos, show_indexing, validate_unreadable
 from streamloader.streams.lane_thread import in_lane_thread
+from streamloader.streams.sound import SOUND_FIELDS, AudioOptions, FrameSound
+from streamloader.streams.source_files import PreparedFile, build_media_table, measure_sources, resolve_media
 from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
-from streamloader.values import Array, Field, ObjectInfo, StreamInfo
+from streamloader.streams.video_sound import VideoSound, index_sounds
+from streamloader.values import Array, Field, StreamInfo
 
 if TYPE_CHECKING:
+    from streamloader.media.audio.index_cache import BulkAudioIndexer
     from streamloader.media.video.bulk_indexer import BulkIndexer
     from streamloader.media.video.convert import Converter
     from streamloader.media.video.index import VideoIndex
     from streamloader.media.video.reader import FrameReader, VideoFrame
     from streamloader.media.video.remote import Video, VideoFile
-    from streamloader.stores.addresses import SourceFile
     from streamloader.streams.index_source import IndexSource
 
 __all__ = ["VideoStreams", "is_video"]
@@ -93,6 +94,13 @@ class VideoStreams(StreamDataset):
             array (n, ...) whose shape and dtype never change (a call on zeros determines them). `rng` is the same for
             every call of one stream, so values drawn from it are constant for the stream. All frames must be treated
             alike, because n depends on the loader. Only for ``rgb24`` and ``gray``. Defaults to None.
+        audio: Whether each step also has the samples of its frame, or :class:`streamloader.AudioOptions`. Fields
+            ``"audio"`` (block, channels) and ``"audio_length"``, int32: the number of its samples, with zeros after
+            them. A step has the samples from its time up to that of the next step, so that the samples of all steps
+            are the sound without gaps and overlaps, also with `stride` and `fps`. Sample j of a step is at its time
+            plus j / sample rate, within a sample and the 4 ms by which timestamps of packets may be inexact. Steps
+            before the sound begins and after it ends have no samples (``audio_length`` is 0), as have all steps of a
+            video without sound. Defaults to False.
         damaged: ``"raise"`` raises an error for truncated or damaged files; ``"keep"`` uses their decodable frames.
             Defaults to ``"raise"``.
         max_pixels: Maximum number of pixels of a frame, before `size` is applied. Files with larger frames are refused
@@ -138,6 +146,7 @@ class VideoStreams(StreamDataset):
         fps: float | str | Fraction | None = None,
         transform: Transform | None = None,
         *,
+        audio: bool | AudioOptions = False,
         damaged: Literal["raise", "keep"] = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
         verify: VerifyLevel = "tables",
@@ -155,8 +164,9 @@ class VideoStreams(StreamDataset):
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self._transform = transform
         self._selection = Selection.from_options(max_frames, random_start, stride, fps)
+        self._sound = VideoSound.from_options(audio, self._selection, damaged, verify)
         self._fields: dict[str, Field] | None = None
-        if self._size is not None and transform is None:
+        if self._size is not None and transform is None and self._sound is None:
             self._fields = frame_fields(pix_fmt, *self._size)
 
     @classmethod
@@ -185,6 +195,8 @@ class VideoStreams(StreamDataset):
         if fixed := sorted({"damaged", "verify", "unreadable"} & options.keys()):
             raise ConfigError(f"{', '.join(fixed)}: the index file was made with these settings, so leave them out")
         dataset = cls(address, **options)
+        if dataset._sound is not None:
+            dataset._sound = dataset._sound.complete()
         (text,) = dataset._paths
         dataset._source = IndexSource(text, dataset._storage_options, dataset._index_settings.max_pixels)
         return dataset
@@ -200,7 +212,8 @@ class VideoStreams(StreamDataset):
     def settings(self) -> Mapping[str, Any]:
         """The options of frames and pixels. The transform is given by its qualified name."""
         settings = describe_settings(self._pix_fmt, self._size, self._selection, self._transform)
-        return settings | {"damaged": self._index_settings.damaged}
+        settings |= {"damaged": self._index_settings.damaged}
+        return settings if self._sound is None else settings | {"audio": self._sound.describe()}
 
     @property
     def skipped(self) -> Sequence[SkippedVideo]:
@@ -222,21 +235,25 @@ class VideoStreams(StreamDataset):
             in_processes=parses_in_processes(),
             is_fatal=ends_indexing,
             show_progress=show_indexing,
+            sink=None if self._sound is None else self._sound.take_index,
         )
+        sound_indexer = None
+        if self._sound is not None:
+            sound_indexer = self._sound.make_indexer(in_processes=parses_in_processes())
         skip = self._unreadable == "skip" or skips_unreadable()
         try:
-            return await anyio.to_thread.run_sync(self._index, indexer, skip, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(self._index, indexer, sound_indexer, skip, abandon_on_cancel=True)
         finally:
             indexer.close()  # after a cancellation, only files that are being read in this process are finished
+            if sound_indexer is not None:
+                sound_indexer.close()
 
     def source_sizes(self, streams: StreamTable) -> SourceSizes:
         """Return the sizes of the files. Their bytes are those of whole files, also if options select few frames."""
         if self._source is not None:
             remote = np.fromiter((self._source.is_in_store(info.key) for info in streams), bool, len(streams))
             return SourceSizes(self._source.read_sizes(streams.extra_integers("entry")), remote)
-        local_sizes = streams.extra_integers("bytes")
-        remote = local_sizes < 0
-        return SourceSizes(np.where(remote, streams.extra_integers("size"), local_sizes), remote)
+        return measure_sources(streams)
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one video. `rng` determines its start, and is the source of the random generator of `transform`."""
@@ -250,7 +267,7 @@ class VideoStreams(StreamDataset):
         elif "path" in info.extra or info.extra["version"] is None:  # local, or its version must be checked first
             return None
         file = await in_lane_thread(self._start_fetch, info)
-        return None if file is None else _PreparedVideo(partial(self._open_with, info), file)
+        return None if file is None else PreparedFile(partial(self._open_with, info), file)
 
     async def _open_with(self, info: StreamInfo, rng: np.random.Generator, file: VideoFile | None) -> Stream:
         start_draw, transform_key = float(rng.random()), rng.integers(0, 1 << 64, 2, np.uint64)
@@ -265,10 +282,14 @@ class VideoStreams(StreamDataset):
         except StreamloaderError:  # open() raises it again
             return None
 
-    def _index(self, indexer: BulkIndexer, skip: bool) -> StreamTable:
+    def _index(self, indexer: BulkIndexer, sound_indexer: BulkAudioIndexer | None, skip: bool) -> StreamTable:
         files = expand_addresses(self._paths, is_video, self._storage_options)
         keys = FileKeys.of_files(files)
-        records, versions, errors = indexer.run(make_videos(files, self._storage_options))
+        videos = make_videos(files, self._storage_options)
+        records, versions, errors = indexer.run(videos)
+        sounds = None
+        if sound_indexer is not None:
+            sounds = index_sounds(sound_indexer, videos, errors)
         steps = self._selection.count_all_steps(records)
         for number in self._selection.find_leaps(steps, records).tolist():
             try:
@@ -283,9 +304,12 @@ class VideoStreams(StreamDataset):
             kept = [number for number in range(len(files)) if number not in errors]
             keys, files = keys.select(kept), [files[number] for number in kept]
             records, versions, steps = records[kept], versions[kept], steps[kept]
+            sounds = None if sounds is None else sounds[kept]
+        if self._sound is not None:
+            self._sound.resolve(keys.names, sounds)
         self._prepare_fields(keys.names, records)
         self._secret_addresses = keys.secret_addresses
-        return _build_table(keys, files, steps, records["frames"], versions)
+        return build_media_table(keys, files, steps, records["frames"], versions, count_name="frames")
 
     def _read_index_file(self, source: IndexSource) -> StreamTable:
         columns = source.read_columns()
@@ -306,6 +330,8 @@ class VideoStreams(StreamDataset):
             differing = np.flatnonzero((sizes != sizes[0]).any(axis=1))[:1].tolist()
             size = require_common_size((names[n], (int(sizes[n, 0]), int(sizes[n, 1]))) for n in [0, *differing])
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
+        if self._sound is not None:
+            self._fields |= self._sound.fields
 
     def _open(
         self, info: StreamInfo, start_draw: float, transform_key: Array, file: VideoFile | None, threads: int
@@ -313,6 +339,7 @@ class VideoStreams(StreamDataset):
         from streamloader.media.video.convert import Converter
         from streamloader.media.video.reader import FrameReader
 
+        sound = None
         try:
             video, index = self._load_indexed(info)
             if len(index) != info.extra["frames"]:
@@ -322,6 +349,8 @@ class VideoStreams(StreamDataset):
                     address=str(video),
                 )
             steps = self._selection.select_frames(index, start_draw)
+            if self._sound is not None:
+                sound = self._sound.open(video, index, start_draw, info.key)
             owned_file, file = file, None
             reader = FrameReader(
                 video,
@@ -344,72 +373,24 @@ class VideoStreams(StreamDataset):
         size = self._size or index.upright_size
         converter = Converter(self._pix_fmt, *size, index.orientation)
         keeps_damaged = self._index_settings.damaged == "keep"
-        return _VideoStream(reader, steps, converter, list(self.fields), transform, keeps_damaged=keeps_damaged)
+        names = [name for name in self.fields if name not in SOUND_FIELDS]
+        return _VideoStream(reader, steps, converter, names, transform, keeps_damaged=keeps_damaged, sound=sound)
 
     def _load_indexed(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
-        from streamloader.media.video.files import file_version, make_changed_error
         from streamloader.media.video.index_cache import load_index
-        from streamloader.media.video.remote import RemoteVideo
 
-        extra, settings = info.extra, self._index_settings
         if self._source is not None:
-            return self._source.load(info.key, extra["entry"], extra["frames"])
-        if "path" in extra:
-            path = extra["path"]
-            version = file_version(path)
-            if version != (extra["bytes"], extra["modified"]):
-                raise make_changed_error(path, version[0], extra["bytes"])
-            return path, load_index(
-                path,
-                damaged=settings.damaged,
-                version=version,
-                max_pixels=settings.max_pixels,
-                verify=settings.verify,
-            )
-        address = self._secret_addresses.get(info.key, extra["address"])
-        path = split_address(address)[1]
-        indexed = ObjectInfo(path, extra["size"], extra["version"], extra["modified"])
-        if indexed.version is None:  # without a version, reading does not detect a changed object
-            with open_shared_store(address, self._storage_options)[0] as store:
-                current = store.head(path)
-            if (current.size, current.modified) != (indexed.size, indexed.modified):
-                raise make_changed_error(extra["address"], current.size, indexed.size)
-        video = RemoteVideo(address, indexed, self._storage_options)
+            return self._source.load(info.key, info.extra["entry"], info.extra["frames"])
+        video, version = resolve_media(info, self._secret_addresses, self._storage_options)
+        settings = self._index_settings
         return video, load_index(
-            video, damaged=settings.damaged, max_pixels=settings.max_pixels, verify=settings.verify
+            video,
+            damaged=settings.damaged,
+            version=version,
+            max_pixels=settings.max_pixels,
+            verify=settings.verify,
         )
-
-
-class _PreparedVideo(PreparedStream):
-    """A video in a store whose first bytes are being fetched.
-
-    Args:
-        open_with: Function that opens the stream with a random generator and an open file, or None.
-        file: Open file.
-    """
-
-    def __init__(
-        self, open_with: Callable[[np.random.Generator, VideoFile | None], Awaitable[Stream]], file: VideoFile
-    ) -> None:
-        self._open_with = open_with
-        self._file = file
-
-    @property
-    @override
-    def ready(self) -> bool:  # type: ignore[override]
-        return self._file.remote.is_idle
-
-    @override
-    async def open(self, rng: np.random.Generator) -> Stream:
-        if self._file.remote.is_healthy:
-            return await self._open_with(rng, self._file)
-        self._file.close()  # a request failed: try again, the cause may be gone
-        return await self._open_with(rng, None)
-
-    @override
-    def release(self) -> None:
-        self._file.close()
 
 
 class _VideoStream(FrameStream):
@@ -422,6 +403,7 @@ class _VideoStream(FrameStream):
         names: Names of the fields.
         transform: The user's transform, or None.
         keeps_damaged: Whether the stream ends early where the file proves to be damaged up to its end.
+        sound: Sound of the steps, which the stream closes. Defaults to none.
     """
 
     def __init__(
@@ -433,8 +415,10 @@ class _VideoStream(FrameStream):
         transform: StreamTransform | None,
         *,
         keeps_damaged: bool,
+        sound: FrameSound | None = None,
     ) -> None:
         self._reader = reader
+        self._sound = sound
         self._numbers, self._times = steps
         self._keeps_damaged = keeps_damaged
         super().__init__(len(self._numbers), converter, names, transform, waits_for_bytes=reader.is_remote)
@@ -480,42 +464,30 @@ class _VideoStream(FrameStream):
         )  # fmt: skip
 
     @override
+    def _read(self, out: Mapping[str, Array], count: int) -> int:
+        start = self._step
+        count = super()._read(out, count)
+        if self._sound is None or not count:
+            return count
+        try:
+            self._sound.fill(out, start, count)
+        except StreamloaderError:
+            count, error = self._sound.fill_up_to_error(out, start, count)
+            self._step, self._error = start + count, error or self._error
+            if error is not None and not count:
+                raise error from None
+        return count
+
+    @override
     def _check_end(self) -> None:
         self._reader.check_end()
 
     @override
     def _close(self) -> None:
         self._reader.close()
+        if self._sound is not None:
+            self._sound.close()
         super()._close()
-
-
-def _build_table(
-    keys: FileKeys, files: Sequence[SourceFile], steps: Array, frames: Array, versions: Array
-) -> StreamTable:
-    """Return the streams, with the data needed to open them."""
-    is_local = [file.info is None for file in files]
-    frames, sizes, times = (np.ascontiguousarray(column) for column in (frames, versions[:, 0], versions[:, 1]))
-    if all(is_local):
-        columns: dict[str, Any] = {"path": keys.names, "bytes": sizes, "modified": times, "frames": frames}
-        return StreamTable(keys.keys, steps, columns, keys.identities)
-    local_columns = keys.names, sizes.tolist(), times.tolist(), frames.tolist()
-    extras = [
-        {"path": name, "bytes": size, "modified": time, "frames": count}
-        if file.info is None
-        else {
-            "address": name,
-            "size": file.info.size,
-            "version": file.info.version,
-            "modified": file.info.modified,
-            "frames": count,
-        }
-        for file, name, size, time, count in zip(files, *local_columns, strict=True)
-    ]
-    if any(is_local):
-        infos = [StreamInfo(*each) for each in zip(keys.keys, steps.tolist(), extras, strict=True)]
-        return StreamTable.from_infos(infos, keys.identities)
-    columns = {column: [extra[column] for extra in extras] for column in extras[0]}
-    return StreamTable(keys.keys, steps, columns, keys.identities)
 
 
 def is_video(path: str) -> bool:

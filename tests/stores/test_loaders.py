@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 from canaries import canary
+from image_data import encode, make_pixels
 from made_clips import VARIANTS, make_clip
 from servers.nginx_fixture import USER
 from tiers import fast_first, only_fast
@@ -15,6 +16,7 @@ from tiers import fast_first, only_fast
 import streamloader as sl
 from streamloader.stores.readahead import MAX_FILE_BYTES
 
+IMAGES = 23
 CLIPS = ("a.mp4", "b.mp4", "no_pts.avi", "open_groups.mkv")
 TEXTS = {
     f"part-{number:02}.txt": bytes((number * 37 + at * 11) % 251 for at in range(300 + 977 * number))
@@ -24,7 +26,7 @@ TEXTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Videos and texts."""
+    """Videos, texts and images."""
     folder = tmp_path_factory.mktemp("files")
     make_clip(folder / "a.mp4", frames=23, gop=6)
     make_clip(folder / "b.mp4", frames=17, gop=17)
@@ -32,6 +34,8 @@ def folder(tmp_path_factory):
         VARIANTS[name](folder)
     for name, data in TEXTS.items():
         (folder / name).write_bytes(data)
+    for number in range(IMAGES):
+        (folder / f"frame-{number:02}.jpg").write_bytes(encode(make_pixels(number, 48, 64), "JPEG"))
     return folder
 
 
@@ -45,6 +49,9 @@ class Place:
         if self.patterns:
             return f"{self.base}/part-*.txt"
         return f"{self.base}/part-{{00..06}}.txt"
+
+    def images(self):
+        return f"{self.base}/frame-*.jpg" if self.patterns else f"{self.base}/frame-{{00..{IMAGES - 1}}}.jpg"
 
     def videos(self):
         return [f"{self.base}/{name}" for name in CLIPS]
@@ -126,6 +133,13 @@ def test_texts_are_those_of_local_files(place, folder, workers):
 def test_videos_are_those_of_local_files(place, folder, workers):
     expected = digests(sl.VideoStreams(local(folder).videos(), size=(24, 32)), 0)
     dataset = sl.VideoStreams(place.videos(), size=(24, 32), storage_options=place.options)
+    assert digests(dataset, workers) == expected
+
+
+@places_and_workers("s3")
+def test_images_are_those_of_local_files(place, folder, workers):
+    expected = digests(sl.ImageStreams(local(folder).images(), size=(24, 32)), 0)
+    dataset = sl.ImageStreams(place.images(), size=(24, 32), storage_options=place.options)
     assert digests(dataset, workers) == expected
 
 

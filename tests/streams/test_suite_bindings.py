@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_data import encode, make_pixels, write_folder
 from made_clips import as_rgb, linear_decode, make_clip
+from made_sounds import ffmpeg_decode, make_sound
 
 import streamloader as sl
 from streamloader.errors import MissingDependency
@@ -222,6 +224,30 @@ class TestIterators(Bound):
         return [{"data": np.arange(item, dtype=np.float64)} for item in (7, 3, 0)]
 
 
+class TestSounds(Bound):
+    kind = "AudioStreams"
+    resumes_like = "TestSounds of test_audio.py"
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _sounds(cls, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("sounds")
+        cls.paths = [make_sound(folder / f"{count}.flac", "flac", samples=count) for count in (4000, 100, 2048)]
+
+    def make_dataset(self):
+        return sl.AudioStreams(self.paths, block=256, dtype="int16")
+
+    def expected(self):
+        return [as_blocks(ffmpeg_decode(path, "int16"), 256) for path in self.paths]
+
+
+def as_blocks(samples, block):
+    steps = -(-len(samples) // block)
+    padded = np.concatenate([samples, np.zeros((steps * block - len(samples), samples.shape[1]), samples.dtype)])
+    lengths = np.minimum(block, len(samples) - np.arange(steps) * block)
+    return {"data": padded.reshape(steps, block, -1), "length": lengths.astype(np.int32)}
+
+
 class TestVideos(Bound):
     kind = "VideoStreams"
     resumes_like = "TestVideoFiles of test_video_suite.py"
@@ -235,6 +261,39 @@ class TestVideos(Bound):
 
     def make_dataset(self):
         return sl.VideoStreams(self.paths, max_frames=20)
+
+
+class TestImages(Bound):
+    kind = "ImageStreams"
+    resumes_like = "TestImageFolders of test_images_suite.py"
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _images(cls, tmp_path_factory):
+        cls.folder = tmp_path_factory.mktemp("images")
+        cls.pixels = [write_folder(cls.folder / name, count, ending="bmp") for name, count in (("a", 7), ("b", 1))]
+
+    def make_dataset(self):
+        return sl.ImageStreams(self.folder)
+
+    def expected(self):
+        return [{"data": pixels} for pixels in self.pixels]
+
+
+class TestFoundStreams(Bound):
+    kind = "FoundStreams"
+    resumes_like = "TestVideos and TestImages"
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _files(cls, tmp_path_factory):
+        cls.folder = tmp_path_factory.mktemp("mixed")
+        make_clip(cls.folder / "a.mp4", frames=9)
+        write_folder(cls.folder / "frames", 6)
+        (cls.folder / "single.jpg").write_bytes(encode(make_pixels(3), "JPEG"))
+
+    def make_dataset(self):
+        return sl.find_streams(self.folder, size=(24, 32))
 
 
 class TestArchives(Bound):

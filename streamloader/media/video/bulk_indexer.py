@@ -88,21 +88,26 @@ class _ParseResult(NamedTuple):
 
 
 class BulkIndexer:
-    """Indexes many videos once.
+    """Indexes many videos once. Subclasses override the last methods to index something else of files.
 
     Args:
-        settings: Settings with which videos are indexed.
+        settings: Settings with which videos are indexed, :class:`IndexSettings`.
         in_processes: Whether this process must not parse them.
         is_fatal: Function that returns whether an error ends the work, because it does not come from a video.
         show_progress: Function that opens a display of the progress of a number of videos that have to be parsed.
             Defaults to none.
         sink: Function that receives each index, in any order. Defaults to none.
         make_parsers: Function that opens parsers outside of this process. Defaults to a pool of child processes.
+
+    Attributes:
+        summary: Layout of the record of each video.
     """
+
+    summary: np.dtype[Any] = SUMMARY
 
     def __init__(
         self,
-        settings: IndexSettings,
+        settings: Any,
         *,
         in_processes: bool,
         is_fatal: Callable[[BaseException], bool],
@@ -140,7 +145,7 @@ class BulkIndexer:
             VideoVersion(video, version if isinstance(video, str) else None)
             for video, version in zip(videos, map(tuple, versions.tolist()), strict=True)
         ]
-        records = np.zeros(len(entries), SUMMARY)
+        records = np.zeros(len(entries), self.summary)
         missing: dict[VideoVersion, list[int]] = {}
         for start in range(0, len(entries), _LOOKUP_BLOCK):
             self._look_up(entries, range(start, min(start + _LOOKUP_BLOCK, len(entries))), records, errors, missing)
@@ -164,23 +169,18 @@ class BulkIndexer:
         if self._stop.is_set():
             raise _cancelled()
         block = [entries[number] for number in numbers]
-        found, is_found = index_cache.find_summaries(block, self._settings)
+        found, is_found = self._find_summaries(block)
         if self._sink is not None:
-            indexes = index_cache.find_indexes(block, self._settings)
+            indexes = self._find_indexes(block)
             for row in np.flatnonzero(is_found).tolist():
                 data = indexes[row]
                 if data is None:
                     is_found[row] = False
                 elif numbers[row] not in errors:
                     self._sink(numbers[row], found[row].tobytes(), data)
-        max_pixels = self._settings.max_pixels
-        is_large = is_found & (found["height"].astype(np.int64) * found["width"] > max_pixels)
-        for row in np.flatnonzero(is_large).tolist():
-            try:
-                PixelLimit(max_pixels, str(block[row].video)).check(int(found["width"][row]), int(found["height"][row]))
-            except StreamloaderError as error:
-                errors[numbers[row]] = error
-        found = np.where(is_found, found, np.zeros(1, SUMMARY))
+        for row, error in self._check_limits(block, found, is_found):
+            errors[numbers[row]] = error
+        found = np.where(is_found, found, np.zeros(1, self.summary))
         records[numbers.start : numbers.stop] = found
         for row in np.flatnonzero(~is_found).tolist():
             if numbers[row] not in errors:
@@ -212,7 +212,7 @@ class BulkIndexer:
             errors[number] = result.error
             return
         assert result.indexed is not None
-        records[number] = np.frombuffer(result.indexed.summary, SUMMARY)[0]
+        records[number] = np.frombuffer(result.indexed.summary, self.summary)[0]
         if self._sink is not None:
             self._sink(number, result.indexed.summary, result.indexed.data)
 
@@ -265,12 +265,12 @@ class BulkIndexer:
         yield pending
 
     def _store(self, results: Sequence[_ParseResult]) -> None:
-        index_cache.store_indexes(
-            [result.indexed for result in results if result.indexed is not None and result.indexed.data], self._settings
+        self._store_indexes(
+            [result.indexed for result in results if result.indexed is not None and result.indexed.data]
         )
 
     def _make_pool(self) -> Parsers:
-        return ParserPool(_BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * self._settings.max_pixels)
+        return ParserPool(self._memory_bytes())
 
     def _open_parsers(self) -> Parsers:
         with self._lock:
@@ -286,14 +286,14 @@ class BulkIndexer:
         entries = [group[number] for number in numbers]
         try:
             if parsers is None:
-                answers: list[Any] = [_index_here(entry, self._settings) for entry in entries]
+                answers: list[Any] = [self._index_here(entry) for entry in entries]
             else:
                 arguments = [(entry, self._settings) for entry in entries]
                 if is_local:
                     names = [str(entry.video) for entry in entries]
-                    answers = parsers.call_many(names, _index_for_parent, arguments)
+                    answers = parsers.call_many(names, self._parser(), arguments)
                 else:
-                    answers = [_call_shared(parsers, *each) for each in arguments]
+                    answers = [_call_shared(parsers, self._parser(), *each) for each in arguments]
         except BaseException as error:  # noqa: BLE001 - raised in the thread that collects results
             return [_ParseResult(number, None, error) for number in numbers]
         return [self._check(*each) for each in zip(numbers, entries, answers, strict=True)]
@@ -309,8 +309,7 @@ class BulkIndexer:
             if type(answer) is not str:
                 raise InvalidBlob("it is no text")
             data = base64.b64decode(answer, validate=True)
-            index = decode_index(data, entry.size)
-            PixelLimit(self._settings.max_pixels, name).check(index.width, index.height)
+            summary = self._check_index(entry, data)
         except ValueError as problem:  # also of base64
             error = CorruptStream(
                 f"the process that indexed {name} gave an impossible answer ({problem}): the file may have taken it "
@@ -321,7 +320,57 @@ class BulkIndexer:
             return _ParseResult(number, None, error)
         except StreamloaderError as limit_error:
             return _ParseResult(number, None, limit_error)
-        return _ParseResult(number, IndexedVideo(entry, summarize_index(index), data), None)
+        return _ParseResult(number, IndexedVideo(entry, summary, data), None)
+
+    # --- what is indexed ---------------------------------------------------------------------------------------------
+
+    def _find_summaries(self, entries: Sequence[VideoVersion]) -> tuple[Array, Array]:
+        """Return the record of each video, and whether it is in the cache."""
+        return index_cache.find_summaries(entries, self._settings)
+
+    def _find_indexes(self, entries: Sequence[VideoVersion]) -> list[bytes | None]:
+        """Return the encoded index of each video that is in the cache, and None for the others."""
+        return index_cache.find_indexes(entries, self._settings)
+
+    def _check_limits(
+        self, entries: Sequence[VideoVersion], found: Array, is_found: Array
+    ) -> Iterator[tuple[int, StreamloaderError]]:
+        """Yield number and error of each video whose cached record exceeds a limit."""
+        max_pixels = self._settings.max_pixels
+        is_large = is_found & (found["height"].astype(np.int64) * found["width"] > max_pixels)
+        for row in np.flatnonzero(is_large).tolist():
+            limit = PixelLimit(max_pixels, str(entries[row].video))
+            try:
+                limit.check(int(found["width"][row]), int(found["height"][row]))
+            except StreamloaderError as error:
+                yield row, error
+
+    def _store_indexes(self, indexed: Sequence[IndexedVideo]) -> None:
+        """Store indexes in the cache."""
+        index_cache.store_indexes(indexed, self._settings)
+
+    def _memory_bytes(self) -> int:
+        """Return the maximum size of the private memory of a process that indexes, in bytes."""
+        return int(_BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * self._settings.max_pixels)
+
+    def _parser(self) -> Callable[[VideoVersion, Any], str]:
+        """Return the function of a module that indexes one video in a child process: base64 of the encoded index."""
+        return _index_for_parent
+
+    def _index_here(self, entry: VideoVersion) -> IndexedVideo | BaseException:
+        """Index a video in this process, and return its index or error."""
+        return _index_here(entry, self._settings)
+
+    def _check_index(self, entry: VideoVersion, data: bytes) -> bytes:
+        """Return the record of an encoded index from a child process, if it is possible for the video.
+
+        Raises:
+            ValueError: If it is not possible.
+            StreamloaderError: If it exceeds a limit.
+        """
+        index = decode_index(data, entry.size)
+        PixelLimit(self._settings.max_pixels, str(entry.video)).check(index.width, index.height)
+        return summarize_index(index)
 
 
 class _Batches:
@@ -368,9 +417,9 @@ def _index_for_parent(entry: VideoVersion, settings: IndexSettings) -> str:
     return base64.b64encode(encode_index(index)).decode()
 
 
-def _call_shared(parsers: Parsers, entry: VideoVersion, settings: IndexSettings) -> Any:
+def _call_shared(parsers: Parsers, parser: Callable[..., str], entry: VideoVersion, settings: Any) -> Any:
     try:
-        return parsers.call(str(entry.video), _index_for_parent, entry, settings, shared_by=_REMOTE_VIDEOS_PER_PROCESS)
+        return parsers.call(str(entry.video), parser, entry, settings, shared_by=_REMOTE_VIDEOS_PER_PROCESS)
     except ClosedError:
         raise
     except StreamloaderError as error:

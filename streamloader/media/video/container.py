@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO, FileIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -208,6 +208,7 @@ def open_container(
     *,
     options: Mapping[str, str] | None = None,
     buffer_bytes: int = _DEFAULT_BUFFER_BYTES,
+    formats: Sequence[str] = ALLOWED_CONTAINERS,
 ) -> InputContainer:
     """Open a media file under the restrictions of this module.
 
@@ -216,6 +217,7 @@ def open_container(
         limit: Limit on the size of frames. `limit.name` is the name of the file for error messages.
         options: Further options of the demuxer. Defaults to none.
         buffer_bytes: Size of FFmpeg's reads of a video in a store. Defaults to 256 KiB.
+        formats: Names of the demuxers that may be used. Defaults to those of video containers.
 
     Raises:
         UnreadableStream: If the path is not a regular file.
@@ -227,23 +229,26 @@ def open_container(
     if isinstance(source, str):
         fd = open_media_file(source)
         try:
-            container = _open_descriptor(fd, limit, options)
+            container = _open_descriptor(fd, limit, options, formats)
         finally:
             os.close(fd)
     else:
         source.restart()
-        container = _open_file(source, limit, options, buffer_bytes)
+        container = _open_file(source, limit, options, buffer_bytes, formats)
     try:
-        _check_container(container, limit)
+        _check_container(container, limit, formats)
     except BaseException:
         container.close()
         raise
     return container
 
 
-def _open_descriptor(fd: int, limit: PixelLimit, options: Mapping[str, str]) -> InputContainer:
+def _open_descriptor(
+    fd: int, limit: PixelLimit, options: Mapping[str, str], formats: Sequence[str] = ALLOWED_CONTAINERS
+) -> InputContainer:
     """Open a local file from the position of a descriptor. FFmpeg duplicates it."""
-    return _open_restricted("fd:", limit, {**options, "fd": str(fd), "protocol_whitelist": "fd"})
+    restricted = {**options, "fd": str(fd), "protocol_whitelist": "fd"}
+    return _open_restricted("fd:", limit, restricted, formats=formats)
 
 
 def _open_file(
@@ -251,15 +256,20 @@ def _open_file(
     limit: PixelLimit,
     options: Mapping[str, str],
     buffer_bytes: int = _DEFAULT_BUFFER_BYTES,
+    formats: Sequence[str] = ALLOWED_CONTAINERS,
 ) -> InputContainer:
     # No protocol has this name.
-    return _open_restricted(file, limit, {**options, "protocol_whitelist": "none"}, buffer_bytes)
+    return _open_restricted(file, limit, {**options, "protocol_whitelist": "none"}, buffer_bytes, formats)
 
 
 def _open_restricted(
-    file: Any, limit: PixelLimit, options: Mapping[str, str], buffer_bytes: int = _DEFAULT_BUFFER_BYTES
+    file: Any,
+    limit: PixelLimit,
+    options: Mapping[str, str],
+    buffer_bytes: int = _DEFAULT_BUFFER_BYTES,
+    formats: Sequence[str] = ALLOWED_CONTAINERS,
 ) -> InputContainer:
-    restrictions = {"format_whitelist": ",".join(ALLOWED_CONTAINERS), "max_streams": str(_MAX_STREAMS)}
+    restrictions = {"format_whitelist": ",".join(formats), "max_streams": str(_MAX_STREAMS)}
     try:
         container: InputContainer = av.open(
             file,
@@ -281,8 +291,8 @@ def _open_restricted(
     return container
 
 
-def _check_container(container: InputContainer, limit: PixelLimit) -> None:
-    if set(container.format.name.split(",")).isdisjoint(ALLOWED_CONTAINERS):
+def _check_container(container: InputContainer, limit: PixelLimit, formats: Sequence[str] = ALLOWED_CONTAINERS) -> None:
+    if set(container.format.name.split(",")).isdisjoint(formats):
         raise UnreadableStream(
             f"{limit.name} has the format {container.format.name}, which is not accepted",
             stream=limit.name,

@@ -16,18 +16,17 @@ from typing import Final
 import numpy as np
 
 from streamloader.common.inflate import inflate
+from streamloader.media.int_arrays import ARRAY_BYTES, IntReader, as_unsigned, differences, pack_ints, sum_up
 from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.orientation import Orientation
 from streamloader.media.video.remote import ByteSpans
 from streamloader.stores.readahead import MAX_FILE_BYTES
-from streamloader.values import Array
 
 __all__ = ["InvalidBlob", "decode_index", "encode_index"]
 
 _SIZE: Final = struct.Struct("<I")  # of the inflated data in bytes
 # Flags; numerator and denominator of the time base; end; height; width; frames; key frames; byte ranges; note in bytes.
 _HEADER: Final = struct.Struct("<BQQqIIIIII")
-_ARRAY: Final = struct.Struct("<Bq")  # bytes of one value, 0 if all are equal; minimum, which is added to each
 _FLAGS: Final = ("has_pts", "seekable", "damaged")  # from bit 3 on; bits 0 to 2 are the orientation
 _KEYS_ARE_FRAMES: Final = 1 << 6  # the key frames are numbers of frames, not timestamps
 _FLAG_BITS: Final = 7
@@ -36,7 +35,6 @@ _MAX_SPANS: Final = 1 << 16
 _MAX_NOTE_BYTES: Final = 1 << 16
 _MAX_TIMESTAMP: Final = 1 << 62  # so that sums and differences of timestamps fit into 64 bits
 _MAX_SIDE: Final = 1 << 20  # pixels
-_WIDTHS: Final = (1, 2, 4, 8)  # bytes of one value
 
 
 class InvalidBlob(ValueError):
@@ -71,9 +69,9 @@ def encode_index(index: VideoIndex) -> bytes:
         raise InvalidBlob(f"a value is out of range: {error}") from error
     parts = [
         header,
-        *(_pack_ints(_differences(array)) for array in (index.pts, keys if are_frames else index.key_pts)),
-        _pack_ints(_as_unsigned(index.key_seek) - _as_unsigned(index.key_pts)),
-        _pack_ints(_differences(spans)),
+        *(pack_ints(differences(array)) for array in (index.pts, keys if are_frames else index.key_pts)),
+        pack_ints(as_unsigned(index.key_seek) - as_unsigned(index.key_pts)),
+        pack_ints(differences(spans)),
         note,
     ]
     body = b"".join(parts)
@@ -102,7 +100,7 @@ def decode_index(blob: bytes | memoryview, size: int | None) -> VideoIndex:
 
 def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
     (body_bytes,) = _SIZE.unpack_from(blob)
-    if body_bytes > _HEADER.size + 24 * max_frames + 16 * _MAX_SPANS + _MAX_NOTE_BYTES + 4 * _ARRAY.size:
+    if body_bytes > _HEADER.size + 24 * max_frames + 16 * _MAX_SPANS + _MAX_NOTE_BYTES + 4 * ARRAY_BYTES:
         raise InvalidBlob("it declares more bytes than an index of this video can have")
     body = inflate(memoryview(blob)[_SIZE.size :], body_bytes)
     flags, numerator, denominator, end, height, width, frames, keys, spans, note_bytes = _HEADER.unpack_from(body)
@@ -111,15 +109,15 @@ def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
     if flags >> _FLAG_BITS:
         raise InvalidBlob("a flag is unknown")
     bits = [bool(flags >> number & 1) for number in range(3 + len(_FLAGS))]
-    reader = _Reader(body, _HEADER.size)
-    pts = _sum_up(reader.read_ints(frames))
-    key_pts = _sum_up(reader.read_ints(keys))
+    reader = IntReader(body, _HEADER.size)
+    pts = sum_up(reader.read_ints(frames))
+    key_pts = sum_up(reader.read_ints(keys))
     if flags & _KEYS_ARE_FRAMES:
         if keys and not 0 <= int(key_pts.min()) <= int(key_pts.max()) < frames:
             raise InvalidBlob("a key frame is none of the frames")
         key_pts = pts[key_pts]
     key_seek = (reader.read_ints(keys) + key_pts.view(np.uint64)).view(np.int64)
-    bounds = _sum_up(reader.read_ints(2 * spans)).tolist()
+    bounds = sum_up(reader.read_ints(2 * spans)).tolist()
     note = body[reader.offset :]
     if len(note) != note_bytes:
         raise InvalidBlob("its size is not that of its contents")
@@ -130,80 +128,6 @@ def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
         note=note.decode("utf-8"),
         initial_spans=tuple(zip(bounds[::2], bounds[1::2], strict=True)),
     )  # fmt: skip
-
-
-# --- arrays ----------------------------------------------------------------------------------------------------------
-
-
-def _as_unsigned(values: Array) -> Array:
-    """Return int64 values as uint64, modulo 2^64."""
-    return np.ascontiguousarray(values, np.int64).view(np.uint64)
-
-
-def _differences(values: Array) -> Array:
-    """Return the differences of neighbours modulo 2^64, uint64. The first is the one from 0, and comes last."""
-    numbers = _as_unsigned(values)
-    differences = np.empty_like(numbers)
-    if len(numbers):
-        np.subtract(numbers[1:], numbers[:-1], out=differences[:-1])
-        differences[-1] = numbers[0]
-    return differences
-
-
-def _sum_up(differences: Array) -> Array:
-    """Return the values of :func:`_differences`, int64."""
-    numbers = np.empty_like(differences)
-    if len(numbers):
-        numbers[0], numbers[1:] = differences[-1], differences[:-1]
-        np.cumsum(numbers, out=numbers)
-    return numbers.view(np.int64)
-
-
-def _pack_ints(values: Array) -> bytes:
-    """Pack uint64 values. The last one has a place of its own, because it is the largest of differences."""
-    if not len(values):
-        return b""
-    last = int(values[-1:].view(np.int64)[0])
-    head = values[:-1]
-    signed = head.view(np.int64)
-    low = int(signed.min()) if len(head) else 0
-    reduced = head - np.array(low, np.int64).view(np.uint64)
-    top = int(reduced.max()) if len(head) else 0
-    width = next((width for width in _WIDTHS if top < 1 << 8 * width), 8) if top else 0
-    packed = _ARRAY.pack(width, low) + struct.pack("<q", last)
-    return packed + reduced.astype(f"<u{width}").tobytes() if width else packed
-
-
-class _Reader:
-    """Reads packed arrays one after another.
-
-    Attributes:
-        offset: Offset of the next byte.
-    """
-
-    def __init__(self, body: bytes, offset: int) -> None:
-        self._body = body
-        self.offset = offset
-
-    def read_ints(self, count: int) -> Array:
-        """Return the next `count` values, uint64."""
-        result = np.empty(count, np.uint64)
-        if not count:
-            return result
-        width, low = _ARRAY.unpack_from(self._body, self.offset)
-        (last,) = struct.unpack_from("<q", self._body, self.offset + _ARRAY.size)
-        self.offset += _ARRAY.size + 8
-        base = np.array(low, np.int64).view(np.uint64)
-        if width:
-            if width not in _WIDTHS:
-                raise InvalidBlob("the values of an array have an unknown type")
-            values = np.frombuffer(self._body, f"<u{width}", count - 1, self.offset)
-            self.offset += values.nbytes
-            np.add(values, base, out=result[:-1], dtype=np.uint64)
-        else:
-            result[:-1] = base
-        result[-1] = np.array(last, np.int64).view(np.uint64)
-        return result
 
 
 # --- validation ------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from streamloader.values import Array
 
 __all__ = [
     "IndexedVideo", "VideoVersion", "close_cache", "find_index", "find_indexes", "find_summaries", "index_cache_folder",
-    "index_video", "load_index", "store_indexes",
+    "index_video", "load_index", "make_cache_key", "open_database", "store_indexes",
 ]  # fmt: skip
 
 _CACHE_VARIABLE: Final = "STREAMLOADER_CACHE"
@@ -130,7 +130,7 @@ def find_index(entry: VideoVersion, settings: IndexSettings) -> VideoIndex | Non
     Raises:
         MediaLimitExceeded: If the frames of the video exceed the limit on pixels.
     """
-    found = _find_valid(_database(), entry, settings)
+    found = _find_valid(open_database(), entry, settings)
     if found is None:
         return None
     PixelLimit(settings.max_pixels, str(entry.video)).check(found[0].width, found[0].height)
@@ -141,7 +141,7 @@ def _find_valid(
     database: IndexDatabase, entry: VideoVersion, settings: IndexSettings
 ) -> tuple[VideoIndex, bytes] | None:
     """Return the index of a video, and its compact form, if it is in the cache."""
-    found = database.find_index(_cache_key(entry, settings.damaged), VERIFY_LEVELS.index(settings.verify))
+    found = database.find_index(make_cache_key(entry, settings.damaged), VERIFY_LEVELS.index(settings.verify))
     if found is None:
         return None
     try:
@@ -164,8 +164,8 @@ def find_summaries(entries: Sequence[VideoVersion], settings: IndexSettings) -> 
     Returns:
         Record of each video (:data:`streamloader.media.video.summary.SUMMARY`), and whether it is in the cache.
     """
-    keys = [_cache_key(entry, settings.damaged) for entry in entries]
-    payloads = _database().find_payloads(keys, VERIFY_LEVELS.index(settings.verify))
+    keys = [make_cache_key(entry, settings.damaged) for entry in entries]
+    payloads = open_database().find_payloads(keys, VERIFY_LEVELS.index(settings.verify))
     missing = bytes(SUMMARY.itemsize)
     records = read_summaries(
         [missing if payload is None or len(payload) != len(missing) else payload for payload in payloads]
@@ -175,7 +175,7 @@ def find_summaries(entries: Sequence[VideoVersion], settings: IndexSettings) -> 
 
 def find_indexes(entries: Sequence[VideoVersion], settings: IndexSettings) -> list[bytes | None]:
     """Return the encoded index of each video that is in the cache, and None for the others."""
-    database = _database()
+    database = open_database()
     found = [_find_valid(database, entry, settings) for entry in entries]
     return [None if item is None else item[1] for item in found]
 
@@ -183,17 +183,23 @@ def find_indexes(entries: Sequence[VideoVersion], settings: IndexSettings) -> li
 def store_indexes(indexed: Iterable[IndexedVideo], settings: IndexSettings) -> None:
     """Store indexes in one transaction. Where there can be no cache, they are not stored."""
     level = VERIFY_LEVELS.index(settings.verify)
-    _database().store(
-        CachedIndex(_cache_key(item.video, settings.damaged), level, item.summary, item.data) for item in indexed
+    open_database().store(
+        CachedIndex(make_cache_key(item.video, settings.damaged), level, item.summary, item.data) for item in indexed
     )
 
 
 def close_cache() -> None:
     """Close the file of the cache in this process. The next call opens it again."""
-    _database().close()
+    open_database().close()
 
 
-def _cache_key(entry: VideoVersion, damaged: str) -> CacheKey:
+def make_cache_key(entry: VideoVersion, settings: str) -> CacheKey:
+    """Return the key of one version of a file.
+
+    Args:
+        entry: Version of the file.
+        settings: Text that distinguishes indexes of the same file that are made with other settings.
+    """
     video = entry.video
     if isinstance(video, str):
         name = os.path.abspath(video)
@@ -202,7 +208,7 @@ def _cache_key(entry: VideoVersion, damaged: str) -> CacheKey:
         name, info = video.identity, video.info
         described = (info.size, info.version, info.modified if info.version is None else None)
         version = hashlib.sha256(repr(described).encode("utf-8", "surrogateescape")).digest()[: _LOCAL_VERSION.size]
-    digest = hashlib.sha256(f"{damaged}\0{name}".encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(f"{settings}\0{name}".encode("utf-8", "surrogateescape")).digest()
     return CacheKey(int.from_bytes(digest[:8], "little", signed=True), digest[8:24] + version)
 
 
@@ -214,7 +220,8 @@ def _folder_path() -> str:
     return f"{os.path.abspath(root)}/index"
 
 
-def _database() -> IndexDatabase:
+def open_database() -> IndexDatabase:
+    """Return the database of the cache, for this process."""
     return get_database(_folder_path(), _handle_unsafe_folder)
 
 

@@ -5,21 +5,41 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from streamloader.errors import ConfigError, CorruptStream
 
 if TYPE_CHECKING:
-    from streamloader.media.video.index import VideoIndex
     from streamloader.values import Array
 
-__all__ = ["Selection", "as_int", "check_resampling", "frames_at_rate", "latest_ticks", "steps_at_rate"]
+__all__ = ["Selection", "TimedFrames", "as_int", "check_resampling", "frames_at_rate", "latest_ticks", "steps_at_rate"]
 
 _MIN_MAX_STEPS: Final = 10_000_000  # days of a still picture at 25 frames per second
 _MAX_STEPS_PER_FRAME: Final = 1000
 _MAX_STEPS: Final = 1 << 62
+
+
+class TimedFrames(Protocol):
+    """Times of the frames of a video, or of images that are played like one.
+
+    Attributes:
+        pts: Start of each frame in units of `time_base`, int64 (n,), not decreasing.
+        time_base: Unit of the times in seconds.
+        end: End of the last frame, in units of `time_base`.
+    """
+
+    @property
+    def pts(self) -> Array: ...  # noqa: D102 - described above
+
+    @property
+    def time_base(self) -> Fraction: ...  # noqa: D102
+
+    @property
+    def end(self) -> int: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +75,7 @@ class Selection:
             raise ConfigError("random_start=True needs max_frames=, the number of steps of each stream")
         return cls(max_frames, bool(random_start), int(stride), None if fps is None else _parse_fps(fps))
 
-    def count_video_steps(self, index: VideoIndex) -> int:
+    def count_video_steps(self, index: TimedFrames) -> int:
         """Return the number of steps of a video, which does not depend on its start."""
         return self.count_steps(self._count_positions(index))
 
@@ -95,7 +115,7 @@ class Selection:
         start = int(start_draw * (positions - span + 1)) if self.random_start else 0
         return range(start, start + span, self.stride)
 
-    def select_frames(self, index: VideoIndex, start_draw: float) -> tuple[Array, Array]:
+    def select_frames(self, index: TimedFrames, start_draw: float) -> tuple[Array, Array]:
         """Return the frame number (int64) and the time in seconds (float64) of each step.
 
         Args:
@@ -110,13 +130,46 @@ class Selection:
         ticks = index.pts[positions] - index.pts[0]
         return positions, ticks * index.time_base.numerator / index.time_base.denominator
 
-    def _count_positions(self, index: VideoIndex) -> int:
+    def divide_samples(self, index: TimedFrames, rate: int, start_draw: float) -> Array:
+        """Return which samples of a sound belong to each step: the first of each, and the end, int64 (steps + 1,).
+
+        Sample k is k / rate seconds after the first frame. A step has the samples from its time on, up to the time of
+        the step after it or the end of the last frame.
+
+        Args:
+            index: Index of the video.
+            rate: Number of samples per second.
+            start_draw: Random number in [0, 1) that determines the start if `random_start` is set.
+        """
+        selected = self.frame_range(self._count_positions(index), start_draw)
+        first = int(index.pts[0])
+        end = _round_times([index.end - first], index.time_base * rate)
+        positions = selected.start + np.arange(len(selected) + 1, dtype=np.int64) * selected.step
+        if self.fps is not None:
+            bounds = _round_times(positions, rate / self.fps)
+        else:
+            inside = positions[positions < len(index)]
+            bounds = _round_times(index.pts[inside] - first, index.time_base * rate)
+        if len(bounds) == len(selected):
+            bounds = np.append(bounds, end)
+        bounds[-1] = max(bounds[-2], min(bounds[-1], end[0]))
+        return bounds
+
+    def longest_interval(self, index: TimedFrames) -> Fraction:
+        """Return an upper bound for the time from one step to the next in seconds."""
+        if self.fps is not None:
+            return self.stride / self.fps
+        times = np.append(index.pts, index.end)
+        stride = min(self.stride, len(times) - 1)
+        return int((times[stride:] - times[:-stride]).max()) * index.time_base
+
+    def _count_positions(self, index: TimedFrames) -> int:
         if self.fps is None:
             return len(index)
         return steps_at_rate(index.end - int(index.pts[0]), index.time_base, self.fps)
 
 
-def frames_at_rate(index: VideoIndex, fps: Fraction, steps: Array) -> Array:
+def frames_at_rate(index: TimedFrames, fps: Fraction, steps: Array) -> Array:
     """Return the frames that are shown at multiples of 1/fps, int64.
 
     Step k shows the last frame whose pts is not after t0 + k/fps, in exact arithmetic.
@@ -129,6 +182,17 @@ def frames_at_rate(index: VideoIndex, fps: Fraction, steps: Array) -> Array:
     first = int(index.pts[0])
     latest = latest_ticks(steps, index.time_base, fps)
     return np.searchsorted(index.pts, latest + first, side="right").astype(np.int64) - 1
+
+
+def _round_times(ticks: Array | list[int], samples_per_tick: Fraction) -> Array:
+    """Return the number of the sample that is closest to each time, int64, in exact arithmetic."""
+    numerator, denominator = samples_per_tick.numerator, samples_per_tick.denominator
+    values = np.asarray(ticks, np.int64)
+    if (2 * int(np.abs(values).max(initial=0)) + 1) * max(numerator, denominator) < 1 << 62:
+        rounded: Array = (2 * values * numerator + denominator) // (2 * denominator)
+        return rounded
+    exact = [(2 * value * numerator + denominator) // (2 * denominator) for value in values.tolist()]
+    return np.array(exact, np.int64)
 
 
 def steps_at_rate(ticks: int, time_base: Fraction, fps: Fraction) -> int:

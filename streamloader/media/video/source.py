@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["IO_BUFFER_BYTES", "check_video", "decode_error", "open_packets", "open_video", "translate_errors"]
+__all__ = [
+    "IO_BUFFER_BYTES",
+    "check_video",
+    "decode_error",
+    "ffmpeg_message",
+    "open_packets",
+    "open_video",
+    "translate_errors",
+]
 
 IO_BUFFER_BYTES: Final = 256 << 10  # size of FFmpeg's reads of a video in a store
 
@@ -125,7 +133,7 @@ def _translate_open_errors(video: Video, file: VideoFile | None) -> Iterator[Non
     except ReadInterrupted as interrupted:
         raise interrupted.reason from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = _ffmpeg_message(error)
+        reason = ffmpeg_message(error)
         if isinstance(error, av.error.FFmpegError):
             format_ = identify_format(_require_source(video, file))
             if format_ is not None:
@@ -172,7 +180,7 @@ def decode_error(video: Video, frame: int | None, error: BaseException) -> Corru
     where = "" if frame is None else f" at frame {frame}"
     name = str(video)
     return CorruptStream(
-        f"{name} is truncated or damaged{where}: {_ffmpeg_message(error)}. "
+        f"{name} is truncated or damaged{where}: {ffmpeg_message(error)}. "
         'Repair or remove the file, or pass damaged="keep" to use the frames that can be decoded',
         stream=name,
         address=name,
@@ -180,7 +188,8 @@ def decode_error(video: Video, frame: int | None, error: BaseException) -> Corru
     )
 
 
-def _ffmpeg_message(error: BaseException) -> str:
+def ffmpeg_message(error: BaseException) -> str:
+    """Return the text of an error of FFmpeg or of the system."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     log = getattr(error, "log", None)
     return f"{text} ({log[2].strip()})" if log else str(text)

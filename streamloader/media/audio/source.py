@@ -1,0 +1,297 @@
+"""Open the sound of files with FFmpeg, under the restrictions of :mod:`streamloader.media.video.container`.
+
+FFmpeg may use the demuxers and decoders of sound only: no decoder of pictures or subtitles is ever opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import av
+import av.error
+import numpy as np
+from av.codec.context import Flags2
+from av.stream import Discard, Disposition
+
+from streamloader.errors import CorruptStream, MediaLimitExceeded, StreamloaderError, UnreadableStream
+from streamloader.media.audio.index import MAX_CHANNELS, MAX_RATE, SAMPLE_DTYPES
+from streamloader.media.progress import PROGRESS
+from streamloader.media.video.container import ALLOWED_CONTAINERS, identify_format, open_container
+from streamloader.media.video.files import file_version, open_media_file
+from streamloader.media.video.limits import PixelLimit
+from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile
+from streamloader.media.video.source import IO_BUFFER_BYTES, ffmpeg_message
+from streamloader.media.video.structure import declared_size
+from streamloader.values import Array
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from av.packet import Packet
+
+__all__ = [
+    "AUDIO_CONTAINERS", "check_frame", "contains_coded_sound", "corrupt_error", "demux_sound", "find_truncation",
+    "frame_samples", "open_sound", "starts_like_wav", "translate_sound_errors",
+]  # fmt: skip
+
+# FFmpeg's demuxers of sound. None of them opens other files by itself, and none needs to know the sample rate.
+AUDIO_CONTAINERS: Final = (
+    *ALLOWED_CONTAINERS,
+    *"aac ac3 adx aiff amr ape au caf dsf dts dtshd eac3 flac iff ircam loas mlp mp3 mpc mpc8 nistsphere oma "  # noqa: SIM905
+    "paf pvf qcp rso shn sol sox tak truehd tta voc w64 wav wv wve xwma".split(),
+)
+_CHECKED_CODECS: Final = frozenset({"ape", "flac", "mlp", "tak", "truehd", "tta", "wavpack"})  # with checksums
+_NO_PROBE: Final = {"probesize": "32", "analyzeduration": "1"}
+_WAV_SIGNATURES: Final = (b"RIFF", b"RF64", b"BW64")
+# Beginnings of DTS in four forms, and of bursts of IEC 61937.
+_CODED_SIGNATURES: Final = re.compile(
+    rb"\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\x00|\xff\x1f\x00\xe8|\x72\xf8\x1f\x4e"
+)
+_MAX_PACKED_BYTES: Final = 1 << 28  # of the samples of one frame
+
+
+@contextlib.contextmanager
+def open_sound(
+    video: Video,
+    file: VideoFile | None = None,
+    *,
+    track: int | None = None,
+    optional: bool = False,
+    tolerant: bool = False,
+    probes: bool = True,
+) -> Iterator[tuple[InputContainer, AudioStream | None]]:
+    """Open a file and one of its audio streams, for decoding in the calling thread only.
+
+    The decoder leaves out nothing: neither priming samples nor padding.
+
+    Args:
+        video: Path of a local file, or a file in a store.
+        file: Open bytes of a file in a store. They stay open when the container is closed.
+        track: Number of the audio stream among those of the file. Defaults to the stream that is marked as the default,
+            else the one with the most channels, else the first.
+        optional: Whether the file may have no audio stream. The stream is None then.
+        tolerant: Whether a decoder of lossless sound returns what its checksums prove to be wrong, as FFmpeg does.
+            By default, that is an error.
+        probes: Whether FFmpeg reads packets to learn what they are. That takes long for WAV, because PCM may contain
+            coded sound (:func:`contains_coded_sound`), and nothing else has to be learnt. Defaults to True.
+
+    Raises:
+        StreamNotFound: If the file does not exist.
+        UnreadableStream: If FFmpeg cannot open the file, or it contains no sound.
+        MediaLimitExceeded: If the file exceeds a limit.
+        StoreError: If the store fails to deliver bytes.
+    """
+    name = str(video)
+    with _translate_open_errors(video, file):
+        container = open_container(
+            _require_source(video, file),
+            PixelLimit(name=name),
+            options={"codec_whitelist": _audio_decoders()} | ({} if probes else _NO_PROBE),
+            buffer_bytes=IO_BUFFER_BYTES,
+            formats=AUDIO_CONTAINERS,
+        )
+    with contextlib.closing(container):
+        stream = _choose_stream(container, video, file, track, optional=optional)
+        for other in container.streams:
+            if stream is None or other.index != stream.index:
+                other.discard = Discard.all
+        if stream is not None:
+            context = stream.codec_context
+            context.thread_count = 1
+            context.flags2 |= Flags2.skip_manual
+            if context.name in _CHECKED_CODECS and not tolerant:
+                context.options = {"err_detect": "crccheck+explode"}
+        yield container, stream
+
+
+@functools.cache
+def _audio_decoders() -> str:
+    """Return the names of FFmpeg's decoders of sound, for its whitelist."""
+    names = []
+    for name in sorted(av.codecs_available):
+        with contextlib.suppress(av.error.FFmpegError, ValueError):
+            if av.codec.Codec(name, "r").type == "audio":
+                names.append(name)
+    return ",".join(names)
+
+
+def _choose_stream(
+    container: InputContainer, video: Video, file: VideoFile | None, track: int | None, *, optional: bool
+) -> AudioStream | None:
+    streams = list(container.streams.audio)
+    if track is not None:
+        if track < len(streams):
+            return _require_decoder(streams[track], video, file)
+        if streams or not optional:
+            count = f"{len(streams)} audio stream{'' if len(streams) == 1 else 's'}"
+            raise _unreadable_error(video, file, f"has {count}, and audio_stream={track} was requested")
+        return None
+    usable = [stream for stream in streams if stream.codec_context is not None]
+    if not streams and not optional:
+        kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
+        raise _unreadable_error(video, file, f"contains no sound (only: {', '.join(kinds)})")
+    if streams and not usable:
+        return _require_decoder(streams[0], video, file)
+    usable.sort(key=lambda stream: (not stream.disposition & Disposition.default, -_count_channels(stream)))
+    return usable[0] if usable else None
+
+
+def _require_decoder(stream: AudioStream, video: Video, file: VideoFile | None) -> AudioStream:
+    if stream.codec_context is None:
+        raise _unreadable_error(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its sound")
+    return stream
+
+
+def _count_channels(stream: AudioStream) -> int:
+    return int(stream.codec_context.channels or 0)
+
+
+def demux_sound(
+    container: InputContainer, stream: AudioStream, file: VideoFile | None
+) -> Iterator[Packet[AudioStream]]:
+    """Yield the packets of a stream from the demuxer's position on. The last one is empty and flushes the decoder."""
+    for packet in container.demux(stream):
+        if file is not None:
+            file.mark_progress()
+        PROGRESS.packets += 1
+        yield packet
+
+
+def starts_like_wav(video: Video, file: VideoFile | None = None) -> bool:
+    """Return whether a file begins like WAV. False if it cannot be read, so that opening it shows why."""
+    if file is not None:
+        return file.remote.read_at(0, 4) in _WAV_SIGNATURES
+    try:
+        with open(open_media_file(str(video)), "rb") as local:
+            return local.read(4) in _WAV_SIGNATURES
+    except (OSError, StreamloaderError):
+        return False
+
+
+def contains_coded_sound(packet: bytes) -> bool:
+    """Return whether PCM may be coded sound, such as DTS on a CD, which FFmpeg recognizes only if it probes."""
+    return _CODED_SIGNATURES.search(packet) is not None
+
+
+def check_frame(frame: AudioFrame, video: Video) -> tuple[int, int, str, str]:
+    """Return the rate, number of channels, layout and packed sample format of a frame.
+
+    Raises:
+        MediaLimitExceeded: If they exceed a limit.
+    """
+    rate, channels = frame.sample_rate, frame.layout.nb_channels
+    packed = frame.format.packed
+    size = frame.samples * channels * packed.bytes
+    if channels > MAX_CHANNELS or rate > MAX_RATE or size > _MAX_PACKED_BYTES:
+        name = str(video)
+        raise MediaLimitExceeded(
+            f"{name} has {channels} channels and {rate} samples per second, but at most {MAX_CHANNELS} and {MAX_RATE} "
+            "are allowed",
+            stream=name,
+            address=name,
+            limit="channels" if channels > MAX_CHANNELS else "samples per second",
+        )
+    return rate, channels, frame.layout.name, packed.name
+
+
+def frame_samples(frame: AudioFrame) -> Array:
+    """Return a copy of the samples of a frame, (samples, channels), contiguous."""
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar:
+        return np.ascontiguousarray(frame.to_ndarray().T)
+    dtype = SAMPLE_DTYPES[frame.format.name]
+    samples: Array = np.frombuffer(memoryview(frame.planes[0]), dtype, frame.samples * channels)
+    return samples.reshape(-1, channels).copy()
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def _require_source(video: Video, file: VideoFile | None) -> str | VideoFile:
+    if isinstance(video, str):
+        file_version(video)
+        return os.path.abspath(video)
+    assert file is not None, "a file in a store is read through a VideoFile"
+    if file.remote.size == 0:
+        raise ValueError("it is empty (0 bytes)")
+    return file
+
+
+@contextlib.contextmanager
+def _translate_open_errors(video: Video, file: VideoFile | None) -> Iterator[None]:
+    try:
+        yield
+    except StreamloaderError as error:
+        error.stream = error.stream or str(video)
+        raise
+    except ReadInterrupted as interrupted:
+        raise interrupted.reason from None
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = ffmpeg_message(error)
+        if isinstance(error, av.error.FFmpegError):
+            format_ = identify_format(_require_source(video, file))
+            if format_ is not None:
+                reason = f"it is {format_}, and not a sound"
+            elif error.errno == errno.EINVAL:  # this is FFmpeg's answer to a format that is not allowed
+                reason = "it has none of the accepted formats of sound, or is damaged"
+        raise _unreadable_error(video, file, f"cannot be opened as a sound: {reason}") from error
+
+
+def _unreadable_error(video: Video, file: VideoFile | None, problem: str) -> UnreadableStream:
+    name, truncation = str(video), find_truncation(video, file)
+    if truncation is not None:
+        problem += f". The file is truncated: it declares {truncation[0]} bytes, but ends at byte {truncation[1]}"
+    return UnreadableStream(
+        f"{name} {problem}", stream=name, address=name, offset=None if truncation is None else truncation[1]
+    )
+
+
+def find_truncation(video: Video, file: VideoFile | None) -> tuple[int, int] | None:
+    """Return the declared and the actual size of a truncated file in bytes, or None if it is not known to be one."""
+    size = os.path.getsize(video) if isinstance(video, str) else video.info.size or 0
+    declared = declared_size(video if file is None else file)  # type: ignore[arg-type]
+    return (declared, size) if declared is not None and declared > size else None
+
+
+@contextlib.contextmanager
+def translate_sound_errors(video: Video, sample: int | None = None, rate: int = 0) -> Iterator[None]:
+    """Translate errors of FFmpeg into :class:`CorruptStream`. Errors of a store pass unchanged.
+
+    Args:
+        video: Path of a local file, or a file in a store.
+        sample: Number of the sample being decoded, for the message. Defaults to none.
+        rate: Number of samples per second, for the message. Defaults to 0, which is unknown.
+    """
+    try:
+        yield
+    except StreamloaderError as error:
+        error.stream = error.stream or str(video)
+        raise
+    except ReadInterrupted as interrupted:
+        raise interrupted.reason from None
+    except (av.error.FFmpegError, EOFError) as error:
+        raise corrupt_error(video, ffmpeg_message(error), sample, rate) from error
+
+
+def corrupt_error(
+    video: Video, problem: str, sample: int | None = None, rate: int = 0, details: Mapping[str, Any] | None = None
+) -> CorruptStream:
+    """Build the error for a sound that is truncated or damaged at a sample."""
+    name = str(video)
+    where = "" if sample is None else f" at sample {sample}"
+    where += f" ({sample / rate:.3f} s)" if sample is not None and rate else ""
+    return CorruptStream(
+        f"{name} is truncated or damaged{where}: {problem}. Repair or remove the file, or pass "
+        'damaged="keep" to use what can be decoded',
+        stream=name,
+        address=name,
+        offset=sample,
+        **(details or {}),
+    )

@@ -1,0 +1,1 @@
+"""Decode images and animations, and read their headers."""
