@@ -146,7 +146,7 @@ def _make_random(job: Job, seconds: float) -> Table:
 def _make_memory(job: Job) -> Table:
     note = (
         "What the process has grown by after all files were read at random (webdataset: in order), divided by the size "
-        "of all files: anonymous and shared memory, and RSS, which also counts mapped files in the page cache. "
+        "of all files: RSS, which also counts mapped files in the page cache, and anonymous and shared memory alone. "
     )
     tar = dataclasses.replace(_TAR, options={"by_name": False})
     contenders = (
@@ -154,8 +154,8 @@ def _make_memory(job: Job) -> Table:
         *(_REFERENCE, _REFERENCE_FILES, _FILES, tar, _ZIP, _SQLITE, _LMDB),
     )
     columns = (
-        Column("kept", "memory / size of the files", 2, less_is_better=True),
         Column("rss", "RSS / size of the files", 2, less_is_better=True),
+        Column("kept", "of that, memory", 2, less_is_better=True),
         Column("payload_mib", "size of the files, MiB", 1),
     )
     bars = [
@@ -199,7 +199,8 @@ def _make_large(job: Job) -> Table:
     note = (
         f"{job.options['files']:,} files in {SUBDIRECTORIES} subdirectories, streamloader alone. Each row is a process "
         "of its own, with a warm page cache where the machine has the memory. What the process has grown by, in MiB: "
-        "anonymous and shared memory and RSS afterwards, and the largest RSS in between. "
+        "anonymous and shared memory and RSS afterwards, and the largest RSS in between. save_state releases the names "
+        "that the open directory had in memory. "
     )
     steps = (
         ("streamloader, first start", "first start, load_to_memory=True", "first start", True),
