@@ -62,6 +62,7 @@ def train(folder: Path, *, carries_state: bool) -> tuple[list[float], float]:
     torch.manual_seed(0)
     model = Listener()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, EPOCHS - 1)
     losses: list[float] = []
     right = changes = 0
     dataset = sl.AudioStreams(folder, sample_rate=RATE, block=BLOCK)
@@ -83,6 +84,7 @@ def train(folder: Path, *, carries_state: bool) -> tuple[list[float], float]:
                 if epoch == EPOCHS - 1:
                     right += int((scores[:-1].argmax(-1) == notes[1:])[is_change].sum())
                     changes += int(is_change.sum())
+            schedule.step()
     return losses, right / changes
 
 
