@@ -156,8 +156,19 @@ def _count_channels(stream: AudioStream) -> int:
 def demux_sound(
     container: InputContainer, stream: AudioStream, file: VideoFile | None
 ) -> Iterator[Packet[AudioStream]]:
-    """Yield the packets of a stream from the demuxer's position on. The last one is empty and flushes the decoder."""
-    for packet in container.demux(stream):
+    """Yield the packets of a stream from the demuxer's position on. The last one is empty and flushes the decoder.
+
+    Raises:
+        EOFError: If a stream appears that the file did not declare, which PyAV cannot handle.
+    """
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except IndexError as error:
+            raise EOFError("a stream appears that the file does not declare") from error
+        if packet is None:
+            return
         if file is not None:
             file.mark_progress()
         PROGRESS.packets += 1
