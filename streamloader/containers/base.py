@@ -14,7 +14,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from streamloader.common.printable import make_printable
 from streamloader.config import Limits
-from streamloader.errors import CorruptContainer, NotSupported
+from streamloader.errors import ClosedError, CorruptContainer, NotSupported
 from streamloader.stores.base import Store
 from streamloader.values import ByteRange, ObjectInfo
 
@@ -193,6 +193,19 @@ class Container(abc.ABC):
     def describe(self, member: Member) -> str:
         """Return the address of a member, for messages."""
         return f"{self.source.address}!/{make_printable(member.name)}"
+
+    def make_expired_error(self, member: Member) -> ClosedError:
+        """Build the error for reading a member of :meth:`iterate` after the next one was requested.
+
+        Raises:
+            NotSupported: If the member could not be read before, either.
+        """
+        self.check_readable(member)
+        return ClosedError(
+            f"{self.describe(member)}: its bytes can be read only until the next member is requested",
+            address=self.source.address,
+            offset=member.offset,
+        )
 
     # --- methods to implement ----------------------------------------------------------------------------------------
 

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import zlib
 from collections.abc import AsyncGenerator, Iterator
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, ClassVar, Final
 
 from typing_extensions import override
 
-from streamloader.common.lru import LruCache
 from streamloader.common.printable import make_printable
 from streamloader.containers.base import Container, ContainerSource, Member, describe_unsafe_name
 from streamloader.containers.compression import CompressedRange, CompressionMethod
+from streamloader.containers.member_reads import MemberReads
 from streamloader.containers.pack.content import decompress_member
 from streamloader.containers.pack.format import (
     CUSTOM,
@@ -30,7 +31,7 @@ from streamloader.containers.pack.format import (
     parse_footer,
 )
 from streamloader.containers.pack.passing import PassSource
-from streamloader.errors import ClosedError, IntegrityError, LimitExceeded, NotSupported
+from streamloader.errors import LimitExceeded, NotSupported
 
 __all__ = ["PackContainer", "read_index_bytes"]
 
@@ -38,12 +39,6 @@ _TAIL_BYTES: Final = 64 << 10  # footer, and the index of about 1,000 members
 _MAX_PIECE_BYTES: Final = 256 << 10  # of a member that is decoded in one go
 _MAX_INLINE_BYTES: Final = 1 << 20  # of an index that is parsed on the event loop
 _METHODS: Final[dict[int, CompressionMethod]] = {ZLIB: "zlib", ZSTD: "zstd"}
-
-_MAX_KNOWN_CHECKSUMS: Final = 1 << 10
-_MAX_RANGES: Final = 64
-_MAX_RANGES_BYTES: Final = 64 << 20
-_DECODER_BYTES: Final = 44 << 10  # window and tables of zlib
-_MAX_DECODERS: Final = 260  # of one range
 
 
 class PackContainer(Container):
@@ -60,9 +55,7 @@ class PackContainer(Container):
 
     def __init__(self, source: ContainerSource) -> None:
         super().__init__(source)
-        # By the member's offset. What they hold follows from the content, so the order of readers does not matter.
-        self._checksums: LruCache[tuple[int, int], int] = LruCache(_MAX_KNOWN_CHECKSUMS, _MAX_KNOWN_CHECKSUMS)
-        self._ranges: LruCache[int, CompressedRange] = LruCache(_MAX_RANGES, _MAX_RANGES_BYTES)
+        self._reads = MemberReads(source, "index", attrgetter("data"))
 
     # --- the members -------------------------------------------------------------------------------------------------
 
@@ -140,10 +133,18 @@ class PackContainer(Container):
         if start == 0 and end == member.size:
             pieces = self.read_whole(member, self.source)
         elif member.method == STORED:
-            pieces = self._verify(member, self.source.stream(member.data + start, member.data + end), start, end)
+            pieces = self._reads.verify(
+                self, member, self.source.stream(member.data + start, member.data + end), start, end
+            )
         else:
             stop = None if end == member.size else end
-            pieces = self._verify(member, self._get_range(member).stream(start, stop), start, end)
+            pieces = self._reads.verify(
+                self,
+                member,
+                self._reads.get_range(member, _METHODS[member.method], member.data).stream(start, stop),
+                start,
+                end,
+            )
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -159,7 +160,7 @@ class PackContainer(Container):
             pieces = source.stream(member.data, data_end)
         else:
             pieces = CompressedRange(source, _METHODS[member.method], member.data, data_end).stream(0)
-        async with contextlib.aclosing(self._verify(member, pieces, 0, member.size)) as verified:
+        async with contextlib.aclosing(self._reads.verify(self, member, pieces, 0, member.size)) as verified:
             async for piece in verified:
                 yield piece
 
@@ -174,52 +175,8 @@ class PackContainer(Container):
         except ValueError as error:
             detail = f"the member {make_printable(member.name)}: {error}"
             raise self.source.make_error(detail, member.data) from error
-        self._check_content(member, len(content), zlib.crc32(content))
+        self._reads.check_content(self, member, len(content), zlib.crc32(content))
         return content
-
-    def _get_range(self, member: Member) -> CompressedRange:
-        """Return the range of a compressed member, which knows where earlier reads have stopped."""
-        found = self._ranges.get(member.offset)
-        if found is None:
-            method, data = _METHODS[member.method], member.data
-            found = CompressedRange(self.source, method, data, data + member.stored_size)
-            max_bytes = _DECODER_BYTES * min(_MAX_DECODERS, 5 + (member.size >> 20))
-            self._ranges.put(member.offset, found, max_bytes)
-        return found
-
-    async def _verify(
-        self, member: Member, pieces: AsyncGenerator[bytes, None], start: int, end: int
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes [start, end) of a member. At its end, verify size and checksum before the last piece.
-
-        The checksum of what precedes `start` is known if earlier reads began at 0 and continued where others ended.
-        """
-        position = start
-        checksum = 0 if start == 0 else self._checksums.get((member.offset, start))
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                position += len(piece)
-                if checksum is not None:
-                    checksum = zlib.crc32(piece, checksum)
-                if position >= member.size:
-                    self._check_content(member, position, checksum)
-                yield piece
-        if end == member.size:
-            self._check_content(member, position, checksum)
-        elif checksum is not None:
-            self._checksums.put((member.offset, position), checksum, 1)
-
-    def _check_content(self, member: Member, size: int, checksum: int | None) -> None:
-        if size != member.size:
-            detail = f"the member {make_printable(member.name)} has other than its declared {member.size} bytes"
-            raise self.source.make_error(detail, member.data)
-        if checksum not in (None, member.checksum):
-            raise IntegrityError(
-                f"{self.describe(member)}: its checksum is {checksum:#010x}, and the index declares "
-                f"{member.checksum:#010x}. Repair or replace the file",
-                address=self.source.address,
-                offset=member.data,
-            )
 
 
 class _PassMember(AsyncGenerator[bytes, None]):
@@ -254,7 +211,7 @@ class _PassMember(AsyncGenerator[bytes, None]):
         if self._is_finished:
             raise StopAsyncIteration
         if self._is_expired:
-            raise self._make_closed_error()
+            raise self._container.make_expired_error(self._member)
         if self._pieces is None:
             member, source = self._member, self._source
             stored = source.peek(member.data, member.data + member.stored_size)
@@ -280,14 +237,6 @@ class _PassMember(AsyncGenerator[bytes, None]):
         self._is_finished = True
         if self._pieces is not None:
             await self._pieces.aclose()
-
-    def _make_closed_error(self) -> ClosedError:
-        self._container.check_readable(self._member)
-        return ClosedError(
-            f"{self._container.describe(self._member)}: its bytes can be read only until the next member is requested",
-            address=self._container.source.address,
-            offset=self._member.offset,
-        )
 
 
 async def read_index_bytes(source: ContainerSource) -> tuple[PackFooter, bytes | memoryview, int]:

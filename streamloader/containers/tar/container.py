@@ -22,7 +22,6 @@ from streamloader.containers.tar.headers import (
     round_up,
 )
 from streamloader.containers.tar.windows import RangeWindow, StreamWindow, Window
-from streamloader.errors import ClosedError
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 
 __all__ = ["TarContainer"]
@@ -263,7 +262,7 @@ class _MemberBytes(AsyncGenerator[bytes, None]):
             raise StopAsyncIteration
         window = self._window
         if window is None:
-            raise self._make_closed_error()
+            raise self._container.make_expired_error(self._member)
         while (position := offset - window.base) >= len(window.piece):
             if not await window.receive():
                 raise window.make_cut_error(self._member.offset)
@@ -283,14 +282,6 @@ class _MemberBytes(AsyncGenerator[bytes, None]):
     @override
     async def aclose(self) -> None:
         self._end = self._offset
-
-    def _make_closed_error(self) -> ClosedError:
-        self._container.check_readable(self._member)
-        return ClosedError(
-            f"{self._container.describe(self._member)}: its bytes can be read only until the next member is requested",
-            address=self._container.source.address,
-            offset=self._member.offset,
-        )
 
 
 def _resolve_link(link: Member, target: Member | None) -> Member:

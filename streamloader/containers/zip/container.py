@@ -15,14 +15,13 @@ from typing_extensions import override
 
 from streamloader.common.gather import map_bounded
 from streamloader.common.lru import LruCache
-from streamloader.common.printable import make_printable
 from streamloader.containers.base import Container, ContainerSource, Member
 from streamloader.containers.compression import CompressedRange
+from streamloader.containers.member_reads import MemberReads
 from streamloader.containers.zip.buffered import BufferedSource
 from streamloader.containers.zip.directory import CentralDirectory, find_directory, is_directory
 from streamloader.containers.zip.fields import STORED
 from streamloader.containers.zip.local_header import TYPICAL_EXTRA_BYTES, find_content
-from streamloader.errors import ClosedError, IntegrityError
 
 __all__ = ["ZipContainer"]
 
@@ -41,11 +40,6 @@ _PAUSE_BYTES: Final = 1 << 20  # of work between two pauses, in about 5 ms
 _MEMBER_WORK_BYTES: Final = 4 << 10  # that a member counts as, in addition to its content
 
 _MAX_KNOWN_OFFSETS: Final = 1 << 16
-_MAX_KNOWN_CHECKSUMS: Final = 1 << 10
-_MAX_RANGES: Final = 64
-_MAX_RANGES_BYTES: Final = 64 << 20
-_DECODER_BYTES: Final = 44 << 10  # window and tables of zlib
-_MAX_DECODERS: Final = 260  # of one range
 
 
 class ZipContainer(Container):
@@ -63,10 +57,10 @@ class ZipContainer(Container):
 
     def __init__(self, source: ContainerSource) -> None:
         super().__init__(source)
-        # All by the member's offset. What they hold follows from the content, so the order of readers does not matter.
-        self._data_offsets: LruCache[int, int] = LruCache(_MAX_KNOWN_OFFSETS, _MAX_KNOWN_OFFSETS)
-        self._checksums: LruCache[tuple[int, int], int] = LruCache(_MAX_KNOWN_CHECKSUMS, _MAX_KNOWN_CHECKSUMS)
-        self._ranges: LruCache[int, CompressedRange] = LruCache(_MAX_RANGES, _MAX_RANGES_BYTES)
+        self._data_offsets: LruCache[int, int] = LruCache(
+            _MAX_KNOWN_OFFSETS, _MAX_KNOWN_OFFSETS
+        )  # by that of the member
+        self._reads = MemberReads(source, "directory", attrgetter("offset"))
 
     # --- the members -------------------------------------------------------------------------------------------------
 
@@ -109,7 +103,7 @@ class ZipContainer(Container):
         if start == 0 and end == member.size:
             pieces = self._read_whole(member, self.source, self.source.size)
         else:
-            pieces = self._verify(member, self._read_span(member, start, end), start, end)
+            pieces = self._reads.verify(self, member, self._read_span(member, start, end), start, end)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -132,7 +126,7 @@ class ZipContainer(Container):
             pieces = source.stream(data, data_end)
         else:
             pieces = CompressedRange(source, "deflate", data, data_end).stream(0)
-        async with contextlib.aclosing(self._verify(member, pieces, 0, member.size)) as verified:
+        async with contextlib.aclosing(self._reads.verify(self, member, pieces, 0, member.size)) as verified:
             async for piece in verified:
                 yield piece
 
@@ -148,7 +142,7 @@ class ZipContainer(Container):
                 raise self.source.make_error(detail, member.offset) from error
             if len(content) <= member.size and (not inflater.eof or inflater.unused_data):
                 raise self.source.make_error("its deflate data is cut, or followed by something else", member.offset)
-        self._check_content(member, len(content), zlib.crc32(content))
+        self._reads.check_content(self, member, len(content), zlib.crc32(content))
         return content
 
     async def _read_span(self, member: Member, start: int, end: int) -> AsyncGenerator[bytes, None]:
@@ -159,7 +153,7 @@ class ZipContainer(Container):
         if member.method == STORED:
             pieces = source.stream(data + start, data + end)
         else:
-            pieces = self._get_range(member, data).stream(start, None if end == member.size else end)
+            pieces = self._reads.get_range(member, "deflate", data).stream(start, None if end == member.size else end)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -181,49 +175,6 @@ class ZipContainer(Container):
         data = await find_content(source, member)
         self._data_offsets.put(member.offset, data, 1)
         return source, data
-
-    def _get_range(self, member: Member, data: int) -> CompressedRange:
-        """Return the range of a deflated member, which knows where earlier reads have stopped."""
-        found = self._ranges.get(member.offset)
-        if found is None:
-            found = CompressedRange(self.source, "deflate", data, data + member.stored_size)
-            max_bytes = _DECODER_BYTES * min(_MAX_DECODERS, 5 + (member.size >> 20))
-            self._ranges.put(member.offset, found, max_bytes)
-        return found
-
-    async def _verify(
-        self, member: Member, pieces: AsyncGenerator[bytes, None], start: int, end: int
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes [start, end) of a member. At its end, verify size and checksum before the last piece.
-
-        The checksum of what precedes `start` is known if earlier reads began at 0 and continued where others ended.
-        """
-        position = start
-        checksum = 0 if start == 0 else self._checksums.get((member.offset, start))
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                position += len(piece)
-                if checksum is not None:
-                    checksum = zlib.crc32(piece, checksum)
-                if position >= member.size:
-                    self._check_content(member, position, checksum)
-                yield piece
-        if end == member.size:
-            self._check_content(member, position, checksum)
-        elif checksum is not None:
-            self._checksums.put((member.offset, position), checksum, 1)
-
-    def _check_content(self, member: Member, size: int, checksum: int | None) -> None:
-        if size != member.size:
-            detail = f"the member {make_printable(member.name)} has other than its declared {member.size} bytes"
-            raise self.source.make_error(detail, member.offset)
-        if checksum not in (None, member.checksum):
-            raise IntegrityError(
-                f"{self.describe(member)}: its checksum is {checksum:#010x}, and the directory declares "
-                f"{member.checksum:#010x}. Repair or replace the file",
-                address=self.source.address,
-                offset=member.offset,
-            )
 
 
 class _PassPieces(AsyncGenerator[bytes, None]):
@@ -253,13 +204,7 @@ class _PassPieces(AsyncGenerator[bytes, None]):
     @override
     async def asend(self, value: None) -> bytes:
         if self._is_expired:
-            self._container.check_readable(self._member)
-            description = self._container.describe(self._member)
-            raise ClosedError(
-                f"{description}: its bytes can be read only until the next member is requested",
-                address=self._container.source.address,
-                offset=self._member.offset,
-            )
+            raise self._container.make_expired_error(self._member)
         return await anext(self._pieces)
 
     @override
