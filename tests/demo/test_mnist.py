@@ -29,12 +29,12 @@ def test_a_damaged_file_is_downloaded_again(mnist_cache, tmp_path):
     data = bytearray(Path(mnist_cache, "mnist", "mnist.bin").read_bytes())
     data[100] ^= 1
     (tmp_path / "mnist.bin").write_bytes(data)
-    asked = []
-    images, _ = fetch_mnist(tmp_path, before_download=lambda: asked.append(1))
-    assert asked == [1]
+    downloads = []
+    images, _ = fetch_mnist(tmp_path, before_download=lambda: downloads.append(1))
+    assert downloads == [1]
     assert np.array_equal(images, fetch_mnist(Path(mnist_cache, "mnist"))[0])
-    fetch_mnist(tmp_path, before_download=lambda: asked.append(2))
-    assert asked == [1]
+    fetch_mnist(tmp_path, before_download=lambda: downloads.append(2))
+    assert downloads == [1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "mnist.bin"]
 
 

@@ -11,8 +11,8 @@ from typing import Any, Final, cast
 from typing_extensions import override
 
 from streamloader.datasets.directory.codec import MemberCodec
-from streamloader.datasets.directory.contents import DirectoryContents
 from streamloader.datasets.directory.duplicates import FileCopies
+from streamloader.datasets.directory.editable_contents import EditableContents
 from streamloader.datasets.directory.filenames import check_filename
 from streamloader.datasets.directory.local_root import LocalRoot
 from streamloader.datasets.directory.lock import DirectoryLock
@@ -75,8 +75,8 @@ class RemoteLock(DirectoryLock):
         self._is_writer = False
 
 
-class RemoteContents(DirectoryContents):
-    """The files of a directory in a store. Arguments are those of :class:`DirectoryContents`.
+class RemoteContents(EditableContents):
+    """The files of a directory in a store. Arguments are those of :class:`EditableContents`.
 
     Args:
         root: Files of the directory.
@@ -259,8 +259,7 @@ class RemoteContents(DirectoryContents):
         return None if subdirectory is None else cast("RemoteSubdirectory", subdirectory).make_piece(position, filename)
 
     @override
-    def _iterate_single(self, subdirectory: Subdirectory) -> Iterator[tuple[str, str, bytes]]:
-        names = subdirectory.list_names()
+    def _iterate_files(self, subdirectory: Subdirectory, names: list[str]) -> Iterator[tuple[str, str, bytes]]:
         for start in range(0, len(names), _BLOCK_NAMES):
             block = names[start : start + _BLOCK_NAMES]
             pieces = [self._make_piece(position, name) for position, name in enumerate(block)]

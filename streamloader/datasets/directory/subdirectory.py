@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -246,11 +247,18 @@ class Subdirectory:
 
     # --- all files ---------------------------------------------------------------------------------------------------
 
-    def list_names(self) -> list[str]:
-        """Return the names of all files that are served, in ascending order of their bytes."""
+    def list_names(self, first: str = "") -> list[str]:
+        """Return the names of all files that are served, in ascending order of their bytes.
+
+        Args:
+            first: Name from which on they are listed. Defaults to all.
+        """
         if len(self.packs) == 1 and not self.loose:
-            return [name for name, _ in self.packs[0].list_visible()]
-        return sort_names([*(name for served in self.packs for name, _ in served.list_visible()), *self.loose])
+            names = [name for name, _ in self.packs[0].list_visible()]
+        else:
+            names = sort_names([*(name for served in self.packs for name, _ in served.list_visible()), *self.loose])
+        encoded = os.fsencode(first)
+        return [name for name in names if os.fsencode(name) >= encoded] if first else names
 
     def has_broken_pack(self) -> bool:
         """Return whether another program has overwritten the pack in place, so that it is no more what was opened."""

@@ -10,7 +10,8 @@ from typing import Any, Final, Self, get_args
 
 from streamloader.datasets.directory.codec import MemberCodec, Serializer
 from streamloader.datasets.directory.compressors import Compressor
-from streamloader.datasets.directory.contents import DirectoryContents, OnDuplicate
+from streamloader.datasets.directory.contents import OnDuplicate
+from streamloader.datasets.directory.editable_contents import EditableContents
 from streamloader.datasets.directory.local_root import LocalRoot
 from streamloader.datasets.directory.lock import DirectoryLock
 from streamloader.datasets.directory.managers import DataManager
@@ -325,7 +326,7 @@ def _make_contents(
     storage_options: Mapping[str, Any] | None,
     lock_timeout: float,
     **options: Any,
-) -> DirectoryContents:
+) -> EditableContents:
     """Return the contents of a root that is a path, or the address of a folder in a store."""
     if not is_local_file(root):
         from streamloader.datasets.directory.remote_contents import RemoteContents
@@ -341,7 +342,7 @@ def _make_contents(
     if storage_options:
         raise ConfigError(f"storage_options={sorted(storage_options)}: a path has no options")
     local = LocalRoot(local_path(root))
-    return DirectoryContents(local, codec, DirectoryLock(local.address, lock_timeout), **options)
+    return EditableContents(local, codec, DirectoryLock(local.address, lock_timeout), **options)
 
 
 def _check_arguments(
@@ -375,7 +376,7 @@ def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} of the class {type(value).__name__} has no method {missing[0]}")
 
 
-def _finish(contents: DirectoryContents, save_on_destruction: bool, owner_pid: int) -> None:
+def _finish(contents: EditableContents, save_on_destruction: bool, owner_pid: int) -> None:
     """Close the contents of an instance that is not used any more. A forked process saves nothing."""
     try:
         if save_on_destruction and os.getpid() == owner_pid:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from streamloader.errors import ConfigError, CorruptStream, StreamloaderError, UnreadableStream
+from streamloader.errors import ConfigError, CorruptStream, UnreadableStream
 from streamloader.media.audio.index import (
     AUDIO_VERIFY_LEVELS,
     CHECKED_PACKETS,
@@ -39,14 +39,14 @@ from streamloader.media.audio.source import (
     contains_coded_sound,
     corrupt_error,
     demux_sound,
-    find_truncation,
     frame_samples,
     open_sound,
     starts_like_wav,
     translate_sound_errors,
 )
 from streamloader.media.video.files import file_version
-from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
+from streamloader.media.video.remote import Video, VideoFile, open_video_file
+from streamloader.media.video.source_errors import find_truncation, name_stream
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -91,14 +91,10 @@ def index_audio(video: Video, settings: AudioIndexSettings) -> AudioIndex:
         raise ConfigError(f"verify must be one of {', '.join(AUDIO_VERIFY_LEVELS)}, got {settings.verify!r}")
     file = open_video_file(video)
     try:
-        if isinstance(video, str):
-            file_version(video)
-        return _index_checked(video, file, settings)
-    except ReadInterrupted as interrupted:
-        raise interrupted.reason from None
-    except StreamloaderError as error:
-        error.stream = error.stream or str(video)
-        raise
+        with name_stream(video):
+            if isinstance(video, str):
+                file_version(video)
+            return _index_checked(video, file, settings)
     finally:
         if file is not None:
             file.close()

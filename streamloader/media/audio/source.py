@@ -6,11 +6,10 @@ FFmpeg may use the demuxers and decoders of sound only: no decoder of pictures o
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
-import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 import av
@@ -19,15 +18,21 @@ import numpy as np
 from av.codec.context import Flags2
 from av.stream import Discard, Disposition
 
-from streamloader.errors import CorruptStream, MediaLimitExceeded, StreamloaderError, UnreadableStream
+from streamloader.errors import CorruptStream, MediaLimitExceeded, StreamloaderError
 from streamloader.media.audio.index import MAX_CHANNELS, MAX_RATE, SAMPLE_DTYPES
 from streamloader.media.progress import PROGRESS
-from streamloader.media.video.container import ALLOWED_CONTAINERS, identify_format, open_container
-from streamloader.media.video.files import file_version, open_media_file
+from streamloader.media.video.container import ALLOWED_CONTAINERS, open_container
+from streamloader.media.video.files import open_media_file
 from streamloader.media.video.limits import PixelLimit
-from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile
-from streamloader.media.video.source import IO_BUFFER_BYTES, ffmpeg_message
-from streamloader.media.video.structure import declared_size
+from streamloader.media.video.remote import Video, VideoFile
+from streamloader.media.video.source import IO_BUFFER_BYTES
+from streamloader.media.video.source_errors import (
+    ffmpeg_message,
+    require_source,
+    translate_decoding_errors,
+    translate_open_errors,
+    unreadable_error,
+)
 from streamloader.values import Array
 
 if TYPE_CHECKING:
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 __all__ = [
-    "AUDIO_CONTAINERS", "check_frame", "contains_coded_sound", "corrupt_error", "demux_sound", "find_truncation",
+    "AUDIO_CONTAINERS", "check_frame", "contains_coded_sound", "corrupt_error", "demux_sound",
     "frame_samples", "open_sound", "starts_like_wav", "translate_sound_errors",
 ]  # fmt: skip
 
@@ -89,9 +94,9 @@ def open_sound(
         StoreError: If the store fails to deliver bytes.
     """
     name = str(video)
-    with _translate_open_errors(video, file):
+    with translate_open_errors(video, file, "sound", " of sound"):
         container = open_container(
-            _require_source(video, file),
+            require_source(video, file),
             PixelLimit(name=name),
             options={"codec_whitelist": _audio_decoders()} | ({} if probes else _NO_PROBE),
             buffer_bytes=IO_BUFFER_BYTES,
@@ -131,12 +136,12 @@ def _choose_stream(
             return _require_decoder(streams[track], video, file)
         if streams or not optional:
             count = f"{len(streams)} audio stream{'' if len(streams) == 1 else 's'}"
-            raise _unreadable_error(video, file, f"has {count}, and audio_stream={track} was requested")
+            raise unreadable_error(video, file, f"has {count}, and audio_stream={track} was requested")
         return None
     usable = [stream for stream in streams if stream.codec_context is not None]
     if not streams and not optional:
         kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
-        raise _unreadable_error(video, file, f"contains no sound (only: {', '.join(kinds)})")
+        raise unreadable_error(video, file, f"contains no sound (only: {', '.join(kinds)})")
     if streams and not usable:
         return _require_decoder(streams[0], video, file)
     usable.sort(key=lambda stream: (not stream.disposition & Disposition.default, -_count_channels(stream)))
@@ -145,7 +150,7 @@ def _choose_stream(
 
 def _require_decoder(stream: AudioStream, video: Video, file: VideoFile | None) -> AudioStream:
     if stream.codec_context is None:
-        raise _unreadable_error(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its sound")
+        raise unreadable_error(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its sound")
     return stream
 
 
@@ -225,54 +230,7 @@ def frame_samples(frame: AudioFrame) -> Array:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def _require_source(video: Video, file: VideoFile | None) -> str | VideoFile:
-    if isinstance(video, str):
-        file_version(video)
-        return os.path.abspath(video)
-    assert file is not None, "a file in a store is read through a VideoFile"
-    if file.remote.size == 0:
-        raise ValueError("it is empty (0 bytes)")
-    return file
-
-
-@contextlib.contextmanager
-def _translate_open_errors(video: Video, file: VideoFile | None) -> Iterator[None]:
-    try:
-        yield
-    except StreamloaderError as error:
-        error.stream = error.stream or str(video)
-        raise
-    except ReadInterrupted as interrupted:
-        raise interrupted.reason from None
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = ffmpeg_message(error)
-        if isinstance(error, av.error.FFmpegError):
-            format_ = identify_format(_require_source(video, file))
-            if format_ is not None:
-                reason = f"it is {format_}, and not a sound"
-            elif error.errno == errno.EINVAL:  # this is FFmpeg's answer to a format that is not allowed
-                reason = "it has none of the accepted formats of sound, or is damaged"
-        raise _unreadable_error(video, file, f"cannot be opened as a sound: {reason}") from error
-
-
-def _unreadable_error(video: Video, file: VideoFile | None, problem: str) -> UnreadableStream:
-    name, truncation = str(video), find_truncation(video, file)
-    if truncation is not None:
-        problem += f". The file is truncated: it declares {truncation[0]} bytes, but ends at byte {truncation[1]}"
-    return UnreadableStream(
-        f"{name} {problem}", stream=name, address=name, offset=None if truncation is None else truncation[1]
-    )
-
-
-def find_truncation(video: Video, file: VideoFile | None) -> tuple[int, int] | None:
-    """Return the declared and the actual size of a truncated file in bytes, or None if it is not known to be one."""
-    size = os.path.getsize(video) if isinstance(video, str) else video.info.size or 0
-    declared = declared_size(video if file is None else file)  # type: ignore[arg-type]
-    return (declared, size) if declared is not None and declared > size else None
-
-
-@contextlib.contextmanager
-def translate_sound_errors(video: Video, sample: int | None = None, rate: int = 0) -> Iterator[None]:
+def translate_sound_errors(video: Video, sample: int | None = None, rate: int = 0) -> AbstractContextManager[None]:
     """Translate errors of FFmpeg into :class:`CorruptStream`. Errors of a store pass unchanged.
 
     Args:
@@ -280,15 +238,7 @@ def translate_sound_errors(video: Video, sample: int | None = None, rate: int = 
         sample: Number of the sample being decoded, for the message. Defaults to none.
         rate: Number of samples per second, for the message. Defaults to 0, which is unknown.
     """
-    try:
-        yield
-    except StreamloaderError as error:
-        error.stream = error.stream or str(video)
-        raise
-    except ReadInterrupted as interrupted:
-        raise interrupted.reason from None
-    except (av.error.FFmpegError, EOFError) as error:
-        raise corrupt_error(video, ffmpeg_message(error), sample, rate) from error
+    return translate_decoding_errors(video, lambda error: corrupt_error(video, ffmpeg_message(error), sample, rate))
 
 
 def corrupt_error(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import av.error
 import numpy as np
 
-from streamloader.errors import ConfigError, CorruptStream, MediaLimitExceeded, StreamloaderError, UnreadableStream
+from streamloader.errors import ConfigError, CorruptStream, MediaLimitExceeded, UnreadableStream
 from streamloader.media.progress import PROGRESS
 from streamloader.media.video.container import needs_probe
 from streamloader.media.video.files import file_version
@@ -30,8 +30,9 @@ from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.movie import read_movie
 from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
 from streamloader.media.video.reader import FrameReader, decode_frames
-from streamloader.media.video.remote import ByteSpans, ReadInterrupted, Video, VideoFile, open_video_file
+from streamloader.media.video.remote import ByteSpans, Video, VideoFile, open_video_file
 from streamloader.media.video.source import check_video, decode_error, open_packets, open_video, translate_errors
+from streamloader.media.video.source_errors import name_stream
 from streamloader.media.video.structure import check_header_size, declared_size
 from streamloader.media.video.trusted import (
     find_initial_spans,
@@ -88,16 +89,12 @@ def index_video(
     file = None if isinstance(video, str) else open_video_file(video, _header_spans(video.info.size or 0))
     source = _Source(video, file, max_pixels)
     try:
-        if file is None:
-            file_version(str(video))
-        else:
-            check_header_size(file)  # before it is read
-        return _index_checked(source, damaged, verify)
-    except ReadInterrupted as interrupted:
-        raise interrupted.reason from None
-    except StreamloaderError as error:
-        error.stream = error.stream or str(video)
-        raise
+        with name_stream(video):
+            if file is None:
+                file_version(str(video))
+            else:
+                check_header_size(file)  # before it is read
+            return _index_checked(source, damaged, verify)
     finally:
         if file is not None:
             file.close()
