@@ -140,9 +140,14 @@ class IgnoresVersions(WithoutVersions, TarContainer):
     pass
 
 
-class ZipIgnoresVersions(WithoutVersions, ZipContainer):
-    def _check_content(self, *_):
-        pass
+class NoChecksums(ZipContainer):
+    def __init__(self, source):
+        super().__init__(source)
+        self._reads.check_content = lambda *_: None
+
+
+class ZipIgnoresVersions(WithoutVersions, NoChecksums):
+    pass
 
 
 class KnowsOnlyItsOwn(TarContainer):
@@ -328,11 +333,6 @@ class ForeignErrors(TarContainer):
                 yield member
         except sl.CorruptContainer:
             raise KeyError("header") from None
-
-
-class NoChecksums(ZipContainer):
-    def _check_content(self, *_):
-        pass
 
 
 class NamelessErrors(TarContainer):
