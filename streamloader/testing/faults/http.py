@@ -121,10 +121,13 @@ class HttpServer:
                 await writer.drain()
         finally:
             writer.close()
-            with contextlib.suppress(OSError):
+            try:
                 async with asyncio.timeout(1):  # for the closing handshake of TLS
                     await writer.wait_closed()
-            writer.transport.abort()
+            except TimeoutError:
+                writer.transport.abort()  # in Python 3.11, an AttributeError where TLS is closed already
+            except OSError:
+                pass  # the client has closed it
 
     async def _answer(self, request: HttpRequest, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; return whether the connection can be used for another one."""
