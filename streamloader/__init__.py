@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         FrameSizeError,
         IngestFailed,
         IntegrityError,
+        IteratorBusy,
         LengthUnknown,
         LimitExceeded,
         LoaderTimeout,
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
         MissingDependency,
         MissingField,
         NameConflict,
+        NoSampler,
         NotFound,
         NotSupported,
         ObjectChanged,
@@ -112,6 +114,7 @@ if TYPE_CHECKING:
         UntrustedHost,
         VideoNotFound,
         WorkerDied,
+        WrongProcess,
     )
     from streamloader.loader.batch import Batch
     from streamloader.loader.envstreamer import EnvBatch, EnvStreamer
@@ -185,6 +188,7 @@ __all__ = [
     "IngestReport",
     "IntegrityError",
     "IterStreams",
+    "IteratorBusy",
     "JsonDataManager",
     "LengthUnknown",
     "LimitExceeded",
@@ -195,6 +199,7 @@ __all__ = [
     "MissingField",
     "MultiStreamer",
     "NameConflict",
+    "NoSampler",
     "NotFound",
     "NotSupported",
     "NumpyDataManager",
@@ -246,6 +251,7 @@ __all__ = [
     "VideoStreams",
     "VirtualDirectory",
     "WorkerDied",
+    "WrongProcess",
     "ZlibCompressor",
     "ZstdCompressor",
     "__version__",

@@ -182,6 +182,18 @@ class ClosedError(StreamloaderError, RuntimeError):
     """The loader, store or archive was closed, or a newer iteration of the loader has ended this one."""
 
 
+class IteratorBusy(StreamloaderError, RuntimeError):
+    """Another thread or task is waiting for the next batch of this iteration. An iteration has one consumer."""
+
+
+class NoSampler(StreamloaderError, AttributeError):
+    """A loader has no sampler or map-style data set, which ``skip_first_batches`` of Accelerate, for example, needs."""
+
+
+class WrongProcess(StreamloaderError, RuntimeError):
+    """The loader's workers belong to another process, from which this one was forked. ``details``: owner_pid."""
+
+
 class StreamNotFound(StreamloaderError, FileNotFoundError):
     """There is no stream at this address, or the pattern matches nothing."""
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from streamloader.arguments import check_integer
 from streamloader.errors import ConfigError, RangeNotSatisfiable
 from streamloader.redaction import redact_address
 
 __all__ = ["Array", "ByteRange", "Field", "ObjectInfo", "StreamInfo", "as_fields"]
 
 Array = npt.NDArray[Any]
+_MAX_ITEM_BYTES: Final = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}  # by kind of dtype: what torch has too
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Field:
     Args:
         shape: Shape of one step. ``()`` is a scalar, such as a byte or a token.
         dtype: Any argument of ``numpy.dtype`` that gives numbers or booleans of a fixed size.
-        fill: Value of padded steps.
+        fill: Value of padded steps, which the dtype must be able to hold.
         axes: One letter for each axis of `shape`, such as ``"HWC"``, for image-like fields. The loader's ``layout=``
             permutes the fields that have axes. All others stay (B, T, ...).
     """
@@ -35,17 +37,46 @@ class Field:
     axes: str | None = None
 
     def __post_init__(self) -> None:
-        """Normalize the values, and reject dtypes that shared memory cannot hold."""
-        shape = (self.shape,) if isinstance(self.shape, int) else tuple(int(n) for n in self.shape)
-        dtype = np.dtype(self.dtype)
+        """Normalize the values, and reject dtypes and padding values that a batch cannot hold."""
+        try:
+            sizes = (self.shape,) if hasattr(self.shape, "__index__") else tuple(self.shape)
+            shape = tuple(check_integer("a size", n) for n in sizes)
+        except (TypeError, ConfigError):
+            raise ConfigError(f"a field's shape must be a tuple of whole numbers, got {self.shape!r:.80}") from None
         if any(n < 0 for n in shape):
             raise ConfigError(f"a field's shape must not have negative sizes, got {shape}")
-        if dtype.hasobject or dtype.kind not in "biufc":
+        try:
+            dtype = np.dtype(self.dtype)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"a field's dtype is unknown to NumPy: {self.dtype!r:.80} ({error})") from None
+        if dtype.hasobject or dtype.kind not in _MAX_ITEM_BYTES or dtype.itemsize > _MAX_ITEM_BYTES[dtype.kind]:
             raise ConfigError(f"a field's dtype must be a number or bool of fixed size, got {dtype}")
+        dtype = dtype.newbyteorder("=")  # tensors have the byte order of the machine
         if self.axes is not None and (len(self.axes) != len(shape) or len(set(self.axes)) != len(shape)):
             raise ConfigError(f"axes {self.axes!r} must name each of the {len(shape)} axes of {shape} once")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "fill", _fit_value(self.fill, dtype))
+
+
+def _fit_value(fill: Any, dtype: np.dtype[Any]) -> int | float | complex | bool:
+    """Return a padding value as one of Python's numbers. Floats are rounded to the dtype, as in any array.
+
+    Raises:
+        ConfigError: If the dtype cannot hold it.
+    """
+    try:
+        value = np.asarray(float(fill) if isinstance(fill, int) and dtype.kind in "fc" else fill)
+        if value.shape or value.dtype.kind not in ("biufc" if dtype.kind == "c" else "biuf"):
+            raise TypeError
+        with np.errstate(over="raise", invalid="raise"):
+            fitted = value.astype(dtype)
+        if dtype.kind in "biu" and fitted != value:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError, FloatingPointError):
+        raise ConfigError(f"fill={fill!r:.80} does not fit into a field of {dtype}") from None
+    number: int | float | complex | bool = fitted.item()
+    return number
 
 
 def as_fields(fields: Mapping[str, Field] | Field) -> dict[str, Field]:

@@ -20,3 +20,8 @@ def read_batches(path):
             number, name = key.split(" ", 1)
             batches.setdefault(number, {})[name] = file[key]
     return list(batches.values())
+
+
+def sum_of_batch(connection):
+    """Send back the sum of the field "image" of a batch that was received through a pipe."""
+    connection.send(int(connection.recv()["image"].sum()))

@@ -89,6 +89,16 @@ def fingerprint(batches: list[dict[str, np.ndarray]]) -> str:
     return f"{len(batches)} {digest.hexdigest()}"
 
 
+def assert_fails_again(iterator: Iterator[Any], error: Exception) -> None:
+    """Check that an iteration that has failed raises its error again, and neither ends nor goes on."""
+    try:
+        outcome: Any = next(iterator)
+    except Exception as again:  # noqa: BLE001 - compared below
+        outcome = again
+    assert type(outcome) is type(error), outcome
+    assert isinstance(error, TimeoutError) or str(outcome) == str(error)  # the message of a timeout has the time
+
+
 def has_torch() -> bool:
     return "torch" in sys.modules
 
@@ -148,7 +158,10 @@ def _own_windows(plan: Plan, epoch: int, lane: int, lengths: Sequence[int]) -> I
 def _windows(plan: Plan, epoch: int, lane: int, lengths: Sequence[int]) -> Iterator[list[Cell | None]]:
     listed = plan.lane(epoch, lane)
     order = listed.ordinals.tolist()
-    repetitions = itertools.repeat((order, True)) if plan.tail == "cycle" and any(lengths[s] for s in order) else ()
+    repeated = order if any(lengths[s] for s in order) else listed.substitute.tolist()
+    repetitions = (
+        itertools.repeat((repeated, True)) if plan.tail == "cycle" and any(lengths[s] for s in repeated) else ()
+    )
     window: list[Cell | None] = []
     for streams, repeat in itertools.chain([([] if listed.borrowed else order, False)], repetitions):
         for stream in streams:

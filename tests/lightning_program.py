@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from batch_files import write_batches
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.data import extract_batch_size
 from resume_data import Seekable, arrays
 
 import streamloader as sl
@@ -42,7 +43,10 @@ class Model(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         self.seen.append(arrays(batch))
         self.batches.append([self.current_epoch, batch_idx, batch.epoch, batch.index])
-        return self.layer(batch.data.float() / 2**31).mean()
+        loss = self.layer(batch.data.float() / 2**31).mean()
+        self.log("loss", loss, on_step=False, on_epoch=True)  # needs the batch size, which Lightning infers
+        assert extract_batch_size(batch) == LANES
+        return loss
 
     def validation_step(self, batch, batch_idx):
         self.validated.append([self.current_epoch, batch_idx, batch.epoch, batch.index])

@@ -1,117 +1,65 @@
-"""Helpers for Python worker processes and the process that starts them.
+"""Helpers for worker processes, which call them first: so this module imports only light modules.
 
-The parent calls :func:`python_command`, :func:`child_environment` and :func:`block_interrupts` to start a worker. The
-worker calls the other functions first, so this module imports only light modules of the standard library.
+:mod:`streamloader.child_processes` starts them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import logging
 import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from streamloader.common.worker_messages import LOGGER_NAME, MAX_LOG_CHARS, MAX_LOG_LEVEL, MIN_LOG_LEVEL
 
 __all__ = [
+    "OUTSIDE_SIGNALS",
     "LogForwarder",
     "LogSender",
-    "block_interrupts",
-    "child_environment",
     "exit_process",
     "exit_with_parent",
-    "ignore_interrupts",
-    "module_search_path",
-    "python_command",
+    "shield_from_signals",
 ]
 
-_THREAD_COUNT_VARIABLES: Final = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM",
-)  # fmt: skip
 _SHUTDOWN_GRACE_MS: Final = 2000.0
 _PARENT_POLL_INTERVAL_MS: Final = 500.0
-_START_MODULE: Final = (
-    "import json, runpy, sys; _, path, module, *sys.argv[1:] = sys.argv; sys.path[:] = json.loads(path); "
-    "runpy.run_module(module, run_name='__main__', alter_sys=True)"
-)
+
+OUTSIDE_SIGNALS: Final = frozenset(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)  # of terminals, schedulers and service managers, which send them to all processes of a job
 
 LogSender = Callable[[str, int, str], None]  # called with logger name, level and message
 
 
-# --- in the parent -----------------------------------------------------------------------------------------------
+def shield_from_signals() -> None:
+    """Let no signal end this process that terminals and schedulers send to all processes of a job.
 
-
-def python_command(module: str, *arguments: object) -> list[str]:
-    """Return the command that runs a module in a new interpreter with the flags of this one.
-
-    If this interpreter ignores the environment, the user's packages or the current folder (``-I``, ``-E``, ``-s``,
-    ``-P``), so does the new one: a ``sitecustomize`` module that this process did not run is not run there either.
-
-    The new interpreter has the module search path of this one without the current folder, and finds this package first.
-
-    Args:
-        module: Name of the module.
-        arguments: Arguments of the module.
+    The parent handles them. If they end it, this process ends too. Programs that this process starts are not shielded,
+    except from SIGINT.
     """
-    package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    path = json.dumps([package_parent, *(os.path.abspath(entry) for entry in sys.path if entry)])
-    return [sys.executable, *_interpreter_flags(), "-c", _START_MODULE, path, module, *map(str, arguments)]
-
-
-def module_search_path() -> list[str]:
-    """Return this process's whole module search path in absolute paths, for objects that a worker unpickles."""
-    return [os.path.abspath(entry) for entry in sys.path]
-
-
-def _interpreter_flags() -> list[str]:
-    """Return the flags of this interpreter, and ``-P``, which keeps the current folder off the search path."""
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    options = [name if value is True else f"{name}={value}" for name, value in sys._xoptions.items()]  # noqa: SLF001
-    passed = {option for flag, option in itertools.pairwise(flags) if flag == "-X"}
-    for option in options:
-        if option not in passed:
-            flags += ["-X", option]
-    return flags if "-P" in flags or "-I" in flags else [*flags, "-P"]
-
-
-def child_environment() -> dict[str, str]:
-    """Return the environment of a worker, in which numeric libraries start no threads.
-
-    Thread counts that are set in this process's environment are kept.
-    """
-    return dict.fromkeys(_THREAD_COUNT_VARIABLES, "1") | dict(os.environ)
-
-
-@contextlib.contextmanager
-def block_interrupts() -> Iterator[None]:
-    """Block SIGINT in this thread. A child started inside inherits that until it calls :func:`ignore_interrupts`."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
-
-
-# --- in the worker -----------------------------------------------------------------------------------------------
-
-
-def ignore_interrupts() -> None:
-    """Ignore SIGINT, which Ctrl-C sends to the whole process group. The parent handles it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in OUTSIDE_SIGNALS:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
+        else:
+            signal.signal(number, _do_nothing)
+            signal.siginterrupt(number, False)  # FFmpeg would take an interrupted read for an error
+    for name in ("SIGTTOU", "SIGTTIN"):  # would stop a process of the background that writes to its terminal
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     with contextlib.suppress(AttributeError):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, OUTSIDE_SIGNALS)
+
+
+def _do_nothing(*_: object) -> None:
+    """Handle a signal. Unlike SIG_IGN, a handler is not inherited by other programs."""
 
 
 def exit_with_parent(

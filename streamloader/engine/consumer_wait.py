@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from streamloader.engine.ring import Status
 
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from streamloader.errors import LoaderTimeout
     from streamloader.values import Array
 
-__all__ = ["ConsumerWait", "is_stalled"]
+__all__ = ["MAX_POLL_S", "ConsumerWait", "is_stalled"]
+
+MAX_POLL_S: Final = (
+    1.0  # between two checks; Python also handles a signal that arrives right before a wait only after it
+)
+_MIN_POLLS: Final = 20  # in a timeout: a suspension counts as one of them at most
+_MAX_LATENESS: Final = 1.25  # of a check, as a factor of the planned wait
+_MIN_COUNTED_S: Final = 0.001
 
 
 class ConsumerWait:
@@ -20,6 +27,9 @@ class ConsumerWait:
 
     When half of the timeout has passed, it takes a snapshot of the status table. At the deadline, a worker whose rows
     have made no progress since then is killed, and the timeout starts again for the worker that replaces it.
+
+    Time in which this process does not run does not count: a job that was suspended continues as if nothing had
+    happened. Such time shows as a check that comes much later than planned.
 
     Args:
         timeout: Time limit in seconds, or None for no limit.
@@ -40,16 +50,28 @@ class ConsumerWait:
     ) -> None:
         self._timeout, self._status, self._find_slowest_lane = timeout, status, find_slowest_lane
         self._kill_stalled_worker, self._timed_out = kill_stalled_worker, timed_out
-        self._started = self._timer_started = time.perf_counter()
+        self._last_check = time.perf_counter()
+        self._max_poll_s = MAX_POLL_S if timeout is None else min(MAX_POLL_S, timeout / _MIN_POLLS)
+        self._planned_s = self._max_poll_s
+        self._waited_s = self._timer_s = 0.0  # in total, and since the timeout has started
         self._lane: int | None = None  # row that the consumer waits for
         self._status_snapshot: Array | None = None  # taken at half of the timeout
 
-    def remaining(self) -> float | None:
-        """Return the seconds until :meth:`check` has to be called again, or None for no limit."""
+    def remaining(self) -> float:
+        """Return the seconds until :meth:`check` has to be called again, at most :data:`MAX_POLL_S`."""
         if self._timeout is None:
-            return None
+            return MAX_POLL_S
         limit = self._timeout if self._status_snapshot is not None else self._timeout / 2
-        return max(0.0, self._timer_started + limit - time.perf_counter())
+        self._planned_s = min(self._max_poll_s, max(0.0, limit - self._timer_s))
+        return self._planned_s
+
+    def _count_time(self) -> None:
+        """Count the time since the last check, as far as this process was running."""
+        now = time.perf_counter()
+        counted = min(now - self._last_check, max(_MIN_COUNTED_S, self._planned_s * _MAX_LATENESS))
+        self._last_check = now
+        self._waited_s += counted
+        self._timer_s += counted
 
     def check(self) -> None:
         """Note the lane that is waited for; at the deadline, have a stalled worker killed.
@@ -61,20 +83,23 @@ class ConsumerWait:
         """
         if self._lane is None:
             self._lane = self._find_slowest_lane()
+        self._count_time()
         if self._timeout is None:
             return
-        elapsed = time.perf_counter() - self._timer_started
         if self._status_snapshot is None:
-            if elapsed >= self._timeout / 2:
+            if self._timer_s >= self._timeout / 2:
                 self._status_snapshot = self._status.copy()
-        elif elapsed >= self._timeout:
+        elif self._timer_s >= self._timeout:
             if not self._kill_stalled_worker(self._status_snapshot):
-                raise self._timed_out(time.perf_counter() - self._started)
-            self._timer_started, self._status_snapshot = time.perf_counter(), None
+                raise self._timed_out(self._waited_s)
+            self._timer_s, self._status_snapshot = 0.0, None
 
     def finish(self) -> tuple[int, float] | None:
         """Return the row that was waited for and the seconds, or None if nothing was waited for."""
-        return None if self._lane is None else (self._lane, time.perf_counter() - self._started)
+        if self._lane is None:
+            return None
+        self._count_time()
+        return self._lane, self._waited_s
 
 
 def is_stalled(rows: Sequence[int], before: Array, status: Array) -> bool:

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any, Final
 
 from streamloader.common.printable import make_printable
+from streamloader.common.subprocesses import OUTSIDE_SIGNALS
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import CrashTracker, FailurePoint, Quarantine, Quarantined
 from streamloader.engine.ring import LaneActivity, Ring, Status
@@ -47,6 +48,9 @@ class FailureTracker:
     def record_death(self, worker: WorkerHandle, filled: int, status: Array, last_epoch: int, error: WorkerDied) -> int:
         """Record the death of a worker. If its cause is certain by now, cut that stream off.
 
+        No stream is to blame for a signal that a scheduler sends to all processes of a job, nor for a worker that was
+        stopped until the deadline.
+
         Args:
             worker: Worker that died.
             filled: Number of grants that it had filled.
@@ -59,7 +63,8 @@ class FailureTracker:
         """
         number = worker.number
         rows = [row for row in worker.lanes if self._is_possible(row, status[row].tolist(), filled, last_epoch)]
-        for point in self._crashes.record_crash(status, rows):
+        is_blameless = worker.is_blameless or error.details.get("signal") in OUTSIDE_SIGNALS
+        for point in () if is_blameless else self._crashes.record_crash(status, rows):
             stream_error = _crashing_stream_error(self._job, point, error)
             if self._job.workload.on_error == "raise":
                 wire = to_wire(stream_error)
@@ -85,7 +90,7 @@ class FailureTracker:
         epoch, position, ordinal = line[Status.EPOCH], line[Status.POSITION], line[Status.STREAM]
         if not (0 <= epoch <= last_epoch and filled <= line[Status.SEQ] <= filled + self._job.slots):
             return False
-        ordinals = self._job.workload.plan.lane(epoch, self._job.first_lane + row).ordinals
+        ordinals = self._job.workload.plan.lane(epoch, self._job.first_lane + row).order
         return 0 <= position < len(ordinals) and ordinals[position] == ordinal and line[Status.STEP] >= 0
 
     def record_skip(self, row: int, payload: dict[str, Any], *, crashed: bool = False) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from streamloader.common.subprocesses import module_search_path
+from streamloader.child_processes import module_search_path
 from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from streamloader.common.worker_messages import MAX_LOG_CHARS
 from streamloader.engine.messages import REPLAY, MessageKind, encode_message
-from streamloader.engine.plan import Plan
+from streamloader.engine.plan import LaneList, Plan
 from streamloader.engine.ring import Ring, Row, Status
 from streamloader.engine.stream_prefetch import StreamPrefetcher
 from streamloader.engine.workload import INITIAL_CURSOR, Cursor, Grant, LaneDirectives, locate_error
@@ -113,8 +113,9 @@ class Lane:
         self._stream: Stream | None = None
         self._prefetcher = StreamPrefetcher(workload.dataset, workload.streams)
         self._run = self._epoch = 0
-        self._order: Array = np.empty(0, np.int64)
-        self._borrowed = False
+        self._list = LaneList(np.empty(0, np.int64))
+        self._order: Array = self._list.order
+        self._first_repeated = 0  # where in the order a round of repeats begins
         self._position = 0  # of the next stream in the order, counted on over repeats
         self._ordinal = -1
         self._step = 0
@@ -169,8 +170,8 @@ class Lane:
             oldest = min(self._run, grant.run)
             self._entry_points = {run: entry for run, entry in self._entry_points.items() if run >= oldest}
         await self.reset()
-        lane_list = self._plan.lane(grant.epoch, self.global_lane)
-        self._order, self._borrowed = lane_list.ordinals, lane_list.borrowed
+        self._list = self._plan.lane(grant.epoch, self.global_lane)
+        self._order = self._list.order
         self._run, self._epoch = grant.run, grant.epoch
         batch, cursor = self._entry_points.get(grant.run, (0, INITIAL_CURSOR))
         if batch != grant.batch:
@@ -182,6 +183,7 @@ class Lane:
         self._step = 0
         self._round_has_steps = batch > 0
         self._ended_runs = {} if ended < 0 else {grant.run: ended}
+        self._first_repeated = len(self._list.ordinals) if self._list.repeats_substitute(ended) else 0
         if step:
             await self._open_next_stream(step)
 
@@ -257,8 +259,18 @@ class Lane:
     def _has_stream_at(self, position: int) -> bool:
         """Return whether the lane reads a stream at this position in its current round."""
         if self._run in self._ended_runs:  # all streams are repeats now, round after round
-            return len(self._order) > 0 and position % len(self._order) != 0
-        return not self._borrowed and position < len(self._order)
+            return self._repeated_count > 0 and (position - self._first_repeated) % self._repeated_count != 0
+        return not self._list.borrowed and position < len(self._list.ordinals)
+
+    @property
+    def _repeated_count(self) -> int:
+        """Number of streams of one round of repeats."""
+        return len(self._list.substitute) if self._first_repeated else len(self._list.ordinals)
+
+    def _index(self, position: int) -> int:
+        """Return the index in the order of a position, which counts on over repeats."""
+        first, count = self._first_repeated, self._repeated_count
+        return position if position < first else first + (position - first) % count
 
     def _report_end(self, batch: int, filled: int) -> None:
         """Report, once, that the lane has read all streams of the run.
@@ -272,6 +284,8 @@ class Lane:
         self.only_run = None
         batches = batch + (filled > 0)
         self._ended_runs[self._run] = batches
+        if self._list.repeats_substitute(batches):
+            self._first_repeated = len(self._list.ordinals)
         full_batches = batches if self._plan.switch == "align" else batch + (filled == self._window)
         self._send(encode_message(MessageKind.ENDED, a=self._run, b=batches, c=full_batches, lane=self.row))
 
@@ -279,15 +293,17 @@ class Lane:
         """With ``tail="cycle"``, start the lane's list again; return False if the lane ends or would yield no steps."""
         if self._plan.tail != "cycle" or not len(self._order):
             return False
-        is_first_borrowed_round = self._borrowed and self._position == 0
-        if not (self._round_has_steps or is_first_borrowed_round):
+        is_first_round_of_others = (self._list.borrowed or self._first_repeated) and (
+            self._position == self._first_repeated
+        )
+        if not (self._round_has_steps or is_first_round_of_others):
             return False
         self._round_has_steps = False
         return True
 
     async def _open_next_stream(self, first_step: int = 0) -> None:
         """Open the lane's next stream at `first_step`. None is open afterwards if it is cut off or was skipped."""
-        position = self._position % len(self._order)
+        position = self._index(self._position)
         self._ordinal = int(self._order[position])
         self._position += 1
         self._step = first_step
@@ -321,7 +337,7 @@ class Lane:
         for position in range(self._position, self._position + self._prefetcher.depth):
             if not self._has_stream_at(position):
                 return
-            yield position, int(self._order[position % len(self._order)])
+            yield position, int(self._order[self._index(position)])
 
     async def _seek(self, stream: Stream, step: int) -> None:
         self.status[Status.STAGE] = Status.SEEKING
@@ -390,7 +406,7 @@ class Lane:
 
     async def _skip_stream(self, error: StreamloaderError) -> None:
         """Report the error of the current stream, and skip the rest of it (``on_error="skip"``)."""
-        position = (self._position - 1) % len(self._order)
+        position = self._index(self._position - 1)
         self._cutoffs[self._epoch, position] = self._step, None
         key = self._workload.streams[self._ordinal].key
         payload = {

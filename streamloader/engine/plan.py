@@ -36,10 +36,22 @@ class LaneList:
     Attributes:
         ordinals: Ordinals of the streams in the dataset, int32 or int64 (n,).
         borrowed: Whether the lane has no stream of its own and repeats another lane's (``tail="cycle"`` only).
+        substitute: Ordinals of another lane's streams, (m,), which the lane repeats if its own turn out to have no
+            steps (``tail="cycle"`` only).
     """
 
     ordinals: Array
     borrowed: bool = False
+    substitute: Array = field(default_factory=lambda: np.empty(0, np.int32))
+
+    @property
+    def order(self) -> Array:
+        """Ordinals of all streams that the lane may read, (n + m,): its own, and then those that replace them."""
+        return np.concatenate([self.ordinals, self.substitute]) if len(self.substitute) else self.ordinals
+
+    def repeats_substitute(self, ended: int) -> bool:
+        """Return whether a lane with the cursor's `ended` repeats the substitute, because its own list has no steps."""
+        return ended == 0 and len(self.substitute) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +62,19 @@ class LaneTable:
         ordinals: Ordinals of the streams in the dataset, list after list in reading order, int32 or int64 (n,).
         bounds: Offset in `ordinals` of each list and of the end, int64 (lanes + 1,).
         lists: Number of the list that belongs to each lane, int64 (lanes,).
+        used_lists: Number of lists that have steps, as far as lengths are declared. They are the first ones.
     """
 
     ordinals: Array
     bounds: Array
     lists: Array
+    used_lists: int
 
     def assign_lists(self, tail: Tail) -> tuple[Array, Array]:
-        """Return the number of the list that each lane reads (int64), and whether it is another lane's (bool)."""
-        used_lists = int(np.count_nonzero(np.diff(self.bounds)))
-        if tail != "cycle" or not used_lists:
+        """Return the number of the list that each lane plays (int64), and whether it is another lane's (bool)."""
+        if tail != "cycle" or not self.used_lists:
             return self.lists, np.zeros(len(self.lists), bool)
-        return self.lists % used_lists, self.lists >= used_lists  # dealing fills the lists in order
+        return self.lists % self.used_lists, self.lists >= self.used_lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +100,30 @@ class Plan:
     batches: int | None
     _ordinals: Array = field(repr=False)
     _bounds: Array = field(repr=False)
+    _used_groups: int = field(repr=False)  # groups that have steps, as far as is declared: dealing fills them in order
 
     def lane(self, epoch: int, lane: int) -> LaneList:
         """Return the streams that `lane` reads in `epoch`."""
         group = int(self._lane_groups(epoch)[lane])
-        used_groups = self._count_used_groups()
-        borrowed = self.tail == "cycle" and 0 < used_groups <= group  # dealing fills the groups in order
-        if borrowed:
-            group %= used_groups
+        ordinals = self._order_group(epoch, group)
+        substitute_group = self._substitute_group(group)
+        if substitute_group is None:
+            return LaneList(ordinals)
+        substitute = self._order_group(epoch, substitute_group)
+        return LaneList(ordinals, substitute=substitute) if len(ordinals) else LaneList(substitute, borrowed=True)
+
+    def _order_group(self, epoch: int, group: int) -> Array:
         ordinals = self._ordinals[self._bounds[group] : self._bounds[group + 1]]
-        if self.shuffle:
-            ordinals = ordinals[_permute(len(ordinals), self.seed, epoch, group + 1)]
-        return LaneList(ordinals, borrowed)
+        return ordinals[_permute(len(ordinals), self.seed, epoch, group + 1)] if self.shuffle else ordinals
+
+    def _substitute_group(self, group: int) -> int | None:
+        """Return the group that a lane repeats whose own has no steps, or None if there is none."""
+        used = self._used_groups
+        if self.tail != "cycle" or not used:
+            return None
+        if group >= used:
+            return group % used
+        return (group + 1) % used if used > 1 else None
 
     def tabulate_lanes(self, epoch: int) -> LaneTable:
         """Return the streams that all lanes read in `epoch`, as :meth:`lane` returns them for each."""
@@ -108,19 +133,17 @@ class Plan:
             for group in np.flatnonzero(np.diff(bounds) > 1).tolist():
                 part = ordinals[bounds[group] : bounds[group + 1]]
                 part[:] = part[_permute(len(part), self.seed, epoch, group + 1)]
-        return LaneTable(ordinals, bounds, self._lane_groups(epoch))
+        return LaneTable(ordinals, bounds, self._lane_groups(epoch), self._used_groups)
 
     def count_streams(self, epoch: int, lanes: Sequence[int]) -> list[int]:
-        """Return the number of streams that each of `lanes` reads in `epoch`, without bringing them into order."""
-        groups = self._lane_groups(epoch)[list(lanes)]
-        used_groups = self._count_used_groups()
-        if self.tail == "cycle" and used_groups:
-            groups = groups % used_groups
-        counts: list[int] = np.diff(self._bounds)[groups].tolist()
-        return counts
-
-    def _count_used_groups(self) -> int:
-        return int(np.count_nonzero(np.diff(self._bounds)))
+        """Return the length of :attr:`LaneList.order` of each of `lanes` in `epoch`, without computing the order."""
+        groups: list[int] = self._lane_groups(epoch)[list(lanes)].tolist()
+        sizes: list[int] = np.diff(self._bounds).tolist()
+        substitutes = map(self._substitute_group, groups)
+        return [
+            sizes[group] + (0 if substitute is None else sizes[substitute])
+            for group, substitute in zip(groups, substitutes, strict=True)
+        ]
 
     def cursor_at(self, epoch: int, lane: int, batch: int, lengths: Lengths) -> tuple[int, int, int]:
         """Return the cursor of `lane` before batch `batch` of `epoch`, if streams have the `lengths` they declare.
@@ -134,8 +157,9 @@ class Plan:
         Returns:
             (position, step, ended). The next step to be read is number `step` of the stream at `position` of the lane's
             list, counted on over repeats. `step` is less than the length of that stream, so streams without steps
-            are passed over. Where nothing follows, it is (n, 0) for a list of n streams. `ended` is -1 as long as a
-            step remains that is no repeat; then it is the number of batches that hold such steps.
+            are passed over. Where nothing follows, it is (n, 0) for a list of n streams. In a lane that repeats its
+            substitute, which follows its own n streams, `position` is n or more. `ended` is -1 as long as a step
+            remains that is no repeat; then it is the number of batches that hold such steps.
 
         Raises:
             LengthUnknown: If a stream of this lane declares no length.
@@ -149,20 +173,30 @@ class Plan:
             raise LengthUnknown(
                 f"the cursor of lane {lane} cannot be computed: a stream that it reads in epoch {epoch} has no length"
             )
+        skipped = 0  # streams of the lane's own, if none of them has a step
+        if len(lane_list.substitute) and not known_lengths.any():
+            skipped = len(known_lengths)
+            substitute_lengths = _check_lengths(lengths, lane_list.substitute)
+            if substitute_lengths is None:
+                raise LengthUnknown(
+                    f"the cursor of lane {lane} cannot be computed: a stream that it repeats in epoch {epoch} has no "
+                    "length"
+                )
+            known_lengths = substitute_lengths
         # Count in units that fill batches: steps, or whole windows. `offset` of them come before the batch.
         align = self.switch == "align"
         units = -(-known_lengths // self.window) if align else known_lengths
         offset = batch if align else batch * self.window
         ends = np.cumsum(units)
         total = int(ends[-1]) if len(ends) else 0
-        own_total = 0 if lane_list.borrowed else total
+        own_total = 0 if lane_list.borrowed or skipped else total
         ended = -1 if offset < own_total else own_total if align else -(-own_total // self.window)
         if ended >= 0 and (self.tail != "cycle" or not total):
-            return len(units), 0, ended
+            return skipped + len(units), 0, ended
         rounds, offset = divmod(offset, total)
         index = int(np.searchsorted(ends, offset, side="right"))
         unit = offset - int(ends[index] - units[index])
-        return rounds * len(units) + index, unit * self.window if align else unit, ended
+        return skipped + rounds * len(units) + index, unit * self.window if align else unit, ended
 
     def _lane_groups(self, epoch: int) -> Array:
         if self.shuffle:
@@ -204,17 +238,19 @@ def make_plan(
     known_lengths = _check_lengths(lengths)
     if known_lengths is None:
         groups = (np.arange(len(lengths)) % lanes).astype(_lane_dtype(lanes))
+        used_groups = min(lanes, len(lengths))
         batches = None
     else:
         costs = -(-known_lengths // window) if switch == "align" else known_lengths
         groups, loads = _deal(costs, lanes)
+        used_groups = int(np.count_nonzero(loads)) or min(lanes, len(lengths))
         batches = count_batches(loads, window if switch == "pack" else 1, tail)
     bounds = np.zeros(lanes + 1, np.int64)
     np.cumsum(np.bincount(groups, minlength=lanes), out=bounds[1:])
     ordinals = np.argsort(groups, kind="stable")  # inside a lane: in the order of the dataset
     if len(ordinals) < 1 << 31:
         ordinals = ordinals.astype(np.int32)  # halves their size in every worker
-    return Plan(lanes, window, seed, shuffle, switch, tail, batches, ordinals, bounds)
+    return Plan(lanes, window, seed, shuffle, switch, tail, batches, ordinals, bounds, used_groups)
 
 
 def _check_lengths(lengths: Lengths, ordinals: Array | None = None) -> Array | None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from streamloader.child_processes import keep_off_standard_streams
 from streamloader.engine.free_memory import free_memory
 from streamloader.engine.slot_release import ReleaseQueue, SlotRef
 from streamloader.errors import RingTooLarge
@@ -401,11 +402,11 @@ class Ring:
 def anonymous_memory(label: str) -> int:
     """Return a descriptor of new, empty shared memory. `label` only shows in /proc."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        return keep_off_standard_streams(os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     import tempfile  # takes a worker 3 ms that has memfd
 
     with tempfile.TemporaryFile(prefix=label) as file:  # deleted at once; the descriptor keeps its content
-        return os.dup(file.fileno())
+        return keep_off_standard_streams(os.dup(file.fileno()))
 
 
 def seal_memory(fd: int, *, writable: bool) -> None:

@@ -36,7 +36,6 @@ OnDeath = Literal["restart", "raise"]
 
 _LOGGER = logging.getLogger("streamloader")
 _MAX_DEATHS_WITHOUT_PROGRESS: Final = 5  # of one worker in a row
-_MAX_SELECT_S: Final = 1.0  # Python handles a signal that arrives right before select() only after it
 _MAX_LAST_BYTES: Final = 64 << 20  # sent by a worker before its exit; a child of it may still be sending
 
 
@@ -197,6 +196,11 @@ class Supervisor:
             self.reclaim_slots()
         return min(self._filled) > self._grants.consumed or self._grants.at_end
 
+    @property
+    def at_end(self) -> bool:
+        """Whether no batch of this epoch follows the last one that was consumed. Read while :attr:`ready`."""
+        return self._grants.at_end
+
     def wait(self, timeout: float | None) -> None:
         """Wait until :attr:`ready`. The caller does not hold the lock.
 
@@ -218,10 +222,7 @@ class Supervisor:
                         return
                     wait.check()
                 try:
-                    remaining = wait.remaining()
-                    events = self._pool.selector.select(
-                        _MAX_SELECT_S if remaining is None else min(remaining, _MAX_SELECT_S)
-                    )
+                    events = self._pool.selector.select(wait.remaining())
                 except (OSError, ValueError):  # closed in another thread; _raise_failure raises
                     events = []
         finally:
@@ -505,7 +506,11 @@ class Supervisor:
         worker = next(worker for worker in self._pool.workers if row in worker.lanes)
         if not self._replaces_workers or not is_stalled(worker.lanes, before, self._ring.status):
             return False
-        worker.kill("it made no progress before the deadline, and was killed")
+        if worker.is_stopped():
+            worker.is_blameless = True
+            worker.kill("it was stopped by a signal until the deadline, and was killed")
+        else:
+            worker.kill("it made no progress before the deadline, and was killed")
         return True
 
     def _timeout_error(self, waited: float) -> LoaderTimeout:

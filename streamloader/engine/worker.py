@@ -18,7 +18,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from streamloader.common.subprocesses import LogForwarder, LogSender, exit_process, exit_with_parent, ignore_interrupts
+from streamloader.common.subprocesses import (
+    LogForwarder,
+    LogSender,
+    exit_process,
+    exit_with_parent,
+    shield_from_signals,
+)
 from streamloader.engine.job import WorkerJob, read_job
 from streamloader.engine.messages import MessageKind, encode_message
 from streamloader.errors import to_wire
@@ -49,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: Number of the worker, its descriptors of socket, ring and job, and the process id of the parent.
     """
-    ignore_interrupts()
+    shield_from_signals()
     gc.disable()  # while modules are imported, whose objects it would search again and again
     number, sock_fd, ring_fd, job_fd, parent_pid = (int(text) for text in argv)
     sock = socket.socket(fileno=sock_fd)

@@ -219,7 +219,7 @@ class WorkerInbox:
         if epoch > self._grants.last_epoch:
             raise InvalidMessage(f"it skips a stream of epoch {epoch}, which was never started")
         if self._lane_lists.get(lane, (-1, None))[0] != epoch:
-            self._lane_lists[lane] = epoch, plan.lane(epoch, lane).ordinals
+            self._lane_lists[lane] = epoch, plan.lane(epoch, lane).order
         ordinals = self._lane_lists[lane][1]
         if position >= len(ordinals) or ordinals[position] != skip["stream"]:
             raise InvalidMessage(f"it skips stream {skip['stream']}, which lane {lane} does not read there")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from streamloader.child_processes import Surroundings
 from streamloader.engine.job import WorkerJob, write_job
 from streamloader.engine.process_watcher import ProcessWatcher
 from streamloader.engine.ring import Ring
@@ -33,7 +34,7 @@ class WorkerPool:
 
     Args:
         job: Job of the workers.
-        ring: Ring that the workers fill.
+        ring: Ring that the workers fill. The pool does not close it.
         processes: Whether the workers are processes. If not, there is one worker, a thread.
         on_exit: Function that is called with the process id as soon as a worker process has exited, in a separate
             thread.
@@ -56,6 +57,9 @@ class WorkerPool:
         on_exit: Callable[[int], None],
         on_slot_release: Callable[[int], None],
     ) -> None:
+        # Of all workers, also of those that replace others. First, since what is opened may get the number of a stdout
+        # that is closed.
+        self._surroundings = Surroundings() if processes else None
         self._job, self._ring, self._processes = job, ring, processes
         self._on_exit, self._on_slot_release = on_exit, on_slot_release
         self.workers: list[WorkerHandle] = []
@@ -99,8 +103,8 @@ class WorkerPool:
     def _start_worker(self, number: int) -> WorkerHandle:
         worker = WorkerHandle(number, self._job.lanes[number])
         try:
-            if self._processes:
-                worker.start_process(self._ring, self._job_fd)
+            if self._surroundings is not None:
+                worker.start_process(self._surroundings, self._ring, self._job_fd)
             else:
                 worker.start_thread(self._ring, self._job)
         except BaseException:
@@ -165,6 +169,8 @@ class WorkerPool:
                         "a stream does not return from a blocking call; its thread is abandoned "
                         "(with num_workers > 0, its process would be killed)"
                     )
+        if self._surroundings is not None:
+            self._surroundings.close()
         for fd in (self._wake_receiver, self._wake_sender, self._job_fd):
             if fd >= 0:
                 os.close(fd)

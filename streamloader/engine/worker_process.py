@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from streamloader.common.subprocesses import block_interrupts, child_environment, python_command
+from streamloader.child_processes import Surroundings, keep_off_standard_streams
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.ring import Ring
 from streamloader.engine.worker import run_in_thread
@@ -21,6 +21,7 @@ __all__ = ["WorkerHandle"]
 
 _SEND_TIMEOUT_S: Final = 30.0
 _EXIT_STATUS_TIMEOUT_S: Final = 5.0
+_STOPPED_STATES: Final = (b"T", b"t")  # proc(5)
 
 
 class WorkerHandle:
@@ -37,30 +38,27 @@ class WorkerHandle:
         pid: Process id, or None for a thread.
         kill_reason: Reason why the supervisor killed it, or empty.
         rejected: Whether it has sent an invalid message.
+        is_blameless: Whether it was killed for a reason that lies outside of it, so that no stream is to blame.
     """
 
     def __init__(self, number: int, lanes: Sequence[int]) -> None:
         self.number, self.lanes = number, tuple(lanes)
-        self.sock, self._child_sock = socket.socketpair()
+        self.sock, child_sock = socket.socketpair()
         self.sock.setblocking(False)
+        self._child_sock = socket.socket(fileno=keep_off_standard_streams(child_sock.detach()))
         self.pid: int | None = None
         self.kill_reason = ""
         self.rejected = False
+        self.is_blameless = False
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
-    def start_process(self, ring: Ring, job_fd: int) -> None:
+    def start_process(self, surroundings: Surroundings, ring: Ring, job_fd: int) -> None:
         """Start it as a child process, which inherits only the descriptors that it needs."""
         child_fd = self._child_sock.fileno()
-        arguments = (self.number, child_fd, ring.fd, job_fd, os.getpid())
-        command = python_command("streamloader.engine.worker", *arguments)
-        with block_interrupts():  # until the child ignores them itself
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=(child_fd, ring.fd, job_fd),
-                env=child_environment(),
-            )
+        fds = (child_fd, ring.fd, job_fd)
+        arguments = (self.number, *fds, os.getpid())
+        self._process = surroundings.start("streamloader.engine.worker", *arguments, pass_fds=fds)
         self.pid = self._process.pid
         self._child_sock.close()
 
@@ -90,6 +88,14 @@ class WorkerHandle:
             poll.register(self.sock, select.POLLOUT)
             if not poll.poll(max(0.0, deadline - now) * 1000):
                 raise TimeoutError
+
+    def is_stopped(self) -> bool:
+        """Return whether the process is stopped by a signal or a debugger. False where that is unknown."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                return file.read().rpartition(b")")[2].split()[0] in _STOPPED_STATES
+        except (OSError, IndexError):
+            return False
 
     def kill(self, reason: str = "") -> None:
         """Kill the process, if it is one and is alive. `reason` becomes part of the error's message."""
@@ -138,6 +144,8 @@ class WorkerHandle:
             False if it is a thread that is still alive.
         """
         remaining = max(0.0, deadline - time.monotonic())
+        if self._thread is threading.current_thread():  # the loader was collected there; the thread ends by itself
+            return True
         if self._thread is not None:
             self._thread.join(remaining)
             return not self._thread.is_alive()

@@ -6,20 +6,25 @@ import abc
 import functools
 import itertools
 import logging
+import os
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from streamloader.arguments import check_seconds
 from streamloader.common.cores import cores_per_worker
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import LaneActivity, Ring, SlotLayout
 from streamloader.engine.supervisor import OnDeath, Supervisor
 from streamloader.engine.workload import ConsumedBatch, Grant, Workload
-from streamloader.errors import ClosedError, ConfigError
+from streamloader.errors import ClosedError, IteratorBusy, LoaderTimeout, NoSampler, StreamloaderError, WrongProcess
+from streamloader.loader.accelerate_state import GradientAccumulation
 from streamloader.loader.batch import BatchSpec, SlotBatch, copy_memory
 from streamloader.loader.cuda import Pinning, make_feed
 from streamloader.loader.stats import LaneStats, LoaderStats
@@ -28,10 +33,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["SPARE_SLOTS", "Loader", "check_arguments", "split_lanes"]
+__all__ = ["SPARE_SLOTS", "Loader", "split_lanes"]
 
 _LOGGER = logging.getLogger("streamloader")
 SPARE_SLOTS = 2  # batches that the user may hold without slowing down the workers
+_DATALOADER_ATTRIBUTES: Final = ("sampler", "dataset")
 _END: Final = object()
 _NOT_READY: Final = object()
 
@@ -50,6 +56,12 @@ class Loader(abc.ABC):
         first_lane: Global number of row 0.
 
     The other arguments are those of :class:`MultiStreamer`.
+
+    Attributes:
+        num_workers: Number of worker processes.
+        end_of_dataloader: Whether the batch that was yielded last is the last one. For Accelerate: it is only found out
+            where gradients are accumulated.
+        remainder: Always -1: Accelerate knows from it that no sample was added to fill the last batch.
 
     Raises:
         ConfigError: If the device is not supported or not available.
@@ -82,15 +94,21 @@ class Loader(abc.ABC):
         self._slot_count = ahead + self._spare
         self._max_ahead = ahead if exact else self._slot_count
         Ring.check_free_memory(layout, self._slot_count)
-        self._timeout = timeout or None
+        self._timeout = check_seconds("timeout", timeout)
         self._on_worker_death: OnDeath = on_worker_death
         self._quarantine = Quarantine(first_lane)
         self._undelivered: deque[ConsumedBatch | None] = deque()  # one for each batch that was taken but not yielded
+        self._pending: tuple[SlotBatch, ConsumedBatch | None] | None = None  # was taken, and will be yielded next
+        self._taking = False  # a batch is being taken; if it stays True, it was lost to an interrupt
         self._ring: Ring | None = None
         self._supervisor: Supervisor | None = None
+        self._owner_pid = -1  # process that has started the workers
         self._closed = False
         self._iteration = 0
         self._requested = False  # whether a batch of the current iteration was requested
+        self.end_of_dataloader = False
+        self.remainder = -1
+        self._accumulation: GradientAccumulation | None = None
         self._start_time = 0.0
         self._batch_count = self._copied_count = 0
 
@@ -133,16 +151,30 @@ class Loader(abc.ABC):
         supervisor = self._start_workers()
         self._iteration += 1
         with supervisor.lock:
-            self._undelivered.clear()
+            self._taking = False
             self._prepare_iteration(supervisor)
             self._requested = False
+        self._end_accumulation()
         number = self._iteration
-        return _Iteration(functools.partial(self._next_item, number), functools.partial(self._wait_until_ready, number))
+        iteration = _Iteration(
+            functools.partial(self._next_item, number), functools.partial(self._wait_until_ready, number)
+        )
+        self._accumulation = GradientAccumulation.start(self)
+        if self._accumulation is not None:
+            weakref.finalize(iteration, self._accumulation.end).atexit = False
+        return iteration
+
+    def _end_accumulation(self) -> None:
+        accumulation, self._accumulation = self._accumulation, None
+        if accumulation is not None:
+            accumulation.end()
 
     def _start_workers(self) -> Supervisor:
         if self._closed:
             raise ClosedError("this loader is closed; create a new one")
+        self._check_process()
         if self._supervisor is None:
+            self._owner_pid = os.getpid()
             self._start_time = time.perf_counter()
             self._ring = Ring.create(self._slot_layout, self._slot_count)
             job = WorkerJob(
@@ -154,14 +186,18 @@ class Loader(abc.ABC):
                 _LOGGER.getEffectiveLevel(),
                 cores_per_worker(max(1, self.num_workers)),
             )
-            supervisor = Supervisor(
-                job,
-                self._ring,
-                self.num_workers,
-                self._quarantine,
-                max_ahead=self._max_ahead,
-                on_death=self._on_worker_death,
-            )
+            try:
+                supervisor = Supervisor(
+                    job,
+                    self._ring,
+                    self.num_workers,
+                    self._quarantine,
+                    max_ahead=self._max_ahead,
+                    on_death=self._on_worker_death,
+                )
+            except BaseException:
+                self._ring.close()
+                raise
             supervisor.start()
             try:
                 self._pinning.pin(self._ring)
@@ -171,7 +207,21 @@ class Loader(abc.ABC):
             self._supervisor = supervisor
         return self._supervisor
 
+    def _check_process(self) -> None:
+        """Check that the workers belong to this process.
+
+        Raises:
+            WrongProcess: If this is a fork of the process that has started them. Its batches are not ours to take.
+        """
+        if self._supervisor is not None and self._owner_pid != os.getpid():
+            raise WrongProcess(
+                f"the workers of this loader belong to process {self._owner_pid}, from which this one was forked. "
+                "Create a loader in this process, or iterate over it only after the fork",
+                owner_pid=self._owner_pid,
+            )
+
     def _check_current(self, iteration: int) -> Supervisor:
+        self._check_process()
         if self._closed or self._supervisor is None:
             raise ClosedError("the loader was closed during this iteration")
         if iteration != self._iteration:
@@ -185,34 +235,74 @@ class Loader(abc.ABC):
     def _next_item(self, iteration: int) -> Any:
         """Wait for the next item of an iteration and return it, or _END."""
         supervisor = self._supervisor
-        if supervisor is None or self._closed or iteration != self._iteration or not self._requested:
+        if (
+            supervisor is None
+            or self._closed
+            or iteration != self._iteration
+            or not self._requested
+            or self._owner_pid != os.getpid()
+        ):
             supervisor = self._check_current(iteration)
-        while (batch := self._pop_batch(supervisor)) is _NOT_READY:
-            supervisor.wait(self._timeout)
-            self._check_current(iteration)
-        if batch is None:
-            self._on_delivery(None)
-            return _END
-        consumed = self._undelivered.popleft()
+        if self._pending is None:
+            if self._taking:
+                raise ClosedError(
+                    "this iteration was interrupted while it took a batch, and has ended. To continue exactly after "
+                    "the last batch, call load_state_dict(state_dict()), and iterate again"
+                )
+            while (batch := self._pop_batch(supervisor)) is _NOT_READY:
+                supervisor.wait(self._timeout)
+                self._check_current(iteration)
+            if batch is None:
+                self._on_delivery(None)
+                self._taking = False
+                self._end_accumulation()
+                return _END
+            self._pending = batch, self._undelivered.popleft()
+            self._taking = False
+        if self._accumulation is not None and self._accumulation.needs_last_batch:
+            self.end_of_dataloader = self._wait_for_end(supervisor)
+        batch, consumed = self._pending  # kept until it was delivered: collate_fn may fail, or be interrupted
         item = self._collate_batch(batch)
         self._on_delivery(consumed)
+        self._pending = None
         return item
+
+    def _wait_for_end(self, supervisor: Supervisor) -> bool:
+        """Wait until it is known whether another batch follows, and return whether none does."""
+        while True:
+            with supervisor.lock:
+                if self._feed is not None and self._feed.has_next:
+                    return False
+                if supervisor.ready:
+                    return supervisor.at_end
+            try:
+                supervisor.wait(self._timeout)
+            except LoaderTimeout:
+                raise
+            except StreamloaderError:  # raised again when the next batch is requested
+                return False
 
     def _pop_batch(self, supervisor: Supervisor) -> Any:
         """Return the next batch, None at the end of the epoch, or _NOT_READY."""
         with supervisor.lock:
             if self._feed is not None:
-                return self._feed.next(supervisor) if self._feed.has_next or supervisor.ready else _NOT_READY
+                if not (self._feed.has_next or supervisor.ready):
+                    return _NOT_READY
+                self._taking = True
+                return self._feed.next(supervisor)
             if not supervisor.ready:
                 supervisor.receive()  # often, the message has arrived; a wait takes longer
                 if not supervisor.ready:
                     return _NOT_READY
+            self._taking = True
             grant = supervisor.pop()
             return None if grant is None else self._take_batch(grant)
 
     async def _wait_until_ready(self, iteration: int) -> None:
         """Wait, without blocking the event loop, until the next item is available without waiting."""
         supervisor = self._check_current(iteration)
+        if self._pending is not None:
+            return
         wait = supervisor.start_wait(self._timeout)
         try:
             while True:
@@ -245,11 +335,23 @@ class Loader(abc.ABC):
     def close(self) -> None:
         """Stop the workers. Batches that are still held stay valid. May be called repeatedly."""
         self._closed = True
-        if self._feed is not None:
-            self._feed.close()
-        self._pinning.unpin()
+        self._pending = None
+        self._end_accumulation()
+        if self._owner_pid in (-1, os.getpid()):  # in a fork, CUDA and the page-lock belong to the parent
+            if self._feed is not None:
+                self._feed.close()
+            self._pinning.unpin()
         if self._supervisor is not None:
             self._supervisor.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise an error that helps for what a DataLoader has and a loader of streams cannot have."""
+        if name in _DATALOADER_ATTRIBUTES:
+            raise NoSampler(
+                f"a {type(self).__name__} has no {name}, because its plan decides what each batch contains. To leave "
+                "out batches that were played (skip_first_batches), save state_dict(), and call load_state_dict(state)"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __enter__(self) -> Self:
         """Return the loader itself, which the context manager closes at its end."""
@@ -301,47 +403,64 @@ class Loader(abc.ABC):
 
 
 class _Iteration:
-    """One iteration: `next_item` returns its next item or _END, `wait` waits until the next item is available."""
+    """One iteration: `next_item` returns its next item or _END, `wait` waits until the next item is available.
+
+    After an error, the next request is made again: a batch that was late may have arrived, and a stream that has failed
+    raises its error again. Only the end of the epoch ends the iteration.
+    """
 
     def __init__(self, next_item: Callable[[], Any], wait: Callable[[], Awaitable[None]]) -> None:
         self._next_item, self._wait_until_ready = next_item, wait
         self._finished = False
+        self._lock = threading.RLock()  # an interrupt between its acquisition and `try` must not lock this thread out
+        self._is_awaited = False
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        if self._finished:
-            raise StopIteration
-        self._finished = True  # unless an item follows
-        item = self._next_item()
-        if item is _END:
-            raise StopIteration
-        self._finished = False
-        return item
+        if not self._lock.acquire(blocking=False):
+            raise self._make_busy_error()
+        try:
+            if self._finished:
+                raise StopIteration
+            item = _run_to_value(self._next_item)
+            if item is _END:
+                self._finished = True
+                raise StopIteration
+            return item
+        finally:
+            self._lock.release()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        if not self._finished:
-            await self._wait_until_ready()
+        if self._is_awaited:
+            raise self._make_busy_error()
+        self._is_awaited = True
         try:
+            if not self._finished:
+                await self._wait_until_ready()
             return self.__next__()
         except StopIteration:
             raise StopAsyncIteration from None
+        finally:
+            self._is_awaited = False
+
+    def _make_busy_error(self) -> IteratorBusy:
+        return IteratorBusy(
+            "another thread or task is waiting for the next batch of this iteration. Take the batches in one thread, "
+            "and pass them on through a queue, or protect the iterator with a lock"
+        )
 
 
-def check_arguments(*, num_workers: int, timeout: float | None) -> None:
-    """Validate the arguments that all loaders have.
-
-    Raises:
-        ConfigError: If an argument is out of range.
-    """
-    if num_workers < 0:
-        raise ConfigError(f"num_workers must be 0 or more, got {num_workers}")
-    if timeout is not None and timeout < 0:
-        raise ConfigError(f"timeout must be a number of seconds, or 0 or None for no limit, got {timeout}")
+def _run_to_value(next_item: Callable[[], Any]) -> Any:
+    """Return the next item. A StopIteration that user code raises is an error, as in generators (PEP 479)."""
+    try:
+        return next_item()
+    except (StopIteration, StopAsyncIteration) as error:
+        raise RuntimeError(f"collate_fn raised {type(error).__name__}, which would end the iteration") from error
 
 
 def split_lanes(lanes: int, workers: int) -> list[range]:

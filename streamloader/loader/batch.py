@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,6 +97,10 @@ class BatchSpec:
 
         return torch.from_numpy
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the function of torch."""
+        return {name: value for name, value in self.__dict__.items() if name != "make_tensor"}
+
 
 _DEFAULT_LAYOUT = "BTCHW"
 
@@ -116,10 +120,19 @@ def _axis_order(layout: str | None, axes: str | None, ndim: int) -> tuple[tuple[
     return None, False
 
 
-class SlotBatch(abc.ABC):
-    """Base of the batches: the arrays of one slot as tensors, created on access."""
+class SlotBatch(Mapping[str, "torch.Tensor"], abc.ABC):
+    """Base of the batches: the arrays of one slot as tensors by name, created on access.
+
+    Trainers and collation functions treat a batch as the mapping that it is. Those that rebuild a mapping by calling
+    its type with other values get a dict of these. A pickled batch contains a copy of its memory. ``len(batch)`` is
+    the number of lanes, and batches are compared by identity, as tensors cannot be compared by ``==``.
+    """
 
     __slots__ = ("__weakref__", "_memory", "_spec", "_tensors")
+
+    def __new__(cls, spec: BatchSpec | Mapping[str, Any], *_: Any) -> Any:
+        """Return a new batch, or a dict if the argument is a mapping, whose values may have any shape."""
+        return object.__new__(cls) if isinstance(spec, BatchSpec) else dict(spec)
 
     def __init__(self, spec: BatchSpec, memory: Any) -> None:
         self._spec = spec
@@ -127,8 +140,13 @@ class SlotBatch(abc.ABC):
         self._tensors: dict[str, torch.Tensor] = {}
 
     @abc.abstractmethod
+    def _other_arguments(self) -> tuple[Any, ...]:
+        """Return the arguments of the constructor behind spec and memory."""
+
     def _with_memory(self, memory: Any) -> Self:
         """Return the same batch over other memory."""
+        batch: Self = type(self)(self._spec, memory, *self._other_arguments())
+        return batch
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the tensor of an array."""
@@ -163,9 +181,22 @@ class SlotBatch(abc.ABC):
         """Iterate over the names of the arrays."""
         return iter(self._spec.arrays)
 
-    def keys(self) -> tuple[str, ...]:
+    @override
+    def keys(self) -> tuple[str, ...]:  # type: ignore[override]
         """Return the names of the arrays."""
         return tuple(self._spec.arrays)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle a copy of the memory, which does not belong to the ring of the loader any more."""
+        memory = self._memory
+        return type(self), (
+            self._spec,
+            memory if hasattr(memory, "clone") else copy_memory(memory),
+            *self._other_arguments(),
+        )
 
     def __contains__(self, name: object) -> bool:
         """Whether the batch has an array of this name."""
@@ -240,8 +271,8 @@ class Batch(SlotBatch):
         self.index = index
 
     @override
-    def _with_memory(self, memory: Any) -> Self:
-        return type(self)(self._spec, memory, self.epoch, self.index)
+    def _other_arguments(self) -> tuple[int, int]:
+        return self.epoch, self.index
 
     @property
     def reset(self) -> torch.Tensor:

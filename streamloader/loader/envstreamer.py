@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
+from streamloader.arguments import check_integer
 from streamloader.distributed import resolve_rank
 from streamloader.engine.ring import SlotLayout
 from streamloader.engine.vector_env import EnvWorkload
 from streamloader.engine.workload import ConsumedBatch, EpochPosition
 from streamloader.errors import ConfigError
-from streamloader.loader.base import SPARE_SLOTS, Loader, check_arguments, split_lanes
+from streamloader.loader.base import SPARE_SLOTS, Loader, split_lanes
 from streamloader.loader.batch import BatchSpec, SlotBatch
 from streamloader.values import Field
 
 if TYPE_CHECKING:
-    from typing import Self
-
     import torch
 
     from streamloader.engine.supervisor import Supervisor
@@ -50,8 +49,8 @@ class EnvBatch(SlotBatch):
         self.index, self.infos = index, infos
 
     @override
-    def _with_memory(self, memory: Any) -> Self:
-        return type(self)(self._spec, memory, self.index, self.infos)
+    def _other_arguments(self) -> tuple[int, list[Any]]:
+        return self.index, self.infos
 
     def __repr__(self) -> str:
         """Return the index, and the shapes of the arrays."""
@@ -113,11 +112,8 @@ class EnvStreamer(Loader):
         world_size: int | None = None,
     ) -> None:
         rank, world_size = resolve_rank(rank, world_size)
-        check_arguments(num_workers=num_workers, timeout=timeout)
-        if batchsize < 1:
-            raise ConfigError(f"batchsize must be 1 or more, got {batchsize}")
-        if max_q_size < 1:
-            raise ConfigError(f"max_q_size must be 1 or more, got {max_q_size}")
+        num_workers, seed = check_integer("num_workers", num_workers, 0), check_integer("seed", seed)
+        batchsize, max_q_size = check_integer("batchsize", batchsize, 1), check_integer("max_q_size", max_q_size, 1)
         self.batch_size = batchsize
         self._collate_fn = collate_fn
         self._prepared = False

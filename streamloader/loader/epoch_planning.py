@@ -223,9 +223,13 @@ class _EpochCounter:
         steps_of_list = self._steps_before[end] - self._steps_before[first]
         read = rounds * steps_of_list + self._steps_before[complete] - self._steps_before[first] + partial
         delivered = np.where(borrowed, 0, np.minimum(read, steps_of_list))
+        own_first, own_end = (self._lanes.bounds[self._lanes.lists + offset] for offset in (0, 1))
+        has_read_own = borrowed & bool(batches)  # streams without steps, before those of another lane
         opened = np.clip(np.searchsorted(self._units_before[:-1], target, side="left"), first, end)
         sizes = [
-            rounds * (before[end] - before[first]) + before[opened] - before[first] - unread
+            rounds * (before[end] - before[first])
+            + np.where(has_read_own, before[own_end] - before[own_first], 0)
+            + (before[opened] - before[first] - unread)
             for before, unread in zip(self._sizes_before, self._count_unread(complete, partial), strict=True)
         ]
         return _LaneCounts(delivered, batches * self._window - read, read - delivered, *sizes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import anyio.from_thread
 from typing_extensions import override
 
+from streamloader.arguments import check_integer, check_seconds
 from streamloader.common.cores import threads_per_lane
 from streamloader.distributed import resolve_rank
 from streamloader.engine.lane import StreamWorkload
@@ -18,7 +19,7 @@ from streamloader.engine.ring import Ring, SlotLayout
 from streamloader.engine.supervisor import OnDeath
 from streamloader.engine.workload import ConsumedBatch, EpochPosition
 from streamloader.errors import ConfigError, LengthUnknown, RingTooLarge
-from streamloader.loader.base import SPARE_SLOTS, Loader, check_arguments, split_lanes
+from streamloader.loader.base import SPARE_SLOTS, Loader, split_lanes
 from streamloader.loader.batch import Batch, BatchSpec
 from streamloader.loader.envstreamer import Dims, EnvStreamer
 from streamloader.loader.state import LoaderIdentity, make_state, read_state
@@ -109,13 +110,18 @@ class MultiStreamer(Loader):
         on_worker_death: OnDeath = "restart",
     ) -> None:
         rank, world_size = resolve_rank(rank, world_size)
-        check_arguments(num_workers=num_workers, timeout=timeout)
+        batch_size, window, seed = (
+            check_integer(name, value)
+            for name, value in (("batch_size", batch_size), ("window", window), ("seed", seed))
+        )
+        num_workers = check_integer("num_workers", num_workers, 0)
+        check_seconds("timeout", timeout)  # before the dataset is indexed
+        if prefetch_factor is not None:
+            prefetch_factor = check_integer("prefetch_factor", prefetch_factor, 1)
         if on_error not in ("raise", "skip"):
             raise ConfigError(f'on_error must be "raise" or "skip", got {on_error!r}')
         if on_worker_death not in get_args(OnDeath):
             raise ConfigError(f"on_worker_death must be one of {get_args(OnDeath)}, got {on_worker_death!r}")
-        if prefetch_factor is not None and prefetch_factor < 1:
-            raise ConfigError(f"prefetch_factor must be 1 or more, got {prefetch_factor}")
         self.dataset, self.batch_size, self.window = dataset, batch_size, window
         table = _index_dataset(dataset, in_processes=num_workers > 0, skip=on_error == "skip")
         self.streams: Sequence[StreamInfo] = table
@@ -217,8 +223,7 @@ class MultiStreamer(Loader):
         """
         from streamloader.loader.epoch_planning import report_plan
 
-        if epoch < 0:
-            raise ConfigError(f"epoch must be 0 or more, got {epoch}")
+        epoch = check_integer("epoch", epoch, 0)
         table, ahead = self._identity.table, self._slot_count - self._spare
         sources = self.dataset.source_sizes(table)
         return report_plan(
@@ -234,10 +239,10 @@ class MultiStreamer(Loader):
         Args:
             epoch: Number of the epoch, 0 or more.
         """
-        if epoch < 0:
-            raise ConfigError(f"epoch must be 0 or more, got {epoch}")
+        epoch = check_integer("epoch", epoch, 0)
         if epoch != self._next_position.epoch:
             self._next_position = EpochPosition(epoch, 0)
+        self._current_position = self._last_consumed = None  # a state that is saved now is that of this epoch
 
     @property
     def batch_sampler(self) -> _BatchSampler:
@@ -253,7 +258,8 @@ class MultiStreamer(Loader):
         """Return the position after the last batch that was yielded, independent of batches that workers have prepared.
 
         After the last batch of an epoch, the position is the end of that epoch. Once the iteration has ended, it is the
-        start of the next epoch. The state is a dict of plain JSON values. Its size is proportional to the number of
+        start of the next epoch, and after :meth:`set_epoch` that of the epoch that was set, until another batch is
+        yielded. The state is a dict of plain JSON values. Its size is proportional to the number of
         lanes of this rank, which it contains under their global numbers.
         """
         if self._last_consumed is not None:
@@ -281,6 +287,7 @@ class MultiStreamer(Loader):
         """
         position, quarantined = read_state(state, self._identity)
         self._iteration += 1  # ends the current iteration
+        self._pending = None
         self._quarantine.replace(quarantined)
         self._next_position, self._current_position, self._last_consumed = position, None, None
 
@@ -291,6 +298,8 @@ class MultiStreamer(Loader):
 
     @override
     def _prepare_iteration(self, supervisor: Supervisor) -> None:
+        self._undelivered.clear()
+        self._pending = None
         if self._feed is not None:
             self._feed.discard_next()
         if self._prepared_position is not self._next_position:  # otherwise its first batch is in preparation
@@ -377,6 +386,17 @@ def plan_dataset(
     """
     from streamloader.loader.epoch_planning import report_plan
 
+    batch_size, window, seed, world_size = (
+        check_integer(name, value)
+        for name, value in (
+            ("batch_size", batch_size),
+            ("window", window),
+            ("seed", seed),
+            ("world_size", world_size),
+        )
+    )
+    if prefetch_factor is not None:
+        prefetch_factor = check_integer("prefetch_factor", prefetch_factor, 1)
     table = _index_dataset(dataset, in_processes=True, skip=False)
     plan = make_plan(
         table.lengths,

@@ -31,8 +31,13 @@ _MAX_COUNT: Final = 1 << 48  # of epochs, batches and steps; the engine computes
 _MAX_SHOWN_CHARACTERS: Final = 80  # of one value
 _MAX_SHOWN_DIFFERENCES: Final = 12  # as many as a fingerprint has entries
 _LANE_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
-_PLAN_RULES: Final = 1  # to be increased whenever equal arguments give another order of steps
+_PLAN_RULES: Final = 2  # to be increased whenever equal arguments give another order of steps
 _KEYS: Final = ("version", "fingerprint", "on_error", "epoch", "batch", "lanes", "quarantined")
+
+
+def _as_json_value(value: Any) -> Any:
+    """Return a setting that JSON lacks so that equal settings stay equal: a number of NumPy as one of Python's."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class LoaderIdentity:
     ) -> LoaderIdentity:
         """Return the identity of a loader of `dataset`."""
         fields = {name: [str(field.dtype), list(field.shape)] for name, field in dataset.fields.items()}
-        settings = json.dumps([fields, dict(dataset.settings)], sort_keys=True, default=str)
+        settings = json.dumps([fields, dict(dataset.settings)], sort_keys=True, default=_as_json_value)
         fingerprint = {
             "dataset": type(dataset).__name__,
             "streams": len(table),
@@ -227,14 +232,17 @@ def _infer_lanes(
 
 def _next_step(identity: LoaderIdentity, epoch: int, lane: int, cursor: Cursor) -> tuple[int, int]:
     """Return the position and step that a lane reads next, after skipping finished and empty streams."""
-    position, step, _ = cursor
-    lengths = identity.table.lengths[identity.plan.lane(epoch, lane).ordinals]
+    position, step, ended = cursor
+    lane_list = identity.plan.lane(epoch, lane)
+    skipped = len(lane_list.ordinals) if lane_list.repeats_substitute(ended) else 0
+    lengths = identity.table.lengths[lane_list.substitute if skipped else lane_list.ordinals]
+    position = max(position, skipped) - skipped
     end = len(lengths)
     if identity.plan.tail == "cycle" and end:
         end *= position // end + 2
     while position < end and step >= lengths[position % len(lengths)]:
         position, step = position + 1, 0
-    return position, step
+    return skipped + position, step
 
 
 # --- validation -------------------------------------------------------------------------------------------------------

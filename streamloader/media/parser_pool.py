@@ -24,8 +24,8 @@ from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from streamloader.child_processes import Surroundings, keep_off_standard_streams, module_search_path
 from streamloader.common.printable import make_printable
-from streamloader.common.subprocesses import block_interrupts, child_environment, module_search_path, python_command
 from streamloader.common.worker_messages import parse_json
 from streamloader.errors import (
     ClosedError,
@@ -269,18 +269,18 @@ class _ParserProcess:
         self._kill_reason = ""
         self._logged = 0
         self._last_progress_at = 0.0
-        self._sock, child_end = socket.socketpair()
-        with contextlib.ExitStack() as on_error, child_end, block_interrupts():  # until the child ignores them itself
+        self._sock, inherited = socket.socketpair()
+        child_end = socket.socket(fileno=keep_off_standard_streams(inherited.detach()))
+        with contextlib.ExitStack() as on_error, child_end, Surroundings() as surroundings:
             on_error.callback(self._sock.close)
             arguments = [
                 str(value) for value in (child_end.fileno(), os.getpid(), memory_bytes or 0, _log.getEffectiveLevel())
             ]
-            self._process = subprocess.Popen(
-                python_command("streamloader.media.parser_process", *arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+            self._process = surroundings.start(
+                "streamloader.media.parser_process",
+                *arguments,
                 pass_fds=(child_end.fileno(),),
-                env=child_environment(),
+                stdout=subprocess.DEVNULL,
             )
             on_error.pop_all()
         self._reader = threading.Thread(target=self._read_replies, name="streamloader-parser", daemon=True)

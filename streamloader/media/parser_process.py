@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from streamloader.common.subprocesses import LogForwarder, exit_process, exit_with_parent, ignore_interrupts
+from streamloader.common.subprocesses import LogForwarder, exit_process, exit_with_parent, shield_from_signals
 from streamloader.errors import MediaLimitExceeded, to_wire
 from streamloader.media.parser_pool import CALL_HEADER, PROGRESS_INTERVAL_S, REPLY_HEADER
 from streamloader.media.progress import PROGRESS
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         argv: File descriptor of the socket, process id of the parent, maximum size of the private memory in bytes (0
             for no limit), and the level of log records that are sent.
     """
-    ignore_interrupts()
+    shield_from_signals()
     sock = socket.socket(fileno=int(argv[0]))
     exit_with_parent(int(argv[1]), sock)
     replies = _Replies(sock)

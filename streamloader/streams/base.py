@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def stream_rng(seed: int, epoch: int, ordinal: int) -> np.random.Generator:
     the plan, so streams share no state.
     """
     mask = (1 << 64) - 1
+    seed, epoch, ordinal = operator.index(seed), operator.index(epoch), operator.index(ordinal)
     return np.random.Generator(
         np.random.Philox(key=np.array([seed & mask, ((epoch << 40) ^ ordinal) & mask], np.uint64))
     )

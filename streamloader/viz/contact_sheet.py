@@ -92,7 +92,7 @@ def contact_sheet(
 
 def _join_batches(batches: Iterable[Batch | Mapping[str, Array]], field: str) -> tuple[Array, dict[str, Array]]:
     """Concatenate batches along time. Return the frames as (B, T, H, W, 3), and the marks by name."""
-    parts = [batch if isinstance(batch, Mapping) else batch.numpy() for batch in batches]
+    parts: list[Mapping[str, Array]] = [getattr(batch, "numpy", lambda batch=batch: batch)() for batch in batches]
     if not parts:
         raise ConfigError("a contact sheet needs at least one batch")
     if field not in parts[0]:

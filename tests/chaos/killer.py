@@ -20,7 +20,7 @@ from streamloader.engine.supervisor import Supervisor
 DEADLINE_S = 60.0
 AIM_TIMEOUT_S, KILL_TIMEOUT_S = 0.4, 2.0  # wait for the chosen moment, then for any allowed one
 MAX_KILLS_WITHOUT_PROGRESS = 3  # of one worker
-SIGNALS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGSEGV", "SIGABRT", "SIGBUS")
+SIGNALS = ("SIGKILL", "SIGKILL", "SIGKILL", "SIGILL", "SIGSEGV", "SIGABRT", "SIGBUS")
 
 IMPORTING, READING, IDLE, RESTARTING, SHUTDOWN = "importing", "decoding", "idle", "restarting", "during shutdown"
 WHENEVER = "whenever"

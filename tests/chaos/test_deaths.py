@@ -29,7 +29,7 @@ from chaos.data import (
 )
 from chaos.killer import IDLE, IMPORTING, RESTARTING, Kill, Killer
 from clocks import count_only_stalls
-from engine_data import assert_same_batches, copies
+from engine_data import assert_fails_again, assert_same_batches, copies
 from polling import is_running
 from resume_data import arrays, plain, take
 from tiers import fast_first, only_fast
@@ -194,7 +194,7 @@ def test_a_death_is_one_error_where_nothing_is_to_be_restarted(tmp_path):
         _, second = loader._supervisor.pids
         with pytest.raises(sl.WorkerDied, match="killed by SIGABRT") as caught:
             got.extend(arrays(batch) for batch in iterator)
-        assert next(iterator, "over") == "over"
+        assert_fails_again(iterator, caught.value)
     details = caught.value.details
     assert (details["pid"], details["signal"], details["lanes"]) == (second, signal.SIGABRT, [2, 3])
 
@@ -358,6 +358,16 @@ def test_a_worker_that_stands_still_once_is_replaced_at_the_deadline(tmp_path, m
         count_only_stalls(monkeypatch, lambda: get_stall(loader, fuse))
         assert_same_batches(played(loader), undisturbed())
         assert loader.stats().restarts == 1
+        assert loader.quarantined == ()
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_no_stream_is_to_blame_for_workers_that_are_stopped(on_error, tmp_path, monkeypatch):
+    fuse = Fuse(0, "1", 7, DECODING, "stops", log=str(tmp_path / "log"))  # every time, as an impatient user might
+    with loader_of([fuse], 2, timeout=0.5, on_error=on_error) as loader:
+        count_only_stalls(monkeypatch, lambda: get_stall(loader, fuse))
+        with pytest.raises(sl.WorkerDied, match="stopped by a signal until the deadline.* died 5 times before"):
+            played(loader)
         assert loader.quarantined == ()
 
 

@@ -113,10 +113,16 @@ def test_the_table_of_all_lanes_has_the_lists_of_each(lengths, lanes, seed, epoc
     read, borrowed = table.assign_lists(tail)
     for lane in range(lanes):
         expected = plan.lane(epoch, lane)
-        assert table.ordinals[table.bounds[read[lane]] : table.bounds[read[lane] + 1]].tolist() == (
-            expected.ordinals.tolist()
+        repeats_substitute = (
+            None not in lengths
+            and any(lengths)
+            and not any(lengths[ordinal] for ordinal in expected.ordinals)
+            and expected.substitute.size > 0
         )
-        assert borrowed[lane] == expected.borrowed
+        assert table.ordinals[table.bounds[read[lane]] : table.bounds[read[lane] + 1]].tolist() == (
+            (expected.substitute if repeats_substitute else expected.ordinals).tolist()
+        )
+        assert borrowed[lane] == (expected.borrowed or repeats_substitute)
 
 
 @given(LENGTHS, st.integers(1, 12), st.integers(1, 9), SEEDS, EPOCHS, st.sampled_from(["pad", "drop", "cycle"]))
@@ -206,6 +212,9 @@ def test_cycling_lanes_without_streams_borrow_those_of_another(lengths, lanes, s
             assert lane.ordinals.size
         else:
             assert lane.ordinals.size or not lengths
+        if any(lengths):  # then each lane has something to repeat
+            has_steps = any(lengths[ordinal] for ordinal in lane.ordinals)
+            assert has_steps or any(lengths[ordinal] for ordinal in lane.substitute)
 
 
 @pytest.mark.parametrize("tail", ["pad", "drop"])
@@ -265,11 +274,14 @@ def cells(plan, lane, lengths, epoch):
     """Every step that a lane plays, in order, as (position, step, repeat); endless for cycles."""
     listed = plan.lane(epoch, lane)
     order = listed.ordinals.tolist()
+    first, is_repeat = 0, listed.borrowed
+    if listed.substitute.size and not any(lengths[ordinal] for ordinal in order):
+        first, order, is_repeat = len(order), listed.substitute.tolist(), True
     rounds = itertools.count() if plan.tail == "cycle" and any(lengths[ordinal] for ordinal in order) else range(1)
     for played in rounds:
         for index, ordinal in enumerate(order):
             for step in range(lengths[ordinal]):
-                yield played * len(order) + index, step, bool(played) or listed.borrowed
+                yield first + played * len(order) + index, step, bool(played) or is_repeat
 
 
 def windows(plan, lane, lengths, epoch):
@@ -305,7 +317,7 @@ def test_a_lane_is_placed_where_its_first_step_of_the_batch_is(
         played = list(itertools.islice(windows(plan, lane, lengths, epoch), count))
         own = sum(any(not repeat for _, _, repeat in cells) for cells in played)
         for batch in range(count - 12):
-            position, step = played[batch][0][:2] if batch < len(played) else (len(plan.lane(epoch, lane).ordinals), 0)
+            position, step = played[batch][0][:2] if batch < len(played) else (len(plan.lane(epoch, lane).order), 0)
             expected = (position, step, own if batch >= own else -1)
             assert plan.cursor_at(epoch, lane, batch, given_lengths) == expected
 

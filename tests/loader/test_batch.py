@@ -2,11 +2,18 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
+import pickle
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import torch
+from accelerate.utils.operations import find_batch_size, recursively_apply
+from batch_files import sum_of_batch
 from engine_data import Numbered, copies, model_epoch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch.utils.data import default_collate, default_convert
 
 import streamloader as sl
 
@@ -148,6 +155,78 @@ def test_a_clone_has_memory_of_its_own():
         assert clone[name].data_ptr() != batch[name].data_ptr()
     batch["x"].fill_(5)
     assert not torch.equal(clone["x"], batch["x"])
+
+
+def test_a_batch_is_a_mapping():
+    batch = first_batch()
+    assert isinstance(batch, Mapping)
+    assert dict(batch).keys() == set(batch)
+    assert [name for name, _ in batch.items()] == list(batch)
+    assert all(value is batch[name] for name, value in zip(batch, batch.values(), strict=True))
+    assert batch.get("nothing") is None
+    assert batch.get("x") is batch["x"]
+    other = first_batch()
+    assert batch == batch  # noqa: PLR0124 - by identity
+    assert batch != other
+    assert len({batch, other}) == 2
+
+
+def test_collation_helpers_rebuild_a_batch_as_a_dict():
+    batch = first_batch()
+    for helper in (default_convert, lambda given: apply_to_collection(given, torch.Tensor, torch.clone)):
+        converted = helper(batch)
+        assert type(converted) is dict
+        assert all(torch.equal(converted[name], batch[name]) for name in batch)
+    stacked = default_collate([batch, batch])
+    assert stacked["image"].shape == (2, *batch["image"].shape)
+    assert recursively_apply(torch.neg, batch["x"]).shape == batch["x"].shape
+    assert recursively_apply(torch.clone, batch).keys() == set(batch)
+    assert find_batch_size(batch) == 2
+
+
+@pytest.mark.parametrize("send", [lambda batch: pickle.loads(pickle.dumps(batch)), copy.copy, copy.deepcopy])
+def test_a_pickled_batch_is_a_copy(send):
+    with sl.MultiStreamer(PICTURES, 2, 6, shuffle=False, timeout=60.0) as loader:
+        batch = next(iter(loader))
+        received = send(batch)
+        assert type(received) is sl.Batch
+        assert (received.epoch, received.index, repr(received)) == (0, 0, repr(batch))
+        for name in batch:
+            assert torch.equal(received[name], batch[name])
+            assert received[name].stride() == batch[name].stride()
+        batch["x"].fill_(5)
+        assert not torch.equal(received["x"], batch["x"])
+        del batch
+        loader._supervisor.reclaim_slots()
+        assert loader.stats().leased == 0
+
+
+def test_a_batch_of_an_env_is_pickled_with_its_infos():
+    def make_env():
+        def env(arrays):
+            arrays["data"][:] = 3
+            return {"level": 2}
+
+        return env
+
+    with sl.MultiStreamer.from_env(make_env, (2,), 2, timeout=60.0) as loader:
+        batch = pickle.loads(pickle.dumps(next(iter(loader))))
+    assert (batch.index, batch.infos, batch.data.tolist()) == (0, [{"level": 2}], [[3, 3]] * 2)
+
+
+def test_a_batch_goes_through_a_queue_to_another_process():
+    batch = first_batch()
+    context = multiprocessing.get_context("spawn")
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=sum_of_batch, args=(child_end,))
+    process.start()
+    parent_end.send(batch)
+    assert parent_end.poll(60)
+    assert parent_end.recv() == int(batch["image"].sum())
+    process.join(60)
+    for end in (parent_end, child_end):
+        end.close()
+    process.close()
 
 
 def test_a_clone_does_not_hold_a_slot():

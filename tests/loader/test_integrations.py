@@ -73,6 +73,24 @@ def test_accelerate_goes_on_behind_every_checkpoint(tmp_path):
         assert ast.literal_eval((tmp_path / f"{done:03}.losses").read_text()) == losses[done:]
 
 
+def test_accelerate_accumulates_gradients_as_with_a_dataloader(tmp_path):
+    program("accumulation_program", tmp_path / "seen.json", scratch=tmp_path)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    wanted, wanted_unknown = (
+        [index % 3 == 2 or index == batches - 1 for index in range(batches)] * 2
+        for batches in (len(expected(1)), len(expected(1, [None] * 6)))
+    )
+    assert wanted.count(True) > 2 * (len(expected(1)) // 3)  # the last batch of an epoch counts
+    assert seen["DataLoader"] == wanted
+    assert seen["known"] == wanted
+    assert seen["unknown"] == wanted_unknown
+    assert seen["worker"] == wanted
+    assert seen["with validation"] == wanted
+    assert seen["after a break"] == [False, *wanted]
+    assert seen["failed"] == [False, True]
+    assert seen["skip_first_batches"] == "NoSampler"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["lightning", "accelerate"])
 def test_a_training_on_two_ranks_goes_on_with_three(trainer, tmp_path):

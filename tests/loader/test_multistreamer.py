@@ -69,9 +69,9 @@ def test_an_iteration_that_was_broken_off_is_over():
         old = iter(loader)
         next(old)
         new = iter(loader)
-        with pytest.raises(sl.ClosedError, match="another iteration of this loader was started"):
-            next(old)
-        assert next(old, None) is None
+        for _ in range(2):
+            with pytest.raises(sl.ClosedError, match="another iteration of this loader was started"):
+                next(old)
         assert_same_batches([arrays(batch) for batch in new], expected(1))
 
 
@@ -265,9 +265,9 @@ def test_an_error_of_collate_fn_comes_out_as_it_is():
     with loader_of(collate_fn=collate) as loader:
         iterator = iter(loader)
         assert next(iterator) == 0
-        with pytest.raises(LookupError, match="no such thing"):
-            next(iterator)
-        assert next(iterator, None) is None
+        for _ in range(2):  # the batch is not lost
+            with pytest.raises(LookupError, match="no such thing"):
+                next(iterator)
         assert list(loader) == list(range(len(loader)))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from clocks import count_only_stalls, stall_at
-from engine_data import Numbered, assert_same_batches, copies, model_epoch
+from engine_data import Numbered, assert_fails_again, assert_same_batches, copies, model_epoch
 from tiers import only_fast
 
 import streamloader as sl
@@ -32,13 +32,13 @@ def arrays(batch):
 
 
 def play_until_error(loader):
-    """Return the batches of an iteration, and the error that ends it, if any. Check that nothing follows."""
+    """Return the batches of an iteration, and the error that ends it, if any. Check that it is raised again."""
     got, iterator = [], iter(loader)
     try:
         for batch in iterator:
             got.append(arrays(batch))  # noqa: PERF401 - those before the error are wanted
     except sl.StreamloaderError as error:
-        assert next(iterator, None) is None
+        assert_fails_again(iterator, error)
         return got, error
     return got, None
 

@@ -9,6 +9,7 @@ import pytest
 from engine_data import Numbered, assert_same_batches, copies, fingerprint, model_epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resume_data import Seekable
 from tiers import only_fast
 
 import streamloader as sl
@@ -291,3 +292,48 @@ def test_a_real_video_on_any_number_of_workers(clips):
             assert batches[0]["data"].std() > 10
             sums.add(fingerprint(batches))
     assert len(sums) == 1
+
+
+# --- lanes without a step of their own --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switch", ["pack", "align"])
+@pytest.mark.parametrize(
+    ("lengths", "declared", "lanes"),
+    [
+        ([9, 0], None, 2),  # the second lane has an empty stream
+        ([9, 4, 0, 0, 0], None, 3),
+        ([9, 4, 0], None, 5),  # and others have none
+        ([0, 9], [None, None], 2),  # the lengths show only while the streams are read
+        ([0, 9, 0, 5], [None] * 4, 2),
+        ([9, 0, 5], [9, 7, 5], 3),  # a stream is shorter than declared
+    ],
+)
+def test_a_cycling_lane_whose_streams_are_all_empty_repeats_another_lane(lengths, declared, lanes, switch):
+    options = {"shuffle": False, "switch": switch, "tail": "cycle"}
+    expected = model_epoch(lengths, declared or lengths, 0, lanes=lanes, window=4, **options)
+    assert all(batch["valid"].any(1).all() for batch in expected)  # no lane is padding
+    assert any(batch["repeat"][lane].all() for batch in expected[:1] for lane in range(lanes))
+    dataset = Seekable(lengths, declared)
+    for num_workers in (0, 2):
+        with sl.MultiStreamer(dataset, lanes, 4, num_workers=num_workers, timeout=60.0, **options) as loader:
+            iterator, states, got = iter(loader), [], []
+            for batch in iterator:
+                got.append({name: array.copy() for name, array in batch.numpy().items()})
+                states.append(loader.state_dict())
+            assert_same_batches(got, expected)
+            for number, state in enumerate(states[:-1]):
+                loader.load_state_dict(state)
+                assert_same_batches(copies(loader), expected[number + 1 :])
+
+
+def test_a_cycling_lane_whose_streams_all_fail_repeats_another_lane():
+    def at_step(stream, _):
+        if stream == 1:
+            raise LookupError("broken")
+
+    options = {"shuffle": False, "tail": "cycle", "on_error": "skip", "timeout": 60.0}
+    with sl.MultiStreamer(Numbered([9, 5], at_step=at_step), 2, 3, **options) as loader:
+        streams = [batch.stream.tolist() for batch in loader]
+        assert {entry.key for entry in loader.quarantined} == {"s1"}
+    assert streams == [[[0] * 3, [0] * 3]] * 3

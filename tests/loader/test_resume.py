@@ -747,7 +747,7 @@ GARBAGE = {
     "of no version": (lambda: changed(version="x"), "version 'x', expected 1"),
     "of other rules": (
         lambda: changed(fingerprint=saved_after(2)["fingerprint"] | {"rules": 0}),
-        "rules of the plan.*: 0, here 1",
+        "rules of the plan.*: 0, here 2",
     ),
     "a fingerprint of something else": (lambda: changed(fingerprint={}), "the kind of dataset: None"),
     "no fingerprint": (lambda: changed(fingerprint=None), "damaged"),

@@ -30,8 +30,10 @@ def model(plan, epoch, lengths):
     for lane in range(plan.lanes):
         listed = plan.lane(epoch, lane)
         first, again = [], []
-        for cells, repeat in ((first, False), (again, True)):
-            for stream in listed.ordinals.tolist():
+        order = listed.ordinals.tolist()
+        repeated = order if any(lengths[stream] for stream in order) else listed.substitute.tolist()
+        for cells, repeat, streams in ((first, False, order), (again, True, repeated)):
+            for stream in streams:
                 cells.extend((stream, step, repeat) for step in range(lengths[stream]))
                 if plan.switch == "align":
                     cells.extend([None] * (-len(cells) % plan.window))

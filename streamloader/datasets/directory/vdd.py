@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from streamloader.child_processes import Surroundings
 from streamloader.common.guarded_files import open_regular_file
 from streamloader.common.printable import make_printable
-from streamloader.common.subprocesses import block_interrupts, child_environment, python_command
 from streamloader.common.worker_messages import check_flag, integer, parse_json, text
 from streamloader.config import Limits
 from streamloader.containers.pack.build import create_pack
@@ -159,13 +159,13 @@ class _VddReader:
             expanded = max(limits.expansion_bytes, int(limits.expansion_ratio * size))
             self._max_bytes = min(expanded, self._memory_bytes)
             arguments = (os.getpid(), self._memory_bytes, self._cpu_s, self._max_bytes)
-            with block_interrupts():  # until the child ignores them itself
-                self._process = subprocess.Popen(
-                    python_command("streamloader.datasets.directory.vdd_process", *arguments),
+            with Surroundings() as surroundings:
+                self._process = surroundings.start(
+                    "streamloader.datasets.directory.vdd_process",
+                    *arguments,
                     stdin=fd,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    env=child_environment(),
                 )
         finally:
             os.close(fd)

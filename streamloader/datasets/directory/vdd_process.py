@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Final
 from typing_extensions import override
 
 from streamloader.common.printable import make_printable
-from streamloader.common.subprocesses import exit_process, exit_with_parent, ignore_interrupts
+from streamloader.common.subprocesses import exit_process, exit_with_parent, shield_from_signals
 from streamloader.datasets.directory.filenames import describe_bad_filename
 
 __all__ = ["DOCUMENT_HEADER", "MAX_DOCUMENT_BYTES", "MEMBER_HEADER", "NAME_ENCODING", "main", "read_members"]
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
             decompressed pickle, and of all members together, in bytes.
     """
     parent_pid, memory_bytes, cpu_s, max_bytes = map(int, argv)
-    ignore_interrupts()
+    shield_from_signals()
     exit_with_parent(parent_pid)
     with (
         open(0, "rb", buffering=0, closefd=False) as file,

@@ -14,6 +14,7 @@ import zlib
 import pytest
 
 import streamloader as sl
+from streamloader.child_processes import Surroundings
 from streamloader.containers.pack.mapped import MappedPack
 from streamloader.datasets.directory import vdd, vdd_process
 
@@ -320,19 +321,19 @@ TWO = {"members": 2, "bytes": 3}
     ],
 )
 def test_answers_of_a_process_that_was_taken_over(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(vdd, "python_command", lambda *arguments: command)
+    monkeypatch.setattr(Surroundings, "command", lambda *arguments: command)
     refuse(tmp_path / "x.vdd", b"", "was not converted")
 
 
 def test_an_honest_answer_of_such_a_process_is_taken(tmp_path, monkeypatch):
     command = send(TWO, member(b"a", b"1") + member(b"b", b"22"))
-    monkeypatch.setattr(vdd, "python_command", lambda *arguments: command)
+    monkeypatch.setattr(Surroundings, "command", lambda *arguments: command)
     assert convert(tmp_path / "x.vdd", b"") == {"a": b"1", "b": b"22"}
 
 
 def test_escape_sequences_in_an_answer_are_shown_as_text(tmp_path, monkeypatch):
     command = send({"problem": "a\x1b[31m\nb", "is_limit": False})
-    monkeypatch.setattr(vdd, "python_command", lambda *arguments: command)
+    monkeypatch.setattr(Surroundings, "command", lambda *arguments: command)
     refuse(tmp_path / "x.vdd", b"", r"a\\x1b\[31m\\nb")
 
 

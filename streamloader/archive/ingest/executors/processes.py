@@ -25,7 +25,7 @@ from streamloader.archive.ingest.executors.messages import JsonMessageDecoder, W
 from streamloader.archive.ingest.executors.unit_protocol import UnitProtocol
 from streamloader.archive.ingest.temp_dir import TempDir
 from streamloader.archive.ingest.unit import WorkUnit
-from streamloader.common.subprocesses import block_interrupts, child_environment, module_search_path, python_command
+from streamloader.child_processes import Surroundings, keep_off_standard_streams, module_search_path
 from streamloader.common.worker_messages import MAX_LOG_CHARS, InvalidMessage, WorkerLog, check_fields, integer, text
 from streamloader.errors import ConfigError
 
@@ -186,17 +186,17 @@ class _IngestWorker:
         self.kill_reason = ""
         self.decoder = JsonMessageDecoder()
         self.log = WorkerLog(f"ingest worker {number}")
-        parent_end, child_end = socket.socketpair()
+        parent_end, inherited = socket.socketpair()
+        child_end = socket.socket(fileno=keep_off_standard_streams(inherited.detach()))
         parent_end.settimeout(_SEND_TIMEOUT_S)
         self.connection = WorkerConnection(parent_end)
-        with child_end, block_interrupts():  # until the child ignores interrupts itself
-            arguments = (child_end.fileno(), os.getpid(), folder)
-            self.process = subprocess.Popen(
-                python_command("streamloader.archive.ingest.executors.worker", *arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # stdout belongs to the command line
+        with child_end, Surroundings() as surroundings:
+            self.process = surroundings.start(
+                "streamloader.archive.ingest.executors.worker",
+                *(child_end.fileno(), os.getpid(), folder),
                 pass_fds=(child_end.fileno(), *inherited_fds),
-                env=child_environment() | {"TMPDIR": os.path.dirname(folder)},
+                environment={"TMPDIR": os.path.dirname(folder)},
+                stdout=subprocess.DEVNULL,  # stdout belongs to the command line
             )
         self.connection.send(json.dumps(module_search_path()).encode())
 

@@ -1,6 +1,6 @@
 """A worker process of an ingest, which runs one work unit after the other.
 
-The driver starts it with :func:`~streamloader.common.subprocesses.python_command`. It inherits its end of a socket, and
+The driver starts it with :meth:`~streamloader.child_processes.Surroundings.start`. It inherits its end of a socket, and
 the file descriptors that mark its temporary folder as in use. It exits when the socket is closed or its parent exits.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamloader.archive.ingest.executors.messages import WorkerConnection
-from streamloader.common.subprocesses import LogForwarder, exit_process, exit_with_parent, ignore_interrupts
+from streamloader.common.subprocesses import LogForwarder, exit_process, exit_with_parent, shield_from_signals
 
 __all__ = ["main"]
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: File descriptor of the socket, process id of the parent, and path of the temporary folder.
     """
-    ignore_interrupts()
+    shield_from_signals()
     sock = socket.socket(fileno=int(argv[0]))
     folder = argv[2]
     connection = WorkerConnection(sock)

@@ -17,13 +17,13 @@ from tiers import fast_first, only_fast
 
 from streamloader.archive.catalog.chunk_paths import build_chunk_path
 from streamloader.archive.ingest import add_videos
-from streamloader.archive.ingest.executors import processes, unit_protocol
+from streamloader.archive.ingest.executors import unit_protocol
 from streamloader.archive.ingest.executors.messages import JsonMessageDecoder
 from streamloader.archive.ingest.executors.processes import ProcessExecutor
 from streamloader.archive.ingest.executors.unit_protocol import UnitProtocol
 from streamloader.archive.ingest.placement import PlacementTarget
 from streamloader.archive.ingest.unit import WorkUnit
-from streamloader.common.subprocesses import python_command
+from streamloader.child_processes import Surroundings
 from streamloader.common.worker_messages import InvalidMessage
 from streamloader.errors import StreamFailed, WorkerDied, to_wire
 from streamloader.media.chunks.format import Coding
@@ -197,13 +197,15 @@ def hostile(tmp_path, monkeypatch):
         if flag:
             (folder / flag).touch()
 
-        def command(module, *arguments):
+        original = Surroundings.command
+
+        def command(self, module, *arguments):
             started.append(module)
             if len(started) > workers:
-                return python_command(module, *arguments)
+                return original(self, module, *arguments)
             return [sys.executable, "-S", PROGRAM, str(folder), *map(str, arguments)]
 
-        monkeypatch.setattr(processes, "python_command", command)
+        monkeypatch.setattr(Surroundings, "command", command)
 
     return prepare, started
 

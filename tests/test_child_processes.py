@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiers import fast_first
 
-from streamloader.common.subprocesses import module_search_path, python_command
+from streamloader.child_processes import Surroundings, module_search_path
 
 # Runs a loader with a worker process and an ingest worker, and prints the flags of the former.
 PROGRAM = """
@@ -100,7 +100,8 @@ def test_a_command_names_its_module_and_passes_arguments_unchanged(tmp_path, mon
     )
     monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
     monkeypatch.chdir("/")
-    command = python_command("shown", 5, "a b", "-x")
+    with Surroundings() as surroundings:
+        command = surroundings.command("shown", 5, "a b", "-x")
     assert "shown" in command
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     name, arguments, path = json.loads(output)
@@ -113,4 +114,4 @@ def test_no_interpreter_is_started_in_another_way():
 
     root = Path(streamloader.__file__).parent
     found = [path.name for path in root.rglob("*.py") if "sys.executable" in path.read_text("utf-8")]
-    assert found == ["subprocesses.py"]
+    assert found == ["child_processes.py"]
