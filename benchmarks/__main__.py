@@ -24,6 +24,7 @@ from benchmarks.report import format_machine, plot
 QUESTIONS = (
     "video",
     "images",
+    "camera",
     "index",
     "stride",
     "threads",

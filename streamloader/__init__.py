@@ -127,6 +127,7 @@ if TYPE_CHECKING:
     from streamloader.stream_table import StreamTable
     from streamloader.streams.audio import AudioStreams
     from streamloader.streams.base import SourceSizes, Stream, StreamDataset
+    from streamloader.streams.camera import CameraStreams
     from streamloader.streams.find import find_streams
     from streamloader.streams.images import ImageStreams
     from streamloader.streams.iterate import IterStreams
@@ -150,6 +151,7 @@ __all__ = [
     "ButterflyTorch",
     "ByteRange",
     "BytesDataManager",
+    "CameraStreams",
     "CatalogError",
     "CatalogExists",
     "CatalogNotFound",
@@ -280,6 +282,7 @@ _MODULES: Final = {
     "ButterflyTorch": "compat.butterfly.dataset",
     "ByteRange": "values",
     "BytesDataManager": "datasets.directory.managers",
+    "CameraStreams": "streams.camera",
     "CheckReport": "archive.ingest.report",
     "ChunkTracker": "compat.butterfly.dataset",
     "ContainerStore": "containers.store",

@@ -139,6 +139,11 @@ class StreamTable(Sequence[StreamInfo]):
         integers = (max(-1, min(value, _MAX_LENGTH)) if isinstance(value, int) else -1 for value in values)
         return np.fromiter(integers, np.int64, len(self))
 
+    @property
+    def identities(self) -> Sequence[str] | None:
+        """Texts that take the place of the keys in :meth:`digest`, or None if the keys are used."""
+        return self._identities
+
     def with_lengths(self, lengths: Lengths) -> StreamTable:
         """Return a table of the same streams with other lengths."""
         other = StreamTable(0)

@@ -34,11 +34,12 @@ SHOWS = {
     "text": ">a_0;a_1;a_2; >b_0;b_1;b_2;",
     "train_rnn": "epoch 5: 0.",
     "vector_env": "balls caught",
+    "virtual_camera": "the flow explains the motion: True",
 }
 NEEDS_SERVER = {"ipfs_train", "s3_shards"}
 NEEDS_MNIST = {"mnist_directory": "all pixels are the saved ones: True", "multimodal": "200 rows, such as 00000.png"}
-SAVES_PLOT = {"audio_rnn"}
-NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart"}
+SAVES_PLOT = {"audio_rnn", "virtual_camera"}
+NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart", "virtual_camera"}
 # These run in every run of the tests. What the others show has tests of its own, and the README's training runs too.
 QUICK = {"addresses", "text", "vector_env"}
 

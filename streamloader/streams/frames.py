@@ -25,6 +25,7 @@ __all__ = [
     "describe_settings",
     "frame_fields",
     "require_common_size",
+    "transform_field",
     "validate_pix_fmt",
     "validate_size",
 ]
@@ -101,12 +102,22 @@ def frame_fields(pix_fmt: str, height: int, width: int, transform: Transform | N
     if pix_fmt == "rgbp":
         return {"data": Field((3, height, width), np.uint8, axes="CHW")}
     frame_shape = (height, width, 3 if pix_fmt == "rgb24" else 1)
+    return {"data": transform_field(Field(frame_shape, np.uint8, axes="HWC"), transform)}
+
+
+def transform_field(frame: Field, transform: Transform | None) -> Field:
+    """Return the field of frames (H, W, C) after a transform. It is called on zeros to learn the shape of its results.
+
+    Raises:
+        ConfigError: If `transform` returns the wrong number of results.
+        StreamFailed: If `transform` raises an error.
+    """
     if transform is None:
-        return {"data": Field(frame_shape, np.uint8, axes="HWC")}
-    frames = np.zeros((2, *frame_shape), np.uint8)
+        return frame
+    frames = np.zeros((2, *frame.shape), frame.dtype)
     results = call_transform(transform, frames, make_transform_rng(np.zeros(2, np.uint64)))
     shape = results.shape[1:]
-    return {"data": Field(shape, results.dtype, axes="HWC" if len(shape) == 3 else None)}  # noqa: PLR2004
+    return Field(shape, results.dtype, axes="HWC" if len(shape) == 3 else None)  # noqa: PLR2004
 
 
 def describe_settings(

@@ -280,6 +280,14 @@ class TestImages(Bound):
         return [{"data": pixels} for pixels in self.pixels]
 
 
+class TestCameras(Bound):
+    kind = "CameraStreams"
+    resumes_like = "TestCameras of test_camera_suite.py"
+
+    def make_dataset(self):
+        return sl.CameraStreams([make_pixels(1), make_pixels(2, 60, 40)], (6, 8), 7, ground_truth="flow")
+
+
 class TestFoundStreams(Bound):
     kind = "FoundStreams"
     resumes_like = "TestVideos and TestImages"

@@ -29,10 +29,19 @@ class AnimationReader:
         name: Path or address without secrets, for error messages.
         stream: Key of the stream, for error messages.
         max_pixels: Maximum number of pixels of a frame.
+        remedy: Advice for the user if the file is damaged.
     """
 
     def __init__(
-        self, data: bytes, header: ImageHeader, frames: int, *, name: str, stream: str, max_pixels: int
+        self,
+        data: bytes,
+        header: ImageHeader,
+        frames: int,
+        *,
+        name: str,
+        stream: str,
+        max_pixels: int,
+        remedy: str = 'Repair or remove the file, or pass damaged="keep" to use the frames that can be decoded',
     ) -> None:
         PixelLimit(max_pixels, name).check(header.width, header.height)
         self._data = data
@@ -40,6 +49,7 @@ class AnimationReader:
         self._frames = frames
         self._name = name
         self._stream = stream
+        self._remedy = remedy
         self._image: Any = None
         self._next = 0  # number of the frame that the decoder draws next
         self._current: tuple[int, VideoFrame] | None = None
@@ -89,8 +99,7 @@ class AnimationReader:
 
     def _make_error(self, number: int, problem: str) -> CorruptStream:
         return CorruptStream(
-            f"{self._name} is truncated or damaged at frame {number}: {problem}. Repair or remove the file, or pass "
-            'damaged="keep" to use the frames that can be decoded',
+            f"{self._name} is truncated or damaged at frame {number}: {problem}. {self._remedy}",
             stream=self._stream,
             address=self._name,
             offset=number,

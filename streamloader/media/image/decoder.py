@@ -47,12 +47,14 @@ class EncodedImage(NamedTuple):
         name: Path or address without secrets, for error messages.
         stream: Key of its stream.
         step: Position in its stream.
+        remedy: Advice for the user if the image is damaged.
     """
 
     data: bytes
     name: str
     stream: str
     step: int
+    remedy: str = 'Repair or remove it, or pass damaged="keep" to show the image before it instead'
 
 
 class ImageDecoder:
@@ -254,8 +256,7 @@ def _decode_tiff(image: EncodedImage, header: ImageHeader) -> VideoFrame:
 def damaged_error(image: EncodedImage, problem: str) -> CorruptStream:
     """Return the error for an image that cannot be decoded."""
     return CorruptStream(
-        f"{image.name} cannot be decoded: {problem}. Repair or remove it, or pass "
-        'damaged="keep" to show the image before it instead',
+        f"{image.name} cannot be decoded: {problem}. {image.remedy}",
         stream=image.stream,
         address=image.name,
         offset=image.step,
