@@ -140,9 +140,9 @@ class StreamTable(Sequence[StreamInfo]):
         return np.fromiter(integers, np.int64, len(self))
 
     @property
-    def identities(self) -> Sequence[str] | None:
-        """Texts that take the place of the keys in :meth:`digest`, or None if the keys are used."""
-        return self._identities
+    def identities(self) -> Sequence[str]:
+        """Text of each stream for :meth:`digest`. It may contain secrets."""
+        return self._keys if self._identities is None else self._identities
 
     def with_lengths(self, lengths: Lengths) -> StreamTable:
         """Return a table of the same streams with other lengths."""

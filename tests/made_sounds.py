@@ -65,6 +65,36 @@ def encode_sound(stream: av.AudioStream, sound: np.ndarray, rate: int, layout: s
     return [*packets, *stream.encode(None)]
 
 
+def ffmpeg_encode(path: Path, *options: str, rate: int = RATE, layout: str = "stereo", samples: int = 60_001) -> Path:
+    """Encode a melody with the ffmpeg program, which has encoders that PyAV lacks, and return `path`."""
+    sound = melody(samples, av.AudioLayout(layout).nb_channels, rate)
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-y",
+        "-f",
+        "f32le",
+        "-ar",
+        str(rate),
+        "-ac",
+        str(len(sound)),
+    ]
+    subprocess.run([*command, "-i", "-", *options, str(path)], input=sound.T.tobytes(), check=True)
+    return path
+
+
+def split_pages(data: bytes) -> list[bytes]:
+    """Return the pages of an Ogg file."""
+    pages, start = [], 0
+    while start < len(data):
+        count = data[start + 26]
+        end = start + 27 + count + sum(data[start + 27 : start + 27 + count])
+        pages.append(data[start:end])
+        start = end
+    return pages
+
+
 def ffmpeg_decode(
     path: Path | str, dtype: str = "float32", rate: int | None = None, channels: int = 2, track: int = 0
 ) -> np.ndarray:
@@ -162,6 +192,7 @@ SOUNDS: dict[str, Callable[[Path], Path]] = {
     "opus.ts": _make("libopus", **_48K),
     "voice.opus": _make("libopus", **_48K, layout="mono", bit_rate=12_000, options={"application": "voip"}),
     "vorbis.ogg": _make("vorbis", **_VORBIS),
+    "blocks.ogg": lambda path: ffmpeg_encode(path, "-c:a", "libvorbis"),  # in blocks of different sizes
     "vorbis.mkv": _make("vorbis", **_VORBIS),
     "ac3.ac3": _make("ac3", **_48K),
     "eac3.ts": _make("eac3", **_48K),

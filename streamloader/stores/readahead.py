@@ -269,6 +269,20 @@ class RemoteFile(io.RawIOBase):
             position = segment.start + segment.filled
         return True
 
+    def peek(self, start: int, count: int) -> memoryview:
+        """Return up to `count` bytes from `start` if they are buffered or on their way, otherwise none.
+
+        The position and the read-ahead stay as they are.
+        """
+        segment = None if self.closed else self._units.get(start // UNIT_BYTES)
+        if segment is None or start >= segment.end or (segment.done and segment.start + segment.filled <= start):
+            return memoryview(b"")
+        if segment.start + segment.filled <= start:
+            self._wait(segment, start)
+        self._segments.move_to_end(segment.start)
+        offset = start - segment.start
+        return memoryview(segment.data)[offset : min(segment.filled, offset + count)]
+
     def read_at(self, start: int, count: int) -> bytes:
         """Return `count` bytes from `start`, or fewer at the end, without moving the position or reading ahead."""
         self._check_open()

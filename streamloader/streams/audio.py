@@ -310,6 +310,10 @@ class _AudioStream(Stream):
 
     def _fill(self, reader: ConvertedReader, out: Mapping[str, Array], row: int, count: int) -> None:
         """Write `count` steps into the rows from `row` on."""
+        if count > 1 and self._hop > self._block:  # what lies between the steps is not kept in memory
+            for number in range(row, row + count):
+                self._fill(reader, out, number, 1)
+            return
         first = (self._step + row) * self._hop
         end = first + (count - 1) * self._hop + self._block
         samples = self._read_samples(reader, first, end)

@@ -222,10 +222,10 @@ class CameraStreams(StreamDataset):
         self._image_table = images
         self._fields = None
         keys: Iterable[str] = (info.key for info in images)
-        identities = images.identities
+        identities: Iterable[str] = images.identities
         if self._views > 1:
             keys = _name_views(keys, self._views)
-            identities = None if identities is None else _name_views(identities, self._views)
+            identities = _name_views(identities, self._views)
         numbers = np.arange(len(images) * self._views)
         columns: dict[str, Any] = {"image": numbers // self._views, "view": numbers % self._views}
         return StreamTable(keys, np.full(len(numbers), self._length), columns, identities)

@@ -376,9 +376,8 @@ class StepImages(PlaneImages):
             return list(names) if are_single else [f"{names[number]}[{step}]" for number, step in places]
 
         keys = name_steps([info.key for info in self._streams])
-        identities = self._streams.identities
         columns: dict[str, Any] = {"stream": numbers, "step": steps}
-        return StreamTable(keys, None, columns, None if identities is None else name_steps(identities))
+        return StreamTable(keys, None, columns, name_steps(self._streams.identities))
 
     @override
     def describe(self) -> dict[str, Any]:

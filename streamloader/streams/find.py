@@ -17,7 +17,7 @@ from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import Transform
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skips_unreadable
 from streamloader.streams.frames import describe_settings, frame_fields, validate_pix_fmt, validate_size
-from streamloader.streams.image_files import find_images, group_by_folder
+from streamloader.streams.image_files import file_name, find_images, group_by_folder
 from streamloader.streams.image_names import is_animation_name, is_image
 from streamloader.streams.images import ImageStreams
 from streamloader.streams.unreadable import SkippedVideo, ends_indexing
@@ -198,7 +198,7 @@ class FoundStreams(StreamDataset):
 
 def _classify(files: Sequence[SourceFile]) -> tuple[list[SourceFile], list[SourceFile], list[SourceFile]]:
     """Return the videos, the images of folders that are streams, and the images that are streams."""
-    images = [file for file in files if is_image(file.address.partition("?")[0])]
+    images = [file for file in files if is_image(file_name(file))]
     known = {id(file) for file in images}
     others = [file for file in files if id(file) not in known]
     mixed = {prefix for file in others for prefix in _prefixes(file.address)}
@@ -208,7 +208,7 @@ def _classify(files: Sequence[SourceFile]) -> tuple[list[SourceFile], list[Sourc
     for group in groups:
         mixed.update(_prefixes(group.prefix[:-1]))  # folders with folders of images below them
     for group in groups:
-        has_animation = any(is_animation_name(file.address) for file in group.files)
+        has_animation = any(is_animation_name(file_name(file)) for file in group.files)
         is_folder = len(group.files) > 1 and group.prefix not in mixed and not has_animation
         (folders if is_folder else singles).extend(group.files)
     return others, folders, singles
@@ -254,4 +254,5 @@ def _merge_tables(tables: Sequence[StreamTable]) -> StreamTable:
     keys, parts, numbers = zip(*rows, strict=True)
     lengths = [tables[part].lengths[number] for part, number in zip(parts, numbers, strict=True)]
     columns: dict[str, Any] = {"part": np.array(parts, np.int64), "number": np.array(numbers, np.int64)}
-    return StreamTable(list(keys), np.array(lengths, np.int64), columns)
+    identities = [tables[part].identities[number] for part, number in zip(parts, numbers, strict=True)]
+    return StreamTable(list(keys), np.array(lengths, np.int64), columns, identities)

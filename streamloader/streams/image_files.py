@@ -42,7 +42,8 @@ from streamloader.streams.image_names import is_image
 from streamloader.values import Array
 
 __all__ = [
-    "FileTable", "ImageFiles", "ImageFolder", "StoredImages", "describe_files", "find_images", "group_by_folder",
+    "FileTable", "ImageFiles", "ImageFolder", "StoredImages", "describe_files", "file_name", "find_images",
+    "group_by_folder",
 ]  # fmt: skip
 
 MAX_FILE_BYTES: Final = 1 << 30
@@ -72,7 +73,7 @@ class ImageFolder:
 
     @property
     def names(self) -> list[str]:
-        """Name of each image. It may contain the query of an address."""
+        """End of the address of each image, with the query of a URL."""
         start = len(self.prefix)
         return [file.address[start:] for file in self.files]
 
@@ -145,10 +146,18 @@ def group_by_folder(files: Iterable[SourceFile]) -> list[ImageFolder]:
 
 
 def _folder_prefix(file: SourceFile) -> str:
-    address = file.address
-    if file.info is not None and "?" in address and split_container_address(address) is None:
-        address = address.partition("?")[0]  # the query of a URL
+    address = _without_query(file.address)
     return address[: address.rfind("/") + 1]
+
+
+def file_name(file: SourceFile) -> str:
+    """Return the name of a file, which the query of a URL is no part of."""
+    return _without_query(file.address).rpartition("/")[2]
+
+
+def _without_query(address: str) -> str:
+    is_url = "?" in address and address.startswith(("http://", "https://")) and split_container_address(address) is None
+    return address.partition("?")[0] if is_url else address
 
 
 class ImageFiles:

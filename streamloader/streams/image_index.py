@@ -24,6 +24,7 @@ from streamloader.streams.image_files import (
     ImageFiles,
     ImageFolder,
     describe_files,
+    file_name,
     find_images,
     group_by_folder,
 )
@@ -91,6 +92,11 @@ class _ImageEntry:
     def times(self) -> ImageTimes | None:
         """Times of the frames of an animation. Otherwise None."""
         return None if self.probe is None else self.probe.times
+
+    @property
+    def file_names(self) -> list[str]:
+        """Name of each file, without the query of a URL."""
+        return [file_name(member) for member in self.members]
 
     def split(self) -> list[_ImageEntry]:
         """Return a stream for each file."""
@@ -189,18 +195,18 @@ class ImageIndexer:
         """Return a stream for each folder of images, and for each file that is one, in the order of the files."""
         entries = []
         for folder in group_by_folder(files):
-            alone = [n for n, file in enumerate(folder.files) if self._per_file or is_animation_name(file.address)]
+            names = [file_name(file) for file in folder.files]
+            alone = [number for number, name in enumerate(names) if self._per_file or is_animation_name(name)]
             entries += [_describe(folder, [number], is_folder=False) for number in alone]
             images = range(len(folder.files)) if not alone else sorted(set(range(len(folder.files))) - set(alone))
             if images:
-                names = folder.names
                 order = order_naturally([names[number] for number in images])
                 entries.append(_describe(folder, [images[number] for number in order], is_folder=True))
         return entries
 
     def _probe(self, entries: Sequence[_ImageEntry]) -> None:
         """Look into the first file of the streams of which the names do not tell enough."""
-        entries = [entry for entry in entries if entry.error is None and self._needs_probe(entry.files.names[0])]
+        entries = [entry for entry in entries if entry.error is None and self._needs_probe(file_name(entry.members[0]))]
         results = probe_images(
             [(entry.files, 0) for entry in entries],
             self._options,
@@ -214,7 +220,6 @@ class ImageIndexer:
                 entry.probe = result
 
     def _needs_probe(self, name: str) -> bool:
-        name = name.partition("?")[0]
         return self._needs_size or is_animation_name(name) or may_be_animation(name)
 
     def _split_animations(self, entries: list[_ImageEntry]) -> list[_ImageEntry]:
@@ -234,10 +239,10 @@ class ImageIndexer:
         times = entry.times
         if times is None:
             if not self._keeps_gaps and self._times != "names":
-                check_numbering(entry.files.names, entry.name)
+                check_numbering(entry.file_names, entry.name)
             if self._times is not None:
                 read_table = partial(read_side_file, entry.files, options=self._options)
-                entry.pts = resolve_times(self._times, self._time_unit, entry.files.names, entry.name, read_table)
+                entry.pts = resolve_times(self._times, self._time_unit, entry.file_names, entry.name, read_table)
             times = image_times(len(entry.files), entry.pts, self._selection.fps)
         entry.steps = self._selection.count_video_steps(times)
         self._selection.check_steps(entry.steps, len(times), entry.name)

@@ -43,14 +43,15 @@ def order_naturally(names: Sequence[str]) -> list[int]:
     Names that differ only in leading zeros are in the order of their characters.
     """
     order = sorted(range(len(names)), key=names.__getitem__)
-    if find_numbers([names[order[0]], names[order[-1]]]) is not None and len(set(map(len, names))) == 1:
+    if len(set(map(len, names))) == 1 and find_numbers(names) is not None:
         return order  # digits of the same number of places
     return sorted(order, key=lambda number: _natural_key(names[number]))
 
 
 def _natural_key(name: str) -> list[Any]:
     parts: list[Any] = _NUMBER.split(name)
-    parts[1::2] = map(int, parts[1::2])
+    digits = (part.lstrip("0") for part in parts[1::2])
+    parts[1::2] = [(len(part), part) for part in digits]  # the order of the numbers, however long they are
     return parts
 
 
@@ -106,7 +107,7 @@ def check_numbering(names: Sequence[str], folder: str) -> None:
         for position in wrong.tolist()[: _MAX_LISTED]
         for number in range(int(numbers[position]) + advance, int(numbers[position + 1]), advance)[:_MAX_LISTED]
     ][:_MAX_LISTED]  # fmt: skip
-    total = int((steps[wrong] - 1).sum() // advance)
+    total = int(((steps[wrong] - 1) // advance).clip(0).sum())
     others = f" and {total - 1} more" if total > 1 else ""
     raise CorruptStream(
         f"{folder} has no image with the number {missing[0]}{others}: {names[step]} follows {names[step - 1]}. Add it, "

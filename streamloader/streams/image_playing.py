@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -117,6 +118,7 @@ class ImageFolderStream(_SelectedFrames):
         self._files = files
         self._key = key
         self._keeps_damaged = keeps_damaged
+        self._shown: dict[int, int] = {}  # number of a damaged image -> number of the one that is shown instead
 
     @override
     def _read_frames(self, start: int, end: int) -> Iterator[int]:
@@ -155,11 +157,15 @@ class ImageFolderStream(_SelectedFrames):
         self, number: int, reason: CorruptStream | UnreadableStream, outputs: Sequence[OutputArray], row: int
     ) -> None:
         """Write the last image before a damaged one that can be decoded, or else the first one after it."""
-        for other in (*range(number - 1, -1, -1), *range(number + 1, len(self._files))):
+        damaged = [number]
+        for candidate in itertools.chain(range(number - 1, -1, -1), range(number + 1, len(self._files))):
+            other = self._shown.get(candidate, candidate)
             try:
                 self._decode(other, self._source.read(other), outputs, row)
             except _DamagedImage:
+                damaged.append(other)
                 continue
+            self._shown.update(dict.fromkeys(damaged, other))
             _log.warning("stream %s shows %s instead: %s", self._key, self._files.name(other), reason.message)
             return
         raise reason
@@ -192,7 +198,7 @@ class AnimationStream(_SelectedFrames):
         names: Names of the fields.
         transform: The user's transform, or None.
         waits_for_bytes: Whether the file is in a store.
-        keeps_damaged: Whether the frame before a damaged one is shown in its place.
+        keeps_damaged: Whether the last frame before damage is shown from there on.
     """
 
     def __init__(
@@ -209,6 +215,7 @@ class AnimationStream(_SelectedFrames):
         super().__init__(steps, converter, names, transform, waits_for_bytes=waits_for_bytes)
         self._reader = reader
         self._keeps_damaged = keeps_damaged
+        self._last_intact: int | None = None  # number of the last frame before damage, once that is known
 
     @override
     def _read_frames(self, start: int, end: int) -> Iterator[VideoFrame]:
@@ -216,13 +223,16 @@ class AnimationStream(_SelectedFrames):
             yield self._read_frame(number)
 
     def _read_frame(self, number: int) -> VideoFrame:
+        if self._last_intact is not None:
+            number = min(number, self._last_intact)
         try:
             return self._reader.read_frame(number)
         except CorruptStream as error:
-            if not self._keeps_damaged or not number:
+            if not self._keeps_damaged or not error.offset:
                 raise
-            _log.warning("stream %s shows an earlier frame instead: %s", error.stream, error.message)
-            return self._read_frame(number - 1)
+            _log.warning("stream %s shows the frame before it from there on: %s", error.stream, error.message)
+            self._last_intact = error.offset - 1
+            return self._reader.read_frame(self._last_intact)
 
     @override
     def _close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,7 @@ __all__ = ["ImageProbe", "parse_image", "probe_images", "read_side_file"]
 
 _HEAD_BYTES: Final = 32 << 10  # of a file, which usually contain its header
 _MAX_CONCURRENT_READS: Final = 64
+_MAX_BATCH_BYTES: Final = 64 << 20  # of files that are in memory at a time
 _MAX_SIDE_FILE_BYTES: Final = 64 << 20
 
 
@@ -62,16 +63,36 @@ def probe_images(
     results: list[ImageProbe | StreamloaderError | None] = [None] * len(items)
     unfinished = list(range(len(items)))
     for count in (_HEAD_BYTES, None):
-        contents = _read_files([items[number] for number in unfinished], count, options)
-        for number, content in zip(unfinished, contents, strict=True):
-            if isinstance(content, StreamloaderError):
-                results[number] = content
-            else:
-                files, position = items[number]
-                whole = count is None or len(content) < count
-                results[number] = _parse(content, files.name(position), max_pixels, whole=whole, tolerant=tolerant)
+        for batch in _split_batches(unfinished, items, count):
+            contents = _read_files([items[number] for number in batch], count, options)
+            for number, content in zip(batch, contents, strict=True):
+                if isinstance(content, StreamloaderError):
+                    results[number] = content
+                else:
+                    files, position = items[number]
+                    whole = count is None or len(content) < count
+                    results[number] = _parse(content, files.name(position), max_pixels, whole=whole, tolerant=tolerant)
         unfinished = [number for number in unfinished if results[number] is None]
     return [result for result in results if result is not None]
+
+
+def _split_batches(
+    numbers: Sequence[int], items: Sequence[tuple[ImageFiles, int]], count: int | None
+) -> Iterator[list[int]]:
+    """Yield numbers of items of which the first `count` bytes, or all, fit in memory together."""
+    batch: list[int] = []
+    total = 0
+    for number in numbers:
+        files, position = items[number]
+        size = max(int(files.sizes[position]), 0)
+        size = size if count is None else min(size, count)
+        if batch and total + size > _MAX_BATCH_BYTES:
+            yield batch
+            batch, total = [], 0
+        batch.append(number)
+        total += size
+    if batch:
+        yield batch
 
 
 def parse_image(data: bytes, name: str, max_pixels: int, *, tolerant: bool) -> ImageProbe:
@@ -122,7 +143,10 @@ def read_side_file(files: ImageFiles, name: str, options: Mapping[str, Any] | No
         folder, name = folder.rpartition("/")[0], name.removeprefix("../")
     address = f"{folder}/{name}"
     if files.is_local:
-        return _read_local(address, _MAX_SIDE_FILE_BYTES)
+        data = _read_local(address, _MAX_SIDE_FILE_BYTES + 1)
+        if len(data) > _MAX_SIDE_FILE_BYTES:
+            raise UnreadableStream(f"{address} is too large for a table", address=address)
+        return data
     shared, path = open_shared_store(address, options)
     with shared:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -22,7 +22,8 @@ ImageTimesOption: TypeAlias = (
 
 _NANOSECONDS: Final = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _LAST_NUMBER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)[^0-9]*$")
-_SEPARATOR: Final = re.compile(r"[,;\s]+")
+_SEPARATORS: Final = (";", "\t", ",")  # the first of these that a line has; otherwise spaces
+_TIME_HEADING: Final = re.compile(r"(time|timestamp|t|seconds)\b", re.IGNORECASE)
 _MAX_NANOSECONDS: Final = (1 << 63) - 1
 
 
@@ -105,8 +106,9 @@ def _number_in(name: str) -> str:
 
 def _parse_time(text: str, unit: str) -> int | None:
     try:
-        return int(Decimal(text) * _NANOSECONDS[unit])
-    except (InvalidOperation, ValueError, OverflowError):
+        time = Decimal(text) * _NANOSECONDS[unit]
+        return int(time) if abs(time) <= _MAX_NANOSECONDS else None
+    except (ArithmeticError, ValueError):
         return None
 
 
@@ -135,19 +137,33 @@ def _call_function(function: Any, names: Sequence[str], folder: str) -> list[int
 
 
 def _read_table(data: bytes, unit: str, names: Sequence[str]) -> list[int | None]:
-    """Return the times in a text of lines: a time for each image in its order, or rows of a time and a name."""
-    lines = (line.strip() for line in data.decode("utf-8", "replace").splitlines())
-    rows = [_SEPARATOR.split(line) for line in lines if line and not line.startswith("#")]
+    """Return the times in a text of lines: a time for each image in its order, or rows of a time and a name.
+
+    Of several columns of numbers, the times are in the one whose heading says so, or else in the first.
+    """
+    lines = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines()]
+    rows = [_split_cells(line) for line in lines if line and not line.startswith("#")]
+    heading = next((_split_cells(line.lstrip("# ")) for line in reversed(lines) if line.startswith("#")), [])
     if rows and all(_parse_time(cell, unit) is None for cell in rows[0]):
-        rows = rows[1:]  # a heading
-    by_name: dict[str, int | None] = {}
+        heading, *rows = rows
+    time_columns = [number for number, cell in enumerate(heading) if _TIME_HEADING.match(cell)]
     wanted = set(names)
+    by_name: dict[str, int | None] = {}
+    in_order: list[int | None] = []
     for row in rows:
-        named = [cell.rpartition("/")[2] for cell in row]
-        column = next((number for number, cell in enumerate(named) if cell in wanted), None)
-        if column is not None:
-            values = (_parse_time(cell, unit) for number, cell in enumerate(row) if number != column)
-            by_name[named[column]] = next((value for value in values if value is not None), None)
+        files = [cell.rpartition("/")[2] for cell in row]
+        named = next((number for number, cell in enumerate(files) if cell in wanted), None)
+        order = [*(time_columns if len(row) == len(heading) else []), *range(len(row))]
+        values = [_parse_time(row[number], unit) for number in order if number != named]
+        time = next((value for value in values if value is not None), None)
+        if named is not None:
+            by_name[files[named]] = time
+        in_order.append(None if None in values else time)  # something else than a number may be a name
     if by_name or len(rows) != len(names):
         return [by_name.get(name) for name in names]
-    return [_parse_time(row[0], unit) for row in rows]
+    return in_order
+
+
+def _split_cells(line: str) -> list[str]:
+    separator = next((each for each in _SEPARATORS if each in line), None)
+    return [cell.strip().strip("\"'") for cell in line.split(separator)]

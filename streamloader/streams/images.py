@@ -70,7 +70,8 @@ class ImageStreams(StreamDataset):
         gaps: ``"raise"`` raises an error if a number is missing in a folder of numbered images; ``"keep"`` plays the
             others. Numbers that are `times` are not checked. Defaults to ``"raise"``.
         damaged: ``"raise"`` raises an error for an image that cannot be decoded, when it is played; ``"keep"`` shows
-            the image before it instead, or at the beginning the one after it. Defaults to ``"raise"``.
+            the image before it instead, or at the beginning the one after it. A truncated animation then has its whole
+            frames, and of a damaged one the last frame before the damage is shown to its end. Defaults to ``"raise"``.
         max_pixels: Maximum number of pixels of an image, before `size` is applied. Larger ones are refused before they
             are decoded. Defaults to 2^26, which is 8192 x 8192.
         unreadable: ``"raise"`` raises one error that lists all streams that cannot be used; ``"skip"`` leaves them out
@@ -282,6 +283,7 @@ class ImageStreams(StreamDataset):
         transform: StreamTransform | None,
     ) -> AnimationStream:
         from streamloader.media.image.animation import AnimationReader
+        from streamloader.media.image.timing import cut_to_whole_frames
         from streamloader.media.video.convert import Converter
 
         data, name = source.read(0), files.name(0)
@@ -291,6 +293,8 @@ class ImageStreams(StreamDataset):
             raise CorruptStream(
                 f"{name} was changed since the loader was built: build the loader again", stream=info.key, address=name
             )
+        if self._keeps_damaged:
+            data = cut_to_whole_frames(data, probe.header)
         reader = AnimationReader(
             data, probe.header, len(probe.times), name=name, stream=info.key, max_pixels=self._max_pixels
         )

@@ -81,7 +81,10 @@ class SoundOptions:
             raise ConfigError(f"sample_rate must be a whole number of samples per second, got {sample_rate!r}")
         if track is not None and (as_int(track) < 0 or (as_int(track) == 0 and track != 0)):
             raise ConfigError(f"audio_stream must be the number of an audio stream, from 0 on, got {track!r}")
-        name = dtype if isinstance(dtype, str) else getattr(np.dtype(dtype), "name", "")
+        try:
+            name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        except TypeError:
+            name = ""
         if name not in _DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
         self._sample_rate = None if sample_rate is None else int(sample_rate)

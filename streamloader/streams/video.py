@@ -338,6 +338,7 @@ class VideoStreams(StreamDataset):
     ) -> _VideoStream:
         from streamloader.media.video.convert import Converter
         from streamloader.media.video.reader import FrameReader
+        from streamloader.media.video.remote import open_video_file
 
         sound = None
         try:
@@ -350,7 +351,8 @@ class VideoStreams(StreamDataset):
                 )
             steps = self._selection.select_frames(index, start_draw)
             if self._sound is not None:
-                sound = self._sound.open(video, index, start_draw, info.key)
+                file = file or open_video_file(video, index.initial_spans)
+                sound = self._sound.open(video, file, index, start_draw, info.key)
             owned_file, file = file, None
             reader = FrameReader(
                 video,
@@ -361,8 +363,11 @@ class VideoStreams(StreamDataset):
                 threads=threads,
                 max_pixels=self._index_settings.max_pixels,
             )
-        except StreamloaderError as error:
-            error.stream = info.key
+        except BaseException as error:
+            if sound is not None:
+                sound.close()
+            if isinstance(error, StreamloaderError):
+                error.stream = info.key
             raise
         finally:
             if file is not None:

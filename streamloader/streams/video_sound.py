@@ -20,7 +20,7 @@ from streamloader.values import Array, Field
 if TYPE_CHECKING:
     from streamloader.media.audio.index_cache import BulkAudioIndexer
     from streamloader.media.video.index import VideoIndex
-    from streamloader.media.video.remote import Video
+    from streamloader.media.video.remote import Video, VideoFile
     from streamloader.media.video.selection import Selection
 
 __all__ = ["VideoSound", "index_sounds"]
@@ -131,11 +131,12 @@ class VideoSound:
                 "samples: pass fps=, so that all steps are short"
             )
 
-    def open(self, video: Video, index: VideoIndex, start_draw: float, key: str) -> FrameSound:
+    def open(self, video: Video, file: VideoFile | None, index: VideoIndex, start_draw: float, key: str) -> FrameSound:
         """Open the sound of one video.
 
         Args:
             video: Path of a local file, or a video in a store.
+            file: Open bytes of a video in a store, which its frames are read from.
             index: Index of the video.
             start_draw: Random number in [0, 1) that determines the first frame.
             key: Key of the stream.
@@ -143,6 +144,7 @@ class VideoSound:
         from streamloader.media.audio.index_cache import load_audio_index
         from streamloader.media.audio.reader import SampleReader
         from streamloader.media.audio.timeline import TimelineReader, lay_out_sound
+        from streamloader.media.video.remote import open_second_file
 
         assert self._block is not None
         sound = load_audio_index(video, self._settings)
@@ -151,10 +153,15 @@ class VideoSound:
         if not sound.channels:
             return FrameSound(None, bounds, 0, self._block, key)
         origin = int(index.pts[0]) * index.time_base if index.has_pts else Fraction(0)
-        reader = SampleReader(video, sound, key, track=self._settings.track)
+        sound_file = open_second_file(video, file)
+        reader = SampleReader(video, sound, key, track=self._settings.track, owned_file=sound_file)
         timeline = TimelineReader(reader, lay_out_sound(sound, origin))
         start = timeline.start * rate // sound.rate
-        return FrameSound(open_reader(reader, self._form, timeline), bounds, start, self._block, key)
+        try:
+            return FrameSound(open_reader(reader, self._form, timeline), bounds, start, self._block, key)
+        except BaseException:
+            reader.close()
+            raise
 
 
 def index_sounds(indexer: BulkAudioIndexer, videos: Sequence[Video], errors: dict[int, StreamloaderError]) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import tarfile
+import tracemalloc
 import wave
 import zipfile
 
@@ -13,6 +14,7 @@ import pytest
 from made_clips import make_clip, with_audio_only
 from made_sounds import SOUNDS, ffmpeg_decode, make_flashes, make_sound, pyav_decode, with_zeroed_packet
 from range_server import served
+from servers.seaweed import FULL
 from tiers import fast_first, only_fast
 
 import streamloader as sl
@@ -113,6 +115,20 @@ def test_blocks_that_overlap_or_leave_out_samples(hop, folder):
     for step, (data, length) in enumerate(zip(steps["data"], steps["length"], strict=True)):
         assert np.array_equal(data[:length], samples[step * hop : step * hop + 500])
     assert np.array_equal(read_stream(dataset, info, block=3, seek=5)["data"], steps["data"][5:])
+
+
+def test_what_lies_between_steps_is_not_in_memory(tmp_path):
+    path = make_sound(tmp_path / "long.wav", "pcm_s16le", rate=8000, layout="mono", samples=1_000_000)
+    dataset = sl.AudioStreams(path, block=10, hop=50_000)
+    (info,) = describe_streams(dataset)
+    samples = pyav_decode(path)[:, 0] / np.float32(32768)
+    tracemalloc.start()
+    try:
+        steps = read_stream(dataset, info, block=20)
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(steps["data"][..., 0], samples.reshape(20, -1)[:, :10])
 
 
 def test_own_rates_and_channels(folder):
@@ -217,6 +233,22 @@ def test_members_of_tar_and_zip_files(folder, tmp_path):
             assert np.array_equal(middle["data"], steps["data"][len(steps["data"]) // 2 :])
 
 
+def test_sounds_in_s3(folder, seaweed_server):
+    bucket, server = seaweed_server.bucket(), seaweed_server
+    address, options = f"s3://{bucket}/sounds/", server.options(FULL)
+    store, _ = open_shared_store(f"{address}x", options)
+    with store:
+        for name in ("mp3.mp3", "opus.opus", "pcm.wav"):
+            store.write(f"sounds/{name}", (folder / name).read_bytes())
+    dataset = sl.AudioStreams(address, 16_000, 1, storage_options=options)
+    infos = describe_streams(dataset)
+    assert [info.key for info in infos] == [f"{address}{name}" for name in ("mp3.mp3", "opus.opus", "pcm.wav")]
+    for info in infos:
+        expected = blocks_of(ffmpeg_decode(folder / info.key.rpartition("/")[2], "float32", 16_000, 1), 1024, 1024)
+        assert np.array_equal(read_stream(dataset, info)["data"], expected["data"])
+        assert np.array_equal(read_stream(dataset, info, seek=15)["data"], expected["data"][15:])
+
+
 def test_sounds_in_a_store(folder):
     store, path = open_shared_store("memory://sounds/a.mp3", {})
     with store:
@@ -232,6 +264,18 @@ def test_sounds_in_a_store(folder):
         store.write(path, (folder / "flac.flac").read_bytes())
         with pytest.raises(ObjectChanged):
             read_stream(dataset, info)
+
+
+def test_a_damaged_last_page_in_a_store(folder):
+    """FFmpeg leaves it out without an error."""
+    data = bytearray((folder / "opus.opus").read_bytes())
+    data[-100] ^= 1
+    store, path = open_shared_store("memory://damaged-sounds/a.opus", {})
+    with store:
+        store.write(path, bytes(data))
+        with pytest.raises(CorruptStream, match=r"the page at byte \d+ is damaged") as caught:
+            describe_streams(sl.AudioStreams("memory://damaged-sounds/a.opus"))
+        assert caught.value.stream == "memory://damaged-sounds/a.opus"
 
 
 def test_indexes_are_cached(folder, tmp_path, monkeypatch):
@@ -267,8 +311,8 @@ def test_parsing_in_child_processes(folder, tmp_path, monkeypatch):
 def test_options_are_checked(folder):
     for wrong in (
         {"sample_rate": 0}, {"sample_rate": 44_100.5}, {"channels": 0}, {"channels": 65}, {"channels": "round"},
-        {"block": 0}, {"hop": 0}, {"hop": 1.5}, {"dtype": "int8"}, {"audio_stream": -1}, {"damaged": "maybe"},
-        {"verify": "frames"}, {"unreadable": "maybe"},
+        {"block": 0}, {"hop": 0}, {"hop": 1.5}, {"dtype": "int8"}, {"dtype": object()}, {"audio_stream": -1},
+        {"damaged": "maybe"}, {"verify": "frames"}, {"unreadable": "maybe"},
     ):  # fmt: skip
         with pytest.raises(ConfigError):
             sl.AudioStreams(folder, **wrong)
@@ -386,6 +430,7 @@ def test_zeroed_packets_while_it_plays(name, tmp_path):
     assert np.array_equal(found[:20], intact[:20])
     assert np.array_equal(read_stream(kept, info, seek=31)["data"], found[31:])
     expected = ffmpeg_decode(broken)
+    assert info.extra["samples"] == len(expected)
     assert np.array_equal(found.reshape(-1, 2)[: len(expected)], expected)
 
 

@@ -83,6 +83,17 @@ def test_a_loader_plays_all_of_them(folder):
         assert sum(int(batch.valid.sum()) for batch in loader) == sum(EXPECTED.values())
 
 
+def test_names_with_the_characters_of_patterns(folder, tmp_path):
+    data = (folder / "a.mp4").read_bytes()
+    for name in ("a[1].mp4", "a1.mp4", "what?.mp4", "x{1,2}.mp4"):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "b?.png").write_bytes(encode(make_pixels(1)))
+    infos = describe_streams(sl.find_streams(tmp_path, size=(24, 32)))
+    assert [(os.path.basename(info.key), info.length) for info in infos] == [
+        ("a1.mp4", 7), ("a[1].mp4", 7), ("b?.png", 1), ("what?.mp4", 7), ("x{1,2}.mp4", 7),
+    ]  # fmt: skip
+
+
 def test_sizes_must_not_differ(folder):
     with pytest.raises(FrameSizeError, match="size="):
         describe_streams(sl.find_streams(folder))

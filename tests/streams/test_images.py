@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tarfile
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 from image_data import encode, encode_animation, make_pixels, write_folder
+from PIL import Image
+from range_server import served
 
 import streamloader as sl
 from streamloader.errors import (
@@ -20,7 +24,9 @@ from streamloader.errors import (
     StreamNotFound,
     UnreadableStream,
 )
+from streamloader.media.image.decoder import ImageDecoder
 from streamloader.stores.io_thread import open_shared_store
+from streamloader.streams import image_probe
 from streamloader.streams.image_names import find_numbers, order_naturally
 from streamloader.testing import describe_streams, read_stream
 from streamloader.testing.streams.playing import read_block
@@ -70,6 +76,10 @@ def test_numbers_in_names_count():
     order = [names[number] for number in order_naturally(names)]
     assert order == ["B1.png", "a.png", "b1-2.png", "b1-10.png", "b9.png", "b9a.png", "b010.png", "b10.png"]
     assert order_naturally([f"{number:03d}" for number in (2, 0, 1)]) == [1, 2, 0]
+    names = ["10.png", "1a.png", "99.png"]  # of one length, and not alike
+    assert order_naturally(names) == [1, 0, 2]
+    names = ["9" * 5000, "1" * 5001, "0" * 6000 + "7"]  # longer than Python converts
+    assert order_naturally(names) == [2, 0, 1]
 
 
 def test_numbers_are_found_where_names_differ():
@@ -128,6 +138,13 @@ def test_a_missing_number_is_an_error_that_names_it(tmp_path):
     assert lengths(sl.ImageStreams(tmp_path, gaps="keep"), tmp_path) == {"a": 7}
 
 
+def test_missing_numbers_are_counted_by_the_step(tmp_path):
+    write(tmp_path, [f"{number:03d}.png" for number in (0, 10, 40, 50, 80)])
+    with pytest.raises(CorruptStream, match="number 20 and 3 more") as caught:
+        describe_streams(sl.ImageStreams(tmp_path))
+    assert (caught.value.details["missing"], caught.value.details["missing_count"]) == ([20, 30, 60, 70], 4)
+
+
 @pytest.mark.parametrize("numbers", [[5, 6, 7], [0, 10, 20], [7], [1, 2]])
 def test_numbers_begin_anywhere_and_advance_by_any_step(tmp_path, numbers):
     write(tmp_path, [f"{number:04d}.png" for number in numbers])
@@ -174,6 +191,11 @@ def test_times_from_names(tmp_path):
         "# time, name\n0.0, 00000.png\n2.0, 00002.png\n0.5, 00001.png\n",
         "filename;seconds\nrgb/00000.png;0.0\nrgb/00001.png;0.5\nrgb/00002.png;2.0\n",
         "0.0 rgb/00000.png x\n\n0.5 rgb/00001.png y\n2.0 rgb/00002.png z",
+        "\ufeff0.0\r\n0.5\r\n2.0\r\n",  # with a mark, as spreadsheets write it
+        '"00002.png"\t"2.0"\n"00000.png"\t"0.0"\n"00001.png"\t"0.5"\n',
+        "# frame;time (s);exposure\n0;0.0;9\n1;0.5;8\n2;2.0;7\n",
+        "name,number,t\n00000.png,7,0.0\n00001.png,8,0.5\n00002.png,9,2.0\n",
+        "# timestamp tx ty\n0.0 7 8\n0.5 5 6\n2.0 3 4\n",
     ],
 )
 def test_times_from_a_table(tmp_path, table):
@@ -184,6 +206,23 @@ def test_times_from_a_table(tmp_path, table):
         assert times_of(sl.ImageStreams(tmp_path, times=name)) == [0, 0.5, 2]
     with pytest.raises(StreamNotFound, match=r"none\.txt"):
         describe_streams(sl.ImageStreams(tmp_path, times="none.txt"))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "0,5 00000.png\n1,5 00001.png\n2,5 00002.png\n",  # a comma in a number
+        "0.0 a.png\n0.5 b.png\n2.0 c.png\n",  # names of other images
+        "0\n1e9999999\n2e9999999\n",
+        "0\nnan\n2\n",
+        "0\n1\n",
+    ],
+)
+def test_a_table_that_gives_no_time_is_an_error(tmp_path, table):
+    write_folder(tmp_path, 3)
+    (tmp_path / "times.txt").write_text(table)
+    with pytest.raises(UnreadableStream, match=r"0000[01]\.png .*has no time in the table times\.txt"):
+        describe_streams(sl.ImageStreams(tmp_path, times="times.txt"))
 
 
 def test_times_from_the_user(tmp_path):
@@ -225,7 +264,71 @@ def test_an_animation_among_images_is_an_error(tmp_path):
         play(sl.ImageStreams(tmp_path))
 
 
+def test_an_animation_of_one_frame_is_an_image(tmp_path):
+    """Whatever its extension says: collections from the web have many such files."""
+    pixels = write(tmp_path, ["1.png", "2.png", "3.png"])
+    (tmp_path / "2.png").write_bytes(encode(pixels[1], "WEBP", lossless=True))
+    grey = np.repeat(pixels[2][..., :1], 3, axis=2)
+    (tmp_path / "3.png").write_bytes(encode(Image.fromarray(grey[..., 0]), "GIF"))
+    assert np.array_equal(play(sl.ImageStreams(tmp_path)), np.stack([*pixels[:2], grey]))
+
+
+@pytest.mark.parametrize("format_", ["GIF", "PNG", "WEBP"])
+def test_a_truncated_animation_has_its_whole_frames_on_request(tmp_path, format_):
+    path = tmp_path / f"a.{format_.lower()}"
+    data = encode_animation([make_pixels(seed) for seed in range(5)], format_, 50)
+    path.write_bytes(data)
+    whole = play(sl.ImageStreams(path))
+    counts = set()
+    for end in range(len(data) // 3, len(data) - 20, len(data) // 20):
+        path.write_bytes(data[:end])
+        with pytest.raises(CorruptStream, match="truncated"):
+            describe_streams(sl.ImageStreams(path))
+        dataset = sl.ImageStreams(path, damaged="keep")
+        frames = play(dataset)
+        counts.add(len(frames))
+        assert np.array_equal(frames, whole[: len(frames)])
+        assert np.array_equal(play(dataset, seek=len(frames) - 1), whole[len(frames) - 1 : len(frames)])
+    assert len(counts) > 2
+
+
+def test_a_damaged_animation_shows_its_last_frame_before_the_damage(tmp_path, caplog):
+    """Each frame is drawn over those before it, so none after the damage can be shown."""
+    data = bytearray(encode_animation([make_pixels(seed) for seed in range(1500)], "PNG", 50))
+    position = data.index(b"fdAT", data.index(b"fdAT") + 1) + 20
+    data[position : position + 4] = b"\xff" * 4  # of frame 2
+    (tmp_path / "a.png").write_bytes(bytes(data))
+    with pytest.raises(CorruptStream, match="damaged at frame 2") as caught:
+        play(sl.ImageStreams(tmp_path), seek=700)
+    assert caught.value.offset == 2
+    with caplog.at_level(logging.WARNING):
+        frames = play(sl.ImageStreams(tmp_path, damaged="keep"))
+    assert np.array_equal(frames[:2], np.stack([make_pixels(0), make_pixels(1)]))
+    assert (frames[2:] == frames[1]).all()
+    assert len(frames) == 1500
+    assert caplog.text.count("shows the frame before it") == 1
+
+
 # --- where images are ------------------------------------------------------------------------------------------------
+
+
+def test_names_have_no_query(tmp_path):
+    """Signed URLs, whose signatures have digits and extensions of their own."""
+    pixels = write(tmp_path, [f"{number}.png" for number in (1, 2, 4)])
+    (tmp_path / "z.gif").write_bytes(encode_animation([pixels[0], pixels[1]], "GIF", 40))
+    with served(tmp_path) as url:
+        addresses = [f"{url}/{number}.png?sig={text}" for number, text in ((4, "a1.5"), (1, "b77"), (2, "z9.gif"))]
+        assert np.array_equal(play(sl.ImageStreams(addresses, gaps="keep")), pixels)
+        assert times_of(sl.ImageStreams(addresses, times="names")) == [0, 1, 3]
+        with pytest.raises(CorruptStream, match=r"no image with the number 3: 4\.png follows 2\.png"):
+            describe_streams(sl.ImageStreams(addresses))
+        animation = f"{url}/z.gif?x=3"
+        assert len(play(sl.ImageStreams(animation, size=(8, 8)))) == 2
+        found = describe_streams(sl.find_streams([*addresses, animation], size=(8, 8)))
+        assert [info.length for info in found] == [1, 1, 1, 2]
+        other = describe_streams(sl.find_streams([*addresses, f"{url}/z.gif?x=4"], size=(8, 8)))
+        assert [info.key for info in other] == [info.key for info in found]  # keys show no values
+        assert other.digest() != found.digest()
 
 
 def test_images_in_zips(tmp_path):
@@ -245,6 +348,15 @@ def test_images_in_zips(tmp_path):
     assert sizes.sizes.tolist() == [
         sum(path.stat().st_size for path in (tmp_path / name).iterdir()) for name in ("one", "two")
     ]
+
+
+def test_images_in_tars(tmp_path):
+    pixels = write_folder(tmp_path / "frames", 4)
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        file.add(tmp_path / "frames", "frames")
+    dataset = sl.ImageStreams(f"{tmp_path}/*.tar!/frames/")
+    assert np.array_equal(play(dataset), pixels)
+    assert np.array_equal(play(dataset, seek=2), pixels[2:])
 
 
 def test_a_replaced_object_is_noticed():
@@ -284,6 +396,22 @@ def test_only_what_is_needed_is_read(tmp_path):
         describe_streams(sl.ImageStreams(tmp_path))
 
 
+def test_animations_are_not_all_in_memory_while_they_are_indexed(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_probe, "_MAX_BATCH_BYTES", 1 << 20)
+    data = encode_animation([make_pixels(1), make_pixels(2)], "GIF", 40)
+    comment = b"\x21\xfe" + (b"\xff" + b"x" * 255) * 1600 + b"\0"
+    for number in range(20):
+        (tmp_path / f"{number}.gif").write_bytes(data[:-1] + comment + data[-1:])
+    dataset = sl.ImageStreams(tmp_path)
+    describe_streams(dataset)
+    tracemalloc.start()
+    try:
+        assert len(describe_streams(dataset)) == 20
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
+
+
 # --- images that cannot be used --------------------------------------------------------------------------------------
 
 
@@ -317,6 +445,21 @@ def test_a_broken_image_is_replaced_on_request(broken, caplog):
         path.write_bytes(path.read_bytes()[:-40])
     frames = play(sl.ImageStreams(broken, damaged="keep", size=(24, 32)), 1)
     assert np.array_equal(frames, np.stack([make_pixels(10 + number) for number in (3, 3, 3, 3, 4)]))
+
+
+@pytest.mark.parametrize("intact", [0, 19, 39])
+def test_many_broken_images_are_not_decoded_again_for_each_step(tmp_path, intact, monkeypatch):
+    write(tmp_path, ["0.png"])
+    data = (tmp_path / "0.png").read_bytes()
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(data if number == intact else data[:-40])
+    decoded = []
+    decode = ImageDecoder.convert_into
+    monkeypatch.setattr(ImageDecoder, "convert_into", lambda *given: decoded.append(given[1].step) or decode(*given))
+    frames = play(sl.ImageStreams(tmp_path, damaged="keep"))
+    assert (frames == make_pixels(0)).all()
+    assert len(frames) == 40
+    assert len(decoded) <= 160
 
 
 def test_a_loader_skips_streams_with_broken_images(broken):

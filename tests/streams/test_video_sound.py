@@ -9,12 +9,16 @@ import pytest
 from made_clips import make_clip
 from made_sounds import ffmpeg_decode, make_flashes, with_zeroed_packet
 from range_server import served
+from servers.gateway_thread import run_gateway
 from tiers import fast_first, only_fast
 
 import streamloader as sl
 from streamloader.errors import ConfigError, CorruptStream, StreamFailed, UnreadableStream
 from streamloader.media.audio.timeline import MAX_OFFSET_S
+from streamloader.stores import readahead
+from streamloader.stores.io_thread import open_shared_store
 from streamloader.testing import StreamSuite, describe_streams, read_stream
+from streamloader.testing.faults.http import HttpServer
 
 RATE = 48_000
 UNEVEN = (0, 40, 50, 180, 190, 240, 410, 430, 470, 480)  # milliseconds of ten frames
@@ -38,6 +42,14 @@ def click_offsets(steps):
     firsts = np.cumsum(steps["audio_length"]) - steps["audio_length"]
     shown = np.flatnonzero(steps["data"].mean(axis=(1, 2, 3)) > 128).tolist()
     return {step: int(min(clicks - firsts[step], key=abs)) for step in shown}
+
+
+def count_requested(byte_range, size):
+    """Return the number of bytes of a request with this Range header."""
+    if not byte_range:
+        return size
+    first, _, last = byte_range.removeprefix("bytes=").partition("-")
+    return min(size, int(last) + 1 if last else size) - int(first)
 
 
 def joined(steps):
@@ -229,6 +241,39 @@ def test_a_damaged_sound(folder):
     assert np.array_equal(found["data"], expected["data"])
     assert np.array_equal(found["audio"][:60], expected["audio"][:60])
     assert np.array_equal(found["audio"][-10:], expected["audio"][-10:])  # in time, after the silence
+
+
+def test_a_video_in_a_store_is_fetched_once(folder):
+    """Frames and sound are read at about the same position. What one of them has fetched serves the other."""
+    path = make_flashes(folder / "large.mkv", frames=250, size=64, sound_codec="pcm_s16le", noisy=True)
+    data = path.read_bytes()
+    with run_gateway(HttpServer({"large.mkv": data})) as server:
+        fetched = {}
+        for audio in (False, True):
+            dataset = sl.VideoStreams(f"{server.url}/large.mkv", audio=audio, pix_fmt="gray")
+            (info,) = describe_streams(dataset)
+            server.requests.clear()
+            steps = read_stream(dataset, info, block=16)
+            fetched[audio] = sum(
+                count_requested(request.headers.get("range"), len(data)) for request in server.requests
+            )
+            if audio:
+                assert np.array_equal(joined(steps), joined(steps_of(path)))
+                middle = read_stream(dataset, info, seek=100, steps=9)
+                assert np.array_equal(middle["audio"], steps["audio"][100:109])
+    assert fetched[True] < 1.3 * fetched[False] < 2 * len(data)
+
+
+def test_a_sound_that_cannot_be_opened_leaves_nothing_open(folder):
+    store, _ = open_shared_store("memory://sounds-of-videos/a.mkv")
+    with store:
+        store.write("a.mkv", make(folder, "flac.mkv").read_bytes())
+        dataset = sl.VideoStreams("memory://sounds-of-videos/a.mkv", audio=sl.AudioOptions(block=100))
+        (info,) = describe_streams(dataset)
+        before = len(readahead._open_files)
+        with pytest.raises(StreamFailed, match="there is room for 100"):
+            read_stream(dataset, info)
+        assert len(readahead._open_files) == before
 
 
 class TestVideosWithSound(StreamSuite):

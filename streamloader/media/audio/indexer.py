@@ -24,6 +24,7 @@ from streamloader.media.audio.index import (
     AudioIndex,
     AudioIndexSettings,
 )
+from streamloader.media.audio.missing_packets import check_nothing_missing
 from streamloader.media.audio.packets import (
     PacketRow,
     add_frame_skips,
@@ -68,7 +69,6 @@ _TIMED_CODECS: Final = ("alac", "flac", "pcm_", "tta", "wavpack")
 _HEAD_PACKETS: Final = 8  # decoded to learn the format
 _MAX_TRIMMED_SAMPLES: Final = 1 << 14  # at the end, by an edit list; more is another reason
 _DISCARDED: Final = 2  # AVINDEX_DISCARD_FRAME
-_MIN_FRAME_SAMPLES: Final = 576  # of MP3
 _log = logging.getLogger("streamloader")
 
 
@@ -249,11 +249,8 @@ class _Indexing:
         )
         if not is_exact:
             return None
-        if codec != "flac":
-            needed = count * rows[0].size // head.samples[0]
-            size = self._file_size()
-            if needed > size:  # also where the header has no size, as that of a live recording
-                return None
+        if codec != "flac" and count * rows[0].size // head.samples[0] > self._file_size():
+            return None  # its header has no size, as that of a live recording
         return AudioIndex(
             rate, channels, layout, format_, codec, time_base, _EMPTY, _EMPTY, _EMPTY,
             np.array([count], np.int64), np.array([[0, count]], np.int64), _EMPTY, has_exact_pts=True,
@@ -400,10 +397,12 @@ class _Indexing:
         time_base = Fraction(stream.time_base or Fraction(1, rate))
         kept = find_kept(rows, samples)
         if not self._tolerant:
-            self._check_rows(container, stream, rows, int((kept[:, 1] - kept[:, 0]).sum()), rate)
+            check_nothing_missing(self._video, self._file, container, stream, rows, samples, kept, rate)
         first = int(kept[0, 0]) if len(kept) else 0
         count = _find_end(container, stream, rate, sum(row.duration for row in rows), first)
         total = int((kept[:, 1] - kept[:, 0]).sum())
+        if self._tolerant and count is not None and stream.codec_context.name in _CONSTANT_CODECS:
+            count -= int(samples.max()) * int((samples[: len(rows)] == 0).sum())  # of packets that were left out
         if count is not None and 0 < total - count < _MAX_TRIMMED_SAMPLES:
             kept = trim_end(kept, count)
         return AudioIndex(
@@ -413,27 +412,6 @@ class _Indexing:
             np.array([row.size for row in rows], np.int64),
             samples, kept, checks, damaged=self._tolerant, note=self._note,
         )  # fmt: skip
-
-    def _check_rows(
-        self, container: InputContainer, stream: AudioStream, rows: list[PacketRow], count: int, rate: int
-    ) -> None:
-        """Refuse a file in which FFmpeg passes over damaged bytes, so that samples are missing without an error.
-
-        Pages of Ogg have checksums and positions, and the Xing header of MP3 has the number of samples.
-        """
-        time_base = Fraction(stream.time_base or Fraction(1, rate))
-        if container.format.name == "ogg":
-            for row, following in itertools.pairwise(rows):
-                if (
-                    row.pts is not None
-                    and following.pts is not None
-                    and following.pts > row.pts + row.duration > row.pts
-                ):
-                    sample = int(row.pts * time_base * rate)
-                    raise corrupt_error(self._video, "the packets after this one are missing", max(0, sample), rate)
-        stated = int((stream.duration or 0) * time_base * rate)
-        if container.format.name == "mp3" and rows[0].skip_start and stated >= count + _MIN_FRAME_SAMPLES:
-            raise corrupt_error(self._video, f"it has {count} samples, and {stated} by its header", count, rate)
 
     def _check_packets(self, count: int) -> None:
         if count >= MAX_PACKETS:

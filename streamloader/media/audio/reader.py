@@ -12,6 +12,7 @@ set back). Three ways lead to exact samples:
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import zlib
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ _MEMORY_PACKETS: Final = {
 _CHECKED_STARTS: Final = (8, 64, 512)  # packets before a group that is checked
 _MAX_SEEK_ATTEMPTS: Final = 5  # each goes back eight times as far
 _SEEK_MARGIN: Final = 4  # packets
+_MAX_BACKWARD_PACKETS: Final = 4  # by which timestamps may run backwards inside a stream
 _MAX_SEARCHED_PACKETS: Final = 1 << 10  # after a seek, to learn which packet the demuxer has reached
 _MIN_SKIPPED_PACKETS: Final = 64  # fewer are decoded instead of seeking
 _EXACT_BLOCK_SAMPLES: Final = 1 << 13
@@ -109,6 +111,13 @@ class SampleReader:
     def rate(self) -> int:
         """Number of samples per second."""
         return self.index.rate
+
+    @functools.cached_property
+    def _is_chained(self) -> bool:
+        """Whether the file has several streams in turn, so that timestamps do not name packets, and headers change."""
+        index = self.index
+        longest = int(index.samples.max(initial=0)) / (index.rate * index.time_base)
+        return bool((np.diff(index.pts) < -_MAX_BACKWARD_PACKETS * longest).any())
 
     def read(self, start: int, end: int) -> Array:
         """Return the samples [start, end), (samples, channels). The end of the sound, or an error, ends them early.
@@ -177,6 +186,8 @@ class SampleReader:
         index = self.index
         if index.has_exact_pts:
             return sample - self._block_start > _MIN_SKIPPED_SAMPLES
+        if self._is_chained:
+            return False
         if index.codec not in _MEMORY_PACKETS and not index.codec.startswith("pcm_") and not len(index.checks):
             return False
         packet = int(np.searchsorted(index.packet_starts, sample, "right")) - 1
@@ -273,10 +284,13 @@ class SampleReader:
         packet = int(np.searchsorted(index.packet_starts, sample, "right")) - 1
         group = packet // CHECKED_PACKETS
         memory = 0 if index.codec.startswith("pcm_") else _MEMORY_PACKETS.get(index.codec)
-        if memory is not None and not index.damaged:
+        if self._is_chained or index.damaged:
+            self._restart()
+            return
+        if memory is not None:
             self._start_group(group, memory)
             return
-        for start in _CHECKED_STARTS if len(index.checks) and not index.damaged else ():
+        for start in _CHECKED_STARTS if len(index.checks) else ():
             if start >= group * CHECKED_PACKETS:
                 break
             self._start_group(group, start)
@@ -375,9 +389,10 @@ class SampleReader:
         if (rate, channels, format_) != (index.rate, index.channels, index.format):
             raise corrupt_error(
                 self._video,
-                f'it changes to {rate} Hz, {channels} channels, {format_}; pass verify="samples" to index what it has',
-                self._played(sample), self.rate,
-            )  # fmt: skip
+                f"it changes to {rate} Hz, {channels} channels, {format_}: split or convert it",
+                self._played(sample),
+                self.rate,
+            )
         return frame_samples(frame)
 
     def _played(self, sample: int) -> int:
@@ -413,15 +428,15 @@ class SampleReader:
                     container.seek(int(index.pts[number - back]), stream=stream, backward=True)
                     self._packets = demux_sound(container, stream, self._file)
                     found = self._identify()
+                if found is not None and found <= number:
+                    self._next_packet = found
+                    while self._next_packet < number:
+                        self._read_packet()
+                    return True
             except StoreError:
                 raise
-            except CorruptStream:
-                found = None
-            if found is not None and found <= number:
-                self._next_packet = found
-                while self._next_packet < number:
-                    self._read_packet()
-                return True
+            except CorruptStream:  # only a decode from the start proves damage
+                pass
             back *= 8
         return False
 

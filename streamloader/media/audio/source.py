@@ -18,7 +18,7 @@ import numpy as np
 from av.codec.context import Flags2
 from av.stream import Discard, Disposition
 
-from streamloader.errors import CorruptStream, MediaLimitExceeded, StreamloaderError
+from streamloader.errors import CorruptStream, MediaLimitExceeded, StoreError, StreamloaderError
 from streamloader.media.audio.index import MAX_CHANNELS, MAX_RATE, SAMPLE_DTYPES
 from streamloader.media.progress import PROGRESS
 from streamloader.media.video.container import ALLOWED_CONTAINERS, open_container
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUDIO_CONTAINERS", "check_frame", "contains_coded_sound", "corrupt_error", "demux_sound",
-    "frame_samples", "open_sound", "starts_like_wav", "translate_sound_errors",
+    "frame_samples", "open_sound", "read_bytes", "starts_like_wav", "translate_sound_errors",
 ]  # fmt: skip
 
 # FFmpeg's demuxers of sound. None of them opens other files by itself, and none needs to know the sample rate.
@@ -161,32 +161,52 @@ def _count_channels(stream: AudioStream) -> int:
 def demux_sound(
     container: InputContainer, stream: AudioStream, file: VideoFile | None
 ) -> Iterator[Packet[AudioStream]]:
-    """Yield the packets of a stream from the demuxer's position on. The last one is empty and flushes the decoder.
+    """Yield the packets of a stream from the demuxer's position on. Only the last one is empty: it flushes the decoder.
 
     Raises:
         EOFError: If a stream appears that the file did not declare, which PyAV cannot handle.
     """
     packets = container.demux(stream)
+    last: Packet[AudioStream] | None = None
     while True:
         try:
             packet = next(packets, None)
         except IndexError as error:
             raise EOFError("a stream appears that the file does not declare") from error
         if packet is None:
-            return
+            break
         if file is not None:
             file.mark_progress()
         PROGRESS.packets += 1
-        yield packet
+        if packet.size:
+            yield packet
+        else:  # the headers of a chained Ogg stream are empty packets, too
+            last = packet
+    if last is not None:
+        yield last
+
+
+def read_bytes(video: Video, file: VideoFile | None, start: int, count: int) -> bytes:
+    """Return `count` bytes of a file from `start` on, or fewer at its end.
+
+    Raises:
+        OSError: If a local file cannot be read.
+        StreamloaderError: If it is no regular file.
+        StoreError: If the store fails to deliver bytes.
+    """
+    if file is not None:
+        return file.remote.read_at(start, count)
+    with open(open_media_file(str(video)), "rb") as local:
+        local.seek(start)
+        return local.read(count)
 
 
 def starts_like_wav(video: Video, file: VideoFile | None = None) -> bool:
     """Return whether a file begins like WAV. False if it cannot be read, so that opening it shows why."""
-    if file is not None:
-        return file.remote.read_at(0, 4) in _WAV_SIGNATURES
     try:
-        with open(open_media_file(str(video)), "rb") as local:
-            return local.read(4) in _WAV_SIGNATURES
+        return read_bytes(video, file, 0, 4) in _WAV_SIGNATURES
+    except StoreError:
+        raise
     except (OSError, StreamloaderError):
         return False
 

@@ -3,7 +3,8 @@
 The samples of a sound do not say when they are played: the timestamps of its packets do. They may start before or after
 the frames, leap where packets are missing, and drift from the number of samples where a recorder had two clocks. The
 timeline follows them: where they differ from the count of samples by more than a few milliseconds, it begins a new
-piece there, with silence in front or without the samples that come too late.
+piece there, with silence in front or without the samples that come too late. A timestamp that differs from those around
+it does not count, and where all of them are uneven, as those of some phones, only what exceeds their unevenness does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["MAX_OFFSET_S", "TimelineReader", "lay_out_sound"]
 
 MAX_OFFSET_S: Final = 0.004  # by which a sample may be played too early or too late. Matroska rounds to 0.001
+_MAX_JITTER_S: Final = 0.02  # by which it may be, where the timestamps themselves are that uneven
+_JITTER_QUANTILE: Final = 0.95
+# Timestamps of so many packets make one. FFmpeg is wrong about the first packet of some pages of Vorbis in Ogg.
+_SMOOTHED_PACKETS: Final = 5
 
 
 def lay_out_sound(index: AudioIndex, origin: Fraction) -> Array:
@@ -42,7 +47,11 @@ def lay_out_sound(index: AudioIndex, origin: Fraction) -> Array:
     base = round((int(pts[0]) * index.time_base - origin) * index.rate)  # exact, and the rest is small
     ticks = float(index.time_base * index.rate)
     offsets = base + np.rint((pts - pts[0]) * ticks).astype(np.int64) - first_samples
-    breaks = _find_breaks(offsets, max(1, int(MAX_OFFSET_S * index.rate)))
+    smooth = _smooth(offsets)
+    jitter = float(np.quantile(np.abs(offsets - smooth), _JITTER_QUANTILE)) / index.rate
+    tolerance_s = min(max(MAX_OFFSET_S, 2 * jitter), _MAX_JITTER_S)
+    offsets = smooth
+    breaks = _find_breaks(offsets, max(1, int(tolerance_s * index.rate)))
     bounds = np.append(first_samples[breaks], starts[-1])
     pieces = [
         piece
@@ -52,16 +61,27 @@ def lay_out_sound(index: AudioIndex, origin: Fraction) -> Array:
     return _resolve_overlaps(pieces)
 
 
+def _smooth(offsets: Array) -> Array:
+    """Return the medians of neighbouring offsets. Lasting leaps stay, at the same packets."""
+    padded = np.pad(offsets, _SMOOTHED_PACKETS // 2, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _SMOOTHED_PACKETS)
+    medians: Array = np.sort(windows, axis=1)[:, _SMOOTHED_PACKETS // 2]
+    return medians
+
+
 def _find_breaks(offsets: Array, tolerance: int) -> list[int]:
     """Return the numbers of the packets at which a new piece begins."""
-    breaks, position = [0], 0
-    while True:
-        differs = np.abs(offsets[position:] - offsets[position]) > tolerance
+    breaks, position, count = [0], 0, 1
+    while position + count < len(offsets):  # looks at twice as many each time, so that many breaks take no longer
+        differs = np.abs(offsets[position + count : position + 2 * count] - offsets[breaks[-1]]) > tolerance
         step = int(np.argmax(differs))
-        if not differs[step]:
-            return breaks
-        position += step
-        breaks.append(position)
+        if differs[step]:
+            position += count + step
+            breaks.append(position)
+            count = 1
+        else:
+            count *= 2
+    return breaks
 
 
 def _intersect(index: AudioIndex, start: int, end: int, offset: int) -> list[tuple[int, int, int]]:

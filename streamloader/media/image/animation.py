@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from av.video.frame import VideoFrame
 
 from streamloader.errors import CorruptStream
+from streamloader.media.image.pillow import open_with_pillow, translate_pillow_errors
 from streamloader.media.video.limits import PixelLimit
 
 if TYPE_CHECKING:
     from streamloader.media.image.headers import ImageHeader
 
 __all__ = ["AnimationReader"]
-
-_FORMATS: Final = {"gif": "GIF", "png": "PNG", "webp": "WEBP"}  # Pillow's names
 
 
 class AnimationReader:
@@ -58,14 +56,11 @@ class AnimationReader:
         """Return frame `number`, in ``rgb24``.
 
         Raises:
-            CorruptStream: If it cannot be decoded. ``offset`` is the number of the frame.
+            CorruptStream: If it cannot be decoded, or one before it. ``offset`` is the number of the first such frame.
         """
         if self._current is None or self._current[0] != number:
-            try:
+            with translate_pillow_errors(self._name, lambda problem: self._make_error(number, problem)):
                 self._current = number, VideoFrame.from_ndarray(self._decode(number), format="rgb24")
-            except Exception as error:  # Pillow's decoders of damaged files raise errors of many kinds
-                self.close()
-                raise self._make_error(number, f"{type(error).__name__}: {error}") from error
         return self._current[1]
 
     def close(self) -> None:
@@ -78,7 +73,7 @@ class AnimationReader:
     def _decode(self, number: int) -> Any:
         if self._image is None or number < self._next:
             self.close()
-            self._image = self._open()
+            self._image = open_with_pillow(self._data, self._header.format)
         image = self._image
         first = 1 if getattr(image, "default_image", False) else 0  # an APNG may have a still image for other programs
         if getattr(image, "n_frames", 1) - first != self._frames:
@@ -92,12 +87,10 @@ class AnimationReader:
             raise ValueError(f"a frame has {pixels.shape[1]}x{pixels.shape[0]} pixels")
         return pixels
 
-    def _open(self) -> Any:
-        from PIL import Image
-
-        return Image.open(io.BytesIO(self._data), formats=[_FORMATS[self._header.format]])
-
     def _make_error(self, number: int, problem: str) -> CorruptStream:
+        """Return the error of the next frame that has to be drawn for frame `number`, and free the decoder."""
+        number = min(self._next, number)
+        self.close()
         return CorruptStream(
             f"{self._name} is truncated or damaged at frame {number}: {problem}. {self._remedy}",
             stream=self._stream,

@@ -1,14 +1,13 @@
 """Decode still images straight into the steps of a batch: upright, scaled, and in any of the pixel formats of videos.
 
 JPEG becomes RGB or gray by libjpeg-turbo (simplejpeg), which decodes at 1/2, 1/4 or 1/8 of the size if that is at least
-the requested one, and by OpenCV's bilinear or area filter. Everything else is decoded by FFmpeg (TIFF by Pillow, which
-reads more kinds of it) and converted by the converter of videos, so that its pixels are those that a video of these
-images would have.
+the requested one, and by OpenCV's bilinear or area filter. Everything else is decoded by FFmpeg (TIFF, and animations
+of one frame, by Pillow, which reads more kinds of them) and converted by the converter of videos, so that its pixels
+are those that a video of these images would have.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -16,6 +15,8 @@ import numpy as np
 
 from streamloader.errors import CorruptStream, FrameSizeError, UnreadableStream
 from streamloader.media.image.headers import ImageHeader, InvalidImage, parse_header
+from streamloader.media.image.pillow import open_with_pillow, translate_pillow_errors
+from streamloader.media.image.timing import read_times
 from streamloader.media.video.convert import Converter
 from streamloader.media.video.limits import PixelLimit
 from streamloader.media.video.orientation import UPRIGHT
@@ -111,6 +112,8 @@ class ImageDecoder:
             return
         if header.format == "tiff":
             frame, orientation = _decode_tiff(image, header), UPRIGHT  # Pillow has turned it
+        elif header.is_animation:
+            frame, orientation = _decode_only_frame(image, header, self._max_pixels), header.orientation
         else:
             frame, orientation = self._decode_frame(image, header), header.orientation
         converter = self._converters.get(orientation)
@@ -131,9 +134,10 @@ class ImageDecoder:
             raise damaged_error(image, str(error)) from error
         limit = PixelLimit(self._max_pixels, image.name)
         limit.check(header.width, header.height)
-        if header.is_animation:
+        if header.is_animation and _count_frames(image, header) > 1:
             raise UnreadableStream(
-                f'{image.name} is an animation among images: pass streams="files" to play each file as a stream',
+                f"{image.name} is an animation among images: give it the extension of its format, and pass "
+                'streams="files" to play each file as a stream',
                 stream=image.stream, address=image.name, offset=image.step,
             )  # fmt: skip
         if not self._scales and header.upright_size != self._size:
@@ -228,26 +232,43 @@ class ImageDecoder:
         return context
 
 
+def _count_frames(image: EncodedImage, header: ImageHeader) -> int:
+    try:
+        return len(read_times(image.data, header))
+    except InvalidImage as error:
+        raise damaged_error(image, str(error)) from error
+
+
+def _decode_only_frame(image: EncodedImage, header: ImageHeader, max_pixels: int) -> VideoFrame:
+    """Return the frame of a file whose format is one of animations, and which has one frame."""
+    from streamloader.media.image.animation import AnimationReader
+
+    reader = AnimationReader(image.data, header, 1, name=image.name, stream=image.stream, max_pixels=max_pixels)
+    try:
+        return reader.read_frame(0)
+    except CorruptStream as error:
+        raise damaged_error(image, error.message) from error
+    finally:
+        reader.close()
+
+
 def _decode_tiff(image: EncodedImage, header: ImageHeader) -> VideoFrame:
     """Return a TIFF as an upright frame."""
     from av.video.frame import VideoFrame
-    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(image.data), formats=["TIFF"]) as opened:
-            if opened.mode in _SIXTEEN_BIT_MODES:
-                pixels, format_ = np.asarray(opened).astype("<u2"), "gray16le"
-            elif opened.mode in _EIGHT_BIT_MODES:
-                pixels, format_ = np.asarray(opened.convert("RGB")), "rgb24"
-            else:
-                raise UnreadableStream(
-                    f"{image.name} has pixels of another type than 8 or 16 bits ({opened.mode}): convert it",
-                    stream=image.stream, address=image.name, offset=image.step,
-                )  # fmt: skip
-    except UnreadableStream:
-        raise
-    except Exception as error:  # Pillow's decoders of damaged files raise errors of many kinds
-        raise damaged_error(image, f"{type(error).__name__}: {error}") from error
+    with (
+        translate_pillow_errors(image.name, lambda problem: damaged_error(image, problem)),
+        open_with_pillow(image.data, "tiff") as opened,
+    ):
+        if opened.mode in _SIXTEEN_BIT_MODES:
+            pixels, format_ = np.asarray(opened).astype("<u2"), "gray16le"
+        elif opened.mode in _EIGHT_BIT_MODES:
+            pixels, format_ = np.asarray(opened.convert("RGB")), "rgb24"
+        else:
+            raise UnreadableStream(
+                f"{image.name} has pixels of another type than 8 or 16 bits ({opened.mode}): convert it",
+                stream=image.stream, address=image.name, offset=image.step,
+            )  # fmt: skip
     if pixels.shape[:2] != header.upright_size:
         raise damaged_error(image, "it does not decode to one image of the size that it declares")
     return VideoFrame.from_ndarray(pixels, format=format_)

@@ -1,7 +1,7 @@
 """Read format, size and orientation from the first bytes of an image, in Python: no native code sees them.
 
 Sources of the layouts: ITU-T T.81 and Exif 2.3 (JPEG), the PNG specification (third edition, with APNG), RFC 9649
-(WebP), TIFF 6.0, the GIF89a specification, and BITMAPINFOHEADER (BMP).
+(WebP), TIFF 6.0 and BigTIFF, the GIF89a specification, and BITMAPINFOHEADER (BMP).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _EXIF_ORIENTATIONS: Final = {
     8: Orientation(True, True, False),
 }
 _TAG_WIDTH, _TAG_HEIGHT, _TAG_ORIENTATION = 256, 257, 274
+_TIFF_SIGNATURES: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_INTEGER_TYPES: Final = {3: "H", 4: "I", 16: "Q"}  # SHORT, LONG and LONG8
 _MAX_TAGS: Final = 4096
 _WEBP_ANIMATED, _WEBP_EXIF = 0x02, 0x08  # flags of VP8X
 
@@ -211,17 +213,22 @@ def _parse_orientation(exif: bytes) -> Orientation:
 
 
 def _read_tags(data: bytes) -> dict[int, int]:
-    """Return the tags of the first directory of a TIFF whose values are single integers."""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        raise InvalidImage("it is not a TIFF of 32 bits")
+    """Return the tags of the first directory of a TIFF or BigTIFF whose values are single integers."""
+    if data[:4] not in _TIFF_SIGNATURES:
+        raise InvalidImage("it is not a TIFF")
     order = "<" if data[:1] == b"I" else ">"
-    (start,) = struct.unpack_from(f"{order}I", data, 4)
-    (count,) = struct.unpack_from(f"{order}H", data, start)
+    is_big = b"+" in data[:4]
+    count_format, pointer_format = ("Q", "Q") if is_big else ("H", "I")
+    (start,) = struct.unpack_from(order + pointer_format, data, 8 if is_big else 4)
+    (count,) = struct.unpack_from(order + count_format, data, start)
+    entry = struct.Struct(f"{order}HH{pointer_format}")  # tag, type and number of values, which its values follow
+    start += struct.calcsize(order + count_format)
     tags = {}
     for number in range(min(count, _MAX_TAGS)):
-        tag, kind, _ = struct.unpack_from(f"{order}HHI", data, start + 2 + 12 * number)
-        if kind in (3, 4):  # SHORT and LONG
-            (tags[tag],) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", data, start + 10 + 12 * number)
+        position = start + number * (entry.size + struct.calcsize(order + pointer_format))
+        tag, kind, _ = entry.unpack_from(data, position)
+        if kind in _INTEGER_TYPES:
+            (tags[tag],) = struct.unpack_from(order + _INTEGER_TYPES[kind], data, position + entry.size)
     return tags
 
 
@@ -235,7 +242,6 @@ _PARSERS: Final[dict[bytes, Callable[[bytes], ImageHeader]]] = {
     PNG_SIGNATURE: _parse_png,
     b"RIFF": _parse_webp,
     b"GIF8": _parse_gif,
-    b"II*\0": _parse_tiff,
-    b"MM\0*": _parse_tiff,
+    **dict.fromkeys(_TIFF_SIGNATURES, _parse_tiff),
     b"BM": _parse_bmp,
 }

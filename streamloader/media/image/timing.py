@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from streamloader.media.image.headers import ImageHeader
     from streamloader.values import Array
 
-__all__ = ["NANOSECOND", "ImageTimes", "read_times"]
+__all__ = ["NANOSECOND", "ImageTimes", "cut_to_whole_frames", "read_times"]
 
 NANOSECOND: Final = Fraction(1, 1_000_000_000)
 _MIN_GIF_DELAY: Final = Fraction(2, 100)  # browsers and FFmpeg show a shorter one as the default
@@ -69,28 +70,52 @@ def read_times(data: bytes, header: ImageHeader, *, tolerant: bool = False) -> I
     """
     if not header.is_animation:
         return ImageTimes.from_delays([Fraction(1)])
-    read = {"gif": _read_gif, "png": _read_png, "webp": _read_webp}[header.format]
-    delays: list[Fraction] = []
-    try:
-        delays.extend(read(data)) if not tolerant else _extend(delays, read(data))
-    except (struct.error, IndexError) as error:
-        raise IncompleteImage(f"it is truncated: it ends at byte {len(data)}, within a frame") from error
-    if not delays:
+    frames, error = _read_frames(data, header)
+    if error is not None and not (tolerant and frames):
+        raise error
+    if not frames:
         raise InvalidImage("it has no frame")
-    return ImageTimes.from_delays(delays)
+    return ImageTimes.from_delays([delay for delay, _ in frames])
 
 
-def _extend(delays: list[Fraction], frames: Iterator[Fraction]) -> None:
-    """Append the delays of the frames before damage."""
+def cut_to_whole_frames(data: bytes, header: ImageHeader) -> bytes:
+    """Return an animation without what follows its last whole frame, if it is truncated. Otherwise return `data`.
+
+    Args:
+        data: File with at least one whole frame.
+        header: Header of the file.
+    """
+    frames, error = _read_frames(data, header)
+    if error is None or not frames:
+        return data
+    _, end = frames[-1]
+    if header.format == "gif":
+        return data[:end] + b"\x3b"
+    if header.format == "webp":
+        return data[:4] + struct.pack("<I", end - 8) + data[8:end]
+    start = next(
+        start for kind, start, _ in iterate_chunks(data, len(PNG_SIGNATURE), little_endian=False) if kind == b"acTL"
+    )
+    control = b"acTL" + struct.pack(">I", len(frames)) + data[start + 4 : start + 8]
+    counted = data[: start - 4] + control + struct.pack(">I", zlib.crc32(control)) + data[start + 12 : end]
+    return counted + struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+
+
+def _read_frames(data: bytes, header: ImageHeader) -> tuple[list[tuple[Fraction, int]], InvalidImage | None]:
+    """Return delay in seconds and end in the file of each whole frame, and the error that ends them."""
+    read = {"gif": _read_gif, "png": _read_png, "webp": _read_webp}[header.format]
+    frames: list[tuple[Fraction, int]] = []
     try:
-        for delay in frames:
-            delays.append(delay)  # noqa: PERF402 - an error ends it, and keeps those so far
-    except (struct.error, IndexError, InvalidImage):
-        if not delays:
-            raise
+        for frame in read(data):
+            frames.append(frame)  # noqa: PERF402 - an error ends it, and keeps those so far
+    except InvalidImage as error:
+        return frames, error
+    except (struct.error, IndexError):
+        return frames, IncompleteImage(f"it is truncated: it ends at byte {len(data)}, within a frame")
+    return frames, None
 
 
-def _read_gif(data: bytes) -> Iterator[Fraction]:
+def _read_gif(data: bytes) -> Iterator[tuple[Fraction, int]]:
     position = 13 + _color_table_bytes(data[10])
     delay = Fraction(0)
     while data[position] != 0x3B:  # the trailer
@@ -101,8 +126,10 @@ def _read_gif(data: bytes) -> Iterator[Fraction]:
             position = _skip_blocks(data, position + 2)
         elif block == 0x2C:  # an image
             position = _skip_blocks(data, position + 11 + _color_table_bytes(data[position + 9]))
-            yield delay if delay >= _MIN_GIF_DELAY else _DEFAULT_GIF_DELAY
+            yield delay if delay >= _MIN_GIF_DELAY else _DEFAULT_GIF_DELAY, position
             delay = Fraction(0)
+        elif block == 0:  # padding that some encoders write
+            position += 1
         else:
             raise InvalidImage(f"it has no block at byte {position}")
 
@@ -117,11 +144,11 @@ def _skip_blocks(data: bytes, position: int) -> int:
     return position + 1
 
 
-def _read_png(data: bytes) -> Iterator[Fraction]:
+def _read_png(data: bytes) -> Iterator[tuple[Fraction, int]]:
     delay, kind = None, b""
     for kind, start, _ in iterate_chunks(data, len(PNG_SIGNATURE), little_endian=False):
         if kind in (b"fcTL", b"IEND") and delay is not None:
-            yield delay
+            yield delay, start - 8
         if kind == b"fcTL":
             numerator, denominator = struct.unpack_from(">HH", data, start + 20)
             delay = Fraction(numerator, denominator or 100)
@@ -130,11 +157,11 @@ def _read_png(data: bytes) -> Iterator[Fraction]:
     raise IncompleteImage(f"it is truncated: it ends at byte {len(data)}, without a last chunk")
 
 
-def _read_webp(data: bytes) -> Iterator[Fraction]:
+def _read_webp(data: bytes) -> Iterator[tuple[Fraction, int]]:
     (size,) = struct.unpack_from("<I", data, 4)
     for kind, start, end in iterate_chunks(data[: 8 + size], 12, little_endian=True):
         if kind == b"ANMF" and end <= len(data):
             low, high = struct.unpack_from("<HB", data, start + 12)
-            yield Fraction(low | high << 16, 1000)
+            yield Fraction(low | high << 16, 1000), end + (end - start) % 2
     if len(data) < 8 + size:
         raise IncompleteImage(f"it is truncated: it declares {8 + size} bytes, but ends at byte {len(data)}")

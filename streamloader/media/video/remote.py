@@ -8,12 +8,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from typing_extensions import override
+
 from streamloader.errors import LimitExceeded
 from streamloader.redaction import identify_address, redact_address
 from streamloader.stores.readahead import MAX_FILE_BYTES, UNIT_BYTES, RemoteFile
 from streamloader.values import ObjectInfo
 
-__all__ = ["ByteSpans", "ReadInterrupted", "RemoteVideo", "Video", "VideoFile", "join_units", "open_video_file"]
+__all__ = [
+    "ByteSpans", "ReadInterrupted", "RemoteVideo", "Video", "VideoFile", "join_units", "open_second_file",
+    "open_video_file",
+]  # fmt: skip
 
 ByteSpans: TypeAlias = "tuple[tuple[int, int], ...]"
 
@@ -165,6 +170,40 @@ class ReadInterrupted(Exception):
     def __init__(self, reason: BaseException) -> None:
         super().__init__(repr(reason))
         self.reason = reason
+
+
+class _BorrowingFile(RemoteFile):
+    """A file over an object that another file reads at about the same position: what that one has is not fetched again.
+
+    Args:
+        lender: The other file, which is used by the same thread.
+        video: The object.
+    """
+
+    def __init__(self, lender: RemoteFile, video: RemoteVideo) -> None:
+        super().__init__(video.address, video.info, video.options)
+        self._lender = lender
+
+    @override
+    def _take(self, size: int) -> memoryview:
+        view = self._lender.peek(self._position, size)
+        if not view:
+            return super()._take(size)
+        self._position += len(view)
+        return view
+
+
+def open_second_file(video: Video, file: VideoFile | None) -> VideoFile | None:
+    """Open the bytes of a video in a store once more, for another reader at about the same position in the same thread.
+
+    Args:
+        video: Path of a local file, for which None is returned, or a video in a store.
+        file: Open bytes of the video.
+    """
+    if isinstance(video, str):
+        return None
+    assert file is not None, "a video in a store is read through a VideoFile"
+    return VideoFile(_BorrowingFile(file.remote, video), video.info.path)
 
 
 def open_video_file(video: Video, initial_spans: Iterable[tuple[int, int]] = ()) -> VideoFile | None:

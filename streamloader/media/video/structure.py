@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, Final, NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import BinaryIO, Final, NamedTuple
 
 from streamloader.errors import LimitExceeded
+from streamloader.media.declared_sizes import ReadAt, read_declared_size
 from streamloader.media.video.files import open_media_file
 from streamloader.media.video.remote import VideoFile
 
 __all__ = ["check_header_size", "declared_size", "find_movie", "may_turn_matroska"]
-
-ReadAt: TypeAlias = "Callable[[int, int], bytes]"
 
 _EBML_ID: Final = 0x1A45DFA3  # the header element of Matroska and WebM
 _SEGMENT_ID: Final = 0x18538067  # the Matroska element that contains all others
@@ -22,7 +20,6 @@ _TRACKS_ID: Final = b"\x16\x54\xae\x6b"
 _PROJECTION: Final = re.compile(rb"\x76\x70[^\x00].{0,7}(?:\x76[\x71-\x75]|\xec|\xbf)", re.DOTALL)
 _CLUSTER_ID: Final = b"\x1f\x43\xb6\x75"  # of frames
 _MAX_TRACKS_BYTES: Final = 64 << 10  # the tracks are described near the beginning
-_MIN_PLACEHOLDER_SIZE: Final = 0xFFFFFFF0  # live recordings write placeholder sizes from this value on
 _BOX_TYPES: Final = frozenset(
     b"ftyp moov mdat free skip wide pnot udta moof mfra sidx ssix styp uuid meta emsg prft pdin".split()
 )
@@ -42,8 +39,9 @@ class _Box(NamedTuple):
 def declared_size(file: str | VideoFile) -> int | None:
     """Return the file size in bytes that the outermost structure declares, or None if it declares none.
 
-    Supported are ISO base media and QuickTime (ISO/IEC 14496-12, 4.2), Matroska and WebM (RFC 8794, RFC 9559), and
-    RIFF. None is returned for a fragmented file with more than a million boxes, or more than 256 in a store.
+    Supported are ISO base media and QuickTime (ISO/IEC 14496-12, 4.2), Matroska and WebM (RFC 8794, RFC 9559), and the
+    formats of :mod:`streamloader.media.declared_sizes`. None is returned for a fragmented file with more than a million
+    boxes, or more than 256 in a store.
 
     Args:
         file: Path of a local file, or an open file in a store.
@@ -125,10 +123,7 @@ def _declared_size(read: ReadAt, size: int, max_boxes: int) -> int | None:
         return end  # any bytes after this are not boxes
     if start[:4] == _EBML_ID.to_bytes(4, "big"):
         return _find_segment_end(read)
-    if start[:4] == b"RIFF" and len(start) == 12:
-        length = int(struct.unpack("<I", start[4:8])[0])
-        return length + 8 if 0 < length < _MIN_PLACEHOLDER_SIZE else None
-    return None
+    return read_declared_size(start, read, size)
 
 
 def _iterate_boxes(read: ReadAt, size: int) -> Iterator[_Box | None]:

@@ -54,6 +54,12 @@ def test_a_truncated_file_has_the_frames_before(format_):
     assert 0 < len(read_times(cut, parse_header(cut), tolerant=True)) < 5
 
 
+def test_padding_between_blocks_of_a_gif_is_no_damage():
+    data = encode_animation(FRAMES, "GIF", DELAYS)
+    padded = data[:-1] + b"\0\0" + data[-1:]
+    assert milliseconds(read_times(padded, parse_header(padded))) == milliseconds(read_times(data, parse_header(data)))
+
+
 def test_damage_is_an_error_that_names_the_frame():
     data = bytearray(encode_animation(FRAMES, "PNG", DELAYS))
     position = data.index(b"fdAT") + 20  # of frame 1

@@ -42,6 +42,7 @@ FORMATS = [
     ("WEBP", {"lossless": True}),
     ("TIFF", {"compression": "tiff_lzw"}),
     ("TIFF", {"compression": "tiff_deflate"}),
+    ("TIFF", {"big_tiff": True}),
     ("BMP", {}),
 ]
 
@@ -149,6 +150,13 @@ def test_a_bomb_is_refused_by_its_header():
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     with pytest.raises(MediaLimitExceeded):
         decode(bytes(data))
+
+
+def test_the_limit_of_pillow_is_no_damage(monkeypatch):
+    """It is lower than `max_pixels` can be."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 96 * 128 // 3)
+    with pytest.raises(MediaLimitExceeded, match="limit of Pillow"):
+        decode(encode(PIXELS, "TIFF"))
 
 
 def test_other_sizes_are_an_error_if_images_are_not_scaled():
