@@ -125,6 +125,7 @@ if TYPE_CHECKING:
     from streamloader.stores.base import Store
     from streamloader.stores.registry import open_store, register_store
     from streamloader.stream_table import StreamTable
+    from streamloader.streams.articles.dataset import ArticleStreams
     from streamloader.streams.audio import AudioStreams
     from streamloader.streams.base import SourceSizes, Stream, StreamDataset
     from streamloader.streams.camera import CameraStreams
@@ -145,6 +146,7 @@ __all__ = [
     "Archive",
     "ArchiveClips",
     "ArchiveStreams",
+    "ArticleStreams",
     "AudioOptions",
     "AudioStreams",
     "Batch",
@@ -276,6 +278,7 @@ _MODULES: Final = {
     "Archive": "archive.archive",
     "ArchiveClips": "archive.clips",
     "ArchiveStreams": "archive.streams",
+    "ArticleStreams": "streams.articles.dataset",
     "AudioOptions": "streams.sound",
     "AudioStreams": "streams.audio",
     "Batch": "loader.batch",

@@ -21,6 +21,7 @@ SHOWS = {
     "addresses": "all 106,200 bytes equal the written ones: True",
     "archive_local": "as streams, every frame was delivered once: True",
     "archive_ssh": "; better: True",
+    "articles": "every article was delivered once, without menus and advertisements: True",
     "audio_rnn": "better: True",
     "ipfs_train": "accuracy of at least 95% both ways: True",
     "ddp": "together 20,788 of 20,788 letters",
@@ -38,7 +39,7 @@ SHOWS = {
 }
 NEEDS_SERVER = {"ipfs_train", "s3_shards"}
 NEEDS_MNIST = {"mnist_directory": "all pixels are the saved ones: True", "multimodal": "200 rows, such as 00000.png"}
-SAVES_PLOT = {"audio_rnn", "virtual_camera"}
+SAVES_PLOT = {"articles", "audio_rnn", "virtual_camera"}
 NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart", "virtual_camera"}
 # These run in every run of the tests. What the others show has tests of its own, and the README's training runs too.
 QUICK = {"addresses", "text", "vector_env"}

@@ -47,7 +47,7 @@ __all__ = [
 CALL_HEADER: Final = struct.Struct("<QQ")  # number of the call, size of its pickle in bytes
 REPLY_HEADER: Final = struct.Struct("<I")  # size of the JSON document in bytes
 PROGRESS_INTERVAL_S: Final = 10.0  # between the reports of a process that makes progress
-_STALL_TIMEOUT_S: Final = 600.0  # stores have shorter deadlines, so only a parser that hangs reaches this one
+_STALL_TIMEOUT_S: Final = 600.0
 MAX_REPLY_BYTES: Final = 1 << 26  # the largest indexes have some megabytes
 _MAX_LOGGED_CHARACTERS: Final = 10_000
 _MAX_LOGGED_RECORDS: Final = 10_000  # of one process
@@ -82,10 +82,18 @@ class ParserPool(Parsers):
     Args:
         memory_bytes: Maximum size of the private memory of each process in bytes. None sets no limit.
         max_processes: Maximum number of processes. Defaults to the number of cores.
+        stall_timeout_s: Seconds after which a process that makes no progress is ended. Defaults to 600: stores have
+            shorter deadlines, so only a parser that hangs reaches it.
     """
 
-    def __init__(self, memory_bytes: int | None = None, max_processes: int | None = None) -> None:
+    def __init__(
+        self,
+        memory_bytes: int | None = None,
+        max_processes: int | None = None,
+        stall_timeout_s: float | None = None,
+    ) -> None:
         self._memory_bytes = memory_bytes
+        self._stall_timeout_s = stall_timeout_s
         self._max_processes = self.parallel = max_processes or os.cpu_count() or 1
         self._lock = threading.Lock()
         self._processes: list[_ParserProcess] = []
@@ -214,7 +222,7 @@ class ParserPool(Parsers):
     def _start_locked(self) -> _ParserProcess:
         if self._closed:
             raise ClosedError("parsing was cancelled")
-        process = _ParserProcess(self._memory_bytes)
+        process = _ParserProcess(self._memory_bytes, self._stall_timeout_s or _STALL_TIMEOUT_S)
         self._processes.append(process)
         return process
 
@@ -257,7 +265,8 @@ class _ParserProcess:
         alive: Whether the process can take calls.
     """
 
-    def __init__(self, memory_bytes: int | None) -> None:
+    def __init__(self, memory_bytes: int | None, stall_timeout_s: float) -> None:
+        self._stall_timeout_s = stall_timeout_s
         self.calls = 0
         self.reserved = True
         self.alive = True
@@ -303,9 +312,9 @@ class _ParserProcess:
         self._last_progress_at = time.monotonic()
         self._send(number, request)
         while not future.done():
-            remaining_s = self._last_progress_at + _STALL_TIMEOUT_S - time.monotonic()
+            remaining_s = self._last_progress_at + self._stall_timeout_s - time.monotonic()
             if remaining_s <= 0:
-                self._kill_reason = f"it made no progress for {_STALL_TIMEOUT_S:.0f} seconds"
+                self._kill_reason = f"it made no progress for {self._stall_timeout_s:.0f} seconds"
                 self._process.kill()
                 break  # the end of the process sets an error
             wait([future], remaining_s)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
-from streamloader.errors import ConfigError, StreamFailed
+from streamloader.errors import ConfigError
 from streamloader.stores.addresses import Addresses, Pattern, as_addresses
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset
 from streamloader.streams.corpus import Corpus, MemoryCorpus, MemoryStream
 from streamloader.streams.lane_thread import in_lane_thread
-from streamloader.streams.step_writer import qualified_name
 from streamloader.streams.text_files import FileCorpus
+from streamloader.streams.text_steps import TextSteps, Tokenizer
 from streamloader.values import Array, Field, StreamInfo
 
 __all__ = ["TextStreams"]
-
-Tokenizer: TypeAlias = "Callable[[str], Sequence[int]]"
 
 
 class TextStreams(StreamDataset):
@@ -93,22 +91,19 @@ class TextStreams(StreamDataset):
         return self
 
     def _configure(self, tokenizer: Tokenizer | None, fill: int) -> None:
-        if tokenizer is not None and not callable(tokenizer):
-            raise ConfigError(f"tokenizer must be a function from str to ids, got {type(tokenizer).__name__}")
-        self._tokenizer = tokenizer
-        self._field = Field((), "uint8" if tokenizer is None else "int64", fill)
+        self._steps = TextSteps(tokenizer, fill)
 
     @property
     def fields(self) -> Mapping[str, Field]:
         """The field ``"data"``: a scalar, uint8 for bytes or int64 for tokens."""
-        return {"data": self._field}
+        return {"data": self._steps.field}
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """The qualified name of the tokenizer, and the encoding of its input."""
-        if self._tokenizer is None:
+        if not self._steps.is_tokenized:
             return {"tokenizer": None}
-        return {"tokenizer": qualified_name(self._tokenizer), "encoding": self._corpus.encoding}
+        return {"tokenizer": self._steps.tokenizer_name, "encoding": self._corpus.encoding}
 
     async def index(self) -> Sequence[StreamInfo]:
         """Find the texts and count their bytes or tokens. Keys are the paths as given by the user."""
@@ -116,58 +111,27 @@ class TextStreams(StreamDataset):
 
     def source_sizes(self, streams: StreamTable) -> SourceSizes:
         """Return the sizes of the texts. Bytes are read step by step, texts for a tokenizer completely."""
-        return SourceSizes(*self._corpus.source_sizes(streams), by_step=self._tokenizer is None)
+        return SourceSizes(*self._corpus.source_sizes(streams), by_step=not self._steps.is_tokenized)
 
     async def open(self, info: StreamInfo, rng: np.random.Generator) -> Stream:
         """Open one text at its first byte or token. `rng` is not used."""
-        if self._tokenizer is None:
+        if not self._steps.is_tokenized:
             return await self._corpus.open(info)
-        return MemoryStream(await in_lane_thread(self._read_tokens, self._tokenizer, info), info.key)
+        return MemoryStream(await in_lane_thread(self._read_tokens, info), info.key)
 
     async def prepare(self, info: StreamInfo) -> PreparedStream | None:
         """Start to fetch the bytes of a text in a store. Texts for a tokenizer are not prepared."""
-        return await self._corpus.prepare(info) if self._tokenizer is None else None
+        return None if self._steps.is_tokenized else await self._corpus.prepare(info)
 
     def _index(self) -> StreamTable:
-        tokenizer, table = self._tokenizer, self._corpus.index()
-        if tokenizer is None:
+        table = self._corpus.index()
+        if not self._steps.is_tokenized:
             return table
         with contextlib.closing(self._corpus.read_texts(table)) as texts:
-            counts = (len(_tokenize(tokenizer, text, info.key)) for info, text in zip(table, texts, strict=True))
+            counts = (len(self._steps.tokenize(text, info.key)) for info, text in zip(table, texts, strict=True))
             return table.with_lengths(np.fromiter(counts, np.int64, len(table)))
 
-    def _read_tokens(self, tokenizer: Tokenizer, info: StreamInfo) -> Array:
-        tokens = _tokenize(tokenizer, self._corpus.read_text(info), info.key)
-        if info.length is not None and len(tokens) != info.length:
-            raise StreamFailed(
-                f"the tokenizer returned {info.length} tokens for {info.key} when the loader was built, and "
-                f"{len(tokens)} now: it must always return the same ones for the same text",
-                stream=info.key,
-                offset=min(len(tokens), info.length),
-            )
+    def _read_tokens(self, info: StreamInfo) -> Array:
+        tokens = self._steps.tokenize(self._corpus.read_text(info), info.key)
+        self._steps.check_count(tokens, info)
         return tokens
-
-
-def _tokenize(tokenizer: Tokenizer, text: str, key: str) -> Array:
-    try:
-        result = tokenizer(text)
-    except Exception as error:
-        kind = type(error).__name__
-        raise StreamFailed(f"the tokenizer raised {kind}: {error}", stream=key, cause=kind) from error
-    try:
-        tokens = np.asarray(result)
-        empty = tokens.shape == (0,)
-        if not empty and (tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not _fits_int64(tokens)):
-            raise TypeError(f"shape {tokens.shape}, dtype {tokens.dtype}")
-    except Exception as error:
-        hint = "; pass lambda text: tokenizer.encode(text).ids" if hasattr(result, "ids") else ""
-        raise StreamFailed(
-            f"the tokenizer must return a sequence of ints, but returned {type(result).__name__} for {key} "
-            f"({error}){hint}",
-            stream=key,
-        ) from error
-    return tokens.astype(np.int64, copy=False)
-
-
-def _fits_int64(tokens: Array) -> bool:
-    return tokens.dtype.kind == "i" or int(tokens.max()) <= np.iinfo(np.int64).max

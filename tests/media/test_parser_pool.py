@@ -86,6 +86,11 @@ def test_a_file_on_which_processes_hang_is_named(pool, tmp_path, monkeypatch):
         pool.call("endless.ts", functions.hang, str(tmp_path / "log"))
 
 
+def test_how_long_a_process_may_hang_is_an_option(tmp_path):
+    with ParserPool(stall_timeout_s=0.2) as pool, pytest.raises(CorruptStream, match=r"endless\.ts .* no progress"):
+        pool.call("endless.ts", functions.hang, str(tmp_path / "log"))
+
+
 def test_calls_that_share_a_process_with_a_crash_are_repeated(pool, tmp_path):
     log, results = tmp_path / "log", []
     with ParserPool(max_processes=1) as single:

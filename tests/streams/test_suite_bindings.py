@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from article_site import article_site
 from image_data import encode, make_pixels, write_folder
 from made_clips import as_rgb, linear_decode, make_clip
 from made_sounds import ffmpeg_decode, make_sound
@@ -322,6 +323,26 @@ class TestArchives(Bound):
 
     def expected(self):
         return [{"data": as_rgb(linear_decode(path))} for path in self.paths]
+
+
+class TestArticles(Bound):
+    kind = "ArticleStreams"
+    resumes_like = "TestArticles of articles/test_suite.py"
+    lengths_known = False
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _site(cls, tmp_path_factory):
+        cls.folder = str(tmp_path_factory.mktemp("articles"))
+        with article_site() as cls.site:
+            cls.texts = cls.site.put_articles(2)
+            yield
+
+    def make_dataset(self):
+        return sl.ArticleStreams(self.site.urls(range(2)), cache_dir=self.folder, delay_s=0.0)
+
+    def expected(self):
+        return as_bytes(self.texts)
 
 
 def kinds_of_the_package():

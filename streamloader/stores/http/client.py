@@ -6,10 +6,11 @@ import contextlib
 import functools
 import os
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeAlias
 
 import aiohttp
 from yarl import URL
@@ -38,7 +39,10 @@ from streamloader.stores.http.redirects import (
 )
 from streamloader.stores.http.responses import ErrorContext, make_protocol_error
 
-__all__ = ["ErrorTranslator", "HttpClient", "HttpServerConfig", "describe_forbidden"]
+__all__ = ["ErrorTranslator", "HttpClient", "HttpServerConfig", "RequestGate", "describe_forbidden"]
+
+RequestGate: TypeAlias = Callable[[RedirectChain], Awaitable[None]]
+"""Coroutine function that is awaited before each request of a chain of redirects. It raises an error to refuse it."""
 
 _MAX_LENGTH_DIGITS: Final = 18
 _MAX_DRAINED_BYTES: Final = 64 << 10  # reading a short unwanted body is cheaper than another connection
@@ -117,17 +121,40 @@ class HttpClient:
             self.release(response)
 
     async def send(
-        self, method: str, path: str, headers: Mapping[str, str], context: ErrorContext
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        context: ErrorContext,
+        *,
+        gate: RequestGate | None = None,
+        limit_wait: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> aiohttp.ClientResponse:
         """Send a request, follow redirects, and return the response with any status. Pass it to :meth:`release`.
+
+        Args:
+            method: Method of the request.
+            path: Path on the server, with query.
+            headers: Headers of the request.
+            context: Address and offset for error messages.
+            gate: Coroutine function that is awaited before each request of the chain. Defaults to none.
+            limit_wait: Function that returns a context which limits the wait for one response. The time that `gate`
+                takes does not count. Defaults to no limit.
 
         Raises:
             StoreError: If there is no response.
         """
         chain = self._sessions.start(_make_url(self._server.root, path), self._server.scope)
-        response = await self._send(method, chain, headers, context)
+
+        async def request() -> aiohttp.ClientResponse:
+            if gate is not None:
+                await gate(chain)
+            with limit_wait():
+                return await self._send(method, chain, headers, context)
+
+        response = await request()
         if response.status in REDIRECT_STATUSES:
-            return await self._follow_redirects(response, method, chain, headers, context)
+            return await self._follow_redirects(response, chain, request, context)
         return response
 
     def release(self, response: aiohttp.ClientResponse) -> None:
@@ -147,9 +174,8 @@ class HttpClient:
     async def _follow_redirects(
         self,
         response: aiohttp.ClientResponse,
-        method: str,
         chain: RedirectChain,
-        headers: Mapping[str, str],
+        request: Callable[[], Awaitable[aiohttp.ClientResponse]],
         context: ErrorContext,
     ) -> aiohttp.ClientResponse:
         while response.status in REDIRECT_STATUSES and "Location" in response.headers:
@@ -168,7 +194,7 @@ class HttpClient:
                     offset=context.offset,
                 )
             chain.move_to(target)
-            response = await self._send(method, chain, headers, context)
+            response = await request()
         return response
 
     async def _send(

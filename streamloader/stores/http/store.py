@@ -27,7 +27,8 @@ from streamloader.stores.http.auth import (
     parse_server_url,
     read_netrc_login,
 )
-from streamloader.stores.http.client import ErrorTranslator, HttpClient, HttpServerConfig
+from streamloader.stores.http.client import ErrorTranslator, HttpClient, HttpServerConfig, RequestGate
+from streamloader.stores.http.document import DocumentRequest, HttpDocument, receive_document
 from streamloader.stores.http.responses import (
     HEAD_UNSUPPORTED_STATUSES,
     ErrorContext,
@@ -42,7 +43,7 @@ from streamloader.stores.http.responses import (
 )
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["HttpStore"]
+__all__ = ["SCOPE_NAMES", "HttpStore"]
 
 _SCOPES: Final = {
     "any": AddressScope.SPECIAL,
@@ -50,6 +51,7 @@ _SCOPES: Final = {
     "private": AddressScope.PRIVATE,
     "public": AddressScope.PUBLIC,
 }
+SCOPE_NAMES: Final = {scope: name for name, scope in _SCOPES.items()}
 _log: Final = logging.getLogger("streamloader")
 
 
@@ -168,6 +170,47 @@ class HttpStore(Store):
             client.release(response)
             raise
         return body, functools.partial(client.release, response)
+
+    async def fetch_document(
+        self, path: str, request: DocumentRequest, *, gate: RequestGate | None = None
+    ) -> HttpDocument:
+        """Return a document with its headers: a page, as it is at this moment, and not a version of an object.
+
+        Its size need not be declared. A document that is sent without a length, and ends when the connection is closed,
+        is taken as complete.
+
+        Args:
+            path: Path of the document, with query. It may be empty.
+            request: Headers and limits.
+            gate: Coroutine function that is awaited before each request, also before those to the targets of redirects.
+                Defaults to none.
+
+        Raises:
+            LimitExceeded: If the document is larger than ``request.max_bytes``, or its transfer takes longer than
+                ``request.max_seconds``.
+            StoreError: If the server does not send the document.
+        """
+        self._prepare_call(path, allow_empty=True)
+        context = ErrorContext(self.address(path) if path else f"{self.url}/")
+        deadline = self._make_deadline(path)
+        async with self._request_slots:
+            client = await self._connect()
+            response = await client.send(
+                "GET",
+                path,
+                request.headers,
+                context,
+                gate=gate,
+                limit_wait=lambda: deadline.limit_response("waiting for the first bytes"),
+            )
+            try:
+                pieces = _ResponsePieces(response, replace(context, offset=0), self.timeouts, 0)
+                if response.status not in request.statuses:
+                    await client.drain(response)
+                    raise make_status_error(response, context)
+                return await receive_document(response, pieces, request, deadline, context)
+            finally:
+                client.release(response)
 
     @override
     async def _disconnect(self) -> None:

@@ -19,7 +19,7 @@ from streamloader.stores.base import Data, OnStart, Store
 from streamloader.stores.wrappers.base import StoreWrapper
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["RetryStore"]
+__all__ = ["RetryStore", "call_with_retries"]
 
 T = TypeVar("T")
 
@@ -144,13 +144,26 @@ class RetryStore(StoreWrapper):
         await self._call_with_retries(lambda: self.inner.delete(path))
 
     async def _call_with_retries(self, request: Callable[[], Awaitable[T]]) -> T:
-        attempts = _AttemptCounter(self.retry)
-        while True:
-            try:
-                return await request()
-            except StoreError as error:
-                if not await attempts.wait_for_retry(error):
-                    raise
+        return await call_with_retries(self.retry, request)
+
+
+async def call_with_retries(retry: Retry, request: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of a request, which is repeated after transient errors.
+
+    Args:
+        retry: Number of attempts and waiting times.
+        request: Coroutine function that makes one attempt.
+
+    Raises:
+        StoreError: If the last attempt fails, or an attempt fails with an error that is not transient.
+    """
+    attempts = _AttemptCounter(retry)
+    while True:
+        try:
+            return await request()
+        except StoreError as error:
+            if not await attempts.wait_for_retry(error):
+                raise
 
 
 class _AttemptCounter:
