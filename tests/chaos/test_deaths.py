@@ -366,7 +366,7 @@ def test_no_stream_is_to_blame_for_workers_that_are_stopped(on_error, tmp_path, 
     fuse = Fuse(0, "1", 7, DECODING, "stops", log=str(tmp_path / "log"))  # every time, as an impatient user might
     with loader_of([fuse], 2, timeout=0.5, on_error=on_error) as loader:
         count_only_stalls(monkeypatch, lambda: get_stall(loader, fuse))
-        with pytest.raises(sl.WorkerDied, match="stopped by a signal until the deadline.* died 5 times before"):
+        with pytest.raises(sl.WorkerDied, match=r"stopped by a signal until the deadline.* died 5 times before"):
             played(loader)
         assert loader.quarantined == ()
 
