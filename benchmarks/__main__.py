@@ -40,6 +40,7 @@ QUESTIONS = (
     "containers",
     "ssh",
     "archive",
+    "environments",
     "exact",
 )
 _LOGARITHMIC = {"transport", "latency"}

@@ -23,6 +23,7 @@ SHOWS = {
     "archive_ssh": "; better: True",
     "articles": "every article was delivered once, without menus and advertisements: True",
     "audio_rnn": "better: True",
+    "gym_vector": "the same frames as in a bare loop over Gymnasium: True",
     "ipfs_train": "accuracy of at least 95% both ways: True",
     "ddp": "together 20,788 of 20,788 letters",
     "mnist_directory": "accuracy of at least 97%: True",
@@ -39,7 +40,7 @@ SHOWS = {
 }
 NEEDS_SERVER = {"ipfs_train", "s3_shards"}
 NEEDS_MNIST = {"mnist_directory": "all pixels are the saved ones: True", "multimodal": "200 rows, such as 00000.png"}
-SAVES_PLOT = {"articles", "audio_rnn", "virtual_camera"}
+SAVES_PLOT = {"articles", "audio_rnn", "gym_vector", "virtual_camera"}
 NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart", "virtual_camera"}
 # These run in every run of the tests. What the others show has tests of its own, and the README's training runs too.
 QUICK = {"addresses", "text", "vector_env"}

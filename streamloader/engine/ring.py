@@ -55,13 +55,14 @@ class Status:
     """Columns and stages of the status table, in which each lane writes its progress.
 
     The table serves statistics and error messages, and shows which stream a worker was reading when it died. ``BUSY``
-    is 1 while the lane fills its row of grant ``SEQ``; only then can its stream be the cause of a death.
+    is 1 while the lane fills its row of grant ``SEQ``; only then can its stream be the cause of a death. In the line of
+    a filler's first row, ``WORKS_ON`` is the row, plus 1, on which it works while its other rows wait, or 0.
     """
 
-    SEQ, STAGE, STREAM, STEP, EPOCH, POSITION, BUSY = range(7)
+    SEQ, STAGE, STREAM, STEP, EPOCH, POSITION, BUSY, WORKS_ON = range(8)
     COLUMNS = 8
-    STAGES = ("idle", "opening", "reading", "closing", "seeking")
-    IDLE, OPENING, READING, CLOSING, SEEKING = range(5)
+    STAGES = ("idle", "opening", "reading", "closing", "seeking", "resetting", "stepping", "choosing actions")
+    IDLE, OPENING, READING, CLOSING, SEEKING, RESETTING, STEPPING, CHOOSING = range(8)
 
 
 class LaneActivity(NamedTuple):

@@ -514,8 +514,11 @@ class Supervisor:
         return True
 
     def _timeout_error(self, waited: float) -> LoaderTimeout:
-        """Build the error for a wait of `waited` seconds. It names the slowest lane."""
-        return lane_timeout_error(self._job, self._ring, self._find_slowest_lane(), waited)
+        """Build the error for a wait of `waited` seconds. It names the slowest lane, or the lane that it waits for."""
+        row = self._find_slowest_lane()
+        works_on = int(self._ring.status[row, Status.WORKS_ON]) - 1
+        rows_of_worker = next(lanes for lanes in self._job.lanes if row in lanes)  # a worker may write any number
+        return lane_timeout_error(self._job, self._ring, works_on if works_on in rows_of_worker else row, waited)
 
 
 def _reclaim_slot(supervisor_ref: weakref.ref[Supervisor], slot: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+from typing_extensions import override
 
 from streamloader.arguments import check_seconds
 from streamloader.common.cores import cores_per_worker
@@ -22,7 +23,7 @@ from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import LaneActivity, Ring, SlotLayout
 from streamloader.engine.supervisor import OnDeath, Supervisor
-from streamloader.engine.workload import ConsumedBatch, Grant, Workload
+from streamloader.engine.workload import ConsumedBatch, EpochPosition, Grant, Workload
 from streamloader.errors import ClosedError, IteratorBusy, LoaderTimeout, NoSampler, StreamloaderError, WrongProcess
 from streamloader.loader.accelerate_state import GradientAccumulation
 from streamloader.loader.batch import BatchSpec, SlotBatch, copy_memory
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["SPARE_SLOTS", "Loader", "split_lanes"]
+__all__ = ["SPARE_SLOTS", "EndlessLoader", "Loader", "split_lanes"]
 
 _LOGGER = logging.getLogger("streamloader")
 SPARE_SLOTS = 2  # batches that the user may hold without slowing down the workers
@@ -400,6 +401,29 @@ class Loader(abc.ABC):
             restarts=supervisor.failures.restarts if supervisor else 0,
             lanes=lanes,
         )
+
+
+class EndlessLoader(Loader):
+    """Loader of producers that have no epochs, and no state that could be saved.
+
+    There is only one epoch. Each iteration continues it.
+    """
+
+    _prepared = False
+
+    @override
+    def _prepare_iteration(self, supervisor: Supervisor) -> None:
+        if not self._prepared:
+            supervisor.start_at(EpochPosition(0, 0))
+            self._prepared = True
+
+    @override
+    def _on_first_request(self, supervisor: Supervisor) -> None:
+        pass  # there is only one epoch, which continues
+
+    @override
+    def _on_delivery(self, consumed: ConsumedBatch | None) -> None:
+        pass  # it cannot be resumed
 
 
 class _Iteration:

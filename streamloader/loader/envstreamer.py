@@ -12,16 +12,14 @@ from streamloader.arguments import check_integer
 from streamloader.distributed import resolve_rank
 from streamloader.engine.ring import SlotLayout
 from streamloader.engine.vector_env import EnvWorkload
-from streamloader.engine.workload import ConsumedBatch, EpochPosition
 from streamloader.errors import ConfigError
-from streamloader.loader.base import SPARE_SLOTS, Loader, split_lanes
+from streamloader.loader.base import SPARE_SLOTS, EndlessLoader, split_lanes
 from streamloader.loader.batch import BatchSpec, SlotBatch
 from streamloader.values import Field
 
 if TYPE_CHECKING:
     import torch
 
-    from streamloader.engine.supervisor import Supervisor
     from streamloader.engine.workload import Grant
 
 __all__ = ["Dims", "EnvBatch", "EnvStreamer"]
@@ -57,7 +55,7 @@ class EnvBatch(SlotBatch):
         return f"EnvBatch(index={self.index}, {self._describe_fields()})"
 
 
-class EnvStreamer(Loader):
+class EnvStreamer(EndlessLoader):
     """Streams the output of vectorized producers ("envs"). Created by :meth:`MultiStreamer.from_env`.
 
     Each worker creates one env, and calls it once for each batch as ``env(arrays) -> infos``. `arrays` maps each name
@@ -116,7 +114,6 @@ class EnvStreamer(Loader):
         batchsize, max_q_size = check_integer("batchsize", batchsize, 1), check_integer("max_q_size", max_q_size, 1)
         self.batch_size = batchsize
         self._collate_fn = collate_fn
-        self._prepared = False
         worker_rows = split_lanes(batchsize, max(1, num_workers))
         slots = SlotLayout(_as_fields(array_dims), batchsize, None)
         super().__init__(
@@ -133,20 +130,6 @@ class EnvStreamer(Loader):
             device=device,
             timeout=timeout,
         )
-
-    @override
-    def _prepare_iteration(self, supervisor: Supervisor) -> None:
-        if not self._prepared:
-            supervisor.start_at(EpochPosition(0, 0))
-            self._prepared = True
-
-    @override
-    def _on_first_request(self, supervisor: Supervisor) -> None:
-        pass  # there is only one epoch, which continues
-
-    @override
-    def _on_delivery(self, consumed: ConsumedBatch | None) -> None:
-        pass  # an env cannot be resumed
 
     @override
     def _make_batch(self, grant: Grant, memory: Any) -> EnvBatch:

@@ -22,6 +22,7 @@ from streamloader.errors import ConfigError, LengthUnknown, RingTooLarge
 from streamloader.loader.base import SPARE_SLOTS, Loader, split_lanes
 from streamloader.loader.batch import Batch, BatchSpec
 from streamloader.loader.envstreamer import Dims, EnvStreamer
+from streamloader.loader.gym.streamer import GymStreamer
 from streamloader.loader.state import LoaderIdentity, make_state, read_state
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import parse_in_processes, skip_unreadable
@@ -194,6 +195,53 @@ class MultiStreamer(Loader):
             num_workers,
             collate_fn,
             seed=seed,
+            pin_memory=pin_memory,
+            device=device,
+            timeout=timeout,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    @staticmethod
+    def from_gym(
+        make_env: str | Callable[..., Any],
+        batchsize: int,
+        window: int,
+        num_workers: int = 0,
+        policy: Any = None,
+        *,
+        max_q_size: int = 2,
+        autoreset_mode: Any = None,
+        final_observation: bool | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        reward_dtype: str = "float32",
+        seed: int = 0,
+        layout: str | None = None,
+        collate_fn: Callable[[Batch], Any] | None = None,
+        pin_memory: bool = False,
+        device: Any = None,
+        timeout: float | None = 120.0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> GymStreamer:
+        """Stream windows of steps of Gymnasium environments: observations, actions, rewards and ends of episodes.
+
+        :class:`GymStreamer` documents the arguments, and what each row of a batch holds.
+        """
+        return GymStreamer(
+            make_env,
+            batchsize,
+            window,
+            num_workers,
+            policy,
+            max_q_size=max_q_size,
+            autoreset_mode=autoreset_mode,
+            final_observation=final_observation,
+            env_kwargs=env_kwargs,
+            reward_dtype=reward_dtype,
+            seed=seed,
+            layout=layout,
+            collate_fn=collate_fn,
             pin_memory=pin_memory,
             device=device,
             timeout=timeout,

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from streamloader.values import Array, Field
 
-__all__ = ["StepMismatch", "StepWriter", "describe_value", "qualified_name"]
+__all__ = ["StepMismatch", "StepWriter", "check_value", "describe_value", "qualified_name"]
 
 
 class StepMismatch(ValueError):
@@ -55,10 +55,10 @@ class StepWriter:
                 out[only][row] = step
                 return
             if not isinstance(step, Mapping):
-                out[only][row] = _check_value(step, only, self.fields[only], ())
+                out[only][row] = check_value(step, only, self.fields[only], ())
                 return
         values = self.check_names(step)
-        checked = {name: _check_value(values[name], name, field, ()) for name, field in self.fields.items()}
+        checked = {name: check_value(values[name], name, field, ()) for name, field in self.fields.items()}
         for name, value in checked.items():
             out[name][row] = value
 
@@ -68,7 +68,7 @@ class StepWriter:
         Raises:
             StepMismatch: If an array does not match its field. Nothing is written then.
         """
-        checked = {name: _check_value(columns[name], name, field, (count,)) for name, field in self.fields.items()}
+        checked = {name: check_value(columns[name], name, field, (count,)) for name, field in self.fields.items()}
         for name, block in checked.items():
             out[name][:count] = block
 
@@ -105,8 +105,18 @@ def qualified_name(function: object) -> str:
     return name if isinstance(name, str) else type(function).__qualname__
 
 
-def _check_value(value: object, name: str, field: Field, lead: tuple[int, ...]) -> Array:
-    """Return `value` as an array that can be assigned to a field. `lead` is the shape in front of the field's."""
+def check_value(value: object, name: str, field: Field, lead: tuple[int, ...]) -> Array:
+    """Return `value` as an array that can be assigned to a field.
+
+    Args:
+        value: Value of user code.
+        name: Name of the field.
+        field: Shape and dtype of one step.
+        lead: Shape in front of the field's: ``()`` for one step.
+
+    Raises:
+        StepMismatch: If its shape does not match, or its values do not fit into the dtype.
+    """
     array = value if isinstance(value, np.ndarray) else _as_array(value, name, field)
     if array.dtype.kind not in "biufc":
         raise StepMismatch(f"field {name!r}: expected {_describe_field(field, lead)}, got {describe_value(value)}")
@@ -130,7 +140,7 @@ def _check_cast(array: Array, name: str, field: Field, lead: tuple[int, ...]) ->
     if not np.can_cast(array.dtype, field.dtype, "same_kind"):
         raise StepMismatch(
             f"{expected}, got {describe_value(array)}: that conversion loses values, "
-            f"so convert it yourself, or declare another dtype in fields="
+            "so convert it yourself, or declare another dtype"
         )
     with np.errstate(over="ignore", invalid="ignore"):
         narrowed = array.astype(field.dtype)

@@ -1,0 +1,1 @@
+"""Batches of Gymnasium environments: spaces as fields, episodes as streams, three autoreset modes."""
