@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from streamloader.datasets.shards.chain import ChainSource, SampleChain
 from streamloader.datasets.shards.lanes import END, LanePlayer, LaneSettings, LaneStream, SkippedSample
+from streamloader.datasets.shards.order import ShuffleWindow
 from streamloader.datasets.shards.sample_set import OpenSamples
 from streamloader.datasets.shards.stages import find_fields
 from streamloader.datasets.shards.state import NO_LANE, PlayedPart, PlayedStep
@@ -58,9 +59,17 @@ class EpochPlayer:
         if worker.number >= self.lanes:
             _log.warning("worker %d has nothing to do: there are %d lanes", worker.number, self.lanes)
         consumed = [order.count_consumed(part.counted) for order in self._orders]
-        self._players = {
-            lane: self._make_player(lane, part.positions.get(lane) or [counts[lane] for counts in consumed])
+        starts = {
+            lane: part.positions.get(lane) or [counts[lane] for counts in consumed]
             for lane in ((first + number) % self.lanes for number in own)
+        }
+        windows = [
+            order.open_lanes({lane: positions[number] for lane, positions in starts.items()})
+            for number, order in enumerate(self._orders)
+        ]
+        self._players = {
+            lane: self._make_player(lane, positions, [opened[lane] for opened in windows])
+            for lane, positions in starts.items()
         }
         self.remaining_batches = max(0, chain.count_batches(self._orders) - part.batches)
         is_in_turn = is_sequential or self.lanes % worker.workers == 0
@@ -146,23 +155,25 @@ class EpochPlayer:
             source.shards, verify=source.verify, prefetch_bytes=source.prefetch_bytes, fields=fields
         )
 
-    def _make_player(self, lane: int, positions: Sequence[int]) -> LanePlayer:
+    def _make_player(
+        self, lane: int, positions: Sequence[int], windows: Sequence[Iterator[ShuffleWindow]]
+    ) -> LanePlayer:
         chain = self._chain
         skip = chain.on_error == "skip"
         streams = [
             LaneStream(
                 source,
                 owner.kind,
-                order,
-                lane,
+                opened,
                 position,
+                order.lane_samples(lane),
                 # Also those after mix(): here the location of the sample is known, for messages.
                 stages=[*owner.stages, *chain.stages],
                 skip=skip,
                 skipped=self._skipped,
             )
-            for source, order, owner, position in zip(
-                self._sources, self._orders, chain.sources, positions, strict=True
+            for source, order, owner, position, opened in zip(
+                self._sources, self._orders, chain.sources, positions, windows, strict=True
             )
         ]
         settings = LaneSettings(chain.batch_size, chain.collate, chain.partial, chain.batch_stages)

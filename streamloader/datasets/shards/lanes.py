@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from streamloader.datasets.random_order import draw_words
 from streamloader.datasets.shards.decode import FieldProblem
-from streamloader.datasets.shards.order import EpochOrder
+from streamloader.datasets.shards.order import ShuffleWindow
 from streamloader.datasets.shards.sample_set import OpenSamples, SampleBlock, SampleKind
 from streamloader.datasets.shards.stages import DROPPED, LacksField, Stage
 from streamloader.datasets.shards.window import KEY
@@ -61,9 +61,9 @@ class LaneStream:
     Args:
         source: Samples of the data set.
         kind: Kind of the data set.
-        order: Order of the epoch.
-        lane: Number of the lane.
+        windows: Windows of the lane.
         position: Number of samples of the lane that were played before.
+        size: Number of samples of the lane.
         stages: Functions that each sample passes.
         skip: Whether bad samples are left out.
         skipped: List to which those are added.
@@ -77,9 +77,9 @@ class LaneStream:
         self,
         source: OpenSamples,
         kind: SampleKind,
-        order: EpochOrder,
-        lane: int,
+        windows: Iterator[ShuffleWindow],
         position: int,
+        size: int,
         *,
         stages: Sequence[Stage],
         skip: bool,
@@ -89,11 +89,11 @@ class LaneStream:
         self._stages = tuple(stages)
         self._skip = skip
         self._skipped = skipped
-        self._reader = kind.read_lane(source, order.windows(lane, position))
+        self._reader = kind.read_lane(source, windows)
         self._block: SampleBlock | None = None
         self._offset = 0  # in the block
         self.position = position
-        self.size = order.lane_samples(lane)
+        self.size = size
 
     def prefetch_tables(self) -> None:
         """Start to read where the first samples lie."""

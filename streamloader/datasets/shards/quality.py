@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -96,10 +97,15 @@ def list_epoch(order: EpochOrder, counts: Array) -> Array:
     firsts = np.cumsum(counts) - np.asarray(counts, np.int64)
     lanes, size = order.settings.lanes, order.settings.batch_size
     numbers, batches = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for lane in range(lanes):
-        played = [firsts[window.shards] + window.samples for window in order.windows(lane)]
-        numbers += played
-        batches.append(np.arange(sum(map(len, played)), dtype=np.int64) // size * lanes + lane)
+    played: list[int] = [0] * lanes
+    windows = order.open_lanes(dict.fromkeys(range(lanes), 0))
+    for row in itertools.zip_longest(*windows.values()):  # the lanes side by side, since they share what is computed
+        for lane, window in enumerate(row):
+            if window is not None:
+                own = np.arange(played[lane], played[lane] + len(window.shards), dtype=np.int64)
+                played[lane] += len(own)
+                numbers.append(firsts[window.shards] + window.samples)
+                batches.append(own // size * lanes + lane)
     return np.concatenate(numbers)[np.argsort(np.concatenate(batches), kind="stable")]
 
 

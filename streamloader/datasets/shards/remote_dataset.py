@@ -53,7 +53,7 @@ class RemoteDataset(IterableDataset[Any]):
 
     Every sample is played exactly once an epoch, over all ranks and workers. The batches are the same for any number of
     workers; their order is the same for all that divide `lanes`. Each iteration plays another epoch, in another order.
-    No process reads what another one plays.
+    No process reads what another one plays, but for gaps of up to 64 KiB that save a request.
 
     The order is a pure function of the data set, the batch size, `seed` and the epoch. Where samples lie is known from
     the indexes beside the shards (``ShardWriter`` and ``index_shards`` write them), so the order needs no reading, and
@@ -68,7 +68,8 @@ class RemoteDataset(IterableDataset[Any]):
         shuffle: Whether to shuffle. Defaults to True.
         seed: Seed of the order. Defaults to 0.
         buffer_size: Number of samples of a rank that are mixed with each other.
-        buffer_bytes: Approximate size of these samples in bytes, which limits `buffer_size`.
+        buffer_bytes: Approximate size of these samples in bytes, which limits `buffer_size`. A 128th of it is read by
+            one request, and shared by all lanes of the process.
         open_shards: Number of shards that are read in turn.
         lanes: Number of parts into which the samples of a rank are divided, and maximum number of workers of use.
             With 12, the order is the same for 0, 1, 2, 3, 4, 6 and 12 workers; take 24 for 8, and 48 for 16.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import mmap
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
@@ -58,7 +57,7 @@ class SampleSource:
         self._whole_transfers: dict[int, concurrent.futures.Future[bytes]] = {}
         self._whole: LruCache[int, bytes] = LruCache(1 << 10, _MAX_WHOLE_BYTES)
         self._prefetched_bytes = 0
-        self._waiting: deque[_Prefetching] = deque()  # lanes whose next window did not fit
+        self._waiting: dict[_Prefetching, None] = {}  # lanes whose next window did not fit
 
     def find_table(self, shard: int) -> ShardTable | StreamloaderError:
         """Return where the samples of a shard lie, or the error of its index.
@@ -229,7 +228,7 @@ class SampleSource:
     def take_budget(self, lane: _Prefetching, size: int) -> bool:
         """Return whether `size` bytes may be fetched in advance. If not, the lane is called when there is room."""
         if self._prefetched_bytes and self._prefetched_bytes + size > self.prefetch_bytes:
-            self._waiting.append(lane)
+            self._waiting[lane] = None
             return False
         self._prefetched_bytes += size
         return True
@@ -237,7 +236,7 @@ class SampleSource:
     def return_budget(self, size: int) -> None:
         """Return the budget of a window that is played now, and let other lanes fetch."""
         self._prefetched_bytes -= size
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting = self._waiting, {}
         for lane in waiting:
             lane.prefetch()
 

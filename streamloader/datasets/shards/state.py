@@ -13,7 +13,7 @@ from streamloader.errors import StateError
 __all__ = ["NO_LANE", "PlayedPart", "PlayedStep", "make_state", "read_state"]
 
 NO_LANE: Final = -1
-_VERSION: Final = 1
+_VERSION: Final = 2  # also that of the order: with another one, a position stands for other samples
 _MAX_SKIPPED: Final = 1000  # that are listed
 _MAX_NUMBER: Final = (1 << 63) - 1
 
@@ -184,7 +184,7 @@ def read_state(state: Any, identity: Mapping[str, Any], *, rank: int, sources: i
         or state.get("version") != _VERSION
         or not isinstance(state.get("identity"), Mapping)
     ):
-        fail("is damaged, or was saved by another version")
+        fail("is damaged, or was saved by a version of streamloader that plays samples in another order")
     saved = state["identity"]
     different = [name for name in {**saved, **identity} if saved.get(name) != identity.get(name)]
     if different:

@@ -18,12 +18,12 @@ from datasets.shards.shard_files import make_samples, write_shards
 from streamloader import ConfigError, StoreError
 from streamloader.datasets.shards import local_bytes
 from streamloader.datasets.shards.make_index import open_shard_set
-from streamloader.datasets.shards.order import ShuffleWindow
+from streamloader.datasets.shards.order import ShuffleWindow, WindowGroup
 from streamloader.datasets.shards.reader import LaneReader
 from streamloader.datasets.shards.remote_dataset import RemoteDataset
 from streamloader.datasets.shards.source import SampleSource
 from streamloader.datasets.shards.table import ShardTable
-from streamloader.datasets.shards.window import WindowReader
+from streamloader.datasets.shards.window_plan import WindowPlan
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_the_system_reads_no_more_in_advance_than_is_needed(tmp_path):
     samples = [{"__key__": f"{n:03}", "bin": b"x" * 50_000} | ({"cls": b"1"} if n % 2 else {}) for n in range(40)]
     write_shards(f"{tmp_path}", samples, samples_per_shard=40)
     source = SampleSource(open_shard_set(f"{tmp_path}"))
-    window = WindowReader(source, ShuffleWindow(np.zeros(2, int), np.array([31, 30])))
-    ((start, end),) = itertools.chain(*window._find_ranges().values())
+    plan = WindowPlan(source, WindowGroup(np.zeros(2, int), np.array([31, 30]), {0: np.arange(2)}))
+    ((start, end),) = itertools.chain(*plan._find_ranges().values())
     assert 28 * 50_000 < start < end < 36 * 52_000
     source.close()

@@ -94,7 +94,8 @@ def test_only_the_fields_that_are_needed_are_read(tmp_path, unmapped):
     window = ShuffleWindow(np.repeat([0, 1], 10), np.tile(np.arange(10), 2))
     reader = LaneReader(source, iter([window]))
     reader.prefetch()
-    assert reader._next.size < 1000
+    plan = reader._ahead[0].plan
+    assert (plan.span_ends - plan.span_starts).sum() < 1000
     played = reader.read_block().samples
     assert without_names(played) == without_names({"__key__": s["__key__"], "cls": s["cls"]} for s in samples)
     source.close()
@@ -346,8 +347,95 @@ def test_spans_are_bounded(tmp_path, unmapped):
     source = SampleSource(open_shard_set(f"{tmp_path}"))
     reader = LaneReader(source, iter([ShuffleWindow(np.zeros(20, int), np.arange(20))]))
     reader.prefetch()
-    sizes = reader._next._span_ends - reader._next._span_starts
+    plan = reader._ahead[0].plan
+    sizes = plan.span_ends - plan.span_starts
     assert 4 <= len(sizes) <= 6
     assert int(sizes.max()) <= 6 << 20
     assert sum(len(block.samples) for block in iter(reader.read_block, None)) == 20
     source.close()
+
+
+def serve_photos(tmp_path, nginx_server, count=600, image_bytes=20_000):
+    """A data set that a server has, and the bytes that are read of it."""
+    samples = [{"__key__": f"{n:04}", "jpg": os.urandom(image_bytes), "cls": b"%d" % n} for n in range(count)]
+    write_shards(f"{tmp_path}", samples, samples_per_shard=150)
+    nginx_server.put({f"photos/{path.name}": path.read_bytes() for path in tmp_path.iterdir()})
+    return open_shard_set(f"{nginx_server.url}/photos"), samples
+
+
+def open_lanes(shards, hosted, buffer_bytes=6 << 20, **options):
+    source = SampleSource(shards, **options)
+    order = EpochOrder(shards.counts, shards.total_bytes, OrderSettings(batch_size=4, buffer_bytes=buffer_bytes), 0)
+    windows = order.open_lanes(dict.fromkeys(hosted, 0))
+    return source, {lane: LaneReader(source, windows[lane]) for lane in hosted}
+
+
+def record_spans(monkeypatch):
+    spans = []
+    submit = RemoteShards.submit
+    monkeypatch.setattr(RemoteShards, "submit", lambda self, *span: spans.append(span) or submit(self, *span))
+    return spans
+
+
+@pytest.mark.parametrize(("workers", "requests"), [(1, 120), (2, 200), (12, 300)])
+def test_lanes_of_a_process_share_their_requests(tmp_path, nginx_server, monkeypatch, workers, requests):
+    shards, samples = serve_photos(tmp_path, nginx_server, count=300, image_bytes=100_000)
+    spans = record_spans(monkeypatch)
+    played = []
+    for worker in range(workers):
+        source, readers = open_lanes(shards, range(worker, 12, workers), buffer_bytes=48 << 20)
+        live = dict(readers)
+        while live:  # in turn, as an epoch does
+            for lane, reader in list(live.items()):
+                block = reader.read_block()
+                if block is None:
+                    del live[lane]
+                else:
+                    played += block.samples
+        for reader in readers.values():
+            reader.close()
+        source.close()
+    assert without_names(played) == samples
+    content = sum(len(value) for sample in samples for name, value in sample.items() if name != "__key__")
+    fetched = sum(end - start for _, start, end in spans)
+    assert content < fetched < 1.05 * content  # headers and padding of tar, but no byte twice
+    assert len(spans) <= requests
+    shards.close()
+
+
+def test_no_more_is_fetched_in_advance_than_the_limit_allows(tmp_path, nginx_server, monkeypatch):
+    shards, _ = serve_photos(tmp_path, nginx_server)
+    spans = record_spans(monkeypatch)
+    source, readers = open_lanes(shards, range(12), prefetch_bytes=1 << 20)
+    for reader in readers.values():
+        reader.prefetch()
+    assert 0 < sum(end - start for _, start, end in spans) <= 1 << 20
+    for reader in readers.values():  # all lanes play their first window, and fetch no more than that in advance
+        reader.read_block()
+    first = sum(int((plan.span_ends - plan.span_starts).sum()) for plan in {r._current.plan for r in readers.values()})
+    assert sum(end - start for _, start, end in spans) <= first + (1 << 20)
+    for reader in readers.values():
+        reader.close()
+    source.close()
+    shards.close()
+
+
+def test_bytes_are_dropped_when_the_last_lane_has_played_them(tmp_path, nginx_server):
+    shards, _ = serve_photos(tmp_path, nginx_server)
+    source, readers = open_lanes(shards, range(12))
+    one, *others = readers.values()
+    one.read_block()
+    plan = one._current.plan
+    while one._current.plan is plan:
+        assert one.read_block() is not None
+    assert any(len(data) for data in plan.data if data is not None)  # the others need them
+    for reader in others:
+        reader.read_block()
+        while not reader._current.is_played:
+            assert reader._current.plan is plan
+            reader.read_block()
+    assert plan.data == [b""] * len(plan.data)
+    for reader in readers.values():
+        reader.close()
+    source.close()
+    shards.close()

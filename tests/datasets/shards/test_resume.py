@@ -207,6 +207,8 @@ def test_states_of_other_data_or_settings_are_refused(folder, other):
     for damaged in ({}, None, {**state, "batches": -1}, {**state, "epoch": "1"}, {**state, "version": 99}):
         with pytest.raises(StateError):
             dataset.load_state_dict(damaged)
+    with pytest.raises(StateError, match="another order"):  # where lanes did not share blocks
+        dataset.load_state_dict({**state, "version": 1})
 
 
 def test_a_copy_by_pickle_goes_on_alone(folder, other):
