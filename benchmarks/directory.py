@@ -10,6 +10,7 @@ LMDB and webdataset are installed by hand, see ``benchmarks/README.md``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from benchmarks.command import main
 from benchmarks.contenders import Contender
 from benchmarks.harness import Bar, Column, Question, Table
 from benchmarks.job import Job
-from benchmarks.peers.small_images import SIDE, SUBDIRECTORIES
+from benchmarks.peers.small_images import SIDE, SUBDIRECTORIES, find_files, make_sets
+from benchmarks.small_files import WARM_UP_FILES
 
 _VIEWS, _BYTES = "views", "bytes"
 
@@ -75,7 +77,12 @@ def _make_table(
     columns: Sequence[Column], bars: Sequence[Bar] = (), *, by_default: bool = True,
 ) -> Table:  # fmt: skip
     measure = f"{_MEASURES}:{measure}"
-    return Table(name, title, note.strip(), job, measure, args, contenders, columns, bars, by_default)
+    count = job.options["files"]
+    if name == "million":
+        prepare = functools.partial(find_files, count)
+    else:
+        prepare = functools.partial(make_sets, count, *([WARM_UP_FILES] if name == "memory" else []))
+    return Table(name, title, note.strip(), job, measure, args, contenders, columns, bars, by_default, prepare)
 
 
 def _make_start(job: Job, *, cold: bool) -> Table:
@@ -147,6 +154,8 @@ def _make_memory(job: Job) -> Table:
     note = (
         "What the process has grown by after all files were read at random (webdataset: in order), divided by the size "
         "of all files: RSS, which also counts mapped files in the page cache, and anonymous and shared memory alone. "
+        f"Before, the process has read {WARM_UP_FILES:,} other files in the same way, so that the code of libraries, "
+        "which does not grow with the data, is not counted. "
     )
     tar = dataclasses.replace(_TAR, options={"by_name": False})
     contenders = (

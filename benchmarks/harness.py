@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Table:
         columns: Columns of the table. Ratios and plots use the first one.
         bars: Bars for streamloader.
         by_default: Whether the table is measured if no tables are selected. Defaults to True.
+        prepare: Function that makes the data, before anything is measured. Defaults to none.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Table:
     columns: Sequence[Column]
     bars: Sequence[Bar] = ()
     by_default: bool = True
+    prepare: Callable[[], object] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,8 @@ def run(question: Question, rounds: int, only: Sequence[str] = ()) -> dict[str, 
 
 def _run_table(table: Table, rounds: int) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {c.name: {"runs": [], "errors": []} for c in table.contenders}
+    if table.prepare is not None:
+        table.prepare()
     for number in range(rounds):
         shift = number % len(table.contenders)
         for contender in [*table.contenders[shift:], *table.contenders[:shift]]:

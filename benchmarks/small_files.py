@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import random
@@ -18,6 +19,7 @@ from benchmarks.peers.small_images import count_files, decode_image, find_files,
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _CHUNK = 500  # files that a contender and the bare decoder decode in turn
 _MIB = 1 << 20
+WARM_UP_FILES = 1_000
 
 OpenReader = Callable[[Job], SmallFileReader]
 
@@ -69,18 +71,30 @@ def _measure_passes(open_peer: OpenReader, job: Job, method: str, args: tuple[An
 
 
 def memory(open_peer: OpenReader, job: Job) -> dict[str, Any]:
-    """Measure the memory that a reader keeps after it has read all files at random, divided by the size of these."""
+    """Measure the memory that a reader keeps after it has read all files at random, divided by the size of these.
+
+    Before, it has read a few files, so that the code of libraries is in memory: this does not depend on the data.
+    """
     names, payload = _shuffle(job), _get_payload(job)
     _run_in_child(lambda: open_peer(job).read(names[0]))
+    small = dataclasses.replace(job, options={**job.options, "files": WARM_UP_FILES})
+    _read_all(open_peer(small), small, _shuffle(small)).close()
+    gc.collect()
     before = _measure_memory()
     reader = open_peer(job)
-    total = reader.read_all(names) if job.options.get("by_name", True) else reader.scan()
+    _read_all(reader, job, names)
     gc.collect()
     after = _measure_memory()
     reader.close()
+    return {kind: (after[kind] - before[kind]) / payload for kind in after} | {"payload_mib": payload / _MIB}
+
+
+def _read_all(reader: SmallFileReader, job: Job, names: list[str]) -> SmallFileReader:
+    """Read all files at random, or in order where the contender cannot do otherwise."""
+    total, payload = reader.read_all(names) if job.options.get("by_name", True) else reader.scan(), _get_payload(job)
     if total != payload:
         raise RuntimeError(f"{total} bytes were read, and all files have {payload}")
-    return {kind: (after[kind] - before[kind]) / payload for kind in after} | {"payload_mib": payload / _MIB}
+    return reader
 
 
 def decoded(open_peer: OpenReader, job: Job, *, images: int) -> dict[str, Any]:
@@ -163,16 +177,21 @@ def _get_payload(job: Job) -> int:
 
 def _run_in_child(work: Callable[[], Any]) -> None:
     """Call a function in a forked process: what it makes is on disk and in the page cache, and nothing is in memory."""
+    read_end, write_end = os.pipe()
     pid = os.fork()
     if not pid:
-        status = 1
         try:
             work()
-            status = 0
-        finally:
-            os._exit(status)
-    if os.waitpid(pid, 0)[1]:
-        raise RuntimeError("the preparation failed")
+        except BaseException as error:  # noqa: BLE001 - of any kind: the parent raises it
+            os.write(write_end, f"{type(error).__name__}: {error}".encode(errors="replace")[:4096])
+            os._exit(1)
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as report:
+        problem = report.read().decode(errors="replace")
+    if status := os.waitpid(pid, 0)[1]:
+        reason = problem or f"status {os.waitstatus_to_exitcode(status)}"
+        raise RuntimeError(f"the preparation failed: {reason}")
 
 
 def _measure_memory() -> dict[str, int]:

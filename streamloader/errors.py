@@ -57,6 +57,7 @@ __all__ = [
     "MissingDependency",
     "MissingField",
     "NameConflict",
+    "NotEnoughMemory",
     "NotFound",
     "NotSupported",
     "ObjectChanged",
@@ -250,6 +251,10 @@ class UntrustedHost(AccessDenied):
 
 class UntrustedAddress(AccessDenied):
     """A catalog, manifest or index names this address, and the user does not. The message says how to name it."""
+
+
+class NotEnoughMemory(StoreError, MemoryError):
+    """What is to be loaded into memory does not fit there. ``details``: needed and free, in bytes."""
 
 
 class RangeNotSatisfiable(StoreError, ValueError):

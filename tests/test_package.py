@@ -181,6 +181,7 @@ def test_no_error_shows_a_secret_anywhere(secret):
         (errors.UnreadableStream, OSError),
         (errors.LoaderTimeout, TimeoutError),
         (errors.RingTooLarge, MemoryError),
+        (errors.NotEnoughMemory, MemoryError),
         (errors.LengthUnknown, TypeError),
         (errors.MissingDependency, ImportError),
     ],

@@ -8,13 +8,17 @@ Options of a job: ``files``: number of files.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import os
 import pickle
 import random
 import shutil
 import sqlite3
+import sys
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -59,16 +63,37 @@ def _make_image(number: int) -> bytes:
 
 
 def _find_set(count: int, kind: str, write: Callable[[Path, int], None]) -> Path:
-    """Return the folder of the files in one format. `write` makes it if it is missing."""
+    """Return the folder of the files in one format. `write` makes it if it is missing.
+
+    Several processes may do so at the same time: the first one that is done makes the folder.
+    """
     folder = cache_folder() / f"small-images-{count}" / kind
     if not folder.exists():
-        unfinished = folder.with_suffix(".new")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write(unfinished, count)
-        os.sync()
-        unfinished.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{kind}.new-", dir=folder.parent))
+        try:
+            unfinished.chmod(0o755)
+            write(unfinished, count)
+            os.sync()
+            with contextlib.suppress(OSError):  # another process was first, and its folder is not empty
+                unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def make_sets(*counts: int) -> None:
+    """Make the files in all formats that are missing, before something is measured: this may take minutes.
+
+    Args:
+        *counts: Numbers of files.
+    """
+    finders = (find_files, find_packs, find_pack, find_reference, find_tar, find_zip, find_sqlite, find_lmdb)
+    for count, find in itertools.product(counts, finders):
+        try:
+            find(count)
+        except ImportError as error:  # the contender is not installed, and says so itself
+            print(f"{find.__name__}: {error}", file=sys.stderr)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streamloader.child_processes import keep_off_standard_streams
-from streamloader.engine.free_memory import free_memory
+from streamloader.common.free_memory import free_memory
 from streamloader.engine.slot_release import ReleaseQueue, SlotRef
 from streamloader.errors import RingTooLarge
 from streamloader.values import Array, Field

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 import sys
 import zlib
@@ -98,6 +99,15 @@ def normalize(name):
 def build_pack(files, method=None, **options):
     """Return a pack of (name, bytes) pairs."""
     return PackFile([(normalize(name), data) for name, data in files], method, **options).build()
+
+
+def describe_blocks(files):
+    """Return the metadata of a pack of (name, bytes) pairs that has checksums of blocks, and nothing else."""
+    blocks = [b"".join(data for _, data in files[start : start + 128]) for start in range(0, len(files), 128)]
+    checksums = [zlib.crc32(block) if len(block) <= 1 << 16 else 0 for block in blocks]
+    if not any(checksums):
+        return b"{}"
+    return b'{"block_checksums":"%s"}' % base64.b64encode(struct.pack(f"<{len(checksums)}I", *checksums))
 
 
 def read_pack(data):

@@ -14,7 +14,7 @@ import torch
 from hostile_workers import punch_hole
 
 import streamloader as sl
-from streamloader.engine import free_memory, ring
+from streamloader.engine import ring
 from streamloader.engine.ring import MARKS, LaneActivity, Ring, SlotLayout, anonymous_memory
 from streamloader.engine.slot_release import drain_released_slots
 
@@ -137,22 +137,6 @@ def test_a_ring_without_room_says_how_much_is_needed_and_free(monkeypatch):
         Ring.create(LAYOUT, 3)
     assert caught.value.details == {"needed": needed, "free": 4096}
     assert isinstance(caught.value, MemoryError)
-
-
-def test_free_memory_is_the_lower_of_machine_and_control_group(tmp_path, monkeypatch):
-    limit, usage, stat = (tmp_path / name for name in ("max", "current", "stat"))
-    usage.write_text("7000\n")
-    stat.write_text("anon 5000\ninactive_file 1500\n")
-    monkeypatch.setattr(free_memory, "_CGROUP_FILES", ((str(limit), str(usage), str(stat)),))
-    machine = free_memory.free_memory()
-    assert machine > 1 << 20
-    limit.write_text("10000\n")
-    assert free_memory.free_memory() == 10000 - 7000 + 1500
-    limit.write_text("6000\n")
-    stat.write_text("anon 5000\n")
-    assert free_memory.free_memory() == 0
-    limit.write_text("max\n")
-    assert free_memory.free_memory() > 1 << 20
 
 
 def test_anonymous_memory_without_memfd_has_no_name_either(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from streamloader.common.printable import make_printable
+from streamloader.containers.pack.block_checksums import BLOCK_CHECKSUMS_KEY, BlockChecksums
 from streamloader.containers.pack.format import (
     CUSTOM,
     HEADER,
@@ -23,6 +24,7 @@ from streamloader.containers.pack.format import (
     ZLIB,
     ZSTD,
     PackCompressor,
+    PackFooter,
     describe_class,
     describe_invalid_name,
     encode_name,
@@ -97,6 +99,7 @@ class PackBuilder:
         self._modified = array("q")
         self._hashes, self._checksums = array("I"), array("I")
         self._methods = array("B")
+        self._blocks = BlockChecksums()
         self._names, self._name_ends = bytearray(), array("I", [0])
         self._last = b""
         self._offset = 0
@@ -124,6 +127,7 @@ class PackBuilder:
         start = self._offset
         self._is_usable = False  # nobody knows what was written when the file object fails
         self._write(stored)
+        self._blocks.add_bytes(stored)
         self._note_member(encoded, start, len(content), modified, zlib.crc32(content), method)
         self._is_usable = True
 
@@ -150,6 +154,7 @@ class PackBuilder:
         for piece in pieces:
             content = memoryview(piece).cast("B")
             self._write(content)
+            self._blocks.add_bytes(content)
             checksum = zlib.crc32(content, checksum)
         if size not in (None, self._offset - start):
             raise ValueError(f"{make_printable(name)} has {self._offset - start} bytes instead of {size}")
@@ -166,7 +171,7 @@ class PackBuilder:
         self._check_usable()
         end = self._offset
         width = 4 if max(end, max(self._sizes, default=0)) <= _MAX_NARROW else 8
-        parts, footer = pack_index(self._collect_columns(), bytes(self._names), self.metadata, width)
+        parts, footer = self._pack_index(width)
         self._is_usable = False
         self._write(bytes(round_up(end) - end))
         footer = replace(footer, index_offset=self._offset)
@@ -174,6 +179,16 @@ class PackBuilder:
             self._write(parts.pop(0))
         self._write(pack_footer(footer))
         return self._offset
+
+    def _pack_index(self, width: int) -> tuple[list[bytes | bytearray], PackFooter]:
+        """Return the index, with the checksums of blocks if none is compressed and the metadata have room for them."""
+        columns, names = self._collect_columns(), bytes(self._names)
+        metadata = {key: value for key, value in self.metadata.items() if key != BLOCK_CHECKSUMS_KEY}
+        checksums = None if any(self._methods) else self._blocks.finish()
+        if checksums is not None:
+            with contextlib.suppress(ValueError):
+                return pack_index(columns, names, metadata | {BLOCK_CHECKSUMS_KEY: checksums}, width)
+        return pack_index(columns, names, metadata, width)
 
     def _collect_columns(self) -> dict[str, Any]:
         columns = {
@@ -227,6 +242,7 @@ class PackBuilder:
         self._names += name
         self._name_ends.append(len(self._names))
         self._hashes.append(zlib.crc32(name))
+        self._blocks.end_member()
         self._last = name
 
     def _write(self, data: PackData) -> None:

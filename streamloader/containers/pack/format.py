@@ -11,7 +11,6 @@ import operator
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 from zlib import crc32
@@ -19,7 +18,9 @@ from zlib import crc32
 import numpy as np
 
 from streamloader.common.printable import make_printable
+from streamloader.containers.pack.block_checksums import BLOCK_CHECKSUMS_KEY, parse_block_checksums
 from streamloader.containers.pack.lookup import PackBytes, encode_name, make_finder, make_view
+from streamloader.containers.pack.name_columns import MAX_COLUMNS, describe_bad_parts, hash_names, separate_names
 from streamloader.values import Array
 
 __all__ = [
@@ -70,9 +71,7 @@ _WIDTHS: Final = (4, 8)
 _METHODS: Final = (STORED, ZLIB, ZSTD, CUSTOM)
 _MAX_NAME_BYTES: Final = 4096
 BLOCK_ROWS: Final = 4096
-
-_SLASH: Final = ord("/")
-_DOT: Final = ord(".")
+_BAD_PARTS: Final = frozenset((b"", b".", b".."))
 
 
 class MalformedPack(Exception):
@@ -203,20 +202,27 @@ def parse_footer(data: bytes | memoryview, pack_size: int) -> PackFooter:
 
 
 def _describe_footer_problem(footer: PackFooter, pack_size: int) -> str | None:
-    checks = {
-        f"its offsets have {footer.width} bytes": footer.width in _WIDTHS,
-        f"it has {footer.count} members": footer.count <= MAX_MEMBERS,
-        f"its names have {footer.names_size} bytes": footer.names_size <= MAX_NAMES_BYTES,
-        f"its metadata has {footer.metadata_size} bytes": footer.metadata_size <= MAX_METADATA_BYTES,
-        f"its index has {footer.index_size} bytes": footer.index_size == footer.expected_size,
-        f"its index begins at byte {footer.index_offset}": footer.index_offset % 8 == 0
-        and footer.index_offset >= len(HEADER),
-        f"its parts have another size than the file, which has {pack_size} bytes": footer.index_offset
-        + footer.index_size
-        + FOOTER_BYTES
-        == pack_size,
-    }
-    return next((problem for problem, is_right in checks.items() if not is_right), None)
+    checks = (
+        footer.width in _WIDTHS,
+        footer.count <= MAX_MEMBERS,
+        footer.names_size <= MAX_NAMES_BYTES,
+        footer.metadata_size <= MAX_METADATA_BYTES,
+        footer.index_size == footer.expected_size,
+        footer.index_offset % 8 == 0 and footer.index_offset >= len(HEADER),
+        footer.index_offset + footer.index_size + FOOTER_BYTES == pack_size,
+    )
+    if all(checks):
+        return None
+    problems = (
+        f"its offsets have {footer.width} bytes",
+        f"it has {footer.count} members",
+        f"its names have {footer.names_size} bytes",
+        f"its metadata has {footer.metadata_size} bytes",
+        f"its index has {footer.index_size} bytes",
+        f"its index begins at byte {footer.index_offset}",
+        f"its parts have another size than the file, which has {pack_size} bytes",
+    )
+    return problems[checks.index(False)]
 
 
 def check_header(data: bytes | memoryview) -> None:
@@ -240,7 +246,7 @@ def describe_invalid_name(name: bytes) -> str | None:
         return "it is empty or contains NUL"
     if len(name) > _MAX_NAME_BYTES:
         return f"it has more than {_MAX_NAME_BYTES} bytes"
-    if any(part in (b"", b".", b"..") for part in name.split(b"/")):
+    if not _BAD_PARTS.isdisjoint(name.split(b"/")):
         return "it is absolute, or contains an empty, '.' or '..' part"
     return None
 
@@ -308,12 +314,16 @@ class PackIndex:
     Attributes:
         find: Function that returns the row of a name, and None if no member has it. It is made on first use, in some
             milliseconds for 100,000 members.
-        metadata: Metadata of the pack.
+        metadata: Metadata of the pack, without the checksums of blocks.
+        block_checksums: CRC-32 of the stored bytes of each block of members. None if the pack has none.
         starts: Offset of the stored bytes of each member in the pack, and the end of the last one.
         modified: Time of the last modification in nanoseconds since 1970. 0 if unknown.
         hashes: CRC-32 of each name.
         checksums: CRC-32 of each content.
         name_ends: 0, and the offset in the names at which each name ends.
+        names_offset: Offset of the names in `data`.
+        starts_view: View of `starts`, which yields numbers of Python.
+        name_ends_view: View of `name_ends`, which yields numbers of Python.
         sizes: Size of each content in bytes. None if all are stored as they are.
         methods: Compression method of each member. None if all are stored as they are.
 
@@ -324,11 +334,9 @@ class PackIndex:
     __slots__ = (
         "_count",
         "_data",
-        "_hashes",
-        "_layout",
-        "_name_ends",
-        "_names_at",
+        "_footer",
         "_offset",
+        "block_checksums",
         "checksums",
         "find",
         "hashes",
@@ -336,8 +344,11 @@ class PackIndex:
         "methods",
         "modified",
         "name_ends",
+        "name_ends_view",
+        "names_offset",
         "sizes",
         "starts",
+        "starts_view",
     )
 
     find: Callable[[str], int | None]
@@ -345,25 +356,31 @@ class PackIndex:
     def __init__(self, data: PackBytes, footer: PackFooter, base: int = 0) -> None:
         self._data = data
         self._offset = footer.index_offset
-        self._layout = footer.lay_out()
+        self._footer = footer
+        layout = footer.lay_out()
         self._count = footer.count
         with memoryview(data) as view, view[base : base + footer.index_size] as index:
             if len(index) != footer.index_size or crc32(index) != footer.checksum:
                 raise MalformedPack("its index is damaged: the checksum is wrong", self._offset)
         columns = {
             name: np.frombuffer(data, dtype := _get_dtype(name, footer.width), size // int(dtype[-1]), base + offset)
-            for name, (offset, size) in self._layout.items()
+            for name, (offset, size) in layout.items()
             if name not in ("names", "metadata")
         }
         self.starts, self.name_ends = columns["starts"], columns["name_ends"]
         self.modified, self.hashes, self.checksums = columns["modified"], columns["hashes"], columns["checksums"]
         self.sizes: Array | None = columns.get("sizes")
         self.methods: Array | None = columns.get("methods")
-        self._names_at = base + self._layout["names"][0]
+        self.names_offset = base + layout["names"][0]
         self._check_offsets(footer)
-        self._check_segments(footer.names_size)
-        self.metadata = self._parse_metadata(base + self._layout["metadata"][0], footer.metadata_size)
-        self._name_ends, self._hashes = make_view(self.name_ends), make_view(self.hashes)
+        names = np.frombuffer(data, np.uint8, footer.names_size, self.names_offset)
+        if (problem := describe_bad_parts(names, self.name_ends)) is not None:
+            raise self._make_error("names", 0, problem)
+        metadata = self._parse_metadata(base + layout["metadata"][0], footer.metadata_size)
+        self.block_checksums = parse_block_checksums(metadata, self._count) if self.methods is None else None
+        metadata.pop(BLOCK_CHECKSUMS_KEY, None)  # which are wrong in another pack with this metadata
+        self.metadata: Mapping[str, Any] = MappingProxyType(metadata)
+        self.starts_view, self.name_ends_view = make_view(self.starts), make_view(self.name_ends)
 
     def __len__(self) -> int:
         return self._count
@@ -378,7 +395,7 @@ class PackIndex:
         """
         if row < 0:
             raise IndexError(f"a pack has no row {row}")
-        start, ends = self._names_at, self._name_ends
+        start, ends = self.names_offset, self.name_ends_view
         return str(self._data[start + ends[row] : start + ends[row + 1]], "utf-8", "surrogateescape")
 
     def names(self) -> Iterator[str]:
@@ -388,20 +405,22 @@ class PackIndex:
 
     def list_names(self, start: int, stop: int) -> list[str]:
         """Return the names of the rows from `start` on, and before `stop`."""
+        if start >= min(stop, self._count):
+            return []
+        names, ends = self._cut_names(start, stop)
+        return separate_names(names, ends).decode("utf-8", "surrogateescape").split("\0")
+
+    def _cut_names(self, start: int, stop: int) -> tuple[Array, Array]:
+        """Return the bytes of the names of some rows, and where the first one begins and each of them ends."""
         ends = self.name_ends[start : stop + 1]
         first, last = int(ends[0]), int(ends[-1])
-        block = bytes(self._data[self._names_at + first : self._names_at + last])
-        bounds = (ends - ends[0]).tolist()
-        if block.isascii():  # characters are bytes, and cutting a string is fast
-            text = block.decode("ascii")
-            return [text[begin:end] for begin, end in pairwise(bounds)]
-        return [block[begin:end].decode("utf-8", "surrogateescape") for begin, end in pairwise(bounds)]
+        return np.frombuffer(self._data, np.uint8, last - first, self.names_offset + first), ends
 
     def __getattr__(self, name: str) -> Callable[[str], int | None]:
         """Make `find` when it is first needed."""
         if name != "find":
             raise AttributeError(f"PackIndex has no attribute {name!r}")
-        self.find = make_finder(self._data, self.name_ends, self._names_at, self.hashes)
+        self.find = make_finder(self._data, self.name_ends, self.names_offset, self.hashes)
         return self.find
 
     # --- checks ------------------------------------------------------------------------------------------------------
@@ -412,8 +431,19 @@ class PackIndex:
         Raises:
             MalformedPack: If they are not.
         """
-        for _ in self.blocks():
-            pass
+        last = b""
+        for start in range(0, self._count, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, self._count)
+            names, ends = self._cut_names(start, stop)
+            if np.diff(ends).max() > MAX_COLUMNS:
+                self._check_block(start, last, separate_names(names, ends).split(b"\0"))
+            else:
+                hashes, is_ascending = hash_names(names, ends)
+                is_ascending &= last < names[: int(ends[1] - ends[0])].tobytes()
+                self._check_order(
+                    start, is_ascending=is_ascending, has_hashes=np.array_equal(hashes, self.hashes[start:stop])
+                )
+            last = names[int(ends[-2] - ends[0]) :].tobytes()
 
     def blocks(self) -> Iterator[tuple[int, list[bytes]]]:
         """Yield the names of some thousand rows at a time, in UTF-8, after the checks of :meth:`check_names`.
@@ -426,23 +456,25 @@ class PackIndex:
         """
         last = b""
         for start in range(0, self._count, BLOCK_ROWS):
-            names = self._read_names(start, start + BLOCK_ROWS)
-            if not all(map(operator.lt, [last, *names], names)):
-                raise self._make_error("name_ends", start, "its names are not in ascending order")
-            if list(map(crc32, names)) != self._hashes[start : start + BLOCK_ROWS].tolist():
-                raise self._make_error("hashes", start, "the hashes do not fit the names")
+            names = separate_names(*self._cut_names(start, start + BLOCK_ROWS)).split(b"\0")
+            self._check_block(start, last, names)
             last = names[-1]
             yield start, names
 
-    def _read_names(self, start: int, end: int) -> list[bytes]:
-        ends = self.name_ends[start : end + 1]
-        block = bytes(self._data[self._names_at + int(ends[0]) : self._names_at + int(ends[-1])])
-        sizes = np.diff(ends)
-        if (
-            (size := int(sizes[0])) == sizes.max() == sizes.min()
-        ):  # as those of numbered files, and cut in half the time
-            return list(np.frombuffer(block, f"S{size}").tolist())
-        return [block[begin:end] for begin, end in pairwise((ends - ends[0]).tolist())]
+    def _check_block(self, start: int, last: bytes, names: list[bytes]) -> None:
+        """Check names that follow another one."""
+        hashes = self.hashes[start : start + len(names)].tolist()
+        self._check_order(
+            start,
+            is_ascending=all(map(operator.lt, [last, *names], names)),
+            has_hashes=list(map(crc32, names)) == hashes,
+        )
+
+    def _check_order(self, start: int, *, is_ascending: bool, has_hashes: bool) -> None:
+        if not is_ascending:
+            raise self._make_error("name_ends", start, "its names are not in ascending order")
+        if not has_hashes:
+            raise self._make_error("hashes", start, "the hashes do not fit the names")
 
     def _check_offsets(self, footer: PackFooter) -> None:
         starts, ends = self.starts, self.name_ends
@@ -461,32 +493,16 @@ class PackIndex:
         if ((starts[1:] - starts[:-1] != self.sizes) & (self.methods == STORED)).any():
             raise self._make_error("sizes", 0, "members that are not compressed have another size")
 
-    def _check_segments(self, size: int) -> None:
-        """Check that all parts of names between slashes are neither empty nor "." nor "..", nor contain NUL."""
-        names, ends = np.frombuffer(self._data, np.uint8, size, self._names_at), self.name_ends
-        slashes = np.flatnonzero(names == _SLASH)
-        stops = np.zeros(size + 3, np.bool_)  # offsets at which a part can end
-        stops[ends] = True
-        if not names.all() or stops[slashes + 1].any():
-            raise self._make_error("names", 0, "a name contains NUL, or ends in a slash")
-        stops[slashes] = True
-        begins = np.concatenate((ends[:-1].astype(np.int64), slashes + 1))
-        firsts = names[begins]
-        dots = begins[firsts == _DOT]
-        is_double = ~stops[dots + 1] & (names[np.minimum(dots + 1, size - 1)] == _DOT) & stops[dots + 2]
-        if (firsts == _SLASH).any() or (stops[dots + 1] | is_double).any():
-            raise self._make_error("names", 0, "a name is absolute, or contains an empty, '.' or '..' part")
-
-    def _parse_metadata(self, start: int, size: int) -> Mapping[str, Any]:
+    def _parse_metadata(self, start: int, size: int) -> dict[str, Any]:
         try:
             metadata = json.loads(str(self._data[start : start + size], "utf-8"))
         except (ValueError, RecursionError) as error:
             raise self._make_error("metadata", 0, f"its metadata is no JSON: {make_printable(error)}") from None
         if not isinstance(metadata, dict):
             raise self._make_error("metadata", 0, "its metadata is no JSON object")
-        return MappingProxyType(metadata)
+        return metadata
 
     def _make_error(self, column: str, row: int, detail: str) -> MalformedPack:
-        offset, size = self._layout[column]
+        offset, size = self._footer.lay_out()[column]
         width = size // self._count if self._count else 0
         return MalformedPack(f"its index is damaged: {detail}", self._offset + offset + row * width)

@@ -97,7 +97,7 @@ class MappedPack:
             self.index = PackIndex(data if isinstance(data, bytes | mmap) else self._data, footer, footer.index_offset)
         except MalformedPack as error:
             raise self._make_error(str(error), error.offset) from None
-        self._starts, self._checksums = make_view(self.index.starts), make_view(self.index.checksums)
+        self._starts, self._checksums = self.index.starts_view, make_view(self.index.checksums)
         self._methods = None if self.index.methods is None else make_view(self.index.methods)
         self.view = _make_viewer(self._data, self._starts)
         self._is_closed = False

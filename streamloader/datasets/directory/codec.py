@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
@@ -13,11 +14,11 @@ from streamloader.containers.pack.format import CUSTOM, SERIALIZED_NAME, describ
 from streamloader.containers.pack.mapped import MappedPack
 from streamloader.datasets.directory.compressors import Compressor
 from streamloader.datasets.directory.filenames import describe_bad_filename, sort_names
-from streamloader.datasets.directory.local_root import FileStatus, LocalRoot
+from streamloader.datasets.directory.local_root import FileStatus
 from streamloader.datasets.directory.managers import DataManager
 from streamloader.errors import CorruptContainer, NotFound, StoreError
 
-__all__ = ["SETTLED_NS", "MemberCodec", "NewMember", "Serializer", "drop_recent", "is_settled"]
+__all__ = ["SETTLED_NS", "FileSource", "MemberCodec", "NewMember", "Serializer", "drop_recent", "is_settled"]
 
 SETTLED_NS: Final = 50_000_000  # after which a change of a file gives it another time, whatever the clock's resolution
 _COARSE_NS: Final = 1_000_000_000  # of which times are multiples on some file systems
@@ -35,16 +36,39 @@ class Serializer(Protocol):
         """Return the object from which :meth:`serialize` has made `data`."""
 
 
+class FileSource(Protocol):
+    """Where the files of subdirectories are read: a root on this machine, or files of a store in their versions."""
+
+    def path(self, *names: str) -> str:
+        """Return the path of a subdirectory, or of a file in it."""
+
+    def get_status(self, subdirectory: str, filename: str) -> FileStatus | None:
+        """Return the status of a file. None if there is none."""
+
+    def read_file(self, subdirectory: str, filename: str) -> tuple[bytes, FileStatus]:
+        """Return the content of a file, and its status before it was read.
+
+        Raises:
+            NotFound: If there is no such file.
+            StoreError: If it cannot be read.
+        """
+
+    def iterate_file(self, subdirectory: str, filename: str) -> Iterator[bytes]:
+        """Yield the content of a file in pieces. Errors are those of :meth:`read_file`."""
+
+
 class NewMember(NamedTuple):
     """Member of a pack that is to be written.
 
     Attributes:
         name: Name of the file.
         read: Function that returns its content and modification time if another pack has it. None for a file.
+        size: Size of the file in bytes when it was listed. Defaults to 0: it is read as a whole.
     """
 
     name: str
     read: Callable[[], tuple[bytes | memoryview, int] | None] | None
+    size: int = 0
 
 
 def drop_recent(modified: int) -> int:
@@ -85,7 +109,7 @@ class MemberCodec:
         """Return the object of a member."""
         return self.data_manager.deserialize(data if self.packs_files else bytes(data))
 
-    def read_file(self, root: LocalRoot, subdirectory: str, filename: str) -> tuple[bytes, FileStatus]:
+    def read_file(self, root: FileSource, subdirectory: str, filename: str) -> tuple[bytes, FileStatus]:
         """Return the content that a member for a file has, and the status of the file before it was read.
 
         Raises:
@@ -100,7 +124,7 @@ class MemberCodec:
             raise NotFound(f"no such file: {path}", address=path)
         return bytes(self.data_manager.serialize(self._load(root, subdirectory, filename))), status
 
-    def _load(self, root: LocalRoot, subdirectory: str, filename: str) -> Any:
+    def _load(self, root: FileSource, subdirectory: str, filename: str) -> Any:
         """Return the object in a file. That the data manager misses another file does not mean that this one is gone.
 
         Raises:
@@ -121,7 +145,7 @@ class MemberCodec:
 
     def write_pack(
         self,
-        root: LocalRoot,
+        root: FileSource,
         subdirectory: str,
         members: Iterable[NewMember],
         directory_modified: int,
@@ -146,22 +170,31 @@ class MemberCodec:
             self._write_serialized(file, root, subdirectory, listed, metadata)
             return
         builder = PackBuilder(file, compressor=self.compressor, metadata=metadata)
-        for member in listed:
-            if not self._copy_large(builder, root, subdirectory, member):
-                for name, data, modified in self._read_members(root, subdirectory, [member]):
-                    builder.add(name, data, modified=modified)
+        for is_large, group in itertools.groupby(listed, lambda member: member.size > _MAX_WHOLE_BYTES):
+            if not is_large:
+                self._add_members(builder, root, subdirectory, group)
+                continue
+            for member in group:
+                if not self._copy_large(builder, root, subdirectory, member):
+                    self._add_members(builder, root, subdirectory, [member])
         if len(builder) < len(listed):  # the listing has files that the pack has not
             builder.metadata["directory_modified"] = 0
         builder.finish()
 
-    def make_memory_pack(self, root: LocalRoot, subdirectory: str, members: Iterable[NewMember]) -> MappedPack:
+    def _add_members(
+        self, builder: PackBuilder, root: FileSource, subdirectory: str, members: Iterable[NewMember]
+    ) -> None:
+        for name, data, modified in self._read_members(root, subdirectory, members):
+            builder.add(name, data, modified=modified)
+
+    def make_memory_pack(self, root: FileSource, subdirectory: str, members: Iterable[NewMember]) -> MappedPack:
         """Return a pack of files in memory. Files that are gone are left out."""
         return _pack_in_memory(self._read_members(root, subdirectory, members))
 
     def _read_members(
-        self, root: LocalRoot, subdirectory: str, members: Iterable[NewMember]
+        self, root: FileSource, subdirectory: str, members: Iterable[NewMember]
     ) -> Iterator[tuple[str, bytes | memoryview, int]]:
-        for name, read in members:
+        for name, read, _ in members:
             copy = None if read is None else read()
             if copy is not None:
                 yield name, *copy
@@ -172,12 +205,12 @@ class MemberCodec:
                 continue
             yield name, data, drop_recent(status.modified)
 
-    def _copy_large(self, builder: PackBuilder, root: LocalRoot, subdirectory: str, member: NewMember) -> bool:
+    def _copy_large(self, builder: PackBuilder, root: FileSource, subdirectory: str, member: NewMember) -> bool:
         """Add a large file in pieces, and return whether it is one."""
-        if member.read is not None or not self.packs_files or self.compressor is not None:
+        if not self.packs_files or self.compressor is not None:
             return False
-        status = root.get_status(subdirectory, member.name)
-        if status is None or status.size <= _MAX_WHOLE_BYTES:
+        status = None if member.read is not None else root.get_status(subdirectory, member.name)
+        if status is None:
             return False
         pieces = root.iterate_file(subdirectory, member.name)
         builder.add_stream(member.name, pieces, modified=drop_recent(status.modified))
@@ -195,7 +228,7 @@ class MemberCodec:
         return metadata
 
     def _write_serialized(
-        self, file: Any, root: LocalRoot, subdirectory: str, members: Sequence[NewMember], metadata: dict[str, Any]
+        self, file: Any, root: FileSource, subdirectory: str, members: Sequence[NewMember], metadata: dict[str, Any]
     ) -> None:
         assert self._serializer is not None
         files = {name: bytes(content) for name, content, _ in self._read_members(root, subdirectory, members)}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from streamloader.common.count_display import open_count_display
+from streamloader.common.free_memory import free_memory
 from streamloader.datasets.directory.codec import MemberCodec
 from streamloader.datasets.directory.duplicates import FileCopies, describe_copies, find_copies, rename_copies
 from streamloader.datasets.directory.filenames import sort_naturally
@@ -19,7 +20,7 @@ from streamloader.datasets.directory.name_table import NameTable
 from streamloader.datasets.directory.preparation import prepare_subdirectories
 from streamloader.datasets.directory.served_pack import READY, ServedPack
 from streamloader.datasets.directory.subdirectory import Subdirectory
-from streamloader.errors import ClosedError, CorruptSample, DuplicateName, StoreError
+from streamloader.errors import ClosedError, CorruptSample, DuplicateName, NotEnoughMemory, StoreError
 
 __all__ = ["DirectoryContents", "OnDuplicate"]
 
@@ -148,12 +149,13 @@ class DirectoryContents:
 
         Raises:
             DuplicateName: If two subdirectories have the same name.
+            NotEnoughMemory: If the files do not fit into memory.
             StoreError: If a subdirectory cannot be read.
         """
         listing = self.root.list_root()
         is_changed = self._must_rebuild or set(listing.subdirectories) != set(self._subdirectories)
         self._must_rebuild = True  # also if an error ends this
-        subdirectories = {}
+        subdirectories, max_pack_bytes = {}, 0
         with self._show("reading subdirectories") as show:
             for name in sort_naturally(listing.subdirectories):
                 subdirectory = self._subdirectories.get(name)
@@ -161,13 +163,34 @@ class DirectoryContents:
                     subdirectory = self._make_subdirectory(name)
                 is_changed |= subdirectory.refresh(has_pack=name in listing.packs)
                 if load and subdirectory.loose:  # one by one, so that few names are in memory at the same time
+                    self._check_memory(max_pack_bytes)
                     subdirectory.load_to_memory(self._find_copy)
+                    max_pack_bytes = max(max_pack_bytes, len(subdirectory.packs[-1].buffer))
                 subdirectories[name] = subdirectory
                 show(len(subdirectories), len(listing.subdirectories))
         if is_changed:
             self._subdirectories = subdirectories
             self._rebuild()
         self._must_rebuild = False
+
+    def _check_memory(self, needed: int) -> None:
+        """Check that there is memory for data that are to be loaded.
+
+        Args:
+            needed: Size in bytes.
+
+        Raises:
+            NotEnoughMemory: If there is less, as far as the system tells.
+        """
+        free = free_memory()
+        if free is not None and needed > free:
+            raise NotEnoughMemory(
+                f"{self.root.address}: loading it into memory needs {needed >> 20} MiB, and {free >> 20} MiB are free. "
+                "Pass load_to_memory=False, which reads files when they are needed",
+                address=self.root.address,
+                needed=needed,
+                free=free,
+            )
 
     def _make_subdirectory(self, name: str) -> Subdirectory:
         return Subdirectory(name, self.root, self.codec, check_files=self._check_files)

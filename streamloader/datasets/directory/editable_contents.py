@@ -148,6 +148,7 @@ class EditableContents(DirectoryContents):
                     subdirectory.write_pack(self._find_copy)
                     show(done, total)
         finally:
+            self.root.sync_names()
             self._rebuild()
 
     def _wait_until_settled(self, subdirectories: Iterable[Subdirectory]) -> None:

@@ -7,11 +7,12 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
 
 from streamloader.containers.pack.format import PackCompressor
 from streamloader.containers.pack.mapped import MappedPack
+from streamloader.datasets.directory.pack_prefetch import prefetch_packs
 from streamloader.errors import AccessDenied, NotFound, StorageFull, StoreError
 
 __all__ = ["PACK_SUFFIX", "FileStatus", "LocalRoot", "PackStamp", "RootListing"]
@@ -73,6 +74,7 @@ class LocalRoot:
     def __init__(self, path: str) -> None:
         self.address = os.path.abspath(os.path.expanduser(path))
         self._unfinished: set[str] = set()  # what listings have found of other writers
+        self._is_prefetched = False
         self._unresolved: set[str] = set()  # subdirectories with links that lead to no file
 
     def path(self, *names: str) -> str:
@@ -101,8 +103,15 @@ class LocalRoot:
                     listing.legacy.append(name)
                 if _resolve(entry.is_dir):
                     folders.append(entry)
+            self._prefetch([entry.path for entry in folders], listing.packs)
             listing.subdirectories.extend(_drop_links(folders, os.stat(self.address)))
         return listing
+
+    def _prefetch(self, folders: Sequence[str], packs: Iterable[str]) -> None:
+        """Have what opening the directory needs read at the same time. Once: a later listing needs little of it."""
+        if not self._is_prefetched:
+            self._is_prefetched = True
+            prefetch_packs(folders, [self._pack_path(name) for name in packs])
 
     def can_write(self) -> bool:
         """Return whether this user can create files in the root."""
@@ -130,12 +139,13 @@ class LocalRoot:
         with self._translate(self.path(name), "cannot be deleted"), contextlib.suppress(FileNotFoundError):
             os.unlink(self.path(name))
 
-    def write_file(self, name: str, content: bytes | Callable[[BinaryIO], object]) -> None:
+    def write_file(self, name: str, content: bytes | Callable[[BinaryIO], object], *, is_synced: bool = True) -> None:
         """Write a file in the root: as a whole, or not at all. A file of this name is replaced.
 
         Args:
             name: Name of the file.
             content: Content, or a function that writes it.
+            is_synced: Whether the new name of the file has reached the disk when this returns. Defaults to True.
 
         Raises:
             StoreError: If it cannot be written, for example because the disk is full. The old file remains.
@@ -156,7 +166,12 @@ class LocalRoot:
                 with contextlib.suppress(OSError):
                     os.unlink(unfinished)
                 raise
-            _sync_folder(self.address)
+            if is_synced:
+                self.sync_names()
+
+    def sync_names(self) -> None:
+        """Have the names of all files in the root reach the disk."""
+        _sync_folder(self.address)
 
     # --- packs -------------------------------------------------------------------------------------------------------
 
@@ -184,12 +199,14 @@ class LocalRoot:
             return MappedPack.open(path, compressor=compressor)
 
     def write_pack(self, subdirectory: str, build: Callable[[BinaryIO], object]) -> None:
-        """Write a pack: as a whole, or not at all.
+        """Write a pack: as a whole, or not at all. Its new name reaches the disk with :meth:`sync_names`.
+
+        After a crash of the machine before that, the old pack may be there again, which is compared with the files.
 
         Raises:
             StoreError: If it cannot be written, for example because the disk is full. The old pack remains.
         """
-        self.write_file(subdirectory + PACK_SUFFIX, build)
+        self.write_file(subdirectory + PACK_SUFFIX, build, is_synced=False)
 
     def _pack_path(self, subdirectory: str) -> str:
         return self.path(subdirectory + PACK_SUFFIX)
@@ -289,8 +306,12 @@ class LocalRoot:
             StoreError: If it cannot be read.
         """
         path = f"{self.address}/{subdirectory}/{filename}"
-        with self._translate(path, "cannot be read"):
+        try:
             return self._read(path)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise _make_error(error, path, "cannot be read") from error
 
     def iterate_file(self, subdirectory: str, filename: str) -> Iterator[bytes]:
         """Yield the content of a file in pieces. Errors are those of :meth:`read_file`."""

@@ -95,7 +95,7 @@ class RemoteContents(EditableContents):
     @override
     def open(self) -> None:
         try:
-            with self._listed():
+            with self._listed(load=self._load_to_memory):
                 prepare_subdirectories(self.root, self._min_subdirectories)
                 super().refresh(load=self._load_to_memory)
             self._warn_of_newer()
@@ -110,19 +110,29 @@ class RemoteContents(EditableContents):
 
     @override
     def refresh(self, *, load: bool = False) -> None:
-        with self._listed():
+        with self._listed(load=load):
             super().refresh(load=load)
 
     @contextlib.contextmanager
-    def _listed(self) -> Iterator[None]:
-        """List the root and read the packs that are new, for the time of a ``with`` block."""
+    def _listed(self, *, load: bool) -> Iterator[None]:
+        """List the root and read the packs that are new, for the time of a ``with`` block.
+
+        Args:
+            load: Whether the files that no pack has are loaded into memory afterwards.
+
+        Raises:
+            NotEnoughMemory: If what is to be loaded does not fit into memory.
+        """
         try:
             with self._show("listing files") as show:
                 self._remote.update(show)
             self._listed_at = time.monotonic()
             label = "reading packs (MiB)" if self._load_to_memory else "opening packs"
             with self._show(label) as show:
-                self._remote.fetch_packs(self._list_new_packs(), show)
+                new_packs = self._list_new_packs()
+                if self._load_to_memory:
+                    self._check_memory(self._remote.measure(new_packs, with_files=load))
+                self._remote.fetch_packs(new_packs, show)
             yield
         finally:
             self._remote.release()

@@ -38,13 +38,12 @@ class RemotePack(MappedPack):
     Attributes:
         info: Metadata of the pack, in the version that is read.
         index_bytes: Bytes of the index.
-        names_offset: Offset of the names in the index.
 
     Raises:
         CorruptContainer: If the index is damaged.
     """
 
-    __slots__ = ("index_bytes", "info", "names_offset")
+    __slots__ = ("index_bytes", "info")
 
     def __init__(
         self,
@@ -64,8 +63,7 @@ class RemotePack(MappedPack):
             self.index = PackIndex(data, footer)
         except MalformedPack as error:
             raise self._make_error(str(error), error.offset) from None
-        self.names_offset = footer.lay_out()["names"][0]
-        self._starts, self._checksums = make_view(self.index.starts), make_view(self.index.checksums)
+        self._starts, self._checksums = self.index.starts_view, make_view(self.index.checksums)
         self._methods = None if self.index.methods is None else make_view(self.index.methods)
         self.view = self._make_fetcher(read_span)
         self._is_closed = False
@@ -135,9 +133,9 @@ class StorePack(ServedPack):
         self.newer = 0
 
     @override
-    def _find_buffer(self, pack: MappedPack) -> tuple[bool, Any, int]:
+    def _find_buffer(self, pack: MappedPack) -> tuple[bool, Any]:
         if isinstance(pack, RemotePack):
-            return False, pack.index_bytes, pack.names_offset
+            return False, pack.index_bytes
         return super()._find_buffer(pack)
 
     @override

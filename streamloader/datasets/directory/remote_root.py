@@ -153,6 +153,9 @@ class RemoteRoot:
     def delete_unfinished(self) -> None:
         """Do nothing: stores hide what is unfinished."""
 
+    def sync_names(self) -> None:
+        """Do nothing: what is written to a store is there."""
+
     def create_subdirectory(self, name: str) -> None:
         """Note that there is a subdirectory for new files. A store has it as soon as there are some."""
         self._created.append(name)
@@ -244,6 +247,20 @@ class RemoteRoot:
             return self.call(lambda store: store.head(path))
         except NotFound:
             return None
+
+    def measure(self, packs: Iterable[str], *, with_files: bool) -> int:
+        """Return the size in bytes of packs that :meth:`update` has found, as far as it is known.
+
+        Args:
+            packs: Names of their subdirectories.
+            with_files: Whether the files of all subdirectories without a pack are counted, too.
+        """
+        assert self._listing is not None
+        sizes = [self._listing.packs[name].size or 0 for name in packs]
+        for name, files in self._listing.files.items() if with_files else ():
+            if name not in self._listing.packs:
+                sizes += [max(0, status.size) for status in files.values()]
+        return sum(sizes)
 
     def fetch_packs(self, subdirectories: Iterable[str], show: Show) -> None:
         """Read packs that :meth:`update` has found, many at a time, for :meth:`open_pack`.

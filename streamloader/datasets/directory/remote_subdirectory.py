@@ -190,7 +190,7 @@ class RemoteSubdirectory(Subdirectory):
         statuses: dict[str, FileStatus | None] = dict.fromkeys(names)
         contents = self._read_files(statuses, note)
         members = [NewMember(name, partial(_take, contents, name)) for name in names]
-        files = cast("LocalRoot", _PinnedFiles(self._remote, {}))
+        files = _PinnedFiles(self._remote, {})
         pack = self._codec.make_memory_pack(files, self.name, members)
         digests = b"".join(versions[name] for name in pack.index.names())
         self._serve_pack(pack, digests, 0)
@@ -227,9 +227,10 @@ class RemoteSubdirectory(Subdirectory):
         large = {name for name, status in statuses.items() if self._is_large(status)}
         contents = self._read_files({name: status for name, status in statuses.items() if name not in large}, None)
         members = [
-            NewMember(name, None if name in large else partial(_take, contents, name)) for name in sort_names(statuses)
+            NewMember(name, None if name in large else partial(_take, contents, name), statuses[name].size)
+            for name in sort_names(statuses)
         ]
-        files = cast("LocalRoot", _PinnedFiles(self._remote, statuses))
+        files = _PinnedFiles(self._remote, statuses)
         metadata = _make_versions(statuses, self._remote.address)
         build = partial(self._codec.write_pack, files, self.name, members, 0, more_metadata=metadata)
         self._remote.write_pack(self.name, build)
@@ -306,7 +307,9 @@ class _PinnedFiles:
     def __init__(self, root: RemoteRoot, statuses: Mapping[str, FileStatus]) -> None:
         self._root = root
         self._statuses = statuses
-        self.path = root.path
+
+    def path(self, *names: str) -> str:
+        return self._root.path(*names)
 
     def get_status(self, subdirectory: str, filename: str) -> FileStatus | None:
         return self._statuses.get(filename)

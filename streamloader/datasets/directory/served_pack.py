@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Final
+from zlib import crc32
 
 import numpy as np
 
-from streamloader.containers.pack.format import FOOTER_BYTES, MalformedPack, make_view, parse_footer
+from streamloader.containers.pack.block_checksums import BLOCK_ROWS, MAX_BLOCK_BYTES
+from streamloader.containers.pack.format import MalformedPack, make_view
 from streamloader.containers.pack.mapped import MappedPack
 from streamloader.datasets.directory.codec import is_settled
 from streamloader.datasets.directory.filenames import MAX_NAME_BYTES
@@ -20,7 +22,8 @@ FILE_CHECKED: Final = 1  # the file has not changed since the pack was made
 CONTENT_CHECKED: Final = 2  # the content has its checksum
 READY: Final = FILE_CHECKED | CONTENT_CHECKED
 HIDDEN: Final = 4  # the file is gone, or the member is out of date
-_BLOCK_MEMBERS: Final = 256
+_LIST_ROWS: Final = 512  # members that are listed at once
+_MARK_CONTENTS: Final = bytes(state | CONTENT_CHECKED for state in range(256))
 
 
 class ServedPack:
@@ -39,6 +42,7 @@ class ServedPack:
         states: State of each member, see the constants of this module.
         hidden: Number of members that are hidden.
         buffer: All bytes of the pack.
+        data: View of the buffer.
         names_offset: Offset of the names in the buffer.
         name_ends: 0, and the offset in the names at which each name ends.
         starts: Offset in the buffer of each member, and the end of the last one.
@@ -51,6 +55,7 @@ class ServedPack:
         "_read_at",
         "_sizes",
         "buffer",
+        "data",
         "hidden",
         "is_stored",
         "name_ends",
@@ -71,15 +76,17 @@ class ServedPack:
         self._has_file_sizes = has_file_sizes
         self._read_at = read_at
         index = pack.index
-        self._modified = make_view(index.modified)
         self._sizes = None if index.sizes is None else make_view(index.sizes)
-        self.starts, self.name_ends = make_view(index.starts), make_view(index.name_ends)
-        self.is_stored, self.buffer, self.names_offset = self._find_buffer(pack)
+        self._modified = make_view(index.modified)
+        self.starts, self.name_ends = index.starts_view, index.name_ends_view
+        self.names_offset = index.names_offset
+        self.is_stored, self.buffer = self._find_buffer(pack)
+        self.data = memoryview(self.buffer).toreadonly()
 
-    def _find_buffer(self, pack: MappedPack) -> tuple[bool, Any, int]:
-        """Return whether members can be read from the buffer as they are, the buffer, and the offset of the names."""
+    def _find_buffer(self, pack: MappedPack) -> tuple[bool, Any]:
+        """Return whether members can be read from the buffer as they are, and the buffer, which also has the names."""
         buffer: Any = pack.view(0).obj if len(pack) else b""  # bytes or a mapping: slices of them are bytes
-        return pack.index.methods is None, buffer, _find_names(buffer) if len(pack) else 0
+        return pack.index.methods is None, buffer
 
     def __len__(self) -> int:
         """Return the number of members that are not hidden."""
@@ -107,17 +114,57 @@ class ServedPack:
         """Return whether members can be served without a check."""
         return self.states.count(READY, start, start + count) == count
 
-    def list_blocks(self, *, as_views: bool = False) -> Iterator[tuple[int, list[str], list[Any]]]:
+    def list_blocks(self, *, as_views: bool = False) -> Iterator[tuple[int, list[str], Iterator[Any]]]:
         """Yield first row, names and stored bytes of all members in blocks. Single ones would take twice the time.
+
+        Each stored bytes are made when they are taken: a list of them would take memory, and many views would have the
+        garbage collector look at all objects of the process.
 
         Args:
             as_views: Whether the stored bytes are views instead of copies. Defaults to False.
         """
-        buffer = memoryview(self.buffer).toreadonly() if as_views else self.buffer
-        for start in range(0, len(self.states), _BLOCK_MEMBERS):
-            stop = start + _BLOCK_MEMBERS
-            contents = [buffer[begin:end] for begin, end in pairwise(self.starts[start : stop + 1].tolist())]
+        buffer = self.data if as_views else self.buffer
+        for start in range(0, len(self.states), _LIST_ROWS):
+            stop = start + _LIST_ROWS
+            contents = (buffer[begin:end] for begin, end in pairwise(self.starts[start : stop + 1].tolist()))
             yield start, self.pack.index.list_names(start, stop), contents
+
+    # --- checks ------------------------------------------------------------------------------------------------------
+
+    def verify_block(self, row: int) -> bool:
+        """Compare a block of small members with its checksum, or one large member. Return whether this one is right.
+
+        All members are marked whose content has its checksum. Only for packs whose members are stored, and for callers
+        that hold the mutex of those who change states.
+
+        Args:
+            row: Row of a member of the block.
+        """
+        number = row // BLOCK_ROWS
+        start, stop = number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, len(self.states))
+        return self._verify_block(number, start, stop) or self._verify_member(row)
+
+    def _verify_block(self, number: int, start: int, stop: int) -> bool:
+        """Return whether a block is known to be right. Large ones are not: they would be read with each member."""
+        begin, end = self.starts[start], self.starts[stop]
+        checksums = self.pack.index.block_checksums
+        if checksums is None or end - begin > MAX_BLOCK_BYTES or crc32(self.data[begin:end]) != checksums[number]:
+            return False
+        self.states[start:stop] = self.states[start:stop].translate(_MARK_CONTENTS)
+        return True
+
+    def _verify_member(self, row: int) -> bool:
+        is_right: bool = crc32(self.data[self.starts[row] : self.starts[row + 1]]) == self.pack.index.checksums[row]
+        if is_right:
+            self.states[row] |= CONTENT_CHECKED
+        return is_right
+
+    def verify_all(self) -> None:
+        """Verify all blocks of small members, as :meth:`verify_block` does for one, unless all are marked."""
+        if self.is_stored and self.states.translate(_MARK_CONTENTS) != self.states:
+            count = len(self.states)
+            for number, start in enumerate(range(0, count, BLOCK_ROWS)):
+                self._verify_block(number, start, min(start + BLOCK_ROWS, count))
 
     def describe_bad_names(self) -> str | None:
         """Return why members are not files of one subdirectory, each of them once. None if they are."""
@@ -130,7 +177,7 @@ class ServedPack:
         if len(index) == 0:
             return None
         names = np.frombuffer(self.buffer, np.uint8, int(ends[-1]), self.names_offset)
-        if (names == ord("/")).any() or (names[ends[:-1]] == ord(".")).any():
+        if b"/" in names.tobytes() or (names[ends[:-1]] == ord(".")).any():
             return "it has names of hidden files, or of files in further subdirectories"
         return "it has names that no file can have" if int((ends[1:] - ends[:-1]).max()) > MAX_NAME_BYTES else None
 
@@ -154,8 +201,3 @@ class ServedPack:
     def _get_size(self, row: int) -> int:
         size: int = self.starts[row + 1] - self.starts[row] if self._sizes is None else self._sizes[row]
         return size
-
-
-def _find_names(buffer: Any) -> int:
-    footer = parse_footer(buffer[-FOOTER_BYTES:], len(buffer))
-    return footer.index_offset + footer.lay_out()["names"][0]

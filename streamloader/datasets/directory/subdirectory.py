@@ -171,8 +171,9 @@ class Subdirectory:
         states = served.states
         if not states[row] & FILE_CHECKED and not self._check_file(filename, served, row):
             return self.read_loose(filename) if filename in self.loose else None
+        is_right = bool(states[row] & CONTENT_CHECKED) or (served.is_stored and served.verify_block(row))
         try:
-            data = served.pack.read(row, verify=not states[row] & CONTENT_CHECKED)
+            data = served.pack.read(row, verify=not is_right)
         except DAMAGED_MEMBER as error:
             return self._replace_damaged(filename, served, row, error)
         states[row] |= CONTENT_CHECKED
@@ -268,6 +269,7 @@ class Subdirectory:
     def check_all(self) -> None:
         """Check all members that have not been checked."""
         for served in list(self.packs):
+            served.verify_all()
             states = served.states
             for name, row in list(served.list_visible()) if states.count(READY) < len(served) else ():
                 if states[row] & READY != READY and not states[row] & HIDDEN:
@@ -350,7 +352,8 @@ class Subdirectory:
         members = []
         for name in sort_names(statuses):
             copy = find_copy(self.name, name, statuses[name])
-            members.append(NewMember(name, None if copy is None else partial(_read_copy, *copy)))
+            read = None if copy is None else partial(_read_copy, *copy)
+            members.append(NewMember(name, read, statuses[name].size))
         return members
 
 

@@ -77,6 +77,7 @@ class VirtualDirectory:
         ConfigError: If an argument is invalid.
         DuplicateName: If two subdirectories have a file of the same name.
         DirectoryLocked: If another process moves files for longer than `lock_timeout`.
+        NotEnoughMemory: If what `load_to_memory` reads at once does not fit into memory.
         StoreError: If the directory cannot be created or read.
     """
 

@@ -13,7 +13,7 @@ import sys
 import zlib
 
 import pytest
-from containers.pack_files import PackFile, build_pack, read_pack, zstd
+from containers.pack_files import PackFile, build_pack, describe_blocks, read_pack, zstd
 
 from streamloader.containers.pack.build import PackBuilder, PackMember, create_pack, write_pack
 from streamloader.containers.pack.mapped import MappedPack
@@ -65,7 +65,7 @@ def members(pack):
 
 @pytest.mark.parametrize("files", [[], [("a", b"")], FILES])
 def test_a_pack_is_what_another_program_writes(files):
-    assert build(files) == build_pack(files)
+    assert build(files) == build_pack(files, metadata=describe_blocks(files))
     assert list(read_pack(build(files))) == files
 
 
@@ -78,7 +78,9 @@ def test_members_are_compressed_where_that_makes_them_smaller(compressor, method
     assert pack.index.sizes.tolist() == [len(content) for _, content in FILES]
     assert pack.index.metadata == {}
     assert list(read_pack(data)) == FILES
-    assert build(FILES[:1], compressor=compressor) == build_pack(FILES[:1])  # nothing became smaller: no columns
+    assert build(FILES[:1], compressor=compressor) == build_pack(
+        FILES[:1], metadata=describe_blocks(FILES[:1])
+    )  # nothing became smaller: no columns
 
 
 def test_a_compressor_of_the_user_is_named_and_compresses_all():
@@ -133,7 +135,7 @@ def test_a_refused_name_changes_nothing():
             with pytest.raises(ValueError, match="name"):
                 builder.add_stream(wrong, [b"never written"])
     builder.finish()
-    assert file.getvalue() == build_pack(FILES)
+    assert file.getvalue() == build_pack(FILES, metadata=describe_blocks(FILES))
 
 
 def test_contents_may_be_any_bytes_object():
@@ -143,7 +145,8 @@ def test_contents_may_be_any_bytes_object():
     builder.add("b", memoryview(b"xcontentx")[1:-1])
     builder.add("c", memoryview(b"contents").cast("Q"))
     builder.finish()
-    assert file.getvalue() == build_pack([("a", b"content"), ("b", b"content"), ("c", b"contents")])
+    files = [("a", b"content"), ("b", b"content"), ("c", b"contents")]
+    assert file.getvalue() == build_pack(files, metadata=describe_blocks(files))
 
 
 def test_members_are_added_in_pieces():
@@ -153,7 +156,8 @@ def test_members_are_added_in_pieces():
     builder.add_stream("b", [b"con", b"", bytearray(b"te"), memoryview(b"nt")], size=7, modified=9)
     builder.add_stream("c", [b"no size"])
     builder.finish()
-    expected = PackFile([("a", b""), ("b", b"content"), ("c", b"no size")])
+    files = [("a", b""), ("b", b"content"), ("c", b"no size")]
+    expected = PackFile(files, metadata=describe_blocks(files))
     expected.modified = [0, 9, 0]
     assert file.getvalue() == expected.build()
 
@@ -206,7 +210,7 @@ def test_a_file_may_take_a_part_of_the_bytes():
     for name, data in FILES:
         builder.add(name, data)
     builder.finish()
-    assert file.getvalue() == build_pack(FILES)
+    assert file.getvalue() == build_pack(FILES, metadata=describe_blocks(FILES))
 
 
 @pytest.mark.parametrize("metadata", [{"a": object()}, {"a": float("nan")}, {"a": "x" * (1 << 20)}])
