@@ -84,7 +84,10 @@ def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
     import cloudpickle
     import numpy as np
 
-    search_path = json.dumps(module_search_path()).encode()
+    from streamloader.engine.by_value import pickle_local_modules_by_value
+
+    folders = module_search_path()
+    search_path = json.dumps(folders).encode()
     arrays: list[memoryview] = []
 
     def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
@@ -94,7 +97,8 @@ def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
         return raw.nbytes < _MIN_MAPPED_BYTES
 
     try:
-        pickled: bytes = cloudpickle.dumps(job, protocol=5, buffer_callback=keep_in_pickle)
+        with pickle_local_modules_by_value(folders):
+            pickled: bytes = cloudpickle.dumps(job, protocol=5, buffer_callback=keep_in_pickle)
     except Exception as error:
         raise ConfigError(
             f"the dataset, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
