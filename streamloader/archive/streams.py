@@ -25,6 +25,7 @@ from streamloader.streams.frames import (
     FrameStream,
     describe_settings,
     frame_fields,
+    make_pixels_square,
     require_common_size,
     validate_pix_fmt,
     validate_size,
@@ -74,6 +75,8 @@ class ArchiveStreams(StreamDataset):
         fps: Frame rate (int, float, Fraction or "30000/1001") to which videos are resampled first: step k shows the
             last frame that starts at or before k / fps. None takes every frame once.
         transform: Function ``transform(frames, rng)``, see :class:`~streamloader.VideoStreams`.
+        square_pixels: Whether to scale the width of frames whose pixels are not square, see
+            :class:`~streamloader.VideoStreams`. Defaults to False.
         where: Condition on the metadata of videos, such as ``{"camera": "left", "split": {"$ne": "test"}}``. See
             :mod:`streamloader.archive.catalog.query`. Defaults to all videos.
         places: Addresses by which this machine, and all workers, reach the places, by number or URL of the place.
@@ -103,6 +106,7 @@ class ArchiveStreams(StreamDataset):
         fps: float | str | Fraction | None = None,
         transform: Transform | None = None,
         *,
+        square_pixels: bool = False,
         where: Mapping[str, Any] | None = None,
         places: Mapping[int | str, str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -110,6 +114,9 @@ class ArchiveStreams(StreamDataset):
     ) -> None:
         self._pix_fmt = validate_pix_fmt(pix_fmt, transform)
         self._size = None if size is None else validate_size(size)
+        self._square_pixels = bool(square_pixels)
+        if self._square_pixels and size is not None:
+            raise ConfigError("square_pixels=True changes the size of frames, which size= sets: leave one of them out")
         self._transform = transform
         self._selection = Selection.from_options(max_frames, random_start, stride, fps)
         self._where = None if where is None else dict(where)
@@ -139,7 +146,8 @@ class ArchiveStreams(StreamDataset):
     @property
     def settings(self) -> Mapping[str, Any]:
         """The options that determine frames and pixels. A `transform` is represented by its qualified name."""
-        return describe_settings(self._pix_fmt, self._size, self._selection, self._transform)
+        settings = describe_settings(self._pix_fmt, self._size, self._selection, self._transform)
+        return settings | {"square_pixels": True} if self._square_pixels else settings
 
     async def index(self) -> Sequence[StreamInfo]:
         """Load the matching videos from the catalog, and return one stream for each, in the order of the archive."""
@@ -164,6 +172,7 @@ class ArchiveStreams(StreamDataset):
         numbers: list[int] = []
         contents: list[str] = []
         chunk_bytes: list[int] = []
+        aspects: list[float] = []
         sizes: dict[tuple[int, int], str] = {}
         with self._readers as reader:
             videos = reader.snapshot.videos
@@ -176,7 +185,8 @@ class ArchiveStreams(StreamDataset):
                     numbers.append(row.number)
                     contents.append(row.content)
                     chunk_bytes.append(row.bytes_out)
-                    sizes.setdefault((row.height, row.width), row.name)
+                    aspects.append(float(row.pixel_aspect))
+                    sizes.setdefault(self._shown_size(row), row.name)
             if not names:
                 problem = "is empty" if not videos else f"has {videos} videos, and none matches where={self._where!r}"
                 raise StreamNotFound(f"the archive {reader.url} {problem}", address=reader.url)
@@ -185,7 +195,17 @@ class ArchiveStreams(StreamDataset):
                 PixelLimit(self._readers.max_pixels, name).check(width, height)
         size = self._size or require_common_size((name, size) for size, name in sizes.items())
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
-        return StreamTable(names, lengths, {"number": numbers, "content": contents, "bytes": chunk_bytes})
+        columns: dict[str, Sequence[Any]] = {"number": numbers, "content": contents, "bytes": chunk_bytes}
+        columns["pixel_aspect"] = aspects
+        return StreamTable(names, lengths, columns)
+
+    def _shown_size(self, row: VideoRow) -> tuple[int, int]:
+        """Return (height, width) of the frames of a video, without `size`."""
+        if not self._square_pixels:
+            return row.height, row.width
+        aspect = row.pixel_aspect
+        height, width = make_pixels_square(row.height, row.width, aspect.numerator, aspect.denominator)
+        return int(height), int(width)
 
     def _count_positions(self, row: VideoRow) -> int:
         """Return the number of frames of a video, or of its steps at the rate `fps`."""
@@ -209,7 +229,7 @@ class ArchiveStreams(StreamDataset):
             transform = None
             if self._transform is not None:
                 transform = StreamTransform(self._transform, transform_key, self.fields["data"], info.key)
-            height, width = self._size or (row.height, row.width)
+            height, width = self._size or self._shown_size(row)
             converter = Converter(self._pix_fmt, height, width, Orientation(*row.orientation))
             steps = _StepFrames(times, positions, self._selection.fps)
             return _ArchiveStream(self._readers, reader, row, steps, converter, list(self.fields), transform)

@@ -116,6 +116,7 @@ async def summarize_video(catalog: Catalog, name: str, limit: int = 20) -> dict[
         "turn": list(row.orientation),
         "time_base": str(row.time_base),
         "first_pts": row.first_pts,
+        **_describe_source(row),
         "source": redact_address(row.source),
         "added": row.added,
         "metadata": dict(row.metadata),
@@ -138,6 +139,20 @@ async def summarize_video(catalog: Catalog, name: str, limit: int = 20) -> dict[
             for chunk, index in zip(listed, indexes, strict=True)
         ],
     }
+
+
+def _describe_source(row: VideoRow) -> dict[str, Any]:
+    """Return the shape of pixels of a video, and what else is unusual about its source."""
+    facts = row.origin.get("video")
+    facts = facts if isinstance(facts, Mapping) else {}
+    counts = {
+        name: facts[name] for name in ("stream", "video_streams", "clock_jumps") if isinstance(facts.get(name), int)
+    }
+    cropping = facts.get("cropping")
+    if isinstance(cropping, Sequence) and len(cropping) == 4 and all(isinstance(side, int) for side in cropping):  # noqa: PLR2004
+        counts["cropping"] = list(cropping)
+    aspect = row.pixel_aspect
+    return counts | {"pixel_aspect": f"{aspect.numerator}:{aspect.denominator}"}
 
 
 async def _count_codecs(catalog: Catalog, chunks: Sequence[ChunkRow]) -> dict[str, int]:

@@ -9,7 +9,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from streamloader.cli.arguments import parse_positive_count, read_storage_options
+from streamloader.cli.arguments import parse_count, parse_positive_count, read_storage_options
 from streamloader.common.printable import make_printable
 from streamloader.media.video.index import VERIFY_LEVELS
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
@@ -53,6 +53,10 @@ def add_parser(commands: Any) -> None:
         help="list all videos that cannot be used and stop, or leave them out (raise)",
     )  # fmt: skip
     parser.add_argument(
+        "--stream", type=parse_count, metavar="N",
+        help="number of the video stream in files with several, from 0 (the one that is marked as default)",
+    )  # fmt: skip
+    parser.add_argument(
         "--max-pixels", type=parse_positive_count, default=DEFAULT_MAX_PIXELS, metavar="N",
         help=f"refuse videos with frames of more pixels ({DEFAULT_MAX_PIXELS})",
     )  # fmt: skip
@@ -77,6 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
             unreadable=arguments.unreadable,
             damaged=arguments.damaged,
             verify=arguments.verify,
+            stream=arguments.stream,
             max_pixels=arguments.max_pixels,
             storage_options=options,
             executor=arguments.executor,

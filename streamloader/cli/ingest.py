@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.cli.arguments import (
+    parse_count,
     parse_frame_rate,
     parse_frame_size,
     parse_json_pair,
@@ -107,6 +108,10 @@ def _add_cutting(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--size", type=parse_frame_size, metavar="HxW", help="frame size of --mode encode")
     group.add_argument("--fps", type=parse_frame_rate, help="frame rate of --mode encode, such as 25 or 30000/1001")
     group.add_argument(
+        "--stream", type=parse_count, metavar="N",
+        help="number of the video stream in files with several, from 0 (the one that is marked as default)",
+    )  # fmt: skip
+    group.add_argument(
         "--max-pixels", type=parse_positive_count, default=DEFAULT_MAX_PIXELS, metavar="N",
         help=f"refuse videos with frames of more pixels ({DEFAULT_MAX_PIXELS})",
     )  # fmt: skip
@@ -135,6 +140,7 @@ def _run(arguments: argparse.Namespace) -> int:
         fps=arguments.fps,
         audio=arguments.audio,
         verify=arguments.verify,
+        stream=arguments.stream,
         max_pixels=arguments.max_pixels,
     )
     with get_shared_catalog(_catalog_url(arguments)) as catalog, _resume_hint():

@@ -13,6 +13,7 @@ from typing import Any
 
 from streamloader.cli.arguments import parse_count, parse_json_object
 from streamloader.cli.inspect_packs import format_packs, summarize_packs
+from streamloader.cli.inspect_videos import describe_unusual, format_video_file, summarize_video_file
 from streamloader.cli.tables import Section, open_printer
 from streamloader.errors import ConfigError
 
@@ -23,14 +24,15 @@ def add_parser(commands: Any) -> None:
     """Add this command's parser to the subparsers `commands`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "inspect",
-        help="show the contents of an archive, or of packs",
+        help="show the contents of an archive or of packs, or a video",
         description="Show the contents of an archive: its videos, the places and codecs of their chunks, and the "
         "videos that are being added. Reads only the catalog. Or show the contents of a pack, or of a directory with "
-        "packs: their members, bytes and compression, and which are out of date. Reads only indexes and listings.",
+        "packs: their members, bytes and compression, and which are out of date. Reads only indexes and listings. Or "
+        "show what the index of a video file says: frames, times, size, shape of pixels, streams, and damage.",
     )
     parser.add_argument(
         "archive", metavar="ARCHIVE",
-        help="URL of the catalog, or folder of a local archive; a file .pack, or a directory with packs",
+        help="URL of the catalog, or folder of a local archive; a file .pack, or a directory with packs; or a video",
     )  # fmt: skip
     parser.add_argument("video", nargs="?", metavar="NAME", help="name of one video to show with its chunks")
     parser.add_argument(
@@ -42,6 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--limit", type=parse_count, default=20, metavar="N", help="maximum number of listed items (20)"
     )
+    parser.add_argument("--stream", type=parse_count, metavar="N", help="number of the video stream of a video, from 0")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_run)
@@ -54,6 +57,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.video is not None and arguments.where is not None:
         raise ConfigError("NAME selects one video and --where selects several: give only one of the two")
+    video = summarize_video_file(arguments.archive, arguments.stream)
+    if video is not None:
+        if arguments.video is not None or arguments.where is not None:
+            raise ConfigError(f"{arguments.archive} is no archive: NAME and --where select its videos")
+        _print_report(arguments, video, format_video_file(video, _format_duration(video["seconds"])))
+        return 0
+    if arguments.stream is not None:
+        raise ConfigError(f"{arguments.archive} is no video: --stream selects one of its streams")
     packs = summarize_packs(arguments.archive, arguments.limit)
     if packs is not None:
         if arguments.video is not None or arguments.where is not None:
@@ -149,6 +160,7 @@ def _video_sections(report: Mapping[str, Any]) -> Iterator[Section]:
         "frames": f"{report['frames']:,}, numbers {first:,} to {last:,} of the archive",
         "time": f"{_format_duration(report['seconds'])} ({rate:.3f} frames/s on average)",
         "frame size": f"{report['height']}x{report['width']}",
+        **describe_unusual(report),
         "size": f"{format_size(report['bytes_out'])} in {report['chunks']:,} chunks, "
         f"{format_size(report['bytes_in'])} in the source",
         "cut mode": report["mode"],

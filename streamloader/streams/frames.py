@@ -24,6 +24,7 @@ __all__ = [
     "FrameStream",
     "describe_settings",
     "frame_fields",
+    "make_pixels_square",
     "require_common_size",
     "transform_field",
     "validate_pix_fmt",
@@ -81,6 +82,18 @@ def require_common_size(sizes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[i
                 sizes=[list(first), list(size)],
             )
     return first
+
+
+def make_pixels_square(height: Any, width: Any, aspect_width: Any, aspect_height: Any) -> tuple[Any, Any]:
+    """Return (height, width) of frames whose width is scaled so that their pixels become square, at least 1.
+
+    Args:
+        height: Height of the frames in pixels: a whole number, or int64 (n,).
+        width: Width of the frames in pixels, likewise.
+        aspect_width: Width of a pixel, likewise.
+        aspect_height: Height of a pixel in the same unit, likewise.
+    """
+    return height, np.maximum(1, (2 * width * aspect_width + aspect_height) // (2 * aspect_height))
 
 
 def frame_fields(pix_fmt: str, height: int, width: int, transform: Transform | None = None) -> dict[str, Field]:

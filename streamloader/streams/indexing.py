@@ -8,19 +8,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from streamloader.common.count_display import open_count_display
 from streamloader.errors import ConfigError
-from streamloader.media.video.index import VERIFY_LEVELS, IndexSettings, VerifyLevel
+from streamloader.media.video.index import VERIFY_LEVELS, IndexSettings, VerifyLevel, validate_stream
 from streamloader.media.video.limits import validate_max_pixels
 
 if TYPE_CHECKING:
     from streamloader.media.video.bulk_indexer import ProgressDisplay
     from streamloader.media.video.remote import Video
     from streamloader.stores.addresses import SourceFile
+    from streamloader.values import Array
 
-__all__ = ["make_index_settings", "make_videos", "show_indexing", "validate_unreadable"]
+__all__ = ["log_unusual_videos", "make_index_settings", "make_videos", "show_indexing", "validate_unreadable"]
 
 _LOG_INTERVAL_S: Final = 5.0
+_MAX_LISTED: Final = 3  # names in a line of the log
 _log = logging.getLogger("streamloader")
 
 
@@ -33,7 +37,7 @@ def make_videos(files: Sequence[SourceFile], storage_options: Mapping[str, Any] 
     ]
 
 
-def make_index_settings(damaged: str, verify: VerifyLevel, max_pixels: int) -> IndexSettings:
+def make_index_settings(damaged: str, verify: VerifyLevel, max_pixels: int, stream: int | None = None) -> IndexSettings:
     """Return validated settings.
 
     Raises:
@@ -43,7 +47,34 @@ def make_index_settings(damaged: str, verify: VerifyLevel, max_pixels: int) -> I
         raise ConfigError(f'damaged must be "raise" or "keep", got {damaged!r}')
     if verify not in VERIFY_LEVELS:
         raise ConfigError(f"verify must be one of {', '.join(VERIFY_LEVELS)}, got {verify!r}")
-    return IndexSettings(damaged, verify, validate_max_pixels(max_pixels))
+    return IndexSettings(damaged, verify, validate_max_pixels(max_pixels), validate_stream(stream))
+
+
+def log_unusual_videos(names: Sequence[str], records: Array, stream: int | None) -> None:
+    """Write to the log which videos have several video streams, and in which the clock jumps.
+
+    Args:
+        names: Path of each video, or address without secrets.
+        records: Record of each, in the layout of :data:`streamloader.media.video.summary.SUMMARY`.
+        stream: Number of the video stream that the user has chosen, or None.
+    """
+    several = np.flatnonzero(records["video_streams"] > 1) if stream is None else np.zeros(0, np.int64)
+    if len(several):
+        _log.warning(
+            "%s: of several video streams, the one that is marked as default is played, else the first one. "
+            "stream= chooses another", _list_names(names, several),
+        )  # fmt: skip
+    jumps = np.flatnonzero(records["jumps"])
+    if len(jumps):
+        _log.warning(
+            "%s: the clock of the file jumps, as where recordings were joined. Times go on without a gap there",
+            _list_names(names, jumps),
+        )
+
+
+def _list_names(names: Sequence[str], numbers: Array) -> str:
+    shown = ", ".join(names[number] for number in numbers[:_MAX_LISTED].tolist())
+    return shown if len(numbers) <= _MAX_LISTED else f"{shown} and {len(numbers) - _MAX_LISTED} more videos"
 
 
 def validate_unreadable(value: str) -> str:

@@ -9,7 +9,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,7 +30,13 @@ from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import is_local_file, scheme_of
 from streamloader.streams.index_source import folder_of
-from streamloader.streams.indexing import make_index_settings, make_videos, show_indexing, validate_unreadable
+from streamloader.streams.indexing import (
+    log_unusual_videos,
+    make_index_settings,
+    make_videos,
+    show_indexing,
+    validate_unreadable,
+)
 from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
 from streamloader.streams.video import is_video
 from streamloader.values import ObjectInfo
@@ -74,6 +80,7 @@ def index_videos(
     unreadable: Literal["raise", "skip"] = "raise",
     damaged: Literal["raise", "keep"] | None = None,
     verify: VerifyLevel | None = None,
+    stream: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     storage_options: Mapping[str, Any] | None = None,
     executor: Literal["local", "ray"] = "local",
@@ -96,6 +103,8 @@ def index_videos(
         damaged: ``"raise"`` or ``"keep"``, see there. Defaults to that of the file to update, or to ``"raise"``.
         verify: ``"tables"``, ``"ends"`` or ``"frames"``, see there. Defaults to that of the file to update, or to
             ``"tables"``.
+        stream: Number of the video stream, see there. Defaults to that of the file to update, or to the one that is
+            chosen there.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
         executor: ``"local"`` for child processes, or ``"ray"`` for tasks of a Ray cluster, which must reach the videos
@@ -117,7 +126,7 @@ def index_videos(
     files = _list_files(paths, target, storage_options)
     with contextlib.ExitStack() as stack:
         old = stack.enter_context(target.open_current()) if update else None
-        settings = _choose_settings(old, damaged, verify, max_pixels)
+        settings = _choose_settings(old, damaged, verify, stream, max_pixels)
         work = _IndexWork(files, old, settings, skips=unreadable == "skip")
         writer = stack.enter_context(target.open_writer(settings))
         if old is not None:
@@ -156,14 +165,16 @@ def _list_files(paths: Addresses, target: _Target, storage_options: Mapping[str,
 
 
 def _choose_settings(
-    old: IndexFile | None, damaged: str | None, verify: VerifyLevel | None, max_pixels: int
+    old: IndexFile | None, damaged: str | None, verify: VerifyLevel | None, stream: int | None, max_pixels: int
 ) -> IndexSettings:
     default = IndexSettings() if old is None else old.settings
-    settings = make_index_settings(damaged or default.damaged, verify or default.verify, max_pixels)
-    if old is not None and (settings.damaged, settings.verify) != (default.damaged, default.verify):
+    settings = make_index_settings(
+        damaged or default.damaged, verify or default.verify, max_pixels, default.stream if stream is None else stream
+    )
+    if old is not None and replace(settings, max_pixels=default.max_pixels) != default:
         raise ConfigError(
-            f"the index file was made with damaged={default.damaged!r} and verify={default.verify!r}: update it with "
-            "the same, or make it from the start (update=False)"
+            f"the index file was made with damaged={default.damaged!r} and verify={default.verify!r} (and "
+            f"stream={default.stream!r}): update it with the same, or make it from the start (update=False)"
         )
     return settings
 
@@ -271,6 +282,7 @@ class _IndexWork:
         for number in sorted(self._skipped):
             writer.add_skipped(self._addresses[number], *self._skipped[number])
         kept = np.flatnonzero(self._ids >= 0)
+        log_unusual_videos([names[number] for number in kept.tolist()], self._records[kept], self._settings.stream)
         addresses = [self._addresses[number] for number in kept.tolist()]
         target.publish(writer, addresses, self._records[kept], self._ids[kept])
         new = {self._addresses[number] for number in self._rest if self._ids[number] >= 0}

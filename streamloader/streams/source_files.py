@@ -23,7 +23,14 @@ __all__ = ["PreparedFile", "build_media_table", "measure_sources", "resolve_medi
 
 
 def build_media_table(
-    keys: FileKeys, files: Sequence[SourceFile], steps: Array, counts: Array, versions: Array, *, count_name: str
+    keys: FileKeys,
+    files: Sequence[SourceFile],
+    steps: Array,
+    counts: Array,
+    versions: Array,
+    *,
+    count_name: str,
+    facts: Mapping[str, Array] | None = None,
 ) -> StreamTable:
     """Return the streams of files, with the data needed to open them.
 
@@ -34,11 +41,13 @@ def build_media_table(
         counts: Number of frames or samples of each file, by which its index is recognized.
         versions: (size in bytes, modification time in ns) of each local file, int64 (n, 2).
         count_name: Name of the column of `counts`.
+        facts: Further columns of numbers, by name. Defaults to none.
     """
     is_local = [file.info is None for file in files]
     counts, sizes, times = (np.ascontiguousarray(column) for column in (counts, versions[:, 0], versions[:, 1]))
     if all(is_local):
         columns: dict[str, Any] = {"path": keys.names, "bytes": sizes, "modified": times, count_name: counts}
+        columns |= facts or {}
         return StreamTable(keys.keys, steps, columns, keys.identities)
     local_columns = keys.names, sizes.tolist(), times.tolist(), counts.tolist()
     extras = [
@@ -53,6 +62,9 @@ def build_media_table(
         }
         for file, name, size, time, count in zip(files, *local_columns, strict=True)
     ]
+    for name, column in (facts or {}).items():
+        for extra, value in zip(extras, column.tolist(), strict=True):
+            extra[name] = value
     if any(is_local):
         infos = [StreamInfo(*each) for each in zip(keys.keys, steps.tolist(), extras, strict=True)]
         return StreamTable.from_infos(infos, keys.identities)

@@ -34,11 +34,18 @@ from streamloader.streams.frames import (
     FrameStream,
     describe_settings,
     frame_fields,
+    make_pixels_square,
     require_common_size,
     validate_pix_fmt,
     validate_size,
 )
-from streamloader.streams.indexing import make_index_settings, make_videos, show_indexing, validate_unreadable
+from streamloader.streams.indexing import (
+    log_unusual_videos,
+    make_index_settings,
+    make_videos,
+    show_indexing,
+    validate_unreadable,
+)
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.sound import SOUND_FIELDS, AudioOptions, FrameSound
 from streamloader.streams.source_files import PreparedFile, build_media_table, measure_sources, resolve_media
@@ -73,7 +80,8 @@ class VideoStreams(StreamDataset):
     and range, which ``"matrix"`` and ``"range"`` contain for each step, uint8: MatrixCoefficients (6 if the file does
     not specify one that FFmpeg knows) and VideoFullRangeFlag (0 or 1) of ITU-T H.273, for
     :func:`streamloader.yuv_to_rgb` and ``batch.rgb()``. RGB is converted with the file's own matrix and range. Frames
-    are turned upright if the file specifies a rotation. Times are those in the file, in seconds after its first frame.
+    are cropped and turned upright if the file specifies that. Times are those in the file, in seconds after its first
+    frame.
 
     Args:
         paths: A path, a glob pattern (``**`` for any depth), a directory (all files in it with a video extension, at
@@ -101,8 +109,14 @@ class VideoStreams(StreamDataset):
             plus j / sample rate, within a sample and the 4 ms by which timestamps of packets may be inexact. Steps
             before the sound begins and after it ends have no samples (``audio_length`` is 0), as have all steps of a
             video without sound. Defaults to False.
-        damaged: ``"raise"`` raises an error for truncated or damaged files; ``"keep"`` uses their decodable frames.
-            Defaults to ``"raise"``.
+        damaged: ``"raise"`` raises an error for truncated or damaged files, and for frames of which FFmpeg conceals
+            parts that it cannot decode; ``"keep"`` uses the frames that FFmpeg shows of them. Defaults to ``"raise"``.
+        stream: Number of the video stream among those of each file, from 0, cover pictures and thumbnails left out.
+            Defaults to the one that the container marks as default, else the first one; files with several are named
+            in the log.
+        square_pixels: Whether to scale the width of frames whose pixels are not square (``pixel_aspect`` in
+            :attr:`StreamInfo.extra` is their width divided by their height), so that they become square. Not together
+            with `size`. Defaults to False.
         max_pixels: Maximum number of pixels of a frame, before `size` is applied. Files with larger frames are refused
             before memory is allocated for them. Defaults to 2^26, which is 8192 x 8192.
         verify: Proof of each index when it is made. The reader compares every frame with its index in any case, so an
@@ -148,6 +162,8 @@ class VideoStreams(StreamDataset):
         *,
         audio: bool | AudioOptions = False,
         damaged: Literal["raise", "keep"] = "raise",
+        stream: int | None = None,
+        square_pixels: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         verify: VerifyLevel = "tables",
         unreadable: Literal["raise", "skip"] = "raise",
@@ -156,7 +172,10 @@ class VideoStreams(StreamDataset):
         self._paths = as_addresses(paths)
         self._pix_fmt = validate_pix_fmt(pix_fmt, transform)
         self._size = None if size is None else validate_size(size)
-        self._index_settings = make_index_settings(damaged, verify, max_pixels)
+        self._square_pixels = bool(square_pixels)
+        if self._square_pixels and size is not None:
+            raise ConfigError("square_pixels=True changes the size of frames, which size= sets: leave one of them out")
+        self._index_settings = make_index_settings(damaged, verify, max_pixels, stream)
         self._unreadable = validate_unreadable(unreadable)
         self._skipped: tuple[SkippedVideo, ...] = ()
         self._source: IndexSource | None = None
@@ -184,15 +203,15 @@ class VideoStreams(StreamDataset):
 
         Args:
             address: Path of the file, or its address in a store, from which it is fetched once for each version.
-            **options: Arguments of :class:`VideoStreams` except `damaged`, `verify` and `unreadable`, with which the
-                file was made. ``storage_options`` may also be a mapping from address prefixes to options.
+            **options: Arguments of :class:`VideoStreams` except `damaged`, `stream`, `verify` and `unreadable`, with
+                which the file was made. ``storage_options`` may also be a mapping from address prefixes to options.
 
         Raises:
             ConfigError: If an option is not allowed here.
         """
         from streamloader.streams.index_source import IndexSource
 
-        if fixed := sorted({"damaged", "verify", "unreadable"} & options.keys()):
+        if fixed := sorted({"damaged", "stream", "verify", "unreadable"} & options.keys()):
             raise ConfigError(f"{', '.join(fixed)}: the index file was made with these settings, so leave them out")
         dataset = cls(address, **options)
         if dataset._sound is not None:
@@ -213,6 +232,10 @@ class VideoStreams(StreamDataset):
         """The options of frames and pixels. The transform is given by its qualified name."""
         settings = describe_settings(self._pix_fmt, self._size, self._selection, self._transform)
         settings |= {"damaged": self._index_settings.damaged}
+        if self._index_settings.stream is not None:
+            settings |= {"stream": self._index_settings.stream}
+        if self._square_pixels:
+            settings |= {"square_pixels": True}
         return settings if self._sound is None else settings | {"audio": self._sound.describe()}
 
     @property
@@ -308,8 +331,10 @@ class VideoStreams(StreamDataset):
         if self._sound is not None:
             self._sound.resolve(keys.names, sounds)
         self._prepare_fields(keys.names, records)
+        log_unusual_videos(keys.names, records, self._index_settings.stream)
         self._secret_addresses = keys.secret_addresses
-        return build_media_table(keys, files, steps, records["frames"], versions, count_name="frames")
+        facts = {"pixel_aspect": _pixel_aspects(records)}
+        return build_media_table(keys, files, steps, records["frames"], versions, count_name="frames", facts=facts)
 
     def _read_index_file(self, source: IndexSource) -> StreamTable:
         columns = source.read_columns()
@@ -319,14 +344,23 @@ class VideoStreams(StreamDataset):
             frames = int(columns.records["frames"][number])
             self._selection.check_steps(int(steps[number]), frames, columns.addresses[number])
         self._prepare_fields(columns.addresses, columns.records)
-        extra: dict[str, Any] = {"entry": columns.ids, "frames": columns.records["frames"].astype(np.int32)}
+        extra: dict[str, Any] = {
+            "entry": columns.ids,
+            "frames": columns.records["frames"].astype(np.int32),
+            "pixel_aspect": _pixel_aspects(columns.records),
+        }
         return StreamTable(columns.addresses, steps, extra)
 
     def _prepare_fields(self, names: Sequence[str], records: Array) -> None:
         """Determine the fields of a step, by the common size of all videos if no size is given."""
         size = self._size
         if size is None:
-            sizes = np.stack([records["height"], records["width"]], axis=1)
+            height, width = (records[name].astype(np.int64) for name in ("height", "width"))
+            if self._square_pixels:
+                height, width = make_pixels_square(
+                    height, width, *(records[name].astype(np.int64) for name in ("aspect_width", "aspect_height"))
+                )
+            sizes = np.stack([height, width], axis=1)
             differing = np.flatnonzero((sizes != sizes[0]).any(axis=1))[:1].tolist()
             size = require_common_size((names[n], (int(sizes[n, 0]), int(sizes[n, 1]))) for n in [0, *differing])
         self._fields = frame_fields(self._pix_fmt, *size, self._transform)
@@ -362,6 +396,7 @@ class VideoStreams(StreamDataset):
                 selected=steps[0],
                 threads=threads,
                 max_pixels=self._index_settings.max_pixels,
+                keeps_concealed=self._index_settings.damaged == "keep",
             )
         except BaseException as error:
             if sound is not None:
@@ -376,6 +411,10 @@ class VideoStreams(StreamDataset):
         if self._transform is not None:
             transform = StreamTransform(self._transform, transform_key, self.fields["data"], info.key)
         size = self._size or index.upright_size
+        if self._square_pixels:
+            aspect = index.upright_pixel_aspect
+            height, width = make_pixels_square(*size, aspect.numerator, aspect.denominator)
+            size = height, int(width)
         converter = Converter(self._pix_fmt, *size, index.orientation)
         keeps_damaged = self._index_settings.damaged == "keep"
         names = [name for name in self.fields if name not in SOUND_FIELDS]
@@ -395,6 +434,7 @@ class VideoStreams(StreamDataset):
             version=version,
             max_pixels=settings.max_pixels,
             verify=settings.verify,
+            stream=settings.stream,
         )
 
 
@@ -493,6 +533,12 @@ class _VideoStream(FrameStream):
         if self._sound is not None:
             self._sound.close()
         super()._close()
+
+
+def _pixel_aspects(records: Array) -> Array:
+    """Return the width of a pixel of each video divided by its height, float64 (n,)."""
+    ratios: Array = records["aspect_width"] / records["aspect_height"]
+    return ratios
 
 
 def is_video(path: str) -> bool:

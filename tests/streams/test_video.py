@@ -457,6 +457,7 @@ def test_what_is_stored_for_a_stream_is_small(clip):
         "bytes": clip.stat().st_size,
         "modified": clip.stat().st_mtime_ns,
         "frames": 40,
+        "pixel_aspect": 1.0,
     }
 
 

@@ -104,7 +104,7 @@ def test_infos_are_plain_and_have_no_secrets(folder, url):
     size = (folder / "a.mp4").stat().st_size
     assert (infos[0].extra["address"], infos[0].extra["size"]) == (shown, size)
     assert infos[0].extra["version"]
-    assert set(infos[0].extra) == {"address", "size", "version", "modified", "frames"}
+    assert set(infos[0].extra) == {"address", "size", "version", "modified", "frames", "pixel_aspect"}
     assert infos[2].extra["bytes"] == size
     for text_form in (repr(infos), repr(dataset), json.dumps(dict(dataset.settings))):
         assert "secret" not in text_form

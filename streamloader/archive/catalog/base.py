@@ -31,6 +31,7 @@ __all__ = [
     "VideoRow",
 ]
 
+_MAX_PIXEL_ASPECT: Final = 1 << 16
 SCHEMA_VERSION: Final = 1  # a catalog with a newer version is refused, one with an older version is migrated
 
 
@@ -135,6 +136,16 @@ class VideoRow:
     number: int = -1
     start: int = -1
     start_ns: int = -1
+
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width of a pixel of the displayed frames divided by its height. 1 if the source does not say it."""
+        facts = self.origin.get("video")
+        try:
+            aspect = Fraction(facts["pixel_aspect"]) if isinstance(facts, Mapping) else Fraction(1)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            aspect = Fraction(1)
+        return aspect if 0 < aspect < _MAX_PIXEL_ASPECT else Fraction(1)
 
     @property
     def duration_ns(self) -> int:

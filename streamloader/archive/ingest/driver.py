@@ -175,6 +175,7 @@ class IngestDriver:
             state.source_bytes_done = max(state.source_bytes_done, message["done"])
         elif event.kind == "planned":
             state.video_facts, state.chunks, state.activity = message["facts"], message["chunks"], "cutting"
+            _log_unusual(state)
         elif event.kind == "kept":
             self._keep_chunks(state, set(message["numbers"]))
         elif event.kind == "chunk":
@@ -338,6 +339,7 @@ class IngestDriver:
                 source_info["size"],
                 settings.to_json(),
                 state.task.address_tag,
+                facts["source"],
             ),
             added=time.time(),
         )
@@ -399,3 +401,19 @@ class IngestDriver:
         rows = self._catalog.call(self._catalog.resource.get_staged_chunks(content))
         self._catalog.call(self._catalog.resource.abandon_job(content))
         self._places.delete_chunks(rows)
+
+
+def _log_unusual(state: TaskState) -> None:
+    """Write to the log what users should know about the source of a video."""
+    assert state.video_facts is not None
+    facts = state.video_facts["source"]
+    if facts["video_streams"] > 1 and state.unit.settings.stream is None:
+        _log.warning(
+            "%s has %s video streams: number %s is stored. stream= chooses another",
+            state.task.source, facts["video_streams"], facts["stream"],
+        )  # fmt: skip
+    if facts["clock_jumps"]:
+        _log.warning(
+            "%s: the clock of the file jumps, as where recordings were joined. Times go on without a gap there",
+            state.task.source,
+        )

@@ -1,8 +1,9 @@
 """Names of contents, chunks, videos and sources. Equal content gets equal names, in every process and at any time.
 
 `VideoRow.origin` holds the result of :func:`build_origin`: ``digest``, ``version`` and ``bytes`` of the source,
-``settings`` of the cut (from ``CutSettings.to_json``), ``format``, and ``address`` if `VideoRow.source` hides values
-in which sources may differ: see :func:`compute_address_tag`.
+``settings`` of the cut (from ``CutSettings.to_json``), ``format``, ``video`` if something about the source is unusual
+(``pixel_aspect``, ``stream`` of ``video_streams``, ``cropping``, ``clock_jumps``), and ``address`` if
+`VideoRow.source` hides values in which sources may differ: see :func:`compute_address_tag`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,12 @@ def compute_address_tag(address: str) -> str:
 
 
 def build_origin(
-    digest: str, version: str | None, size: int, settings: Mapping[str, Any], address_tag: str = ""
+    digest: str,
+    version: str | None,
+    size: int,
+    settings: Mapping[str, Any],
+    address_tag: str = "",
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the value of `VideoRow.origin`.
 
@@ -78,11 +84,31 @@ def build_origin(
         size: Size of the source in bytes.
         settings: Result of ``CutSettings.to_json``.
         address_tag: Result of :func:`compute_address_tag`. Defaults to "", which is not stored.
+        facts: Facts about the source that may be unusual, plain JSON values: ``pixel_aspect`` as a list of two
+            numbers, ``stream``, ``video_streams``, ``cropping`` and ``clock_jumps``. What is usual is not stored.
+            Defaults to none.
     """
     origin = {
         "digest": digest, "version": version, "bytes": size, "settings": dict(settings), "format": CHUNK_FORMAT_VERSION,
     }  # fmt: skip
+    unusual = _select_unusual(facts) if facts else {}
+    if unusual:
+        origin["video"] = unusual
     return origin | {"address": address_tag} if address_tag else origin
+
+
+def _select_unusual(facts: Mapping[str, Any]) -> dict[str, Any]:
+    unusual: dict[str, Any] = {}
+    width, height = facts["pixel_aspect"]
+    if width != height:
+        unusual["pixel_aspect"] = f"{width}/{height}"
+    if facts["video_streams"] > 1:
+        unusual |= {name: facts[name] for name in ("stream", "video_streams")}
+    if any(facts["cropping"]):
+        unusual["cropping"] = list(facts["cropping"])
+    if facts["clock_jumps"]:
+        unusual["clock_jumps"] = facts["clock_jumps"]
+    return unusual
 
 
 def get_default_name(address: str) -> str:

@@ -281,6 +281,18 @@ def _describe_video(plan: CutPlan) -> dict[str, Any]:
         "time_base": [plan.time_base.numerator, plan.time_base.denominator],
         "first_pts": plan.first_pts,
         "end": plan.end,
+        "source": _describe_source(plan),
+    }
+
+
+def _describe_source(plan: CutPlan) -> dict[str, Any]:
+    """Return what may be unusual about the source of a video as plain JSON values, see :func:`build_origin`."""
+    return {
+        "pixel_aspect": [plan.pixel_aspect.numerator, plan.pixel_aspect.denominator],
+        "stream": plan.scan.stream,
+        "video_streams": plan.video_streams,
+        "cropping": list(plan.cropping),
+        "clock_jumps": plan.clock_jumps,
     }
 
 

@@ -29,6 +29,7 @@ from streamloader.media.chunks.remux import AudioPackets, ChunkRejected, collect
 from streamloader.media.chunks.scan import RGB_SAMPLE_EVERY, SourceScan, raise_if_cancelled
 from streamloader.media.chunks.settings import CutSettings
 from streamloader.media.chunks.verify import ExpectedFrames, read_stored_packets, verify_chunk
+from streamloader.media.video.index import NOT_CROPPED
 from streamloader.media.video.index_cache import load_index
 from streamloader.media.video.reader import FrameReader
 from streamloader.values import Array
@@ -156,6 +157,7 @@ class _ChunkBuilder:
             end + shift if self._cut.end < self._plan.frames else None,
             start + shift,
             self._settings.max_pixels,
+            self._scan.stream,
         ) as audio:
             yield audio
 
@@ -247,9 +249,8 @@ class _ChunkBuilder:
 
     def _open_reader(self) -> FrameReader:
         max_pixels = self._settings.max_pixels
-        return FrameReader(
-            self._path, load_index(self._path, max_pixels=max_pixels, verify="ends"), max_pixels=max_pixels
-        )
+        index = load_index(self._path, max_pixels=max_pixels, verify="ends", stream=self._settings.stream)
+        return FrameReader(self._path, index, max_pixels=max_pixels)
 
     def _encode(
         self, encoder: EncoderSettings, suffix: str, audio: AudioPackets | None, note: str, *, exact: bool
@@ -316,7 +317,8 @@ class _ChunkBuilder:
 
     def _verify(self, file: str, suffix: str, expected: ExpectedFrames, note: str, packets: int | None) -> BuiltChunk:
         """Verify the chunk file. `packets` is the number of packets written to it, if known."""
-        stored = read_stored_packets(file, self._settings.max_pixels)
+        cropping = NOT_CROPPED if packets is None else self._plan.cropping  # encoded frames are cropped already
+        stored = read_stored_packets(file, self._settings.max_pixels, cropping)
         if packets is not None and len(stored) != packets:
             raise ChunkRejected(f"{packets} packets were written to {suffix.upper()}, but {len(stored)} are in it")
         pts = np.ascontiguousarray(self._pts[:-1])

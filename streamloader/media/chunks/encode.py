@@ -25,6 +25,7 @@ from streamloader.media.chunks.remux import (
 )
 from streamloader.media.chunks.settings import CutSettings
 from streamloader.media.video.orientation import Orientation
+from streamloader.media.video.reformat import reformat_frame
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -172,7 +173,7 @@ def _encode_frames(
     for number, frame in enumerate(frames):
         converted = frame
         if frame.format.name != encoder.pix_fmt or (frame.width, frame.height) != size:
-            converted = reformatter.reformat(frame, *size, encoder.pix_fmt, threads=1)
+            converted = reformat_frame(reformatter, frame, *size, encoder.pix_fmt)
         converted.pts, converted.time_base, converted.pict_type = int(pts[number] - pts[0]), tick, 0
         converted.duration = int(pts[number + 1] - pts[number])
         yield from stream.encode(converted)

@@ -52,6 +52,8 @@ class Coding:
         color_primaries: Colour primaries, in the same form.
         color_trc: Transfer characteristics, in the same form.
         options: Further options of the decoder. Only ``strict`` is allowed.
+        cropping: Rows above and below, and columns left and right, that are removed from each decoded frame: what the
+            container of the source declares not to be shown. `width` and `height` contain them.
     """
 
     codec: str
@@ -66,14 +68,19 @@ class Coding:
     color_primaries: int = 2
     color_trc: int = 2
     options: tuple[tuple[str, str], ...] = ()
+    cropping: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         document: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        return document | {
+        document |= {
             "extradata": base64.b64encode(self.extradata).decode(),
             "options": [list(option) for option in self.options],
+            "cropping": list(self.cropping),
         }
+        if not any(self.cropping):
+            del document["cropping"]
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Coding:
@@ -83,11 +90,18 @@ class Coding:
             CorruptStream: If `document` is not a valid coding.
         """
         try:
+            document = {"cropping": (0, 0, 0, 0)} | dict(document)
             values = {item.name: document[item.name] for item in fields(cls)}
             values["extradata"] = base64.b64decode(document["extradata"], validate=True)
             values["options"] = tuple((str(name), str(value)) for name, value in document["options"])
             for name in ("width", "height", "bits", "color_range", "colorspace", "color_primaries", "color_trc"):
                 values[name] = int(document[name])
+            values["cropping"] = tuple(int(side) for side in document["cropping"])
+            top, bottom, left, right = values["cropping"]
+            if min(values["cropping"]) < 0 or (
+                any(values["cropping"]) and not (top + bottom < values["height"] and left + right < values["width"])
+            ):
+                raise ValueError(f"cropping {document['cropping']!r}")
             if (
                 not isinstance(document["codec"], str)
                 or not isinstance(document["tag"], str)

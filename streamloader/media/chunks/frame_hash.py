@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from av.video.format import VideoFormat
 
+from streamloader.media.video.reformat import reformat_frame
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter
@@ -38,7 +40,7 @@ def frame_hash(frame: VideoFrame) -> bytes:
 
 def rgb_hash(frame: VideoFrame, reformatter: VideoReformatter) -> bytes:
     """Return the first 8 bytes of a SHA-256 of the frame's pixels in RGB, as PyAV converts them."""
-    rgb = reformatter.reformat(frame, frame.width, frame.height, "rgb24", threads=1)
+    rgb = reformat_frame(reformatter, frame, frame.width, frame.height, "rgb24")
     return hashlib.sha256(_unpadded_rows(rgb.planes[0], 3 * rgb.width, rgb.height)).digest()[:HASH_BYTES]
 
 

@@ -11,6 +11,8 @@ from av.packet import Packet
 
 from streamloader.errors import ClosedError, CorruptStream, MediaLimitExceeded, UnreadableStream
 from streamloader.media.chunks.format import Coding
+from streamloader.media.video.cropping import FrameCropper
+from streamloader.media.video.index import Cropping
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ _COLORS: Final = ("color_range", "colorspace", "color_primaries", "color_trc")
 
 def read_coding(context: VideoCodecContext, *, options: tuple[tuple[str, str], ...] = ()) -> Coding:
     """Return the coding of the packets for which a demuxer has opened `context`."""
-    colors = {name: int(getattr(context, name)) for name in _COLORS}
+    colors: dict[str, Any] = {name: int(getattr(context, name)) for name in _COLORS}
     return Coding(
         codec=str(context.codec.canonical_name),
         extradata=bytes(context.extradata or b""),
@@ -66,6 +68,7 @@ class PacketDecoder:
         self._limit = PixelLimit(max_pixels, self._name)
         self._limit.check(coding.width, coding.height)
         self._coding = coding
+        self._cropper = FrameCropper(Cropping(*coding.cropping))
         self._context: VideoCodecContext | None = None
         context = self._create_context()
         try:
@@ -154,7 +157,7 @@ class PacketDecoder:
         for frame in frames:
             if frame.pts is None:
                 raise self._corrupt_error("a frame belongs to no packet", number)
-            numbered.append((int(frame.pts), frame))
+            numbered.append((int(frame.pts), self._cropper.crop(frame)))
         return numbered
 
     def _corrupt_error(self, problem: str, number: int | None = None) -> CorruptStream:

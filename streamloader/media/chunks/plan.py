@@ -14,6 +14,7 @@ import numpy as np
 from streamloader.errors import CorruptStream
 from streamloader.media.chunks.scan import SourceScan, scan_source
 from streamloader.media.chunks.settings import CutSettings
+from streamloader.media.video.index import NOT_CROPPED, Cropping
 from streamloader.media.video.index_cache import load_index
 from streamloader.media.video.orientation import Orientation
 from streamloader.media.video.selection import check_resampling, latest_ticks, steps_at_rate
@@ -54,6 +55,10 @@ class CutPlan:
         end: Timestamp at which the last frame ends.
         cuts: Chunks, in order and without gaps.
         scan: Scan of the source.
+        cropping: Rows and columns that are removed from each stored frame of the source.
+        pixel_aspect: Width of a pixel of the upright frames divided by its height.
+        video_streams: Number of video streams of the source.
+        clock_jumps: Number of places at which the clock of the source jumps.
     """
 
     frames: int
@@ -65,6 +70,10 @@ class CutPlan:
     end: int
     cuts: tuple[Cut, ...]
     scan: SourceScan
+    cropping: Cropping = NOT_CROPPED
+    pixel_aspect: Fraction = Fraction(1)
+    video_streams: int = 1
+    clock_jumps: int = 0
 
     def source_frames(self, cut: Cut) -> Array:
         """Return the frame number in the source of each frame of a chunk."""
@@ -93,6 +102,10 @@ class CutPlan:
             "end": self.end,
             "cuts": [list(cut) for cut in self.cuts],
             "survey": self.scan.to_json(),
+            "cropping": list(self.cropping),
+            "pixel_aspect": str(self.pixel_aspect),
+            "video_streams": self.video_streams,
+            "clock_jumps": self.clock_jumps,
         }
 
     @classmethod
@@ -109,6 +122,10 @@ class CutPlan:
                 time_base=Fraction(document["time_base"]),
                 cuts=tuple(Cut(*(int(value) for value in cut)) for cut in document["cuts"]),
                 scan=SourceScan.from_json(document["survey"]),
+                cropping=Cropping(*(int(side) for side in document["cropping"])),
+                pixel_aspect=Fraction(document["pixel_aspect"]),
+                video_streams=int(document["video_streams"]),
+                clock_jumps=int(document["clock_jumps"]),
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise CorruptStream(f"this is not a valid plan for cutting a video: {error!r}") from error
@@ -128,7 +145,7 @@ def plan_cuts(path: str, settings: CutSettings, is_cancelled: Callable[[], bool]
         CorruptStream: If the file is truncated or damaged.
         ClosedError: If the work was cancelled.
     """
-    index = load_index(path, max_pixels=settings.max_pixels, verify="ends")
+    index = load_index(path, max_pixels=settings.max_pixels, verify="ends", stream=settings.stream)
     decode = settings.verify == "frames" or settings.mode == "lossless"  # lossless chunks end where the size changes
     scan = scan_source(path, index, decode=decode, is_cancelled=is_cancelled, max_pixels=settings.max_pixels)
     height, width = settings.size or index.upright_size
@@ -138,7 +155,12 @@ def plan_cuts(path: str, settings: CutSettings, is_cancelled: Callable[[], bool]
         check_resampling(frames, len(index), settings.fps, path)
         time_base, first_pts, end = 1 / settings.fps, 0, frames
     cuts = _choose_cuts(settings, scan, frames)
-    return CutPlan(frames, height, width, index.orientation, time_base, first_pts, end, cuts, scan)
+    upright_height, upright_width = index.upright_size
+    aspect = index.upright_pixel_aspect * Fraction(upright_width * height, upright_height * width)
+    return CutPlan(
+        frames, height, width, index.orientation, time_base, first_pts, end, cuts, scan, index.cropping, aspect,
+        index.video_streams, index.clock_jumps,
+    )  # fmt: skip
 
 
 def _choose_cuts(settings: CutSettings, scan: SourceScan, frames: int) -> tuple[Cut, ...]:

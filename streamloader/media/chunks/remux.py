@@ -96,6 +96,7 @@ def collect_audio(
     end: Fraction | None,
     origin: Fraction,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    number: int = 0,
 ) -> Iterator[AudioPackets | None]:
     """Collect the packets of the best audio stream that start in [start, end). Yields None if there is no audio.
 
@@ -105,8 +106,9 @@ def collect_audio(
         end: End time in seconds, or None for the end of the source.
         origin: Time in seconds at which the chunk starts.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
+        number: Number of the video stream among those of the source. Defaults to 0.
     """
-    container, video = open_video(path, max_pixels=max_pixels)
+    container, video = open_video(path, max_pixels=max_pixels, number=number)
     with contextlib.closing(container), translate_errors(path):
         stream = container.streams.best("audio")
         if stream is None or stream.codec_context is None:
@@ -259,8 +261,9 @@ def _read_packets(
 ) -> Generator[Any, None, None]:
     """Yield the video stream of the source, then its packets from number `start` on."""
     key = scan.keys[np.flatnonzero(scan.keys[:, 0] == start)]
-    if start > 0 and len(key) and NO_TIMESTAMP not in key[0, 1:3]:
-        container, stream = open_video(path, max_pixels=max_pixels)
+    is_unique = len(key) and int((scan.keys[:, 1:3] == key[0, 1:3]).all(axis=1).sum()) == 1  # clocks may jump
+    if start > 0 and is_unique and NO_TIMESTAMP not in key[0, 1:3]:
+        container, stream = open_video(path, max_pixels=max_pixels, number=scan.stream)
         with contextlib.closing(container), translate_errors(path):
             key_packet = _seek_key_packet(container, stream, key[0])
             if key_packet is not None:
@@ -268,7 +271,7 @@ def _read_packets(
                 yield key_packet
                 yield from _demux(container, stream, path, is_cancelled)
                 return
-    container, stream = open_video(path, max_pixels=max_pixels)
+    container, stream = open_video(path, max_pixels=max_pixels, number=scan.stream)
     with contextlib.closing(container), translate_errors(path):
         yield stream
         for number, packet in enumerate(_demux(container, stream, path, is_cancelled)):

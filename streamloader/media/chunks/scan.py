@@ -18,10 +18,11 @@ from streamloader.common.inflate import inflate
 from streamloader.errors import ClosedError, CorruptStream
 from streamloader.media.chunks.frame_hash import HASH_BYTES, frame_hash, rgb_hash
 from streamloader.media.progress import PROGRESS
+from streamloader.media.video.cropping import FrameCropper
 from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
-from streamloader.media.video.source import open_video, translate_errors
+from streamloader.media.video.source import concealed_error, open_video, translate_errors
 from streamloader.values import Array
 
 __all__ = ["NO_TIMESTAMP", "RGB_SAMPLE_EVERY", "SourceScan", "raise_if_cancelled", "scan_source"]
@@ -54,6 +55,7 @@ class SourceScan:
         rgb_hashes: RGB hashes of every 16th frame, 8 bytes each. Empty if the source was not decoded.
         codec: FFmpeg's name of the codec.
         note: Reason why packets of the source cannot be copied. Empty if they can.
+        stream: Number of the video stream among those of the source.
     """
 
     pts: Array
@@ -67,6 +69,7 @@ class SourceScan:
     rgb_hashes: bytes = b""
     codec: str = ""
     note: str = ""
+    stream: int = 0
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -86,7 +89,7 @@ class SourceScan:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         document: dict[str, Any] = {"time_base": str(self.time_base), "end": self.end, "codec": self.codec}
-        document["note"] = self.note
+        document |= {"note": self.note, "stream": self.stream}
         columns = {
             name: np.ascontiguousarray(getattr(self, attribute).astype("<i8").T).tobytes()
             for name, attribute in _JSON_ARRAYS.items()
@@ -106,6 +109,7 @@ class SourceScan:
         try:
             values: dict[str, Any] = {"end": int(document["end"]), "note": str(document["note"])}
             values["codec"] = str(document["codec"])
+            values["stream"] = int(document["stream"])
             values["time_base"] = Fraction(document["time_base"])
             for name, attribute in (_JSON_ARRAYS | _JSON_BYTES).items():
                 values[attribute] = inflate(base64.b64decode(document[name], validate=True), _MAX_COLUMN_BYTES)
@@ -153,11 +157,11 @@ def scan_source(
     scan = SourceScan(
         pts=index.pts, time_base=index.time_base, end=index.end, frame_packet=np.empty(0, np.int64),
         packet_pts=np.empty(0, np.int64), keys=np.empty((0, _KEY_COLUMNS), np.int64),
-        shape_changes=np.empty(0, np.int64),
+        shape_changes=np.empty(0, np.int64), stream=index.stream,
     )  # fmt: skip
     limit = PixelLimit(max_pixels, path)
     if not decode and index.has_pts and index.seekable:
-        packets = _PacketLog()
+        packets = _PacketLog(index)
         with contextlib.closing(_demux_numbered(path, packets, is_cancelled, limit)) as demuxed:
             for _ in demuxed:
                 pass
@@ -173,18 +177,32 @@ def scan_source(
 class _PacketLog:
     """Timestamps and key frames of the packets demuxed so far.
 
+    Args:
+        index: Index of the video, whose new timestamps of packets are used if it has some.
+
     Attributes:
+        stream: Number of the video stream among those of the file.
         pts: Timestamp of each packet, or None.
         keys: Rows of SourceScan.keys.
         codec: FFmpeg's name of the codec.
         obstacle: Reason why the packets cannot be copied one by one. Empty if they can.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, index: VideoIndex) -> None:
+        self.stream = index.stream
+        self._new_pts = None if index.retiming is None else index.retiming.packet_pts
         self.pts: list[int | None] = []
         self.keys: list[tuple[int, ...]] = []
         self.codec = ""
         self.obstacle = ""
+
+    def add_timestamp(self, pts: int | None) -> None:
+        """Add the timestamp of the next packet."""
+        if self._new_pts is not None:
+            number = len(self.pts)
+            new = int(self._new_pts[number]) if number < len(self._new_pts) else NO_TIMESTAMP
+            pts = None if new == NO_TIMESTAMP else new
+        self.pts.append(pts)
 
     def pts_array(self) -> Array:
         return np.array([NO_TIMESTAMP if pts is None else pts for pts in self.pts], np.int64)
@@ -205,7 +223,7 @@ def _demux_numbered(
     path: str, packets: _PacketLog, is_cancelled: Callable[[], bool], limit: PixelLimit
 ) -> Generator[Any, None, None]:
     """Yield all packets with their numbers as timestamps, then the empty packet that flushes the decoder."""
-    container, stream = open_video(path, max_pixels=limit.max_pixels)
+    container, stream = open_video(path, max_pixels=limit.max_pixels, number=packets.stream)
     with contextlib.closing(container), translate_errors(path):
         codec = packets.codec = codec_name(stream)
         length_size = nal_length_size(codec, stream.codec_context.extradata)
@@ -218,7 +236,7 @@ def _demux_numbered(
                     return
                 packets.obstacle = "some of its packets are empty"
                 continue
-            packets.pts.append(packet.pts)
+            packets.add_timestamp(packet.pts)
             if packet.is_keyframe:
                 data = memoryview(packet)
                 times = (NO_TIMESTAMP if value is None else value for value in (packet.pts, packet.dts))
@@ -234,7 +252,8 @@ def _demux_numbered(
 def _scan_by_decoding(
     path: str, index: VideoIndex, scan: SourceScan, is_cancelled: Callable[[], bool], limit: PixelLimit
 ) -> SourceScan:
-    packets, frame_hashes, rgb_hashes = _PacketLog(), bytearray(), bytearray()
+    packets, frame_hashes, rgb_hashes = _PacketLog(index), bytearray(), bytearray()
+    cropper = FrameCropper(index.cropping)
     numbers: list[int] = []
     shape_changes: list[int] = []
     reformatter, shape = VideoReformatter(), None
@@ -242,7 +261,9 @@ def _scan_by_decoding(
         for packet in demuxed:
             frames = packet.decode()
             limit.check_frames(frames)
-            for frame in frames:
+            for frame in map(cropper.crop, frames):
+                if frame.is_corrupt:
+                    raise concealed_error(path, len(numbers))
                 if shape is not None and shape != (frame.format.name, frame.width, frame.height):
                     shape_changes.append(len(numbers))
                 shape = frame.format.name, frame.width, frame.height

@@ -11,6 +11,7 @@ import av
 import av.error
 
 from streamloader.errors import ConfigError
+from streamloader.media.video.index import validate_stream
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection, as_int
 
@@ -45,6 +46,8 @@ class CutSettings:
         verify: ``"frames"`` compares every frame of every chunk with a decode of the source from its start.
             ``"edges"`` compares only the first and the last group of pictures of each chunk, if each packet of the
             source has the timestamp of one frame. Defaults to ``"frames"``.
+        stream: Number of the video stream among those of the source, cover pictures left out. Defaults to the one that
+            is marked as default, else the first one.
         max_pixels: Maximum number of pixels of a frame of the source. Sources with larger frames are refused. It
             changes no chunk, and is not stored. Defaults to 2^26, which is 8192 x 8192.
 
@@ -61,6 +64,7 @@ class CutSettings:
     fps: Fraction | None = None
     audio: bool = False
     verify: str = "frames"
+    stream: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
@@ -77,6 +81,7 @@ class CutSettings:
             given = [name for name in ("codec", "options", "size", "fps") if getattr(self, name)]
             if given:
                 raise ConfigError(f"{given[0]}= needs mode='encode': mode={self.mode!r} changes no pixel of any frame")
+        validate_stream(self.stream)
         validate_max_pixels(self.max_pixels)
         gop = self.gop if self.gop is not None else _DEFAULT_GOP_FRAMES.get(self.mode)
         if gop is not None and as_int(gop) < 1:
@@ -112,7 +117,7 @@ class CutSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, equal for equivalent settings."""
-        return {
+        document = {
             "mode": self.mode,
             "chunk_frames": self.chunk_frames,
             "codec": self.codec,
@@ -123,6 +128,7 @@ class CutSettings:
             "audio": self.audio,
             "verify": self.verify,
         }
+        return document if self.stream is None else document | {"stream": int(self.stream)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> CutSettings:
@@ -131,7 +137,7 @@ class CutSettings:
         Raises:
             ConfigError: If these are not settings for cutting videos.
         """
-        names = set(cls().to_json())
+        names = set(cls(stream=0).to_json())
         if not isinstance(document, Mapping) or set(document) - names:
             raise ConfigError(f"these are not settings for cutting videos: {document!r}")
         values = dict(document)

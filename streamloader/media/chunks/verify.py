@@ -20,6 +20,7 @@ from streamloader.media.chunks.remux import ChunkRejected
 from streamloader.media.chunks.scan import raise_if_cancelled
 from streamloader.media.video.container import open_container
 from streamloader.media.video.disposable import find_disposable_packets
+from streamloader.media.video.index import NOT_CROPPED, Cropping
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import is_clean_key, nal_length_size
 from streamloader.values import Array
@@ -89,12 +90,15 @@ class ExpectedFrames:
     clean_keys: Array | None = None
 
 
-def read_stored_packets(file: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> StoredPackets:
+def read_stored_packets(
+    file: str, max_pixels: int = DEFAULT_MAX_PIXELS, cropping: Cropping = NOT_CROPPED
+) -> StoredPackets:
     """Find the packets of a chunk in its file.
 
     Args:
         file: Path of the file.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
+        cropping: Cropping of the decoded frames. Defaults to none.
 
     Raises:
         ChunkRejected: If the container does not store each packet in one piece, as FFmpeg returns it.
@@ -106,7 +110,9 @@ def read_stored_packets(file: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Stor
     columns: tuple[list[int], ...] = [], [], [], []
     offset, size, crc, keys = columns
     with contextlib.closing(container), open(file, "rb", buffering=0) as chunk:
-        coding = read_coding(stream.codec_context)
+        coding = replace(
+            read_coding(stream.codec_context), cropping=(cropping.top, cropping.bottom, cropping.left, cropping.right)
+        )
         for packet in container.demux(stream):
             if not packet.size:
                 continue

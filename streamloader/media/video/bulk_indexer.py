@@ -23,7 +23,7 @@ from streamloader.errors import ClosedError, CorruptStream, StreamloaderError
 from streamloader.media.parser_pool import ParserPool, Parsers
 from streamloader.media.video import index_cache
 from streamloader.media.video.files import file_version
-from streamloader.media.video.index import IndexSettings
+from streamloader.media.video.index import IndexSettings, VideoIndex
 from streamloader.media.video.index_blob import InvalidBlob, decode_index, encode_index
 from streamloader.media.video.index_cache import IndexedVideo, VideoVersion
 from streamloader.media.video.limits import PixelLimit
@@ -409,12 +409,19 @@ class _Batches:
             self._next = self._total
 
 
+def _index(entry: VideoVersion, settings: IndexSettings) -> VideoIndex:
+    return index_cache.index_video(
+        entry.video,
+        damaged=settings.damaged,
+        max_pixels=settings.max_pixels,
+        verify=settings.verify,
+        stream=settings.stream,
+    )
+
+
 def _index_for_parent(entry: VideoVersion, settings: IndexSettings) -> str:
     """Index a video in a child process, and return the index as text."""
-    index = index_cache.index_video(
-        entry.video, damaged=settings.damaged, max_pixels=settings.max_pixels, verify=settings.verify
-    )
-    return base64.b64encode(encode_index(index)).decode()
+    return base64.b64encode(encode_index(_index(entry, settings))).decode()
 
 
 def _call_shared(parsers: Parsers, parser: Callable[..., str], entry: VideoVersion, settings: Any) -> Any:
@@ -429,9 +436,7 @@ def _call_shared(parsers: Parsers, parser: Callable[..., str], entry: VideoVersi
 def _index_here(entry: VideoVersion, settings: IndexSettings) -> IndexedVideo | BaseException:
     """Index a video in this process."""
     try:
-        index = index_cache.index_video(
-            entry.video, damaged=settings.damaged, max_pixels=settings.max_pixels, verify=settings.verify
-        )
+        index = _index(entry, settings)
         return IndexedVideo(entry, summarize_index(index), encode_index(index))
     except InvalidBlob as error:
         name = str(entry.video)

@@ -8,7 +8,6 @@ output. Otherwise the frame is reformatted by PyAV and copied. The pixels are th
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
 from threading import Lock
@@ -19,7 +18,9 @@ from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from streamloader.errors import UnreadableStream
 from streamloader.media.video.orientation import UPRIGHT, Orientation
+from streamloader.media.video.reformat import reformat_frame, view_plane
 from streamloader.media.video.swscale import Scaler, ScalerConfig, is_scaler_available
 
 if TYPE_CHECKING:
@@ -158,8 +159,8 @@ class Converter:
             and frame.format.name in _UNCONVERTED_FORMATS
             and (frame.width, frame.height) == (self._width, self._height)
         ):
-            converted = self._reformatter.reformat(frame, self._width, self._height, self._pix_fmt, threads=1)
-        return [_plane_view(plane, *shape) for plane, shape in zip(converted.planes, shapes, strict=True)]
+            converted = reformat_frame(self._reformatter, frame, self._width, self._height, self._pix_fmt)
+        return [view_plane(plane, *shape) for plane, shape in zip(converted.planes, shapes, strict=True)]
 
     def close(self) -> None:
         """Free the memory held by libswscale."""
@@ -257,7 +258,7 @@ def _candidate_sitings(config: ScalerConfig, offsets: tuple[int, ...]) -> tuple[
         converter = Converter(config.target, config.out_height, config.out_width, allow_direct=False)
         expected = converter.convert_by_pyav(noise)
         scalers = {siting: Scaler(config, siting) for siting in _possible_sitings(format_)}
-    except ValueError:  # PyAV's errors for invalid values are ValueErrors, and so is a refusal by libswscale
+    except (UnreadableStream, ValueError):  # a ValueError is a refusal by libswscale
         return ()
     matches = {siting: _matches(scaler, noise, expected, offsets) for siting, scaler in scalers.items()}
     for scaler in scalers.values():
@@ -317,17 +318,6 @@ def _matches(scaler: Scaler, frame: VideoFrame, expected: Sequence[Array], offse
         if not np.array_equal(memory[start:end].reshape(plane.shape), plane):
             return False
     return True
-
-
-def _plane_view(plane: Any, height: int, width: int, channels: int) -> Array:
-    """Return the pixels of a plane as (H, W, C) without copying. The view keeps the frame alive."""
-    line = plane.line_size
-    if line < 0:  # stored bottom-up: the address is that of the last row in memory
-        memory = (ctypes.c_uint8 * (-line * height)).from_address(plane.buffer_ptr + line * (height - 1))
-        rows = np.frombuffer(memory, np.uint8).reshape(height, -line)[::-1].copy()
-    else:
-        rows = np.frombuffer(plane, np.uint8, line * height).reshape(height, line)
-    return rows[:, : width * channels].reshape(height, width, channels)
 
 
 def _allocate_aligned(shape: tuple[int, ...]) -> Array:

@@ -6,19 +6,23 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import StreamloaderError, UnreadableStream
 from streamloader.media.video.container import VideoBytes, check_declarations, open_container
+from streamloader.media.video.cropping import FrameCropper, read_cropping
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.orientation import UPRIGHT, Orientation
 from streamloader.media.video.reader import decode_frames
+from streamloader.media.video.reformat import reformat_frame
+from streamloader.media.video.source import list_streams, prefer_stream
 from streamloader.values import Array
 
 __all__ = ["decode_video_bytes"]
 
 
 def decode_video_bytes(data: bytes, *, name: str = "a video", max_bytes: int = 1 << 32) -> Array:
-    """Return all frames of a video, RGB, uint8 (T, H, W, 3), upright.
+    """Return all frames of a video, RGB, uint8 (T, H, W, 3), cropped and upright as the file specifies it.
 
     Args:
         data: Content of a video file.
@@ -35,11 +39,18 @@ def decode_video_bytes(data: bytes, *, name: str = "a video", max_bytes: int = 1
     try:
         check_declarations(VideoBytes(data), limit)
         with open_container(VideoBytes(data), limit) as container:
-            if not container.streams.video:
+            streams = list_streams(container)
+            if not streams:
                 raise UnreadableStream(f"{name} has no video")
-            stream = container.streams.video[0]
+            stream = prefer_stream(streams)
+            cropper = FrameCropper(read_cropping(VideoBytes(data), stream, streams.index(stream)))
+            reformatter = VideoReformatter()
             for frame in decode_frames(container, stream, limit=limit):
-                image: Array = _find_orientation(frame).apply_to_image(frame.to_ndarray(format="rgb24"))
+                if frame.is_corrupt:
+                    raise UnreadableStream(f"{name} is damaged: parts of frame {len(frames)} cannot be decoded")
+                shown = cropper.crop(frame)
+                rgb = reformat_frame(reformatter, shown, shown.width, shown.height, "rgb24")
+                image: Array = _find_orientation(frame).apply_to_image(rgb.to_ndarray())
                 total += image.nbytes
                 if total > max_bytes:
                     raise UnreadableStream(f"{name} has frames of more than {max_bytes} bytes")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ends_with_slice", "is_predictable"]
 
+_MAX_DEPTH: Final = 16  # of reordering in any codec: the timestamps of deeper ones are out of order
 _MIN_SLICE_BYTES: Final = 64  # a shorter slice at the end of a transport stream may have lost its header
 
 
@@ -33,12 +34,12 @@ def is_predictable(codec: str, configuration: bytes, head: bytes, order: Array) 
     """
     if order[0] != 0 or not is_clean_key(codec, memoryview(head), nal_length_size(codec, configuration)):
         return False
+    depth = int((np.maximum.accumulate(order) - np.arange(len(order))).max())  # of reordering
     if codec != "h264":
-        return True
+        return depth <= _MAX_DEPTH
     parameters = find_parameters(codec, configuration, head)
     if parameters is None or not parameters.is_progressive or parameters.allows_gaps:
         return False
-    depth = int((np.maximum.accumulate(order) - np.arange(len(order))).max())  # of reordering
     return depth <= (parameters.max_reordered or 0)
 
 

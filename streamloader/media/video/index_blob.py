@@ -17,19 +17,26 @@ import numpy as np
 
 from streamloader.common.inflate import inflate
 from streamloader.media.int_arrays import ARRAY_BYTES, IntReader, as_unsigned, differences, pack_ints, sum_up
-from streamloader.media.video.index import VideoIndex
+from streamloader.media.video.frame_times import NO_TIME
+from streamloader.media.video.index import Cropping, Retiming, VideoIndex
 from streamloader.media.video.orientation import Orientation
 from streamloader.media.video.remote import ByteSpans
 from streamloader.stores.readahead import MAX_FILE_BYTES
+from streamloader.values import Array
 
 __all__ = ["InvalidBlob", "decode_index", "encode_index"]
 
 _SIZE: Final = struct.Struct("<I")  # of the inflated data in bytes
-# Flags; numerator and denominator of the time base; end; height; width; frames; key frames; byte ranges; note in bytes.
-_HEADER: Final = struct.Struct("<BQQqIIIIII")
+# Flags; numerator and denominator of the time base; end; height; width; frames; key frames; byte ranges; note in bytes;
+# video stream; video streams; cropping; numerator and denominator of the pixel aspect; clock jumps; retimed packets.
+_HEADER: Final = struct.Struct("<HQQqIIIIIIII4IIIII")
 _FLAGS: Final = ("has_pts", "seekable", "damaged")  # from bit 3 on; bits 0 to 2 are the orientation
 _KEYS_ARE_FRAMES: Final = 1 << 6  # the key frames are numbers of frames, not timestamps
-_FLAG_BITS: Final = 7
+_IS_RETIMED: Final = 1 << 7
+_SOUGHT_BY_BYTES: Final = 1 << 8  # key frames of retimed packets
+_FLAG_BITS: Final = 9
+_MAX_STREAMS: Final = 256
+_MAX_ASPECT: Final = 1 << 31
 _MAX_FRAMES: Final = 1 << 24  # as the indexer
 _MAX_SPANS: Final = 1 << 16
 _MAX_NOTE_BYTES: Final = 1 << 16
@@ -52,6 +59,9 @@ def encode_index(index: VideoIndex) -> bytes:
     flags = sum(bit << number for number, bit in enumerate((*index.orientation, *(getattr(index, n) for n in _FLAGS))))
     note = index.note.encode("utf-8", "replace")[:_MAX_NOTE_BYTES]
     spans = np.array(index.initial_spans, np.int64).reshape(-1)
+    retiming = index.retiming
+    if retiming is not None:
+        flags |= _IS_RETIMED | (_SOUGHT_BY_BYTES if retiming.by_bytes else 0)
     try:
         header = _HEADER.pack(
             flags | (_KEYS_ARE_FRAMES if are_frames else 0),
@@ -64,6 +74,13 @@ def encode_index(index: VideoIndex) -> bytes:
             len(index.key_pts),
             len(spans) // 2,
             len(note),
+            index.stream,
+            index.video_streams,
+            *index.cropping,
+            index.pixel_aspect.numerator,
+            index.pixel_aspect.denominator,
+            index.clock_jumps,
+            0 if retiming is None else len(retiming.packet_pts),
         )
     except struct.error as error:
         raise InvalidBlob(f"a value is out of range: {error}") from error
@@ -72,10 +89,24 @@ def encode_index(index: VideoIndex) -> bytes:
         *(pack_ints(differences(array)) for array in (index.pts, keys if are_frames else index.key_pts)),
         pack_ints(as_unsigned(index.key_seek) - as_unsigned(index.key_pts)),
         pack_ints(differences(spans)),
+        *(
+            pack_ints(differences(array))
+            for array in (() if retiming is None else (_number_frames(index, retiming), *_key_columns(retiming)))
+        ),
         note,
     ]
     body = b"".join(parts)
     return _SIZE.pack(len(body)) + zlib.compress(body)
+
+
+def _number_frames(index: VideoIndex, retiming: Retiming) -> Array:
+    """Return the number of the frame that each retimed packet shows, -1 for none, int64."""
+    numbers = np.minimum(np.searchsorted(index.pts, retiming.packet_pts), len(index.pts) - 1).astype(np.int64)
+    return np.where(index.pts[numbers] == retiming.packet_pts, numbers, -1)
+
+
+def _key_columns(retiming: Retiming) -> tuple[Array, Array]:
+    return retiming.key_packet, retiming.key_position
 
 
 def decode_index(blob: bytes | memoryview, size: int | None) -> VideoIndex:
@@ -100,11 +131,14 @@ def decode_index(blob: bytes | memoryview, size: int | None) -> VideoIndex:
 
 def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
     (body_bytes,) = _SIZE.unpack_from(blob)
-    if body_bytes > _HEADER.size + 24 * max_frames + 16 * _MAX_SPANS + _MAX_NOTE_BYTES + 4 * ARRAY_BYTES:
+    if body_bytes > _HEADER.size + 48 * max_frames + 16 * _MAX_SPANS + _MAX_NOTE_BYTES + 8 * ARRAY_BYTES:
         raise InvalidBlob("it declares more bytes than an index of this video can have")
     body = inflate(memoryview(blob)[_SIZE.size :], body_bytes)
-    flags, numerator, denominator, end, height, width, frames, keys, spans, note_bytes = _HEADER.unpack_from(body)
-    if frames > max_frames or keys > max_frames or spans > _MAX_SPANS or note_bytes > _MAX_NOTE_BYTES:
+    (
+        flags, numerator, denominator, end, height, width, frames, keys, spans, note_bytes, stream, video_streams,
+        *cropping, aspect_numerator, aspect_denominator, clock_jumps, packets,
+    ) = _HEADER.unpack_from(body)  # fmt: skip
+    if max(frames, keys, packets) > max_frames or spans > _MAX_SPANS or note_bytes > _MAX_NOTE_BYTES:
         raise InvalidBlob("it declares more frames than its video has bytes, or other counts that no index has")
     if flags >> _FLAG_BITS:
         raise InvalidBlob("a flag is unknown")
@@ -118,6 +152,16 @@ def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
         key_pts = pts[key_pts]
     key_seek = (reader.read_ints(keys) + key_pts.view(np.uint64)).view(np.int64)
     bounds = sum_up(reader.read_ints(2 * spans)).tolist()
+    retiming = None
+    if flags & _IS_RETIMED:
+        shown = sum_up(reader.read_ints(packets))
+        if packets and not -1 <= int(shown.min()) <= int(shown.max()) < frames:
+            raise InvalidBlob("a packet shows none of the frames")
+        key_packet, key_position = (sum_up(reader.read_ints(keys)) for _ in range(2))
+        packet_pts = np.where(shown >= 0, pts[np.maximum(shown, 0)], NO_TIME)
+        retiming = Retiming(packet_pts, key_packet, key_position, bool(flags & _SOUGHT_BY_BYTES))
+    elif packets or flags & _SOUGHT_BY_BYTES:
+        raise InvalidBlob("it has packets without times")
     note = body[reader.offset :]
     if len(note) != note_bytes:
         raise InvalidBlob("its size is not that of its contents")
@@ -127,6 +171,12 @@ def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
         **dict(zip(_FLAGS, bits[3:], strict=True)),
         note=note.decode("utf-8"),
         initial_spans=tuple(zip(bounds[::2], bounds[1::2], strict=True)),
+        retiming=retiming,
+        stream=stream,
+        video_streams=video_streams,
+        cropping=Cropping(*cropping),
+        pixel_aspect=Fraction(aspect_numerator, aspect_denominator),
+        clock_jumps=clock_jumps,
     )  # fmt: skip
 
 
@@ -144,6 +194,10 @@ def _find_problem(index: VideoIndex, size: int | None) -> str:
         ("its timestamps are not in order", lambda: _has_ordered_times(index)),
         ("a timestamp or its time base is out of range", lambda: _has_moderate_times(index)),
         ("its frame size is invalid", lambda: all(0 < side <= _MAX_SIDE for side in (index.height, index.width))),
+        ("its cropping is invalid", lambda: all(side <= _MAX_SIDE for side in index.cropping)),
+        ("its shape of pixels is invalid", lambda: _has_moderate_aspect(index)),
+        ("its video stream is invalid", lambda: max(index.stream, index.video_streams - 1) < _MAX_STREAMS),
+        ("its key frames are not packets", lambda: _has_valid_keys(index)),
         ("its first byte ranges are invalid", lambda: _are_valid_spans(index.initial_spans, size)),
     )
     return next((problem for problem, check in checks if not check()), "")
@@ -165,6 +219,26 @@ def _has_moderate_times(index: VideoIndex) -> bool:
         and int(index.pts[-1]) <= index.end <= _MAX_TIMESTAMP
         and 0 < index.time_base.numerator <= _MAX_TIMESTAMP
         and index.time_base.denominator <= _MAX_TIMESTAMP
+    )
+
+
+def _has_moderate_aspect(index: VideoIndex) -> bool:
+    aspect = index.pixel_aspect
+    return 0 < aspect.numerator < _MAX_ASPECT and aspect.denominator < _MAX_ASPECT
+
+
+def _has_valid_keys(index: VideoIndex) -> bool:
+    """Return whether the key frames of retimed packets are packets, in order, at possible positions."""
+    retiming = index.retiming
+    if retiming is None or not len(retiming.key_packet):
+        return True
+    numbers, positions = retiming.key_packet, retiming.key_position
+    return bool(
+        (numbers[1:] > numbers[:-1]).all()
+        and int(numbers[0]) >= 0
+        and int(numbers[-1]) < len(retiming.packet_pts)
+        and int(positions.min()) >= -1
+        and int(positions.max()) <= _MAX_TIMESTAMP
     )
 
 

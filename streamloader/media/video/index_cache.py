@@ -83,6 +83,7 @@ def load_index(
     version: tuple[int, int] | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     verify: VerifyLevel = "tables",
+    stream: int | None = None,
 ) -> VideoIndex:
     """Return the index of the current version of a video, from the cache if possible. A new index is cached.
 
@@ -96,6 +97,7 @@ def load_index(
         version: (size in bytes, modification time in ns) of a local file. Defaults to reading them.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
         verify: Level of proof, as for :func:`streamloader.media.video.indexer.index_video`. Defaults to ``"tables"``.
+        stream: Number of the video stream, as for :func:`streamloader.media.video.indexer.index_video`.
 
     Raises:
         StreamloaderError: If :func:`streamloader.media.video.indexer.index_video` fails. A cache that cannot be read or
@@ -103,13 +105,13 @@ def load_index(
         ConfigError: If other users can change what is in the folder that ``STREAMLOADER_CACHE`` names. The usual cache
             folder is only ignored then, with a warning.
     """
-    settings = IndexSettings(damaged, verify, max_pixels)
+    settings = IndexSettings(damaged, verify, max_pixels, stream)
     if version is None and isinstance(video, str):
         version = file_version(video)
     entry = VideoVersion(video, version)
     index = find_index(entry, settings)
     if index is None:
-        index = index_video(video, damaged=damaged, max_pixels=max_pixels, verify=verify)
+        index = index_video(video, damaged=damaged, max_pixels=max_pixels, verify=verify, stream=stream)
         try:
             store_indexes([IndexedVideo(entry, summarize_index(index), encode_index(index))], settings)
         except (InvalidBlob, OverflowError) as error:
@@ -117,11 +119,13 @@ def load_index(
     return index
 
 
-def index_video(video: Video, *, damaged: str, max_pixels: int, verify: VerifyLevel) -> VideoIndex:
+def index_video(
+    video: Video, *, damaged: str, max_pixels: int, verify: VerifyLevel, stream: int | None = None
+) -> VideoIndex:
     """Index a video. FFmpeg is only imported now: reading the cache does not need it."""
     from streamloader.media.video import indexer
 
-    return indexer.index_video(video, damaged=damaged, verify=verify, max_pixels=max_pixels)
+    return indexer.index_video(video, damaged=damaged, verify=verify, max_pixels=max_pixels, stream=stream)
 
 
 def find_index(entry: VideoVersion, settings: IndexSettings) -> VideoIndex | None:
@@ -141,7 +145,7 @@ def _find_valid(
     database: IndexDatabase, entry: VideoVersion, settings: IndexSettings
 ) -> tuple[VideoIndex, bytes] | None:
     """Return the index of a video, and its compact form, if it is in the cache."""
-    found = database.find_index(make_cache_key(entry, settings.damaged), VERIFY_LEVELS.index(settings.verify))
+    found = database.find_index(make_cache_key(entry, settings.kind), VERIFY_LEVELS.index(settings.verify))
     if found is None:
         return None
     try:
@@ -164,7 +168,7 @@ def find_summaries(entries: Sequence[VideoVersion], settings: IndexSettings) -> 
     Returns:
         Record of each video (:data:`streamloader.media.video.summary.SUMMARY`), and whether it is in the cache.
     """
-    keys = [make_cache_key(entry, settings.damaged) for entry in entries]
+    keys = [make_cache_key(entry, settings.kind) for entry in entries]
     payloads = open_database().find_payloads(keys, VERIFY_LEVELS.index(settings.verify))
     missing = bytes(SUMMARY.itemsize)
     records = read_summaries(
@@ -184,7 +188,7 @@ def store_indexes(indexed: Iterable[IndexedVideo], settings: IndexSettings) -> N
     """Store indexes in one transaction. Where there can be no cache, they are not stored."""
     level = VERIFY_LEVELS.index(settings.verify)
     open_database().store(
-        CachedIndex(make_cache_key(item.video, settings.damaged), level, item.summary, item.data) for item in indexed
+        CachedIndex(make_cache_key(item.video, settings.kind), level, item.summary, item.data) for item in indexed
     )
 
 

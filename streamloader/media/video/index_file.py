@@ -32,7 +32,7 @@ from streamloader.values import Array
 __all__ = ["FileVersion", "IndexColumns", "IndexFile", "IndexFileWriter", "StoredIndex"]
 
 _APPLICATION_ID: Final = 0x534C5649  # "SLVI": distinguishes index files from other databases
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = (
     "CREATE TABLE header (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     (
@@ -141,11 +141,14 @@ class IndexFile:
                 self._db.execute("PRAGMA cell_size_check = ON")
                 self._check_format()
                 header = dict(self._db.execute("SELECT name, value FROM header LIMIT 100").fetchall())
-                self.settings = IndexSettings(str(header["damaged"]), header["verify"])
+                stream = json.loads(header["stream"])
+                self.settings = IndexSettings(str(header["damaged"]), header["verify"], stream=stream)
                 self.sample_addresses = _parse_addresses(header["samples"])
                 self._videos, self._blocks = int(header["videos"]), int(header["blocks"])
                 if self.settings.damaged not in ("raise", "keep") or self.settings.verify not in VERIFY_LEVELS:
                     raise ValueError("its settings are unknown")
+                if stream is not None and (type(stream) is not int or stream < 0):
+                    raise ValueError("its video stream is unknown")
         except BaseException:
             self._db.close()
             raise
@@ -401,6 +404,7 @@ class IndexFileWriter:
             )
         header = {
             "damaged": self._settings.damaged,
+            "stream": json.dumps(self._settings.stream),
             "verify": self._settings.verify,
             "videos": str(len(addresses)),
             "blocks": str(len(starts)),

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import av.error
 import numpy as np
@@ -23,28 +23,42 @@ import numpy as np
 from streamloader.errors import ConfigError, CorruptStream, MediaLimitExceeded, UnreadableStream
 from streamloader.media.progress import PROGRESS
 from streamloader.media.video.container import needs_probe
+from streamloader.media.video.cropping import FrameCropper, read_cropping
 from streamloader.media.video.files import file_version
 from streamloader.media.video.frame_probe import FrameProbe
-from streamloader.media.video.index import VERIFY_LEVELS, VerifyLevel, VideoIndex
+from streamloader.media.video.frame_times import TimestampLog
+from streamloader.media.video.index import NOT_CROPPED, VERIFY_LEVELS, Cropping, VerifyLevel, VideoIndex
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.movie import read_movie
 from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
-from streamloader.media.video.reader import FrameReader, decode_frames
+from streamloader.media.video.reader import FrameReader, decode_frames, demux_packets
 from streamloader.media.video.remote import ByteSpans, Video, VideoFile, open_video_file
-from streamloader.media.video.source import check_video, decode_error, open_packets, open_video, translate_errors
+from streamloader.media.video.retimed import TimedPackets, repair_packets, retime_index, time_packets
+from streamloader.media.video.source import (
+    check_video,
+    concealed_error,
+    decode_error,
+    list_streams,
+    open_packets,
+    open_video,
+    translate_errors,
+)
 from streamloader.media.video.source_errors import name_stream
 from streamloader.media.video.structure import check_header_size, declared_size
 from streamloader.media.video.trusted import (
     find_initial_spans,
     last_frame_end,
     read_orientation,
+    read_pixel_aspect,
     trust_movie,
     trust_packets,
+    trust_repaired,
 )
 from streamloader.stores.readahead import UNIT_BYTES
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -60,7 +74,12 @@ _log = logging.getLogger("streamloader")
 
 
 def index_video(
-    video: Video, *, damaged: str = "raise", verify: VerifyLevel = "tables", max_pixels: int = DEFAULT_MAX_PIXELS
+    video: Video,
+    *,
+    damaged: str = "raise",
+    verify: VerifyLevel = "tables",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    stream: int | None = None,
 ) -> VideoIndex:
     """Index a video. How much of it is read and decoded depends on `verify`.
 
@@ -69,17 +88,20 @@ def index_video(
 
     Args:
         video: Path of a local file, or a video in a store.
-        damaged: ``"raise"``, or ``"keep"`` to index the decodable frames of a truncated or damaged file. Defaults to
-            ``"raise"``.
+        damaged: ``"raise"``, or ``"keep"`` to index the frames that FFmpeg shows of a truncated or damaged file, also
+            those of which it has concealed parts. Defaults to ``"raise"``.
         verify: ``"tables"`` (default) trusts what the file says: ``moov`` and the first frame of an MP4 or MOV, the
             packets of Matroska, WebM and MPEG-TS. It proves that all frames of the tables lie in the file.
             ``"ends"`` also decodes the first frames and the last group of pictures. ``"frames"`` decodes all frames.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
+        stream: Number of the video stream among those of the file. Defaults to the one that
+            :func:`streamloader.media.video.source.choose_stream` chooses.
 
     Raises:
         ConfigError: If `verify` is unknown.
         StreamNotFound: If the file does not exist.
-        UnreadableStream: If the file cannot be opened, contains no video, or none of its frames can be decoded.
+        UnreadableStream: If the file cannot be opened or does not contain the stream, or if none of its frames can be
+            decoded.
         MediaLimitExceeded: If the file exceeds `max_pixels` or another limit.
         CorruptStream: If the file is truncated, or some packets cannot be read or decoded.
         StoreError: If the store fails to deliver bytes.
@@ -87,7 +109,7 @@ def index_video(
     if verify not in VERIFY_LEVELS:
         raise ConfigError(f"verify must be one of {', '.join(map(repr, VERIFY_LEVELS))}, got {verify!r}")
     file = None if isinstance(video, str) else open_video_file(video, _header_spans(video.info.size or 0))
-    source = _Source(video, file, max_pixels)
+    source = _Source(video, file, max_pixels, stream)
     try:
         with name_stream(video):
             if file is None:
@@ -107,21 +129,55 @@ class _Source(NamedTuple):
         video: Path of a local file, or a video in a store.
         file: Open bytes of a video in a store. None for a local file.
         max_pixels: Maximum number of pixels of a frame.
+        stream: Number of the video stream among those of the file, or None.
     """
 
     video: Video
     file: VideoFile | None
     max_pixels: int
+    stream: int | None
 
     @property
     def limit(self) -> PixelLimit:
         return PixelLimit(self.max_pixels, str(self.video))
 
     def open(self) -> tuple[InputContainer, VideoStream]:
-        return open_video(self.video, self.file, max_pixels=self.max_pixels)
+        return open_video(self.video, self.file, max_pixels=self.max_pixels, number=self.stream)
 
-    def decode(self, container: InputContainer, stream: VideoStream, *, tolerant: bool = False) -> Iterator[VideoFrame]:
-        return decode_frames(container, stream, tolerant=tolerant, file=self.file, limit=self.limit)
+    def describe(self, index: VideoIndex, container: InputContainer, stream: VideoStream) -> VideoIndex:
+        """Return an index with the facts about an open video stream that do not depend on its frames."""
+        streams = list_streams(container)
+        number = next(position for position, each in enumerate(streams) if each.index == stream.index)
+        index = replace(index, stream=number, video_streams=len(streams))
+        cropping = read_cropping(self.file or str(self.video), stream, number)
+        return index if cropping == NOT_CROPPED else self._crop(index, cropping)
+
+    def _crop(self, index: VideoIndex, cropping: Cropping) -> VideoIndex:
+        """Return an index of cropped frames. What is left of them depends on their pixel format."""
+        container, stream = self.open()
+        with contextlib.closing(container), translate_errors(self.video):
+            first = next(self.decode(container, stream, tolerant=True), None)
+        if first is None:
+            return index
+        try:
+            shown = FrameCropper(cropping).crop(first)
+        except CorruptStream as error:
+            _log.warning("%s: %s. It is not cropped", self.video, error.message)
+            return index
+        across, down = (16 // max(1, count(16)) for count in (first.format.chroma_width, first.format.chroma_height))
+        top, left = cropping.top // down * down, cropping.left // across * across
+        exact = Cropping(top, first.height - top - shown.height, left, first.width - left - shown.width)
+        return replace(index, cropping=exact, height=shown.height, width=shown.width)
+
+    def decode(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        packets: Iterator[Packet[Any]] | None = None,
+        *,
+        tolerant: bool = False,
+    ) -> Iterator[VideoFrame]:
+        return decode_frames(container, stream, packets=packets, tolerant=tolerant, file=self.file, limit=self.limit)
 
 
 def _header_spans(size: int) -> ByteSpans:
@@ -156,8 +212,11 @@ def _refuse_impossible_times(video: Video) -> Iterator[None]:
 
 
 def _index_intact(source: _Source, verify: str) -> VideoIndex:
+    # The tables of a file are those of its only video stream.
     found = (
-        None if verify == "frames" else read_movie(source.file or str(source.video), count_max_packets(source.video))
+        None
+        if verify == "frames" or source.stream
+        else read_movie(source.file or str(source.video), count_max_packets(source.video))
     )
     if found is not None and found[0].height * found[0].width <= source.max_pixels:  # otherwise FFmpeg words the error
         index = _index_movie(source, *found, verify)
@@ -183,23 +242,35 @@ def _index_movie(source: _Source, movie: Movie, head: bytes, verify: str) -> Vid
 
 def _read_packets(source: _Source, table: PacketTable, verify: str) -> VideoIndex | None:
     """Read all packets into `table`. Return the index if they determine it, and are trusted."""
-    video, file, _ = source
-    with open_packets(video, file, max_pixels=source.max_pixels) as (container, stream):
+    video, file = source.video, source.file
+    with open_packets(video, file, max_pixels=source.max_pixels, number=source.stream) as (container, stream):
         probe = FrameProbe(container, source.limit) if needs_probe(container) else None
-        if stream is not None:
-            _read_complete(source, container, stream, table, probe)
-            if verify != "tables":
-                return None
+        _read_complete(source, container, stream, table, probe)
+        if verify != "tables" or table.repairable:
+            index = None
+        else:
             first = None if probe is None else probe.first_frames.get(stream.index)
             index = trust_packets(table, stream, file or str(video), source.limit, first)
-            return index if index is None or file is None else _record_initial_spans(source, index)
-        if probe is not None:
-            with translate_errors(video):
-                probe.read(container)
-    container, stream = source.open()
-    with contextlib.closing(container):
-        _read_complete(source, container, stream, table)
-    return None
+        if index is not None:
+            index = source.describe(index, container, stream)
+            return index if file is None else _record_initial_spans(source, index)
+    return _repair_packets(source, table) if verify == "tables" and table.repairable else None
+
+
+def _repair_packets(source: _Source, table: PacketTable) -> VideoIndex | None:
+    """Build the index of a video whose timestamps are repeated, or whose clock jumps, or return None."""
+    video, file = source.video, source.file
+    with open_packets(video, file, max_pixels=source.max_pixels, number=source.stream) as (container, stream):
+        with translate_errors(video):
+            packets = repair_packets(container, stream, table)
+        if packets is None:
+            return None
+        index = trust_repaired(table, packets, stream, file or str(video), source.limit)
+        if index is None:
+            return None
+        index = source.describe(retime_index(index, packets, container), container, stream)
+    index = replace(index, clock_jumps=len(packets.clock.jumps))
+    return index if file is None else _record_initial_spans(source, index)
 
 
 def _read_complete(
@@ -210,7 +281,7 @@ def _read_complete(
     probe: FrameProbe | None = None,
 ) -> None:
     """Read all packets into `table`, and refuse a truncated file."""
-    video, file, _ = source
+    video, file = source.video, source.file
     declared = stream.frames
     try:
         read_packets(container, stream, video, table, file=file, probe=probe)
@@ -273,7 +344,8 @@ def _index_from_packets(source: _Source, table: PacketTable) -> VideoIndex | Non
                 return None
             ends = np.array(table.ends, np.int64)[order]
             index = _build_index(first, stream, pts, last_frame_end(pts, int(ends[-1] - pts[-1])), table)
-        index = replace(index, initial_spans=stop_recording())
+            uncropped = replace(index, initial_spans=stop_recording())
+            index = source.describe(uncropped, container, stream)
         last_group = int(np.searchsorted(pts, index.key_pts[-1]))
         reader = FrameReader(source.video, index, file=source.file, max_pixels=source.max_pixels)
         with contextlib.closing(reader):
@@ -297,40 +369,60 @@ def _index_by_decoding(source: _Source, table: PacketTable | None, *, tolerant: 
     """Build the index by decoding the whole file."""
     video = source.video
     table = table or PacketTable()
-    checked_pts = _spread_evenly(sorted(set(table.key_pts)))
+    checked_packets = _spread_evenly(sorted(table.key_packet))
     checksums: dict[int, int] = {}
     max_frames = count_max_packets(video)
     stop_recording = _start_recording(source.file)
     container, stream = source.open()
-    pts: list[int | None] = []
+    log = TimestampLog()
+    numbers: list[int] = []  # of the packet of each frame
     initial_spans: ByteSpans = ()
-    first, duration = None, 0
+    first, seen = None, set[int]()
     with contextlib.closing(container):
+        packets = log.number_packets(demux_packets(container, stream, source.file))
         try:
-            for frame in source.decode(container, stream, tolerant=tolerant):
-                if len(pts) >= max_frames:
+            for frame in source.decode(container, stream, packets, tolerant=tolerant):
+                if len(numbers) >= max_frames:
                     raise UnreadableStream(
                         f"{video} has more than {max_frames:,} frames", stream=str(video), address=str(video)
                     )
+                if frame.is_corrupt and not tolerant:
+                    raise concealed_error(video, len(numbers))
                 if first is None:
                     first, initial_spans = frame, stop_recording()
-                if frame.pts in checked_pts or (pts and pts[-1] in checked_pts):
-                    checksums[len(pts)] = _luma_checksum(frame)
-                pts.append(frame.pts)
-                duration = frame.duration or 0
+                if frame.pts in checked_packets or (numbers and numbers[-1] in checked_packets):
+                    checksums[len(numbers)] = _luma_checksum(frame)
+                packet = -1 if frame.pts is None or frame.pts in seen or not 0 <= frame.pts < len(log) else frame.pts
+                seen.add(packet)
+                numbers.append(packet)
         except (av.error.FFmpegError, EOFError) as error:
-            raise decode_error(video, len(pts), error) from error
+            raise decode_error(video, len(numbers), error) from error
         if first is None:
             raise UnreadableStream(
                 f"{video}: no frame of its video can be decoded", stream=str(video), address=str(video)
             )
-        times = np.array([-1 if value is None else value for value in pts], np.int64)
-        if None in pts or not (np.diff(times) > 0).all():
-            return replace(_index_without_pts(first, stream, len(pts)), initial_spans=initial_spans)
-        index = _build_index(first, stream, times, last_frame_end(times, duration), table)
-    index = replace(index, initial_spans=initial_spans)
-    is_seekable = _is_seekable(video, index, checksums, source.file, source.max_pixels)
-    return index if is_seekable else replace(index, seekable=False)
+        timed = time_packets(container, stream, log, np.array(numbers, np.int64))
+        index = _index_decoded(first, container, stream, timed, table)
+        index = source.describe(index, container, stream)
+        is_seekable = index.has_pts and _is_seekable(video, index, checksums, source.file, source.max_pixels)
+    return replace(
+        index, initial_spans=initial_spans, seekable=index.seekable and is_seekable, clock_jumps=len(timed.clock.jumps)
+    )
+
+
+def _index_decoded(
+    first: VideoFrame, container: InputContainer, stream: VideoStream, timed: TimedPackets, table: PacketTable
+) -> VideoIndex:
+    """Build the index of frames that were all decoded."""
+    times = timed.found.times
+    end = last_frame_end(times, timed.last_duration)
+    if timed.is_regular:
+        return _build_index(first, stream, times, end, table)
+    index = _build_index(first, stream, times, end, PacketTable())
+    index = replace(index, time_base=index.time_base / timed.found.scale)
+    if (timed.frame_packet < 0).any():
+        return replace(index, has_pts=False, seekable=False)
+    return retime_index(index, timed, container)
 
 
 def _is_seekable(
@@ -342,7 +434,8 @@ def _is_seekable(
 ) -> bool:
     """Return whether seeking finds frames, and each found frame has the checksum that it had before."""
     works = False
-    with contextlib.closing(FrameReader(video, index, file=file, max_pixels=max_pixels)) as reader:
+    whole = replace(index, cropping=NOT_CROPPED)
+    with contextlib.closing(FrameReader(video, whole, file=file, max_pixels=max_pixels)) as reader:
         for number, checksum in reversed(checksums.items()):
             found = reader.seek(number)
             if found and _luma_checksum(reader.read_frame(number)) != checksum:
@@ -364,14 +457,8 @@ def _luma_checksum(frame: VideoFrame) -> int:
     return zlib.crc32(rows[:, : plane.width].tobytes())
 
 
-def _index_without_pts(first: VideoFrame, stream: VideoStream, count: int) -> VideoIndex:
-    """Build the index of frames whose timestamps are missing or not increasing: numbered, at the average rate."""
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    index = _build_index(first, stream, np.arange(count, dtype=np.int64), count, PacketTable())
-    return replace(index, time_base=1 / Fraction(rate), has_pts=False, seekable=False)
-
-
 def _build_index(first: VideoFrame, stream: VideoStream, pts: Array, end: int, table: PacketTable) -> VideoIndex:
     keys = table.sorted_keys()
     time_base = Fraction(stream.time_base or Fraction(1, 25))
-    return VideoIndex(pts, time_base, end, *keys, first.height, first.width, read_orientation(first))
+    index = VideoIndex(pts, time_base, end, *keys, first.height, first.width, read_orientation(first))
+    return replace(index, pixel_aspect=read_pixel_aspect(stream))

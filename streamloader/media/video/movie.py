@@ -66,6 +66,7 @@ class Movie(NamedTuple):
         keys: Positions of the key frames, int64, ascending.
         first_sample: Byte range of the first frame.
         spans: Byte ranges of the tables.
+        pixel_aspect: Width of a pixel divided by its height. None if the container does not say it.
     """
 
     codec: str
@@ -80,6 +81,7 @@ class Movie(NamedTuple):
     keys: Array
     first_sample: tuple[int, int]
     spans: ByteSpans
+    pixel_aspect: Fraction | None
 
 
 class _UnusualError(Exception):
@@ -216,7 +218,7 @@ def _parse_track(
         _get(information, b"stbl"), b"stsd stts ctts stss stsz stsc stco co64", b"stps stz2 saiz saio senc padb"
     )
     _refuse_groups(information[b"stbl"])
-    codec, configuration, height, width = _parse_entry(_get(tables, b"stsd"), _get(information, b"dinf"))
+    codec, configuration, height, width, aspect = _parse_entry(_get(tables, b"stsd"), _get(information, b"dinf"))
 
     sizes = _read_sizes(_get(tables, b"stsz"), max_frames)
     durations = _expand(_get(tables, b"stts"), len(sizes), ">u4")
@@ -237,6 +239,7 @@ def _parse_track(
     return Movie(
         codec, configuration, height, width, _read_matrix(track[b"tkhd"]), Fraction(1, scale), pts, order, durations,
         keys, _locate_samples(tables, sizes, size), (span,),
+        aspect or _compare_sizes(track[b"tkhd"], height, width),
     )  # fmt: skip
 
 
@@ -252,8 +255,10 @@ def _refuse_groups(tables: memoryview) -> None:
         _require(kind != b"sbgp" or bytes(content[4:8]) != b"rap ")
 
 
-def _parse_entry(descriptions: memoryview, data_information: memoryview) -> tuple[str, bytes, int, int]:
-    """Return codec, configuration, height and width of the only sample entry."""
+def _parse_entry(
+    descriptions: memoryview, data_information: memoryview
+) -> tuple[str, bytes, int, int, Fraction | None]:
+    """Return codec, configuration, height, width and shape of pixels of the only sample entry."""
     _require(_count_entries(descriptions) == 1)
     entries = list(_iterate_boxes(descriptions[8:]))
     _require(len(entries) == 1)
@@ -269,7 +274,21 @@ def _parse_entry(descriptions: memoryview, data_information: memoryview) -> tupl
     _require(len(configurations) == (wanted is not None) and sum(map(len, configurations)) <= _MAX_CONFIGURATION_BYTES)
     references = [content for _, content in _iterate_boxes(_get(_read_boxes(data_information, b"dref"), b"dref")[8:])]
     _require(0 < reference <= len(references) and references[reference - 1][3] & 1 == 1)  # the samples are in this file
-    return codec, configurations[0] if configurations else b"", height, width
+    aspects = [struct.unpack_from(">II", content) for box, content in boxes if box == b"pasp"]
+    aspect = Fraction(*aspects[-1]) if aspects and all(aspects[-1]) else None
+    return codec, configurations[0] if configurations else b"", height, width, aspect
+
+
+def _compare_sizes(header: memoryview, height: int, width: int) -> Fraction | None:
+    """Return the shape of pixels that scales frames to the size in the header of their track, as FFmpeg does.
+
+    None if that is their size.
+    """
+    shown_width, shown_height = struct.unpack_from(">II", header, _version_offset(header, 76, 88))
+    shown_width, shown_height = shown_width >> 16, shown_height >> 16
+    if not (shown_width and shown_height and height and width) or (shown_height, shown_width) == (height, width):
+        return None
+    return Fraction(height * shown_width, width * shown_height)
 
 
 def _read_sizes(content: memoryview, max_frames: int) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from streamloader.errors import UnreadableStream
 from streamloader.media.progress import PROGRESS
 from streamloader.media.video.frame_probe import FrameProbe
+from streamloader.media.video.frame_times import MAX_BACKWARD_STEP_S, MAX_CLOCK_STEP_S, TimestampLog, is_packet
 from streamloader.media.video.parameter_sets import nal_length_size, split_units
 from streamloader.media.video.source import translate_errors
 
@@ -25,12 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_HEAD_BYTES",
+    "REORDERING_CODECS",
     "PacketTable",
     "codec_name",
     "count_max_packets",
     "is_clean_key",
+    "list_shown_packets",
+    "may_clock_jump",
     "nal_length_size",
     "read_packets",
+    "seeks_by_dts",
 ]
 
 _MAX_PACKETS: Final = 1 << 24  # of one video: 77 hours at 60 frames per second
@@ -45,6 +51,8 @@ _EXACT_CODECS: Final = frozenset(
 _PARSED_CONTAINERS: Final = frozenset({"mpegts"})
 _PAYLOAD_DEPENDENT_CODECS: Final = frozenset({"vp8", "vp9"})  # their payload determines whether a packet shows a frame
 _PARSED_CODECS: Final = frozenset({"h264", "hevc"})
+REORDERING_CODECS: Final = frozenset({"h264", "hevc"})  # of the exact ones; all others show frames in storage order
+_MAY_JUMP: Final = 0x200  # AVFMT_TS_DISCONT of libavformat
 _H264_IDR: Final = 5  # nal_unit_type of an IDR slice; types 1 to 5 are slices
 _HEVC_SLICE_TYPES_END: Final = 32  # lower nal_unit_types are slices
 _HEVC_IRAP: Final = range(16, 22)  # BLA, IDR and CRA: frames that follow in output order need no earlier packet
@@ -61,7 +69,10 @@ class PacketTable:
         key_seek: Timestamps to pass to the demuxer to reach the key frames.
         count: Number of packets.
         end_offset: Offset in bytes of the end of the last packet, as far as the container reports it.
+        key_packet: Numbers of the packets that are key frames, in storage order.
         exact: Whether `pts` holds exactly the timestamps of the frames, as far as this is known without decoding.
+        repairable: Whether `pts` would be exact, but for timestamps that are repeated or out of order, or a clock that
+            jumps, with which packets may be marked as damaged.
         parsed: Whether that depends on how FFmpeg's parser divided the bytes into packets.
         first: First packet, if it was read.
         last: Last packet, in storage order.
@@ -74,9 +85,11 @@ class PacketTable:
     count: int = 0
     end_offset: int = 0
     exact: bool = True
+    repairable: bool = False
     parsed: bool = False
     first: Packet[Any] | None = None
     last: Packet[Any] | None = None
+    key_packet: list[int] = field(default_factory=list)
 
     @property
     def head(self) -> bytes:
@@ -125,24 +138,107 @@ def read_packets(
     table.parsed = bool(formats & _PARSED_CONTAINERS)
     exact = codec in (_PARSED_CODECS if table.parsed else _EXACT_CODECS)
     exact = exact and bool(formats & (_PARSED_CONTAINERS | _EXACT_CONTAINERS))
+    clock = _ClockWatch(stream) if may_clock_jump(container) else None
     depends_on_payload = codec in _PAYLOAD_DEPENDENT_CODECS
-    seeks_by_dts = bool(formats & {"mpegts", "mpeg"})  # in these, a seek to the pts lands after the key frame
+    by_dts = seeks_by_dts(container)
     table.pts, table.ends = all_pts, ends = [], []
     table.key_pts, table.key_seek = key_pts, key_seek = [], []
+    marked = 0  # packets
     with translate_errors(video):
         for packet in _demux(container, stream, video, table, file, probe):
             pts = packet.pts
-            if pts is None or packet.is_corrupt or packet.is_discard:
+            if pts is None or packet.is_discard:
                 exact = False
-            if packet.is_keyframe and pts is not None:
+            if packet.is_corrupt:
+                marked += 1
+            if clock is not None:
+                clock.watch(packet)
+            is_key = packet.is_keyframe
+            if is_key:
+                table.key_packet.append(table.count - 1)
+            if is_key and pts is not None:
                 key_pts.append(pts)
-                key_seek.append(packet.dts if seeks_by_dts and packet.dts is not None else pts)
+                key_seek.append(packet.dts if by_dts and packet.dts is not None else pts)
             elif table.first is packet:
                 exact = False  # starts in the middle of a group of pictures: the decoder drops these frames
             if exact and pts is not None and (not depends_on_payload or _shows_frame(codec, packet)):
                 all_pts.append(pts)
                 ends.append(pts + (packet.duration or 0))
-    table.exact = exact and len(set(all_pts)) == len(all_pts) > 0
+    exact = exact and len(all_pts) > 0
+    has_jumped = clock is not None and clock.has_jumped
+    is_regular = len(set(all_pts)) == len(all_pts) and not has_jumped
+    if exact and is_regular and codec not in REORDERING_CODECS:
+        is_regular = bool((np.diff(np.array(all_pts, np.int64)) > 0).all())
+    table.exact = exact and is_regular and not marked
+    table.repairable = exact and not is_regular and (not marked or has_jumped)
+
+
+class _ClockWatch:
+    """Notices that the clock of a container jumps. Whether it really does is decided later, from all packets.
+
+    Attributes:
+        has_jumped: Whether it may have jumped.
+    """
+
+    def __init__(self, stream: VideoStream) -> None:
+        ticks_per_s = 1 / Fraction(stream.time_base or 1)
+        self.has_jumped = False
+        self._forward, self._backward = int(MAX_CLOCK_STEP_S * ticks_per_s), int(MAX_BACKWARD_STEP_S * ticks_per_s)
+        self._last: int | None = None
+
+    def watch(self, packet: Packet[Any]) -> None:
+        """Watch a packet."""
+        dts = packet.dts
+        if dts is not None:
+            if self._last is not None and not -self._backward <= dts - self._last <= self._forward:
+                self.has_jumped = True
+            self._last = dts
+
+
+def may_clock_jump(container: InputContainer) -> bool:
+    """Return whether the clock of this kind of container may jump, so that a gap between packets is none."""
+    return bool(container.format.flags & _MAY_JUMP)
+
+
+def seeks_by_dts(container: InputContainer) -> bool:
+    """Return whether a seek to the pts of a key frame lands after it, so that its dts is needed."""
+    return not {"mpegts", "mpeg"}.isdisjoint(container.format.name.split(","))
+
+
+def list_shown_packets(
+    container: InputContainer,
+    stream: VideoStream,
+    log: TimestampLog,
+    heads: dict[int, bytes],
+    marked: dict[int, bytes],
+) -> list[int]:
+    """Demux the whole file, and return the numbers of the packets that show a frame, for codecs whose packets say so.
+
+    Args:
+        container: Open file.
+        stream: Video stream of the file.
+        log: Log to which all packets are added.
+        heads: Dictionary to which the beginnings of packets are added before which a clock may have jumped.
+        marked: Dictionary to which packets are added that FFmpeg marks as damaged.
+    """
+    codec = codec_name(stream)
+    depends_on_payload = codec in _PAYLOAD_DEPENDENT_CODECS
+    shown: list[int] = []
+    watch = _ClockWatch(stream)
+    for packet in container.demux(stream):
+        if not is_packet(packet):
+            continue
+        PROGRESS.packets += 1
+        watch.has_jumped = False
+        watch.watch(packet)
+        if watch.has_jumped:
+            heads[len(log)] = bytes(memoryview(packet)[:MAX_HEAD_BYTES])
+        if packet.is_corrupt:
+            marked[len(log)] = bytes(packet)
+        if not depends_on_payload or _shows_frame(codec, packet):
+            shown.append(len(log))
+        log.add(packet)
+    return shown
 
 
 def _demux(
@@ -162,8 +258,8 @@ def _demux(
             if packet.stream_index != stream.index:
                 continue
         size, position = packet.size, packet.pos
-        if size == 0 and packet.pts is None and packet.dts is None:
-            continue  # the flush packet at the end
+        if size == 0 and not is_packet(packet):
+            continue
         table.count += 1
         if table.count == 1:
             table.first = packet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -27,6 +28,10 @@ _DISPLAY_ORIENTATION: Final = 47  # payloadType of an SEI message
 _MAX_UNITS: Final = 64  # before the first slice of a frame
 _HIGH_PROFILES: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 144})  # those that FFmpeg knows
 _EXTENDED_SAR: Final = 255
+_ASPECTS: Final = {
+    1: (1, 1), 2: (12, 11), 3: (10, 11), 4: (16, 11), 5: (40, 33), 6: (24, 11), 7: (20, 11), 8: (32, 11), 9: (80, 33),
+    10: (18, 11), 11: (15, 11), 12: (64, 33), 13: (160, 99), 14: (4, 3), 15: (3, 2), 16: (2, 1),
+}  # fmt: skip
 _AVC_SEI: Final = (6,)  # nal_unit_type
 _HEVC_SEI: Final = (39, 40)
 _HEVC_SPS: Final = 33
@@ -44,6 +49,7 @@ class SequenceParameters(NamedTuple):
         allows_gaps: Whether frames may be missing, in place of which the decoder makes others.
         max_reordered: Maximum number of frames that precede a frame in decoding order and follow it in output order.
             None if the set does not say it. Not read for HEVC, which always does.
+        pixel_aspect: Width of a pixel divided by its height. None if the set does not say it. Not read for HEVC.
     """
 
     height: int
@@ -51,6 +57,7 @@ class SequenceParameters(NamedTuple):
     is_progressive: bool = True
     allows_gaps: bool = False
     max_reordered: int | None = None
+    pixel_aspect: Fraction | None = None
 
 
 def _unescape(data: bytes) -> bytes:
@@ -243,8 +250,8 @@ def _read_avc(unit: bytes) -> SequenceParameters:
     height, width = _crop(
         bits, height, width, (2 if chroma == 1 else 1) * (2 - progressive), 2 if chroma in (1, 2) else 1
     )
-    max_reordered = _read_max_reordered(bits) if bits.read(1) else None
-    return SequenceParameters(height, width, bool(progressive), allows_gaps, max_reordered)
+    pixel_aspect, max_reordered = _read_usability(bits) if bits.read(1) else (None, None)
+    return SequenceParameters(height, width, bool(progressive), allows_gaps, max_reordered, pixel_aspect)
 
 
 def _skip_scaling_matrices(bits: BitReader, count: int) -> None:
@@ -257,10 +264,20 @@ def _skip_scaling_matrices(bits: BitReader, count: int) -> None:
                 last = following or last
 
 
+def _read_usability(bits: BitReader) -> tuple[Fraction | None, int | None]:
+    """Return the shape of pixels and max_num_reorder_frames of the usability information (E.1.1), None if missing."""
+    aspect = _read_aspect(bits) if bits.read(1) else None
+    return aspect, _read_max_reordered(bits)
+
+
+def _read_aspect(bits: BitReader) -> Fraction | None:
+    """Return the shape of pixels (E.2.1, table E-1), or None if it is unspecified."""
+    kind = bits.read(8)
+    width, height = (bits.read(16), bits.read(16)) if kind == _EXTENDED_SAR else _ASPECTS.get(kind, (0, 0))
+    return Fraction(width, height) if width and height else None
+
+
 def _read_max_reordered(bits: BitReader) -> int | None:
-    """Return max_num_reorder_frames of the usability information (E.1.1), or None if it is not there."""
-    if bits.read(1) and bits.read(8) == _EXTENDED_SAR:
-        bits.read(32)
     if bits.read(1):
         bits.read(1)
     if bits.read(1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,25 +16,27 @@ from av.video.frame import VideoFrame
 
 from streamloader.errors import CorruptStream, MediaLimitExceeded, StoreError
 from streamloader.media.progress import PROGRESS
+from streamloader.media.video.cropping import FrameCropper
 from streamloader.media.video.decode_plan import DecodePlan, PacketFilter
 from streamloader.media.video.disposable import disposable_test
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
-from streamloader.media.video.source import decode_error, open_video, translate_errors
+from streamloader.media.video.source import concealed_error, decode_error, open_video, translate_errors
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-    from streamloader.media.video.index import VideoIndex
+    from streamloader.media.video.index import Retiming, VideoIndex
     from streamloader.values import Array
 
-__all__ = ["FrameReader", "VideoFrame", "decode_frames", "frame_bytes"]
+__all__ = ["FrameReader", "VideoFrame", "decode_frames", "demux_packets", "frame_bytes"]
 
 _MAX_SEEK_ATTEMPTS: Final = 8  # each attempt goes twice as many key frames back; then decoding starts at frame 0
 _DEFAULT_LIMIT: Final = PixelLimit()
 _MIN_SEEK_FRAMES: Final = 32  # shorter distances are read through instead of seeking to a key frame
+_log = logging.getLogger("streamloader")
 
 
 def frame_bytes(frame: VideoFrame) -> int:
@@ -137,6 +140,8 @@ class FrameReader:
         selected: Numbers of the only frames that will be read, int64, ascending. Defaults to all frames.
         threads: Number of decoder threads. Defaults to 1.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
+        keeps_concealed: Whether frames of which FFmpeg has concealed parts are frames like any other. Otherwise they
+            are damage. Defaults to False, except for an index of a damaged video.
 
     Attributes:
         index: Index of the video.
@@ -153,11 +158,14 @@ class FrameReader:
         selected: Array | None = None,
         threads: int = 1,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        keeps_concealed: bool = False,
     ) -> None:
         self._video = video
         self._name = name or str(video)
         self._limit = PixelLimit(max_pixels, str(video))
         self.index = index
+        self._keeps_concealed = keeps_concealed or index.damaged
+        self._cropper = FrameCropper(index.cropping)
         self._pts = index.pts
         self._keys: list[int] = index.key_pts.tolist()
         self._clean_keys: dict[int, bool] = {}  # key frames from which reading was tried
@@ -176,6 +184,7 @@ class FrameReader:
         self._packets: Iterator[Packet[Any]] = iter(())  # that follow in the demuxer
         self._next = 0  # number of the frame that the decoder returns next
         self._current: VideoFrame | None = None  # frame number self._next - 1
+        self._has_warned = False
         try:
             self._open()
         except BaseException as error:
@@ -271,8 +280,8 @@ class FrameReader:
         while True:
             frame = self._decode_next()
             if self._next > number:
-                self._current = frame
-                return frame
+                self._current = self._cropper.crop(frame)
+                return self._current
 
     def _decode_next(self) -> VideoFrame:
         frame = self._advance()
@@ -285,9 +294,27 @@ class FrameReader:
                 raise self._mismatch_error(f"has more than the {number} frames of its index")
             problem = f"has pts {frame.pts} at frame {number}, but its index has {self._pts[number]}"
             raise self._mismatch_error(problem)
+        self._check_intact(frame, shown)
         self._next = shown + 1
         self._current = None
         return frame
+
+    def _check_intact(self, frame: VideoFrame, number: int) -> None:
+        """Check that FFmpeg has decoded a frame completely. It also marks frames that it has not.
+
+        Raises:
+            CorruptStream: If it has not.
+        """
+        if not frame.is_corrupt:
+            return
+        if not self._keeps_concealed:
+            raise self._with_stream(concealed_error(self._video, number))
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "%s is damaged: parts of frame %d cannot be decoded, and are shown as FFmpeg conceals them",
+                self._name, number,
+            )  # fmt: skip
 
     def _identify(self, frame: VideoFrame) -> int | None:
         """Return the number of a frame that was shown after frame `_next` - 1. None if another frame is due."""
@@ -383,6 +410,7 @@ class FrameReader:
                     shown = self._identify(frame)
                     if shown is None:
                         return False
+                    self._check_intact(frame, shown)
                     if shown == number:
                         self._frames = _prepend(frame, self._frames)
                         self._next = number
@@ -406,9 +434,31 @@ class FrameReader:
                 return packet
         self._is_fresh = False
         self._close_frames()
-        self._container.seek(int(self.index.key_seek[key_number]), stream=self._stream, backward=True)
+        retiming = self.index.retiming
+        by_bytes = retiming is not None and retiming.by_bytes
+        self._container.seek(
+            int(self.index.key_seek[key_number]), stream=self._stream, backward=True, unsupported_byte_offset=by_bytes
+        )
         self._packets = demux_packets(self._container, self._stream, self._file)
-        return self._next_key_packet(pts)
+        return self._next_key_packet(pts) if retiming is None else self._find_numbered_key(retiming, key_number)
+
+    def _find_numbered_key(self, retiming: Retiming, key_number: int) -> Packet[Any] | None:
+        """Return the packet of a key frame in a video whose packets get new timestamps, which start to be counted."""
+        position, pts = int(retiming.key_position[key_number]), int(self.index.key_seek[key_number])
+        for packet in self._packets:
+            if not packet.is_keyframe:
+                continue
+            found = packet.pos if position >= 0 else packet.pts if packet.pts is not None else packet.dts
+            wanted = position if position >= 0 else pts
+            if found == wanted:
+                number = int(retiming.key_packet[key_number])
+                packets = retiming.apply(itertools.chain([packet], self._packets), number)
+                first: Packet[Any] = next(packets)
+                self._packets = packets
+                return first
+            if found is not None and found > wanted:
+                return None
+        return None
 
     def _can_skip_to(self, pts: int) -> bool:
         """Return whether a key frame certainly follows in the demuxer, and so soon that seeking would not be faster."""
@@ -459,12 +509,16 @@ class FrameReader:
 
     def _open(self) -> None:
         """Open the video at its first packet."""
-        self._container, self._stream = open_video(self._video, self._file, max_pixels=self._limit.max_pixels)
+        self._container, self._stream = open_video(
+            self._video, self._file, max_pixels=self._limit.max_pixels, number=self.index.stream
+        )
         context = self._stream.codec_context
         if self._threads > 1:
             context.thread_count, context.thread_type = self._threads, ThreadType.FRAME
         self._is_disposable = disposable_test(codec_name(self._stream), context.extradata or b"")
         self._packets = demux_packets(self._container, self._stream, self._file)
+        if self.index.retiming is not None:
+            self._packets = self.index.retiming.apply(self._packets)
         self._is_fresh = True  # no packet was read so far
         self._next = 0
         self._filter: PacketFilter | None = None

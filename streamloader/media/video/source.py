@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
 import av
+from av.stream import Disposition
 
 from streamloader.errors import CorruptStream
 from streamloader.media.video.container import (
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
 __all__ = [
     "IO_BUFFER_BYTES",
     "check_video",
+    "choose_stream",
+    "concealed_error",
     "decode_error",
+    "list_streams",
     "open_packets",
     "open_video",
+    "prefer_stream",
     "translate_errors",
 ]
 
@@ -51,18 +56,23 @@ def check_video(video: Video, file: VideoFile | None = None, *, max_pixels: int 
 
 
 def open_video(
-    video: Video, file: VideoFile | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
+    video: Video,
+    file: VideoFile | None = None,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    number: int | None = None,
 ) -> tuple[InputContainer, VideoStream]:
-    """Open a video and its best video stream, for decoding in the calling thread only.
+    """Open a video and one of its video streams, for decoding in the calling thread only.
 
     Args:
         video: Path of a local file, or a video in a store.
         file: Open bytes of a video in a store. They stay open when the container is closed.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
+        number: Number of the stream among :func:`list_streams`. Defaults to what :func:`choose_stream` chooses.
 
     Raises:
         StreamNotFound: If the file does not exist.
-        UnreadableStream: If FFmpeg cannot open the file, or it contains no video.
+        UnreadableStream: If FFmpeg cannot open the file, or it does not contain the stream.
         MediaLimitExceeded: If the file exceeds `max_pixels` or another limit.
         StoreError: If the store fails to deliver bytes.
     """
@@ -70,7 +80,7 @@ def open_video(
     with translate_open_errors(video, file, "video", _FORMATS):
         container = open_container(require_source(video, file), limit, buffer_bytes=IO_BUFFER_BYTES)
     try:
-        stream = _find_stream(container, video, file)
+        stream = choose_stream(container, video, file, number)
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
@@ -84,11 +94,13 @@ def open_video(
 
 @contextlib.contextmanager
 def open_packets(
-    video: Video, file: VideoFile | None = None, *, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Iterator[tuple[InputContainer, VideoStream | None]]:
+    video: Video,
+    file: VideoFile | None = None,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    number: int | None = None,
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video with all decoders disabled, which is fast, and check what it declares.
-
-    The stream is None if the file has several video streams: FFmpeg chooses one of them after decoding frames of each.
 
     The arguments and errors are those of :func:`open_video`. The container is closed at the end of the context.
     """
@@ -97,21 +109,60 @@ def open_packets(
         with translate_open_errors(video, file, "video", _FORMATS):
             opening = open_undecoded(require_source(video, file), limit, buffer_bytes=IO_BUFFER_BYTES)
             container = stack.enter_context(opening)
-        stream = None if len(container.streams.video) > 1 else _find_stream(container, video, file)
+        stream = choose_stream(container, video, file, number)
         for other in container.streams:
             if other.type != "video":
                 other.discard = av.stream.Discard.all
         yield container, stream
 
 
-def _find_stream(container: InputContainer, video: Video, file: VideoFile | None) -> VideoStream:
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-        kinds = sorted({str(s.type) for s in container.streams}) or ["nothing"]
+def list_streams(container: InputContainer) -> list[VideoStream]:
+    """Return the video streams of a file in their order, without cover pictures and thumbnails."""
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    return [stream for stream in container.streams.video if not stream.disposition & pictures]
+
+
+def choose_stream(
+    container: InputContainer, video: Video, file: VideoFile | None, number: int | None = None
+) -> VideoStream:
+    """Return a video stream of a file. The choice depends only on what the container declares.
+
+    Args:
+        container: Open file.
+        video: Path of a local file, or a video in a store.
+        file: Open bytes of a video in a store.
+        number: Number of the stream among :func:`list_streams`. By default, the first one that the container marks as
+            default, else the first one. Still pictures, streams that depend on others, and streams of codecs that
+            cannot be decoded are only chosen where there is nothing else.
+
+    Raises:
+        UnreadableStream: If there is no such stream, or no decoder for it.
+    """
+    streams = list_streams(container)
+    if not streams:
+        kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
         raise unreadable_error(video, file, f"contains no video (only: {', '.join(kinds)})")
+    if number is not None and number >= len(streams):
+        raise unreadable_error(
+            video, file, f"has {len(streams)} video {'stream' if len(streams) == 1 else 'streams'}, numbered from 0, "
+            f"so there is no stream {number}",
+        )  # fmt: skip
+    stream = prefer_stream(streams) if number is None else streams[number]
     if stream.codec_context is None:
         raise unreadable_error(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its codec")
-    return stream  # type: ignore[return-value]
+    return stream
+
+
+def prefer_stream(streams: Sequence[VideoStream]) -> VideoStream:
+    """Return the stream that is chosen where the user chooses none, see :func:`choose_stream`."""
+    return min(streams, key=_rank_stream)
+
+
+def _rank_stream(stream: VideoStream) -> tuple[bool, bool, bool]:
+    lesser = Disposition.still_image | Disposition.dependent
+    return (
+        stream.codec_context is None, bool(stream.disposition & lesser), not stream.disposition & Disposition.default,
+    )  # fmt: skip
 
 
 def translate_errors(video: Video, frame: int | None = None) -> AbstractContextManager[None]:
@@ -131,6 +182,18 @@ def decode_error(video: Video, frame: int | None, error: BaseException) -> Corru
     return CorruptStream(
         f"{name} is truncated or damaged{where}: {ffmpeg_message(error)}. "
         'Repair or remove the file, or pass damaged="keep" to use the frames that can be decoded',
+        stream=name,
+        address=name,
+        offset=frame,
+    )
+
+
+def concealed_error(video: Video, frame: int) -> CorruptStream:
+    """Build the error to raise for frame number `frame`, of which FFmpeg could not decode parts."""
+    name = str(video)
+    return CorruptStream(
+        f"{name} is damaged at frame {frame}: parts of it cannot be decoded, and FFmpeg has concealed them. "
+        'Repair or remove the file, or pass damaged="keep" to use its frames as FFmpeg shows them',
         stream=name,
         address=name,
         offset=frame,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO, Final, NamedTuple
 
 from streamloader.errors import LimitExceeded
@@ -11,7 +12,7 @@ from streamloader.media.declared_sizes import ReadAt, read_declared_size
 from streamloader.media.video.files import open_media_file
 from streamloader.media.video.remote import VideoFile
 
-__all__ = ["check_header_size", "declared_size", "find_movie", "may_turn_matroska"]
+__all__ = ["check_header_size", "declared_size", "find_box", "find_movie", "iterate_elements", "may_turn_matroska"]
 
 _EBML_ID: Final = 0x1A45DFA3  # the header element of Matroska and WebM
 _SEGMENT_ID: Final = 0x18538067  # the Matroska element that contains all others
@@ -27,6 +28,8 @@ _UNUSUAL_BOXES: Final = frozenset({b"moof", b"uuid", b"meta", b"udta", b"sidx"})
 _MAX_REMOTE_BOXES: Final = 256  # in a store, each box may cost a request
 _MAX_LOCAL_BOXES: Final = 1 << 20  # fragments of a week
 _MAX_EBML_ELEMENTS: Final = 16  # the header and some padding come before the segment
+_UNKNOWN_END: Final = 1 << 62
+_MAX_EBML_CHILDREN: Final = 1 << 16  # of one element; each costs a read
 
 
 class _Box(NamedTuple):
@@ -104,6 +107,39 @@ def find_movie(read: ReadAt, size: int) -> tuple[int, int] | None:
     return found
 
 
+def find_box(read: ReadAt, size: int, kind: bytes, max_bytes: int) -> tuple[int, int] | None:
+    """Return the byte range of the contents of the first outermost box of a type, also in a fragmented file.
+
+    None if there is none, or if it is larger than `max_bytes` or than the file.
+    """
+    for count, box in enumerate(_iterate_boxes(read, size)):
+        if box is None or count >= _MAX_REMOTE_BOXES:
+            return None
+        if box.kind == kind:
+            fits = box.end <= size and box.end - box.content_start <= max_bytes
+            return (box.content_start, box.end) if fits else None
+    return None
+
+
+def iterate_elements(read: ReadAt, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield identifier, and start and end of the contents, of the EBML elements in a byte range (RFC 8794).
+
+    The contents of an element of unknown size extend to `end`. The last element may extend past it.
+    """
+    offset = start
+    for _ in range(_MAX_EBML_CHILDREN):
+        if offset >= end:
+            return
+        head = read(offset, 16)
+        identifier, id_bytes = _read_vint(head, keep_marker=True)
+        length, length_bytes = _read_vint(head[id_bytes:], keep_marker=False)
+        if not id_bytes or not length_bytes:
+            return
+        content = offset + id_bytes + length_bytes
+        offset = end if length == (1 << 7 * length_bytes) - 1 else content + length
+        yield identifier, content, offset
+
+
 def _make_reader(file: BinaryIO) -> ReadAt:
     def read(offset: int, count: int) -> bytes:
         file.seek(offset)
@@ -147,20 +183,11 @@ def _iterate_boxes(read: ReadAt, size: int) -> Iterator[_Box | None]:
 
 def _find_segment_end(read: ReadAt) -> int | None:
     """Return the offset at which the Matroska segment ends, or None if its size is unknown."""
-    offset = 0
-    for _ in range(_MAX_EBML_ELEMENTS):
-        head = read(offset, 16)
-        identifier, id_bytes = _read_vint(head, keep_marker=True)
-        length, length_bytes = _read_vint(head[id_bytes:], keep_marker=False)
-        if not id_bytes or not length_bytes:
+    for identifier, _, end in islice(iterate_elements(read, 0, _UNKNOWN_END), _MAX_EBML_ELEMENTS):
+        if end == _UNKNOWN_END:
             return None
-        unknown = length == (1 << 7 * length_bytes) - 1
-        offset += id_bytes + length_bytes
         if identifier == _SEGMENT_ID:
-            return None if unknown else offset + length
-        if unknown:
-            return None
-        offset += length
+            return end
     return None
 
 

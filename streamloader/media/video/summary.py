@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 __all__ = ["SUMMARY", "are_possible", "read_summaries", "summarize_index"]
 
 # Number of frames; duration in units of the time base; the time base in seconds, as a fraction; height and width of the
-# upright frames in pixels.
+# upright frames in pixels; the shape of its pixels, as a fraction; video streams of the file; jumps of its clock.
 SUMMARY: Final = np.dtype(
     [("frames", "<i8"), ("ticks", "<i8"), ("numerator", "<i8"), ("denominator", "<i8"), ("height", "<i4"),
-     ("width", "<i4")]
+     ("width", "<i4"), ("aspect_width", "<i4"), ("aspect_height", "<i4"), ("video_streams", "<i4"), ("jumps", "<i4")]
 )  # fmt: skip
 _MAX_FRAMES: Final = 1 << 24  # as the indexer
 _MAX_TIME: Final = 1 << 62
 _MAX_SIDE: Final = 1 << 20  # pixels
+_MAX_ASPECT: Final = (1 << 31) - 1
+_MAX_STREAMS: Final = 256
 
 
 def summarize_index(index: VideoIndex) -> bytes:
@@ -31,6 +33,10 @@ def summarize_index(index: VideoIndex) -> bytes:
         index.time_base.numerator,
         index.time_base.denominator,
         *index.upright_size,
+        index.upright_pixel_aspect.numerator,
+        index.upright_pixel_aspect.denominator,
+        index.video_streams,
+        min(index.clock_jumps, _MAX_FRAMES),
     )
     return np.array(values, SUMMARY).tobytes()
 
@@ -45,7 +51,8 @@ def are_possible(records: Array) -> Array:
     possible: Array = np.ones(len(records), bool)
     for name, low, high in (
         ("frames", 1, _MAX_FRAMES), ("ticks", 0, _MAX_TIME), ("numerator", 1, _MAX_TIME), ("denominator", 1, _MAX_TIME),
-        ("height", 1, _MAX_SIDE), ("width", 1, _MAX_SIDE),
+        ("height", 1, _MAX_SIDE), ("width", 1, _MAX_SIDE), ("aspect_width", 1, _MAX_ASPECT),
+        ("aspect_height", 1, _MAX_ASPECT), ("video_streams", 1, _MAX_STREAMS), ("jumps", 0, _MAX_FRAMES),
     ):  # fmt: skip
         possible &= (records[name] >= low) & (records[name] <= high)
     return possible

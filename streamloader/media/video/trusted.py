@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,7 @@ import av
 import av.error
 import numpy as np
 
-from streamloader.media.video.coded_size import find_coded_size
+from streamloader.media.video.coded_size import find_coded_size, find_parameters
 from streamloader.media.video.frame_order import ends_with_slice, is_predictable
 from streamloader.media.video.frame_probe import decode_first
 from streamloader.media.video.index import VideoIndex
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
     from streamloader.media.video.movie import Movie
     from streamloader.media.video.packets import PacketTable
     from streamloader.media.video.remote import ByteSpans, VideoFile
+    from streamloader.media.video.retimed import TimedPackets
     from streamloader.values import Array
 
-__all__ = ["find_initial_spans", "last_frame_end", "read_orientation", "trust_movie", "trust_packets"]
+__all__ = [
+    "find_initial_spans", "last_frame_end", "read_orientation", "read_pixel_aspect", "trust_movie", "trust_packets",
+    "trust_repaired",
+]  # fmt: skip
 
 _DECODERS: Final = {"av1": ("libdav1d", "libaom-av1", "av1")}
 # Their frames may be smaller than their headers say: FFmpeg crops H.264 to what the container declares, and frames of
@@ -59,7 +64,8 @@ def trust_movie(movie: Movie, head: bytes, limit: PixelLimit) -> VideoIndex | No
     keys = np.sort(movie.pts[movie.keys])
     pts = movie.pts[movie.order]
     end = last_frame_end(pts, int(movie.durations[movie.order[-1]]))
-    return VideoIndex(pts, movie.time_base, end, keys, keys, *size, movie.orientation)
+    aspect = movie.pixel_aspect or _find_coded_aspect(movie.codec, movie.configuration, head) or Fraction(1)
+    return VideoIndex(pts, movie.time_base, end, keys, keys, *size, movie.orientation, pixel_aspect=aspect)
 
 
 def _find_size(movie: Movie, head: bytes, limit: PixelLimit) -> tuple[int, int] | None:
@@ -119,15 +125,68 @@ def trust_packets(
     pts = decoded_pts[order]
     end = last_frame_end(pts, int(table.ends[order[-1]] - pts[-1]))
     time_base = Fraction(stream.time_base or Fraction(1, 25))
+    return _describe_frames(
+        VideoIndex(pts, time_base, end, *table.sorted_keys(), 0, 0), table, stream, source, limit, first
+    )
+
+
+def trust_repaired(
+    table: PacketTable, packets: TimedPackets, stream: VideoStream, source: str | VideoFile, limit: PixelLimit
+) -> VideoIndex | None:
+    """Return the index of a video whose times were repaired, without its key frames.
+
+    Args:
+        table: All packets of the video.
+        packets: Packets with repaired times.
+        stream: Stream whose decoder is disabled.
+        source: Path of a local file, or the open bytes of a video in a store.
+        limit: Limit on the size of the frame.
+
+    Raises:
+        MediaLimitExceeded: If the first frame is too large.
+    """
+    times, scale = packets.found.times, packets.found.scale
+    time_base = Fraction(stream.time_base or Fraction(1, 25)) / scale
+    no_keys = np.zeros(0, np.int64)
+    index = VideoIndex(times, time_base, last_frame_end(times, packets.last_duration), no_keys, no_keys, 0, 0)
+    return _describe_frames(index, table, stream, source, limit, None)
+
+
+def _describe_frames(
+    index: VideoIndex,
+    table: PacketTable,
+    stream: VideoStream,
+    source: str | VideoFile,
+    limit: PixelLimit,
+    first: VideoFrame | None,
+) -> VideoIndex | None:
+    """Return an index with the size, orientation and shape of pixels of the frames, or None if this is unknown."""
+    codec, configuration = codec_name(stream), bytes(stream.codec_context.extradata or b"")
     shape = _find_upright_size(codec, configuration, table, stream, source)
-    if shape is None:
+    aspect = stream.sample_aspect_ratio or _find_coded_aspect(codec, configuration, table.head)
+    if shape is None or (aspect is None and codec == "hevc"):
         if first is None and not stream.codec_context.is_open:
+            assert table.first is not None
             first = decode_first(stream.codec_context, table.first, limit)
         if first is None:
             return None
-        return VideoIndex(pts, time_base, end, *table.sorted_keys(), first.height, first.width, read_orientation(first))
-    limit.check(shape[1], shape[0], "has")
-    return VideoIndex(pts, time_base, end, *table.sorted_keys(), *shape)
+        size, orientation = (first.height, first.width), read_orientation(first)
+        aspect = read_pixel_aspect(stream) if aspect is None else aspect
+    else:
+        limit.check(shape[1], shape[0], "has")
+        size, orientation = shape, UPRIGHT
+    return replace(index, height=size[0], width=size[1], orientation=orientation, pixel_aspect=Fraction(aspect or 1))
+
+
+def read_pixel_aspect(stream: VideoStream) -> Fraction:
+    """Return the width of a pixel divided by its height, of a stream of which a frame was decoded. 1 if unknown."""
+    return Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+
+
+def _find_coded_aspect(codec: str, configuration: bytes, head: bytes) -> Fraction | None:
+    """Return the shape of pixels that the parameters of H.264 declare, or None."""
+    parameters = find_parameters(codec, configuration, head) if codec == "h264" else None
+    return None if parameters is None else parameters.pixel_aspect
 
 
 def _find_upright_size(

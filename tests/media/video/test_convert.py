@@ -11,6 +11,7 @@ from made_clips import VARIANTS, flat_yuv, linear_decode, make_clip, moving_fram
 from streamloader.media.video import convert, swscale
 from streamloader.media.video.convert import Converter, OutputArray, plane_shapes
 from streamloader.media.video.orientation import UPRIGHT, Orientation
+from streamloader.media.video.reformat import view_plane
 from streamloader.media.video.swscale import Scaler, ScalerConfig, is_scaler_available
 
 LIMITED, FULL = 1, 2
@@ -286,7 +287,7 @@ def test_frames_stored_bottom_up_are_read_from_the_right_end():
         line_size = -18
         buffer_ptr = picture.ctypes.data + 3 * 18
 
-    assert np.array_equal(convert._plane_view(Plane, 4, 6, 3), picture[::-1])
+    assert np.array_equal(view_plane(Plane, 4, 6, 3), picture[::-1])
 
 
 def _aligned(*shape):

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -168,6 +169,7 @@ def test_a_reader_refuses_frames_that_its_index_does_not_announce(tmp_path):
     """The file was exchanged, or is another one on this machine."""
     path = str(hostile.growing_h264(tmp_path, 1600, 1200))
     index = index_video(str(make_clip(tmp_path / "indexed.h264", frames=30)))
+    index = replace(index, has_pts=False, retiming=None, seekable=False)  # frames are only counted
     reader = FrameReader(path, index, "the stream", max_pixels=100_000)
     try:
         read_frames(reader, range(15))

@@ -178,11 +178,14 @@ def test_a_record_with_impossible_values_is_not_used(clip, cache):
     index = load_index(str(clip))
     entry, settings = VideoVersion("/videos/a.mp4", (1000, 1)), IndexSettings()
     for values in (
-        (0, 1, 1, 1, 2, 2),
-        (1, -1, 1, 1, 2, 2),
-        (1, 1, 0, 1, 2, 2),
-        (1, 1, 1, 1, 0, 2),
-        (1 << 25, 1, 1, 1, 2, 2),
+        (0, 1, 1, 1, 2, 2, 1, 1, 1, 0),
+        (1, -1, 1, 1, 2, 2, 1, 1, 1, 0),
+        (1, 1, 0, 1, 2, 2, 1, 1, 1, 0),
+        (1, 1, 1, 1, 0, 2, 1, 1, 1, 0),
+        (1 << 25, 1, 1, 1, 2, 2, 1, 1, 1, 0),
+        (1, 1, 1, 1, 2, 2, 1, 0, 1, 0),
+        (1, 1, 1, 1, 2, 2, 1, 1, 0, 0),
+        (1, 1, 1, 1, 2, 2, 1, 1, 1, -1),
     ):
         record = np.array(values, SUMMARY).tobytes()
         store_indexes([IndexedVideo(entry, record, encode_index(index))], settings)

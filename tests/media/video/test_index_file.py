@@ -124,9 +124,9 @@ def test_changes_are_noticed(tmp_path, index, change):
 @pytest.mark.parametrize(
     ("position", "data"),
     [
-        (0, struct.pack("<q", 0)), (8, struct.pack("<q", -1)), (32, struct.pack("<i", 0)), (40, struct.pack("<q", -7)),
-        (4 * 48, struct.pack("<I", 0)), (4 * 48, struct.pack("<I", 2**32 - 1)), (4 * 52, b"\xff"), (4 * 52, b"\0"),
-        (4 * 52 + 4, "é".encode()),
+        (0, struct.pack("<q", 0)), (8, struct.pack("<q", -1)), (32, struct.pack("<i", 0)), (56, struct.pack("<q", -7)),
+        (4 * 64, struct.pack("<I", 0)), (4 * 64, struct.pack("<I", 2**32 - 1)), (4 * 68, b"\xff"), (4 * 68, b"\0"),
+        (4 * 68 + 4, "é".encode()),
     ],
 )  # fmt: skip
 def test_changed_blocks_are_noticed(tmp_path, index, position, data):

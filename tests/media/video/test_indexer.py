@@ -27,7 +27,8 @@ FROM_TABLES = {
     "no_key_frames.mkv", "no_key_frames.ts", "odd_size.mkv", "odd_size_444.mp4", "one_frame.mp4", "open_groups.mkv",
     "open_groups.mp4", "rotated.mp4", "variable_rate.mkv", "variable_rate.mp4", "vp9.webm",
 }  # fmt: skip
-COUNTED = {"no_pts.avi", "no_pts.h264", "packed.avi"}
+# Videos whose packets are given other timestamps than those that FFmpeg reports: it reports none, or wrong ones.
+RETIMED = {"no_pts.avi", "no_pts.h264", "packed.avi"}
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,9 @@ def test_index_and_every_frame_are_those_of_the_decoder(made, name, monkeypatch)
     index = index_video(str(path))
     assert len(index) == len(frames)
     assert any(index is not None for index in trusted) == (name in FROM_TABLES)
-    assert index.seekable == (name not in COUNTED)
-    if index.has_pts:
+    assert index.seekable
+    assert (index.retiming is not None) == (name in RETIMED)
+    if index.retiming is None:
         assert index.pts.tolist() == [frame.pts for frame in frames]
         assert index.time_base == frames[0].time_base
     assert (index.height, index.width) == pictures.shape[1:3]
@@ -294,11 +296,10 @@ def test_frames_that_differ_after_a_seek_are_counted_instead(made):
     assert not index_module._is_seekable(path, index, {})
 
 
-def test_average_rate_times_frames_without_pts(made):
+def test_durations_time_frames_without_timestamps(made):
     index = index_video(str(made("no_pts.h264")))
-    assert not index.has_pts
-    assert index.time_base == Fraction(1, 25)
-    assert index.pts.tolist() == list(range(40))
+    assert (index.pts * index.time_base).tolist() == [Fraction(number, 25) for number in range(40)]
+    assert index.end * index.time_base == Fraction(40, 25)
 
 
 def test_the_last_frame_has_its_own_length(tmp_path):

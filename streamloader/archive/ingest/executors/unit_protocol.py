@@ -40,6 +40,7 @@ _MAX_NAME_CHARS: Final = 4096
 _MAX_NOTE_CHARS: Final = 16_384
 _MAX_CHUNKS: Final = 1 << 24
 _MAX_FRAME_SIZE: Final = 1 << 20
+_MAX_STREAMS: Final = 256
 _NS_PER_S: Final = 1_000_000_000
 _MAX_TICKS_PER_S: Final = 2.0  # a unit sends one a second
 _MAX_SPARE_TICKS: Final = 100
@@ -50,6 +51,13 @@ _MAX_CHUNK_MESSAGE_BYTES: Final = 1 << 29
 _MAX_INDEX_BYTES_PER_FRAME: Final = 512  # as text, and with packets that hold no frame
 _MAX_CUT_FRAMES: Final = 1 << 12  # a copied chunk ends at a key frame, which may lie beyond its requested length
 
+_SOURCE: Final[Mapping[str, Check]] = {
+    "pixel_aspect": list_of(integer(1, _MAX_INTEGER), 2, 2),
+    "stream": integer(0, _MAX_STREAMS),
+    "video_streams": integer(1, _MAX_STREAMS),
+    "cropping": list_of(integer(0, _MAX_FRAME_SIZE), 4, 4),
+    "clock_jumps": integer(0, _MAX_FRAMES),
+}
 _FACTS: Final[Mapping[str, Check]] = {
     "frames": integer(1, _MAX_FRAMES),
     "height": integer(1, _MAX_FRAME_SIZE),
@@ -58,6 +66,7 @@ _FACTS: Final[Mapping[str, Check]] = {
     "time_base": list_of(integer(1, _MAX_INTEGER), 2, 2),
     "first_pts": integer(-_MAX_INTEGER, _MAX_INTEGER),
     "end": integer(-_MAX_INTEGER, _MAX_INTEGER),
+    "source": lambda value, name: check_fields(value, _SOURCE, f"{name}.source"),
 }
 _ROW: Final[Mapping[str, Check]] = {
     "content": text(64),

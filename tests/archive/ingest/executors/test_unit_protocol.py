@@ -31,10 +31,12 @@ from streamloader.media.chunks.settings import CutSettings
 
 PROGRAM = str(Path(__file__).with_name("hostile_ingest_program.py"))
 CONTENT, DIGEST = "c" * 64, "sha256:" + "d" * 64
+SOURCE = {"pixel_aspect": [16, 11], "stream": 1, "video_streams": 2, "cropping": [0, 2, 4, 6], "clock_jumps": 1}
 CODING = Coding("h264", b"\0\1", 64, 48, "yuv420p", "avc1")
 FOUND = {"kind": "found", "digest": DIGEST, "size": 1000, "version": None}
 FACTS = {
     "frames": 40, "height": 48, "width": 64, "turn": [False] * 3, "time_base": [1, 25], "first_pts": 0, "end": 40,
+    "source": SOURCE,
 }  # fmt: skip
 PLANNED = {"kind": "planned", "facts": FACTS, "chunks": 4}
 KEPT = {"kind": "kept", "numbers": [1]}
@@ -80,6 +82,8 @@ INVALID = [
         FOUND, CHUNK, DONE, KEPT, PLANNED | {"chunks": 0}, PLANNED | {"chunks": 41}, PLANNED | {"chunks": True},
         PLANNED | {"facts": []}, *(PLANNED | {"facts": FACTS | change} for change in (
             {"frames": 0}, {"frames": 1 << 60}, {"height": -1}, {"turn": [0, 0, 0]}, {"turn": [False]},
+            {"source": {}}, {"source": SOURCE | {"stream": -1}}, {"source": SOURCE | {"pixel_aspect": [1, 0]}},
+            {"source": SOURCE | {"cropping": [0, 0, 0]}}, {"source": SOURCE | {"clock_jumps": True}},
             {"time_base": [1, 0]}, {"time_base": [1]}, {"end": 0}, {"end": 1 << 61}, {"first_pts": "0"},
         )),
     )
