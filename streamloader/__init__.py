@@ -108,6 +108,7 @@ if TYPE_CHECKING:
         StreamFailed,
         StreamloaderError,
         StreamNotFound,
+        SystemLimit,
         TransferInterrupted,
         Unreachable,
         UnreadableStream,
@@ -133,6 +134,7 @@ if TYPE_CHECKING:
     from streamloader.streams.find import find_streams
     from streamloader.streams.images import ImageStreams
     from streamloader.streams.iterate import IterStreams
+    from streamloader.streams.lane_thread import LaneInfo, get_lane_info
     from streamloader.streams.make_index import IndexReport, index_videos
     from streamloader.streams.sound import AudioOptions
     from streamloader.streams.text import TextStreams
@@ -195,6 +197,7 @@ __all__ = [
     "IterStreams",
     "IteratorBusy",
     "JsonDataManager",
+    "LaneInfo",
     "LengthUnknown",
     "LimitExceeded",
     "Limits",
@@ -244,6 +247,7 @@ __all__ = [
     "StreamNotFound",
     "StreamTable",
     "StreamloaderError",
+    "SystemLimit",
     "TextDataManager",
     "TextStreams",
     "Timeouts",
@@ -262,6 +266,7 @@ __all__ = [
     "ZstdCompressor",
     "__version__",
     "find_streams",
+    "get_lane_info",
     "index_shards",
     "index_videos",
     "make_client",
@@ -341,6 +346,8 @@ _MODULES: Final = {
     "ZlibCompressor": "datasets.directory.compressors",
     "ZstdCompressor": "datasets.directory.compressors",
     "find_streams": "streams.find",
+    "get_lane_info": "streams.lane_thread",
+    "LaneInfo": "streams.lane_thread",
     "index_shards": "datasets.shards.make_index",
     "index_videos": "streams.make_index",
     "make_client": "datasets.shards.client",

@@ -195,6 +195,13 @@ class WrongProcess(StreamloaderError, RuntimeError):
     """The loader's workers belong to another process, from which this one was forked. ``details``: owner_pid."""
 
 
+class SystemLimit(StreamloaderError, OSError):
+    """The system refuses files, processes or memory, because a limit of this process or of the machine is reached.
+
+    ``details``: errno. The message names the limit and how to raise it.
+    """
+
+
 class StreamNotFound(StreamloaderError, FileNotFoundError):
     """There is no stream at this address, or the pattern matches nothing."""
 

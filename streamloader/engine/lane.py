@@ -17,6 +17,7 @@ from streamloader.engine.stream_prefetch import StreamPrefetcher
 from streamloader.engine.workload import INITIAL_CURSOR, Cursor, Grant, LaneDirectives, locate_error
 from streamloader.errors import CorruptStream, StreamloaderError, from_wire, to_wire
 from streamloader.streams.base import Stream, StreamDataset, decoder_threads, stream_rng
+from streamloader.streams.lane_thread import LaneInfo, set_lane_info
 from streamloader.values import Array, StreamInfo
 
 __all__ = ["Lane", "StreamWorkload"]
@@ -64,6 +65,7 @@ class StreamWorkload:
                 self,
                 lane,
                 first_lane + lane,
+                (first_lane // ring.layout.lanes, self.plan.lanes // ring.layout.lanes),
                 [Row(arrays, fields, lane) for arrays in slots],
                 memoryview(ring.status[lane]),
                 send,
@@ -79,6 +81,7 @@ class Lane:
         workload: Workload of the loader.
         row: Row of the lane in this ring.
         global_lane: Number of the lane over all ranks.
+        rank: Rank of the loader, and number of ranks.
         rows: Row of the lane in each slot.
         status: Line of the lane in the ring's status table.
         send: Function that sends an encoded message to the supervisor.
@@ -89,11 +92,13 @@ class Lane:
         workload: StreamWorkload,
         row: int,
         global_lane: int,
+        rank: tuple[int, int],
         rows: Sequence[Row],
         status: memoryview,
         send: Callable[[bytes], None],
     ) -> None:
         self.row, self.rows, self.global_lane = row, range(row, row + 1), global_lane
+        self._rank, self._world_size = rank
         self.grants_filled = 0
         self.only_run: int | None = None  # set while a run has steps left beyond its planned end
         self.status = status
@@ -316,6 +321,17 @@ class Lane:
             self._raise_cutoff_error()
             return
         info = self._workload.streams[self._ordinal]
+        set_lane_info(
+            LaneInfo(
+                self._epoch,
+                self.global_lane,
+                self._rank,
+                self._world_size,
+                self._ordinal,
+                info.key,
+                self._plan.seed,
+            )
+        )
         decoder_threads.set(self._workload.decoder_threads)
         try:
             rng = stream_rng(self._plan.seed, self._epoch, self._ordinal)

@@ -25,6 +25,7 @@ from streamloader.common.subprocesses import (
     exit_with_parent,
     shield_from_signals,
 )
+from streamloader.common.worker_output import protect_output
 from streamloader.engine.job import WorkerJob, read_job
 from streamloader.engine.messages import MessageKind, encode_message
 from streamloader.errors import to_wire
@@ -56,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         argv: Number of the worker, its descriptors of socket, ring and job, and the process id of the parent.
     """
     shield_from_signals()
+    protect_output()
     gc.disable()  # while modules are imported, whose objects it would search again and again
     number, sock_fd, ring_fd, job_fd, parent_pid = (int(text) for text in argv)
     sock = socket.socket(fileno=sock_fd)

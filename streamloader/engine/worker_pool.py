@@ -63,8 +63,13 @@ class WorkerPool:
         self._job, self._ring, self._processes = job, ring, processes
         self._on_exit, self._on_slot_release = on_exit, on_slot_release
         self.workers: list[WorkerHandle] = []
-        self.selector = selectors.DefaultSelector()
-        self._wake_receiver, self._wake_sender = os.pipe()
+        try:
+            self.selector = selectors.DefaultSelector()
+            self._wake_receiver, self._wake_sender = os.pipe()
+        except OSError:
+            if self._surroundings is not None:
+                self._surroundings.close()
+            raise
         for fd in (self._wake_receiver, self._wake_sender):
             os.set_blocking(fd, False)
         self.selector.register(self._wake_receiver, selectors.EVENT_READ)

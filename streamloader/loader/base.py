@@ -29,6 +29,7 @@ from streamloader.loader.accelerate_state import GradientAccumulation
 from streamloader.loader.batch import BatchSpec, SlotBatch, copy_memory
 from streamloader.loader.cuda import Pinning, make_feed
 from streamloader.loader.stats import LaneStats, LoaderStats
+from streamloader.loader.system_limits import name_system_limits
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -175,38 +176,42 @@ class Loader(abc.ABC):
             raise ClosedError("this loader is closed; create a new one")
         self._check_process()
         if self._supervisor is None:
-            self._owner_pid = os.getpid()
-            self._start_time = time.perf_counter()
-            self._ring = Ring.create(self._slot_layout, self._slot_count)
-            job = WorkerJob(
-                self._workload,
-                self._slot_layout,
-                self._slot_count,
-                self._first_lane,
-                self._worker_rows,
-                _LOGGER.getEffectiveLevel(),
-                cores_per_worker(max(1, self.num_workers)),
-            )
-            try:
-                supervisor = Supervisor(
-                    job,
-                    self._ring,
-                    self.num_workers,
-                    self._quarantine,
-                    max_ahead=self._max_ahead,
-                    on_death=self._on_worker_death,
-                )
-            except BaseException:
-                self._ring.close()
-                raise
-            supervisor.start()
-            try:
-                self._pinning.pin(self._ring)
-            except BaseException:
-                supervisor.close()
-                raise
-            self._supervisor = supervisor
+            with name_system_limits("the loader cannot start"):
+                self._supervisor = self._create_supervisor()
         return self._supervisor
+
+    def _create_supervisor(self) -> Supervisor:
+        self._owner_pid = os.getpid()
+        self._start_time = time.perf_counter()
+        self._ring = Ring.create(self._slot_layout, self._slot_count)
+        job = WorkerJob(
+            self._workload,
+            self._slot_layout,
+            self._slot_count,
+            self._first_lane,
+            self._worker_rows,
+            _LOGGER.getEffectiveLevel(),
+            cores_per_worker(max(1, self.num_workers)),
+        )
+        try:
+            supervisor = Supervisor(
+                job,
+                self._ring,
+                self.num_workers,
+                self._quarantine,
+                max_ahead=self._max_ahead,
+                on_death=self._on_worker_death,
+            )
+        except BaseException:
+            self._ring.close()
+            raise
+        supervisor.start()
+        try:
+            self._pinning.pin(self._ring)
+        except BaseException:
+            supervisor.close()
+            raise
+        return supervisor
 
     def _check_process(self) -> None:
         """Check that the workers belong to this process.

@@ -24,6 +24,7 @@ from streamloader.loader.batch import Batch, BatchSpec
 from streamloader.loader.envstreamer import Dims, EnvStreamer
 from streamloader.loader.gym.streamer import GymStreamer
 from streamloader.loader.state import LoaderIdentity, make_state, read_state
+from streamloader.loader.system_limits import name_system_limits
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import parse_in_processes, skip_unreadable
 from streamloader.values import StreamInfo, as_fields
@@ -397,6 +398,7 @@ class _BatchSampler(NamedTuple):
 def _index_dataset(dataset: StreamDataset, *, in_processes: bool, skip: bool) -> StreamTable:
     """Index the dataset. Also works in a thread that runs an event loop, such as in a notebook."""
     with (
+        name_system_limits("the dataset cannot be indexed"),
         anyio.from_thread.start_blocking_portal() as portal,
         parse_in_processes() if in_processes else contextlib.nullcontext(),
         skip_unreadable() if skip else contextlib.nullcontext(),

@@ -12,9 +12,10 @@ import queue
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
-__all__ = ["LaneThread", "decode_in_lane_thread", "in_lane_thread"]
+__all__ = ["LaneInfo", "LaneThread", "decode_in_lane_thread", "get_lane_info", "in_lane_thread", "set_lane_info"]
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -37,10 +38,12 @@ class LaneThread:
 
     Attributes:
         decode_slots: Slots for the lanes that decode at the same time, or None.
+        lane_info: What the lane reads now, for :func:`get_lane_info`.
     """
 
     def __init__(self, name: str, decode_slots: asyncio.Semaphore | None = None) -> None:
         self.decode_slots = decode_slots
+        self.lane_info: LaneInfo | None = None
         self._name = name
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -63,6 +66,7 @@ class LaneThread:
         return self._thread is None or not self._thread.is_alive()
 
     def _run_calls(self) -> None:
+        _of_thread.lane_thread = self
         while (call := self._calls.get()) is not None:
             future, loop, function, args = call
             result, error = None, None
@@ -89,6 +93,54 @@ def _resolve(future: asyncio.Future[Any], result: object, error: BaseException |
 
 
 current_lane_thread: ContextVar[LaneThread | None] = ContextVar("current_lane_thread", default=None)
+_current_lane: ContextVar[LaneInfo | None] = ContextVar("current_lane", default=None)
+_of_thread = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class LaneInfo:
+    """What a lane reads, for code of the user that runs in a worker.
+
+    Attributes:
+        epoch: Number of the epoch.
+        lane: Number of the lane over all ranks.
+        rank: Rank of the loader that hosts the lane.
+        world_size: Number of ranks.
+        stream: Ordinal of the stream in ``loader.streams``.
+        key: Key of the stream.
+        seed: Seed of the loader.
+    """
+
+    epoch: int
+    lane: int
+    rank: int
+    world_size: int
+    stream: int
+    key: str
+    seed: int
+
+
+def get_lane_info() -> LaneInfo | None:
+    """Return which lane, stream and epoch the calling code works for, or None outside of a loader.
+
+    It can be called in ``make`` of :class:`IterStreams`, in ``transform``, in a tokenizer, and in the ``open``,
+    ``read_into`` and ``seek`` of your own datasets, whatever thread or process runs them: what ``get_worker_info`` is
+    for a DataLoader. What a stream yields must not depend on `rank` or `lane`, if a run is to be continued with another
+    number of them.
+    """
+    info = _current_lane.get()
+    if info is not None:
+        return info
+    thread: LaneThread | None = getattr(_of_thread, "lane_thread", None)
+    return None if thread is None else thread.lane_info
+
+
+def set_lane_info(info: LaneInfo) -> None:
+    """Set what the lane of this task reads from now on."""
+    _current_lane.set(info)
+    thread = current_lane_thread.get()
+    if thread is not None:
+        thread.lane_info = info
 
 
 async def in_lane_thread(function: Callable[[Unpack[Args]], T], *args: *Args) -> T:
