@@ -11,6 +11,7 @@ from engine_data import Numbered, assert_same_batches, copies
 
 import streamloader as sl
 from streamloader.arguments import check_integer, check_seconds
+from streamloader.media.video.selection import Selection
 
 LENGTHS = [5, 9, 2, 7]
 INTEGERS = [np.int64, np.int32, np.uint8, torch.tensor]
@@ -162,3 +163,48 @@ def test_shapes_that_are_none_are_refused(shape):
 @pytest.mark.parametrize("shape", [3, np.int64(3), (np.int32(3),), torch.Size([3])])
 def test_shapes_of_every_type_are_equal(shape):
     assert sl.Field(shape).shape == (3,)
+
+
+# --- the other doors --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [np.int64, np.int32, torch.tensor])
+def test_data_sets_take_integers_of_every_type(make, tmp_path):
+    with sl.ShardWriter(str(tmp_path / "shards"), maxcount=make(4)) as writer:
+        for number in range(12):
+            writer.write({"__key__": f"{number:04}", "txt": f"{number}"})
+
+    def play(kind):
+        data = sl.RemoteDataset(str(tmp_path / "shards"), seed=kind(3), open_shards=kind(2))
+        data = data.to_tuple("__key__").batched(kind(5)).repeat(kind(2))
+        data.set_epoch(kind(1))
+        return [list(batch) for batch in data], json.loads(json.dumps(data.state_dict()))
+
+    assert play(make) == play(int)
+
+
+@pytest.mark.parametrize("make", [np.int64, torch.tensor])
+def test_shuffled_data_sets_take_integers_of_every_type(make):
+    class Numbers(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(50))
+
+    def play(kind):
+        data = sl.ShuffleDataset(Numbers(), kind(20), seed=kind(7))
+        data.set_epoch(kind(2))
+        return list(data)
+
+    assert play(make) == play(int)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.0, "1", None])
+def test_data_sets_refuse_epochs_that_are_none(epoch, tmp_path):
+    with sl.ShardWriter(str(tmp_path)) as writer:
+        writer.write({"__key__": "0", "txt": "0"})
+    with pytest.raises(sl.ConfigError, match="epoch must be"):
+        sl.RemoteDataset(str(tmp_path)).set_epoch(epoch)
+
+
+def test_settings_of_videos_are_plain_numbers():
+    selection = Selection.from_options(np.int64(5), False, np.int32(2), None)
+    assert json.loads(json.dumps([selection.max_frames, selection.stride])) == [5, 2]

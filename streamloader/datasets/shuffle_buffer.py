@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from torch.utils.data import IterableDataset
 
+from streamloader.arguments import check_integer
 from streamloader.datasets.random_order import draw_words
 from streamloader.datasets.workers import get_dataloader_worker
 from streamloader.distributed import resolve_rank
@@ -70,6 +71,7 @@ class ShuffleDataset(IterableDataset[T]):
         world_size: int | None = None,
     ) -> None:
         super().__init__()
+        buffer_size, seed = check_integer("buffer_size", buffer_size), check_integer("seed", seed)
         if buffer_size < 1:
             raise ConfigError(f"buffer_size={buffer_size}: must be 1 or more")
         if rank is not None or world_size is not None:
@@ -90,7 +92,7 @@ class ShuffleDataset(IterableDataset[T]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the epoch of the next iteration, which then starts at its beginning."""
-        self.epoch = epoch
+        self.epoch = check_integer("epoch", epoch, 0)
         self._state = self._buffer = None
 
     def __iter__(self) -> Iterator[T]:

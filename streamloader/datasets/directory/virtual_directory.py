@@ -112,7 +112,7 @@ class VirtualDirectory:
             storage_options,
             lock_timeout,
             load_to_memory=load_to_memory,
-            min_subdirectories=min_subdir_num,
+            min_subdirectories=int(min_subdir_num),
             seed=seed,
             on_duplicate=on_duplicate,
             check_files=check == "files",
@@ -365,7 +365,7 @@ def _check_arguments(
     for name, value, choices in (("on_duplicate", on_duplicate, get_args(OnDuplicate)), ("check", check, _CHECKS)):
         if value not in choices:
             raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
-    if not isinstance(min_subdir_num, int) or min_subdir_num < 0:
+    if not hasattr(min_subdir_num, "__index__") or min_subdir_num < 0:
         raise ConfigError(f"min_subdir_num={min_subdir_num!r}: must be a whole number of 0 or more")
     if not lock_timeout >= 0:
         raise ConfigError(f"lock_timeout={lock_timeout!r}: must be 0 or more seconds")

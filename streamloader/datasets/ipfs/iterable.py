@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from torch.utils.data import IterableDataset
 
+from streamloader.arguments import check_integer
 from streamloader.common.printable import make_printable
 from streamloader.containers.base import Container, Member
 from streamloader.datasets.ipfs.member_table import warn_of_problem
@@ -148,6 +149,7 @@ class IPFSIterableDataset(IterableDataset[tuple[str, bytes]]):
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        seed, prefetch_requests = check_integer("seed", seed), check_integer("prefetch_requests", prefetch_requests)
         if prefetch_bytes < 0 or prefetch_requests < 1:
             raise ConfigError("prefetch_bytes must be 0 or more, and prefetch_requests 1 or more")
         if rank is not None or world_size is not None:
@@ -170,7 +172,7 @@ class IPFSIterableDataset(IterableDataset[tuple[str, bytes]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the epoch of the next iteration, which then starts at its beginning."""
-        self.epoch = epoch
+        self.epoch = check_integer("epoch", epoch, 0)
         self._resumes_at, self._run = None, None
         self._position, self.skipped = (0, 0), []
 

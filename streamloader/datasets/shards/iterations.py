@@ -6,6 +6,7 @@ from typing import Final
 
 import torch
 
+from streamloader.arguments import check_integer
 from streamloader.datasets.workers import DataLoaderWorker
 from streamloader.errors import ConfigError
 
@@ -41,11 +42,12 @@ class IterationCounter:
         Returns:
             Number of this call. A state is used only if it was loaded with the latest one.
         """
-        if isinstance(epoch, bool) or not 0 <= int(epoch) <= _MAX_EPOCH:
+        epoch = check_integer("the epoch", epoch)
+        if not 0 <= epoch <= _MAX_EPOCH:
             raise ConfigError(f"the epoch must be a number of 0 or more, got {epoch!r:.80}")
         generation = int(self._values[_GENERATION]) + 1
         self._values.zero_()
-        self._values[_NEXT_EPOCH] = int(epoch)
+        self._values[_NEXT_EPOCH] = epoch
         self._values[_GENERATION] = generation
         self._values[_RESUMED] = resumes
         return generation

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from streamloader.arguments import check_integer
 from streamloader.datasets.random_order import draw_words, permute
 from streamloader.errors import ConfigError
 from streamloader.values import Array
@@ -69,6 +70,11 @@ class ShuffleWindow(NamedTuple):
     lane: int = 0
 
 
+_POSITIVE: Final = (
+    "batch_size", "lanes", "buffer_size", "buffer_bytes", "open_shards", "block_bytes", "world_size",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderSettings:
     """Everything besides the data set and the epoch that decides the order.
@@ -102,8 +108,10 @@ class OrderSettings:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        """Validate the values."""
-        for name in ("batch_size", "lanes", "buffer_size", "buffer_bytes", "open_shards", "block_bytes", "world_size"):
+        """Normalize the numbers, and validate the values."""
+        for name in ("seed", "rank", *_POSITIVE):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name)))
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be 1 or more")
         if self.tail not in ("once", "drop", "repeat"):

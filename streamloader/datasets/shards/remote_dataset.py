@@ -12,6 +12,7 @@ import cloudpickle
 from torch.utils.data import IterableDataset
 from typing_extensions import override
 
+from streamloader.arguments import check_integer
 from streamloader.datasets.shards.chain import ChainSource, OnError, SampleChain
 from streamloader.datasets.shards.client import S3Client
 from streamloader.datasets.shards.epoch import EpochPlayer
@@ -204,11 +205,12 @@ class RemoteDataset(IterableDataset[Any]):
         """
         if self._chain.batch_size is not None:
             raise ConfigError("the samples are batched already")
-        OrderSettings(batch_size=batch_size)
+        batch_size = OrderSettings(batch_size=batch_size).batch_size
         return self._replace(batch_size=batch_size, collate=collate_fn or collate, partial=partial)
 
     def repeat(self, epochs: int | None = None) -> RemoteDataset:
         """Play several epochs in one iteration, each in another order. None for an endless iteration."""
+        epochs = None if epochs is None else check_integer("repeat()", epochs)
         if epochs is not None and epochs < 1:
             raise ConfigError(f"repeat({epochs!r}): must be 1 or more, or None")
         return self._replace(epochs=epochs)

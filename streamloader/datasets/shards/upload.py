@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from streamloader.arguments import check_integer
 from streamloader.common.count_display import open_count_display
 from streamloader.datasets.random_order import permute
 from streamloader.datasets.shards.client import S3Client
@@ -92,6 +93,7 @@ def upload_cv_dataset(
     folder, options = _find_folder(client, bucket, base_folder, address, storage_options)
     if image_format not in _IMAGE_FORMATS or engine not in ("processes", "ray"):
         raise ConfigError(f"image_format must be one of {_IMAGE_FORMATS}, and engine 'processes' or 'ray'")
+    seed = check_integer("seed", seed)
     total = len(ds)
     encodable = EncodedSamples(ds, image_format)
     settings = {

@@ -73,7 +73,8 @@ class Selection:
             raise ConfigError(f"stride must be a whole number of at least 1, got {stride!r}")
         if random_start and max_frames is None:
             raise ConfigError("random_start=True needs max_frames=, the number of steps of each stream")
-        return cls(max_frames, bool(random_start), int(stride), None if fps is None else _parse_fps(fps))
+        max_steps = None if max_frames is None else as_int(max_frames)
+        return cls(max_steps, bool(random_start), as_int(stride), None if fps is None else _parse_fps(fps))
 
     def count_video_steps(self, index: TimedFrames) -> int:
         """Return the number of steps of a video, which does not depend on its start."""
