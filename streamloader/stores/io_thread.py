@@ -31,6 +31,7 @@ __all__ = [
     "SharedStore",
     "close_shared_stores",
     "get_shared_resource",
+    "is_io_thread",
     "open_shared_store",
     "options_key",
 ]
@@ -38,6 +39,7 @@ __all__ = [
 
 IDLE_TIMEOUT_S: Final = 20.0  # how long a resource stays connected after its last user has released it
 _SHUTDOWN_TIMEOUT_S: Final = 10.0
+_THREAD_NAME: Final = "streamloader-io"
 _PAGE_ENTRIES: Final = 1000
 
 
@@ -208,6 +210,11 @@ def get_shared_resource(key: Hashable, make: Callable[[], S]) -> SharedResource[
     return SharedResource(entry, entry.resource)
 
 
+def is_io_thread() -> bool:
+    """Return whether the calling code, such as a finalizer, runs in the I/O thread, which cannot wait for stores."""
+    return threading.current_thread().name == _THREAD_NAME
+
+
 def close_shared_stores() -> None:
     """Close all shared stores of this process now, even those in use, and end the I/O thread.
 
@@ -262,7 +269,7 @@ class _IoThread:
         self._resources_to_close: list[Shareable] = []
         self._futures: weakref.WeakSet[concurrent.futures.Future[Any]] = weakref.WeakSet()
         self._ended = False
-        self._thread = threading.Thread(target=self._run_loop, name="streamloader-io", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name=_THREAD_NAME, daemon=True)
         self._thread.start()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Self, get_args
@@ -16,6 +17,7 @@ from streamloader.datasets.directory.local_root import LocalRoot
 from streamloader.datasets.directory.lock import DirectoryLock
 from streamloader.datasets.directory.managers import DataManager
 from streamloader.errors import ConfigError, StreamloaderError
+from streamloader.stores.io_thread import is_io_thread
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import is_local_file
 
@@ -378,7 +380,14 @@ def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:
 
 
 def _finish(contents: EditableContents, save_on_destruction: bool, owner_pid: int) -> None:
-    """Close the contents of an instance that is not used any more. A forked process saves nothing."""
+    """Close the contents of an instance that is not used any more. A forked process saves nothing.
+
+    It may be collected in any thread. The one that serves all requests to stores cannot wait for itself.
+    """
+    if is_io_thread():
+        arguments = (contents, save_on_destruction, owner_pid)
+        threading.Thread(target=_finish, args=arguments, name="streamloader-directory-close").start()
+        return
     try:
         if save_on_destruction and os.getpid() == owner_pid:
             contents.write_packs()

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader
 import streamloader as sl
 from streamloader.datasets.directory import codec, remote_fetch, remote_root, remote_subdirectory
 from streamloader.redaction import redact_address
+from streamloader.stores.io_thread import open_shared_store
 
 ODD = {"é 1%20.txt": b"odd", "c" * 200: b"long", "a+b&c=d": b"", "x.tar.gz": b"dots"}
 
@@ -438,3 +440,28 @@ def test_the_progress_of_a_listing(s3):
     shown = subprocess.run(program, check=True, timeout=60, capture_output=True, text=True).stderr
     assert "listing files" in shown
     assert "29, " in shown
+
+
+def test_packs_are_saved_if_a_directory_is_collected_in_the_thread_of_the_stores(s3):
+    directory = s3.open(min_subdir_num=1, save_on_destruction=True)
+    directory.save("a", b"1")
+    directory.itself = directory  # so that only the garbage collector frees it
+    finalizer = directory._finalizer
+
+    async def collect():
+        gc.collect()
+
+    handle, _ = open_shared_store(s3.root, s3.options)
+    with handle:
+        gc.collect()
+        gc.disable()
+        try:
+            del directory
+            handle.call(collect())
+        finally:
+            gc.enable()
+        for thread in threading.enumerate():
+            if thread.name == "streamloader-directory-close":
+                thread.join(60)
+    assert not finalizer.alive
+    assert s3.names() == ["subdir_0.pack", "subdir_0/a"]
