@@ -32,6 +32,7 @@ QUESTIONS = (
     "latency",
     "footprint",
     "border",
+    "runtimes",
     "scale",
     "index_file",
     "resume",

@@ -15,6 +15,7 @@ class Job:
     Attributes:
         kind: Kind of streams. "video" streams `paths`, "images" the images in these folders. "fill" has one endless
             synthetic stream per lane, and fills each window with one value (a memset, the same for every contender).
+            "text" and "camera" are examples of `peers/group_streams.py`, of which "camera" has the paths of images.
         shape: Shape of one step: (height, width, 3) for video.
         batch_size: Number of lanes B. Lane i streams clips i, i + B, i + 2B, ...
         window: Number of steps T in a batch.

@@ -42,11 +42,11 @@ def throughput(
     stream = _clone_batches(peer.epoch(0)) if clone else peer.epoch(0)
     next(stream)
     first = time.perf_counter() - start
-    start_cpu = [_cpu([child]) for child in psutil.Process().children(recursive=True)]
+    start_cpu = [cpu_seconds([child]) for child in psutil.Process().children(recursive=True)]
     for _ in islice(stream, warm):
         pass
-    family = _process_family()
-    cpu, count = _cpu(family), 0
+    family = process_family()
+    cpu, count = cpu_seconds(family), 0
     start = now = time.perf_counter()
     # The clock is read once per batch in both cases, which costs 0.05 us.
     for _ in stream:
@@ -56,7 +56,7 @@ def throughput(
             break
     if batches and count < batches:
         raise RuntimeError(f"the epoch ended after {count} of {batches} batches: use more clips")
-    cpu = _cpu(family) - cpu
+    cpu = cpu_seconds(family) - cpu
     rate, steps = count / (now - start), count * job.batch_size * job.window
     parent, *workers = family
     del _
@@ -220,12 +220,14 @@ def _clone_batches(batches: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, An
         yield data.clone(), reset.clone()
 
 
-def _process_family() -> list[psutil.Process]:
+def process_family() -> list[psutil.Process]:
+    """Return this process and its descendants."""
     me = psutil.Process()
     return [me, *me.children(recursive=True)]
 
 
-def _cpu(processes: list[psutil.Process]) -> float:
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """Return the processor time of processes."""
     times = [process.cpu_times() for process in processes]
     return sum(t.user + t.system for t in times)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from streamloader.redaction import SafeLogFilter
 
 if TYPE_CHECKING:
+    from streamloader import compat
     from streamloader.archive.archive import Archive, open_archive
     from streamloader.archive.clips import ArchiveClips
     from streamloader.archive.ingest.report import CheckReport, IngestReport
@@ -120,6 +121,7 @@ if TYPE_CHECKING:
     )
     from streamloader.loader.batch import Batch
     from streamloader.loader.envstreamer import EnvBatch, EnvStreamer
+    from streamloader.loader.groupstreamer import GroupStreamer
     from streamloader.loader.multistreamer import MultiStreamer
     from streamloader.loader.plan_report import PlanReport
     from streamloader.loader.state import merge_states
@@ -185,6 +187,7 @@ __all__ = [
     "Field",
     "FrameIndexError",
     "FrameSizeError",
+    "GroupStreamer",
     "IPFSDataset",
     "IPFSDatasetExporter",
     "IPFSIterableDataset",
@@ -265,6 +268,7 @@ __all__ = [
     "ZlibCompressor",
     "ZstdCompressor",
     "__version__",
+    "compat",
     "find_streams",
     "get_lane_info",
     "index_shards",
@@ -302,6 +306,7 @@ _MODULES: Final = {
     "EnvBatch": "loader.envstreamer",
     "EnvStreamer": "loader.envstreamer",
     "Field": "values",
+    "GroupStreamer": "loader.groupstreamer",
     "IPFSDataset": "datasets.ipfs.dataset",
     "IPFSDatasetExporter": "datasets.ipfs.exporter",
     "IPFSIterableDataset": "datasets.ipfs.iterable",
@@ -369,6 +374,8 @@ logging.getLogger(__name__).addFilter(SafeLogFilter())
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "compat":
+        return importlib.import_module(f"{__name__}.compat")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     globals()[name] = value  # later accesses do not call __getattr__
     return value

@@ -140,7 +140,7 @@ def test_loaders_find_out_by_themselves(monkeypatch):
     with sl.MultiStreamer(Numbered(UNEVEN), 4, WINDOW, rank=1, world_size=2) as explicit:
         assert_same_batches(got, copies(explicit))
     assert_same_batches(got, [{k: v[4:] for k, v in b.items()} for b in whole(UNEVEN)])
-    with sl.MultiStreamer.from_env(name_lanes, (1,), 3) as envs:
+    with sl.MultiStreamer.from_env(name_lanes, (1,), 3, num_workers=0) as envs:
         assert next(iter(envs)).data.tolist() == [[3.0], [4.0], [5.0]]
 
 

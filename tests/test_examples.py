@@ -11,7 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+from made_clips import make_clip
 from servers.block_gateway import serve_blocks
 
 import streamloader as sl
@@ -23,6 +26,7 @@ SHOWS = {
     "archive_ssh": "; better: True",
     "articles": "every article was delivered once, without menus and advertisements: True",
     "audio_rnn": "better: True",
+    "char_rnn": "learned: True",
     "gym_vector": "the same frames as in a bare loop over Gymnasium: True",
     "ipfs_train": "accuracy of at least 95% both ways: True",
     "ddp": "together 20,788 of 20,788 letters",
@@ -36,12 +40,13 @@ SHOWS = {
     "text": ">a_0;a_1;a_2; >b_0;b_1;b_2;",
     "train_rnn": "epoch 5: 0.",
     "vector_env": "balls caught",
+    "video_grid": "4 streams in 4 rows: 88 steps, on which 10 streams start",
     "virtual_camera": "the flow explains the motion: True",
 }
 NEEDS_SERVER = {"ipfs_train", "s3_shards"}
 NEEDS_MNIST = {"mnist_directory": "all pixels are the saved ones: True", "multimodal": "200 rows, such as 00000.png"}
-SAVES_PLOT = {"articles", "audio_rnn", "gym_vector", "virtual_camera"}
-NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart", "virtual_camera"}
+SAVES_PLOT = {"articles", "audio_rnn", "char_rnn", "gym_vector", "video_grid", "virtual_camera"}
+NEEDS_VIDEOS = {"archive_local", "archive_ssh", "quickstart", "video_grid", "virtual_camera"}
 # These run in every run of the tests. What the others show has tests of its own, and the README's training runs too.
 QUICK = {"addresses", "text", "vector_env"}
 
@@ -73,6 +78,14 @@ def test_every_example_compiles_and_the_names_that_it_uses_exist(name):
         elif isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "streamloader":
             module = importlib.import_module(node.module)
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.fixture(scope="module")
+def made_videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(5):
+        make_clip(folder / f"{number}.mp4", frames=11 + 3 * number)
+    return folder
 
 
 def run(path, *arguments, cwd, **environ):
@@ -121,6 +134,31 @@ def test_example_on_mnist(name, mnist_cache, tmp_path):
     shown = run(EXAMPLES / f"{name}.py", cwd=tmp_path, STREAMLOADER_CACHE=mnist_cache, TMPDIR=str(tmp_path))
     assert NEEDS_MNIST[name].replace("200 rows", "10,000 rows") in shown
     assert SHOWS[name] in shown
+
+
+def test_the_video_grid_as_a_file_of_each_kind(made_videos, tmp_path):
+    """And with ``--show``, which says so where there is no screen."""
+    command = [str(made_videos), "--rows", "3", "--size", "40", "60", "--stride", "1", "--batches", "3", "--show"]
+    for name, frames in (("grid.gif", 24), ("grid.mp4", 24)):
+        shown = run(EXAMPLES / "video_grid.py", *command, "--save", name, cwd=tmp_path, DISPLAY="")
+        assert "5 streams in 3 rows: 24 steps, on which" in shown
+        assert "no window can be opened" in shown
+        with av.open(str(tmp_path / name)) as container:
+            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(pictures) == frames
+        orange = [(np.abs(picture.astype(int) - (255, 159, 28)).max(-1) < 60).sum() for picture in pictures]
+        assert orange[0] > 3 * 2 * 4 * 60  # the borders of all rows
+        assert min(orange) < orange[0] / 4
+    assert (tmp_path / "video_grid.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_short_training_of_the_char_rnn_example(tmp_path):
+    arguments = ["--texts", "20", "--epochs", "1", "--plot", "plot.png"]
+    shown = run(EXAMPLES / "char_rnn.py", *arguments, cwd=tmp_path, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "inductor"))
+    assert "epoch 1 of 1: " in shown
+    assert "learned: False" in shown  # too few texts, which the last line of the example sees
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

@@ -89,7 +89,8 @@ def test_a_class_name_stands_for_one_class():
     for path in MODULES:
         for name, line in parse(path)[1]:
             classes[name.lstrip("_")].append(f"{path.relative_to(PACKAGE)}:{line}")
-    assert {name: places for name, places in classes.items() if len(places) > 1} == {}
+    twice = {name for name, places in classes.items() if len(places) > 1}
+    assert twice == {"StreamDataset"}  # that of compat, because programs import it by this name
 
 
 def test_no_file_repeats_its_folder():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from streamloader.common.worker_messages import MAX_LOG_CHARS
+from streamloader.common.worker_messages import MAX_LOG_CHARS, InvalidMessage
 from streamloader.engine.messages import REPLAY, MessageKind, encode_message
 from streamloader.engine.plan import LaneList, Plan
 from streamloader.engine.ring import Ring, Row, Status
@@ -47,7 +47,6 @@ class StreamWorkload:
     decoder_threads: int = 1
 
     can_resume = True
-    sends_infos = False
 
     @property
     def has_next_epoch(self) -> bool:
@@ -72,6 +71,10 @@ class StreamWorkload:
             )
             for lane in lanes
         ]
+
+    def decode_infos(self, value: Any) -> Any:
+        """Refuse infos, which only envs send."""
+        raise InvalidMessage("it sends infos, although it has no env")
 
 
 class Lane:

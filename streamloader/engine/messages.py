@@ -13,7 +13,8 @@
                             ERROR       `lane` failed at grant `seq` (-1: the worker as a whole); JSON follows
                             LOG         a log record; JSON follows
                             SKIPPED     `lane` skipped a stream after an error (``on_error="skip"``); JSON follows
-                            INFO        what an env returned for grant `seq`, before the DONE of it; JSON follows
+                            INFO        what an env returned for grant `seq` of `run`, before the DONE of it; JSON
+                                        follows
 
 End of file means that the other side is gone. The kernel orders the bytes of the ring before the message that
 refers to them, so nothing else needs a barrier or a lock.
@@ -67,7 +68,7 @@ class Message(NamedTuple):
         kind: Kind of the message, a :class:`MessageKind`.
         version: Version of the grants' numbering. 0 where the kind has none.
         a: First number: run of GRANT, ENDED and OVERRUN; seq of TRUNCATE, RESUME, DONE, ERROR and INFO; else 0.
-        b: Second number: epoch of GRANT; windows of ENDED; else 0.
+        b: Second number: epoch of GRANT; windows of ENDED; run of INFO; else 0.
         c: Third number: batch of GRANT; full of ENDED; else 0.
         lane: Row of the lane, or the slot of a GRANT. -1 where the kind has neither.
         payload: Decoded JSON, or None where the kind has none.

@@ -39,7 +39,7 @@ class Scheduler:
         self._cores = cores
         self._sock, self._ring = sock, ring
         self._loop = asyncio.get_running_loop()
-        self._fillers = workload.make_fillers(ring, lanes, first_lane, self._send)
+        self._fillers = workload.make_fillers(ring, lanes, first_lane, self._send_for_filler)
         self._max_burst = max(1, ring.slots // 4)  # batches that a filler may fill before others get a turn
         self._grants: dict[int, Grant] = {}  # by number
         self._grants_received = 0
@@ -48,6 +48,7 @@ class Scheduler:
         self._done_scheduled = False
         self._last_done = (0, 0)  # version and watermark of the last DONE message
         self._suspects: dict[int, int] = {}  # row -> grant at which it may have crashed the previous worker
+        self._held = bytearray()  # infos, which are sent with the next message
         self._unsent = bytearray()
         self._decoder = MessageDecoder()
 
@@ -234,8 +235,18 @@ class Scheduler:
         if len(self._unsent) < _MAX_UNSENT_BYTES:
             self._send(data)
 
+    def _send_for_filler(self, data: bytes) -> None:
+        """Send a message of a filler. Infos wait for the DONE of their batch, so that the consumer wakes up once."""
+        if data[0] == MessageKind.INFO:  # the kind comes first in a message, little-endian
+            self._held += data
+        else:
+            self._send(data)
+
     def _send(self, data: bytes) -> None:
         """Send without blocking the loop. Data that the socket does not accept now is sent as soon as it does."""
+        if self._held:
+            data = bytes(self._held) + data
+            self._held.clear()
         if not self._unsent:
             try:
                 sent = self._sock.send(data)

@@ -180,6 +180,7 @@ class Supervisor:
         """Forget what was recorded about the grants from this number on."""
         self._filled[:] = [min(filled, first_void) for filled in self._filled]
         self._batch_failures = [failure for failure in self._batch_failures if failure.seq < first_void]
+        self._infos = {seq: infos for seq, infos in self._infos.items() if seq < first_void}
         self.failures.forget_from(first_void)
 
     def _encode_directives(self, entry_points: list[tuple[int, int, bytes]], suspects: list[tuple[int, int]]) -> bytes:
@@ -368,8 +369,8 @@ class Supervisor:
             elif message.version == self._grants.version:
                 self._batch_failures.append(_BatchFailure(number, message.a, payload))
         elif kind == MessageKind.INFO:
-            # Of any version: envs have one run only, so the number of a void grant is not used again.
-            self._infos.setdefault(message.a, {})[number] = payload["infos"]
+            if message.b in self._grants.runs:  # another run uses the numbers of void grants again
+                self._infos.setdefault(message.a, {})[number] = payload["infos"]
         elif kind == MessageKind.SKIPPED:
             self.failures.record_skip(message.lane, payload)
         else:

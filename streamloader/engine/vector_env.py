@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ from streamloader.values import Array, StreamInfo
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["EnvFiller", "EnvWorkload", "find_env_arguments", "to_json_value"]
+__all__ = ["ENV_SEED_DOMAIN", "EnvFiller", "EnvWorkload", "find_env_arguments", "name_env", "to_json_value"]
 
-_WORKER_DOMAIN: Final = (1 << 24) - 1  # replaces the epoch, so that a generator differs from that of a stream
+ENV_SEED_DOMAIN: Final = (1 << 24) - 1  # replaces the epoch, so that a generator differs from that of a stream
 _ENV_FINISHED: Final = object()
 _OFFERED_ARGUMENTS: Final = ("lanes", "rng")
 
@@ -88,7 +87,6 @@ class EnvWorkload:
     worker_rows: Sequence[range]
 
     has_next_epoch = False
-    sends_infos = True
     can_resume = False  # the state of an env is lost with its process
     on_error: ClassVar[Literal["raise", "skip"]] = "raise"
     fixed_length = False
@@ -110,7 +108,7 @@ class EnvWorkload:
             ConfigError: If `make_env` is no function, or takes other arguments.
         """
         plan = make_plan([None] * lanes, lanes=lanes, window=1, seed=seed, shuffle=False, tail="drop")
-        streams = [StreamInfo(_env_name(first_lane + rows.start, first_lane + rows.stop)) for rows in worker_rows]
+        streams = [StreamInfo(name_env(first_lane + rows.start, first_lane + rows.stop)) for rows in worker_rows]
         return cls(make_env, find_env_arguments(make_env), plan, streams, worker_rows)
 
     def make_fillers(
@@ -119,13 +117,29 @@ class EnvWorkload:
         """Create the one filler of a worker."""
         return [EnvFiller(self, ring, range(lanes[0], lanes[-1] + 1), first_lane, send)]
 
-    def open_env(self, lanes: range) -> Callable[[Mapping[str, Array]], Any]:
+    def encode_infos(self, infos: Any) -> Any:
+        """Return the JSON value of what an env returned for a batch.
+
+        Raises:
+            ConfigError: If it contains a value that cannot be sent.
+        """
+        return to_json_value(infos)
+
+    def decode_infos(self, value: Any) -> Any:
+        """Return what an env returned for a batch, which is plain JSON."""
+        return value
+
+    def open_env(self, lanes: range, epoch: int) -> Callable[[Mapping[str, Array]], Any]:
         """Create the env of the lanes with these global numbers.
+
+        Args:
+            lanes: Global numbers of the lanes.
+            epoch: Epoch that the env fills. Envs of this workload have no epochs, so it is 0.
 
         Raises:
             ConfigError: If `make_env` returns an object that cannot be called.
         """
-        offered = {"lanes": lanes, "rng": stream_rng(self.plan.seed, _WORKER_DOMAIN, lanes.start)}
+        offered = {"lanes": lanes, "rng": stream_rng(self.plan.seed, ENV_SEED_DOMAIN, lanes.start)}
         positional, keywords = self.env_arguments
         env = self.make_env(*(offered[name] for name in positional), **{name: offered[name] for name in keywords})
         if not callable(env):
@@ -161,27 +175,37 @@ class EnvFiller:
             MappingProxyType({name: array[rows.start : rows.stop] for name, array in ring.arrays(slot).items()})
             for slot in range(ring.slots)
         ]
+        self._run = -1
+        self._run_finished = False
         self._started = False
         # Only accessed in the env's thread, which runs calls in order. So it is closed after its last call has
         # returned, even if the loader was closed during that call and nothing awaits it any more.
         self._env: Callable[[Mapping[str, Array]], Any] | None = None
 
     async def fill(self, grant: Grant) -> None:
-        """Call the env to fill its rows of the granted slot. Never return once the env has finished.
+        """Call the env of the run to fill its rows of the granted slot.
+
+        Once the env has finished, the rows are left as they are: the supervisor makes these grants void.
 
         Raises:
             StreamloaderError: If the env failed. The error names its lanes, the stage and the batch.
         """
         step = grant.batch
+        if grant.run != self._run:
+            await self.reset()
+            self._run, self._run_finished = grant.run, False
+        if self._run_finished:
+            return
         if self._env is None:
             self.status[Status.STREAM] = self._ordinal
             self._started = True
-            await self._call_in_thread("opening", step, self._open_env)
+            await self._call_in_thread("opening", step, self._open_env, grant.epoch)
         infos = await self._call_in_thread("reading", step, self._call_env, self._arrays[grant.slot])
         if infos is _ENV_FINISHED:
+            self._run_finished = True
             await self.reset()
             self._send(encode_message(MessageKind.ENDED, a=grant.run, b=step, c=step, lane=self.row))
-            await asyncio.get_running_loop().create_future()  # until it is cancelled
+            return
         self.status[Status.STEP] = step + 1
         if infos is not None:
             self._send(self._encode_infos(infos, grant))
@@ -205,7 +229,8 @@ class EnvFiller:
             check_nesting(infos)
         except InvalidMessage as error:
             raise self._locate(ConfigError(f"infos of an env: {error}"), "reading", grant.batch) from error
-        message = encode_message(MessageKind.INFO, a=grant.seq, lane=self.row, payload={"infos": infos})
+        payload = {"infos": infos}
+        message = encode_message(MessageKind.INFO, a=grant.seq, b=grant.run, lane=self.row, payload=payload)
         if len(message) > MAX_INFO_BYTES:
             text = (
                 f"the infos of an env have {len(message):,} bytes as JSON, and may have {MAX_INFO_BYTES:,} a batch: "
@@ -214,8 +239,8 @@ class EnvFiller:
             raise self._locate(ConfigError(text), "reading", grant.batch)
         return message
 
-    def _open_env(self) -> None:
-        self._env = self._workload.open_env(self._lanes)
+    def _open_env(self, epoch: int) -> None:
+        self._env = self._workload.open_env(self._lanes, epoch)
 
     def _close_env(self) -> None:
         env, self._env = self._env, None
@@ -229,7 +254,7 @@ class EnvFiller:
             infos = self._env(arrays)
         except StopIteration:  # cannot be raised through a coroutine
             return _ENV_FINISHED
-        return None if infos is None else to_json_value(infos)
+        return None if infos is None else self._workload.encode_infos(infos)
 
     async def _call_in_thread(self, stage: str, step: int, function: Callable[..., Any], *args: Any) -> Any:
         """Call `function` in the env's thread, and add the location to its errors."""
@@ -274,5 +299,6 @@ def to_json_value(value: Any, path: str = "infos") -> Any:
     )
 
 
-def _env_name(start: int, end: int) -> str:
+def name_env(start: int, end: int) -> str:
+    """Return the name of the env that fills the lanes from `start` up to `end`."""
     return f"env of lane {start}" if end - start == 1 else f"env of lanes {start}-{end - 1}"

@@ -110,7 +110,7 @@ class WorkerInbox:
         self._stream_counts: list[int] = []  # of each lane
         self._first_positions: _Cursors = ()  # of each lane
         self._last_done = (grants.version, filled[number]) if predecessor is not None else (0, 0)
-        self._last_info = -1  # number of a grant
+        self._last_info = (-1, -1)  # run, and number of a grant
         self._last_error_version: dict[int, int] = {}  # by row
         self._last_end: dict[tuple[int, int], int] = {}  # run, by kind and row
         self._ended: dict[tuple[int, int], int] = {}  # number of batches, by run and row; lanes end several runs ahead
@@ -201,13 +201,14 @@ class WorkerInbox:
             raise InvalidMessage(f"lane {row} fails at grant {seq}, which it is not filling")
 
     def _check_info(self, message: Message) -> None:
-        seq = message.a
-        if not self._job.workload.sends_infos:
-            raise InvalidMessage("it sends infos, although it has no env")
-        check_fields(message.payload, {"infos": lambda value, _: value}, "a message with infos")
-        if not max(self._last_info + 1, self._filled[self._number]) <= seq < self._grants.granted_end:
+        seq, run = message.a, message.b
+        payload = check_fields(message.payload, {"infos": lambda value, _: value}, "a message with infos")
+        payload["infos"] = self._job.workload.decode_infos(payload["infos"])
+        if not (0 <= run < self._grants.runs_created and self._last_info < (run, seq)):
+            raise InvalidMessage(f"it sends infos for grant {seq} of run {run}, after {self._last_info}")
+        if run in self._grants.runs and not self._filled[self._number] <= seq < self._grants.granted_end:
             raise InvalidMessage(f"it sends infos for grant {seq}, which it is not filling")
-        self._last_info = seq
+        self._last_info = run, seq
 
     def _check_skip(self, message: Message) -> None:
         self._check_lane(message)

@@ -161,10 +161,6 @@ class Workload(Protocol):
     def has_next_epoch(self) -> bool:
         """Whether the end of a run is followed by another run, whose batches are prefetched."""
 
-    @property
-    def sends_infos(self) -> bool:
-        """Whether row fillers send an INFO message with each batch."""
-
     def make_fillers(
         self, ring: Ring, lanes: Sequence[int], first_lane: int, send: Callable[[bytes], None]
     ) -> Sequence[RowFiller]:
@@ -175,6 +171,13 @@ class Workload(Protocol):
             lanes: Rows of the ring that the worker hosts.
             first_lane: Global number of the ring's row 0.
             send: Function that sends an encoded message to the supervisor.
+        """
+
+    def decode_infos(self, value: Any) -> Any:
+        """Return what an env returned for a batch, from the JSON value of an INFO message.
+
+        Raises:
+            InvalidMessage: If no correct worker sends this value, or if the workload has no envs.
         """
 
 

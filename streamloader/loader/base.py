@@ -166,6 +166,13 @@ class Loader(abc.ABC):
             weakref.finalize(iteration, self._accumulation.end).atexit = False
         return iteration
 
+    def _discard_taken_batches(self) -> None:
+        """Discard the batches that were taken but not yielded, because the next iteration does not continue this one."""
+        self._undelivered.clear()
+        self._pending = None
+        if self._feed is not None:
+            self._feed.discard_next()
+
     def _end_accumulation(self) -> None:
         accumulation, self._accumulation = self._accumulation, None
         if accumulation is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,6 @@ from streamloader.loader.batch import BatchSpec, SlotBatch
 from streamloader.values import Field
 
 if TYPE_CHECKING:
-    import torch
-
     from streamloader.engine.workload import Grant
 
 __all__ = ["Dims", "EnvBatch", "EnvStreamer"]
@@ -74,13 +72,15 @@ class EnvStreamer(EndlessLoader):
             thread of the worker.
         array_dims: Shape of one row of each array, by name: a tuple of sizes (float32), ``(dims, dtype)`` or a
             :class:`Field`. The shape includes time if the env produces windows. A single array is named ``"data"``.
-        batchsize: Number of lanes B, the rows of a batch, which are split over the workers.
+        batchsize: Number of lanes B, the rows of a batch, which are split over the workers. Defaults to 8.
         max_q_size: Maximum number of batches prepared ahead of the last one that was yielded. On a GPU `device`, one
-            more batch is held while it is copied.
-        num_workers: Number of worker processes with one env each. 0 runs one env in a thread of this process.
+            more batch is held while it is copied. Defaults to 4.
+        num_workers: Number of worker processes with one env each. 0 runs one env in a thread of this process. Defaults
+            to 1.
         collate_fn: Function called in this process as ``collate_fn(arrays, infos)``, with a dict of tensors (B, *dims)
             and the list of the envs' return values. The iteration yields its return value. Defaults to an
             :class:`EnvBatch`.
+        dtype: Data type of the arrays whose dims do not have one. Defaults to float32.
         seed: Seed of the envs' generators.
         pin_memory: Whether to page-lock the ring, see :class:`MultiStreamer`.
         device: Device of the batches, see :class:`MultiStreamer`.
@@ -97,11 +97,12 @@ class EnvStreamer(EndlessLoader):
         self,
         make_env: Callable[..., Any],
         array_dims: Mapping[str, Dims] | Dims,
-        batchsize: int,
-        max_q_size: int = 2,
-        num_workers: int = 0,
-        collate_fn: Callable[[dict[str, torch.Tensor], list[Any]], Any] | None = None,
+        batchsize: int = 8,
+        max_q_size: int = 4,
+        num_workers: int = 1,
+        collate_fn: Callable[..., Any] | None = None,
         *,
+        dtype: Any = None,
         seed: int = 0,
         pin_memory: bool = False,
         device: Any = None,
@@ -115,9 +116,16 @@ class EnvStreamer(EndlessLoader):
         self.batch_size = batchsize
         self._collate_fn = collate_fn
         worker_rows = split_lanes(batchsize, max(1, num_workers))
-        slots = SlotLayout(_as_fields(array_dims), batchsize, None)
+        slots = SlotLayout(_as_fields(array_dims, _DEFAULT_DTYPE if dtype is None else dtype), batchsize, None)
         super().__init__(
-            EnvWorkload.create(make_env, worker_rows, rank * batchsize, batchsize * world_size, seed),
+            self._make_workload(
+                make_env,
+                worker_rows,
+                rank * batchsize,
+                batchsize * world_size,
+                seed=seed,
+                in_processes=num_workers > 0,
+            ),
             slots,
             BatchSpec(slots, None),
             worker_rows=worker_rows,
@@ -130,6 +138,20 @@ class EnvStreamer(EndlessLoader):
             device=device,
             timeout=timeout,
         )
+
+    def _make_workload(
+        self,
+        make_env: Callable[..., Any],
+        worker_rows: Sequence[range],
+        first_lane: int,
+        lanes: int,
+        *,
+        seed: int,
+        in_processes: bool,
+    ) -> EnvWorkload:
+        """Return the workload of the workers that host `worker_rows`, out of `lanes` over all ranks."""
+        del in_processes
+        return EnvWorkload.create(make_env, worker_rows, first_lane, lanes, seed)
 
     @override
     def _make_batch(self, grant: Grant, memory: Any) -> EnvBatch:
@@ -149,21 +171,21 @@ class EnvStreamer(EndlessLoader):
         return f"EnvStreamer({{{names}}}, batchsize={self.batch_size}, num_workers={self.num_workers})"
 
 
-def _as_fields(array_dims: Mapping[str, Dims] | Dims) -> dict[str, Field]:
+def _as_fields(array_dims: Mapping[str, Dims] | Dims, dtype: Any) -> dict[str, Field]:
     if not isinstance(array_dims, Mapping):
-        return {"data": _as_field("data", array_dims)}
+        return {"data": _as_field("data", array_dims, dtype)}
     if not array_dims:
         raise ConfigError("array_dims must name at least one array")
     if not all(isinstance(name, str) for name in array_dims):
         raise ConfigError(f"the keys of array_dims must be strings, got {list(array_dims)}")
-    return {name: _as_field(name, dims) for name, dims in array_dims.items()}
+    return {name: _as_field(name, dims, dtype) for name, dims in array_dims.items()}
 
 
-def _as_field(name: str, dims: Any) -> Field:
+def _as_field(name: str, dims: Any, dtype: Any) -> Field:
     """Return the field described by a Field, dims, or (dims, dtype)."""
     if isinstance(dims, Field):
         return dims
-    shape, dtype = dims, _DEFAULT_DTYPE
+    shape = dims
     if isinstance(dims, (tuple, list)) and len(dims) == 2 and not isinstance(dims[1], (int, np.integer)):  # noqa: PLR2004
         shape, dtype = dims
     sizes = (shape,) if isinstance(shape, (int, np.integer)) else shape

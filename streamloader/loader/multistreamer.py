@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -12,6 +13,7 @@ from typing_extensions import override
 from streamloader.arguments import check_integer, check_seconds
 from streamloader.common.cores import threads_per_lane
 from streamloader.distributed import resolve_rank
+from streamloader.engine.group_env import find_group_arguments
 from streamloader.engine.lane import StreamWorkload
 from streamloader.engine.plan import Switch, Tail, make_plan
 from streamloader.engine.quarantine import Quarantined
@@ -22,6 +24,7 @@ from streamloader.errors import ConfigError, LengthUnknown, RingTooLarge
 from streamloader.loader.base import SPARE_SLOTS, Loader, split_lanes
 from streamloader.loader.batch import Batch, BatchSpec
 from streamloader.loader.envstreamer import Dims, EnvStreamer
+from streamloader.loader.groupstreamer import GroupStreamer
 from streamloader.loader.gym.streamer import GymStreamer
 from streamloader.loader.state import LoaderIdentity, make_state, read_state
 from streamloader.loader.system_limits import name_system_limits
@@ -30,8 +33,6 @@ from streamloader.streams.base import parse_in_processes, skip_unreadable
 from streamloader.values import StreamInfo, as_fields
 
 if TYPE_CHECKING:
-    import torch
-
     from streamloader.engine.supervisor import Supervisor
     from streamloader.engine.workload import Grant
     from streamloader.loader.plan_report import PlanReport
@@ -172,13 +173,16 @@ class MultiStreamer(Loader):
     def from_env(
         make_env: Callable[..., Any],
         array_dims: Mapping[str, Dims] | Dims,
-        batchsize: int,
-        max_q_size: int = 2,
-        num_workers: int = 0,
-        collate_fn: Callable[[dict[str, torch.Tensor], list[Any]], Any] | None = None,
+        batchsize: int = 8,
+        max_q_size: int = 4,
+        num_workers: int = 1,
+        collate_fn: Callable[..., Any] | None = None,
+        epoch: int = 0,
+        dtype: Any = None,
+        main_thread: bool = False,
+        pin_memory: bool = False,
         *,
         seed: int = 0,
-        pin_memory: bool = False,
         device: Any = None,
         timeout: float | None = 120.0,
         rank: int | None = None,
@@ -186,17 +190,30 @@ class MultiStreamer(Loader):
     ) -> EnvStreamer:
         """Stream the output of vectorized producers. Each worker runs one, which fills the rows of all its lanes.
 
-        :class:`EnvStreamer` documents the arguments.
+        The parameters of `make_env` tell two kinds of producers apart. With a parameter `worker_id`, `num_workers` or
+        `num_streams`, it creates group envs, which have epochs: see :class:`GroupStreamer`. Otherwise, it is called as
+        ``make_env(lanes, rng)``, and its envs are endless: see :class:`EnvStreamer`. These classes document the
+        arguments. `epoch` is for group envs only. `main_thread` is accepted, and has no effect, for programs that pass
+        it to another loader.
         """
-        return EnvStreamer(
+        del main_thread
+        streamer: Callable[..., EnvStreamer] = EnvStreamer
+        if find_group_arguments(make_env):
+            streamer = functools.partial(GroupStreamer, epoch=epoch)
+        elif epoch:
+            raise ConfigError(
+                f"epoch={epoch} needs a make_env with the parameters worker_id, num_workers and num_streams"
+            )
+        return streamer(
             make_env,
             array_dims,
             batchsize,
             max_q_size,
             num_workers,
             collate_fn,
+            dtype=dtype,
             seed=seed,
-            pin_memory=pin_memory,
+            pin_memory=bool(pin_memory),
             device=device,
             timeout=timeout,
             rank=rank,
@@ -347,10 +364,7 @@ class MultiStreamer(Loader):
 
     @override
     def _prepare_iteration(self, supervisor: Supervisor) -> None:
-        self._undelivered.clear()
-        self._pending = None
-        if self._feed is not None:
-            self._feed.discard_next()
+        self._discard_taken_batches()
         if self._prepared_position is not self._next_position:  # otherwise its first batch is in preparation
             supervisor.start_at(self._next_position)
             self._prepared_position = self._next_position

@@ -75,11 +75,11 @@ def test_an_env_is_made_with_global_lanes_and_a_generator_of_its_first_lane():
         return len
 
     for lanes in (range(4, 6), range(6, 8), range(4, 8)):
-        assert EnvWorkload.create(make_env, [range(2), range(2, 4)], 4, 8, seed=3).open_env(lanes) is len
+        assert EnvWorkload.create(make_env, [range(2), range(2, 4)], 4, 8, seed=3).open_env(lanes, 0) is len
     (first, one), (second, two), (_, again) = got
     assert (first, second) == (range(4, 6), range(6, 8))
     assert one == again != two
-    EnvWorkload.create(make_env, [range(2)], 4, 8, seed=4).open_env(range(4, 6))
+    EnvWorkload.create(make_env, [range(2)], 4, 8, seed=4).open_env(range(4, 6), 0)
     assert got[-1][1] != one
     assert stream_rng(3, 0, 4).integers(1 << 62) != one  # a lane's own generator is another one
 
@@ -146,33 +146,25 @@ class Env:
 
 
 def test_a_filler_fills_the_rows_of_its_lanes_and_stays_in_one_thread():
-    log, sent, over = [], [], asyncio.Event()
+    log, sent = [], []
     fields = {"x": sl.Field((2,), "float32"), "none": sl.Field((0,), "uint8")}
     layout = SlotLayout(fields, 5, None)
     workload = EnvWorkload.create(lambda lanes: Env(lanes, log), [range(2), range(2, 4), range(4, 5)], 10, 20, seed=0)
-
-    def send(message):
-        sent.append(message)
-        if len(sent) == 3:
-            over.set()
 
     async def fill_slots():
         ring = Ring.create(layout, 3)
         thread = LaneThread("the one thread")
         current_lane_thread.set(thread)
         try:
-            (filler,) = workload.make_fillers(ring, [2, 3], 10, send)
+            (filler,) = workload.make_fillers(ring, [2, 3], 10, sent.append)
             assert (filler.row, filler.global_lane, filler.grants_filled, filler.only_run) == (2, 12, 0, None)
             for seq, slot in enumerate((2, 0)):
                 await filler.fill(Grant(seq, 0, 0, seq, slot))
                 filler.status[Status.SEQ] = seq + 1
             filled = [ring.arrays(slot)["x"].tolist() for slot in (2, 0, 1)]
             status = ring.status[:, : Status.STEP + 1].tolist()
-            endless = asyncio.ensure_future(filler.fill(Grant(2, 0, 0, 2, 1)))
-            await over.wait()
-            assert not endless.done()  # it waits for the end
-            endless.cancel()
-            await asyncio.wait([endless])
+            for seq in (2, 3):  # the env finishes, and is left alone from then on
+                await filler.fill(Grant(seq, 0, 0, seq, 1))
             assert ring.status[2:4, Status.STAGE].tolist() == [Status.IDLE] * 2
             await filler.reset()
         finally:

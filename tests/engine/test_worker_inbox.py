@@ -6,6 +6,7 @@ import contextlib
 import json
 import struct
 
+import numpy as np
 import pytest
 from engine_data import Numbered
 from hostile_workers import ATTACKS, KIND, LOG, SKIP, WIRE, failure, log
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 import streamloader as sl
 from streamloader.common.worker_messages import InvalidMessage, WorkerLog, check_nesting, parse_json
 from streamloader.engine.grants import Grants, cursor_array
+from streamloader.engine.group_env import GroupWorkload
+from streamloader.engine.infos_codec import encode_infos
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.lane import StreamWorkload
 from streamloader.engine.messages import MessageDecoder, encode_message
@@ -229,6 +232,41 @@ def test_infos_come_from_envs_once_a_batch():
                 side.decode(data)
         with pytest.raises(InvalidMessage):
             side.decode(encode_message(KIND.INFO, a=2, lane=0, payload={"infos": 1, "more": 2}))
+
+
+def test_a_new_run_uses_the_numbers_of_void_grants_again():
+    workload = EnvWorkload.create(lambda: print, [range(1), range(1, 2)], 0, 2, 0)
+
+    def info(seq, run):
+        return encode_message(KIND.INFO, a=seq, b=run, lane=0, payload={"infos": [seq, run]})
+
+    with side_of(workload, window=None) as side:
+        assert side.decode(info(0, 0) + info(1, 0)) == [KIND.INFO] * 2
+        side.grants.start_at(EpochPosition(1, 0))
+        side.grants.grant_free_slots()
+        assert side.decode(info(2, 0)) == [KIND.INFO]  # it was sent before the worker learned of the new run
+        assert side.decode(info(0, 1) + info(1, 1)) == [KIND.INFO] * 2
+        for data in (info(1, 1), info(0, 1), info(3, 1), info(2, 0), info(0, 2), info(0, -1)):
+            with pytest.raises(InvalidMessage):
+                side.decode(data)
+
+
+def test_infos_of_group_envs_are_decoded_and_have_to_be_lists_by_name():
+    workload = GroupWorkload.create_groups(
+        lambda num_streams: print, [range(1), range(1, 2)], 0, 2, epoch=0, seed=0, seeds_globals=False
+    )
+    infos = encode_infos({"a": [np.arange(3, dtype=np.int16)]})
+
+    def info(seq, infos):
+        return encode_message(KIND.INFO, a=seq, lane=0, payload={"infos": infos})
+
+    with side_of(workload, window=None) as side:
+        (message,) = side.inbox.decode(info(0, infos))
+        (array,) = message.payload["infos"]["a"]
+        assert (array.dtype, array.tolist()) == (np.dtype(np.int16), [0, 1, 2])
+        for wrong in ([], {}, 5, None, {"dict": [["a", 5]]}, {"dict": [[5, []]]}, {"dict": [["a", [{"x": 1}]]]}):
+            with pytest.raises(InvalidMessage):
+                side.decode(info(1, wrong))
 
 
 def test_a_large_message_in_small_pieces_takes_linear_time():

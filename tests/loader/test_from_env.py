@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import signal
@@ -134,7 +135,7 @@ def test_an_env_gets_views_that_it_cannot_replace():
 
         return env
 
-    with sl.MultiStreamer.from_env(make_env, 2, 4, timeout=DEADLINE) as loader:
+    with sl.MultiStreamer.from_env(make_env, 2, 4, num_workers=0, timeout=DEADLINE) as loader:
         batch = next(iter(loader))
     assert batch.infos == [[False, True, [4, 2], "float32"]]
     assert batch.data.tolist() == [[5.0, 5.0]] * 4
@@ -150,7 +151,7 @@ def test_all_batches_can_be_kept(num_workers):
 
 
 def test_the_face_of_a_batch():
-    with sl.MultiStreamer.from_env(Walks, DIMS, 5, timeout=DEADLINE) as loader:
+    with sl.MultiStreamer.from_env(Walks, DIMS, 5, num_workers=0, timeout=DEADLINE) as loader:
         batch = next(iter(loader))
         copy = batch.clone()
         held = {name: tensor.clone() for name, tensor in zip(batch, map(batch.__getitem__, batch), strict=True)}
@@ -208,7 +209,7 @@ def test_dims_are_read(dims, expected):
         for array in arrays.values():
             array[...] = 1
 
-    with sl.MultiStreamer.from_env(lambda: env, dims, 3, timeout=DEADLINE) as loader:
+    with sl.MultiStreamer.from_env(lambda: env, dims, 3, num_workers=0, timeout=DEADLINE) as loader:
         arrays = next(iter(loader)).numpy()
     assert {name: (array.shape[1:], str(array.dtype)) for name, array in arrays.items()} == expected
     assert all(array.shape[0] == 3 and array.all() for array in arrays.values())
@@ -427,7 +428,8 @@ def test_an_env_that_fails_to_close_after_its_end_is_told_of():
         if call == 2:
             raise StopIteration
 
-    with sl.MultiStreamer.from_env(lambda lanes: Sticky(lanes, at_call), COUNT, 4, timeout=DEADLINE) as loader:
+    make_env = functools.partial(Sticky, at_call=at_call)
+    with sl.MultiStreamer.from_env(make_env, COUNT, 4, num_workers=0, timeout=DEADLINE) as loader:
         got, error = play_until_error(loader)
     assert got == [rows(0), rows(1)]
     assert "closing at step 2: OSError: the window stays open" in error.message
@@ -480,7 +482,7 @@ def test_an_env_that_is_stuck_in_being_made_is_named_and_its_process_ended():
             threading.Event().wait()
         return Counter(lanes)
 
-    with sl.MultiStreamer.from_env(make_env, COUNT, 4, num_workers=2, timeout=0.2) as loader:
+    with sl.MultiStreamer.from_env(make_env, COUNT, 4, 2, num_workers=2, timeout=0.2) as loader:
         iterator = iter(loader)
         wait_until(lambda: loader.stats().lanes[0].rows_ready == 2 and loader.stats().lanes[2].stage == "opening")
         with pytest.raises(sl.LoaderTimeout, match=r"lane 2 \(env of lanes 2-3, opening at step 0\)"):
@@ -542,7 +544,7 @@ def test_an_env_is_closed_also_if_it_was_still_being_made(tmp_path):
             assert release.wait(DEADLINE)
             return Counter(lanes, path=tmp_path)
 
-        loader = sl.MultiStreamer.from_env(make_env, COUNT, 4, timeout=DEADLINE)
+        loader = sl.MultiStreamer.from_env(make_env, COUNT, 4, num_workers=0, timeout=DEADLINE)
         iter(loader)
         assert entered.wait(DEADLINE)
         closer = threading.Thread(target=loader.close)

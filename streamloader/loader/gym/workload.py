@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
+from streamloader.common.worker_messages import InvalidMessage
 from streamloader.engine.plan import Plan, make_plan
 from streamloader.engine.ring import Ring, Status
 from streamloader.engine.workload import Grant, LaneDirectives
@@ -71,10 +72,13 @@ class GymWorkload:
     worker_rows: Sequence[range]
 
     has_next_epoch = False
-    sends_infos = False
     can_resume = False  # the state of an environment is lost with its process
     on_error: ClassVar[Literal["raise", "skip"]] = "raise"
     fixed_length = False
+
+    def decode_infos(self, value: Any) -> Any:
+        """Refuse infos: what an environment says besides is not delivered."""
+        raise InvalidMessage("it sends infos, which are not delivered")
 
     @classmethod
     def create(
