@@ -32,7 +32,11 @@ _FROM_ENV = Contender(
     "streamloader", "streamloader, `from_env` of the same class", "group_peer", {"streams": "group"}, "leased views"
 )
 _OWN = Contender("streamloader, own", "streamloader, {}", "group_peer", {"streams": "own"}, "leased views")
-_OWN_STREAMS = {"text": "TextStreams", "video": "VideoStreams"}  # by kind, see peers/group_peer.py: make_dataset
+_OWN_STREAMS = {
+    "text": "TextStreams",
+    "video": "VideoStreams",
+    "camera": "CameraStreams",
+}  # by kind, see peers/group_peer.py: make_dataset
 _NOTE = (
     "{} 2 workers, 4 batches ahead. The reference's design and `from_env` run the same group class. Ready: median time "
     "of `next()` for a consumer that sleeps {:.0f} ms before each call, so that the batch is there. Busy: time per "

@@ -10,7 +10,7 @@ from typing import Any
 
 import streamloader as sl
 from benchmarks.job import Job
-from benchmarks.peers.group_streams import TEXTS, collate, make_group
+from benchmarks.peers.group_streams import CAMERA_STEPS, TEXTS, collate, make_group
 
 
 class Groups:
@@ -56,6 +56,8 @@ def make_dataset(job: Job) -> Any:
     """Return the streams of a job."""
     if job.kind == "text":
         return sl.TextStreams.from_texts(text.encode("latin-1") for text in TEXTS)
+    if job.kind == "camera":
+        return sl.CameraStreams(list(job.paths), job.shape[:2], CAMERA_STEPS, pix_fmt="gray", border="constant")
     return sl.VideoStreams(list(job.paths), job.shape[:2], "gray")
 
 

@@ -19,6 +19,7 @@ from streamloader.compat import StreamDataset
 from streamloader.values import Array
 
 TEXTS = ["".join(f"{chr(j)}_{i};" for i in range(1000)) for j in range(97, 97 + 27)]
+CAMERA_STEPS = 1000
 _CAMERA_ROTATION_RAD, _CAMERA_SHIFT = 0.25, 0.3  # amplitudes; the plane is at a distance of 1
 
 
@@ -82,7 +83,7 @@ class VideoStream(FrameStream):
 
 
 class CameraStream(FrameStream):
-    """A camera that moves in front of an image, for 1000 steps."""
+    """A camera that moves in front of an image, for :data:`CAMERA_STEPS` steps."""
 
     def __init__(self, path: str, size: tuple[int, int]) -> None:
         self._size = size
@@ -101,7 +102,7 @@ class CameraStream(FrameStream):
 
     def read(self) -> Array | None:
         """Return the image as the camera sees it now, by the plane-induced homography K (R - t n^T / d) K^-1."""
-        if self.step == 1000:
+        if self.step == CAMERA_STEPS:
             return None
         pose = self._amplitude * np.sin(self._speed * self.step + self._phase)
         rotation, _ = cv2.Rodrigues(pose[:3])

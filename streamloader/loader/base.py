@@ -167,7 +167,7 @@ class Loader(abc.ABC):
         return iteration
 
     def _discard_taken_batches(self) -> None:
-        """Discard the batches that were taken but not yielded, because the next iteration does not continue this one."""
+        """Discard batches that were taken but not yielded: the next iteration does not continue this one."""
         self._undelivered.clear()
         self._pending = None
         if self._feed is not None:
