@@ -38,7 +38,7 @@ class LaneThread:
 
     Attributes:
         decode_slots: Slots for the lanes that decode at the same time, or None.
-        lane_info: What the lane reads now, for :func:`get_lane_info`.
+        lane_info: Lane, epoch and stream that it works for now, for :func:`get_lane_info`.
     """
 
     def __init__(self, name: str, decode_slots: asyncio.Semaphore | None = None) -> None:

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from engine_data import assert_fails_again
 from group_data import Recorder, recorded, recorders
 from polling import wait_until
 from tiers import fast_first
@@ -365,7 +366,7 @@ def test_infos_that_only_some_workers_return():
             "['rows', 'worker']: 'rows' would be of some rows only"
         )
         assert (caught.value.stream, caught.value.offset) == ("env of lanes 2-3", 1)
-        assert next(iterator, None) is None
+        assert_fails_again(iterator, caught.value)
 
 
 @pytest.mark.parametrize("num_workers", fast_first([2, 0]))
