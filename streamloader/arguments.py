@@ -1,13 +1,18 @@
-"""Checks of arguments that users pass: whole numbers of any integer type become an int."""
+"""Checks of arguments that users pass: whole numbers of any integer type become an int, ``~`` and ``$NAME`` a path."""
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+import os
+import re
+from typing import Any, Final
 
 from streamloader.errors import ConfigError
 
-__all__ = ["check_integer", "check_seconds"]
+__all__ = ["VARIABLE", "check_integer", "check_seconds", "expand_path", "find_unset_variable"]
+
+# A "$" elsewhere is part of a name, such as that of $RECYCLE.BIN.
+VARIABLE: Final = re.compile(r"(?:^|(?<=/))\$([A-Za-z_][A-Za-z0-9_]*)(?=/|\Z)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def check_integer(name: str, value: Any, minimum: int | None = None) -> int:
@@ -50,3 +55,34 @@ def check_seconds(name: str, value: Any) -> float | None:
     if not seconds >= 0 or isinstance(value, (str, bytes)):
         raise ConfigError(f"{name} must be a number of seconds, or 0 or None for no limit, got {value!r:.80}")
     return seconds or None
+
+
+def find_unset_variable(path: str) -> str | None:
+    """Return a sentence about an environment variable in a path that is not set, or None."""
+    for match in VARIABLE.finditer(path):
+        name = match[1] or match[2]
+        if name not in os.environ:
+            return f"the environment variable {name} is not set"
+    return None
+
+
+def expand_path(path: str | os.PathLike[str], *, create: bool = False) -> str:
+    """Return a local path in which ``~``, ``$NAME`` and ``${NAME}`` are expanded, unless it exists literally.
+
+    Args:
+        path: Path that a user passed.
+        create: Whether a file or folder may be made there, so that an unset variable is an error. Defaults to False.
+
+    Raises:
+        ConfigError: If a variable is not set and `create` is true.
+    """
+    text = os.fspath(path)
+    if not (text.startswith("~") or "$" in text) or os.path.lexists(text):
+        return text
+    if create and (problem := find_unset_variable(text)) is not None:
+        raise ConfigError(f"{text}: {problem}")
+    return VARIABLE.sub(_read_variable, os.path.expanduser(text))
+
+
+def _read_variable(match: re.Match[str]) -> str:
+    return os.environ.get(match[1] or match[2], match[0])

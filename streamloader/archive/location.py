@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.archive.catalog.chunk_paths import CHUNKS_FOLDER
 from streamloader.archive.catalog.registry import get_shared_catalog, open_catalog
+from streamloader.arguments import expand_path
 from streamloader.errors import ConfigError
 from streamloader.redaction import redact_address
 from streamloader.stores.io_thread import get_shared_resource
 from streamloader.stores.local import local_path
 from streamloader.stores.origins import LOCAL_SCHEMES, is_bound, make_untrusted_error, select_access
-from streamloader.stores.registry import scheme_of
+from streamloader.stores.registry import scheme_of, spell_address
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog, Place
@@ -34,9 +35,10 @@ def catalog_url(address: str | os.PathLike[str]) -> str:
     text = os.fspath(address) if isinstance(address, (str, os.PathLike)) else ""
     if not isinstance(text, str) or not text:
         raise ConfigError(f"an archive is opened by the URL of its catalog, or by its folder, got {address!r}")
+    text = spell_address(text)
     if scheme_of(text) not in ("", "file"):
         return text
-    path = os.path.abspath(os.path.expanduser(local_path(text)))
+    path = os.path.abspath(expand_path(local_path(text)))
     return os.path.join(path, CATALOG_FILE) if os.path.isdir(path) else path
 
 
@@ -139,7 +141,7 @@ def _get_catalog_folder(url: str) -> str:
     if scheme not in ("", "file", "sqlite"):
         return ""
     path = "/" + url.partition("://")[2].lstrip("/") if scheme == "sqlite" else local_path(url)
-    return os.path.dirname(os.path.abspath(os.path.expanduser(path)))
+    return os.path.dirname(os.path.abspath(expand_path(path)))
 
 
 def _is_inside(address: str, folder: str) -> bool:

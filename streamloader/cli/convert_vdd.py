@@ -7,6 +7,7 @@ import contextlib
 import os
 from typing import Any
 
+from streamloader.arguments import expand_path
 from streamloader.cli.arguments import COMPRESSIONS, make_compressor, parse_positive_count
 from streamloader.common.count_display import open_count_display
 from streamloader.common.printable import make_printable
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from streamloader.datasets.directory.vdd import convert_vdd, find_vdd_files
 
-    folder = os.path.expanduser(arguments.folder)
+    folder = expand_path(arguments.folder)
     if not arguments.i_trust_this_file:
         raise ConfigError(
             f"{make_printable(folder)} is not converted: .vdd files contain a pickle, and a pickle can run any program "
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     targets = [_find_target(source, arguments.output) for source in sources]
     with contextlib.suppress(FileExistsError):
         if arguments.output:
-            os.makedirs(os.path.expanduser(arguments.output))
+            os.makedirs(expand_path(arguments.output))
     converted = []
     for source, target in zip(sources, targets, strict=True):
         if os.path.lexists(target):
@@ -78,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _find_target(source: str, output: str | None) -> str:
     folder, name = os.path.split(source)
-    return os.path.join(os.path.expanduser(output) if output else folder, f"{name.removesuffix('.vdd')}.pack")
+    return os.path.join(expand_path(output) if output else folder, f"{name.removesuffix('.vdd')}.pack")
 
 
 def _show_nothing(_done: int, _total: int) -> None:

@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
         help="refuse truncated or damaged videos, or keep their decodable frames (raise)",
     )  # fmt: skip
     parser.add_argument(
-        "--unreadable", choices=("raise", "skip"), default="raise",
+        "--unreadable", choices=("raise", "skip"),
         help="list all videos that cannot be used and stop, or leave them out (raise)",
     )  # fmt: skip
     parser.add_argument(

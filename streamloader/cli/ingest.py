@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from streamloader.arguments import expand_path
 from streamloader.cli.arguments import (
     parse_count,
     parse_frame_rate,
@@ -191,7 +192,7 @@ def _catalog_url(arguments: argparse.Namespace) -> str:
     first = arguments.to[0]
     if scheme_of(first) not in ("", "file"):
         raise ConfigError(f"{first} is not a local folder, so the catalog needs a location of its own: give --catalog")
-    return os.path.join(os.path.expanduser(local_path(first)), _CATALOG_FILE)
+    return os.path.join(expand_path(local_path(first)), _CATALOG_FILE)
 
 
 def _resolve_places(catalog: SharedResource[Catalog], stores: Sequence[str], weights: Sequence[float]) -> EnsuredPlaces:

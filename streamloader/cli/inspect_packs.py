@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from streamloader.arguments import expand_path
 from streamloader.cli.tables import Section
 from streamloader.common.count_display import open_count_display
 
@@ -27,7 +28,7 @@ def summarize_packs(address: str, limit: int) -> dict[str, Any] | None:
 
     if scheme_of(address) not in ("", "file"):
         return None
-    path = os.path.expanduser(local_path(address))
+    path = expand_path(local_path(address))
     if os.path.isfile(path) and path.endswith(".pack"):
         return summarize_pack(path, limit)
     if has_packs(path) and not os.path.exists(os.path.join(path, CATALOG_FILE)):

@@ -7,6 +7,7 @@ import contextlib
 import os
 from typing import Any, Final
 
+from streamloader.arguments import expand_path
 from streamloader.cli.arguments import COMPRESSIONS, make_compressor
 from streamloader.common.count_display import open_count_display
 from streamloader.common.printable import make_printable
@@ -42,7 +43,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    folder = os.path.expanduser(arguments.folder)
+    folder = expand_path(arguments.folder)
     if not os.path.isdir(folder):
         raise NotFound(f"there is no folder {make_printable(folder, _MAX_ADDRESS_CHARACTERS)}", address=folder)
     return _pack_folder(folder, arguments) if arguments.output else _pack_subdirectories(folder, arguments)
@@ -51,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _pack_folder(folder: str, arguments: argparse.Namespace) -> int:
     from streamloader.datasets.directory.pack_folder import pack_folder
 
-    target = os.path.expanduser(arguments.output)
+    target = expand_path(arguments.output)
     if not target.endswith(".pack"):
         raise ConfigError(f"--output {make_printable(target)}: the name of a pack ends with .pack")
     with contextlib.ExitStack() as stack:

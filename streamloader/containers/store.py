@@ -24,7 +24,9 @@ from streamloader.containers.zip.container import ZipContainer
 from streamloader.errors import ConfigError, NotFound, NotSupported, ObjectChanged, StreamloaderError
 from streamloader.stores.base import Body, ListingGuard, OnStart, Store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
+from streamloader.stores.patterns import is_hidden
 from streamloader.stores.registry import open_store
+from streamloader.stores.search import TreeSearch
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["ContainerStore", "open_container"]
@@ -115,13 +117,19 @@ class ContainerStore(Store):
             raise
 
     @override
-    async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
+    async def list(
+        self, prefix: str = "", *, recursive: bool = True, search: TreeSearch | None = None
+    ) -> AsyncGenerator[ObjectInfo, None]:
         prefix = prefix.rstrip("/")
         self._prepare_call(prefix, allow_empty=True)
         opened = await self._get_open(max_age_s=0)
         guard = ListingGuard(self, prefix, self._make_deadline(prefix))
+        start = len(prefix) + 1 if prefix else 0
         for number, entry in enumerate(opened.index.list(prefix, recursive=recursive)):
-            if isinstance(entry, str) or entry.problem is None:
+            name = entry if isinstance(entry, str) else entry.name
+            if search is not None and not search.show_hidden and is_hidden(name[start:]):
+                pass
+            elif isinstance(entry, str) or entry.problem is None:
                 info = ObjectInfo(entry) if isinstance(entry, str) else _describe(opened.info, entry)
                 guard.check(info)
                 yield info

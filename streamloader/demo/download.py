@@ -12,6 +12,7 @@ from typing import Final
 
 import platformdirs
 
+from streamloader.arguments import expand_path
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath, lock_file
 from streamloader.errors import ConfigError, StoreTimeout
 
@@ -38,7 +39,7 @@ def open_download_folder(name: str, folder: Path | None = None) -> Iterator[Guar
         ConfigError: If other users can change what is in the folder.
     """
     cache = os.environ.get("STREAMLOADER_CACHE") or platformdirs.user_cache_dir("streamloader", appauthor=False)
-    path = os.path.abspath(folder or Path(cache, name))
+    path = os.path.abspath(folder or Path(expand_path(cache, create=True), name))
     with contextlib.ExitStack() as stack:
         try:
             opened = stack.enter_context(GuardedFolder(path, create=True))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from streamloader.arguments import expand_path
 from streamloader.config import Limits
 from streamloader.errors import ConfigError, StreamNotFound, UnreadableStream
 from streamloader.redaction import identify_address, redact_address
@@ -26,9 +27,11 @@ from streamloader.stores.container_addresses import split_container_address
 from streamloader.stores.expand import SourceFile, expand_store_addresses
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.local import local_path
-from streamloader.stores.local_search import SEARCH_ENTRY_BYTES, match_local_pattern, walk_files
+from streamloader.stores.local_search import SEARCH_ENTRY_BYTES, match_local_pattern, report_unreadable, walk_files
 from streamloader.stores.patterns import Pattern, expand_braces, has_magic, make_path_filter
-from streamloader.stores.registry import is_local_file
+from streamloader.stores.registry import is_local_file, spell_address
+from streamloader.stores.search import Unreadable, UnreadableReport, open_report
+from streamloader.stores.spellings import explain_missing_path
 
 __all__ = [
     "Address",
@@ -61,7 +64,11 @@ _LETTERS_AND_DIGITS: Final = ("L", "M", "Nd")  # general categories of Unicode
 
 
 def expand_addresses(
-    addresses: Addresses, pattern: Pattern = None, options: Mapping[str, Any] | None = None
+    addresses: Addresses,
+    pattern: Pattern = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    unreadable: Unreadable | UnreadableReport = None,
 ) -> list[SourceFile]:
     """Return the files and objects that `addresses` stand for. Local paths stay as given (relative or absolute).
 
@@ -73,36 +80,45 @@ def expand_addresses(
         pattern: Filter for the files of a *directory*: a glob pattern for the file's name, case-insensitive, or a
             function of the path. Defaults to all files. Files named by a path or by a glob pattern are not filtered.
         options: Options of the stores, see :func:`streamloader.stores.open_store`.
+        unreadable: Handling of what may not be read. By default, directories are left out with one warning that names
+            them, while pipes, sockets, devices and links that lead nowhere are errors if they match. ``"raise"`` raises
+            one error for all of them, ``"skip"`` leaves all of them out with one warning. A report collects them for
+            its owner.
 
-    The files of a directory (at any depth; links are followed) and the matches of a pattern are sorted by code
-    point, so their order is the same on every machine; ``10.txt`` comes before ``9.txt``. Hidden files are left out
-    of both. A list keeps its order, and an address that it contains twice is expanded twice.
+    The files of a directory (at any depth; links are followed, but not in circles) and the matches of a pattern are
+    sorted by code point, so their order is the same on every machine; ``10.txt`` comes before ``9.txt``. Hidden files
+    are left out of both. A list keeps its order, and an address that it contains twice is expanded twice.
 
     Raises:
         ConfigError: If an address is empty, is neither a string nor a path, or has a scheme that no store serves.
         StreamNotFound: If a path does not exist, or if a directory or pattern contains no file.
-        UnreadableStream: If a directory cannot be listed, or if a path is a pipe, socket or device.
+        UnreadableStream: If a named directory cannot be listed, if a path is a pipe, socket or device, or if a
+            directory may not be read and `unreadable` is "raise".
         LimitExceeded: If a listing has too many entries or too many levels, or if links lead to the same directories
             again and again; see :class:`streamloader.config.Limits`.
         StoreError: If a store cannot be reached or denies access.
     """
     files: list[SourceFile] = []
-    expanded = [item for address in as_addresses(addresses) for item in _expand_containers(address, options)]
-    for is_local, group in itertools.groupby(expanded, is_local_file):
-        if is_local:
-            limits = (options or {}).get("limits") or Limits()
-            files += [SourceFile(path) for address in group for path in _expand_local_address(address, pattern, limits)]
-        else:
-            files += expand_store_addresses(list(group), pattern, options)
+    with open_report(unreadable) as report:
+        expanded = [
+            item for address in as_addresses(addresses) for item in _expand_containers(address, options, report)
+        ]
+        for is_local, group in itertools.groupby(expanded, is_local_file):
+            if is_local:
+                search = _LocalSearch(pattern, (options or {}).get("limits") or Limits(), report)
+                files += [SourceFile(path) for address in group for path in search.expand(address)]
+            else:
+                files += expand_store_addresses(list(group), pattern, options, report)
     return files
 
 
-def _expand_containers(address: str, options: Mapping[str, Any] | None) -> list[str]:
+def _expand_containers(address: str, options: Mapping[str, Any] | None, report: UnreadableReport) -> list[str]:
     """Return the address for each container that a pattern before the "!" stands for."""
     member = split_container_address(address)
     if member is None or not has_magic(member[0]):
         return [address]
-    return [f"{container.address}!/{member[1]}" for container in expand_addresses(member[0], None, options)]
+    containers = expand_addresses(member[0], None, options, unreadable=report)
+    return [f"{container.address}!/{member[1]}" for container in containers]
 
 
 def as_addresses(addresses: Addresses) -> list[str]:
@@ -276,75 +292,109 @@ def _as_text(address: object) -> str:
         raise ConfigError(f"an address must be a string or a path, got {type(address).__name__}: {address!r:.80}")
     if not text or "\0" in text:
         raise ConfigError(f"not a path: {text!r}")
-    return text
+    return spell_address(text)
 
 
-def _expand_local_address(address: str, pattern: Pattern, limits: Limits) -> list[str]:
-    path = _as_path(address)
-    try:
-        mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        expanded = expand_braces(path)
-        if expanded != [path] and not os.path.islink(path):
-            return [file for item in expanded for file in _expand_local_address(item, pattern, limits)]
-        return _expand_glob(path, address, limits)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise StreamNotFound(f"the path is too long: {address!r:.80}", address=address) from error
-        raise UnreadableStream(f"cannot access {address}: {error.strerror}", address=address) from error
-    if stat.S_ISDIR(mode):
-        return _list_directory(path, address, pattern, limits)
-    if not stat.S_ISREG(mode):
-        raise UnreadableStream(f"{address} is a pipe, socket or device: a stream needs a file", address=address)
-    return [path]
+class _LocalSearch:
+    """Finds the files that addresses of this machine stand for.
+
+    Args:
+        pattern: Filter for the files of a directory.
+        limits: Limits of each listing.
+        report: Report of what may not be read.
+    """
+
+    def __init__(self, pattern: Pattern, limits: Limits, report: UnreadableReport) -> None:
+        self._pattern = pattern
+        self._limits = limits
+        self._report = report
+
+    def expand(self, address: str) -> list[str]:
+        """Return the paths of the files of one address."""
+        path = _as_path(address)
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            expanded = expand_braces(path)
+            if expanded != [path] and not os.path.islink(path):
+                return [file for item in expanded for file in self.expand(item)]
+            return self._match_pattern(path, address)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise StreamNotFound(f"the path is too long: {address!r:.80}", address=address) from error
+            raise UnreadableStream(f"cannot access {address}: {error.strerror}", address=address) from error
+        if stat.S_ISDIR(mode):
+            return self._list_directory(path, address)
+        if not stat.S_ISREG(mode):
+            raise UnreadableStream(f"{address} is a pipe, socket or device: a stream needs a file", address=address)
+        return [path]
+
+    def _match_pattern(self, path: str, address: str) -> list[str]:
+        if os.path.islink(path):
+            raise StreamNotFound(f"{address} is a link to {os.readlink(path)}, which does not exist", address=address)
+        if not has_magic(path):
+            raise StreamNotFound(
+                f"{address} does not exist ({_describe_place(address, path)}){explain_missing_path(path)}",
+                address=address,
+            )
+        found, folder_count = match_local_pattern(path, self._make_budget(address), self._report)
+        files = self._select_files(found)
+        if files:
+            return files
+        self._report.raise_errors()
+        if folder_count:
+            problem = f"the pattern {address} matches {folder_count} directories and no file"
+            problem += "; append **/ to search inside them"
+        else:
+            problem = f"no file matches the pattern {address} ({_describe_place(address, path)})"
+            problem += explain_missing_path(path)
+        raise StreamNotFound(problem + self._report.describe(), address=address)
+
+    def _list_directory(self, path: str, address: str) -> list[str]:
+        accept = make_path_filter(self._pattern)
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise UnreadableStream(f"cannot list the directory {path}: {error.strerror}", address=path) from error
+        file_count = 0
+        found = []
+        for file in walk_files(path, self._make_budget(address), on_unreadable=report_unreadable(self._report)):
+            file_count += 1
+            if accept(file):
+                found.append(file)
+        files = self._select_files(sorted(found))
+        if not files:
+            self._report.raise_errors()
+            wanted = f"file that matches {self._pattern!r}" if isinstance(self._pattern, str) else "file of this kind"
+            raise StreamNotFound(
+                f"the directory {address} contains no {wanted} ({file_count} other files){self._report.describe()}",
+                address=address,
+            )
+        return files
+
+    def _make_budget(self, address: str) -> ListingBudget:
+        return ListingBudget(self._limits, address, entry_bytes=SEARCH_ENTRY_BYTES)
+
+    def _select_files(self, paths: Sequence[str]) -> list[str]:
+        """Return those paths that are regular files, and report all others: omitting them silently would lose data."""
+        files = []
+        for path in paths:
+            if os.path.isfile(path):
+                files.append(path)
+            elif os.path.islink(path) and not os.path.exists(path):
+                problem = f"{path} is a link to {os.readlink(path)}, which does not exist"
+                self._report.add_file(path, StreamNotFound(problem, address=path))
+            else:
+                problem = f"{path} is not a regular file, or cannot be accessed"
+                self._report.add_file(path, UnreadableStream(problem, address=path))
+        return files
+
+
+def _describe_place(address: str, path: str) -> str:
+    """Return where a path is searched: its expansion, or the working directory."""
+    return f"working directory: {os.getcwd()}" if path == address or not os.path.isabs(path) else f"that is {path}"
 
 
 def _as_path(address: str) -> str:
     path = local_path(address)
-    return os.path.expanduser(path) if path.startswith("~") and not os.path.lexists(path) else path
-
-
-def _expand_glob(path: str, address: str, limits: Limits) -> list[str]:
-    if os.path.islink(path):
-        raise StreamNotFound(f"{address} is a link to {os.readlink(path)}, which does not exist", address=address)
-    if not has_magic(path):
-        raise StreamNotFound(f"{address} does not exist (working directory: {os.getcwd()})", address=address)
-    files, folder_count = match_local_pattern(path, ListingBudget(limits, address, entry_bytes=SEARCH_ENTRY_BYTES))
-    if not files and not folder_count:
-        raise StreamNotFound(
-            f"no file matches the pattern {address} (working directory: {os.getcwd()})", address=address
-        )
-    if not files:
-        raise StreamNotFound(
-            f"the pattern {address} matches {folder_count} directories and no file; append **/ to search inside them",
-            address=address,
-        )
-    for file in files:
-        _require_file(file)
-    return files
-
-
-def _list_directory(path: str, address: str, pattern: Pattern, limits: Limits) -> list[str]:
-    accept = make_path_filter(pattern)
-    file_count = 0
-    files = []
-    for file in walk_files(path, ListingBudget(limits, address, entry_bytes=SEARCH_ENTRY_BYTES)):
-        file_count += 1
-        if accept(file):
-            _require_file(file)
-            files.append(file)
-    if not files:
-        wanted = f"file that matches {pattern!r}" if isinstance(pattern, str) else "file of this kind"
-        raise StreamNotFound(
-            f"the directory {address} contains no {wanted} ({file_count} other files)", address=address
-        )
-    return sorted(files)
-
-
-def _require_file(path: str) -> None:
-    """Raise an error for a listed path that cannot be read: omitting it silently would lose data."""
-    if os.path.isfile(path):
-        return
-    if os.path.islink(path) and not os.path.exists(path):
-        raise StreamNotFound(f"{path} is a link to {os.readlink(path)}, which does not exist", address=path)
-    raise UnreadableStream(f"{path} is not a regular file, or cannot be accessed", address=path)
+    return path if path is not address else expand_path(path)

@@ -33,6 +33,8 @@ from streamloader.errors import (
 from streamloader.redaction import redact_address
 from streamloader.stores.deadlines import TransferDeadline, WaitTimer
 from streamloader.stores.listing_budget import ListingBudget
+from streamloader.stores.patterns import is_hidden
+from streamloader.stores.search import TreeSearch
 from streamloader.stores.transfer import Body, Transfer
 from streamloader.values import ByteRange, ObjectInfo
 
@@ -67,11 +69,13 @@ class Store(abc.ABC):
             stores, the address of the server. It is never shown. Caches use it as part of their keys.
         supports_writes: Whether objects can be written and deleted.
         supports_listing: Whether objects can be listed.
+        has_directories: Whether directories exist besides their objects, and have permissions of their own.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
     supports_writes: ClassVar[bool] = True
     supports_listing: ClassVar[bool] = True
+    has_directories: ClassVar[bool] = False
 
     def __init__(self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None) -> None:
         self.url = redact_address(url)
@@ -217,13 +221,20 @@ class Store(abc.ABC):
             while (piece := await transfer.fetch_next()) is not None:
                 yield piece
 
-    async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
+    async def list(
+        self, prefix: str = "", *, recursive: bool = True, search: TreeSearch | None = None
+    ) -> AsyncGenerator[ObjectInfo, None]:
         """Yield all objects under the directory `prefix`, in no particular order. Yield nothing if it does not exist.
+
+        Links to directories are followed, but not into a directory that lies above them.
 
         Args:
             prefix: Directory to list. Defaults to the whole store. "a/b" never matches "a/bc".
             recursive: Whether to list objects at any depth. Otherwise only the direct contents are listed, with
                 directories as paths that end in "/".
+            search: Rules of a search, see :mod:`streamloader.stores.search`: hidden names are passed over, and what may
+                not be read below `prefix` is reported. By default, all names are listed, and a directory that may not
+                be read is an error.
 
         Raises:
             NotSupported: If this store has no listings.
@@ -239,7 +250,12 @@ class Store(abc.ABC):
                 address=self.address(prefix),
             )
         prefix = prefix.rstrip("/")
-        async with contextlib.aclosing(self._list(prefix, recursive=recursive)) as entries:
+        listing = (
+            self._list(prefix, recursive=recursive)
+            if search is None
+            else self._search(prefix, search, recursive=recursive)
+        )
+        async with contextlib.aclosing(listing) as entries:
             guard = ListingGuard(self, prefix, self._make_deadline(prefix))
             while (info := await guard.fetch_next(entries)) is not None:
                 yield info
@@ -340,6 +356,17 @@ class Store(abc.ABC):
     def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         """Yield the contents of `prefix`, which has no trailing "/". Called only if `supports_listing`."""
         raise NotImplementedError
+
+    async def _search(self, prefix: str, search: TreeSearch, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        """Yield the contents of `prefix` by the rules of a search. Stores with real directories override it.
+
+        An override does not enter hidden directories, and reports what may not be read. This default lists everything.
+        """
+        start = len(prefix) + 1 if prefix else 0
+        async with contextlib.aclosing(self._list(prefix, recursive=recursive)) as entries:
+            async for info in entries:
+                if search.show_hidden or not is_hidden(info.path[start:]):
+                    yield info
 
     async def _write(self, path: str, data: Data) -> None:
         """Write an object atomically. Called only if `supports_writes`. The store enforces its own deadlines here."""

@@ -28,12 +28,23 @@ from streamloader.stores.patterns import (
     Pattern,
     expand_braces,
     has_magic,
-    is_hidden,
     make_path_filter,
     matches_name,
     matches_path,
 )
 from streamloader.stores.registry import split_address
+from streamloader.stores.search import (
+    ListingProblem,
+    PatternMatches,
+    PatternSearch,
+    SearchStep,
+    TreeSearch,
+    Unreadable,
+    UnreadableReport,
+    match_parts,
+    open_report,
+)
+from streamloader.stores.spellings import explain_missing_object
 from streamloader.values import ObjectInfo
 
 __all__ = ["SourceFile", "expand_store_address", "expand_store_addresses"]
@@ -64,14 +75,20 @@ class SourceFile:
 
 
 def expand_store_address(
-    address: str, pattern: Pattern = None, options: Mapping[str, Any] | None = None
+    address: str,
+    pattern: Pattern = None,
+    options: Mapping[str, Any] | None = None,
+    unreadable: Unreadable | UnreadableReport = None,
 ) -> list[SourceFile]:
     """Return the objects that one address stands for; see :func:`expand_store_addresses`."""
-    return expand_store_addresses([address], pattern, options)
+    return expand_store_addresses([address], pattern, options, unreadable)
 
 
 def expand_store_addresses(
-    addresses: Sequence[str], pattern: Pattern = None, options: Mapping[str, Any] | None = None
+    addresses: Sequence[str],
+    pattern: Pattern = None,
+    options: Mapping[str, Any] | None = None,
+    unreadable: Unreadable | UnreadableReport = None,
 ) -> list[SourceFile]:
     """Return the objects that addresses in stores stand for, in the order of the addresses.
 
@@ -82,6 +99,7 @@ def expand_store_addresses(
             "?" begins a query.
         pattern: Filter for the objects of a *directory*, see :func:`make_path_filter`.
         options: Options of the stores.
+        unreadable: Handling of what may not be read, see :class:`streamloader.stores.search.UnreadableReport`.
 
     The matches of a pattern and the contents of a directory are sorted by code point, without hidden names. Only
     directories that a pattern can match are listed, and metadata from a listing is not requested again.
@@ -95,7 +113,7 @@ def expand_store_addresses(
         StoreError: If a store cannot be reached or denies access.
     """
     accept = make_path_filter(pattern)
-    with contextlib.ExitStack() as stack:
+    with open_report(unreadable) as report, contextlib.ExitStack() as stack:
         expanders: dict[str, _AddressExpander] = {}
 
         def get_expander(root: str) -> _AddressExpander:
@@ -111,7 +129,7 @@ def expand_store_addresses(
         matches = _run_in_parallel(
             {expander: partial(expander.match_paths, root_paths) for expander, root_paths in requests}
         )
-        selected = {expander.root: iter(expander.select(items, accept)) for expander, items in matches.items()}
+        selected = {expander.root: iter(expander.select(items, accept, report)) for expander, items in matches.items()}
         return [file for root, _ in locations for file in next(selected[root])]
 
 
@@ -161,11 +179,15 @@ class _Match:
         objects: Matching objects, in no particular order.
         listed: Whether their metadata comes from a listing.
         directory: Address of the directory, without secrets, if the path names one. Otherwise None.
+        problems: Entries that may not be read.
+        missing: Error to raise if there is no object, because what was found may not be read.
     """
 
     objects: list[ObjectInfo]
     listed: bool = False
     directory: str | None = None
+    problems: Sequence[ListingProblem] = ()
+    missing: StreamNotFound | None = None
 
 
 class _AddressExpander:
@@ -176,6 +198,9 @@ class _AddressExpander:
         self.root = root
         self._store: Store = shared.store
         self._listing_slots = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
+        # Between a root without host, such as hf://, and a path there is none; but there is in local:///path.
+        is_joined = root.endswith("://") and root != "file://" and split_address(f"{root}a/b") == (root, "a/b")
+        self._separator = "" if is_joined else "/"
         limits, address = self._store.limits, redact_address(root)
         self._listed = ListingBudget(limits, address)  # all listings together, which a pattern can multiply
         self._held = ListingBudget(limits, address, entry_bytes=HELD_ENTRY_BYTES)
@@ -189,19 +214,32 @@ class _AddressExpander:
         heads = await _gather(self._head_literal(path) for path in paths)
         return [path for path, (info, _) in zip(paths, heads, strict=True) if info is not None]
 
-    def select(self, matches: Sequence[_Match], accept: Callable[[str], bool]) -> list[list[SourceFile]]:
+    def select(
+        self, matches: Sequence[_Match], accept: Callable[[str], bool], report: UnreadableReport
+    ) -> list[list[SourceFile]]:
         """Filter and sort the objects of each match. Called in the user's thread, because `accept` is the user's."""
+        for match in matches:
+            for problem in match.problems:
+                address = redact_address(self._address(problem.path))
+                if problem.is_directory:
+                    report.add_directory(address, problem.error)
+                elif match.directory is None or accept(problem.path):
+                    report.add_file(address, problem.error)
         selected: list[list[ObjectInfo]] = []
         for match in matches:
             objects = match.objects
+            missing = match.missing
             if match.directory is not None:
                 objects = [info for info in objects if accept(info.path)]
                 if not objects:
-                    raise StreamNotFound(
+                    missing = StreamNotFound(
                         f"the directory {match.directory} contains no file of this kind "
                         f"({len(match.objects)} other files)",
                         address=match.directory,
                     )
+            if not objects and missing is not None:
+                report.raise_errors()
+                raise StreamNotFound(missing.message + report.describe(), address=missing.address)
             selected.append(sorted(objects, key=lambda info: info.path))
         unsized = {
             info.path: info
@@ -236,16 +274,17 @@ class _AddressExpander:
             info, _ = await self._head_literal(path)
             if info is not None:
                 return _Match([info])
-        parts = [part for part in path.split("/") if part]
-        objects, folder_count = await self._match_parts(parts, path.endswith("/"))
-        if objects:
-            return _Match(objects, listed=True)
-        result = (
-            f"{folder_count} directories and no file; append **/ to search inside them" if folder_count else "nothing"
-        )
-        return await self._match_directory(
-            path, StreamNotFound(f"the pattern {address} matches {result}", address=address)
-        )
+        problems: dict[str, ListingProblem] = {}
+        found = await self._match_parts([part for part in path.split("/") if part], problems)
+        if found.objects and not path.endswith("/"):
+            return _Match(found.objects, listed=True, problems=list(problems.values()))
+        count = found.folder_count
+        result = f"{count} directories and no file; append **/ to search inside them" if count else "nothing"
+        message = f"the pattern {address} matches {result}{explain_missing_object(path)}"
+        missing = StreamNotFound(message, address=address)
+        if problems:
+            return _Match([], problems=list(problems.values()), missing=missing)
+        return await self._match_directory(path, missing)
 
     async def _head_without_listing(self, path: str, address: str) -> ObjectInfo:
         """Return an object of a store that has no listings."""
@@ -269,13 +308,15 @@ class _AddressExpander:
     def _address(self, path: str) -> str:
         if self.root == "file://":
             return f"file:///{quote(path)}"
-        return f"{self.root}{path}" if self.root.endswith("://") else f"{self.root}/{path}"
+        return f"{self.root}{self._separator}{path}"
 
     async def _head(self, path: str) -> ObjectInfo:
         try:
             info = await self._store.head(path)
         except NotFound as error:
-            raise StreamNotFound(error.message, address=error.address) from error
+            # Over HTTP, paths are percent-encoded.
+            message = error.message + (explain_missing_object(path) if self._store.supports_listing else "")
+            raise StreamNotFound(message, address=error.address) from error
         self._held.count_entry(path, info.version)
         return info if info.path == path else replace(info, path=path)
 
@@ -289,53 +330,91 @@ class _AddressExpander:
     async def _match_directory(self, path: str, missing: StreamNotFound) -> _Match:
         """Return the contents of a directory. Raise `missing` if it has none."""
         path = path.rstrip("/")
+        problems: dict[str, ListingProblem] = {}
         try:
-            objects, _ = await self._list(path, lambda below: not is_hidden(below), recursive=True)
+            objects, _ = await self._list(path, lambda _: True, problems, recursive=True)
         except (NotSupported, ConfigError):  # this directory cannot be listed, or its name is not allowed
             raise missing from None
-        if not objects:
+        if not objects and not problems:
             raise missing
-        return _Match(objects, listed=True, directory=redact_address(self._address(path)))
+        directory = redact_address(self._address(path))
+        return _Match(objects, listed=True, directory=directory, problems=list(problems.values()))
 
-    async def _match_parts(self, parts: Sequence[str], folders_only: bool) -> tuple[list[ObjectInfo], int]:
-        """Match a pattern level by level. Return the matching objects and the number of matching directories."""
-        folders = [""]
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
-            if part == "**":
-                nested = await _gather(self._list_nested(folder, parts[number:]) for folder in folders)
-                return [] if folders_only else [info for infos in nested for info in infos], 0
-            if has_magic(part):
-                levels = await _gather(self._list_level(folder, part) for folder in folders)
-                folders = [folder for _, subfolders in levels for folder in subfolders]
-                if last:
-                    return [] if folders_only else [info for infos, _ in levels for info in infos], len(folders)
-            else:
-                folders = [f"{folder}/{part}" if folder else part for folder in folders]
-        heads = [] if folders_only else await _gather(self._head_or_none(path) for path in folders)
-        return [info for info in heads if info is not None], 0
+    async def _match_parts(
+        self, parts: Sequence[str], problems: dict[str, ListingProblem]
+    ) -> PatternMatches[ObjectInfo]:
+        """Match a pattern level by level."""
+        search: PatternSearch[ObjectInfo] = match_parts(
+            parts, "", lambda folder, name: f"{folder}/{name}" if folder else name
+        )
+        step = next(search)
+        while True:
+            answers = await _gather(self._answer_step(step, folder, problems) for folder in step.folders)
+            try:
+                step = search.send(answers)
+            except StopIteration as end:
+                matches: PatternMatches[ObjectInfo] = end.value
+                return matches
 
-    async def _head_or_none(self, path: str) -> ObjectInfo | None:
+    async def _answer_step(
+        self, step: SearchStep, path: str, problems: dict[str, ListingProblem]
+    ) -> tuple[list[ObjectInfo], list[str]]:
+        """Return the objects and subdirectories that match one step of a pattern in one directory."""
         try:
-            return await self._store.head(path)
+            if step.kind == "name":
+                return [await self._store.head(path)], []
+            if step.kind == "level":
+                part = step.parts[0]
+                return await self._list(
+                    path,
+                    lambda name: matches_name(name, part),
+                    problems,
+                    recursive=False,
+                    show_hidden=part.startswith("."),
+                    report_files=step.is_last,
+                )
+            show_hidden = any(part.startswith(".") for part in step.parts)
+            return await self._list(
+                path,
+                lambda below: matches_path(below.split("/"), step.parts),
+                problems,
+                recursive=True,
+                show_hidden=show_hidden,
+            )
         except NotFound:
-            return None
-
-    async def _list_level(self, folder: str, part: str) -> tuple[list[ObjectInfo], list[str]]:
-        return await self._list(folder, lambda name: matches_name(name, part), recursive=False)
-
-    async def _list_nested(self, folder: str, parts: Sequence[str]) -> list[ObjectInfo]:
-        objects, _ = await self._list(folder, lambda below: matches_path(below.split("/"), parts), recursive=True)
-        return objects
+            if step.kind == "name":
+                return [], []
+            raise
+        except AccessDenied as error:
+            if not (self._store.has_directories and path):
+                raise
+            denied = path.rpartition("/")[0] if step.kind == "name" else path
+            problems.setdefault(denied, ListingProblem(denied, error, is_directory=True))
+            return [], []
 
     async def _list(
-        self, folder: str, accept: Callable[[str], bool], *, recursive: bool
+        self,
+        folder: str,
+        accept: Callable[[str], bool],
+        problems: dict[str, ListingProblem],
+        *,
+        recursive: bool,
+        show_hidden: bool = False,
+        report_files: bool = True,
     ) -> tuple[list[ObjectInfo], list[str]]:
         """List a directory. Return its objects and subdirectories whose relative paths are accepted."""
         prefix_length = len(folder) + 1 if folder else 0
         objects: list[ObjectInfo] = []
         folders: list[str] = []
-        async with self._listing_slots, contextlib.aclosing(self._store.list(folder, recursive=recursive)) as entries:
+
+        def report(problem: ListingProblem) -> None:
+            if problem.is_directory or (report_files and accept(problem.path[prefix_length:])):
+                self._held.count_entry(problem.path)
+                problems.setdefault(problem.path, problem)
+
+        search = TreeSearch(report, show_hidden)
+        entries = self._store.list(folder, recursive=recursive, search=search)
+        async with self._listing_slots, contextlib.aclosing(entries):
             async for info in entries:
                 self._listed.count_entry(info.path, info.version)
                 if accept(info.path[prefix_length:].rstrip("/")):

@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Final, NoReturn
 
@@ -38,6 +38,7 @@ from streamloader.stores.addresses import check_authority, check_host_name, chec
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.connection_guard import ConnectionGuard
 from streamloader.stores.listing_budget import ListingBudget
+from streamloader.stores.search import ListingProblem, TreeSearch
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["FsspecStore"]
@@ -97,6 +98,7 @@ class FsspecStore(Store):
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()  # serves every scheme without a store of its own
+    has_directories: ClassVar[bool] = True
 
     def __init__(
         self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None, **options: Any
@@ -130,7 +132,9 @@ class FsspecStore(Store):
 
     @override
     def address(self, path: str) -> str:
-        return redact_address(f"{self.url}{path}") if self.url.endswith("://") else super().address(path)
+        if self.url.endswith("://") and self._scheme in _SCHEMES_WITHOUT_HOST:
+            return redact_address(f"{self.url}{path}")
+        return super().address(path)
 
     @override
     async def _head(self, path: str) -> ObjectInfo:
@@ -199,31 +203,89 @@ class FsspecStore(Store):
             )
 
     @override
-    async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
-        pending = [(prefix, 1)]
+    def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        return self._walk(prefix, None, recursive=recursive)
+
+    @override
+    def _search(self, prefix: str, search: TreeSearch, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        return self._walk(prefix, search, recursive=recursive)
+
+    async def _walk(
+        self, prefix: str, search: TreeSearch | None, *, recursive: bool
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        pending: list[tuple[str, tuple[Hashable, ...]]] = [(prefix, ())]
         budget = ListingBudget(self.limits, self.address(prefix))
         while pending:
-            folder, depth = pending.pop()
-            budget.check_depth(depth, self.address(folder))
-            try:
-                entries = await self._call(folder, None, "ls", self._to_filesystem_path(folder), detail=True)
-            except NotFound:
-                continue
-            for entry in entries:
-                budget.count_entry(entry["name"])
-                path = self._to_store_path(entry["name"])
-                if path == folder and entry.get("type") != "directory":
-                    continue  # the prefix is a file
-                if path is None or path == folder or (folder and not path.startswith(f"{folder}/")):
+            folder, ancestors = pending.pop()
+            budget.check_depth(max(1, len(ancestors)), self.address(folder))
+            entries = await self._list_folder(folder, None if folder == prefix else search)
+            if recursive and not ancestors:
+                ancestors = (await self._identify_root(prefix, entries),)
+            for name, metadata in entries:
+                budget.count_entry(name)
+                path = self._select_entry(folder, name, metadata, search)
+                entry = None if path is None else await self._resolve_entry(path, metadata, search)
+                if path is None or entry is None:
                     continue
                 if entry.get("type") != "directory":
-                    if not path.rpartition("/")[2].startswith(_UNFINISHED_PREFIX):
-                        yield _make_info(path, entry)
-                elif recursive:
-                    budget.hold_directory(path, depth)
-                    pending.append((path, depth + 1))
-                else:
+                    yield _make_info(path, entry)
+                elif not recursive:
                     yield ObjectInfo(f"{path}/")
+                elif (identity := _identify_directory(path, entry)) not in ancestors:
+                    budget.enter_directory(identity)
+                    budget.hold_directory(path, len(ancestors))
+                    pending.append((path, (*ancestors, identity)))
+
+    async def _list_folder(self, folder: str, search: TreeSearch | None) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the file system's name and metadata of each entry of a folder, or none if it does not exist."""
+        try:
+            entries = await self._call(folder, None, "ls", self._to_filesystem_path(folder), detail=True)
+        except NotFound:
+            return []
+        except AccessDenied as error:
+            if search is None:
+                raise
+            search.report(ListingProblem(folder, error, is_directory=True))
+            return []
+        return [(entry["name"], entry) for entry in entries]
+
+    def _select_entry(
+        self, folder: str, name: str, metadata: Mapping[str, Any], search: TreeSearch | None
+    ) -> str | None:
+        """Return the path of an entry of a folder, or None if it is not listed."""
+        path = self._to_store_path(name)
+        if path is None or path == folder or (folder and not path.startswith(f"{folder}/")):
+            return None  # the folder itself, or a file if the folder is one
+        last = path.rpartition("/")[2]
+        if search is not None and last.startswith(".") and not search.show_hidden:
+            return None
+        return None if last.startswith(_UNFINISHED_PREFIX) and metadata.get("type") != "directory" else path
+
+    async def _resolve_entry(
+        self, path: str, metadata: Mapping[str, Any], search: TreeSearch | None
+    ) -> Mapping[str, Any] | None:
+        """Return the metadata of a file or directory, of its target if it is a link. None if it is neither."""
+        problem: StoreError
+        try:
+            if _is_link(metadata):
+                metadata = await self._call(path, None, "info", self._to_filesystem_path(path))
+            if metadata.get("type") != "other":
+                return metadata
+            address = self.address(path)
+            problem = StoreError(f"{address} is a pipe, socket or device, not a file", address=address)
+        except StoreError as error:  # of a link that leads nowhere, to itself, or to a place without access
+            if error.transient:
+                raise
+            problem = error
+        if search is not None:
+            search.report(ListingProblem(path, problem, is_directory=isinstance(problem, AccessDenied)))
+        return None
+
+    async def _identify_root(self, prefix: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Hashable:
+        """Return the identity of the listed directory, to which links below it may lead."""
+        if not any("ino" in metadata for _, metadata in entries):
+            return prefix
+        return _identify_directory(prefix, await self._call(prefix, None, "info", self._to_filesystem_path(prefix)))
 
     @override
     async def _write(self, path: str, data: Data) -> None:
@@ -479,7 +541,16 @@ def _raise_translated(error: Exception, address: str, offset: int | None) -> NoR
     ) from None
 
 
-def _make_info(path: str, metadata: dict[str, Any]) -> ObjectInfo:
+def _is_link(metadata: Mapping[str, Any]) -> bool:
+    return bool(metadata.get("islink")) or metadata.get("type") in ("link", "symlink")
+
+
+def _identify_directory(path: str, metadata: Mapping[str, Any]) -> Hashable:
+    """Return what tells a directory from others: the number of its inode. Without one, it is its path."""
+    return metadata.get("ino") or path
+
+
+def _make_info(path: str, metadata: Mapping[str, Any]) -> ObjectInfo:
     size = metadata.get("size")
     modified = next((time for key in _TIME_KEYS if (time := _to_timestamp(metadata.get(key))) is not None), None)
     version = next((str(metadata[key]) for key in _VERSION_KEYS if metadata.get(key)), None)

@@ -15,10 +15,13 @@ from urllib.parse import unquote, urlsplit
 import anyio.to_thread
 from typing_extensions import override
 
+from streamloader.arguments import expand_path
 from streamloader.common import guarded_files
 from streamloader.errors import AccessDenied, ConfigError, NotFound, ObjectChanged, StorageFull, StoreError
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
+from streamloader.stores.local_search import walk_folders
+from streamloader.stores.search import ListingProblem, TreeSearch
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["LocalStore", "local_path", "open_regular_file"]
@@ -78,12 +81,15 @@ class LocalStore(Store):
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("", "file")
+    has_directories: ClassVar[bool] = True
 
     @classmethod
     @override
     def split(cls, address: str) -> tuple[str, str]:
         """Split a path, or a percent-encoded ``file://`` address, into ``file://`` and the path."""
-        return "file://", os.path.abspath(os.path.expanduser(local_path(address))).lstrip("/")
+        path = local_path(address)
+        path = expand_path(path, create=True) if path is address else os.path.expanduser(path)
+        return "file://", os.path.abspath(path).lstrip("/")
 
     @override
     def address(self, path: str) -> str:
@@ -139,31 +145,66 @@ class LocalStore(Store):
         return self._walk(prefix, recursive=recursive)
 
     @override
+    def _search(self, prefix: str, search: TreeSearch, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        return self._walk(prefix, recursive=recursive, search=search)
+
+    @override
     def _list_unfinished(self, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
         return self._walk(prefix, unfinished=True)
 
     async def _walk(
-        self, prefix: str, *, recursive: bool = True, unfinished: bool = False
+        self, prefix: str, *, recursive: bool = True, unfinished: bool = False, search: TreeSearch | None = None
     ) -> AsyncGenerator[ObjectInfo, None]:
-        pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [(prefix, ())]
-        budget = ListingBudget(self.limits, self.address(prefix))
-        while pending:
-            folder, ancestors = pending.pop()
-            held = ListingBudget(self.limits, self.address(folder), entry_bytes=HELD_ENTRY_BYTES)
-            identity, files, subfolders = await self._run_in_thread(folder, _scan_folder, folder, unfinished, held)
-            if identity in ancestors:  # a link to a directory that contains it
-                continue
-            budget.check_depth(len(ancestors) + 1, self.address(folder))
-            budget.enter_directory(identity)
-            for info in files:
+        problems: list[ListingProblem] = []
+        pages = self._read_pages(prefix, recursive, unfinished, search, problems)
+        while (page := await self._run_in_thread(prefix, next, pages, None)) is not None:
+            while problems and search is not None:
+                search.report(problems.pop(0))
+            for info in page:
                 yield info
-            for name in subfolders:
-                budget.count_entry(name)
-                if recursive:
-                    budget.hold_directory(name, len(ancestors))
-                    pending.append((name, (*ancestors, identity)))
-                else:
-                    yield ObjectInfo(f"{name}/")
+        while problems and search is not None:
+            search.report(problems.pop(0))
+
+    def _read_pages(
+        self,
+        prefix: str,
+        recursive: bool,
+        unfinished: bool,
+        search: TreeSearch | None,
+        problems: list[ListingProblem],
+    ) -> Iterator[list[ObjectInfo]]:
+        """Yield the entries of one folder after the other, and append to `problems` what may not be read."""
+
+        def on_unreadable(path: str, error: OSError) -> None:
+            translated = _translate_error(error, path)
+            if search is None or path == f"/{prefix}" or not isinstance(error, PermissionError):
+                raise translated from error
+            problems.append(ListingProblem(path[1:], translated, is_directory=True))
+
+        folders = walk_folders(
+            f"/{prefix}",
+            ListingBudget(self.limits, self.address(prefix)),
+            on_unreadable,
+            show_hidden=search is None or search.show_hidden,
+            recursive=recursive,
+            create_page_budget=lambda path: ListingBudget(self.limits, path, entry_bytes=HELD_ENTRY_BYTES),
+        )
+        for _, files, subfolders in folders:
+            page = []
+            for entry in files:
+                path = entry.path[1:]
+                try:
+                    status = _require_regular(entry.stat(), entry.path)
+                except OSError as error:  # deleted since the scan, a link that leads nowhere, a pipe, a device
+                    if search is not None:
+                        problem = error if isinstance(error, StoreError) else _translate_error(error, entry.path)
+                        problems.append(ListingProblem(path, problem, is_directory=False))
+                    continue
+                if entry.name.startswith(_UNFINISHED_PREFIX) is unfinished:
+                    page.append(_make_info(path, status))
+            if not recursive:
+                page += [ObjectInfo(f"{entry.path[1:]}/") for entry in subfolders]
+            yield page
 
     @override
     async def _write(self, path: str, data: Data) -> None:
@@ -235,44 +276,6 @@ def _query_free_bytes(folder: str) -> int:
             folder = os.path.dirname(folder)  # a write would create the folder
         else:
             return status.f_frsize * status.f_bavail
-
-
-def _scan_folder(
-    folder: str, unfinished: bool, held: ListingBudget
-) -> tuple[tuple[int, int], list[ObjectInfo], list[str]]:
-    """Return the identity of a folder, its files (finished or unfinished ones), and its subfolders."""
-    files, subfolders = [], []
-    try:
-        status = os.stat(f"/{folder}")
-        for entry in _iterate_entries(f"/{folder}"):
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            held.count_entry(path)
-            if _is_link_loop(entry):
-                continue
-            if entry.is_dir():
-                subfolders.append(path)
-            elif entry.is_file() and entry.name.startswith(_UNFINISHED_PREFIX) is unfinished:
-                with contextlib.suppress(FileNotFoundError):  # deleted since the scan
-                    files.append(_make_info(path, entry.stat()))
-    except (FileNotFoundError, NotADirectoryError):
-        return (0, 0), [], []
-    return (status.st_dev, status.st_ino), files, subfolders
-
-
-def _is_link_loop(entry: os.DirEntry[str]) -> bool:
-    """Return whether this link leads back to itself. It is skipped, like a link whose target is missing."""
-    try:
-        entry.is_dir()
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        return True
-    return False
-
-
-def _iterate_entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        yield from entries
 
 
 class _CancellableFile:

@@ -13,9 +13,11 @@ from streamloader.errors import ConfigError, MissingDependency
 from streamloader.redaction import redact_address
 from streamloader.stores.base import Store
 from streamloader.stores.container_addresses import split_container_address
+from streamloader.stores.spellings import SCHEME_ALIASES, expand_authority, normalize_address
 
 __all__ = [
-    "is_local_file", "open_store", "register_store", "scheme_of", "schemes", "select_options", "split_address",
+    "is_local_file", "open_store", "register_store", "scheme_of", "schemes", "select_options", "spell_address",
+    "split_address",
 ]  # fmt: skip
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -61,9 +63,10 @@ def schemes() -> Mapping[str, str]:
 
 
 def scheme_of(address: str) -> str:
-    """Return the scheme of an address in lower case, or "" for a local path."""
+    """Return the scheme of an address in lower case, "gs" for "gcs" and the like, or "" for a local path."""
     match = _SCHEME.match(address)
-    return match[1].lower() if match else ""
+    scheme = match[1].lower() if match else ""
+    return SCHEME_ALIASES[scheme] if scheme in SCHEME_ALIASES and scheme not in _STORE_CLASSES else scheme
 
 
 def is_local_file(address: str) -> bool:
@@ -74,11 +77,13 @@ def is_local_file(address: str) -> bool:
 def split_address(address: str) -> tuple[str, str]:
     """Split an address into the URL of its store and the path within it, by the rules of the store's class.
 
-    The store of ``s3://bucket/set.zip!/a/b.png`` is the container: ``s3://bucket/set.zip!``.
+    Other spellings are those of :func:`streamloader.stores.spellings.normalize_address`. The store of
+    ``s3://bucket/set.zip!/a/b.png`` is the container: ``s3://bucket/set.zip!``.
 
     Raises:
         ConfigError: If no store serves the scheme.
     """
+    address = _normalize(address)
     member = split_container_address(address)
     if member is not None:
         container = member[0]
@@ -86,6 +91,17 @@ def split_address(address: str) -> tuple[str, str]:
             container = f"/{split_address(container)[1]}"
         return f"{container}!", member[1]
     return _load_store_class(scheme_of(address)).split(address)
+
+
+def spell_address(address: str) -> str:
+    """Return an address that a user passed in the spelling of this package, with its environment variables expanded.
+
+    Variables in local paths are expanded when the path is used, unless it exists literally.
+
+    Raises:
+        ConfigError: If a variable is not set, or if the spelling is that of another tool and has no counterpart.
+    """
+    return expand_authority(_normalize(address))
 
 
 def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
@@ -143,6 +159,7 @@ def select_options(address: str, storage_options: Mapping[str, Any] | None) -> d
     """
     if not storage_options:
         return {}
+    address = _normalize(address)
     prefixes = [name for name in storage_options if "://" in name]
     if not prefixes:
         return {} if scheme_of(address) in _SCHEMES_WITHOUT_OPTIONS else dict(storage_options)
@@ -152,7 +169,7 @@ def select_options(address: str, storage_options: Mapping[str, Any] | None) -> d
             f"storage_options mixes address prefixes ({redact_address(prefixes[0])!r}) and options ({plain[0]!r}): "
             "move each option under the prefix that it belongs to"
         )
-    matching = [prefix for prefix in prefixes if _has_prefix(address, prefix)]
+    matching = [prefix for prefix in prefixes if _has_prefix(address, _normalize(prefix))]
     if not matching:
         return {}
     longest = max(matching, key=len)
@@ -166,6 +183,13 @@ def _has_prefix(address: str, prefix: str) -> bool:
     if not address.startswith(prefix):
         return False
     return len(address) == len(prefix) or prefix.endswith("/") or address[len(prefix)] == "/"
+
+
+def _normalize(address: str) -> str:
+    """Return an address in the spelling of this package, unless a store is registered for its own scheme."""
+    match = _SCHEME.match(address)
+    is_registered = match is not None and match[1].lower() in SCHEME_ALIASES and match[1].lower() in _STORE_CLASSES
+    return address if is_registered else normalize_address(address)
 
 
 def _load_store_class(scheme: str) -> type[Store]:

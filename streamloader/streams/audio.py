@@ -15,8 +15,9 @@ from typing_extensions import override
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.audio.index import AUDIO_VERIFY_LEVELS, AudioIndexSettings, AudioVerifyLevel
 from streamloader.media.video.selection import as_int
-from streamloader.stores.addresses import Addresses, FileKeys, as_addresses, expand_addresses
+from streamloader.stores.addresses import Addresses, FileKeys, as_addresses
 from streamloader.stores.readahead import UNIT_BYTES
+from streamloader.stores.search import Unreadable
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import (
     PreparedStream,
@@ -31,7 +32,7 @@ from streamloader.streams.indexing import make_videos, show_indexing, validate_u
 from streamloader.streams.lane_thread import decode_in_lane_thread, in_lane_thread
 from streamloader.streams.sound import SoundOptions, count_samples, open_reader
 from streamloader.streams.source_files import PreparedFile, build_media_table, measure_sources, resolve_media
-from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
+from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing, find_sources
 from streamloader.values import Array, Field, StreamInfo
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class AudioStreams(StreamDataset):
             decoders forget their past (Opus, most of AAC) are resumed without decoding from the start of the file.
             Defaults to ``"tables"``.
         unreadable: ``"raise"`` raises one error that lists all files that cannot be used; ``"skip"`` leaves them out
-            and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. Defaults to ``"raise"``.
+            and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. None, the
+            default, raises for them too, but leaves out directories that may not be read, with one warning.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
 
     Indexes are cached for each version of a file, with those of videos. Keys of streams are their addresses without
@@ -111,7 +113,7 @@ class AudioStreams(StreamDataset):
         audio_stream: int | None = None,
         damaged: Literal["raise", "keep"] = "raise",
         verify: AudioVerifyLevel = "tables",
-        unreadable: Literal["raise", "skip"] = "raise",
+        unreadable: Unreadable = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(files)
@@ -193,14 +195,17 @@ class AudioStreams(StreamDataset):
             return None
 
     def _index(self, indexer: BulkAudioIndexer, skip: bool) -> StreamTable:
-        files = expand_addresses(self._paths, is_audio, self._storage_options)
+        files, left_out = find_sources(
+            self._paths, is_audio, self._storage_options, "skip" if skip else self._unreadable
+        )
         keys = FileKeys.of_files(files)
         records, versions, errors = indexer.run(make_videos(files, self._storage_options))
         if errors and (not skip or len(errors) == len(files)):
             raise combine_errors(errors, keys.names, _NOUN)
-        self._skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
+        skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
+        self._skipped = left_out + skipped
         if errors:
-            _log.warning("%s", describe_skipped(self._skipped, len(files), _NOUN))
+            _log.warning("%s", describe_skipped(skipped, len(files), _NOUN))
             kept = [number for number in range(len(files)) if number not in errors]
             keys, files = keys.select(kept), [files[number] for number in kept]
             records, versions = records[kept], versions[kept]

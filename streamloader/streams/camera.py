@@ -15,6 +15,7 @@ from streamloader.media.image.plane import BORDERS, INTERPOLATIONS, Border, Flow
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection, as_int
 from streamloader.stores.addresses import Addresses
+from streamloader.stores.search import Unreadable
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skips_unreadable
@@ -107,7 +108,8 @@ class CameraStreams(StreamDataset):
             Defaults to None: the motion of a stream is drawn again in every epoch.
         max_pixels: Maximum number of pixels of an image file. Defaults to 2^26, which is 8192 x 8192.
         unreadable: ``"raise"`` raises one error that lists all images that cannot be accessed; ``"skip"`` leaves them
-            out and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. Defaults to ``"raise"``.
+            out and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. None, the
+            default, raises for them too, but leaves out directories that may not be read, with one warning.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
 
     Raises:
@@ -145,7 +147,7 @@ class CameraStreams(StreamDataset):
         transform: Transform | None = None,
         motion_seed: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
-        unreadable: Literal["raise", "skip"] = "raise",
+        unreadable: Unreadable = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._size = validate_size(size)
@@ -218,7 +220,7 @@ class CameraStreams(StreamDataset):
 
     @override
     async def index(self) -> Sequence[StreamInfo]:
-        images = await self._images.index(skip=self._unreadable == "skip" or skips_unreadable())
+        images = await self._images.index("skip" if skips_unreadable() else self._unreadable)
         self._image_table = images
         self._fields = None
         keys: Iterable[str] = (info.key for info in images)

@@ -15,6 +15,7 @@ from typing_extensions import override
 from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.stores.addresses import Addresses, FileKeys, SourceFile, as_addresses
 from streamloader.stores.registry import is_local_file
+from streamloader.stores.search import Unreadable
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skip_unreadable
 from streamloader.streams.image_files import (
@@ -71,11 +72,11 @@ class PlaneImages(abc.ABC):
         """Number of channels and dtype of all images. Called after :meth:`index`."""
 
     @abc.abstractmethod
-    async def index(self, *, skip: bool) -> StreamTable:
+    async def index(self, unreadable: Unreadable) -> StreamTable:
         """Describe all images, in an order that is the same for every call. Lengths are not used.
 
         Args:
-            skip: Whether images that cannot be used are left out.
+            unreadable: Handling of images that cannot be used, and of directories that may not be read.
         """
 
     @abc.abstractmethod
@@ -130,10 +131,10 @@ class FileImages(PlaneImages):
         return 1 if self._pix_fmt == "gray" else 3, np.dtype(np.uint8)
 
     @override
-    async def index(self, *, skip: bool) -> StreamTable:
+    async def index(self, unreadable: Unreadable) -> StreamTable:
         import anyio.to_thread
 
-        return await anyio.to_thread.run_sync(partial(self._index, skip=skip), abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(partial(self._index, unreadable), abandon_on_cancel=True)
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -179,12 +180,12 @@ class FileImages(PlaneImages):
         with contextlib.closing(files.open(self._options, key)) as source:
             return source.read(0)
 
-    def _index(self, *, skip: bool) -> StreamTable:
+    def _index(self, unreadable: Unreadable) -> StreamTable:
         require_image_libraries()
         described: list[ImageFiles] = []
         members: list[SourceFile] = []
         errors: dict[int, StreamloaderError] = {}
-        for folder in group_by_folder(find_images(self._addresses, self._options)):
+        for folder in group_by_folder(find_images(self._addresses, self._options, unreadable=unreadable)):
             files, error = describe_files(folder, range(len(folder.files)))
             if error is None:
                 described.append(files)
@@ -196,7 +197,7 @@ class FileImages(PlaneImages):
                         errors[number] = error
             members += folder.files
         keys = FileKeys.of_files(members)
-        if errors and (not skip or len(errors) == len(members)):
+        if errors and (unreadable != "skip" or len(errors) == len(members)):
             raise combine_errors(errors, keys.names, _NOUN)
         self.skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
         kept = [number for number in range(len(members)) if number not in errors]
@@ -290,7 +291,7 @@ class ArrayImages(PlaneImages):
         return self._pixel
 
     @override
-    async def index(self, *, skip: bool) -> StreamTable:
+    async def index(self, unreadable: Unreadable) -> StreamTable:
         require_image_libraries()
         return StreamTable(len(self._arrays))
 
@@ -355,9 +356,9 @@ class StepImages(PlaneImages):
         return field.shape[2], field.dtype
 
     @override
-    async def index(self, *, skip: bool) -> StreamTable:
+    async def index(self, unreadable: Unreadable) -> StreamTable:
         require_image_libraries()
-        with skip_unreadable() if skip else contextlib.nullcontext():
+        with skip_unreadable() if unreadable == "skip" else contextlib.nullcontext():
             self._streams = StreamTable.from_infos(await self._dataset.index())
         self.skipped = getattr(self._dataset, "skipped", ())
         lengths = self._streams.lengths

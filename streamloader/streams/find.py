@@ -13,6 +13,7 @@ from streamloader.errors import ConfigError, FrameSizeError, StreamloaderError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.selection import Selection
 from streamloader.stores.addresses import Addresses, SourceFile, as_addresses
+from streamloader.stores.search import Unreadable
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import Transform
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skips_unreadable
@@ -20,6 +21,7 @@ from streamloader.streams.frames import describe_settings, frame_fields, validat
 from streamloader.streams.image_files import file_name, find_images, group_by_folder
 from streamloader.streams.image_names import is_animation_name, is_image
 from streamloader.streams.images import ImageStreams
+from streamloader.streams.indexing import validate_unreadable
 from streamloader.streams.unreadable import SkippedVideo, ends_indexing
 from streamloader.streams.video import VideoStreams, is_video
 from streamloader.values import Field, StreamInfo
@@ -80,14 +82,14 @@ class FoundStreams(StreamDataset):
         gaps: Literal["raise", "keep"] = "raise",
         damaged: Literal["raise", "keep"] = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
-        unreadable: Literal["raise", "skip"] = "raise",
+        unreadable: Unreadable = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(paths)
         self._size = None if size is None else validate_size(size)
         self._selection = Selection.from_options(max_frames, random_start, stride, fps)
         self._storage_options = None if storage_options is None else dict(storage_options)
-        self._unreadable = unreadable
+        self._unreadable = validate_unreadable(unreadable)
         self._options: dict[str, Any] = {
             "size": size,
             "pix_fmt": validate_pix_fmt(pix_fmt, transform),
@@ -181,7 +183,10 @@ class FoundStreams(StreamDataset):
         return self._parts[number], own_info
 
     def _find(self) -> list[SourceFile]:
-        return find_images(self._paths, self._storage_options, lambda path: is_image(path) or is_video(path))
+        unreadable: Unreadable = "skip" if skips_unreadable() else self._unreadable
+        return find_images(
+            self._paths, self._storage_options, lambda path: is_image(path) or is_video(path), unreadable
+        )
 
     def _make_parts(
         self, videos: Sequence[SourceFile], folders: Sequence[SourceFile], singles: Sequence[SourceFile]

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from typing_extensions import override
 
+from streamloader.arguments import expand_path
 from streamloader.common.guarded_files import open_regular_file
 from streamloader.config import Limits
 from streamloader.errors import (
@@ -34,9 +35,10 @@ from streamloader.stores.expand import SourceFile
 from streamloader.stores.io_thread import SharedStore, open_shared_store
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.local import local_path
-from streamloader.stores.local_search import SEARCH_ENTRY_BYTES, walk_files
+from streamloader.stores.local_search import SEARCH_ENTRY_BYTES, report_unreadable, walk_files
 from streamloader.stores.patterns import has_magic
 from streamloader.stores.registry import is_local_file, split_address
+from streamloader.stores.search import Unreadable, UnreadableReport
 from streamloader.stream_table import StringColumn
 from streamloader.streams.image_names import is_image
 from streamloader.values import Array
@@ -82,38 +84,50 @@ def find_images(
     addresses: Sequence[str],
     options: Mapping[str, Any] | None,
     accept: Callable[[str], bool] = is_image,
+    unreadable: Unreadable = None,
 ) -> list[SourceFile]:
     """Return the images that addresses stand for, as :func:`expand_addresses` does.
 
     In addition, the name of the last part may contain a number field, ``%05d`` or ``%d``.
 
+    Args:
+        addresses: Addresses of a dataset.
+        options: Options of the stores.
+        accept: Function that selects the files of directories. Defaults to images.
+        unreadable: Handling of what may not be read, see :class:`streamloader.stores.search.UnreadableReport`.
+
     Raises:
         StreamNotFound: If an address does not exist, or stands for no image.
     """
+    report = UnreadableReport(unreadable)
     files: list[SourceFile] = []
     for address in addresses:
         head, slash, name = address.rpartition("/")
         field = _NUMBER_FIELD.search(name)
         if field is None or os.path.lexists(address):
-            files += _list_local_folder(address, accept, options) or expand_addresses(address, accept, options)
+            local = _list_local_folder(address, accept, options, report)
+            files += local or expand_addresses(address, accept, options, unreadable=report)
         else:
             pattern = f"{head}{slash}{_NUMBER_FIELD.sub('*', name, count=1)}"
-            files += _select_numbered(expand_addresses(pattern, accept, options), name, field, address)
+            matches = expand_addresses(pattern, accept, options, unreadable=report)
+            files += _select_numbered(matches, name, field, address)
+    report.finish()
     return files
 
 
 def _list_local_folder(
-    address: str, accept: Callable[[str], bool], options: Mapping[str, Any] | None
+    address: str, accept: Callable[[str], bool], options: Mapping[str, Any] | None, report: UnreadableReport
 ) -> list[SourceFile]:
     """Return the images in a local folder at any depth, sorted by code point, or nothing if it is not a folder.
 
     Unlike :func:`expand_addresses`, it leaves it to the caller to check that they are files, which takes a call each.
     """
-    path = os.path.expanduser(local_path(address)) if is_local_file(address) else ""
+    path = expand_path(local_path(address)) if is_local_file(address) else ""
     if not path or not os.path.isdir(path):
         return []
     budget = ListingBudget((options or {}).get("limits") or Limits(), address, entry_bytes=SEARCH_ENTRY_BYTES)
-    return [SourceFile(file) for file in sorted(filter(accept, walk_files(path, budget)))]
+    found = walk_files(path, budget, on_unreadable=report_unreadable(report))
+    return [SourceFile(file) for file in sorted(filter(accept, found))]
 
 
 def _select_numbered(files: list[SourceFile], name: str, field: re.Match[str], address: str) -> list[SourceFile]:
@@ -297,7 +311,7 @@ def describe_files(folder: ImageFolder, order: Sequence[int]) -> tuple[ImageFile
         versions = ["" if info is None else info.version or "" for info in infos]
         return ImageFiles(folder.prefix, sorted_names, np.array(sizes, np.int64), unknown, versions), None
     path = local_path(folder.prefix)
-    prefix = os.path.join(os.path.abspath(os.path.expanduser(path)), "")  # a worker may have another current directory
+    prefix = os.path.join(os.path.abspath(expand_path(path)), "")  # a worker may have another current directory
     try:
         status = np.array([_stat_image(prefix + name) for name in sorted_names], np.int64)
     except UnreadableStream as error:

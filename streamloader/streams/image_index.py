@@ -17,6 +17,7 @@ from streamloader.media.video.selection import Selection
 from streamloader.redaction import redact_address
 from streamloader.stores.addresses import FileKeys
 from streamloader.stores.expand import SourceFile
+from streamloader.stores.search import Unreadable
 from streamloader.stream_table import StreamTable
 from streamloader.streams.frames import require_common_size
 from streamloader.streams.image_files import (
@@ -173,23 +174,23 @@ class ImageIndexer:
         self._keeps_damaged = keeps_damaged
         self._needs_size = needs_size
 
-    def run(self, addresses: Sequence[str] | Sequence[SourceFile], skip: bool) -> ImageIndex:
+    def run(self, addresses: Sequence[str] | Sequence[SourceFile], unreadable: Unreadable) -> ImageIndex:
         """Return the index of all images that `addresses` stand for.
 
         Args:
             addresses: Addresses of images and folders, or files that were found already.
-            skip: Whether to leave out streams that cannot be used.
+            unreadable: Handling of streams that cannot be used, and of directories that may not be read.
         """
         require_image_libraries()
         found = [address for address in addresses if isinstance(address, SourceFile)]
-        files = found or find_images([str(address) for address in addresses], self._options)
+        files = found or find_images([str(address) for address in addresses], self._options, unreadable=unreadable)
         entries = self._make_entries(files)
         self._probe(entries)
         entries = self._split_animations(entries)
         for entry in entries:
             if entry.error is None:
                 _keep_error(entry, self._complete)
-        return self._build(entries, skip=skip)
+        return self._build(entries, skip=unreadable == "skip")
 
     def _make_entries(self, files: Sequence[SourceFile]) -> list[_ImageEntry]:
         """Return a stream for each folder of images, and for each file that is one, in the order of the files."""

@@ -14,6 +14,7 @@ from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection
 from streamloader.stores.addresses import Addresses, SourceFile, as_addresses
+from streamloader.stores.search import Unreadable
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skips_unreadable
@@ -75,7 +76,8 @@ class ImageStreams(StreamDataset):
         max_pixels: Maximum number of pixels of an image, before `size` is applied. Larger ones are refused before they
             are decoded. Defaults to 2^26, which is 8192 x 8192.
         unreadable: ``"raise"`` raises one error that lists all streams that cannot be used; ``"skip"`` leaves them out
-            and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. Defaults to ``"raise"``.
+            and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. None, the
+            default, raises for them too, but leaves out directories that may not be read, with one warning.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
 
     To index a folder, its names are listed. The header of its first image is read if `size` is not given, or if only
@@ -112,7 +114,7 @@ class ImageStreams(StreamDataset):
         gaps: Literal["raise", "keep"] = "raise",
         damaged: Literal["raise", "keep"] = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
-        unreadable: Literal["raise", "skip"] = "raise",
+        unreadable: Unreadable = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(paths)
@@ -181,8 +183,10 @@ class ImageStreams(StreamDataset):
             keeps_damaged=self._keeps_damaged,
             needs_size=self._size is None,
         )
-        skip = self._unreadable == "skip" or skips_unreadable()
-        indexed = await anyio.to_thread.run_sync(indexer.run, self._files or self._paths, skip, abandon_on_cancel=True)
+        unreadable: Unreadable = "skip" if skips_unreadable() else self._unreadable
+        indexed = await anyio.to_thread.run_sync(
+            indexer.run, self._files or self._paths, unreadable, abandon_on_cancel=True
+        )
         self._indexed = indexed
         self._fields = frame_fields(self._pix_fmt, *self._step_size(indexed), self._transform)
         return indexed.streams

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from streamloader.arguments import expand_path
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath
 from streamloader.errors import (
     ConfigError,
@@ -37,7 +38,7 @@ from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.origins import LOCAL_SCHEMES, is_bound, select_access
-from streamloader.stores.registry import is_local_file, scheme_of, select_options, split_address
+from streamloader.stores.registry import is_local_file, scheme_of, select_options, spell_address, split_address
 from streamloader.values import Array, ObjectInfo
 
 __all__ = ["IndexSource", "folder_of"]
@@ -61,6 +62,7 @@ class IndexSource:
     """
 
     def __init__(self, address: str, storage_options: Mapping[str, Any] | None, max_pixels: int) -> None:
+        address = spell_address(address)
         self._address = address if not is_local_file(address) else os.path.abspath(_expand_user(local_path(address)))
         self._name = redact_address(self._address)
         self._storage_options = storage_options
@@ -230,7 +232,7 @@ def folder_of(address: str) -> str:
 
 
 def _expand_user(path: str) -> str:
-    return os.path.expanduser(path) if path.startswith("~") and not os.path.lexists(path) else path
+    return expand_path(path)
 
 
 def _identify(path: str, name: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from streamloader.common.count_display import open_count_display
 from streamloader.errors import ConfigError
 from streamloader.media.video.index import VERIFY_LEVELS, IndexSettings, VerifyLevel, validate_stream
 from streamloader.media.video.limits import validate_max_pixels
+from streamloader.stores.search import Unreadable
 
 if TYPE_CHECKING:
     from streamloader.media.video.bulk_indexer import ProgressDisplay
@@ -77,13 +78,13 @@ def _list_names(names: Sequence[str], numbers: Array) -> str:
     return shown if len(numbers) <= _MAX_LISTED else f"{shown} and {len(numbers) - _MAX_LISTED} more videos"
 
 
-def validate_unreadable(value: str) -> str:
-    """Return the handling of files that cannot be used, if it is valid.
+def validate_unreadable(value: Unreadable) -> Unreadable:
+    """Return the handling of files that cannot be used, and of directories that may not be read, if it is valid.
 
     Raises:
         ConfigError: If it is not.
     """
-    if value not in ("raise", "skip"):
+    if value not in (None, "raise", "skip"):
         raise ConfigError(f'unreadable must be "raise" or "skip", got {value!r}')
     return value
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import anyio.to_thread
 import numpy as np
 
+from streamloader.arguments import expand_path
 from streamloader.errors import ConfigError, StreamloaderError, UnreadableStream
 from streamloader.media.parser_pool import Parsers
 from streamloader.media.video.bulk_indexer import BulkIndexer
@@ -28,7 +29,8 @@ from streamloader.redaction import has_secrets, redact_address
 from streamloader.stores.addresses import Address, Addresses, SourceFile, as_addresses, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import is_local_file, scheme_of
+from streamloader.stores.registry import is_local_file, scheme_of, spell_address
+from streamloader.stores.search import Unreadable
 from streamloader.streams.index_source import folder_of
 from streamloader.streams.indexing import (
     log_unusual_videos,
@@ -77,7 +79,7 @@ def index_videos(
     to: Address,
     *,
     update: bool = False,
-    unreadable: Literal["raise", "skip"] = "raise",
+    unreadable: Unreadable = None,
     damaged: Literal["raise", "keep"] | None = None,
     verify: VerifyLevel | None = None,
     stream: int | None = None,
@@ -99,7 +101,8 @@ def index_videos(
             by the version in their store) are indexed, those that are gone are removed, and all others are not looked
             at. A file that does not exist is made. Defaults to False, which makes the file from the start.
         unreadable: ``"raise"`` to raise one error that lists all videos that cannot be used, or ``"skip"`` to leave
-            them out, see :class:`streamloader.VideoStreams`.
+            them out, see :class:`streamloader.VideoStreams`. By default, directories that may not be read are left out
+            with one warning.
         damaged: ``"raise"`` or ``"keep"``, see there. Defaults to that of the file to update, or to ``"raise"``.
         verify: ``"tables"``, ``"ends"`` or ``"frames"``, see there. Defaults to that of the file to update, or to
             ``"tables"``.
@@ -123,7 +126,7 @@ def index_videos(
     validate_unreadable(unreadable)
     make_parsers = _select_parsers(executor, ray_address)
     target = _Target(os.fspath(to), storage_options)
-    files = _list_files(paths, target, storage_options)
+    files = _list_files(paths, target, storage_options, unreadable)
     with contextlib.ExitStack() as stack:
         old = stack.enter_context(target.open_current()) if update else None
         settings = _choose_settings(old, damaged, verify, stream, max_pixels)
@@ -148,7 +151,9 @@ def _select_parsers(executor: str, ray_address: str | None) -> Callable[[], Pars
     return lambda: RayParsers(connect_cluster(ray_address))
 
 
-def _list_files(paths: Addresses, target: _Target, storage_options: Mapping[str, Any] | None) -> dict[str, SourceFile]:
+def _list_files(
+    paths: Addresses, target: _Target, storage_options: Mapping[str, Any] | None, unreadable: Unreadable
+) -> dict[str, SourceFile]:
     """Return the files by the address that the index file has of them, in their order."""
     addresses = as_addresses(paths)
     for address in addresses:
@@ -159,7 +164,7 @@ def _list_files(paths: Addresses, target: _Target, storage_options: Mapping[str,
                 address=address,
             )
     files: dict[str, SourceFile] = {}
-    for file in expand_addresses(addresses, is_video, storage_options):
+    for file in expand_addresses(addresses, is_video, storage_options, unreadable=unreadable):
         files.setdefault(target.shorten(file), file)
     return files
 
@@ -330,10 +335,11 @@ class _Target:
     """
 
     def __init__(self, address: str, storage_options: Mapping[str, Any] | None) -> None:
+        address = spell_address(address)
         self._is_local = is_local_file(address)
         if self._is_local:
             path = local_path(address)
-            address = os.path.abspath(os.path.expanduser(path) if path.startswith("~") else path)
+            address = os.path.abspath(expand_path(path, create=True))
             if os.path.isdir(address):
                 raise ConfigError(f"{address} is a folder: name the index file", address=address)
         self._address = address

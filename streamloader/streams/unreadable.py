@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from streamloader.common.printable import make_printable
 from streamloader.errors import ClosedError, ConfigError, MissingDependency, StoreError, StreamloaderError
+from streamloader.stores.addresses import SourceFile, expand_addresses
+from streamloader.stores.search import Unreadable, UnreadableReport
 
-__all__ = ["SkippedVideo", "combine_errors", "describe_skipped", "ends_indexing"]
+__all__ = ["SkippedVideo", "combine_errors", "describe_skipped", "ends_indexing", "find_sources"]
 
 _MAX_LISTED: Final = 20  # files in a message
 _MAX_DETAILS: Final = 1000  # files in the details of an error
@@ -74,6 +76,27 @@ def combine_errors(
     )
     combined.details = first.details | {"failed": listed[:_MAX_DETAILS], "failed_count": len(numbers)}
     return combined
+
+
+def find_sources(
+    addresses: Sequence[str],
+    accept: Callable[[str], bool],
+    options: Mapping[str, Any] | None,
+    unreadable: Unreadable,
+) -> tuple[list[SourceFile], tuple[SkippedVideo, ...]]:
+    """Return the files that addresses stand for, and those that are left out because they cannot be opened.
+
+    Args:
+        addresses: Addresses of a dataset.
+        accept: Function that selects the files of directories.
+        options: Options of the stores.
+        unreadable: Handling of what may not be read, see :class:`streamloader.stores.search.UnreadableReport`.
+    """
+    report = UnreadableReport(unreadable)
+    files = expand_addresses(addresses, accept, options, unreadable=report)
+    report.finish()
+    skipped = (SkippedVideo.from_error(name, name, error) for name, error in sorted(report.files.items()))
+    return files, tuple(skipped)
 
 
 def describe_skipped(skipped: Sequence[SkippedVideo], total: int, noun: str = "videos") -> str:

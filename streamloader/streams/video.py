@@ -18,7 +18,8 @@ from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video.index import VerifyLevel
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.selection import Selection
-from streamloader.stores.addresses import Address, Addresses, FileKeys, as_addresses, expand_addresses
+from streamloader.stores.addresses import Address, Addresses, FileKeys, as_addresses
+from streamloader.stores.search import Unreadable
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
 from streamloader.streams.base import (
@@ -49,7 +50,7 @@ from streamloader.streams.indexing import (
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.sound import SOUND_FIELDS, AudioOptions, FrameSound
 from streamloader.streams.source_files import PreparedFile, build_media_table, measure_sources, resolve_media
-from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
+from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing, find_sources
 from streamloader.streams.video_sound import VideoSound, index_sounds
 from streamloader.values import Array, Field, StreamInfo
 
@@ -127,7 +128,8 @@ class VideoStreams(StreamDataset):
             complete. ``"frames"`` decodes all frames; it proves all of the index. Defaults to ``"tables"``.
         unreadable: ``"raise"`` raises one error that lists all files that cannot be used; ``"skip"`` leaves them out
             and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. Errors of a server that may be
-            gone a moment later are raised in both cases. Defaults to ``"raise"``.
+            gone a moment later are raised in both cases. None, the
+            default, raises for them too, but leaves out directories that may not be read, with one warning.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
 
     Indexes are cached for each version of a file in the user's cache folder, or in ``$STREAMLOADER_CACHE``. Files that
@@ -166,7 +168,7 @@ class VideoStreams(StreamDataset):
         square_pixels: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         verify: VerifyLevel = "tables",
-        unreadable: Literal["raise", "skip"] = "raise",
+        unreadable: Unreadable = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = as_addresses(paths)
@@ -306,7 +308,9 @@ class VideoStreams(StreamDataset):
             return None
 
     def _index(self, indexer: BulkIndexer, sound_indexer: BulkAudioIndexer | None, skip: bool) -> StreamTable:
-        files = expand_addresses(self._paths, is_video, self._storage_options)
+        files, left_out = find_sources(
+            self._paths, is_video, self._storage_options, "skip" if skip else self._unreadable
+        )
         keys = FileKeys.of_files(files)
         videos = make_videos(files, self._storage_options)
         records, versions, errors = indexer.run(videos)
@@ -321,9 +325,10 @@ class VideoStreams(StreamDataset):
                 errors.setdefault(number, error)
         if errors and (not skip or len(errors) == len(files)):
             raise combine_errors(errors, keys.names)
-        self._skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
+        skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
+        self._skipped = left_out + skipped
         if errors:
-            _log.warning("%s", describe_skipped(self._skipped, len(files)))
+            _log.warning("%s", describe_skipped(skipped, len(files)))
             kept = [number for number in range(len(files)) if number not in errors]
             keys, files = keys.select(kept), [files[number] for number in kept]
             records, versions, steps = records[kept], versions[kept], steps[kept]

@@ -47,7 +47,9 @@ class Sshd:
         pid: Id of the listening process, or None.
     """
 
-    def __init__(self, folder: Path, *, max_sessions: int = 100, sftp: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, max_sessions: int = 100, sftp: bool = True, obeys_permissions: bool = False
+    ) -> None:
         self.folder = folder
         self.user = getpass.getuser()
         self.data, self.home = folder / "data", folder / "home"
@@ -58,7 +60,7 @@ class Sshd:
         self.known_hosts, self.config = folder / "known_hosts", folder / "config"
         self.pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._max_sessions, self._sftp = max_sessions, sftp
+        self._max_sessions, self._sftp, self._obeys_permissions = max_sessions, sftp, obeys_permissions
         self._make_keys()
         self.port = 0
 
@@ -152,6 +154,9 @@ class Sshd:
             "MaxAuthTries": 20,
             "LogLevel": "ERROR",
         }
+        if self._obeys_permissions:  # the internal server of root reads everything
+            command = [*permission_wrapper(), "/usr/lib/openssh/sftp-server", "-d", str(self.home)]
+            lines["Subsystem"] = f"sftp {' '.join(command)}"
         if not self._sftp:
             del lines["Subsystem"]
         (self.folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
@@ -208,6 +213,18 @@ def agent(*keys: Path) -> Iterator[str]:
         finally:
             process.kill()
             process.wait(60)
+
+
+def permission_wrapper() -> list[str]:
+    """Return the beginning of a command that runs without root's right to read everything. [] if the user is not root.
+
+    Raises:
+        Missing: If setpriv is not installed.
+    """
+    if os.geteuid() != 0:
+        return []
+    rights = "-dac_override,-dac_read_search"
+    return [_find("setpriv"), f"--bounding-set={rights}", f"--inh-caps={rights}", "--"]
 
 
 def _find(program: str) -> str:

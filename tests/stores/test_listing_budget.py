@@ -13,13 +13,14 @@ from store_leaves import Plain
 
 import streamloader as sl
 from streamloader.config import Limits, Retry
-from streamloader.errors import LimitExceeded, TransferInterrupted, UnreadableStream
+from streamloader.errors import LimitExceeded, TransferInterrupted
 from streamloader.stores import local_search
 from streamloader.stores.addresses import expand_addresses
 from streamloader.stores.base import Body
 from streamloader.stores.io_thread import close_shared_stores, open_shared_store
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.local import LocalStore
+from streamloader.stores.search import UnreadableReport
 from streamloader.stores.wrappers.prefix import PrefixStore
 from streamloader.stores.wrappers.retry import RetryStore
 from streamloader.values import ObjectInfo
@@ -128,19 +129,11 @@ def test_patterns_match_what_glob_matches(pattern, tmp_path, monkeypatch):
     (tmp_path / "itself").symlink_to("itself")
     monkeypatch.chdir(tmp_path)
     for prefix in ("", f"{tmp_path}/"):
-        found, _ = local_search.match_local_pattern(prefix + pattern, ListingBudget(Limits(), pattern))
+        found, _ = local_search.match_local_pattern(
+            prefix + pattern, ListingBudget(Limits(), pattern), UnreadableReport()
+        )
         matches = set(filter(os.path.lexists, glob.glob(prefix + pattern, recursive=True)))
         assert found == sorted(match for match in matches if not os.path.isdir(match))
-
-
-def test_a_folder_without_access_is_an_error(tmp_path, monkeypatch):
-    def refuse(folder):
-        raise PermissionError(13, "Permission denied", folder)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UnreadableStream, match="Permission denied"):
-        list(local_search.walk_files(str(tmp_path), ListingBudget(Limits(), "")))
-    assert local_search.match_local_pattern(f"{tmp_path}/*", ListingBudget(Limits(), "")) == ([], 0)
 
 
 # --- stores -----------------------------------------------------------------------------------------------------------

@@ -351,6 +351,12 @@ class SaysItDoesNotList(Plain):
             yield _
 
 
+class SearchesHiddenNames(Plain):
+    async def _search(self, prefix, search, *, recursive):
+        async for info in self._list(prefix, recursive=recursive):
+            yield info
+
+
 class NoLimitOfListings(Plain):
     async def list(self, prefix="", *, recursive=True):
         self._prepare_call(prefix.rstrip("/"), allow_empty=True)
@@ -719,6 +725,7 @@ FAULTS = [
     (OneVersion, "test_another_object_is_another_version"),
     (VersionOfTheMoment, "test_reads_the_requested_version"),
     (IgnoresVersions, "test_refuses_an_old_version"),
+    (SearchesHiddenNames, "test_a_search_passes_over_hidden_names"),
     (NeverRecursive, "test_lists_at_any_depth"),
     (AlwaysRecursive, "test_lists_one_directory"),
     (ListsByPrefix, "test_a_prefix_is_a_directory"),

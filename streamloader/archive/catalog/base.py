@@ -289,6 +289,12 @@ class Catalog(abc.ABC):
     async def find_problems(self) -> list[str]:
         """Check the catalog itself. Return one line for each gap, overlap, missing row or other inconsistency."""
 
+    async def checkpoint(self) -> None:  # noqa: B027 - most catalogs are no files that users copy
+        """Complete the catalog's own file, so that a copy of this file has all changes made so far.
+
+        Changes that another reader or writer holds back are left to the next call, and to :meth:`aclose`.
+        """
+
     @abc.abstractmethod
     async def aclose(self) -> None:
         """Disconnect. Safe to call twice."""

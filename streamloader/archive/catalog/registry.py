@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import Catalog
+from streamloader.arguments import expand_path
 from streamloader.errors import ConfigError, MissingDependency
 from streamloader.stores.io_thread import SharedResource, get_shared_resource, options_key
 from streamloader.stores.registry import scheme_of
@@ -77,7 +78,7 @@ def get_shared_catalog(
     """
     address, options = os.fspath(url), dict(options or {})
     if not scheme_of(address):
-        address = os.path.abspath(os.path.expanduser(address))
+        address = os.path.abspath(expand_path(address, create=True))
     return get_shared_resource(("catalog", address, options_key(options)), lambda: open_catalog(address, **options))
 
 

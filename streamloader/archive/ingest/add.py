@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,7 +29,7 @@ from streamloader.archive.ingest.sources import get_local_version
 from streamloader.archive.ingest.task import IngestTask
 from streamloader.archive.location import resolve_places
 from streamloader.common.printable import make_printable
-from streamloader.errors import ConfigError, IngestFailed
+from streamloader.errors import CatalogError, ConfigError, IngestFailed
 from streamloader.stores.addresses import Addresses, SourceFile, as_addresses, expand_addresses, make_unique_keys
 from streamloader.stores.io_thread import SharedResource
 from streamloader.stores.local import local_path
@@ -42,6 +43,7 @@ __all__ = ["Metadata", "add_videos"]
 
 Metadata: TypeAlias = "Mapping[str, Any] | Callable[[str], Mapping[str, Any] | None] | None"
 
+_log: Final = logging.getLogger("streamloader")
 _MAX_THREADS_PER_UNIT: Final = 4  # FFmpeg's encoders have threads of their own
 _MAX_LISTED_FAILURES: Final = 10
 _MAX_SOURCE_CHARACTERS: Final = 1000  # in a message
@@ -122,6 +124,7 @@ def add_videos(
     workers, threads, create_executor = _select_executor(executor, jobs, len(files) - len(unchanged), ray_address)
     units = _create_units(files, storage_options, settings, threads)
     with contextlib.ExitStack() as stack:
+        stack.callback(_complete_catalog, catalog)
         unit_executor = create_executor(workers)
         stack.callback(unit_executor.close)
         show = stack.enter_context(open_progress_display(progress))
@@ -136,6 +139,14 @@ def add_videos(
             raise report.failed[0].error
         raise _build_error(report, len(files))
     return report
+
+
+def _complete_catalog(catalog: SharedResource[Catalog]) -> None:
+    """Complete the catalog's file, which a user may copy now."""
+    try:
+        catalog.call(catalog.resource.checkpoint())
+    except CatalogError as error:  # the videos are in the catalog all the same
+        _log.warning("%s", f"the catalog's log stays beside it: {error.message}")
 
 
 def _check_arguments(name: str | None, executor: str, spread: str, jobs: int | None, on_error: str) -> None:

@@ -11,11 +11,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 from streamloader.archive.catalog.base import Place
 from streamloader.archive.location import PlaceAddress
+from streamloader.arguments import expand_path
 from streamloader.errors import ConfigError
 from streamloader.redaction import has_secrets, redact_address
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import scheme_of
+from streamloader.stores.registry import scheme_of, spell_address
 
 __all__ = ["SPREADS", "PlaceAddresses", "PlacementTarget", "Spread", "choose_target", "parse_places", "resolve_targets"]
 
@@ -151,8 +152,9 @@ def _parse_url(store: object) -> str:
     text = os.fspath(store) if isinstance(store, os.PathLike) else store
     if not isinstance(text, str) or not text:
         raise ConfigError(f"a place must be the address of a folder, got {store!r:.80}")
+    text = spell_address(text)
     if scheme_of(text) in ("", "file"):
-        return os.path.abspath(os.path.expanduser(local_path(text)))
+        return os.path.abspath(expand_path(local_path(text), create=True))
     if has_secrets(text):
         raise ConfigError(
             f"{redact_address(text)}: the catalog stores no passwords, query values or unusual user names. Omit them "

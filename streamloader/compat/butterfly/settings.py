@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from streamloader.arguments import expand_path
 from streamloader.errors import ConfigError
 from streamloader.stores.registry import scheme_of
 
@@ -135,7 +136,7 @@ def _read_env_file(env_file: str | os.PathLike[str] | None) -> dict[str, Any]:
     if env_file is None:
         path = find_dotenv(usecwd=True)
     else:
-        path = os.path.expanduser(os.fspath(env_file))
+        path = expand_path(env_file)
         if not os.path.isfile(path):
             raise ConfigError(f"the settings file {path} does not exist")
     return dict(dotenv_values(path)) if path else {}

@@ -14,6 +14,7 @@ from streamloader.archive.catalog.registry import get_shared_catalog
 from streamloader.archive.create import ensure_places
 from streamloader.archive.ingest import IngestReport, add_videos, parse_places
 from streamloader.archive.location import CATALOG_FILE
+from streamloader.arguments import expand_path
 from streamloader.compat.butterfly.settings import ButterflySettings, catalog_url
 from streamloader.errors import NotFound
 from streamloader.media.chunks.settings import CutSettings
@@ -77,7 +78,7 @@ class RemoteFileHandler:
         if scheme_of(text):
             return text
         if not self.is_remote:
-            return os.path.abspath(os.path.expanduser(text))
+            return os.path.abspath(expand_path(text))
         if text.startswith("/"):
             return self._root + text
         return f"{self._root}/~/{text.removeprefix('~/').removeprefix('./')}"
@@ -195,7 +196,7 @@ class ChunkTracker:
         if uri := connection_string or settings.mongodb_uri:
             self.url = catalog_url(uri, db_name or settings.mongodb_db_name)
         else:
-            self.url = os.path.join(os.path.abspath(os.path.expanduser(settings.storage_path)), CATALOG_FILE)
+            self.url = os.path.join(os.path.abspath(expand_path(settings.storage_path)), CATALOG_FILE)
 
     def get_chunks_for_frame_range(self, start_frame: int, end_frame: int) -> list[dict[str, Any]]:
         """Return the chunks that contain the frames from `start_frame` to `end_frame` (included), in order.
@@ -296,4 +297,4 @@ class VideoProcessor:
 
 
 def _expand_home(path: str | None) -> str | None:
-    return None if path is None else os.path.expanduser(path)
+    return None if path is None else expand_path(path)

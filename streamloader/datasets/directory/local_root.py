@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
 
+from streamloader.arguments import expand_path
 from streamloader.containers.pack.format import PackCompressor
 from streamloader.containers.pack.mapped import MappedPack
 from streamloader.datasets.directory.pack_prefetch import prefetch_packs
@@ -72,7 +73,7 @@ class LocalRoot:
     """
 
     def __init__(self, path: str) -> None:
-        self.address = os.path.abspath(os.path.expanduser(path))
+        self.address = os.path.abspath(expand_path(path))
         self._unfinished: set[str] = set()  # what listings have found of other writers
         self._is_prefetched = False
         self._unresolved: set[str] = set()  # subdirectories with links that lead to no file

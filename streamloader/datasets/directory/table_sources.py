@@ -11,6 +11,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 
+from streamloader.arguments import expand_path
 from streamloader.common.printable import make_printable
 from streamloader.datasets.directory.table_columns import make_column, parse_texts
 from streamloader.errors import ConfigError, DatasetError, MissingDependency, NotFound, StoreError
@@ -115,7 +116,7 @@ def _read_file(address: str, name: str, wanted: list[str] | None, storage_option
 
 
 def _open_file(address: str, storage_options: Mapping[str, Any] | None) -> IO[bytes]:
-    path = os.path.expanduser(local_path(address))
+    path = expand_path(local_path(address))
     if "://" in path:
         store, name = open_shared_store(address, select_options(address, storage_options))
         with store:

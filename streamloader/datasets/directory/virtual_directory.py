@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Self, get_args
 
+from streamloader.arguments import expand_path
 from streamloader.datasets.directory.codec import MemberCodec, Serializer
 from streamloader.datasets.directory.compressors import Compressor
 from streamloader.datasets.directory.contents import OnDuplicate
@@ -19,7 +20,7 @@ from streamloader.datasets.directory.managers import DataManager
 from streamloader.errors import ConfigError, StreamloaderError
 from streamloader.stores.io_thread import is_io_thread
 from streamloader.stores.local import local_path
-from streamloader.stores.registry import is_local_file
+from streamloader.stores.registry import is_local_file, spell_address
 
 __all__ = ["VirtualDirectory"]
 
@@ -103,9 +104,9 @@ class VirtualDirectory:
         self._arguments: dict[str, Any] = {
             name: value for name, value in locals().items() if name not in ("self", "root")
         }
-        self._root = os.fspath(root)
+        self._root = spell_address(os.fspath(root))
         if is_local_file(self._root):  # a copy may be made where another folder is the current one
-            self._root = os.path.abspath(os.path.expanduser(local_path(self._root)))
+            self._root = os.path.abspath(expand_path(local_path(self._root)))
         self._owner_pid = os.getpid()
         _check_arguments(**self._arguments)
         self._contents = _make_contents(

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import platformdirs
 
+from streamloader.arguments import expand_path
 from streamloader.common.count_display import open_count_display
 from streamloader.common.gather import map_bounded
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath
@@ -384,6 +385,7 @@ class _IndexCache:
 
     def __init__(self) -> None:
         cache = os.environ.get("STREAMLOADER_CACHE") or platformdirs.user_cache_dir("streamloader")
+        cache = expand_path(cache, create=True)
         self._path = f"{os.path.abspath(cache)}/shard-indexes"
 
     def find(self, key: str) -> bytes | None:

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 import platformdirs
 
+from streamloader.arguments import expand_path
 from streamloader.common.guarded_files import UnsafePath
 from streamloader.errors import ConfigError
 from streamloader.media.video.files import file_version
@@ -220,7 +221,7 @@ def make_cache_key(entry: VideoVersion, settings: str) -> CacheKey:
 
 
 def _folder_path() -> str:
-    root = os.environ.get(_CACHE_VARIABLE) or platformdirs.user_cache_dir("streamloader")
+    root = expand_path(os.environ.get(_CACHE_VARIABLE) or platformdirs.user_cache_dir("streamloader"), create=True)
     return f"{os.path.abspath(root)}/index"
 
 

@@ -37,6 +37,7 @@ DAG_PB: Final = 0x70
 LIBP2P_KEY: Final = 0x72
 IDENTITY: Final = 0x00
 _SHA2_256: Final = 0x12
+_VERSION_0_CHARACTERS: Final = 46
 _MAX_TEXT_CHARACTERS: Final = 4096  # enough for a CID that contains a block of 2 KiB
 _CODEC_NAMES: Final = {RAW: "raw", DAG_PB: "dag-pb", 0x71: "dag-cbor", 0x0129: "dag-json", LIBP2P_KEY: "libp2p-key"}
 
@@ -77,6 +78,11 @@ class Cid:
         """
         if not text.isascii() or not 2 <= len(text) <= _MAX_TEXT_CHARACTERS:
             raise ProtocolError(f"{text[:80]!r} is not a CID")
+        if len(text) == _VERSION_0_CHARACTERS and text[:2] != "Qm" and text[:2].lower() == "qm":
+            raise ProtocolError(
+                f"{text!r} is not a CID: letters of CIDs that begin with Qm must keep their case, which browsers and "
+                "host names change; write it as it was published, or as version 1 (ipfs cid base32)"
+            )
         try:
             is_version_0 = text[0] == "Q"  # version 0 has no multibase prefix
             _, data = libipld.decode_multibase(f"z{text}" if is_version_0 else text)

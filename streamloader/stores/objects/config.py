@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
+from streamloader.arguments import expand_path
 from streamloader.config import Timeouts
 from streamloader.errors import ConfigError
 from streamloader.stores.addresses import check_host_name, split_url
@@ -327,7 +328,7 @@ class ObjectStoreConfig:
         if self.token:
             provider = StaticCredentials(token=self.token)
         elif self.service_account:
-            config["service_account"] = os.path.expanduser(self.service_account)
+            config["service_account"] = expand_path(self.service_account)
         elif provider is None and emulator and not self.endpoint_url:
             config["skip_signature"] = True  # emulators have no accounts
         elif provider is None and endpoint and not self.anonymous and not self._finds_google_credentials():

@@ -11,8 +11,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final
 
+from streamloader.common.printable import make_printable
 from streamloader.config import Limits
+from streamloader.errors import AccessDenied, NotFound, StoreError
 from streamloader.stores.listing_budget import ListingBudget
+from streamloader.stores.search import ListingProblem, TreeSearch
 from streamloader.stores.ssh import packets as sftp
 from streamloader.stores.ssh.packets import Attrs
 from streamloader.stores.ssh.read import make_object_info, translate_errors
@@ -45,6 +48,8 @@ class _PendingDirectory:
 class DirectoryListing:
     """Listing of a directory. Links are followed, except those that lead to one of the directories they lie in.
 
+    The rules of a search are those of :mod:`streamloader.stores.search`.
+
     Args:
         channel: Function that lends a channel.
         remote: Function that returns the server's path for a path in the store.
@@ -69,9 +74,17 @@ class DirectoryListing:
         self._pages: asyncio.Queue[list[ObjectInfo]] = asyncio.Queue(_MAX_QUEUED_PAGES)
         self._waiting: deque[_PendingDirectory] = deque()
         self._budget = ListingBudget(limits, "")
+        self._search: TreeSearch | None = None
 
-    async def list_entries(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+    async def list_entries(
+        self, prefix: str, *, recursive: bool, search: TreeSearch | None = None
+    ) -> AsyncGenerator[ObjectInfo, None]:
         """Yield files, and directories as paths that end in "/" unless `recursive`.
+
+        Args:
+            prefix: Path of the directory in the store.
+            recursive: Whether to list files at any depth.
+            search: Rules of a search. By default all names are listed, and a directory without access is an error.
 
         Raises:
             StoreError: If a directory cannot be read.
@@ -79,6 +92,7 @@ class DirectoryListing:
                 again and again.
         """
         self._budget = ListingBudget(self._limits, self._address(prefix))
+        self._search = search
         self._waiting.append(_PendingDirectory(prefix, ""))
         tasks: set[asyncio.Task[None]] = set()
         pages: asyncio.Task[list[ObjectInfo]] | None = None
@@ -105,6 +119,14 @@ class DirectoryListing:
 
     async def _scan(self, directory: _PendingDirectory, *, recursive: bool) -> None:
         """Put the entries of a directory into the queues of pages and directories."""
+        try:
+            await self._read_directory(directory, recursive=recursive)
+        except AccessDenied as error:
+            if self._search is None or not directory.ancestors:
+                raise
+            self._search.report(ListingProblem(directory.path, error, is_directory=True))
+
+    async def _read_directory(self, directory: _PendingDirectory, *, recursive: bool) -> None:
         address = self._address(directory.path)
         self._budget.check_depth(len(directory.ancestors) + 1, address)
         async with self._channel() as channel:
@@ -152,7 +174,12 @@ class DirectoryListing:
         """Sort the names of a directory into files and directories."""
         for name, _ in names:
             self._budget.count_entry(_join(directory.path, name))
-        valid = [(name, attrs) for name, attrs in names if name not in (".", "..") and "/" not in name]
+        shows_hidden = self._search is None or self._search.show_hidden
+        valid = [
+            (name, attrs)
+            for name, attrs in names
+            if name not in (".", "..") and "/" not in name and (shows_hidden or not name.startswith("."))
+        ]
         stats = {  # of links, and of files whose type the server did not report
             name: channel.stat(self._remote(_join(directory.path, name)))
             for name, attrs in valid
@@ -164,8 +191,9 @@ class DirectoryListing:
             if name in stats:
                 try:
                     attrs = sftp.parse_attrs(await stats[name].wait_for_reply())
-                except SftpError:
-                    continue  # a link whose target does not exist or is not accessible
+                except SftpError as error:  # a link whose target does not exist or is not accessible
+                    await self._report_link(channel, path, error)
+                    continue
             mode = attrs.mode or 0
             if stat.S_ISDIR(mode):
                 if recursive:
@@ -177,8 +205,28 @@ class DirectoryListing:
                     page.append(ObjectInfo(f"{path}/"))
             elif stat.S_ISREG(mode) and not name.startswith(self._hidden):
                 page.append(make_object_info(path, attrs, self._address(path)))
+            elif self._search is not None and not stat.S_ISREG(mode):
+                problem = StoreError(f"{self._address(path)} is a pipe, socket or device, not a file", address=path)
+                self._search.report(ListingProblem(path, problem, is_directory=False))
         if page:
             await self._pages.put(page)
+
+    async def _report_link(self, channel: SftpChannel, path: str, error: SftpError) -> None:
+        """Report a link that cannot be followed, unless the entry has been deleted since."""
+        if self._search is None:
+            return
+        address = self._address(path)
+        request = channel.request_path(sftp.READLINK, self._remote(path), sftp.NAME)
+        try:
+            (target, _), *_ = sftp.parse_names(await request.wait_for_reply())
+        except SftpError as reason:
+            if reason.code == sftp.NO_SUCH_FILE:
+                return
+            target = "another place"
+        is_denied = error.code == sftp.PERMISSION_DENIED
+        kind, end = (AccessDenied, "may not be accessed") if is_denied else (NotFound, "does not exist")
+        problem = kind(f"{address} is a link to {make_printable(target)}, which {end}", address=address)
+        self._search.report(ListingProblem(path, problem, is_directory=is_denied))
 
     async def _resolve_links(self, channel: SftpChannel, remote: str) -> str:
         """Return the real path on the server."""

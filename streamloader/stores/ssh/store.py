@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import posixpath
 import secrets
 from collections import deque
@@ -12,9 +13,11 @@ from typing import ClassVar, Final
 
 from typing_extensions import override
 
+from streamloader.arguments import expand_path
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import ClosedError, ConfigError, NotSupported, StoreTimeout
 from streamloader.stores.base import Body, Data, Store
+from streamloader.stores.search import TreeSearch
 from streamloader.stores.ssh import packets as sftp
 from streamloader.stores.ssh.connect import TRUST_ANY, SshLogin, SshTarget
 from streamloader.stores.ssh.listing import DirectoryListing
@@ -63,6 +66,7 @@ class SshStore(Store):
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("ssh", "sftp")
+    has_directories: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -136,6 +140,10 @@ class SshStore(Store):
 
     def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         return self._make_listing(hidden=_UNFINISHED_PREFIX).list_entries(prefix, recursive=recursive)
+
+    def _search(self, prefix: str, search: TreeSearch, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        listing = self._make_listing(hidden=_UNFINISHED_PREFIX)
+        return listing.list_entries(prefix, recursive=recursive, search=search)
 
     async def _list_unfinished(self, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
         listing = self._make_listing(hidden="/")  # no file name contains a slash, so nothing is hidden
@@ -321,7 +329,7 @@ def _remote_path(path: str) -> str:
 def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if names is None:
         return None
-    return (names,) if isinstance(names, str) else tuple(str(name) for name in names)
+    return tuple(expand_path(str(name)) for name in ((names,) if isinstance(names, (str, os.PathLike)) else names))
 
 
 def _split_hops(jump: str | Sequence[str]) -> Sequence[str]:

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing_extensions import override
 
 from streamloader.stores.base import Body, Data, OnStart, Store
+from streamloader.stores.search import TreeSearch
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["StoreWrapper"]
@@ -37,6 +38,11 @@ class StoreWrapper(Store):
         """Whether objects can be listed."""
         return self.inner.supports_listing
 
+    @property
+    def has_directories(self) -> bool:  # type: ignore[override]
+        """Whether directories exist besides their objects, and have permissions of their own."""
+        return self.inner.has_directories
+
     @override
     def address(self, path: str) -> str:
         return self.inner.address(path)
@@ -61,8 +67,10 @@ class StoreWrapper(Store):
         return self.inner.stream(path, span, version=version, on_start=on_start)
 
     @override
-    def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
-        return self.inner.list(prefix, recursive=recursive)
+    def list(
+        self, prefix: str = "", *, recursive: bool = True, search: TreeSearch | None = None
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        return self.inner.list(prefix, recursive=recursive, search=search)
 
     @override
     async def write(self, path: str, data: Data) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import anyio.to_thread
 from typing_extensions import override
 
+from streamloader.arguments import expand_path
 from streamloader.common.guarded_files import UnsafePath
 from streamloader.errors import ConfigError, ObjectChanged, TransferInterrupted
 from streamloader.stores.base import OnStart, Store
@@ -68,7 +69,7 @@ class CachingStore(StoreWrapper):
         min_bytes = _MIN_CACHE_BLOCKS * BLOCK_BYTES
         if cache_bytes is not None and cache_bytes < min_bytes:
             raise ConfigError(f"cache_bytes={cache_bytes} is too small: it must be at least {min_bytes} (ten blocks)")
-        self._blocks = BlockFiles(os.path.abspath(os.path.expanduser(os.fspath(cache_dir))), cache_bytes)
+        self._blocks = BlockFiles(os.path.abspath(expand_path(cache_dir, create=True)), cache_bytes)
         self._single_flight: SingleFlight[bytes] = SingleFlight()
         self._infos: OrderedDict[tuple[str, str], ObjectInfo] = OrderedDict()
         self._writes_paused_until = 0.0  # time.monotonic()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing_extensions import override
 
 from streamloader.stores.base import Data, OnStart, Store
+from streamloader.stores.search import TreeSearch
 from streamloader.stores.wrappers.base import StoreWrapper
 from streamloader.values import ByteRange, ObjectInfo
 
@@ -57,10 +58,17 @@ class PrefixStore(StoreWrapper):
         return self.inner.stream(self._to_inner_path(path), span, version=version, on_start=report_start)
 
     @override
-    async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
-        async with contextlib.aclosing(self.inner.list(self._to_inner_prefix(prefix), recursive=recursive)) as entries:
+    async def list(
+        self, prefix: str = "", *, recursive: bool = True, search: TreeSearch | None = None
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        start = len(self._root) + 1
+        if search is not None:
+            report = search.report
+            search = replace(search, report=lambda found: report(replace(found, path=found.path[start:])))
+        entries = self.inner.list(self._to_inner_prefix(prefix), recursive=recursive, search=search)
+        async with contextlib.aclosing(entries):
             async for info in entries:
-                yield replace(info, path=info.path[len(self._root) + 1 :])
+                yield replace(info, path=info.path[start:])
 
     @override
     async def write(self, path: str, data: Data) -> None:

@@ -16,6 +16,7 @@ from typing_extensions import override
 from streamloader.config import Retry
 from streamloader.errors import ObjectChanged, StoreError
 from streamloader.stores.base import Data, OnStart, Store
+from streamloader.stores.search import TreeSearch
 from streamloader.stores.wrappers.base import StoreWrapper
 from streamloader.values import ByteRange, ObjectInfo
 
@@ -116,12 +117,14 @@ class RetryStore(StoreWrapper):
                     raise
 
     @override
-    async def list(self, prefix: str = "", *, recursive: bool = True) -> AsyncGenerator[ObjectInfo, None]:
+    async def list(
+        self, prefix: str = "", *, recursive: bool = True, search: TreeSearch | None = None
+    ) -> AsyncGenerator[ObjectInfo, None]:
         yielded: set[str] = set()
         attempts = _AttemptCounter(self.retry)
         while True:
             try:
-                async with contextlib.aclosing(self.inner.list(prefix, recursive=recursive)) as entries:
+                async with contextlib.aclosing(self.inner.list(prefix, recursive=recursive, search=search)) as entries:
                     async for info in entries:
                         if info.path not in yielded:
                             if len(yielded) < _MAX_REMEMBERED_ENTRIES:

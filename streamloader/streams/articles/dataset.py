@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from typing_extensions import override
 
+from streamloader.arguments import expand_path
 from streamloader.errors import ConfigError, MissingDependency, StreamloaderError
 from streamloader.redaction import redact_address
 from streamloader.stores.addresses import FileKeys, SourceFile, as_addresses
@@ -423,4 +424,4 @@ def _make_user_agent(user_agent: str | None, contact: str | None) -> str:
 
 
 def _absolute(folder: str) -> str:
-    return os.path.abspath(os.path.expanduser(os.fspath(folder)))
+    return os.path.abspath(expand_path(folder, create=True))

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import platformdirs
 
+from streamloader.arguments import expand_path
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath, lock_file
 from streamloader.errors import ConfigError, CorruptStream, StorageFull
 from streamloader.stores.wrappers.cache_blocks import BlockFiles
@@ -32,7 +33,7 @@ _PAGE, _SEEN, _LATEST, _LIST = range(4)  # kinds of records, which end their nam
 
 def default_folder() -> str:
     """Return the folder of articles in ``$STREAMLOADER_CACHE``, or else in the user's cache folder."""
-    root = os.environ.get(_CACHE_VARIABLE) or platformdirs.user_cache_dir("streamloader")
+    root = expand_path(os.environ.get(_CACHE_VARIABLE) or platformdirs.user_cache_dir("streamloader"), create=True)
     return f"{os.path.abspath(root)}/articles"
 
 

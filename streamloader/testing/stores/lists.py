@@ -11,6 +11,7 @@ import pytest
 from streamloader.config import Limits
 from streamloader.errors import AccessDenied, LimitExceeded, NotFound, NotSupported
 from streamloader.stores.base import Store
+from streamloader.stores.search import ListingProblem, TreeSearch
 from streamloader.testing.stores.binding import StoreBinding, list_objects, make_bytes, require_listing
 
 __all__ = ["ListSuite"]
@@ -55,6 +56,24 @@ class ListSuite(StoreBinding):
                 for prefix in (self._dir("b"), self._dir("b") + "/"):
                     assert [info.path for info in await list_objects(store, prefix)] == wanted, prefix
                 assert [info.path for info in await list_objects(store, self._dir("b/c"))] == self._paths("b/c/3.bin")
+
+        self.use(check)
+
+    def test_a_search_passes_over_hidden_names(self) -> None:
+        self.populate({self.name(name): name.encode() for name in ("a", ".b", "c/.d", ".e/f", "c/g")})
+
+        async def check(store: Store) -> None:
+            if not await require_listing(store, self._dir()):
+                return
+            problems: list[ListingProblem] = []
+            for show_hidden, names in ((False, ["a", "c/g"]), (True, ["a", ".b", "c/.d", ".e/f", "c/g"])):
+                search = TreeSearch(problems.append, show_hidden)
+                found = [info.path async for info in store.list(self._dir(), search=search)]
+                assert sorted(found) == self._paths(*names)
+            search = TreeSearch(problems.append)
+            found = [info.path async for info in store.list(self._dir(), recursive=False, search=search)]
+            assert sorted(found) == sorted([*self._paths("a"), *(f"{path}/" for path in self._paths("c"))])
+            assert problems == []
 
         self.use(check)
 

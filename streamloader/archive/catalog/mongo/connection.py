@@ -196,6 +196,20 @@ class MongoConnection:
         """
         if self._closed:
             raise ClosedError(f"{self.url}: the catalog was closed: open it again", address=self.url)
+        try:
+            return await self._call_until_available(description, work)
+        except StreamloaderError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the driver and this package miss many things in an odd answer
+            # Not chained: its text may be the server's own.
+            reason = f"{type(error).__name__}: {make_printable(error, _MAX_ERROR_CHARACTERS)}"
+            raise CatalogError(
+                f"{self.url}: {description}: the answer is not one of a MongoDB server ({reason}): check that the "
+                "address is that of a MongoDB server, and that nothing in between changes its answers",
+                address=self.url,
+            ) from None
+
+    async def _call_until_available(self, description: str, work: Callable[[], Awaitable[T]]) -> T:
         started = time.monotonic()
         attempt = 0
         while True:
@@ -260,14 +274,20 @@ class MongoConnection:
 def is_duplicate_key_error(error: pymongo.errors.PyMongoError) -> bool:
     """Return whether duplicate keys are the only reason for an error."""
     if isinstance(error, pymongo.errors.BulkWriteError):
-        details = error.details or {}
-        write_errors = details.get("writeErrors", [])
+        write_errors = _list_write_errors(error)
         return (
             bool(write_errors)
-            and not details.get("writeConcernErrors")
-            and {write_error["code"] for write_error in write_errors} == {_DUPLICATE_KEY_CODE}
+            and not (error.details or {}).get("writeConcernErrors")
+            and all(each.get("code") == _DUPLICATE_KEY_CODE for each in write_errors)
         )
     return isinstance(error, pymongo.errors.DuplicateKeyError)
+
+
+def _list_write_errors(error: pymongo.errors.BulkWriteError) -> list[Mapping[str, Any]]:
+    """Return the errors of the documents of a write, as far as the answer has the form of such errors."""
+    listed = (error.details or {}).get("writeErrors")
+    entries = listed if isinstance(listed, list) else []
+    return [each if isinstance(each, Mapping) else {} for each in entries]
 
 
 def _is_transient(error: pymongo.errors.PyMongoError) -> bool:
@@ -280,7 +300,7 @@ def _is_transient(error: pymongo.errors.PyMongoError) -> bool:
 
 def _summarize_error(error: pymongo.errors.PyMongoError) -> str:
     if isinstance(error, pymongo.errors.BulkWriteError):
-        messages = [str(write_error.get("errmsg")) for write_error in (error.details or {}).get("writeErrors", [])]
+        messages = [str(each.get("errmsg")) for each in _list_write_errors(error)]
         return make_printable("; ".join(messages[:1])) or "some documents were not written"
     return make_printable(str(error).partition(", full error:")[0].partition("\n")[0], _MAX_ERROR_CHARACTERS)
 

@@ -25,6 +25,7 @@ from streamloader.archive.catalog.sqlite import integrity, reads, writes
 from streamloader.archive.catalog.sqlite.connection import SqliteSession
 from streamloader.archive.catalog.sqlite.schema import CatalogFile, create_file
 from streamloader.archive.catalog.validation import check_chunk, check_content, check_job, check_places, check_video
+from streamloader.arguments import expand_path
 from streamloader.errors import CatalogError, ConfigError
 
 __all__ = ["SqliteCatalog"]
@@ -41,7 +42,9 @@ class SqliteCatalog(Catalog):
     """A catalog in an SQLite file: ``/path`` or ``sqlite:///path``. All processes of one machine can share it.
 
     The file is in WAL mode: readers see the last commit and never wait, writers take turns. All changes are on disk
-    when a call returns. Reads never write, except that an older schema is migrated. A read-only file can be read.
+    when a call returns, in the file itself or in its log, the file ``-wal`` beside it; :meth:`checkpoint` and
+    :meth:`aclose` empty the log. Reads never write, except that an older schema is migrated. A read-only file can be
+    read.
 
     The path is used literally, without percent-decoding. The file must not be on a network file system: machines that
     share a catalog need MongoDB, or copies of the file.
@@ -106,6 +109,10 @@ class SqliteCatalog(Catalog):
             )
             problems += video_problems
         return problems + await self._session.run(lambda file: integrity.find_orphan_problems(file.db), limited=False)
+
+    @override
+    async def checkpoint(self) -> None:
+        await self._session.run(lambda file: file.checkpoint())
 
     @override
     async def aclose(self) -> None:
@@ -233,6 +240,7 @@ class SqliteCatalog(Catalog):
         def work_if_writable(file: CatalogFile) -> T:
             if not file.writable:
                 raise CatalogError(f"the catalog {self.url} is read-only", address=self.url)
+            file.has_log = True
             return work(file)
 
         return await self._session.run(work_if_writable)
@@ -262,4 +270,4 @@ def _parse_path(url: str) -> str:
         raise ConfigError(f"{url} names another machine: write sqlite:///path, or just the path", address=url)
     if not path or "\0" in path or path == "/" or path.lstrip("/") == ":memory:":
         raise ConfigError(f"{url!r} is not the path of a file", address=url)
-    return os.path.abspath(os.path.expanduser(path))
+    return os.path.abspath(expand_path(path, create=True))

@@ -239,6 +239,10 @@ class _CatalogThread:
         if file is not None:
             file.db.set_progress_handler(None, 0)
             try:
+                file.checkpoint()
+            except sqlite3.Error as error:
+                _log.warning("the log of %s stays beside it: %s", self.path, str(error))
+            try:
                 file.db.close()
             except sqlite3.Error as error:
                 _log.warning("closing %s: %s", self.path, str(error))

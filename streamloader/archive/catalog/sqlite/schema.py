@@ -28,6 +28,7 @@ _MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100
 _PAGE_BYTES: Final = 8192  # holds a few frame indexes, or a hundred chunks
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"
+_CHECKPOINT_ATTEMPTS: Final = 10  # of 0.1 s each
 _SIDE_FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal")  # of the files that SQLite keeps beside a database
 _MAX_VALUE_BYTES: Final = 32 << 20  # of a value or row: a view or a generated column can make any number of bytes
 
@@ -109,15 +110,29 @@ class CatalogFile:
         writable: Whether the file can be written.
         immutable: Whether SQLite reads the file without locks, see :func:`open_file`.
         identity: Result of :func:`get_file_identity` when the file was opened.
+        has_log: Whether this connection may have written changes that are only in the file's log (``-wal``).
     """
 
     def __init__(self, path: str, uri_options: str, *, writable: bool, immutable: bool) -> None:
         self.path = path
         self.writable = writable
         self.immutable = immutable
+        self.has_log = False
         # Before the file is opened, so that a change in between is noticed.
         self.identity = get_file_identity(path, exact=immutable)
         self.db = _connect_and_probe(path, uri_options)
+
+    def checkpoint(self) -> None:
+        """Copy the changes in the log to the file itself, and empty the log.
+
+        SQLite does so when the last connection is closed. Until then, a copy of the file alone would lack them. A
+        transaction of another connection may hold changes back: what can be copied is copied in any case.
+        """
+        for _ in range(_CHECKPOINT_ATTEMPTS if self.has_log else 0):
+            is_blocked, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # waits for busy_timeout
+            if not is_blocked:
+                self.has_log = False
+                return
 
 
 @contextlib.contextmanager

@@ -275,3 +275,51 @@ def test_lookups_search_and_never_scan(path, monkeypatch):
                 assert [step for step in scans if "CONSTANT" not in step] == [], statement
                 assert not any("TEMP B-TREE" in step for step in plan), statement
     assert len(statements) > 40
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+def copy_alone(path, tmp_path):
+    """Return the rows of a copy of the file without its log."""
+    copy = str(tmp_path / "copy" / "catalog.sqlite")
+    os.makedirs(os.path.dirname(copy), exist_ok=True)
+    shutil.copy(path, copy)
+    return use(copy, lambda catalog: catalog.get_snapshot())
+
+
+def test_a_copy_of_the_file_alone_has_all_videos_while_a_reader_is_open(path, tmp_path):
+    async def read_and_write(reader):
+        writer = SqliteCatalog(path)
+        await fill(writer)
+        expected = await reader.get_snapshot()
+        assert expected.frames > 0
+        await writer.checkpoint()
+        copies = [await asyncio.to_thread(copy_alone, path, tmp_path)]
+        await fill(writer, [2])
+        assert (await reader.get_snapshot()).videos == 3
+        await writer.aclose()  # the reader is still open, so SQLite itself would keep the log
+        copies.append(await asyncio.to_thread(copy_alone, path, tmp_path))
+        assert copies == [expected, await reader.get_snapshot()]
+        assert os.stat(f"{path}-wal").st_size == 0
+
+    use(path, lambda catalog: catalog.create(PLACES))
+    use(path, read_and_write)
+
+
+def test_a_reader_in_a_transaction_holds_a_checkpoint_back_but_no_longer(path, tmp_path):
+    async def hold_back(catalog):
+        await catalog.create(PLACES)
+        with database(path) as db:
+            db.execute("BEGIN")
+            db.execute("SELECT count(*) FROM videos").fetchone()
+            await fill(catalog)
+            await catalog.checkpoint()  # no error, and no endless wait
+            assert (await catalog.get_snapshot()).videos == 2
+            db.execute("ROLLBACK")
+            await catalog.checkpoint()
+            return await catalog.get_snapshot(), await asyncio.to_thread(copy_alone, path, tmp_path)
+
+    snapshot, copied = use(path, hold_back)
+    assert copied == snapshot
+    assert snapshot.videos == 2
