@@ -14,6 +14,8 @@ __all__ = ["Limits", "Retry", "Timeouts"]
 def _check_numbers(policy: Any, *, minimum: float = 0.0) -> None:
     for item in fields(policy):
         value = getattr(policy, item.name)
+        if value is None and item.default is None:
+            continue
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
         if not is_number or value < minimum:
             name = type(policy).__name__
@@ -48,20 +50,22 @@ class Timeouts:
 class Retry:
     """How to retry requests that failed with a transient error (``StoreError.transient``).
 
-    The waits double from `first_wait` up to `longest_wait`. Up to `jitter` random seconds are added to each wait, and
-    no wait is shorter than the server demands (Retry-After). An interrupted transfer resumes at the byte where it
-    stopped, with the same version of the object. Whenever it has received as many bytes as `Timeouts` require for one
-    window, the attempts and the deadline are counted from zero again.
+    The deadline decides: attempts go on until it, so that a server may be away for less than that. The waits double
+    from `first_wait` up to `longest_wait`. Up to `jitter` random seconds are added to each wait, and no wait is shorter
+    than the server demands (Retry-After). An interrupted transfer resumes at the byte where it stopped, with the same
+    version of the object. Whenever it has received as many bytes as `Timeouts` require for one window, the attempts and
+    the deadline are counted from zero again.
 
     Attributes:
-        attempts: Maximum number of attempts, including the first. 1 disables retries.
-        deadline: Seconds after the first attempt beyond which no further attempt starts.
+        attempts: Maximum number of attempts, including the first. 1 disables retries. Defaults to None: any number.
+        deadline: Seconds after the first attempt at which the last attempt starts. If a server demands a longer wait,
+            the request fails at once.
         first_wait: Seconds before the second attempt.
-        longest_wait: Maximum seconds between two attempts. If a server demands a longer wait, the request fails.
+        longest_wait: Maximum seconds between two attempts, unless the server demands a longer wait.
         jitter: Maximum random seconds added to each wait.
     """
 
-    attempts: int = 6
+    attempts: int | None = None
     deadline: float = 120.0
     first_wait: float = 0.1
     longest_wait: float = 20.0
@@ -70,7 +74,7 @@ class Retry:
     def __post_init__(self) -> None:
         """Validate the values."""
         _check_numbers(self)
-        if self.attempts < 1:
+        if self.attempts is not None and self.attempts < 1:
             raise ConfigError(f"Retry(attempts={self.attempts}): must be 1 or more, because the first attempt counts")
 
 
@@ -87,6 +91,7 @@ class Limits:
             access. It applies to the size that the server declares, before the first byte.
         unsized_bytes: Maximum size in bytes of an object whose server does not declare a size, because nothing else
             ends such a transfer.
+        copy_bytes: Maximum size in bytes of the temporary copies of objects whose server does not support ranges.
         header_bytes: Maximum number of bytes of a media file that are read without finding a packet of its video.
         listed: Maximum number of entries in one listing.
         listing_bytes: Maximum size in bytes of the names and versions of one listing. Where the entries are kept in
@@ -107,6 +112,7 @@ class Limits:
     object_bytes: int = 8 << 30
     stream_bytes: int = 1 << 40
     unsized_bytes: int = 256 << 20
+    copy_bytes: int = 8 << 30
     header_bytes: int = 64 << 20
     listed: int = 50_000_000
     listing_bytes: int = 2 << 30

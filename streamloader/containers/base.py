@@ -80,14 +80,18 @@ class ContainerSource:
             StoreError: If the store fails to deliver them.
         """
         self._check_range(start, end)
-        return await self._store.read(self.info.path, ByteRange(start, end), version=self.info.version)
+        return await self._store.read(
+            self.info.path, ByteRange(start, end), version=self.info.version, size=self.info.size
+        )
 
     async def stream(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes [start, end) in pieces. Errors are those of :meth:`read`."""
         self._check_range(start, end)
         if start == end:
             return
-        pieces = self._store.stream(self.info.path, ByteRange(start, end), version=self.info.version)
+        pieces = self._store.stream(
+            self.info.path, ByteRange(start, end), version=self.info.version, size=self.info.size
+        )
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece

@@ -93,6 +93,7 @@ class ContainerStore(Store):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
         self._prepare_call(path)
@@ -103,6 +104,7 @@ class ContainerStore(Store):
         info = _describe(opened.info, member)
         span = span or ByteRange()
         self._check_version(info, version, max(0, span.start))
+        self._check_size(info, size, max(0, span.start))
         opened.container.check_readable(member)
         start, end = span.within(member.size, self.address(path))
         if on_start is not None:

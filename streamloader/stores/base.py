@@ -116,24 +116,28 @@ class Store(abc.ABC):
             with self._make_deadline(path).limit_response("head"):
                 return self._check_info(await self._head(path))
 
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
+    async def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
         """Return exactly the bytes of `span`, or of the whole object.
 
         Args:
             path: Path of the object.
             span: Bytes to read. Defaults to the whole object.
             version: Version that the object must still have, from :class:`ObjectInfo`. Defaults to any version.
+            size: Size in bytes that the object must still have, from the same source. Servers that report no versions,
+                or report different sizes for one version, are noticed by it. Defaults to any size.
 
         Raises:
             NotFound: If the object does not exist.
             RangeNotSatisfiable: If the object does not have all of these bytes.
-            ObjectChanged: If the object has another version.
+            ObjectChanged: If the object has another version or size.
             LimitExceeded: If the result is larger than ``limits.object_bytes``. If the size is declared, nothing is
                 fetched.
             StoreError: If the request fails otherwise.
         """
         parts: list[bytes] = []
-        size = 0
+        count = 0
 
         def check_size(bytes_read: int | None) -> None:
             if bytes_read is not None and bytes_read > self.limits.object_bytes:
@@ -141,7 +145,7 @@ class Store(abc.ABC):
                     f"{self.address(path)} has more than {self.limits.object_bytes} bytes, the limit for a single "
                     "read into memory: read it in spans, or raise Limits(object_bytes=...)",
                     address=self.address(path),
-                    offset=size,
+                    offset=count,
                 )
 
         def check_announced(info: ObjectInfo, start: int) -> None:
@@ -149,12 +153,12 @@ class Store(abc.ABC):
             check_size(None if end is None else end - start)
 
         def receive(piece: bytes) -> None:
-            nonlocal size
-            size += len(piece)
-            check_size(size)
+            nonlocal count
+            count += len(piece)
+            check_size(count)
             parts.append(piece)
 
-        await self.fetch(path, span, receive, version=version, on_start=check_announced)
+        await self.fetch(path, span, receive, version=version, size=size, on_start=check_announced)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def fetch(
@@ -164,6 +168,7 @@ class Store(abc.ABC):
         receive: Callable[[bytes], None],
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> None:
         """Pass exactly the bytes of `span`, or of the whole object, to `receive`, in pieces, as they arrive.
@@ -175,18 +180,21 @@ class Store(abc.ABC):
             span: Bytes to read. None for the whole object.
             receive: Function that takes a piece. It must not block.
             version: Version that the object must still have, see :meth:`read`.
+            size: Size in bytes that the object must still have, see :meth:`read`.
             on_start: Callback for the start of the transfer, see :meth:`stream`.
         """
         if type(self).stream is not Store.stream:  # the subclass defines what is read
-            async with contextlib.aclosing(self.stream(path, span, version=version, on_start=on_start)) as pieces:
+            async with contextlib.aclosing(
+                self.stream(path, span, version=version, size=size, on_start=on_start)
+            ) as pieces:
                 async for piece in pieces:
                     receive(piece)
             return
         self._prepare_call(path)
         if span is not None and span.start == span.end:
-            await self._read_nothing(path, span, version, on_start)
+            await self._read_nothing(path, span, version, size, on_start)
             return
-        async with self._request_slots, self._make_transfer(path, span, version, on_start) as transfer:
+        async with self._request_slots, self._make_transfer(path, span, version, size, on_start) as transfer:
             while (next_piece := await transfer.fetch_next()) is not None:
                 receive(next_piece)
 
@@ -196,6 +204,7 @@ class Store(abc.ABC):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Yield exactly the bytes of `span`, or of the whole object, in pieces. Errors are those of :meth:`read`.
@@ -206,6 +215,7 @@ class Store(abc.ABC):
             path: Path of the object.
             span: Bytes to read. Defaults to the whole object.
             version: Version that the object must still have, see :meth:`read`.
+            size: Size in bytes that the object must still have, see :meth:`read`.
             on_start: Callback for the start of the transfer. It receives the object's metadata and the offset of the
                 first byte before that byte is yielded.
 
@@ -215,9 +225,9 @@ class Store(abc.ABC):
         """
         self._prepare_call(path)
         if span is not None and span.start == span.end:
-            await self._read_nothing(path, span, version, on_start)
+            await self._read_nothing(path, span, version, size, on_start)
             return
-        async with self._request_slots, self._make_transfer(path, span, version, on_start) as transfer:
+        async with self._request_slots, self._make_transfer(path, span, version, size, on_start) as transfer:
             while (piece := await transfer.fetch_next()) is not None:
                 yield piece
 
@@ -425,7 +435,7 @@ class Store(abc.ABC):
             raise ConfigError(f"{Store.address(self, path)!r} is not a path in a store: it contains '.' or '..'")
 
     def _make_transfer(
-        self, path: str, span: ByteRange | None, version: str | None, on_start: OnStart | None
+        self, path: str, span: ByteRange | None, version: str | None, size: int | None, on_start: OnStart | None
     ) -> Transfer:
         request = self._get(path, span, version)
 
@@ -433,13 +443,20 @@ class Store(abc.ABC):
             try:
                 return await request.__aenter__()
             except RangeNotSatisfiable as error:
-                if version is not None:  # another version may have had these bytes
-                    self._check_version(await self._head(path), version, error.offset or 0)
+                if version is not None or size is not None:  # another version may have had these bytes
+                    info = await self._head(path)
+                    self._check_version(info, version, error.offset or 0)
+                    self._check_size(info, size, error.offset or 0)
                 raise
 
         def check_body(body: Body) -> int | None:
             body.info = self._check_info(body.info)
             self._check_version(body.info, version, body.start)
+            self._check_size(body.info, size, body.start)
+            if body.info.size is None and size is not None:
+                body.info = replace(body.info, size=size)
+                if body.end is None:
+                    body.end = (span or ByteRange()).within(size, self.address(path))[1]
             self._check_span(body, span)
             if on_start is not None:
                 on_start(body.info, body.start)
@@ -449,10 +466,13 @@ class Store(abc.ABC):
         deadline.offset = max(0, span.start) if span else 0
         return Transfer(request, open_body, check_body, deadline, self.address(path), self.limits.unsized_bytes)
 
-    async def _read_nothing(self, path: str, span: ByteRange, version: str | None, on_start: OnStart | None) -> None:
+    async def _read_nothing(
+        self, path: str, span: ByteRange, version: str | None, size: int | None, on_start: OnStart | None
+    ) -> None:
         """Check that an empty span exists."""
         info = await self.head(path)
         self._check_version(info, version, span.start)
+        self._check_size(info, size, span.start)
         if info.size is not None:
             span.within(info.size, self.address(path))
         if on_start is not None:
@@ -482,6 +502,17 @@ class Store(abc.ABC):
                 f"{address} has changed: its version was {make_printable(version, _MAX_VERSION_CHARACTERS)} and is now "
                 f"{make_printable(info.version, _MAX_VERSION_CHARACTERS)}. Create the loader again, and do not modify "
                 "its data while it runs",
+                address=address,
+                offset=offset,
+            )
+
+    def _check_size(self, info: ObjectInfo, size: int | None, offset: int) -> None:
+        """Compare the size that a response states with the one that the caller expects."""
+        if None not in (size, info.size) and size != info.size:
+            address = self.address(info.path)
+            raise ObjectChanged(
+                f"{address} has changed, or its server contradicts itself: its size was {size} bytes, and is now "
+                f"{info.size}. Create the loader again, and do not modify its data while it runs",
                 address=address,
                 offset=offset,
             )

@@ -150,9 +150,11 @@ class SharedStore(SharedResource[Store]):
         """Return size, version and modification time of an object, as :meth:`Store.head` does."""
         return self.call(self.store.head(path))
 
-    def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
+    def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
         """Return exactly the bytes of `span`, or of the whole object, as :meth:`Store.read` does."""
-        return self.call(self.store.read(path, span, version=version))
+        return self.call(self.store.read(path, span, version=version, size=size))
 
     def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[ObjectInfo]:
         """Yield all objects under the directory `prefix`, as :meth:`Store.list` does."""

@@ -299,7 +299,7 @@ class RemoteFile(io.RawIOBase):
     def read_spans(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the bytes of many short spans [start, end). They are fetched concurrently and not kept."""
         self._check_open()
-        parts = self._store.call(_read_spans(self._store.store, self._path, spans, self._version))
+        parts = self._store.call(_read_spans(self._store.store, self._path, spans, self._version, self.size))
         self._stats.requests += len(spans)
         self._stats.read += sum(map(len, parts))
         self._progress.fetched += sum(map(len, parts))
@@ -397,7 +397,7 @@ class RemoteFile(io.RawIOBase):
         if request_end > start:
             self._free_space(start, request_end - start, limit)
             segment = _Segment(start, request_end)
-            work = _fill(self._store.store, self._path, segment, self._version, self._progress)
+            work = _fill(self._store.store, self._path, segment, self._version, self.size, self._progress)
             future = segment.future = self._store.submit(work)
             self._held += request_end - start
             self._segments[start] = segment
@@ -467,7 +467,9 @@ def _finish(done: concurrent.futures.Future[None], segment: _Segment, progress: 
     progress.notify()
 
 
-async def _fill(store: Store, path: str, segment: _Segment, version: str | None, progress: _FetchProgress) -> None:
+async def _fill(
+    store: Store, path: str, segment: _Segment, version: str | None, object_size: int, progress: _FetchProgress
+) -> None:
     size, position = segment.end - segment.start, 0
     view = memoryview(segment.data)
 
@@ -482,18 +484,20 @@ async def _fill(store: Store, path: str, segment: _Segment, version: str | None,
         segment.filled = position = end
         progress.notify()
 
-    await store.fetch(path, ByteRange(segment.start, segment.end), receive, version=version)
+    await store.fetch(path, ByteRange(segment.start, segment.end), receive, version=version, size=object_size)
     if position < size:
         address, offset = store.address(path), segment.start + position
         raise TransferInterrupted(f"{address}: the transfer broke off at byte {offset}", address=address, offset=offset)
 
 
-async def _read_spans(store: Store, path: str, spans: Sequence[tuple[int, int]], version: str | None) -> list[bytes]:
+async def _read_spans(
+    store: Store, path: str, spans: Sequence[tuple[int, int]], version: str | None, size: int
+) -> list[bytes]:
     request_slots = asyncio.Semaphore(_MAX_CONCURRENT_SPANS)
 
     async def read(start: int, end: int) -> bytes:
         async with request_slots:
-            return await store.read(path, ByteRange(start, end), version=version)
+            return await store.read(path, ByteRange(start, end), version=version, size=size)
 
     tasks = [asyncio.ensure_future(read(start, end)) for start, end in spans]
     try:

@@ -446,7 +446,7 @@ class StoredImages(ImageSource):
             if number not in self._pending:
                 check_file_size(self._files.name(number), size, self._key, number)
                 path = split_address(self._files.address(number))[1]
-                work = self._store.store.read(path, version=self._files.version(number))
+                work = self._store.store.read(path, version=self._files.version(number), size=size)
                 self._pending[number] = self._store.submit(work)
 
     @override

@@ -153,7 +153,7 @@ def read_side_file(files: ImageFiles, name: str, options: Mapping[str, Any] | No
             info = shared.head(path)
             if info.size is None or info.size > _MAX_SIDE_FILE_BYTES:
                 raise UnreadableStream(f"{shared.store.address(path)} is too large for a table", address=address)
-            return shared.read(path, version=info.version)
+            return shared.read(path, version=info.version, size=info.size)
         except FileNotFoundError as error:
             raise StreamNotFound(f"there is no file {shared.store.address(path)}", address=address) from error
 
@@ -198,7 +198,7 @@ async def _read_stored(store: Store, files: ImageFiles, position: int, count: in
     span = None if count is None or size < count else ByteRange(0, count)
     try:
         path = split_address(files.address(position))[1]
-        return await store.read(path, span, version=files.version(position))
+        return await store.read(path, span, version=files.version(position), size=size)
     except StreamloaderError as error:
         if ends_indexing(error):
             raise

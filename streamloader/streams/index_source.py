@@ -273,7 +273,7 @@ def _check_object(full: str, indexed: FileVersion, options: Mapping[str, Any]) -
 
 
 async def _download(store: Store, path: str, info: ObjectInfo, output: Any) -> None:
-    async with contextlib.aclosing(store.stream(path, version=info.version)) as pieces:
+    async with contextlib.aclosing(store.stream(path, version=info.version, size=info.size)) as pieces:
         async for piece in pieces:
             output.write(piece)
 

@@ -311,7 +311,7 @@ class _RemoteTextFile(_TextFile):
             self._check_unversioned()
             shared, path = open_shared_store(self.address, self.options)
             with shared:
-                data = shared.read(path, version=self.version or None)
+                data = shared.read(path, version=self.version or None, size=self.size)
         if len(data) != self.size:
             raise self.changed_error(min(len(data), self.size), len(data))
         return data

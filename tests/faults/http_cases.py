@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from faults.cases import POSITIONS, Case, deadlines_due
+from faults.cases import JUMP_S, POSITIONS, Case, deadlines_due
 
 from streamloader.config import Retry, Timeouts
 from streamloader.errors import (
@@ -32,6 +32,7 @@ from streamloader.errors import (
 )
 from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
+from streamloader.stores.wrappers.cache import CachingStore
 from streamloader.testing.faults.certificates import make_certificate
 from streamloader.testing.faults.dns import override_host_names
 from streamloader.testing.faults.http import HttpFault, HttpServer
@@ -45,6 +46,7 @@ AT = dict(zip(POSITIONS, (0, SIZE // 2, SIZE - 1), strict=True))
 PARTS = 5  # in which it is read
 TIMEOUTS = Timeouts(connect=30, response=30, window=30, min_rate=600, close=0.5)
 STALLS = ("stalls", "drips", "silent", "slow-head")  # kinds that only a deadline ends
+HEAD_JUMP_S = 25  # more than a third of connect + response, and less than both
 RETRY = Retry(attempts=4, deadline=50, first_wait=0.01, longest_wait=1.5, jitter=0.01)
 
 Reader = Callable[[Store], Awaitable[bytes]]
@@ -56,12 +58,24 @@ async def in_parts(store: Store) -> bytes:
     assert info.size is not None
     borders = [info.size * number // PARTS for number in range(PARTS + 1)]
     spans = [ByteRange(*pair) for pair in itertools.pairwise(borders)]
-    return b"".join([await store.read("a.bin", span, version=info.version) for span in spans])
+    return b"".join([await store.read("a.bin", span, version=info.version, size=info.size) for span in spans])
 
 
 async def in_one(store: Store) -> bytes:
     """Read it as a whole."""
     return await store.read("a.bin")
+
+
+async def pinned(store: Store) -> bytes:
+    """Look, then read it as a whole, of the size that was seen."""
+    info = await store.head("a.bin")
+    return await store.read("a.bin", version=info.version, size=info.size)
+
+
+async def cached(store: Store) -> bytes:
+    """Read it as a whole through a cache."""
+    with TemporaryDirectory() as folder:
+        return await CachingStore(store, Path(folder, "cache")).read("a.bin")
 
 
 async def either(store: Store) -> bytes:
@@ -97,11 +111,18 @@ class Way:
     def stalls(self) -> bool:
         return self.kind in STALLS
 
+    @property
+    def jump_s(self) -> float:
+        # The wait for HEAD is a part of the wait that it is a part of, which goes on.
+        return HEAD_JUMP_S if self.fault.get("methods") == ("HEAD",) else JUMP_S
+
     async def attempt(self, position: str) -> bytes:
         async with HttpServer({"a.bin": self.data}, **self.server) as server:
             if self.kind:
                 server.fault = HttpFault(self.kind, at=AT[position] * len(self.data) // SIZE, **self.fault)
-            async with deadlines_due(lambda: server.fault_count) if self.stalls else contextlib.nullcontext():
+            async with (
+                deadlines_due(lambda: server.fault_count, self.jump_s) if self.stalls else contextlib.nullcontext()
+            ):
                 came = await _read(server.url, self.read, self.retry)
             assert bool(server.fault_count) == bool(self.kind), "the fault has to strike, or this shows nothing"
             return came
@@ -178,8 +199,27 @@ WAYS = [
     Way("changed in one read, retried", "changed-within", (ObjectChanged,), either, RETRY, fault={"other": OTHER}),
     *(
         Way(f"HEAD answered with {status}", "status", fault={"status": status, "methods": ("HEAD",)})
-        for status in (403, 405, 501)
+        for status in (400, 401, 403, 404, 405, 406, 410, 500, 501, 502, 503)
     ),
+    Way("HEAD: hangs up", "hangs-up", fault={"methods": ("HEAD",)}),
+    Way("HEAD: reset", "reset-at-once", fault={"methods": ("HEAD",)}),
+    Way("HEAD: no HTTP", "no-http", fault={"methods": ("HEAD",)}),
+    Way("HEAD: no answer", "silent", fault={"methods": ("HEAD",)}),
+    Way("HEAD: endless redirects", "redirect", fault={"methods": ("HEAD",), "location": "/a.bin?{n}"}),
+    *(
+        Way(f"HEAD states {words}, {how}", "size-misstated", (ObjectChanged,), read, server=server, fault=fault)
+        for words, size in (("a smaller size", 1_000), ("a larger size", SIZE + 1_000))
+        for how, read, server in (
+            ("ranges", in_parts, {}),
+            ("ranges, no versions", in_parts, {"etags": False, "dates": False}),
+            ("whole", pinned, {}),
+            ("whole, no versions", pinned, {"etags": False, "dates": False}),
+            ("cache", cached, {}),
+        )
+        for fault in ({"methods": ("HEAD",), "size": size},)
+    ),
+    Way("a range of another total", "size-misstated", (ObjectChanged,), fault={"size": SIZE + 7}),
+    Way("Content-Range: Bytes", "range-capitalized"),
     *(
         Way(f"{what}, twice, retried", kind, read=read, retry=RETRY, fault={"times": 2, **more})
         for what, kind, read, more in (

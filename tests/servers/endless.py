@@ -40,7 +40,10 @@ CONTENT = {"moov.mp4": moov, "boxes.mp4": boxes, "padding.ts": padding}
 
 
 class EndlessServer(ThreadingHTTPServer):
-    """``/chunked/NAME`` declares no size, ``/declared/NAME`` a huge one. The latter supports ranges."""
+    """``/chunked/NAME`` declares no size, ``/declared/NAME`` a huge one, and ``/declared-N/NAME`` 2**N bytes.
+
+    All but the first support ranges.
+    """
 
     daemon_threads = False
 
@@ -62,8 +65,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    @property
+    def _size(self):
+        found = re.match(r"/declared-(\d+)/", self.path)
+        return 1 << int(found[1]) if found else DECLARED_BYTES
+
     def do_HEAD(self):
-        self._begin(200, {} if "/chunked/" in self.path else {"Content-Length": str(DECLARED_BYTES)})
+        self._begin(200, {} if "/chunked/" in self.path else {"Content-Length": str(self._size)})
 
     def do_GET(self):
         content = CONTENT.get(self.path.rpartition("/")[2], lambda start, count: bytes(count))
@@ -72,12 +80,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(0, None, content)
             return
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        start, end = 0, DECLARED_BYTES
+        start, end = 0, self._size
         if found:
-            start, end = int(found[1]), int(found[2] or DECLARED_BYTES - 1) + 1
+            start, end = int(found[1]), int(found[2] or self._size - 1) + 1
         headers = {"Content-Length": str(end - start)}
         if found:
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{DECLARED_BYTES}"
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{self._size}"
         self._begin(206 if found else 200, headers)
         self._send(start, end, content)
 

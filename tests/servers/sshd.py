@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,13 @@ class Sshd:
     """
 
     def __init__(
-        self, folder: Path, *, max_sessions: int = 100, sftp: bool = True, obeys_permissions: bool = False
+        self,
+        folder: Path,
+        *,
+        max_sessions: int = 100,
+        sftp: bool = True,
+        obeys_permissions: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.user = getpass.getuser()
@@ -61,6 +67,7 @@ class Sshd:
         self.pid: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._max_sessions, self._sftp, self._obeys_permissions = max_sessions, sftp, obeys_permissions
+        self._settings = dict(settings or {})
         self._make_keys()
         self.port = 0
 
@@ -157,6 +164,7 @@ class Sshd:
         if self._obeys_permissions:  # the internal server of root reads everything
             command = [*permission_wrapper(), "/usr/lib/openssh/sftp-server", "-d", str(self.home)]
             lines["Subsystem"] = f"sftp {' '.join(command)}"
+        lines.update(self._settings)
         if not self._sftp:
             del lines["Subsystem"]
         (self.folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in lines.items()))

@@ -320,7 +320,6 @@ def test_initial_spans_are_requested_up_to_a_limit(gated):
     spans = [(-5 * UNIT_BYTES, UNIT_BYTES), (0, 1 << 50), (2 * UNIT_BYTES, 3 * UNIT_BYTES)]
     with RemoteFile(address, replace(info, size=1 << 40), PLAIN, initial_spans=spans) as file:
         assert file.stats.requests == 1
-        assert file.read_at(0, 10) == data[:10]
 
 
 def test_initial_spans_are_requested_at_once(gated):
@@ -332,6 +331,17 @@ def test_initial_spans_are_requested_at_once(gated):
         file.seek(99 * UNIT_BYTES)
         assert exactly(file, UNIT_BYTES) == data[99 * UNIT_BYTES :]
         assert len(gated.requests) == 2
+
+
+def test_an_object_of_another_size_is_refused_at_the_first_byte():
+    data = noise(3 * UNIT_BYTES)
+    address, info = put(data, "memory")
+    for size in (UNIT_BYTES, 4 * UNIT_BYTES):
+        for version in (info.version, None):
+            with RemoteFile(address, replace(info, size=size, version=version), PLAIN) as file:
+                for read in (file.readall, lambda file=file: file.read_at(5, 10)):
+                    with pytest.raises(ObjectChanged, match=f"{size} bytes"):
+                        read()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

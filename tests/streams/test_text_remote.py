@@ -477,10 +477,10 @@ def test_an_error_of_the_store_names_stream_and_byte_and_may_pass(monkeypatch):
     (info,) = describe_streams(dataset)
     stream_of = MemoryStore.stream
 
-    async def failing(self, name, span=None, *, version=None, on_start=None):
+    async def failing(self, name, span=None, **options):
         if span is not None and span.end > 6 * UNIT_BYTES:
             raise TransferInterrupted("the line went dead", address=address, offset=span.start)
-        async for chunk in stream_of(self, name, span, version=version, on_start=on_start):
+        async for chunk in stream_of(self, name, span, **options):
             yield chunk
 
     async def run():

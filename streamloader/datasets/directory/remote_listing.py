@@ -156,5 +156,5 @@ async def _read_whole(store: Store, info: ObjectInfo, size: int, on_bytes: Calla
         position += len(piece)
         on_bytes(len(piece))
 
-    await store.fetch(info.path, None, receive, version=info.version)
+    await store.fetch(info.path, None, receive, version=info.version, size=info.size)
     return memory

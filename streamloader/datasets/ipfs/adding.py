@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import io
 import json
 import os
-import random
 from typing import Any, Final
 
 import aiohttp
@@ -19,6 +17,7 @@ from streamloader.stores.http.address_scope import PinnedHosts
 from streamloader.stores.ipfs.cid import Cid
 from streamloader.stores.ipfs.sources import RpcNode, get_default_rpc, parse_http_url
 from streamloader.stores.ipfs.transport import IpfsHttpClient
+from streamloader.stores.wrappers.retry import call_with_retries
 
 __all__ = ["BlockUploader"]
 
@@ -101,16 +100,7 @@ class BlockUploader:
             await self._client.close()
 
     async def _call(self, request: Any) -> None:
-        for attempt in range(1, self._retry.attempts + 1):
-            try:
-                await request(self._get_node())
-            except StoreError as error:
-                if not error.transient or attempt == self._retry.attempts:
-                    raise
-                wait_s = min(self._retry.first_wait * 2 ** (attempt - 1), self._retry.longest_wait)
-                await asyncio.sleep(wait_s + random.uniform(0, self._retry.jitter))  # noqa: S311 - no secret
-            else:
-                return
+        await call_with_retries(self._retry, lambda: request(self._get_node()))
 
     def _get_node(self) -> _ImportingNode:
         if self._closed:

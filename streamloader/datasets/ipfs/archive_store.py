@@ -73,13 +73,17 @@ class ArchivePieces(Store):
         return self._inner.address(self._info.path)
 
     @override
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
+    async def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
         start, end = (span or ByteRange()).within(self._size, self.url)
         if start == end:
             return b""
         first, last = start // self._piece_bytes, (end - 1) // self._piece_bytes
         if last - first >= _MAX_CACHED_PIECES:
-            return await self._inner.read(self._info.path, ByteRange(start, end), version=self._info.version)
+            return await self._inner.read(
+                self._info.path, ByteRange(start, end), version=self._info.version, size=self._info.size
+            )
         if first == last:
             pieces = [await self._get_piece(first)]
         else:
@@ -96,13 +100,16 @@ class ArchivePieces(Store):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
         start, end = (span or ByteRange()).within(self._size, self.url)
         if end - start <= self._piece_bytes:
             yield await self.read(path, ByteRange(start, end))
             return
-        pieces = self._inner.stream(self._info.path, ByteRange(start, end), version=self._info.version)
+        pieces = self._inner.stream(
+            self._info.path, ByteRange(start, end), version=self._info.version, size=self._info.size
+        )
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -119,7 +126,7 @@ class ArchivePieces(Store):
         start = number * self._piece_bytes
         span = ByteRange(start, min(self._size, start + self._piece_bytes))
         async with self._requests:
-            return await self._inner.read(self._info.path, span, version=self._info.version)
+            return await self._inner.read(self._info.path, span, version=self._info.version, size=self._info.size)
 
     @override
     async def _head(self, path: str) -> ObjectInfo:

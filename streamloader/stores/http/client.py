@@ -18,8 +18,8 @@ from yarl import URL
 from streamloader.common.printable import make_printable
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
+    AccessDenied,
     ClosedError,
-    ConfigError,
     LimitExceeded,
     ProtocolError,
     StoreError,
@@ -29,6 +29,7 @@ from streamloader.errors import (
     UntrustedHost,
 )
 from streamloader.redaction import MASK
+from streamloader.stores.environment import find_ca_path, load_authorities
 from streamloader.stores.http.address_scope import AddressScope, ForbiddenAddress, PinnedHosts, ScopedResolver
 from streamloader.stores.http.redirects import (
     REDIRECT_STATUSES,
@@ -39,7 +40,7 @@ from streamloader.stores.http.redirects import (
 )
 from streamloader.stores.http.responses import ErrorContext, make_protocol_error
 
-__all__ = ["ErrorTranslator", "HttpClient", "HttpServerConfig", "RequestGate", "describe_forbidden"]
+__all__ = ["ErrorTranslator", "HttpClient", "HttpServerConfig", "RequestGate", "describe_forbidden", "make_proxy_error"]
 
 RequestGate: TypeAlias = Callable[[RedirectChain], Awaitable[None]]
 """Coroutine function that is awaited before each request of a chain of redirects. It raises an error to refuse it."""
@@ -62,7 +63,7 @@ class HttpServerConfig:
         root: Address of the server in normal form, without path and user.
         headers: Headers that only this server may receive.
         scope: Largest scope of addresses that the server's name may resolve to.
-        ca_file: PEM file of the trusted certificate authorities. None for those of the system.
+        ca_file: PEM file of the trusted certificate authorities. None for those of the environment or the system.
         pinned_hosts: Scope of the first addresses of the server's name. The clients of one store share it.
     """
 
@@ -92,7 +93,8 @@ class HttpClient:
         self._server = server
         self._timeouts = timeouts
         self._limits = limits
-        self._ssl: ssl.SSLContext | bool = True if server.ca_file is None else _load_authorities(server.ca_file)
+        ca_path = find_ca_path(server.ca_file)
+        self._ssl: ssl.SSLContext | bool = True if ca_path is None else load_authorities(ca_path)
         self._sessions = ScopedSessions(self._make_session, server.pinned_hosts)
         self._closer = self._close_with_loop()
         self._closed = False
@@ -180,11 +182,12 @@ class HttpClient:
     ) -> aiohttp.ClientResponse:
         while response.status in REDIRECT_STATUSES and "Location" in response.headers:
             try:
+                chain.keep_cookies(response)
                 await self.drain(response)
                 target = resolve_redirect(chain.url, response.headers["Location"], context)
             finally:
                 response.close()
-            if target in chain.visited:
+            if chain.has_visited(target):
                 raise make_protocol_error(context, f"{target.origin()} redirects in a circle")
             if len(chain.visited) > self._limits.redirects:
                 raise LimitExceeded(
@@ -203,9 +206,12 @@ class HttpClient:
         if self._closed:
             raise ClosedError(f"the store of {context.address} was closed", address=context.address)
         sent = {**_HEADERS, **(self._server.headers if chain.trusted else {}), **headers, **_ENCODING}
+        if chain.cookies:
+            name = next((name for name in sent if name.lower() == "cookie"), "Cookie")
+            sent[name] = "; ".join(filter(None, (sent.get(name), chain.cookies)))
         with ErrorTranslator(context, chain.url, self._timeouts):
-            session = self._sessions.select(chain)
-            return await session.request(method, chain.url, headers=sent, allow_redirects=False)
+            session, proxy = self._sessions.select(chain)
+            return await session.request(method, chain.url, headers=sent, allow_redirects=False, **proxy)
 
     def _make_session(self, resolver: ScopedResolver) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -290,6 +296,8 @@ class ErrorTranslator:
                 waited=seconds,
                 stage="connecting",
             ) from None
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            raise make_proxy_error(error, self._address, self.offset) from None
         if isinstance(error, aiohttp.InvalidURL):
             raise self._make_error(ProtocolError, f"{origin} is not the address of a server") from None
         is_named = origin in self._address
@@ -328,6 +336,19 @@ def _describe(error: BaseException) -> str:
     return make_printable(reason)
 
 
+def make_proxy_error(error: aiohttp.ClientHttpProxyError, address: str, offset: int | None) -> StoreError:
+    """Build the error for a proxy that refuses to connect to a server."""
+    status = error.status
+    kind: type[StoreError] = AccessDenied if status in (401, 403, 407) else Unreachable
+    return kind(
+        f"{address}: the proxy of the environment refuses the connection with status {status}: check HTTPS_PROXY (with "
+        "user and password), or exempt the host with NO_PROXY",
+        address=address,
+        offset=offset,
+        status=status,
+    )
+
+
 def describe_forbidden(error: ForbiddenAddress) -> str:
     """Return why an address is not contacted, and what to do if it should be."""
     if error.pinned is None:
@@ -337,10 +358,3 @@ def describe_forbidden(error: ForbiddenAddress) -> str:
         f"{error}, but it had a {before} address before, so the new one is not contacted (DNS rebinding); if the "
         "server was really moved, create the loader again"
     )
-
-
-def _load_authorities(ca_file: str) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"ca_file={ca_file!r} contains no readable certificates: {error}") from error

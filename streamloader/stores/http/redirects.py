@@ -8,16 +8,18 @@ back. Text that another origin sends is not shown in errors: it may come from a 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
 from streamloader.stores.addresses import check_host_name, is_numeric_host
+from streamloader.stores.environment import find_proxy
 from streamloader.stores.http.address_scope import (
     AddressScope,
     PinnedHosts,
@@ -30,6 +32,8 @@ __all__ = ["REDIRECT_STATUSES", "RedirectChain", "ScopedSessions", "quote_url_pa
 
 REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
 # RFC 3986. A "%" that begins an escape is kept, see `quote_url_path`.
+_MAX_COOKIES: Final = 50  # of one origin, as RFC 6265 recommends at least
+_MAX_COOKIE_CHARACTERS: Final = 4096
 _LONE_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ABSOLUTE_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)(.*)", re.DOTALL)
 _SAFE_IN_PATH: Final = "%/:@!$&'()*+,;=-._~"
@@ -56,6 +60,8 @@ class ScopedSessions:
         self._pinned_hosts = pinned_hosts
         self.seen_scopes: dict[str, AddressScope] = {}
         self._sessions: dict[AddressScope, tuple[aiohttp.ClientSession, ScopedResolver]] = {}
+        self._proxies: dict[URL, dict[str, Any]] = {}
+        self._proxy_session: aiohttp.ClientSession | None = None
         self._allowed_hosts: set[tuple[AddressScope, str]] = set()  # hosts that are numbers
 
     def start(self, url: URL, scope: AddressScope) -> RedirectChain:
@@ -70,11 +76,14 @@ class ScopedSessions:
             self._pinned_hosts.setdefault(host, None)
         return RedirectChain(url, scope, self.seen_scopes)
 
-    def select(self, chain: RedirectChain) -> aiohttp.ClientSession:
-        """Return the session for the current address of a request.
+    def select(self, chain: RedirectChain) -> tuple[aiohttp.ClientSession, dict[str, Any]]:
+        """Return the session for the current address of a request, and the arguments of the request for its proxy.
+
+        A proxy of the user's environment decides which names it connects to.
 
         Raises:
             ForbiddenAddress: If the host is a number outside the allowed scope.
+            ConfigError: If the environment names a proxy that is not one for HTTP.
         """
         if chain.scope not in self._sessions:
             resolver = ScopedResolver(chain.scope, self.seen_scopes, self._pinned_hosts)
@@ -84,12 +93,35 @@ class ScopedSessions:
         if host is not None and is_numeric_host(host) and (chain.scope, host) not in self._allowed_hosts:
             resolver.check(host, host)  # aiohttp resolves names only
             self._allowed_hosts.add((chain.scope, host))
-        return session
+        proxy = self._find_proxy(chain.url.origin())
+        if not proxy:
+            return session, proxy
+        if self._proxy_session is None:
+            self._proxy_session = self._make_session(ScopedResolver(AddressScope.SPECIAL, {}))
+        return self._proxy_session, proxy
+
+    def _find_proxy(self, origin: URL) -> dict[str, Any]:
+        """Return the arguments of aiohttp for the proxy of an origin. Empty if there is none."""
+        found = self._proxies.get(origin)
+        if found is None:
+            found, proxy = {}, find_proxy(str(origin))
+            if proxy is not None:
+                url = URL(proxy)
+                found = {"proxy": url.with_user(None)}
+                if url.user is not None:
+                    login = base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode("ascii")
+                    # aiohttp sends it to the proxy alone, as Proxy-Authorization.
+                    found["proxy_headers"] = {"Authorization": f"Basic {login}"}
+            self._proxies[origin] = found
+        return found
 
     async def close(self) -> None:
         """Close all sessions."""
         sessions = [session for session, _ in self._sessions.values()]
+        if self._proxy_session is not None:
+            sessions.append(self._proxy_session)
         self._sessions.clear()
+        self._proxy_session = None
         async with contextlib.AsyncExitStack() as stack:
             for session in sessions:
                 stack.push_async_callback(session.close)
@@ -107,14 +139,15 @@ class RedirectChain:
         url: Current address.
         scope: Largest scope of addresses that the current host may have.
         trusted: Whether all addresses so far have the first one's scheme, host and port.
-        visited: All addresses so far.
+        visited: All addresses so far, with the cookies that were sent to them.
     """
 
     def __init__(self, url: URL, scope: AddressScope, seen_scopes: dict[str, AddressScope]) -> None:
         self.url = url
         self.scope = scope
         self.trusted = True
-        self.visited = {url}
+        self.visited = {(url, "")}
+        self._cookies: dict[URL, dict[str, str]] = {}  # of this request alone, by origin
         self._first = url
         self._seen_scopes = seen_scopes
 
@@ -126,7 +159,25 @@ class RedirectChain:
             sender = self._seen_scopes.get(self.url.raw_host or "", AddressScope.PUBLIC)
             self.scope = min(self.scope, allowed_redirect_scope(sender))
         self.url = target
-        self.visited.add(target)
+        self.visited.add((target, self.cookies))
+
+    @property
+    def cookies(self) -> str:
+        """The Cookie header for the current address: what its own origin has set during this request."""
+        return "; ".join(f"{name}={value}" for name, value in self._cookies.get(self.url.origin(), {}).items())
+
+    def has_visited(self, target: URL) -> bool:
+        """Return whether the same request was sent before: to the same address, with the same cookies."""
+        cookies = self._cookies.get(target.origin(), {})
+        return (target, "; ".join(f"{name}={value}" for name, value in cookies.items())) in self.visited
+
+    def keep_cookies(self, response: aiohttp.ClientResponse) -> None:
+        """Keep the cookies of a redirect for later addresses of the same scheme, host and port."""
+        kept = self._cookies.setdefault(self.url.origin(), {})
+        for name, cookie in response.cookies.items():
+            kept.pop(name, None)
+            if cookie["max-age"] != "0" and len(kept) < _MAX_COOKIES and len(cookie.value) <= _MAX_COOKIE_CHARACTERS:
+                kept[name] = cookie.coded_value
 
 
 def resolve_redirect(current: URL, location: str, context: ErrorContext) -> URL:

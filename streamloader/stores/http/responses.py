@@ -21,7 +21,7 @@ from streamloader.errors import AccessDenied, NotFound, ObjectChanged, ProtocolE
 from streamloader.values import ObjectInfo
 
 __all__ = [
-    "HEAD_UNSUPPORTED_STATUSES",
+    "BUSY_STATUSES",
     "ErrorContext",
     "body_length",
     "is_strong_etag",
@@ -35,18 +35,16 @@ __all__ = [
     "require_unencoded",
 ]
 
-# Statuses of HEAD requests where only GET is supported, or where the address was signed for GET.
-HEAD_UNSUPPORTED_STATUSES: Final = (400, 403, 405, 501)
-_BUSY_STATUSES: Final = (408, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
+BUSY_STATUSES: Final = (408, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
 
 _MAX_DIGITS: Final = 18  # of a size, so that it is below 2**63
 _CONTENT_RANGE: Final = re.compile(
-    rf"bytes (\d{{1,{_MAX_DIGITS}}})-(\d{{1,{_MAX_DIGITS}}})/(\d{{1,{_MAX_DIGITS}}}|\*)", re.ASCII
+    rf"(?i:bytes) (\d{{1,{_MAX_DIGITS}}})-(\d{{1,{_MAX_DIGITS}}})/(\d{{1,{_MAX_DIGITS}}}|\*)", re.ASCII
 )
 _LENGTH: Final = re.compile(rf"\d{{1,{_MAX_DIGITS}}}", re.ASCII)
 _MAX_DATE_CHARACTERS: Final = 100
 _MAX_SHOWN_CHARACTERS: Final = 100  # of a header
-_UNSATISFIED_RANGE: Final = re.compile(rf"bytes \*/(\d{{1,{_MAX_DIGITS}}})", re.ASCII)
+_UNSATISFIED_RANGE: Final = re.compile(rf"(?i:bytes) \*/(\d{{1,{_MAX_DIGITS}}})", re.ASCII)
 _SECONDS: Final = re.compile(r"\d+", re.ASCII)
 _MAX_RETRY_AFTER_S: Final = 1e9  # a longer delay means the same: not in this program's life
 _MAX_VERSION_CHARACTERS: Final = 1024  # of an ETag that is kept as it is
@@ -104,7 +102,12 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def parse_object_info(
-    path: str, headers: Mapping[str, str], size: int | None, expected_version: str | None = None
+    path: str,
+    headers: Mapping[str, str],
+    size: int | None,
+    expected_version: str | None = None,
+    *,
+    ignores_etag: bool = False,
 ) -> ObjectInfo:
     """Return the metadata of an object from the headers of a response.
 
@@ -117,10 +120,11 @@ def parse_object_info(
         size: Size of the whole object in bytes. None if the response does not report it.
         expected_version: Version that the caller expects. If the headers do not contradict it, it becomes the version,
             and its size becomes the size of the object. Defaults to None.
+        ignores_etag: Whether the version is the date and the size in any case. Defaults to False.
     """
     etag, date = _shorten(headers.get("ETag", "").strip()), _shorten(headers.get("Last-Modified", "").strip())
     version: str | None = None
-    if etag:
+    if etag and not ignores_etag:
         version = etag
     elif date:
         version = date if size is None else f"{date}; {size} bytes"
@@ -201,7 +205,7 @@ def make_status_error(response: aiohttp.ClientResponse, context: ErrorContext, *
             detail += f"; {response.url.origin()}, the target of a redirect, does not receive them"
     elif status in (404, 410):
         kind, detail = NotFound, "the object does not exist"
-    elif status in _BUSY_STATUSES:
+    elif status in BUSY_STATUSES:
         kind, detail, delay = ServerBusy, "it is busy or failing", parse_retry_after(response.headers)
         if delay is not None:
             detail += f", and requests a retry after {delay:.0f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import os
@@ -17,7 +18,18 @@ import aiohttp
 from typing_extensions import override
 
 from streamloader.config import Limits, Timeouts
-from streamloader.errors import ConfigError, RangeNotSatisfiable
+from streamloader.errors import (
+    AccessDenied,
+    ConfigError,
+    LimitExceeded,
+    NotFound,
+    ProtocolError,
+    RangeNotSatisfiable,
+    ServerBusy,
+    StoreTimeout,
+    TransferInterrupted,
+    Unreachable,
+)
 from streamloader.stores.base import Body, Store
 from streamloader.stores.http.address_scope import AddressScope, PinnedHosts
 from streamloader.stores.http.auth import (
@@ -30,7 +42,6 @@ from streamloader.stores.http.auth import (
 from streamloader.stores.http.client import ErrorTranslator, HttpClient, HttpServerConfig, RequestGate
 from streamloader.stores.http.document import DocumentRequest, HttpDocument, receive_document
 from streamloader.stores.http.responses import (
-    HEAD_UNSUPPORTED_STATUSES,
     ErrorContext,
     body_length,
     is_strong_etag,
@@ -41,6 +52,7 @@ from streamloader.stores.http.responses import (
     read_content_range,
     require_unencoded,
 )
+from streamloader.stores.http.whole_copies import WholeCopies, WholeCopy
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["SCOPE_NAMES", "HttpStore"]
@@ -52,6 +64,19 @@ _SCOPES: Final = {
     "public": AddressScope.PUBLIC,
 }
 SCOPE_NAMES: Final = {scope: name for name, scope in _SCOPES.items()}
+# What a server may do with HEAD although GET works. Addresses that must not be contacted are no refusal.
+_HEAD_REFUSALS: Final = (
+    AccessDenied,
+    LimitExceeded,
+    NotFound,
+    ProtocolError,
+    ServerBusy,
+    StoreTimeout,
+    TransferInterrupted,
+    Unreachable,
+)
+_PINS: Final = ("etag", "date")
+_HEAD_TIME_FRACTION: Final = 1 / 3  # of the time of a response; the rest is for GET
 _log: Final = logging.getLogger("streamloader")
 
 
@@ -61,21 +86,25 @@ class HttpStore(Store):
     Paths follow the syntax of URLs: ``%20`` is a space, ``?`` begins a query, which is sent to the server. Characters
     that a URL must not contain (spaces, letters beyond ASCII, a lone ``%``) are encoded; write ``%23`` for ``#``.
 
-    Range responses are checked: the server must send exactly the requested bytes. If a server sends the whole object
-    instead, the requested part is cut out of it, and a warning is logged once: reading a part then transfers all bytes
-    before it. Compression is never requested, and a compressed response is refused. Versions are ETags, or else
-    Last-Modified together with the size; a strong ETag is sent as If-Match.
+    Range responses are checked: the server must send exactly the requested bytes. If a server sends the whole
+    object instead, the requested part is cut out of it, and a warning is logged once: reading a part then transfers
+    all bytes before it. If the object has a version, these bytes are kept in a temporary file without a name, for
+    other parts, as long as all such files have at most ``limits.copy_bytes``. Compression is never requested, and a
+    compressed response is refused. Versions are ETags, or else Last-Modified together with the size; a strong ETag
+    is sent as If-Match.
 
     At most ``limits.redirects`` redirects are followed, never from https to http. Servers with another scheme, host or
     port than the address receive no headers, cookies or credentials. Only a server in a private network or on this
     machine may redirect to other addresses there (:mod:`streamloader.stores.http.address_scope`). If the server's name
     first had a public address, it is refused when it later has one inside (DNS rebinding).
 
-    Credentials come from the address (``https://user:password@host``), from ``auth``, ``token`` or ``headers``, or from
-    the entry of the host in the file named by ``$NETRC``, or in ``~/.netrc`` (entries for a ``machine``; not
-    ``default``). Such an entry is sent over https only, or to this machine (``localhost``, ``127.0.0.1``, ``::1``), and
-    to the scheme's own port (443, 80) only; an entry ``machine host:port`` is for exactly that port. Cookies are
-    neither kept nor sent. Proxies, including those of the environment, are not used.
+    Credentials come from the address (``https://user:password@host``), from ``auth``, ``token`` or ``headers``, or
+    from the entry of the host in the file named by ``$NETRC``, or in ``~/.netrc`` (entries for a ``machine``; not
+    ``default``). Such an entry is sent over https only, or to this machine (``localhost``, ``127.0.0.1``, ``::1``),
+    and to the scheme's own port (443, 80) only; an entry ``machine host:port`` is for exactly that port. Cookies of a
+    redirect are sent back to the server that set them, during the same request only. The proxies of HTTP_PROXY,
+    HTTPS_PROXY and ALL_PROXY are used, except for the hosts in NO_PROXY; such a proxy decides which names it connects
+    to.
 
     Args:
         url: Scheme, host and port.
@@ -85,11 +114,14 @@ class HttpStore(Store):
         headers: Headers of every request to this server. Defaults to none.
         auth: User and password for Basic authentication. Defaults to None.
         token: Token for Bearer authentication. Defaults to None.
-        ca_file: PEM file of the trusted certificate authorities. Defaults to those of the system.
+        ca_file: PEM file of the trusted certificate authorities. Defaults to that of SSL_CERT_FILE, REQUESTS_CA_BUNDLE,
+            CURL_CA_BUNDLE or AWS_CA_BUNDLE, or else to those of the system.
         anonymous: Whether requests are sent without the credentials of the netrc file. Defaults to False.
         scope: Scope of addresses that the server may have: "any" (the default), "loopback", "private" or "public". Use
             "public" for addresses that another party wrote, as in a manifest from the network: they then cannot lead
             to machines inside your network.
+        pin: Kind of the versions: "etag" (the default), or "date" for dates and sizes, for servers with several
+            backends that give one object different ETags. Without a date there is no version then.
 
     Raises:
         ConfigError: If the URL or an option is malformed, or if options contradict each other.
@@ -111,6 +143,7 @@ class HttpStore(Store):
         ca_file: str | os.PathLike[str] | None = None,
         anonymous: bool = False,
         scope: str = "any",
+        pin: str = "etag",
     ) -> None:
         root, user = parse_server_url(url)
         limits = limits or Limits()
@@ -122,10 +155,15 @@ class HttpStore(Store):
         if scope not in _SCOPES:
             raise ConfigError(f"scope={scope!r}: expected one of {', '.join(map(repr, _SCOPES))}")
         self._scope = _SCOPES[scope]
+        if pin not in _PINS:
+            raise ConfigError(f"pin={pin!r}: expected one of {', '.join(map(repr, _PINS))}")
+        self._pin = pin
         self._pinned_hosts: PinnedHosts = {}  # outlives the connections
         self._anonymous = bool(anonymous)
         self._client: HttpClient | None = None
         self._warned_no_ranges = False
+        self._head_refused = False
+        self._copies = WholeCopies(self.limits.copy_bytes, self.limits.connections)
 
     @classmethod
     @override
@@ -150,16 +188,26 @@ class HttpStore(Store):
     ) -> tuple[Body, Callable[[], None]]:
         """Request bytes. Return the response's body, and the function that releases its connection."""
         context = ErrorContext(self.address(path), max(0, span.start) if span else 0)
+        if span is not None and self._copies.has_copy(path):
+            if version is None or not self._head_refused:  # a copy stands for the object as long as that is the same
+                info = await self._request_info(path, context, version)
+                self._check_version(info, version, context.offset or 0)
+                version = info.version
+            if (kept := self._copies.find(path, version)) is not None:
+                return kept.make_body(span), _do_nothing
         headers = {"Range": _format_range(span)} if span else {}
         if version is not None and is_strong_etag(version):
             headers["If-Match"] = version
         client = await self._connect()
         response = await client.send("GET", path, headers, context)
+        release: Callable[[], None] = functools.partial(client.release, response)
         try:
             if response.status == HTTPStatus.PARTIAL_CONTENT and span is not None:
                 body = self._make_part_body(path, span, version, response, context)
             elif response.status == HTTPStatus.OK:
                 body = await self._make_whole_body(path, span, version, response, context)
+                if body.skip or (span is not None and body.end != body.info.size):
+                    body, release = self._read_copy(path, span or ByteRange(), response, body, context, release)
             elif response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and span is not None:
                 await client.drain(response)
                 body = await self._handle_unsatisfied_range(path, span, version, response.headers, context)
@@ -169,7 +217,7 @@ class HttpStore(Store):
         except BaseException:
             client.release(response)
             raise
-        return body, functools.partial(client.release, response)
+        return body, release
 
     async def fetch_document(
         self, path: str, request: DocumentRequest, *, gate: RequestGate | None = None
@@ -214,6 +262,7 @@ class HttpStore(Store):
 
     @override
     async def _disconnect(self) -> None:
+        await self._copies.aclose()
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -223,6 +272,7 @@ class HttpStore(Store):
         if self._client is not None and self._client.pid != os.getpid():
             _inherited.append(self._client)  # freeing it would close the parent's connections
         self._client = None
+        self._copies = WholeCopies(self.limits.copy_bytes, self.limits.connections)
 
     async def _connect(self) -> HttpClient:
         if self._client is None:
@@ -249,19 +299,64 @@ class HttpStore(Store):
         if isinstance(name, str) and "%" in name and any(unquote(part) in (".", "..") for part in name.split("/")):
             raise ConfigError(f"{self.address(path)!r} is not a path in a store: it contains an encoded '.' or '..'")
 
+    def _parse_info(
+        self, path: str, headers: Mapping[str, str], size: int | None, expected_version: str | None
+    ) -> ObjectInfo:
+        return parse_object_info(path, headers, size, expected_version, ignores_etag=self._pin == "date")
+
     # --- metadata ----------------------------------------------------------------------------------------------------
 
     async def _request_info(self, path: str, context: ErrorContext, expected_version: str | None) -> ObjectInfo:
         client = await self._connect()
-        async with client.request("HEAD", path, {}, context) as response:
-            info = None
-            if response.status == HTTPStatus.OK:
-                info = parse_object_info(path, response.headers, body_length(response, context), expected_version)
-                # Some servers omit the size here, or report 0 for generated content.
-                if info.size and "Content-Encoding" not in response.headers:
-                    return info
-            elif response.status not in HEAD_UNSUPPORTED_STATUSES:
-                raise make_status_error(response, context)
+        info, head_error = None, None
+        if not self._head_refused:
+            try:
+                info = await self._send_head(client, path, context, expected_version)
+            except _HEAD_REFUSALS as error:
+                if error.details.get("retry_after"):
+                    raise
+                head_error = error
+            # Some servers omit the size here, or report 0 for generated content.
+            if info is not None and info.size:
+                return info
+        info = await self._request_first_byte(client, path, context, expected_version, info)
+        if head_error is not None:
+            self._head_refused = True
+            _log.info("%s serves GET, but not HEAD, which is not used any more: %s", self.url, head_error)
+        return info
+
+    async def _send_head(
+        self, client: HttpClient, path: str, context: ErrorContext, expected_version: str | None
+    ) -> ObjectInfo:
+        """Return the metadata that a HEAD request yields. Its size may be missing.
+
+        Raises:
+            StoreError: If the server does not answer it with 200, or not in a part of the time of a response.
+        """
+        seconds = (self.timeouts.connect + self.timeouts.response) * _HEAD_TIME_FRACTION
+        try:
+            async with asyncio.timeout(seconds), client.request("HEAD", path, {}, context) as response:
+                if response.status != HTTPStatus.OK:
+                    raise make_status_error(response, context)
+                info = self._parse_info(path, response.headers, body_length(response, context), expected_version)
+                return replace(info, size=None) if "Content-Encoding" in response.headers else info
+        except TimeoutError as error:
+            raise StoreTimeout(
+                f"waited {seconds:.1f} s for {context.address} (head): no response",
+                address=context.address,
+                waited=seconds,
+                stage="head",
+            ) from error
+
+    async def _request_first_byte(
+        self,
+        client: HttpClient,
+        path: str,
+        context: ErrorContext,
+        expected_version: str | None,
+        info: ObjectInfo | None,
+    ) -> ObjectInfo:
+        """Return the metadata that a GET request yields, or what it adds to `info`, from a HEAD request."""
         async with client.request("GET", path, {"Range": "bytes=0-0"}, context) as response:
             if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 await client.drain(response)
@@ -276,7 +371,7 @@ class HttpStore(Store):
             else:
                 await client.drain(response)
                 raise make_status_error(response, context)
-            return parse_object_info(path, response.headers, size, expected_version)
+            return self._parse_info(path, response.headers, size, expected_version)
 
     async def _handle_unsatisfied_range(
         self, path: str, span: ByteRange, version: str | None, headers: Mapping[str, str], context: ErrorContext
@@ -315,7 +410,7 @@ class HttpStore(Store):
         length = body_length(response, context)
         if length not in (None, end - start):
             raise make_protocol_error(context, f"the server announced {length} bytes for the range [{start}:{end}]")
-        info = parse_object_info(path, response.headers, size, version)
+        info = self._parse_info(path, response.headers, size, version)
         if info.size is None and span.end is None:
             raise make_protocol_error(
                 context, f"the server does not report the end of {span}, so the transfer could break off unnoticed"
@@ -335,7 +430,7 @@ class HttpStore(Store):
     ) -> Body:
         """Cut the requested part out of an object that the server sends as a whole."""
         require_unencoded(response, context)
-        info = parse_object_info(path, response.headers, body_length(response, context), version)
+        info = self._parse_info(path, response.headers, body_length(response, context), version)
         start, end = (0, None) if span is None else (span.start, span.end)
         if info.size is None and (start < 0 or (end is None and "Transfer-Encoding" not in response.headers)):
             info = await self._add_size(info, context)
@@ -346,13 +441,35 @@ class HttpStore(Store):
             self._warned_no_ranges = True
             _log.warning(
                 "%s does not support ranges (it sent all of %s when a part was requested): reading a part of an object "
-                "transfers all bytes before it",
+                "transfers all bytes before it, once if it has a version: they are then kept in a temporary file",
                 self.url,
                 context.address,
             )
         min_size = max(start, end or 0) if info.size is None else 0
         last = None if end == info.size else end  # read to the end of the object, to detect surplus bytes
         return Body(info, start, end, _ResponsePieces(response, context, self.timeouts, 0, last, min_size), skip=start)
+
+    def _read_copy(
+        self,
+        path: str,
+        span: ByteRange,
+        response: aiohttp.ClientResponse,
+        body: Body,
+        context: ErrorContext,
+        release: Callable[[], None],
+    ) -> tuple[Body, Callable[[], None]]:
+        """Keep a copy of an object that the server sends as a whole, and return the requested part of it."""
+        info = body.info
+        if not self._copies.accepts(info):
+            return body, release
+        kept = self._copies.find(path, info.version)
+        if kept is not None:
+            release()
+        else:
+            pieces = _ResponsePieces(response, replace(context, offset=0), self.timeouts, 0)
+            kept = WholeCopy(info, pieces, release, self._make_deadline(path), context.address)
+            self._copies.add(path, kept)
+        return kept.make_body(span), _do_nothing
 
     async def _add_size(self, info: ObjectInfo, context: ErrorContext) -> ObjectInfo:
         """Query the size of an object that is sent without a length and ends when the connection is closed."""
@@ -427,6 +544,10 @@ class _ResponsePieces(AsyncIterator[bytes]):
 
 
 _inherited: Final[list[HttpClient]] = []
+
+
+def _do_nothing() -> None:
+    """Release nothing: the connection belongs to a copy."""
 
 
 async def _yield_nothing() -> AsyncGenerator[bytes, None]:

@@ -257,11 +257,16 @@ def combine_errors(errors: Sequence[tuple[object, StoreError]]) -> StoreError:
     ranked = sorted((error for _, error in errors), key=lambda e: (not e.transient, isinstance(e, NotFound)))
     chosen = ranked[0]
     others = "; ".join(error.message for error in ranked[1:])
+    details = dict(chosen.details)
+    if chosen.transient:  # the source that is available first decides how long to wait
+        details["retry_after"] = min(
+            float(error.details.get("retry_after") or 0) for error in ranked if error.transient
+        )
     combined = type(chosen)(
         f"{chosen.message}; the other sources failed as well: {others}",
         address=chosen.address,
         offset=chosen.offset,
-        **chosen.details,
+        **details,
     )
     combined.__cause__ = chosen
     return combined

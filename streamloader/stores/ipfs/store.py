@@ -80,6 +80,8 @@ class IpfsStore(Store):
             Defaults to 16.
         max_links: Maximum number of links of a node. Defaults to 65,536.
         node_cache_bytes: Size of the cache for nodes of files and directories, in bytes. Defaults to 16 MiB.
+        ca_file: PEM file of the trusted certificate authorities. Defaults to those of the environment or the system, as
+            for :class:`streamloader.stores.http.store.HttpStore`. Proxies of the environment are used, too.
         name_ttl: Time in seconds for which a resolved name of ``ipns://`` is cached. Defaults to 60.
         timeouts: Time limits; see :class:`streamloader.config.Timeouts`. They apply to all sources together, and each
             source gets an equal share of them.
@@ -106,6 +108,7 @@ class IpfsStore(Store):
         max_links: int = 65_536,
         node_cache_bytes: int = 16 << 20,
         name_ttl: float = 60.0,
+        ca_file: str | os.PathLike[str] | None = None,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -115,13 +118,17 @@ class IpfsStore(Store):
         self._rpc = rpc
         self._gateways = [gateways] if isinstance(gateways, str) else list(gateways or ())
         self._token = token
+        self._ca_file = None if ca_file is None else os.fspath(ca_file)
         self._race, self._format, self._prefetch_blocks = race, format, prefetch_blocks
         self._max_links, self._node_cache_bytes, self._name_ttl = max_links, node_cache_bytes, name_ttl
         self._check_options(verify)
         # Gateways that serve plain files without verification are ordinary web servers.
         roots = [HttpStore.split(parse_http_url(gateway)) for gateway in (self._gateways if verify == "none" else ())]
         self._plain_gateways = [
-            (HttpStore(root, timeouts=self.timeouts, limits=self.limits), f"{folder}/" if folder else "")
+            (
+                HttpStore(root, timeouts=self.timeouts, limits=self.limits, ca_file=ca_file),
+                f"{folder}/" if folder else "",
+            )
             for root, folder in roots
         ]
         self._pinned_hosts: PinnedHosts = {}  # outlives the connections
@@ -254,7 +261,7 @@ class IpfsStore(Store):
         if self._closed:
             raise ClosedError(f"{self!r} was closed", address=self.url)
         if self._session is None:
-            client = IpfsHttpClient(self.limits, self._pinned_hosts)
+            client = IpfsHttpClient(self.limits, self._pinned_hosts, self._ca_file)
             nodes: list[BlockSource] = [RpcNode(client, self._rpc, self._token)] if self._rpc else []
             blocks = IpfsBlockFetcher(
                 [*nodes, *(Gateway(client, gateway) for gateway in self._gateways)],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -28,10 +30,11 @@ from streamloader.errors import (
 )
 from streamloader.redaction import redact
 from streamloader.stores.deadlines import TransferDeadline, WaitTimer
+from streamloader.stores.environment import find_ca_path, load_authorities
 from streamloader.stores.http.address_scope import AddressScope, ForbiddenAddress, PinnedHosts, ScopedResolver
-from streamloader.stores.http.client import describe_forbidden
+from streamloader.stores.http.client import describe_forbidden, make_proxy_error
 from streamloader.stores.http.redirects import REDIRECT_STATUSES, ScopedSessions, resolve_redirect
-from streamloader.stores.http.responses import ErrorContext, parse_retry_after
+from streamloader.stores.http.responses import BUSY_STATUSES, ErrorContext, parse_retry_after
 
 __all__ = ["IpfsHttpClient", "IpfsResponse"]
 
@@ -118,15 +121,18 @@ class IpfsHttpClient:
     Args:
         limits: Limits of the store. `connections` applies to each server.
         pinned_hosts: Scopes of the first addresses of the servers that the user named. It outlives the client.
+        ca_file: PEM file of the trusted certificate authorities. Defaults to those of the environment or the system.
 
     Attributes:
         pid: Process that the client belongs to.
     """
 
-    def __init__(self, limits: Limits, pinned_hosts: PinnedHosts) -> None:
+    def __init__(self, limits: Limits, pinned_hosts: PinnedHosts, ca_file: str | None = None) -> None:
         self.pid = os.getpid()
         self._limits = limits
-        self._sessions = ScopedSessions(_make_session, pinned_hosts)
+        ca_path = find_ca_path(ca_file)
+        tls = True if ca_path is None else load_authorities(ca_path)
+        self._sessions = ScopedSessions(partial(_make_session, tls=tls), pinned_hosts)
         self._session_closer: AsyncGenerator[None, None] | None = None
         self._closed = False
         self._wait_timer = WaitTimer()
@@ -168,8 +174,9 @@ class IpfsHttpClient:
                 with self.translate_errors(origin, in_transfer=False, trusted=chain.trusted):
                     self._require_open()
                     with deadline.limit_response("waiting for an answer"):
-                        response = await self._sessions.select(chain).request(
-                            method, chain.url, headers=sent_headers, data=body, allow_redirects=False
+                        session, proxy = self._sessions.select(chain)
+                        response = await session.request(
+                            method, chain.url, headers=sent_headers, data=body, allow_redirects=False, **proxy
                         )
                 stack.callback(response.close)
                 if response.status not in REDIRECT_STATUSES:
@@ -229,6 +236,8 @@ class IpfsHttpClient:
             if in_transfer:
                 raise TransferInterrupted(f"{origin} interrupted the transfer: {reason}", address=origin) from error
             raise Unreachable(f"{origin} cannot be reached: {reason}", address=origin) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise make_proxy_error(error, origin, None) from None
         except aiohttp.ClientError as error:
             if not trusted:
                 raise ProtocolError(f"{origin} redirects to a server that violates HTTP", address=origin) from None
@@ -256,7 +265,7 @@ class IpfsHttpClient:
             return NotFound(message, address=origin)
         if status in (401, 403, 407, 451):
             return AccessDenied(message, address=origin)
-        if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if status in BUSY_STATUSES:
             retry_after = parse_retry_after(response.headers)
             details: dict[str, Any] = {} if retry_after is None else {"retry_after": retry_after}
             return ServerBusy(message, address=origin, status=status, text=text, **details)
@@ -274,9 +283,9 @@ class IpfsHttpClient:
             raise RuntimeError("closed")
 
 
-def _make_session(resolver: ScopedResolver) -> aiohttp.ClientSession:
+def _make_session(resolver: ScopedResolver, *, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, resolver=resolver),  # limited by the connection slots
+        connector=aiohttp.TCPConnector(limit=0, resolver=resolver, ssl=tls),  # limited by the connection slots
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept-Encoding": "identity", "User-Agent": "streamloader"},
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # limited by the TransferDeadline

@@ -13,6 +13,7 @@ from streamloader.arguments import expand_path
 from streamloader.config import Timeouts
 from streamloader.errors import ConfigError
 from streamloader.stores.addresses import check_host_name, split_url
+from streamloader.stores.environment import find_ca_path, load_authorities
 from streamloader.stores.objects.aws_profiles import (
     AwsProfile,
     ProfileCredentials,
@@ -34,7 +35,9 @@ __all__ = ["ObjectStoreConfig", "ObstoreSettings"]
 # obstore limits whole transfers only. The deadlines of the store are finer, so this limit is never reached.
 _TRANSFER_TIMEOUT: Final = timedelta(days=30)
 _CONNECTION_IDLE_TIMEOUT: Final = timedelta(seconds=30)
-_COMMON_OPTIONS: Final = frozenset({"endpoint_url", "anonymous", "credential_provider", "config", "client_options"})
+_COMMON_OPTIONS: Final = frozenset(
+    {"endpoint_url", "anonymous", "credential_provider", "ca_file", "config", "client_options"}
+)
 _SCHEME_OPTIONS: Final[Mapping[str, frozenset[str]]] = {
     "s3": frozenset({"region", "profile", "access_key_id", "secret_access_key", "session_token"}),
     "gs": frozenset({"token", "service_account"}),
@@ -129,6 +132,7 @@ class ObjectStoreConfig:
     sas_token: str | None = field(default=None, repr=False)
     connection_string: str | None = field(default=None, repr=False)
     credential_provider: Callable[[], Any] | None = field(default=None, repr=False)
+    ca_file: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -216,6 +220,7 @@ class ObjectStoreConfig:
             "timeout": _TRANSFER_TIMEOUT,
             "pool_idle_timeout": _CONNECTION_IDLE_TIMEOUT,
             **restrict_connections(settings.endpoint, server_address, settings.credential_hosts),
+            **self._find_authorities(),
             **self.client_options,
         }
         try:
@@ -231,6 +236,20 @@ class ObjectStoreConfig:
             reason = str(error).partition("\n")[0] if not self.secrets else "see the documentation of ObjectStore"
             raise ConfigError(f"{self.scheme}://{self.bucket} cannot be set up: {reason}") from None
         return store, credentials
+
+    def _find_authorities(self) -> dict[str, Any]:
+        """Return the client option for the certificate authorities of the options and the environment.
+
+        Raises:
+            ConfigError: If the file cannot be read.
+        """
+        path = find_ca_path(self.ca_file, first="AWS_CA_BUNDLE" if self.scheme == "s3" else None)
+        if path is None or os.path.isdir(path):  # of a folder, obstore's own libraries read SSL_CERT_DIR
+            return {}
+        load_authorities(path)
+        with open(path, encoding="latin-1") as file:
+            # obstore trusts it for servers, too: it always has a proxy, see `restrict_connections`.
+            return {"proxy_ca_certificate": file.read()}
 
     def _names_credentials(self, variables: Iterable[str]) -> bool:
         """Return whether `config` or one of these variables tells obstore how to get credentials."""

@@ -32,7 +32,14 @@ from streamloader.errors import (
 from streamloader.stores.objects.fork_safety import get_obstore
 from streamloader.stores.objects.network import FENCE
 
-__all__ = ["RangeOutsideObject", "obstore_errors", "remove_secrets", "translate_error"]
+__all__ = [
+    "RangeOutsideObject",
+    "may_be_expired",
+    "may_be_other_region",
+    "obstore_errors",
+    "remove_secrets",
+    "translate_error",
+]
 
 _DEBUG_HEADING: Final = "\n\nDebug source:\n"
 _STATUS: Final = re.compile(r"^\s+status: (\d{3}),$", re.MULTILINE)
@@ -89,9 +96,15 @@ _FULL_CODES: Final = frozenset(
     }
 )
 _STATUS_INSUFFICIENT_STORAGE: Final = 507
+_STATUS_BAD_REQUEST: Final = 400
+# A redirect without a target: S3's answer for a bucket in another region.
+_BARE_REDIRECT: Final = re.compile(r"^\s+(?:inner: )?BareRedirect,$", re.MULTILINE)
 _REGION_CODES: Final = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "TemporaryRedirect"}
 )
+
+
+_EXPIRED_CODES: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 
 
 class RangeOutsideObject(Exception):
@@ -101,6 +114,33 @@ class RangeOutsideObject(Exception):
 def obstore_errors() -> tuple[type[BaseException], ...]:
     """Return the exception types that obstore raises."""
     return (get_obstore().exceptions.BaseError, OSError, ValueError, OverflowError, NotImplementedError)
+
+
+def _parse_response(error: BaseException) -> tuple[int | None, str, str, str]:
+    """Return the status and the code of the server's response, the sentence that quotes it, and the tree of causes."""
+    text = str(error)
+    response, heading, debug = text.rpartition(_DEBUG_HEADING)
+    if not heading:
+        response, debug = text, ""
+    status = int(match[1]) if (match := _STATUS.search(debug)) else None
+    code = _first_group(_DELETE_ERROR_CODE, debug) or _first_group(_CODE, response) or ""
+    return status, code, response, debug
+
+
+def may_be_expired(error: BaseException) -> bool:
+    """Return whether an error of obstore may mean that the credentials have expired. HEAD responses give no reason."""
+    status, code, _, _ = _parse_response(error)
+    return code in _EXPIRED_CODES or (not code and status == _STATUS_BAD_REQUEST)
+
+
+def may_be_other_region(error: BaseException) -> bool:
+    """Return whether an error of obstore may mean that the bucket is in another region."""
+    status, code, _, debug = _parse_response(error)
+    return (
+        code in _REGION_CODES
+        or _BARE_REDIRECT.search(debug) is not None
+        or (not code and status == _STATUS_BAD_REQUEST)
+    )
 
 
 def remove_secrets(text: str, secrets: Iterable[str]) -> str:
@@ -124,11 +164,7 @@ def translate_error(  # noqa: PLR0911 - one for each kind of error
         body: Whether the body of the response was being received.
     """
     text = str(error)
-    response, heading, debug = text.rpartition(_DEBUG_HEADING)
-    if not heading:
-        response, debug = text, ""
-    status = int(match[1]) if (match := _STATUS.search(debug)) else None
-    code = _first_group(_DELETE_ERROR_CODE, debug) or _first_group(_CODE, response) or ""
+    status, code, response, debug = _parse_response(error)
     location: dict[str, Any] = {"address": address, "offset": offset}
     exceptions = get_obstore().exceptions
     if isinstance(error, OverflowError) or (isinstance(error, ValueError) and "out of range" in text):
@@ -146,6 +182,8 @@ def translate_error(  # noqa: PLR0911 - one for each kind of error
     if status is not None or code:
         details = _format_details(code, _first_group(_MESSAGE, response), secrets)
         return _translate_response(status, code, details, location)
+    if _BARE_REDIRECT.search(debug):
+        return StoreError(f"{address} is in another region: pass the bucket's region= or its endpoint_url=", **location)
     if _REDIRECT_FAILURE.search(debug):
         return UntrustedHost(
             f"{address}: the server redirects to another server, which is not followed: if you trust that one, pass "

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from streamloader.errors import Unreachable, UntrustedHost
 from streamloader.stores.addresses import is_numeric_host
+from streamloader.stores.environment import find_proxy
 
 if TYPE_CHECKING:
     from streamloader.stores.http.address_scope import PinnedHosts
@@ -52,7 +53,7 @@ async def find_server_address(endpoint: str, pinned_hosts: PinnedHosts, address:
     """
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
-    if parts.scheme != "http" or _find_environment_proxy(endpoint) is not None:
+    if parts.scheme != "http" or find_proxy(endpoint) is not None:
         return None
     if is_numeric_host(host):
         return host
@@ -74,7 +75,7 @@ def restrict_connections(endpoint: str, server_address: str | None, other_hosts:
     """
     parts = urlsplit(endpoint)
     exempt = [host for host in other_hosts if host]
-    proxy = _find_environment_proxy(endpoint)
+    proxy = find_proxy(endpoint)
     if proxy is not None:
         return _make_options(proxy, [host for host in exempt if urllib.request.proxy_bypass(host)])
     if server_address is not None:
@@ -86,15 +87,6 @@ def restrict_connections(endpoint: str, server_address: str | None, other_hosts:
 def _make_options(proxy: str, exempt: Iterable[str]) -> dict[str, str]:
     excludes = ",".join(dict.fromkeys(exempt))
     return {"proxy_url": proxy, "proxy_excludes": excludes} if excludes else {"proxy_url": proxy}
-
-
-def _find_environment_proxy(endpoint: str) -> str | None:
-    """Return the proxy that the user's environment names for a server, or None."""
-    parts = urlsplit(endpoint)
-    proxies = urllib.request.getproxies_environment()
-    if urllib.request.proxy_bypass(parts.netloc):
-        return None
-    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 async def _resolve(host: str, port: int, pinned_hosts: PinnedHosts, address: str) -> list[str]:

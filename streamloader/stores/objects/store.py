@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -18,13 +19,20 @@ from streamloader.errors import (
     NotFound,
     NotSupported,
     ProtocolError,
+    StoreError,
     StreamloaderError,
     Unreachable,
 )
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.objects.config import ObjectStoreConfig
-from streamloader.stores.objects.credentials import CredentialSource
-from streamloader.stores.objects.errors import RangeOutsideObject, obstore_errors, translate_error
+from streamloader.stores.objects.credentials import CredentialSource, StaticCredentials
+from streamloader.stores.objects.errors import (
+    RangeOutsideObject,
+    may_be_expired,
+    may_be_other_region,
+    obstore_errors,
+    translate_error,
+)
 from streamloader.stores.objects.fork_safety import SHUTDOWN_GRACE_S, get_obstore, leak_on_purpose
 from streamloader.stores.objects.network import find_server_address
 from streamloader.stores.objects.upload import PART_BYTES, run_with_deadline, split_data, upload_in_parts
@@ -35,9 +43,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectStore"]
 
+_log: Final = logging.getLogger("streamloader")
+
 T = TypeVar("T")
 
 _ENTRIES_PER_PAGE: Final = 1000  # of a listing, fetched in one request
+_INVALID_KEY: Final = "InvalidKey"
+_MAX_REGION_BYTES: Final = 1 << 10  # of a response of which only the headers are used
+_REGION: Final = re.compile(r"[a-z0-9-]{1,40}", re.ASCII)
 _MAX_PIECE_BYTES: Final = 1 << 20
 _MAX_VERSION_CHARACTERS: Final = 1024  # of an ETag that is kept as it is
 _ETAG: Final = re.compile(r"[\x21\x23-\x7e\x80-\xff]*")  # RFC 9110; in a listing, servers can send anything
@@ -53,10 +66,10 @@ class ObjectStore(Store):
     leaves parts on the server, which are invisible but cost storage; a lifecycle rule for incomplete uploads removes
     them.
 
-    Keys with empty parts (``a//b``, ``a/``), with "." or ".." as a part, or with control characters are not supported,
-    and a directory that contains one cannot be listed. Objects whose key ends in "/", which consoles create for empty
-    directories, are not listed if the directory contains other objects. A non-recursive listing is fetched completely
-    before its first entry is yielded.
+    Keys with empty parts (``a//b``, ``a/``), with "." or ".." as a part, or with control characters are not supported;
+    listings leave them out, with a warning that names one of them. Objects whose key ends in "/", which consoles
+    create for empty directories, are not listed. A non-recursive listing is fetched completely before its first entry
+    is yielded.
 
     Redirects to another server are refused. The store connects to the server of the bucket only, and to those that give
     it credentials (:mod:`streamloader.stores.objects.network`). A plain ``http://`` server by name is used under the
@@ -92,6 +105,8 @@ class ObjectStore(Store):
             time zone, or None) and: s3 ``access_key_id``, ``secret_access_key``, ``token``; gs ``token``; az one of
             ``access_key``, ``sas_token``, ``token``. It is called again before the credentials expire, and must be
             picklable if worker processes use the store.
+        ca_file: PEM file of certificate authorities that are trusted besides those of the system. Defaults to that of
+            AWS_CA_BUNDLE (s3), SSL_CERT_FILE, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE.
         config: Further settings for obstore's S3Config, GCSConfig or AzureConfig (requester pays, encryption, ...).
         client_options: Further settings for obstore's ClientConfig (own root certificate, ...). With a ``proxy_url`` of
             your own, that proxy decides about redirects. A plain ``http://`` server that refuses requests with its full
@@ -125,6 +140,7 @@ class ObjectStore(Store):
         sas_token: str | None = None,
         connection_string: str | None = None,
         credential_provider: Callable[[], Any] | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
         config: Mapping[str, Any] | None = None,
         client_options: Mapping[str, Any] | None = None,
         timeouts: Timeouts | None = None,
@@ -153,6 +169,7 @@ class ObjectStore(Store):
             sas_token=sas_token,
             connection_string=connection_string,
             credential_provider=credential_provider,
+            ca_file=None if ca_file is None else os.fspath(ca_file),
             config=dict(config or {}),
             client_options=dict(client_options or {}),
         )
@@ -160,6 +177,7 @@ class ObjectStore(Store):
         self._pinned_hosts: PinnedHosts = {}  # outlives the client
         self._client: Any = None
         self._credentials: CredentialSource | None = None
+        self._provider: Any = None
         self._client_pid = 0  # process that made the client
         self._needs_grace = False  # whether a request was cancelled or a listing fetched
 
@@ -231,56 +249,101 @@ class ObjectStore(Store):
     async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         key_prefix = f"{prefix}/" if prefix else ""
         if not recursive:
-            result = await self._request(
-                prefix, None, lambda obstore, client: obstore.list_with_delimiter_async(client, prefix or None)
-            )
+            try:
+                result = await self._request(
+                    prefix, None, lambda obstore, client: obstore.list_with_delimiter_async(client, prefix or None)
+                )
+            except NotSupported as error:
+                if error.details.get("code") != _INVALID_KEY or not self._can_list_raw():
+                    raise
+                result = {"common_prefixes": [], "objects": []}
+                async with contextlib.aclosing(self._list_raw(prefix, recursive=False)) as pages:
+                    async for metas, directories in pages:
+                        result["objects"] += metas
+                        result["common_prefixes"] += directories
             for directory in result["common_prefixes"]:
                 yield ObjectInfo(f"{directory}/")
             for meta in result["objects"]:
-                if meta["path"].startswith(key_prefix):
+                if meta["path"].startswith(key_prefix) and (meta["size"] or await self._object_exists(meta["path"])):
                     yield _make_info(meta["path"], meta)
             return
-        # An empty object may stand for a directory. It is held back until the next key shows whether it does.
-        held: ObjectInfo | None = None
         async with contextlib.aclosing(self._list_pages(prefix)) as pages:
             async for page in pages:
                 for meta in page:
-                    info = _make_info(meta["path"], meta)
-                    if held is not None:
-                        if not info.path.startswith(f"{held.path}/") or await self._object_exists(held.path):
-                            yield held
-                        held = None
-                    if not info.path.startswith(key_prefix):
-                        continue
-                    if info.size:
-                        yield info
-                    else:
-                        held = info
-        if held is not None:
-            yield held
+                    # An empty object may stand for a directory: obstore drops the "/" at the end of its key.
+                    is_listed = meta["path"].startswith(key_prefix)
+                    if is_listed and (meta["size"] or await self._object_exists(meta["path"])):
+                        yield _make_info(meta["path"], meta)
 
     async def _list_pages(self, prefix: str) -> AsyncGenerator[list[Any], None]:
-        client = await self._get_client()
-        stream = get_obstore().list(client, prefix or None, chunk_size=_ENTRIES_PER_PAGE)
-        self._needs_grace = True
-        try:
-            while True:
-                try:
-                    page: list[Any] = await self._await_obstore(anext(stream))
-                except StopAsyncIteration:
-                    return
-                except obstore_errors() as error:
-                    self._raise_translated(error, prefix, None)
-                yield page
-        finally:
-            await asyncio.sleep(_LISTING_GRACE_S)
-            del stream
+        last = ""  # keys are listed in their order
+        renewed_after: str | None = None
+        while True:
+            client = await self._get_client()
+            client_id = id(client)
+            stream = get_obstore().list(client, prefix or None, chunk_size=_ENTRIES_PER_PAGE)
+            self._needs_grace = True
+            try:
+                while True:
+                    try:
+                        page: list[Any] = await self._await_obstore(anext(stream))
+                    except StopAsyncIteration:
+                        return
+                    except obstore_errors() as error:
+                        if isinstance(error, get_obstore().exceptions.InvalidPathError) and self._can_list_raw():
+                            async with contextlib.aclosing(self._list_raw(prefix, recursive=True)) as pages:
+                                async for metas, _ in pages:
+                                    yield [meta for meta in metas if meta["path"] > last]
+                            return
+                        if last == renewed_after or not await self._renew_client(error, client_id):
+                            self._raise_translated(error, prefix, None)
+                        renewed_after = last
+                        break
+                    if page := [meta for meta in page if meta["path"] > last]:
+                        yield page
+                        last = page[-1]["path"]
+            finally:
+                await asyncio.sleep(_LISTING_GRACE_S)
+                del stream, client
+
+    def _can_list_raw(self) -> bool:
+        return self._config.scheme == "s3" and (self._config.anonymous or self._credentials is not None)
+
+    async def _list_raw(
+        self, prefix: str, *, recursive: bool
+    ) -> AsyncGenerator[tuple[list[dict[str, Any]], list[str]], None]:
+        """List a bucket with keys that obstore cannot represent."""
+        from streamloader.stores.http.store import HttpStore
+        from streamloader.stores.objects.raw_listing import list_raw
+
+        settings = self._config.find_settings()
+        region = str(self._config.config.get("region") or settings.config.get("region") or "us-east-1")
+        credentials = None if self._credentials is None or self._config.anonymous else await self._credentials()
+        async with HttpStore(
+            settings.endpoint, anonymous=True, ca_file=self._config.ca_file, timeouts=self.timeouts
+        ) as server:
+            pages = list_raw(
+                server,
+                self._config.bucket,
+                region,
+                credentials,
+                f"{prefix}/" if prefix else "",
+                recursive=recursive,
+                max_seconds=self.timeouts.response + self.timeouts.window,
+            )
+            async with contextlib.aclosing(pages):
+                async for page in pages:
+                    yield page
 
     async def _object_exists(self, path: str) -> bool:
+        """Return whether there is an object of this key, as far as the server says so."""
         try:
             await self._head(path)
         except NotFound:
             return False
+        except StoreError as error:
+            if error.transient:
+                raise
         return True
 
     async def _write(self, path: str, data: Data) -> None:
@@ -307,7 +370,8 @@ class ObjectStore(Store):
                     obstore, client, path, first, rest, size=size, timeouts=self.timeouts, address=address
                 )
 
-            await self._request(path, None, send)
+            is_whole = len(first) <= PART_BYTES and (size is None or size <= PART_BYTES)  # nothing of `rest` is sent
+            await self._request(path, None, send, repeatable=is_whole)
 
     async def _delete(self, path: str) -> None:
         try:
@@ -340,12 +404,19 @@ class ObjectStore(Store):
             settings = self._config.find_settings()
             server_address = await find_server_address(settings.endpoint, self._pinned_hosts, self.url)
             if self._client is None:  # unless another task has created it
+                self._provider = settings.provider
                 self._client, self._credentials = self._config.create_client(settings, server_address, self.timeouts)
                 self._client_pid = os.getpid()
         return self._client
 
     async def _request(
-        self, path: str, offset: int | None, send: Callable[[Any, Any], Awaitable[T]], *, is_read: bool = False
+        self,
+        path: str,
+        offset: int | None,
+        send: Callable[[Any, Any], Awaitable[T]],
+        *,
+        is_read: bool = False,
+        repeatable: bool = True,
     ) -> T:
         """Send a request and translate its errors.
 
@@ -354,14 +425,68 @@ class ObjectStore(Store):
             offset: Offset of the first requested byte for messages, or None.
             send: Function that sends the request, given the package obstore and the client.
             is_read: Whether RangeOutsideObject is an answer that the caller expects. Defaults to False.
+            repeatable: Whether `send` may be called twice. Defaults to True.
         """
+        client_id = 0
         try:
+            client_id = id(await self._get_client())
             # Kept in no variable, because the traceback of an error that the caller keeps would hold the connection.
             return await self._await_obstore(send(get_obstore(), await self._get_client()))
         except StreamloaderError:
             raise
         except obstore_errors() as error:
+            if not await self._renew_client(error, client_id) or not repeatable:
+                self._raise_translated(error, path, offset, is_read=is_read)
+        try:
+            return await self._await_obstore(send(get_obstore(), await self._get_client()))
+        except StreamloaderError:
+            raise
+        except obstore_errors() as error:
             self._raise_translated(error, path, offset, is_read=is_read)
+
+    async def _renew_client(self, error: BaseException, client_id: int) -> bool:
+        """Replace the client if the error shows that its region or its credentials are not the right ones any more.
+
+        Args:
+            error: Exception of obstore.
+            client_id: Identity of the client that sent the request. Another one has been renewed already.
+
+        Returns:
+            Whether the request may be repeated.
+        """
+        if self._config.scheme != "s3" or (not may_be_expired(error) and not may_be_other_region(error)):
+            return False
+        if id(self._client) == client_id:
+            region = await self._find_region() if may_be_other_region(error) else None
+            if id(self._client) == client_id:  # no other task has renewed it
+                if region is not None and region != self._config.region:
+                    _log.warning("%s is in the region %s, which is used from now on: pass region=", self.url, region)
+                    self._config = replace(self._config, region=region)
+                elif not may_be_expired(error) or isinstance(self._provider, StaticCredentials):
+                    return False
+                self._client = None  # the next one calls the provider of credentials again
+        return True
+
+    async def _find_region(self) -> str | None:
+        """Return the region of the bucket as its server states it to anybody, or None."""
+        from streamloader.stores.http.document import DocumentRequest
+        from streamloader.stores.http.store import HttpStore
+
+        endpoint = self._config.find_settings().endpoint
+        request = DocumentRequest({}, _MAX_REGION_BYTES, self.timeouts.response, tuple(range(200, 600)), truncates=True)
+        async with HttpStore(
+            endpoint,
+            anonymous=True,
+            ca_file=self._config.ca_file,
+            timeouts=self.timeouts,
+            limits=Limits(redirects=0),
+        ) as server:
+            try:
+                document = await server.fetch_document(self._config.bucket, request)
+            except StoreError:
+                return None
+        region = document.headers.get("x-amz-bucket-region", "").strip()
+        return region if _REGION.fullmatch(region) else None
 
     async def _await_obstore(self, request: Awaitable[T]) -> T:
         """Await `request`, and record whether it was cancelled."""
@@ -390,6 +515,7 @@ class ObjectStore(Store):
                 f"{self.address(path)} cannot be listed, because it has keys with control characters or empty parts "
                 "('//'): list directories without such keys, or rename them",
                 address=self.address(path),
+                code=_INVALID_KEY,
             ) from None
         translated = translate_error(error, self.address(path), secrets, offset=offset, body=body)
         if isinstance(translated, Unreachable) and self._pinned_hosts:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
@@ -13,7 +16,7 @@ from urllib.parse import unquote
 import asyncssh
 
 from streamloader.common.guarded_files import UnsafePath, check_socket
-from streamloader.common.printable import make_error_printable
+from streamloader.common.printable import make_error_printable, make_printable
 from streamloader.config import Timeouts
 from streamloader.errors import (
     AccessDenied,
@@ -27,6 +30,7 @@ from streamloader.errors import (
 )
 from streamloader.redaction import get_user_name
 from streamloader.stores.addresses import check_host_name, check_user_name, split_url
+from streamloader.stores.ssh.known_hosts import KnownHosts, find_host_key_policy
 from streamloader.stores.ssh.transport import ChunkedTransport
 
 __all__ = ["TRUST_ANY", "SshLogin", "SshTarget", "close_chain", "connect"]
@@ -42,6 +46,16 @@ _USER_KNOWN_HOSTS: Final = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _BUSY_CODES: Final = (7, 12)  # service not available, too many connections
 _NO_MORE_AUTH_METHODS: Final = 14
 _DEFAULT_PORT: Final = 22
+# asyncssh's message for both sides of a key exchange.
+_NO_COMMON_ALGORITHM: Final = re.compile(r"No matching (.+) algorithm found, sent (\S*) and received (\S*)")
+_ALGORITHM_SETTINGS: Final = {"encryption": "Ciphers", "key exchange": "KexAlgorithms", "mac": "MACs"}
+_STRICT_POLICIES: Final = ("", "ask", "yes", "true")  # values of StrictHostKeyChecking that never accept a key unasked
+_DEFAULT_KEYS: Final = ("id_ed25519_sk", "id_ecdsa_sk", "id_ed448", "id_ed25519", "id_ecdsa", "id_rsa", "id_dsa")
+_ENCRYPTED_KEY_MARKS: Final = (b"ENCRYPTED", b"bcrypt")
+_MAX_KEY_FILE_BYTES: Final = 64 << 10
+_MAX_KEY_HEAD_BYTES: Final = 64
+_MAX_SHOWN_CHARACTERS: Final = 400  # of a list of algorithms
+_USER_CONFIG: Final = "~/.ssh/config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +234,7 @@ async def _extend_chain(
     for hop in jumps:
         hop_jumps = jumps_of_first_hop if not chain else ()
         await _extend_chain(chain, login, hop, hop_jumps, timeouts, f"ssh://{hop}", (*ancestors, target))
-    hosts = _KnownHosts(_find_known_hosts_files(login, options.config))
+    hosts = KnownHosts(_find_known_hosts_files(login, options.config))
     client = _HostKeyRecorder()
     try:
         connection = await asyncssh.connect(
@@ -240,7 +254,12 @@ async def _extend_chain(
             x11_forwarding=False,
         )
     except (asyncssh.Error, OSError, ValueError) as error:
-        raise _translate_error(error, options, client, hosts, address, through_jumps=bool(chain)) from error
+        translated = _translate_error(error, options, client, hosts, address, through_jumps=bool(chain))
+        if isinstance(translated, UntrustedHost):
+            _add_host_key_policy(translated, login, common)
+        elif isinstance(translated, AccessDenied) and not login.client_keys:
+            await asyncio.to_thread(_add_locked_keys, translated, options.config)
+        raise translated from error
     chain.insert(0, connection)
     if login.trust_any:
         key = connection.get_server_host_key()
@@ -299,29 +318,6 @@ def _find_known_hosts_files(login: SshLogin, config: Any) -> list[str]:
     return [path for path in (os.path.expanduser(str(name)) for name in files) if os.path.isfile(path)]
 
 
-class _KnownHosts:
-    """Look up host keys in known_hosts files.
-
-    Args:
-        files: Paths of the files.
-
-    Attributes:
-        has_keys: Whether the last lookup found a key for the host.
-    """
-
-    def __init__(self, files: list[str]) -> None:
-        self.files = files
-        self.has_keys = False
-
-    def match(self, host: str, addr: str, port: int | None) -> Any:
-        """Return host keys, CA keys and revoked keys. Called by asyncssh before anything is sent."""
-        if not self.files:
-            return (), (), ()
-        keys = asyncssh.match_known_hosts(self.files, host, addr, port)
-        self.has_keys = any(keys[:2])
-        return keys
-
-
 class _HostKeyRecorder(asyncssh.SSHClient):
     """Record an untrusted host key for the error message, and reject it.
 
@@ -343,19 +339,30 @@ class _HostKeyRecorder(asyncssh.SSHClient):
         return False
 
 
-def _translate_error(
+def _translate_error(  # noqa: PLR0911 - one for each kind of error
     error: Exception,
     options: asyncssh.SSHClientConnectionOptions,
     client: _HostKeyRecorder,
-    hosts: _KnownHosts,
+    hosts: KnownHosts,
     address: str,
     *,
     through_jumps: bool,
 ) -> StoreError | ConfigError:
     """Return the error of this package that corresponds to an error of asyncssh."""
     make_error_printable(error)
+    algorithms = _NO_COMMON_ALGORITHM.search(str(error)) if isinstance(error, asyncssh.KeyExchangeFailed) else None
+    if algorithms is not None:
+        kind, offered, accepted = (make_printable(text, _MAX_SHOWN_CHARACTERS) for text in algorithms.groups())
+        setting = _ALGORITHM_SETTINGS.get(kind.lower(), "")
+        advice = f": enable one of the server's with {setting} in the SSH configuration" if setting else ""
+        return ProtocolError(
+            f"{address}: the server and this client have no {kind} algorithm in common. The server has {accepted}; "
+            f"this client has {offered}. Its host key was not checked, and nothing is wrong with it{advice}, or update "
+            "the server",
+            address=address,
+        )
     if isinstance(error, asyncssh.HostKeyNotVerifiable) or (
-        isinstance(error, asyncssh.KeyExchangeFailed) and hosts.has_keys and "compression" not in str(error)
+        isinstance(error, asyncssh.KeyExchangeFailed) and hosts.has_keys
     ):
         return _untrusted_host_error(error, options, client, hosts, address)
     if isinstance(error, asyncssh.PermissionDenied) or (
@@ -380,6 +387,46 @@ def _translate_error(
     )
 
 
+def _add_host_key_policy(error: UntrustedHost, login: SshLogin, target: Mapping[str, Any]) -> None:
+    """Say so if the configuration asks to accept unknown host keys, which this store never does."""
+    paths = (_USER_CONFIG,) if login.config is None else login.config
+    files = [path for path in map(os.path.expanduser, paths) if os.access(path, os.R_OK)]
+    policy = find_host_key_policy(files, target)
+    if policy not in _STRICT_POLICIES:
+        message = (
+            f"{error.message}. StrictHostKeyChecking {policy} in {', '.join(files)} is not followed: connect once with "
+            "ssh, which then adds the key"
+        )
+        error.args = (message,)
+
+
+def _add_locked_keys(error: AccessDenied, config: Any) -> None:
+    """Name the private keys that were not used because they are encrypted."""
+    configured = config.get("IdentityFile") or [f"~/.ssh/{name}" for name in _DEFAULT_KEYS]
+    locked = [str(path) for path in configured if _is_encrypted_key(os.path.expanduser(str(path)))]
+    if locked:
+        message = (
+            f"{error.message}. Not used, because encrypted, and not in the agent: {', '.join(locked)}. Add such a key "
+            "to the agent (ssh-add), or give client_keys= and passphrase="
+        )
+        error.args = (message,)
+
+
+def _is_encrypted_key(path: str) -> bool:
+    """Return whether a file is a private key with a passphrase."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_KEY_FILE_BYTES)
+    except OSError:
+        return False
+    if b"OPENSSH PRIVATE KEY" in data:  # the name of the key derivation is among the first bytes
+        try:
+            data = base64.b64decode(b"".join(data.split(b"-----")[2].split()), validate=True)[:_MAX_KEY_HEAD_BYTES]
+        except (IndexError, binascii.Error):
+            return False
+    return any(mark in data for mark in _ENCRYPTED_KEY_MARKS)
+
+
 def _describe_user(user: str) -> str:
     """Return a user name for a message, unless it has special characters: it may then be a part of a password."""
     return "the user" if get_user_name(f"ssh://{user}@host") is None else f"the user {user!r}"
@@ -389,7 +436,7 @@ def _untrusted_host_error(
     error: Exception,
     options: asyncssh.SSHClientConnectionOptions,
     client: _HostKeyRecorder,
-    hosts: _KnownHosts,
+    hosts: KnownHosts,
     address: str,
 ) -> UntrustedHost:
     host, port = options.host_key_alias or options.host, options.port

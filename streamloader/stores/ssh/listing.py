@@ -130,7 +130,7 @@ class DirectoryListing:
         address = self._address(directory.path)
         self._budget.check_depth(len(directory.ancestors) + 1, address)
         async with self._channel() as channel:
-            with translate_errors(address):
+            with translate_errors(address, opening=True):
                 remote = self._remote(directory.path)
                 try:
                     opening = channel.request_path(sftp.OPENDIR, remote, sftp.HANDLE)

@@ -15,6 +15,7 @@ from streamloader.errors import (
     NotSupported,
     ObjectChanged,
     ProtocolError,
+    ServerBusy,
     StoreError,
     TransferInterrupted,
     Unreachable,
@@ -102,8 +103,8 @@ class FileTransfer:
             StoreError: If the path does not exist, may not be read, is not a file, or does not have these bytes.
         """
         start = max(0, span.start)
-        with translate_errors(address, start):
-            handle = sftp.parse_handle(await channel.open_file(remote, sftp.FOR_READING).wait_for_reply())
+        with translate_errors(address, start, opening=True):
+            handle = await channel.open_for_reading(remote)
         transfer = cls(channel, handle, address, max_queue_depth)
         try:
             with translate_errors(address, start):
@@ -126,7 +127,7 @@ class FileTransfer:
     def close(self) -> None:
         """Close the file. Bytes that are still in flight are discarded when they arrive."""
         self._blocks.clear()
-        self._channel.close_handle(self._handle)
+        self._channel.close_file(self._handle)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of the span in order.
@@ -231,19 +232,23 @@ def make_object_info(path: str, attrs: Attrs, address: str) -> ObjectInfo:
 
 
 @contextlib.contextmanager
-def translate_errors(address: str, offset: int | None = None, *, in_transfer: bool = False) -> Iterator[None]:
+def translate_errors(
+    address: str, offset: int | None = None, *, in_transfer: bool = False, opening: bool = False
+) -> Iterator[None]:
     """Translate all errors of a channel to errors of this package.
 
     Args:
         address: Address of the object.
         offset: Offset of the first byte that was not transferred. None if it is unknown.
         in_transfer: Whether bytes were being transferred. A lost connection is then an interruption.
+        opening: Whether a file or a directory is opened for reading. A failure without a reason is then a lack of
+            handles, memory or the like, which passes: all other reasons have a status of their own.
     """
     try:
         with translate_connection_errors(address, offset, in_transfer=in_transfer):
             yield
     except SftpError as error:
-        raise _translate_status(error, address, offset) from error
+        raise _translate_status(error, address, offset, opening=opening) from error
 
 
 @contextlib.contextmanager
@@ -266,7 +271,7 @@ def translate_connection_errors(
         raise ProtocolError(f"{address}: the server sent {error}", address=address, offset=offset) from error
 
 
-def _translate_status(error: SftpError, address: str, offset: int | None) -> StoreError:
+def _translate_status(error: SftpError, address: str, offset: int | None, *, opening: bool) -> StoreError:
     if error.code == sftp.NO_SUCH_FILE:
         return NotFound(f"no such file: {address}", address=address, offset=offset)
     if error.code == sftp.PERMISSION_DENIED:
@@ -276,5 +281,12 @@ def _translate_status(error: SftpError, address: str, offset: int | None) -> Sto
     if error.code in (sftp.NO_CONNECTION, sftp.CONNECTION_LOST):
         return TransferInterrupted(
             f"{address}: the server lost its connection: {error}", address=address, offset=offset
+        )
+    if error.code == sftp.FAILURE and opening:
+        return ServerBusy(
+            f"{address}: the server cannot open it at the moment: {error}. Servers that allow few open files need "
+            "Limits(requests=...)",
+            address=address,
+            offset=offset,
         )
     return StoreError(f"{address}: the server failed: {error} (status {error.code})", address=address, offset=offset)

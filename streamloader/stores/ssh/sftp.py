@@ -21,6 +21,8 @@ from streamloader.stores.ssh.packets import (
     DATA,
     EXTENDED,
     EXTENDED_REPLY,
+    FAILURE,
+    FOR_READING,
     FSETSTAT,
     FSTAT,
     HANDLE,
@@ -46,6 +48,7 @@ __all__ = ["ChannelLost", "PendingRequest", "SftpChannel", "SftpError"]
 _PROTOCOL_VERSION: Final = 3
 _MIN_PACKET_BYTES: Final = 5  # packet kind and request number
 _MAX_REPLY_BYTES: Final = 4 << 20
+_MAX_SHOWN_BYTES: Final = 80  # of text that is no reply
 # OpenSSH's limit, for servers that do not report a limit.
 _DEFAULT_READ_BYTES: Final = 255 << 10
 # Every server has to accept writes of this size.
@@ -171,6 +174,7 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
         self.error: Exception | None = None
         self.last_received_at = self.busy_since = self._loop.time()
         self.users = 0
+        self._handles = _HandleCounter()
         self.read_block_bytes, self.write_block_bytes = _DEFAULT_READ_BYTES, _DEFAULT_WRITE_BYTES
         self.replies_in_order = False
         self.extensions: dict[str, bytes] = {}
@@ -220,9 +224,10 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
         if "limits@openssh.com" in self.extensions:
             request = self.request_extension("limits@openssh.com", reply_kind=EXTENDED_REPLY)
             limits = FieldReader(await request.wait_for_reply())
-            _, max_read, max_write = limits.read_uint64(), limits.read_uint64(), limits.read_uint64()
+            _, max_read, max_write, max_handles = (limits.read_uint64() for _ in range(4))
             self.read_block_bytes = max(4096, min(max_read or _DEFAULT_READ_BYTES, 1 << 20))
             self.write_block_bytes = max(4096, min(max_write or _DEFAULT_WRITE_BYTES, 1 << 20))
+            self._handles.set_limit(max_handles or None)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -245,9 +250,36 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
         pending.sent_at, pending.received_before = self._loop.time(), self._received_bytes
         return pending
 
+    async def open_for_reading(self, path: str) -> bytes:
+        """Open a file, and return its handle. Close it with :meth:`close_handle`.
+
+        If the server allows only as many open files as this channel has open, wait until one of them is closed.
+
+        Raises:
+            SftpError: If the server answers with an error status.
+            ChannelLost: If the channel is closed before the reply arrives.
+            BadReply: If the server violates the protocol.
+        """
+        while True:
+            others = await self._handles.acquire()
+            try:
+                body = await self.open_file(path, FOR_READING).wait_for_reply()
+            except BaseException as error:
+                self._handles.release()
+                if not (isinstance(error, SftpError) and error.code == FAILURE and self._handles.learn_limit(others)):
+                    raise
+            else:
+                self._handles.count_opened()
+                return FieldReader(body).read_string()
+
     def open_file(self, path: str, flags: int) -> PendingRequest:
         """Open a file and request its handle."""
         return self.request(OPEN, pack_path(path) + struct.pack(">II", flags, 0), HANDLE)
+
+    def close_file(self, handle: bytes) -> None:
+        """Close a handle of :meth:`open_for_reading`, without waiting for the reply."""
+        self.close_handle(handle)
+        self._handles.release(opened=True)  # the server handles the request before later ones
 
     def close_handle(self, handle: bytes) -> None:
         """Close a handle, without waiting for the reply."""
@@ -394,6 +426,12 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
         while size - position >= _MIN_PACKET_BYTES:
             length, kind = _U32.unpack_from(data, position)[0], data[position + 4]
             if not _MIN_PACKET_BYTES <= length <= _MAX_REPLY_BYTES:
+                if not self._version_reply.done() and data[:1].isascii():
+                    text = make_printable(data[:_MAX_SHOWN_BYTES].decode(errors="replace").strip())
+                    raise BadReply(
+                        f"text before its first reply ({text}): a login script of the user prints it. Let the script "
+                        "print only in interactive shells (in .bashrc: [[ $- == *i* ]] || return)"
+                    )
                 raise BadReply(f"a reply with an invalid length of {length} bytes")
             if kind == DATA:
                 if size - position < _DATA_HEADER.size:
@@ -455,7 +493,70 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
                 if pending is not None:
                     _complete(pending, error)
             self._writable.set()
+            self._handles.set_limit(None)  # those that wait for a handle get the error
             self.close()
+
+
+class _HandleCounter:
+    """Counts the open files of a channel, and learns how many the server allows."""
+
+    def __init__(self) -> None:
+        self._limit: int | None = None
+        self._server_limit: int | None = None
+        self._requested = 0  # files that are open or being opened
+        self._opened = 0
+        self._max_opened = 0  # at the same time
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def set_limit(self, limit: int | None) -> None:
+        """Set the limit that the server states, or None if it states none."""
+        self._limit = self._server_limit = limit
+        self._wake_waiting()
+
+    async def acquire(self) -> int:
+        """Wait until another file may be opened. Return the number of those that are open or being opened."""
+        while self._limit is not None and self._requested >= self._limit:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except BaseException:
+                self._wake_waiting()  # its turn may have come already
+                raise
+        self._requested += 1
+        return self._requested - 1
+
+    def count_opened(self) -> None:
+        """Record that a file was opened."""
+        self._opened += 1
+        self._max_opened = max(self._max_opened, self._opened)
+
+    def release(self, *, opened: bool = False) -> None:
+        """Record that a file was closed, or could not be opened."""
+        self._requested -= 1
+        self._opened -= opened
+        self._wake_waiting()
+
+    def learn_limit(self, others: int) -> bool:
+        """Return whether a file could not be opened because too many are open, and limit their number then.
+
+        Args:
+            others: Number of other files that were open or being opened when it was requested.
+        """
+        if not others:
+            self._limit = self._server_limit  # that was not the reason
+        elif others >= self._max_opened:
+            self._limit = max(1, self._max_opened)
+            return True
+        return False
+
+    def _wake_waiting(self) -> None:
+        free = len(self._waiting) if self._limit is None else self._limit - self._requested
+        while self._waiting and free > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1
 
 
 def _complete(pending: PendingRequest, result: bytes | Exception) -> None:

@@ -34,7 +34,7 @@ def wrap_store(
             None: no cache.
         cache_bytes: Maximum size of the cache in bytes. Defaults to None: no limit.
     """
-    if retry is not None and retry.attempts > 1:
+    if retry is not None and retry.attempts != 1:
         from streamloader.stores.wrappers.retry import RetryStore
 
         store = RetryStore(store, retry)

@@ -52,8 +52,10 @@ class StoreWrapper(Store):
         return await self.inner.head(path)
 
     @override
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        return await self.inner.read(path, span, version=version)
+    async def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
+        return await self.inner.read(path, span, version=version, size=size)
 
     @override
     def stream(
@@ -62,9 +64,10 @@ class StoreWrapper(Store):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        return self.inner.stream(path, span, version=version, on_start=on_start)
+        return self.inner.stream(path, span, version=version, size=size, on_start=on_start)
 
     @override
     def list(

@@ -76,8 +76,10 @@ class CachingStore(StoreWrapper):
         self._warned = False
 
     @override
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        return await Store.read(self, path, span, version=version)
+    async def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
+        return await Store.read(self, path, span, version=version, size=size)
 
     @override
     async def stream(
@@ -86,6 +88,7 @@ class CachingStore(StoreWrapper):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
         self._prepare_call(path)
@@ -93,7 +96,7 @@ class CachingStore(StoreWrapper):
         while True:
             attempts_left -= 1
             try:
-                pieces = self._stream_current_version(path, span or ByteRange(), version, on_start)
+                pieces = self._stream_current_version(path, span or ByteRange(), version, size, on_start)
                 async with contextlib.aclosing(pieces):
                     async for piece in pieces:
                         started = True
@@ -116,16 +119,17 @@ class CachingStore(StoreWrapper):
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     async def _stream_current_version(
-        self, path: str, span: ByteRange, version: str | None, on_start: OnStart | None
+        self, path: str, span: ByteRange, version: str | None, size: int | None, on_start: OnStart | None
     ) -> AsyncGenerator[bytes, None]:
         info = await self._get_info(path, span, version)
         if info.version is None or info.size is None or span.start == span.end:
-            pieces = self.inner.stream(path, span, version=version, on_start=on_start)
+            pieces = self.inner.stream(path, span, version=version, size=size, on_start=on_start)
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
                     yield piece
             return
         self._check_version(info, version, max(0, span.start))
+        self._check_size(info, size, max(0, span.start))
         start, end = span.within(info.size, self.address(path))
         fetcher = _BlockRunFetcher(self.inner, info, end)
         try:
@@ -170,7 +174,7 @@ class CachingStore(StoreWrapper):
             return part.data
         if time.monotonic() < self._writes_paused_until:  # the block could not be stored, so fetch only these bytes
             span = ByteRange(number * BLOCK_BYTES + start, number * BLOCK_BYTES + end)
-            return await self.inner.read(info.path, span, version=info.version)
+            return await self.inner.read(info.path, span, version=info.version, size=info.size)
         if self._single_flight.is_running(name):
             await fetcher.aclose()  # do not hold one request while waiting for another
 
@@ -246,7 +250,7 @@ class _BlockRunFetcher:
             await self.aclose()
             is_whole = number == 0 and self._end == self.info.size
             span = None if is_whole else ByteRange(number * BLOCK_BYTES, self._end)
-            self._pieces = self._inner.stream(self.info.path, span, version=self.info.version)
+            self._pieces = self._inner.stream(self.info.path, span, version=self.info.version, size=self.info.size)
             self._next_number = number
         length = min(BLOCK_BYTES, self._end - number * BLOCK_BYTES)
         data = bytearray(self._surplus)

@@ -39,8 +39,10 @@ class PrefixStore(StoreWrapper):
         return replace(await self.inner.head(self._to_inner_path(path)), path=path)
 
     @override
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
-        return await self.inner.read(self._to_inner_path(path), span, version=version)
+    async def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
+        return await self.inner.read(self._to_inner_path(path), span, version=version, size=size)
 
     @override
     def stream(
@@ -49,13 +51,14 @@ class PrefixStore(StoreWrapper):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
         def report_start(info: ObjectInfo, start: int) -> None:
             if on_start is not None:
                 on_start(replace(info, path=path), start)
 
-        return self.inner.stream(self._to_inner_path(path), span, version=version, on_start=report_start)
+        return self.inner.stream(self._to_inner_path(path), span, version=version, size=size, on_start=report_start)
 
     @override
     async def list(

@@ -66,13 +66,18 @@ class RetryStore(StoreWrapper):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        state = _TransferState(self, path, span, version, on_start)
+        state = _TransferState(self, path, span, version, size, on_start)
         while True:
             try:
                 inner = self.inner.stream(
-                    path, state.start_attempt(), version=state.version, on_start=state.handle_start
+                    path,
+                    state.start_attempt(),
+                    version=state.version,
+                    size=state.size,
+                    on_start=state.handle_start,
                 )
                 async with contextlib.aclosing(inner) as pieces:
                     async for piece in pieces:
@@ -93,9 +98,10 @@ class RetryStore(StoreWrapper):
         receive: Callable[[bytes], None],
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> None:
-        state = _TransferState(self, path, span, version, on_start)
+        state = _TransferState(self, path, span, version, size, on_start)
 
         def count_and_receive(piece: bytes) -> None:
             state.count_received(len(piece))
@@ -108,6 +114,7 @@ class RetryStore(StoreWrapper):
                     state.start_attempt(),
                     count_and_receive,
                     version=state.version,
+                    size=state.size,
                     on_start=state.handle_start,
                 )
             except StoreError as error:
@@ -181,27 +188,38 @@ class _AttemptCounter:
         """Wait until the request may be repeated. Return whether it may; if not, add the attempts to the error."""
         retry = self._retry
         elapsed = time.monotonic() - self._started
-        delay = self._compute_delay(error)
-        is_final = not error.transient or self._attempts >= retry.attempts
-        if is_final or delay is None or elapsed + delay >= retry.deadline:
+        delay = self._compute_delay(error, retry.deadline - elapsed)
+        is_last = retry.attempts is not None and self._attempts >= retry.attempts
+        if not error.transient or is_last or delay is None:
             if error.transient:
                 _add_attempts(error, self._attempts, elapsed)
             return False
         self._attempts += 1
         # As text: a handler may keep the record, and with the error its traceback, whose frames hold the connection.
-        _log.warning("attempt %d of %d in %.1f s, after %s", self._attempts, retry.attempts, delay, str(error))
+        _log.warning(
+            "attempt %d in %.1f s (%.1f s of %.1f s have passed), after %s",
+            self._attempts,
+            delay,
+            elapsed,
+            retry.deadline,
+            str(error),
+        )
         await asyncio.sleep(delay)
         return True
 
-    def _compute_delay(self, error: StoreError) -> float | None:
-        """Return the seconds until the next attempt, or None if the server requests more than ``longest_wait``."""
+    def _compute_delay(self, error: StoreError, remaining_s: float) -> float | None:
+        """Return the seconds until the next attempt, or None if there is none before the deadline."""
+        if remaining_s <= 0:
+            return None
         retry = self._retry
         doubled = retry.first_wait * 2.0 ** min(self._attempts - 1, 64)
         delay = min(retry.longest_wait, doubled + random.uniform(0.0, retry.jitter))  # noqa: S311 - not for secrets
         requested = error.details.get("retry_after")
         if isinstance(requested, (int, float)) and not math.isnan(requested):
-            return None if requested > retry.longest_wait else max(delay, requested)
-        return delay
+            if requested > remaining_s:
+                return None
+            delay = max(delay, requested)
+        return min(delay, remaining_s)
 
 
 def _add_attempts(error: StoreError, attempts: int, seconds: float) -> None:
@@ -223,9 +241,16 @@ class _TransferState:
     """Position of a transfer, and the version of its object."""
 
     def __init__(
-        self, store: RetryStore, path: str, span: ByteRange | None, version: str | None, on_start: OnStart | None
+        self,
+        store: RetryStore,
+        path: str,
+        span: ByteRange | None,
+        version: str | None,
+        size: int | None,
+        on_start: OnStart | None,
     ) -> None:
         self.version = version
+        self.size = size
         self._store = store
         self._path = path
         self._span = span
@@ -267,6 +292,7 @@ class _TransferState:
         self._has_bytes = True
         if self._first is not None:
             self.version = self._first.version or self.version
+            self.size = self._first.size if self.size is None else self.size
 
     async def wait_for_retry(self, error: StoreError) -> bool:
         """Wait until another attempt may start. Return False if none may."""

@@ -65,15 +65,17 @@ class VerifyingStore(StoreWrapper):
         self._single_flight: SingleFlight[None] = SingleFlight()
 
     @override
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
+    async def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
         """Return exactly the bytes of `span`, or of the whole object, as :meth:`Store.read` does.
 
         Raises:
             IntegrityError: If the object does not match its digest.
         """
         if path not in self._digests:
-            return await self.inner.read(path, span, version=version)
-        return await Store.read(self, path, span, version=version)
+            return await self.inner.read(path, span, version=version, size=size)
+        return await Store.read(self, path, span, version=version, size=size)
 
     @override
     async def stream(
@@ -82,6 +84,7 @@ class VerifyingStore(StoreWrapper):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Yield exactly the bytes of `span`, or of the whole object, as :meth:`Store.stream` does.
@@ -91,17 +94,17 @@ class VerifyingStore(StoreWrapper):
         """
         self._prepare_call(path)
         if path not in self._digests or (span is not None and span.start == span.end):
-            pieces = self.inner.stream(path, span, version=version, on_start=on_start)
+            pieces = self.inner.stream(path, span, version=version, size=size, on_start=on_start)
         elif span is None or span == ByteRange():
-            pieces = self._stream_whole(path, version, on_start)
+            pieces = self._stream_whole(path, version, size, on_start)
         else:
-            pieces = self._stream_span(path, span, version, on_start)
+            pieces = self._stream_span(path, span, version, size, on_start)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
 
     async def _stream_whole(
-        self, path: str, version: str | None, on_start: OnStart | None
+        self, path: str, version: str | None, size: int | None, on_start: OnStart | None
     ) -> AsyncGenerator[bytes, None]:
         """Yield an object; its last piece only after all of it was verified."""
         infos: list[ObjectInfo] = []
@@ -113,25 +116,25 @@ class VerifyingStore(StoreWrapper):
 
         algorithm, expected = self._digests[path]
         hasher = _make_hasher(algorithm)
-        last_piece, size = b"", 0
-        inner = self.inner.stream(path, version=version, on_start=handle_start)
+        last_piece, count = b"", 0
+        inner = self.inner.stream(path, version=version, size=size, on_start=handle_start)
         async with contextlib.aclosing(inner) as pieces:
             async for piece in pieces:
                 if last_piece:
                     yield last_piece
                 last_piece = piece
-                size += len(piece)
+                count += len(piece)
                 hasher.update(piece)
         if hasher.digest() != expected:
             if isinstance(self.inner, CachingStore) and infos and infos[-1].version is not None:
                 await self.inner.forget(path, infos[-1].version)
             address = self.address(path)
             raise IntegrityError(
-                f"{address} does not match its digest: the {algorithm} of its {size} bytes is not the expected one. "
+                f"{address} does not match its digest: the {algorithm} of its {count} bytes is not the expected one. "
                 "Fetch or write the object again, or correct the digest",
                 address=address,
                 offset=0,
-                size=size,
+                size=count,
             )
         if infos and infos[-1].version is not None:
             self._verified[path] = infos[-1].version
@@ -139,33 +142,36 @@ class VerifyingStore(StoreWrapper):
             yield last_piece
 
     async def _stream_span(
-        self, path: str, span: ByteRange, version: str | None, on_start: OnStart | None
+        self, path: str, span: ByteRange, version: str | None, size: int | None, on_start: OnStart | None
     ) -> AsyncGenerator[bytes, None]:
         """Yield a span of an object that was verified as a whole."""
         if version is None:
             version = (await self.inner.head(path)).version
         if version is None:
-            if data := await self._read_span_of_whole(path, span, on_start):
+            if data := await self._read_span_of_whole(path, span, size, on_start):
                 yield data
             return
         if self._verified.get(path) != version:
-            await self._single_flight.do((path, version), lambda: self._verify_whole(path, version))
-        inner = self.inner.stream(path, span, version=version, on_start=on_start)
+            await self._single_flight.do((path, version), lambda: self._verify_whole(path, version, size))
+        inner = self.inner.stream(path, span, version=version, size=size, on_start=on_start)
         async with contextlib.aclosing(inner) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def _verify_whole(self, path: str, version: str) -> None:
+    async def _verify_whole(self, path: str, version: str, size: int | None) -> None:
         if self._verified.get(path) != version:
-            async with contextlib.aclosing(self._stream_whole(path, version, None)) as pieces:
+            async with contextlib.aclosing(self._stream_whole(path, version, size, None)) as pieces:
                 async for _ in pieces:
                     pass
 
-    async def _read_span_of_whole(self, path: str, span: ByteRange, on_start: OnStart | None) -> bytes:
+    async def _read_span_of_whole(
+        self, path: str, span: ByteRange, size: int | None, on_start: OnStart | None
+    ) -> bytes:
         """Return a span of an object without a version, from a single read: a second one might see another object."""
         infos: list[ObjectInfo] = []
         data, offset = bytearray(), 0
-        async with contextlib.aclosing(self._stream_whole(path, None, lambda info, _: infos.append(info))) as pieces:
+        whole = self._stream_whole(path, None, size, lambda info, _: infos.append(info))
+        async with contextlib.aclosing(whole) as pieces:
             async for piece in pieces:
                 if span.start < 0:
                     data += piece

@@ -32,10 +32,12 @@ class CountingStore(StoreWrapper):
         self.open_transfers = 0
 
     @override
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
+    async def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
         with self._count_transfer():
             await asyncio.sleep(0)
-            data = await self.inner.read(path, span, version=version)
+            data = await self.inner.read(path, span, version=version, size=size)
             await asyncio.sleep(0)
         self.bytes_received += len(data)
         return data
@@ -47,10 +49,11 @@ class CountingStore(StoreWrapper):
         span: ByteRange | None = None,
         *,
         version: str | None = None,
+        size: int | None = None,
         on_start: OnStart | None = None,
     ) -> AsyncGenerator[bytes, None]:
         with self._count_transfer():
-            async with contextlib.aclosing(self._stream_inner(path, span, version, on_start)) as pieces:
+            async with contextlib.aclosing(self._stream_inner(path, span, version, size, on_start)) as pieces:
                 async for piece in pieces:
                     self.bytes_received += len(piece)
                     await asyncio.sleep(0)
@@ -61,9 +64,9 @@ class CountingStore(StoreWrapper):
         self.requests = self.bytes_received = 0
 
     def _stream_inner(
-        self, path: str, span: ByteRange | None, version: str | None, on_start: OnStart | None
+        self, path: str, span: ByteRange | None, version: str | None, size: int | None, on_start: OnStart | None
     ) -> AsyncGenerator[bytes, None]:
-        return self.inner.stream(path, span, version=version, on_start=on_start)
+        return self.inner.stream(path, span, version=version, size=size, on_start=on_start)
 
     @contextlib.contextmanager
     def _count_transfer(self) -> Iterator[None]:
@@ -94,15 +97,17 @@ class StallingStore(CountingStore):
         self.released = asyncio.Event()
 
     @override
-    async def read(self, path: str, span: ByteRange | None = None, *, version: str | None = None) -> bytes:
+    async def read(
+        self, path: str, span: ByteRange | None = None, *, version: str | None = None, size: int | None = None
+    ) -> bytes:
         start, end = (span or ByteRange()).within((await self.inner.head(path)).size or 0)
         if start < self._offset < end:
             await self.released.wait()
-        return await super().read(path, span, version=version)
+        return await super().read(path, span, version=version, size=size)
 
     @override
     async def _stream_inner(
-        self, path: str, span: ByteRange | None, version: str | None, on_start: OnStart | None
+        self, path: str, span: ByteRange | None, version: str | None, size: int | None, on_start: OnStart | None
     ) -> AsyncGenerator[bytes, None]:
         info: ObjectInfo = await self.inner.head(path)
         start, end = (span or ByteRange()).within(info.size or 0)
@@ -111,6 +116,6 @@ class StallingStore(CountingStore):
             if part_start == self._offset:
                 await self.released.wait()
             part = ByteRange(part_start, part_end)
-            async with contextlib.aclosing(self.inner.stream(path, part, version=version)) as pieces:
+            async with contextlib.aclosing(self.inner.stream(path, part, version=version, size=size)) as pieces:
                 async for piece in pieces:
                     yield piece

@@ -32,6 +32,7 @@ class HttpFault:
         location: Target of "redirect".
         status: HTTP status of "status", and of "redirect" if it is a 3xx status.
         everywhere: Whether requests for any range are affected, not only those that include `at`.
+        size: Size in bytes for "size-misstated".
     """
 
     kind: str
@@ -43,6 +44,7 @@ class HttpFault:
     location: str = ""
     status: int = 503
     everywhere: bool = False
+    size: int = 0
 
     def __post_init__(self) -> None:
         """Refuse unknown kinds."""
@@ -303,6 +305,21 @@ async def _range_several(exchange: Exchange, fault: HttpFault) -> bool:
     return await exchange.send(0, len(body), body)
 
 
+async def _size_misstated(exchange: Exchange, fault: HttpFault) -> bool:
+    """State the size `fault.size` for the object, and send the right bytes."""
+    if exchange.request.method == "HEAD" or not exchange.partial:
+        await exchange.begin(content_length=str(fault.size))
+    else:
+        await exchange.begin(content_range=f"bytes {exchange.start}-{exchange.end - 1}/{fault.size}")
+    return await exchange.send(exchange.start, exchange.end)
+
+
+async def _range_capitalized(exchange: Exchange, fault: HttpFault) -> bool:
+    """Write the unit of Content-Range in capitals, which is correct."""
+    await exchange.begin(content_range=f"Bytes {exchange.start}-{exchange.end - 1}/{len(exchange.data)}")
+    return await exchange.send(exchange.start, exchange.end)
+
+
 async def _range_refused(exchange: Exchange, fault: HttpFault) -> bool:
     """Answer 416 to a valid range."""
     return await exchange.reply(416, {"Content-Range": f"bytes */{len(exchange.data)}"})
@@ -435,6 +452,8 @@ KINDS: Final[dict[str, Callable[[Exchange, HttpFault], Awaitable[bool]]]] = {
     "range-nameless": _range_nameless,
     "range-several": _range_several,
     "range-refused": _range_refused,
+    "range-capitalized": _range_capitalized,
+    "size-misstated": _size_misstated,
     "silent": _silent,
     "slow-head": _slow_head,
     "endless-head": _endless_head,

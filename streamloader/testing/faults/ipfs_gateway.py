@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import Final, Self
 
@@ -81,10 +82,12 @@ class FaultyGateway:
         times: int | None = None,
         plain: str = "no",
         records: Mapping[str, bytes] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         if fault is not None and fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose one of {FAULTS}")
         self.url = ""
+        self._tls = tls
         self.requests: list[str] = []
         self.sent: list[Cid] = []
         self.fault_count = 0
@@ -105,10 +108,10 @@ class FaultyGateway:
         app.router.add_get("/ipns/{name}", self._serve_record)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
         await site.start()
         host, port = self._runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
+        self.url = f"http{'s' if self._tls else ''}://{host}:{port}"
         return self
 
     async def __aexit__(self, *exc: object) -> None:

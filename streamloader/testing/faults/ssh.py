@@ -63,12 +63,14 @@ class FaultySsh:
         password: Password of the user "reader". Random by default.
         pause: Seconds between two bytes of a drip.
         once: Whether the fault occurs only once.
+        max_open_files: Number of files that a channel may have open. More are refused with a failure. None for any.
 
     Attributes:
         url: URL of the server, with the user's name.
         password: Password of the user.
         fault_count: Number of times that the fault occurred.
         logins: Number of successful logins.
+        refused_files: Number of files that were not opened because of `max_open_files`.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class FaultySsh:
         password: str | None = None,
         pause: float = 0.2,
         once: bool = False,
+        max_open_files: int | None = None,
     ) -> None:
         if fault and fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose one of {', '.join(FAULTS)}")
@@ -92,6 +95,8 @@ class FaultySsh:
         self.password = secrets.token_hex(16) if password is None else password
         self.fault_count = 0
         self.logins = 0
+        self.max_open_files = max_open_files
+        self.refused_files = 0
         self.port = 0
         self._pause = pause
         self._done = False  # whether a fault with `once` is over
@@ -246,9 +251,14 @@ class _FaultySftpServer(asyncssh.SFTPServer):
     def __init__(self, channel: asyncssh.SSHServerChannel[bytes], kit: FaultySsh) -> None:
         super().__init__(channel)
         self._kit = kit
+        self._open_files = 0
 
     async def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
         self._find(path)
+        if self._kit.max_open_files is not None and self._open_files >= self._kit.max_open_files:
+            self._kit.refused_files += 1
+            raise asyncssh.SFTPFailure("Too many open files")
+        self._open_files += 1
         if self._kit.at == "open":
             self._kit.record_fault()
         return path
@@ -290,7 +300,8 @@ class _FaultySftpServer(asyncssh.SFTPServer):
             raise asyncssh.SFTPNoSuchFile("no such object") from None
 
     def close(self, file_obj: object) -> None:
-        """Do nothing: no file is open."""
+        """Count a file that is no longer open."""
+        self._open_files -= 1
 
     def stat(self, path: bytes) -> asyncssh.SFTPAttrs:
         size, time, kit = len(self._find(path)), 1_700_000_000, self._kit

@@ -366,6 +366,25 @@ class ReadSuite(StoreBinding):
 
         self.use(read)
 
+    def test_reads_an_object_of_the_expected_size_only(self) -> None:
+        data = make_bytes(_OBJECT_BYTES)
+        path = self.put("a.bin", data)
+
+        async def read(store: Store) -> None:
+            for span in (None, ByteRange(5, 9), ByteRange(-9), ByteRange(7), ByteRange(7, 7)):
+                start, end = (span or ByteRange()).within(_OBJECT_BYTES)
+                assert not describe_difference(await store.read(path, span, size=_OBJECT_BYTES), data[start:end])
+                for size in (1_000, _OBJECT_BYTES - 1, _OBJECT_BYTES + 1):
+                    received: list[bytes] = []
+                    with pytest.raises(ObjectChanged) as caught:
+                        await store.fetch(path, span, received.append, size=size)
+                    assert_names(caught.value, store, path)
+                    assert not received
+                    with pytest.raises(ObjectChanged):
+                        await anext(store.stream(path, span, size=size))
+
+        self.use(read)
+
     def test_refuses_an_old_version(self) -> None:
         path = self.put("a.bin", b"one" * 1_000)
         version = self.use(lambda store: store.head(path)).version or "none"

@@ -172,7 +172,8 @@ def test_reads_are_ranged_requests_of_exactly_one_member(packs):
     with serve(packs) as server, open_directory(f"{server.url}/dir", load_to_memory=False) as directory:
         heads = [request for request in server.requests if request.method == "HEAD"]
         assert len(heads) == 32  # numbers of packs that could be there
-        assert len(server.requests) == len(heads) + len(packs)
+        missing = len(heads) - len(packs)  # a server may refuse HEAD although it has the object
+        assert len(server.requests) == len(heads) + missing + len(packs)
         server.requests.clear()
         for name, content in FILES.items():
             assert directory.read(name) == content

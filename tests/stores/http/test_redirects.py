@@ -6,7 +6,9 @@ import asyncio
 import random
 
 import pytest
+from aiohttp import web
 from canaries import canary
+from servers.web import serving
 
 from streamloader.config import Limits
 from streamloader.errors import AccessDenied, LimitExceeded, ProtocolError, UntrustedHost
@@ -363,3 +365,64 @@ def test_a_redirect_to_a_host_with_forbidden_characters_is_refused():
 
     for location in ("http://a;b/", "http://$(id)/", "http://-a/", "http://a`b/"):
         asyncio.run(read(location))
+
+
+# --- cookies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user", [{}, {"headers": {"cookie": "mine=1"}}])
+def test_a_server_that_checks_for_its_cookie_is_served(user):
+    async def answer(request):
+        if request.cookies.get("seen") != "yes":
+            raise web.HTTPFound(request.path_qs, headers={"Set-Cookie": "seen=yes; Path=/; HttpOnly"})
+        assert request.cookies.get("mine") == ((user and "1") or None)
+        return web.Response(body=DATA, headers={"ETag": '"1"'})
+
+    async def read():
+        async with serving(answer) as url, HttpStore(url, **user) as store:
+            assert (await store.head("a.bin")).size == len(DATA)
+            assert await store.read("a.bin") == DATA
+
+    asyncio.run(read())
+
+
+def test_a_login_at_another_server_leads_back_and_shares_no_cookie():
+    logins = []
+
+    async def read():
+        async def login(request):
+            assert "token" not in request.cookies
+            logins.append(request.cookies.get("login"))
+            if "login" not in request.cookies:
+                raise web.HTTPFound(request.path_qs, headers={"Set-Cookie": "login=1"})
+            raise web.HTTPFound(f"{urls[0]}/back")
+
+        async def data(request):
+            assert "login" not in request.cookies
+            if request.path == "/back":
+                raise web.HTTPFound("/a.bin", headers={"Set-Cookie": "token=2"})
+            if request.cookies.get("token") != "2":
+                raise web.HTTPFound(urls[1])
+            return web.Response(body=DATA)
+
+        async with serving(data) as first, serving(login) as second, HttpStore(first) as store:
+            urls[:] = first, second.replace("127.0.0.1", "localhost")
+            assert await store.read("a.bin") == DATA
+            assert logins == [None, "1"]
+            assert await store.read("a.bin") == DATA
+            assert logins == [None, "1"] * 2, "no cookie outlives its request"
+
+    urls = []
+    asyncio.run(read())
+
+
+def test_a_circle_that_sets_new_cookies_ends():
+    async def answer(request):
+        raise web.HTTPFound(request.path_qs, headers={"Set-Cookie": f"n={int(request.cookies.get('n', '0')) + 1}"})
+
+    async def read():
+        async with serving(answer) as url, HttpStore(url) as store:
+            with pytest.raises(LimitExceeded):
+                await store.read("a.bin")
+
+    asyncio.run(read())

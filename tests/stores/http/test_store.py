@@ -14,6 +14,7 @@ from servers.web import serve_responses, serving
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
+    ConfigError,
     NotFound,
     NotSupported,
     ObjectChanged,
@@ -424,3 +425,39 @@ def test_a_bomb_is_never_unpacked():
             assert [request.headers["accept-encoding"] for request in server.requests] == ["identity"]
 
     asyncio.run(read())
+
+
+# --- versions by date ------------------------------------------------------------------------------------------------
+
+
+def test_backends_with_different_etags_are_pinned_by_date():
+    async def answer(request):
+        answers.append(request.headers.get("If-Match"))
+        headers = {"ETag": f'"{len(answers)}"', "Last-Modified": DATE, "Accept-Ranges": "bytes"}
+        span = request.http_range
+        if request.headers.get("Range"):
+            start, end = span.start or 0, min(span.stop or SIZE, SIZE)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{SIZE}"
+            return web.Response(status=206, body=DATA[start:end], headers=headers)
+        return web.Response(body=DATA, headers=headers)
+
+    async def read(**options):
+        async with serving(answer) as url, HttpStore(url, **options) as store:
+            info = await store.head("a.bin")
+            parts = [ByteRange(at, min(at + 100_000, SIZE)) for at in range(0, SIZE, 100_000)]
+            found = [await store.read("a.bin", part, version=info.version, size=info.size) for part in parts]
+            return info, b"".join(found)
+
+    answers = []
+    with pytest.raises(ObjectChanged):
+        asyncio.run(read())
+    answers.clear()
+    info, found = asyncio.run(read(pin="date"))
+    assert found == DATA
+    assert info.version == f"{DATE}; {SIZE} bytes"
+    assert answers == [None] * len(answers)
+
+
+def test_an_unknown_pin_is_refused():
+    with pytest.raises(ConfigError, match="pin="):
+        HttpStore("http://127.0.0.1:1", pin="size")

@@ -21,17 +21,20 @@ from planted import give_away, needs_root, plant
 from servers.sshd import agent
 from servers.sshd_fixture import started
 
-from streamloader.config import Limits, Timeouts
+from streamloader.config import Limits, Retry, Timeouts
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
     NotSupported,
     ObjectChanged,
+    ProtocolError,
+    ServerBusy,
     StoreError,
     TransferInterrupted,
     Unreachable,
     UntrustedHost,
 )
+from streamloader.stores.base import Store
 from streamloader.stores.registry import open_store
 from streamloader.stores.ssh.store import SshStore
 from streamloader.testing.faults.ssh import FaultySsh
@@ -46,7 +49,7 @@ def data(ssh_server):
     (ssh_server.data / "object").write_bytes(DATA)
 
 
-def _read(store: SshStore, path: str, span: ByteRange | None = None) -> bytes:
+def _read(store: Store, path: str, span: ByteRange | None = None) -> bytes:
     async def read():
         async with store:
             return await store.read(path, span)
@@ -242,6 +245,156 @@ def test_a_changed_host_key_is_refused(own_ssh_server):
     own_ssh_server.start()
     with pytest.raises(UntrustedHost, match="ssh-keygen -R"):
         _read(_store(own_ssh_server), own_ssh_server.path("object"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "servers", "clients"),
+    [
+        ("Ciphers", "aes256-ctr", "aes128-ctr"),
+        ("KexAlgorithms", "curve25519-sha256", "ecdh-sha2-nistp256"),
+        ("MACs", "hmac-sha2-256", "hmac-sha2-512"),
+    ],
+)
+def test_no_common_algorithm_is_no_impostor(setting, servers, clients, tmp_path):
+    both = {"Ciphers": "aes128-ctr"} if setting == "MACs" else {}  # GCM needs no MAC
+    (tmp_path / "config").write_text("".join(f"{k} {v}\n" for k, v in {**both, setting: clients}.items()))
+    with started(settings={**both, setting: servers}) as server:
+        (server.data / "object").write_bytes(DATA)
+        options = {**server.options(), "config": str(tmp_path / "config"), "retry": Retry(first_wait=0, jitter=0)}
+        with pytest.raises(ProtocolError, match=setting) as caught:
+            # The server may close the connection before the reason is known; another attempt then finds it.
+            _read(open_store(server.url, **options), server.path("object"))
+        assert servers in str(caught.value)
+        assert clients in str(caught.value)
+        assert "attacker" not in str(caught.value)
+        assert "ssh-keygen" not in str(caught.value)
+        (tmp_path / "config").write_text("".join(f"{k} {v}\n" for k, v in {**both, setting: servers}.items()))
+        assert _read(open_store(server.url, **options), server.path("object"), ByteRange(0, 3)) == DATA[:3]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"word",
+        b"@nonsense * ssh-ed25519 AAAA",
+        b"@cert-authority",
+        b"@revoked *",
+        b"host ssh-ed25519 AAAA J\xf6rg",
+        b"h\xf6st ssh-ed25519 AAAA",
+        b"|1|broken ssh-ed25519 AAAA",
+        b"|2|AAAA|AAAA ssh-ed25519 AAAA",
+        b"host ssh-\xff AAAA",
+        b"host 1024 35 12345",
+        b"\x00\x01\x02\n\n  # J\xf6rg\n\xff",
+    ],
+)
+def test_lines_of_known_hosts_that_ssh_ignores(ssh_server, tmp_path, lines):
+    line = ssh_server.known_hosts.read_bytes().rstrip() + b" the computer of J\xf6rg"
+    for data in (lines + b"\n" + line, line + b"\r\n" + lines):
+        (tmp_path / "known").write_bytes(data)
+        store = _store(ssh_server, known_hosts=str(tmp_path / "known"))
+        assert _read(store, ssh_server.path("object"), ByteRange(0, 3)) == DATA[:3]
+
+
+def test_revoked_keys_stay_revoked_among_bad_lines(ssh_server, tmp_path):
+    line = ssh_server.known_hosts.read_text()
+    (tmp_path / "known").write_text(f"word\n{line}@revoked * {line.partition(' ')[2]}\n@nonsense a b\n")
+    with pytest.raises(UntrustedHost, match="revoked"):
+        _read(_store(ssh_server, known_hosts=str(tmp_path / "known")), ssh_server.path("object"))
+
+
+@pytest.mark.parametrize("value", ["no", "off", "accept-new", "Accept-New"])
+def test_a_policy_that_is_not_followed_is_named(ssh_server, tmp_path, value):
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "config").write_text(f"Host 127.*\n  StrictHostKeyChecking={value}\nHost *\n  User nobody\n")
+    options = {"known_hosts": str(tmp_path / "empty"), "config": str(tmp_path / "config")}
+    with pytest.raises(UntrustedHost, match=f"StrictHostKeyChecking {value.lower()} in .* is not followed"):
+        _read(_store(ssh_server, **options), ssh_server.path("object"))
+
+
+@pytest.mark.parametrize("value", ["yes", "ask"])
+def test_a_policy_that_is_followed_is_not_named(ssh_server, tmp_path, value):
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "config").write_text(
+        f"Host other\n  StrictHostKeyChecking no\nHost *\n  StrictHostKeyChecking {value}\n"
+    )
+    options = {"known_hosts": str(tmp_path / "empty"), "config": str(tmp_path / "config")}
+    with pytest.raises(UntrustedHost) as caught:
+        _read(_store(ssh_server, **options), ssh_server.path("object"))
+    assert "StrictHostKeyChecking" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["openssh", "pem"])
+@pytest.mark.parametrize("named", [True, False])
+def test_an_encrypted_key_that_no_agent_has_is_named(ssh_server, monkeypatch, tmp_path, kind, named):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    (tmp_path / ".ssh").mkdir()
+    key = tmp_path / ".ssh" / ("mine" if named else "id_rsa")
+    form = ["-m", "PEM"] if kind == "pem" else []
+    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", *form, "-N", "canary", "-f", key], check=True)
+    (tmp_path / "config").write_text(f"IdentityFile {key}\n" if named else "")
+    with pytest.raises(AccessDenied, match=rf"encrypted.*{key.name}.*ssh-add"):
+        _read(_store(ssh_server, client_keys=(), config=str(tmp_path / "config")), ssh_server.path("object"))
+
+
+def test_a_key_without_passphrase_is_not_said_to_be_encrypted(ssh_server, tmp_path, monkeypatch):
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    (tmp_path / "config").write_text(f"IdentityFile {ssh_server.stranger_key}\n")
+    with pytest.raises(AccessDenied) as caught:
+        _read(_store(ssh_server, client_keys=(), config=str(tmp_path / "config")), ssh_server.path("object"))
+    assert "encrypted" not in str(caught.value)
+
+
+def test_a_login_script_that_prints_is_named(tmp_path):
+    with (
+        started(
+            settings={"Subsystem": "sftp echo Welcome to the machine; exec /usr/lib/openssh/sftp-server"}
+        ) as server,
+        pytest.raises(ProtocolError, match=r"Welcome to the machine.*login script") as caught,
+    ):
+        _read(_store(server), server.path("object"))
+    assert "bytes" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [8, 12])
+def test_a_server_with_few_open_files(limit, caplog):
+    subsystem = f"sftp ulimit -n {limit}; exec /usr/lib/openssh/sftp-server"
+    with started(settings={"Subsystem": subsystem}) as server:
+        names = [f"object-{number}" for number in range(40)]
+        for name in names:
+            (server.data / name).write_bytes(name.encode() + DATA)
+
+        async def read():
+            async with _store(server, connections=1, channels=2) as store:
+                return await asyncio.gather(*(store.read(server.path(name)) for name in names))
+
+        assert asyncio.run(read()) == [name.encode() + DATA for name in names]
+
+
+def test_a_server_that_states_no_limit_of_open_files():
+    async def read():
+        objects = {f"object-{number}": bytes([number]) * 100_000 for number in range(40)}
+        password = canary("ssh-password")
+        async with FaultySsh(objects, password=password, max_open_files=3) as server:
+            async with SshStore(server.url, **server.options(), connections=1, channels=2) as store:
+                results = await asyncio.gather(*(store.read(name) for name in objects))
+            assert server.refused_files
+            return results == list(objects.values())
+
+    assert asyncio.run(read())
+
+
+def test_a_file_that_cannot_be_opened_for_the_moment_is_tried_again():
+    async def read():
+        password = canary("ssh-password")
+        async with FaultySsh({"object": DATA}, password=password, max_open_files=0) as server:
+            async with SshStore(server.url, **server.options()) as store:
+                with pytest.raises(ServerBusy, match=r"Limits\(requests") as caught:
+                    await store.read("object")
+            assert caught.value.transient
+
+    asyncio.run(read())
 
 
 def test_known_hosts_none_in_the_configuration_trusts_no_host(ssh_server, tmp_path):

@@ -133,9 +133,9 @@ def test_starts_no_attempt_after_the_deadline(clock):
     wrapped = store(*(busy() for _ in range(9)), policy=policy)
     with pytest.raises(sl.ServerBusy) as caught:
         play(wrapped, USES["head"])
-    assert clock.waits == [4, 4]  # the next one would begin at 12
-    assert caught.value.details["attempts"] == 3
-    assert caught.value.details["seconds"] == 8.0
+    assert clock.waits == [4, 4, 2]  # the last one begins at the deadline
+    assert caught.value.details["attempts"] == 4
+    assert caught.value.details["seconds"] == 10.0
 
 
 def test_waits_as_long_as_the_server_asks_for(clock):
@@ -144,11 +144,50 @@ def test_waits_as_long_as_the_server_asks_for(clock):
     assert clock.waits == [7, 2, 20, 8]
 
 
-def test_gives_up_at_once_if_the_server_asks_for_more(clock):
-    wrapped = store(busy(20.5), policy=Retry(longest_wait=20))
+@pytest.mark.parametrize("delay", [21, 60, 119.9, 120])
+@pytest.mark.parametrize("use", ["head", "read", "list"])
+def test_a_server_may_ask_for_any_wait_up_to_the_deadline(clock, delay, use):
+    wrapped = store(busy(delay), policy=Retry())
+    play(wrapped, USES[use])
+    assert clock.waits == [delay]
+
+
+def test_gives_up_at_once_if_the_server_asks_for_more_than_the_deadline(clock):
+    wrapped = store(busy(120.5), policy=Retry())
     with pytest.raises(sl.ServerBusy, match="tried once"):
         play(wrapped, USES["head"])
     assert clock.waits == []
+
+
+def test_gives_up_if_the_server_asks_for_more_than_what_is_left(clock):
+    wrapped = store(busy(100), busy(30), policy=Retry())
+    with pytest.raises(sl.ServerBusy, match=r"tried 2 times in 100\.0 s"):
+        play(wrapped, USES["head"])
+    assert clock.waits == [100]
+
+
+@pytest.mark.parametrize("away_s", [4.8, 8, 30, 119])
+@pytest.mark.parametrize("use", ["head", "read", "delete", "list"])
+def test_a_server_may_be_away_until_the_deadline(clock, away_s, use):
+    wrapped = store(policy=Retry())
+    step, begin = wrapped.inner.step, clock.now
+
+    def step_when_back(*request):
+        if clock.now < begin + away_s:
+            raise sl.Unreachable("away", address="plain://scripted/a")
+        return step(*request)
+
+    wrapped.inner.step = step_when_back
+    play(wrapped, USES[use])
+    assert away_s <= clock.now - begin <= 120
+
+
+def test_a_server_that_stays_away_is_given_up_at_the_deadline(clock):
+    wrapped = store(*(sl.Unreachable("away") for _ in range(99)), policy=Retry())
+    with pytest.raises(sl.Unreachable) as caught:
+        play(wrapped, USES["head"])
+    assert caught.value.details["seconds"] == 120.0
+    assert len(wrapped.inner.requests) < 20
 
 
 @pytest.mark.parametrize("delay", ["soon", None, float("nan")])
@@ -367,8 +406,8 @@ def test_each_retry_is_a_line_without_secrets(caplog):
     with caplog.at_level(logging.INFO, "streamloader"):
         play(store(error, busy()), USES["head"])
     assert len(caplog.records) == 2
-    assert "attempt 2 of 4" in caplog.text
-    assert "attempt 3 of 4" in caplog.text
+    assert "attempt 2 in 0.0 s" in caplog.text
+    assert "attempt 3 in 0.0 s" in caplog.text
     assert all(type(value) in (int, float, str) for record in caplog.records for value in record.args)
     assert "host/a" in caplog.text
     assert "sesame" not in caplog.text
