@@ -93,6 +93,18 @@ def copy_packets(
     return target
 
 
+def zero_packets(path: Path, numbers: Iterable[int]) -> None:
+    """Overwrite packets, as a disk does that has lost a few sectors."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, bytes(packet)) for packet in container.demux(video=0) if packet.size]
+    for number in numbers:
+        position, packet = packets[number]
+        start = data.index(packet, position)
+        data[start : start + len(packet)] = bytes(len(packet))
+    path.write_bytes(data)
+
+
 def with_audio_only(path: Path, seconds: float = 0.5) -> Path:
     """Write a file with audio and no video."""
     with av.open(str(path), "w") as output:

@@ -76,6 +76,7 @@ class ConverterPool:
             converter = idle.pop() if idle else None
         if converter is None:
             converter = Converter(self.pix_fmt, height, width, orientation)
+        converter.name = video.name
         try:
             converter.convert_into(frame, [output], row)
         except BaseException:

@@ -230,7 +230,7 @@ class ArchiveStreams(StreamDataset):
             if self._transform is not None:
                 transform = StreamTransform(self._transform, transform_key, self.fields["data"], info.key)
             height, width = self._size or self._shown_size(row)
-            converter = Converter(self._pix_fmt, height, width, Orientation(*row.orientation))
+            converter = Converter(self._pix_fmt, height, width, Orientation(*row.orientation), name=row.name)
             steps = _StepFrames(times, positions, self._selection.fps)
             return _ArchiveStream(self._readers, reader, row, steps, converter, list(self.fields), transform)
         except BaseException as error:

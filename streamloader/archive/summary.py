@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from streamloader.archive.catalog.base import find_video_by_name
 from streamloader.errors import VideoNotFound
 from streamloader.media.chunks.format import ChunkIndex
 from streamloader.redaction import redact_address
@@ -98,7 +99,7 @@ async def summarize_video(catalog: Catalog, name: str, limit: int = 20) -> dict[
         CatalogError: If the catalog cannot be read.
     """
     header = await catalog.get_header()
-    row = await catalog.get_video_by_name(name)
+    row = await find_video_by_name(catalog, name)
     if row is None:
         raise VideoNotFound(f"the archive {catalog.url} has no video {name!r}", stream=name, address=catalog.url)
     chunks = await catalog.get_chunks(row.content, 0, min(row.chunks, _MAX_SCANNED_CHUNKS))

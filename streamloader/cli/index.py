@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.cli.arguments import parse_count, parse_positive_count, read_storage_options
+from streamloader.cli.tables import print_json
 from streamloader.common.printable import make_printable
 from streamloader.media.video.index import VERIFY_LEVELS
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
@@ -88,7 +88,10 @@ def _run(arguments: argparse.Namespace) -> int:
             ray_address=arguments.ray_address,
             progress=not arguments.quiet,
         )
-    print(json.dumps(dataclasses.asdict(report), indent=2) if arguments.json else _format_report(report))
+    if arguments.json:
+        print_json(dataclasses.asdict(report))
+    else:
+        print(_format_report(report))
     return 1 if report.skipped else 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from streamloader.cli.arguments import (
     parse_weight,
     read_storage_options,
 )
+from streamloader.cli.tables import print_json
 from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
@@ -76,7 +76,11 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     _add_cutting(parser.add_argument_group("cutting"))
     description = parser.add_argument_group("description of the videos")
-    description.add_argument("--name", help="name of the video, if there is only one (its file name)")
+    description.add_argument(
+        "--name", metavar="NAME",
+        help="name of the video, if there is only one, or a template of the names of all: {parent}/{stem}; fields are "
+        "stem, suffix, name, parent and grandparent (name of the file, with its folders where other videos have it)",
+    )  # fmt: skip
     description.add_argument(
         "--metadata", action="append", default=[], type=parse_json_pair, metavar="NAME=VALUE",
         help="metadata stored with each video, for searching; VALUE is JSON or a string",
@@ -116,6 +120,10 @@ def _add_cutting(group: argparse._ArgumentGroup) -> None:
         "--max-pixels", type=parse_positive_count, default=DEFAULT_MAX_PIXELS, metavar="N",
         help=f"refuse videos with frames of more pixels ({DEFAULT_MAX_PIXELS})",
     )  # fmt: skip
+    group.add_argument(
+        "--damaged", choices=("raise", "keep"), default="raise",
+        help="refuse truncated and damaged videos, or take the frames of them that can be decoded (raise)",
+    )  # fmt: skip
     group.add_argument("--audio", action="store_true", help="keep the audio in the chunks, for media players")
     group.add_argument(
         "--verify",
@@ -143,6 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
         verify=arguments.verify,
         stream=arguments.stream,
         max_pixels=arguments.max_pixels,
+        damaged=arguments.damaged,
     )
     with get_shared_catalog(_catalog_url(arguments)) as catalog, _resume_hint():
         ensured = _resolve_places(catalog, arguments.to, arguments.weight)
@@ -165,7 +174,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 addresses=ensured.addresses,
             )
     if arguments.json:
-        print(json.dumps(report.to_json(), indent=2))
+        print_json(report.to_json())
     else:
         print(_format_report(report, settings))
     return 1 if report.failed else 0

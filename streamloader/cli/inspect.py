@@ -14,7 +14,7 @@ from typing import Any
 from streamloader.cli.arguments import parse_count, parse_json_object
 from streamloader.cli.inspect_packs import format_packs, summarize_packs
 from streamloader.cli.inspect_videos import describe_unusual, format_video_file, summarize_video_file
-from streamloader.cli.tables import Section, open_printer
+from streamloader.cli.tables import Section, open_printer, print_json
 from streamloader.errors import ConfigError
 
 __all__ = ["add_parser"]
@@ -82,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _print_report(arguments: argparse.Namespace, report: Mapping[str, Any], sections: Iterator[Section]) -> None:
     if arguments.json:
-        print(json.dumps(report, indent=2))
+        print_json(report)
     else:
         open_printer(terminal=sys.stdout.isatty()).print(sections)
 

@@ -29,7 +29,7 @@ def summarize_video_file(address: str, stream: int | None) -> dict[str, Any] | N
     from streamloader.redaction import redact_address
     from streamloader.stores.addresses import expand_addresses
     from streamloader.streams.indexing import make_videos
-    from streamloader.streams.video import is_video
+    from streamloader.streams.video_names import is_video
 
     if not is_video(address) or os.path.isdir(address):
         return None

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+from typing_extensions import override
 
 from streamloader import __version__
 from streamloader.cli import convert_vdd, demo, index, index_shards, ingest, inspect, pack, plan
@@ -23,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 2 after an error that the user can fix, 130 after Ctrl-C, or a status of the command's own.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter of a name shows an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -39,8 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+class _CleanParser(argparse.ArgumentParser):
+    """A parser whose messages quote arguments as they may be shown: a shell has put names of files there."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        super().error(clean(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("streamloader", description="Batches whose rows are continuous in time.")
+    parser = _CleanParser("streamloader", description="Batches whose rows are continuous in time.")
     parser.add_argument("--version", action="version", version=f"streamloader {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (demo, index, index_shards, ingest, inspect, plan, pack, convert_vdd):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.cli.arguments import parse_frame_rate, parse_frame_size, parse_positive_count, read_storage_options
-from streamloader.cli.tables import Section, open_printer
+from streamloader.cli.tables import Section, open_printer, print_json
 from streamloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
         world_size=arguments.ranks,
     )
     if arguments.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
         sections = (Section(table.title, table.columns, table.rows, table.footer) for table in report.to_tables())
         open_printer(terminal=sys.stdout.isatty()).print(sections)

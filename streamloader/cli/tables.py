@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from typing_extensions import override
 
-from streamloader.common.printable import make_printable
+from streamloader.common.printable import make_printable, make_storable
 from streamloader.common.text_table import align_cells
 
-__all__ = ["PlainPrinter", "Section", "open_printer"]
+__all__ = ["PlainPrinter", "Section", "open_printer", "print_json"]
 
 _MAX_CELL_CHARACTERS: Final = 1000
 _RIGHT_ALIGNED: Final = frozenset(
@@ -21,6 +22,11 @@ _RIGHT_ALIGNED: Final = frozenset(
         *("members", "stored"),
     }
 )
+
+
+def print_json(document: Any) -> None:
+    """Print plain values as one JSON document. Names in it may come from files and servers: see `make_storable`."""
+    print(json.dumps(make_storable(document, keep_lines=True), indent=2))
 
 
 class Section:

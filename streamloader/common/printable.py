@@ -6,13 +6,16 @@ line break in a name forges another line of a log. Such characters are therefore
 
 from __future__ import annotations
 
-from typing import Final
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, Final
 
-__all__ = ["MAX_SHOWN_CHARACTERS", "make_error_printable", "make_printable"]
+__all__ = ["MAX_SHOWN_CHARACTERS", "make_error_printable", "make_printable", "make_storable"]
 
 MAX_SHOWN_CHARACTERS: Final = 200
 _OMISSION: Final = "..."
 _LINE_BREAK: Final = "\n"
+_UNSTORABLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})  # general categories of Unicode: controls, surrogates, breaks
 
 
 def make_printable(text: object, limit: int | None = MAX_SHOWN_CHARACTERS, *, keep_lines: bool = False) -> str:
@@ -36,6 +39,32 @@ def make_printable(text: object, limit: int | None = MAX_SHOWN_CHARACTERS, *, ke
         for character in shown
     )
     return escaped if limit is None else _cut(escaped, limit)
+
+
+def make_storable(value: Any, *, keep_lines: bool = False) -> Any:
+    r"""Return plain JSON values whose texts every catalog, file and program accepts.
+
+    Bytes of a file name that are no UTF-8 (Python has lone surrogates for them), control characters and line breaks
+    become escapes such as ``\udce9`` and ``\x1b``. All other characters are kept, invisible ones too.
+
+    Args:
+        value: Text, or a nested list, tuple or mapping of plain values.
+        keep_lines: Whether line feeds are kept. Defaults to False.
+    """
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        return "".join(
+            _escape(character)
+            if unicodedata.category(character) in _UNSTORABLE and not (keep_lines and character == _LINE_BREAK)
+            else character
+            for character in value
+        )
+    if isinstance(value, Mapping):
+        return {make_storable(name): make_storable(item, keep_lines=keep_lines) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [make_storable(item, keep_lines=keep_lines) for item in value]
+    return value
 
 
 def make_error_printable(error: BaseException) -> None:

@@ -233,7 +233,7 @@ class FileImages(PlaneImages):
         reader = AnimationReader(
             data, probe.header, len(probe.times), name=name, stream=key, max_pixels=self._max_pixels, remedy=_REMEDY
         )
-        converter = Converter(self._pix_fmt, *size, probe.header.orientation)
+        converter = Converter(self._pix_fmt, *size, probe.header.orientation, name=name)
         with contextlib.closing(reader), contextlib.closing(converter):
             converter.convert_into(reader.read_frame(0), converter.wrap_outputs([pixels]), 0)
         return np.asarray(pixels[0])

@@ -23,7 +23,8 @@ from streamloader.streams.image_names import is_animation_name, is_image
 from streamloader.streams.images import ImageStreams
 from streamloader.streams.indexing import validate_unreadable
 from streamloader.streams.unreadable import SkippedVideo, ends_indexing
-from streamloader.streams.video import VideoStreams, is_video
+from streamloader.streams.video import VideoStreams
+from streamloader.streams.video_names import is_video, leave_out_text
 from streamloader.values import Field, StreamInfo
 
 __all__ = ["FoundStreams", "find_streams"]
@@ -184,9 +185,10 @@ class FoundStreams(StreamDataset):
 
     def _find(self) -> list[SourceFile]:
         unreadable: Unreadable = "skip" if skips_unreadable() else self._unreadable
-        return find_images(
+        files = find_images(
             self._paths, self._storage_options, lambda path: is_image(path) or is_video(path), unreadable
         )
+        return leave_out_text(files, self._paths, self._storage_options)
 
     def _make_parts(
         self, videos: Sequence[SourceFile], folders: Sequence[SourceFile], singles: Sequence[SourceFile]

@@ -305,7 +305,7 @@ class ImageStreams(StreamDataset):
         return AnimationStream(
             reader,
             self._selection.select_frames(probe.times, start_draw),
-            Converter(self._pix_fmt, *self._step_size(self._require_index()), probe.header.orientation),
+            Converter(self._pix_fmt, *self._step_size(self._require_index()), probe.header.orientation, name=name),
             list(self.fields),
             transform,
             waits_for_bytes=source.waits_for_bytes,

@@ -26,7 +26,7 @@ from streamloader.media.video.index_file import FileVersion, IndexFile, IndexFil
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.summary import SUMMARY
 from streamloader.redaction import has_secrets, redact_address
-from streamloader.stores.addresses import Address, Addresses, SourceFile, as_addresses, expand_addresses
+from streamloader.stores.addresses import Address, Addresses, SourceFile, as_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import is_local_file, scheme_of, spell_address
@@ -40,7 +40,7 @@ from streamloader.streams.indexing import (
     validate_unreadable,
 )
 from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
-from streamloader.streams.video import is_video
+from streamloader.streams.video_names import find_videos
 from streamloader.values import ObjectInfo
 
 __all__ = ["IndexReport", "index_videos"]
@@ -164,7 +164,7 @@ def _list_files(
                 address=address,
             )
     files: dict[str, SourceFile] = {}
-    for file in expand_addresses(addresses, is_video, storage_options, unreadable=unreadable):
+    for file in find_videos(addresses, storage_options, unreadable):
         files.setdefault(target.shorten(file), file)
     return files
 

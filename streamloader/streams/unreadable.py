@@ -94,9 +94,13 @@ def find_sources(
     """
     report = UnreadableReport(unreadable)
     files = expand_addresses(addresses, accept, options, unreadable=report)
+    return files, finish_report(report)
+
+
+def finish_report(report: UnreadableReport) -> tuple[SkippedVideo, ...]:
+    """Finish a report of what may not be read, and return the files that are left out because of it."""
     report.finish()
-    skipped = (SkippedVideo.from_error(name, name, error) for name, error in sorted(report.files.items()))
-    return files, tuple(skipped)
+    return tuple(SkippedVideo.from_error(name, name, error) for name, error in sorted(report.files.items()))
 
 
 def describe_skipped(skipped: Sequence[SkippedVideo], total: int, noun: str = "videos") -> str:

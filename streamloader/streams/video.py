@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio.to_thread
 import numpy as np
@@ -19,7 +18,7 @@ from streamloader.media.video.index import VerifyLevel
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.selection import Selection
 from streamloader.stores.addresses import Address, Addresses, FileKeys, as_addresses
-from streamloader.stores.search import Unreadable
+from streamloader.stores.search import Unreadable, UnreadableReport
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
 from streamloader.streams.base import (
@@ -50,7 +49,14 @@ from streamloader.streams.indexing import (
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.sound import SOUND_FIELDS, AudioOptions, FrameSound
 from streamloader.streams.source_files import PreparedFile, build_media_table, measure_sources, resolve_media
-from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing, find_sources
+from streamloader.streams.unreadable import (
+    SkippedVideo,
+    combine_errors,
+    describe_skipped,
+    ends_indexing,
+    finish_report,
+)
+from streamloader.streams.video_names import find_videos
 from streamloader.streams.video_sound import VideoSound, index_sounds
 from streamloader.values import Array, Field, StreamInfo
 
@@ -63,13 +69,8 @@ if TYPE_CHECKING:
     from streamloader.media.video.remote import Video, VideoFile
     from streamloader.streams.index_source import IndexSource
 
-__all__ = ["VideoStreams", "is_video"]
+__all__ = ["VideoStreams"]
 
-_VIDEO_NAME: Final = re.compile(
-    r"\.(3g2|3gp|asf|avi|divx|dv|f4v|flv|gif|h264|h265|hevc|ivf|m1v|m2t|m2ts|m2v|m4v|mjpe?g|mkv|mov|mp4|mpe|mpeg|mpg|mts"
-    r"|mxf|nut|ogm|ogv|rm|rmvb|ts|vob|webm|wmv|y4m)$",
-    re.IGNORECASE,
-)
 _log = logging.getLogger("streamloader")
 
 
@@ -111,7 +112,8 @@ class VideoStreams(StreamDataset):
             before the sound begins and after it ends have no samples (``audio_length`` is 0), as have all steps of a
             video without sound. Defaults to False.
         damaged: ``"raise"`` raises an error for truncated or damaged files, and for frames of which FFmpeg conceals
-            parts that it cannot decode; ``"keep"`` uses the frames that FFmpeg shows of them. Defaults to ``"raise"``.
+            parts that it cannot decode; ``"keep"`` uses the frames that FFmpeg shows of them. For that, all frames of
+            every file are decoded once when it is indexed, whatever `verify` is. Defaults to ``"raise"``.
         stream: Number of the video stream among those of each file, from 0, cover pictures and thumbnails left out.
             Defaults to the one that the container marks as default, else the first one; files with several are named
             in the log.
@@ -308,9 +310,9 @@ class VideoStreams(StreamDataset):
             return None
 
     def _index(self, indexer: BulkIndexer, sound_indexer: BulkAudioIndexer | None, skip: bool) -> StreamTable:
-        files, left_out = find_sources(
-            self._paths, is_video, self._storage_options, "skip" if skip else self._unreadable
-        )
+        report = UnreadableReport("skip" if skip else self._unreadable)
+        files = find_videos(self._paths, self._storage_options, report)
+        left_out = finish_report(report)
         keys = FileKeys.of_files(files)
         videos = make_videos(files, self._storage_options)
         records, versions, errors = indexer.run(videos)
@@ -420,10 +422,48 @@ class VideoStreams(StreamDataset):
             aspect = index.upright_pixel_aspect
             height, width = make_pixels_square(*size, aspect.numerator, aspect.denominator)
             size = height, int(width)
-        converter = Converter(self._pix_fmt, *size, index.orientation)
-        keeps_damaged = self._index_settings.damaged == "keep"
+        converter = Converter(self._pix_fmt, *size, index.orientation, name=str(video))
         names = [name for name in self.fields if name not in SOUND_FIELDS]
-        return _VideoStream(reader, steps, converter, names, transform, keeps_damaged=keeps_damaged, sound=sound)
+        reopen = None
+        if self._index_settings.damaged == "keep" and not index.damaged:
+            reopen = partial(self._reopen_damaged, video, info.key, start_draw)
+        return _VideoStream(reader, steps, converter, names, transform, reopen=reopen, sound=sound)
+
+    def _reopen_damaged(
+        self, video: Video, key: str, start_draw: float
+    ) -> tuple[FrameReader, tuple[Array, Array], FrameSound | None]:
+        """Open a video whose index does not know that it is damaged, with the frames that can be decoded."""
+        from streamloader.media.video.indexer import index_video
+        from streamloader.media.video.reader import FrameReader
+        from streamloader.media.video.remote import open_video_file
+
+        settings = self._index_settings
+        max_pixels = settings.max_pixels
+        index = index_video(video, damaged="keep", max_pixels=max_pixels, stream=settings.stream)
+        steps = self._selection.select_frames(index, start_draw)
+        file = open_video_file(video, index.initial_spans)
+        sound = None
+        try:
+            if self._sound is not None:
+                sound = self._sound.open(video, file, index, start_draw, key)
+            owned_file, file = file, None
+            reader = FrameReader(
+                video,
+                index,
+                key,
+                owned_file=owned_file,
+                selected=steps[0],
+                max_pixels=max_pixels,
+                keeps_concealed=True,
+            )
+        except BaseException:
+            if sound is not None:
+                sound.close()
+            raise
+        finally:
+            if file is not None:
+                file.close()
+        return reader, steps, sound
 
     def _load_indexed(self, info: StreamInfo) -> tuple[Video, VideoIndex]:
         """Return the video of a stream, if it is still the one that was indexed, and its index."""
@@ -452,7 +492,8 @@ class _VideoStream(FrameStream):
         converter: Converter of the frames, which the stream closes.
         names: Names of the fields.
         transform: The user's transform, or None.
-        keeps_damaged: Whether the stream ends early where the file proves to be damaged up to its end.
+        reopen: Function that returns reader, steps and sound of the frames that can be decoded, in case that the file
+            proves to be damaged. None if damage is an error, or if the index knows of it.
         sound: Sound of the steps, which the stream closes. Defaults to none.
     """
 
@@ -464,13 +505,13 @@ class _VideoStream(FrameStream):
         names: Sequence[str],
         transform: StreamTransform | None,
         *,
-        keeps_damaged: bool,
+        reopen: Callable[[], tuple[FrameReader, tuple[Array, Array], FrameSound | None]] | None,
         sound: FrameSound | None = None,
     ) -> None:
         self._reader = reader
         self._sound = sound
         self._numbers, self._times = steps
-        self._keeps_damaged = keeps_damaged
+        self._reopen = reopen
         super().__init__(len(self._numbers), converter, names, transform, waits_for_bytes=reader.is_remote)
 
     def times(self, start: int, out: Array) -> None:
@@ -480,37 +521,44 @@ class _VideoStream(FrameStream):
 
     @override
     def _read_frames(self, start: int, end: int) -> Iterator[VideoFrame]:
-        for step, number in enumerate(self._numbers[start:end].tolist(), start):
+        step = start
+        while step < min(end, self._length):
             try:
-                frame = self._reader.read_frame(number)
+                for number in self._numbers[step : min(end, self._length)].tolist():
+                    frame = self._reader.read_frame(number)
+                    step += 1
+                    yield frame
             except CorruptStream as error:
-                if not self._keeps_damaged:
+                if self._reopen is None:
                     raise
-                self._end_early(step, error)
-                return
-            yield frame
+                self._leave_out_damage(self._reopen, step, error)
 
-    def _end_early(self, step: int, error: CorruptStream) -> None:
-        """Make `step` the end of the stream, because nothing after the damage can be decoded.
+    def _leave_out_damage(
+        self,
+        reopen: Callable[[], tuple[FrameReader, tuple[Array, Array], FrameSound | None]],
+        step: int,
+        error: CorruptStream,
+    ) -> None:
+        """Go on with the frames that can be decoded, because the file has changed since it was indexed.
+
+        The frames before the damage are the same. Those after it follow without a gap, so that the stream ends earlier.
 
         Raises:
-            CorruptStream: If later frames can be decoded, or no frame at all.
+            StreamloaderError: If no frame can be decoded.
         """
-        number = error.offset or 0
-        if self._reader.finds_key_after(number):
-            raise CorruptStream(
-                f"{error.address} is damaged at frame {number}, and intact frames follow. Its index lists all of them, "
-                'because it was made without decoding: pass verify="frames" too, to use those that can be decoded',
-                stream=error.stream,
-                address=error.address,
-                offset=number,
-            ) from error
-        if number == 0:
-            raise error
-        self._length = step
+        frames, length = len(self._reader.index), self._length
+        self._reopen = None
+        reader, (self._numbers, self._times), sound = reopen()
+        old_reader, self._reader = self._reader, reader
+        old_reader.close()
+        if self._sound is not None:
+            self._sound.close()
+        self._sound = sound
+        self._length = min(length, len(self._numbers))
         _log.warning(
-            "stream %s (%s) is damaged and ends early, at frame %d of %d: no later frame can be decoded",
-            error.stream, error.address, number, len(self._reader.index),
+            "stream %s (%s) is damaged at frame %d, which its index does not know: %d of its %d frames can be decoded, "
+            "and the stream has %d steps instead of %d. Step %d is the next one",
+            error.stream, error.address, error.offset or 0, len(reader.index), frames, self._length, length, step,
         )  # fmt: skip
 
     @override
@@ -544,8 +592,3 @@ def _pixel_aspects(records: Array) -> Array:
     """Return the width of a pixel of each video divided by its height, float64 (n,)."""
     ratios: Array = records["aspect_width"] / records["aspect_height"]
     return ratios
-
-
-def is_video(path: str) -> bool:
-    """Return whether a path has the extension of a video."""
-    return _VIDEO_NAME.search(path) is not None

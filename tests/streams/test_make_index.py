@@ -194,8 +194,9 @@ def test_settings_of_a_file_are_kept(folder):
     index_videos(folder, file, verify="ends", damaged="keep")
     index_videos(folder, file, update=True)
     index_videos(folder, file, update=True, verify="ends")
-    with pytest.raises(ConfigError, match="made with damaged='keep' and verify='ends'"):
-        index_videos(folder, file, update=True, verify="frames")
+    index_videos(folder, file, update=True, verify="frames")  # which "keep" stands for
+    with pytest.raises(ConfigError, match="made with damaged='keep' and verify='frames'"):
+        index_videos(folder, file, update=True, damaged="raise")
     assert VideoStreams.from_index(file).settings["damaged"] == "raise", "it is known after index()"
     dataset = VideoStreams.from_index(file)
     describe_streams(dataset)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, Final
 
+from streamloader.common.printable import make_storable
+
 __all__ = [
     "SCHEMA_VERSION",
     "Catalog",
@@ -29,6 +31,7 @@ __all__ = [
     "Snapshot",
     "StagedChunk",
     "VideoRow",
+    "find_video_by_name",
 ]
 
 _MAX_PIXEL_ASPECT: Final = 1 << 16
@@ -415,3 +418,12 @@ class Catalog(abc.ABC):
     @abc.abstractmethod
     async def list_jobs(self) -> list[IngestJob]:
         """Return the jobs that were neither committed nor abandoned, by content."""
+
+
+async def find_video_by_name(catalog: Catalog, name: str) -> VideoRow | None:
+    """Return the video with a name, or with the name under which an ingest stores it: see `make_storable`."""
+    stored = str(make_storable(name))
+    row = await catalog.get_video_by_name(stored)
+    if row is None and name != stored and name.encode(errors="replace").decode() == name:
+        row = await catalog.get_video_by_name(name)  # older versions stored control characters as they are
+    return row

@@ -16,8 +16,10 @@ from streamloader.archive.ingest.executors.base import Executor, ThreadExecutor
 from streamloader.archive.ingest.naming import (
     compute_address_tag,
     compute_content,
-    get_default_name,
+    fill_name_template,
     identify_source,
+    is_name_template,
+    list_default_names,
     normalize_metadata,
     remove_secrets,
 )
@@ -28,9 +30,9 @@ from streamloader.archive.ingest.report import IngestReport
 from streamloader.archive.ingest.sources import get_local_version
 from streamloader.archive.ingest.task import IngestTask
 from streamloader.archive.location import resolve_places
-from streamloader.common.printable import make_printable
+from streamloader.common.printable import make_printable, make_storable
 from streamloader.errors import CatalogError, ConfigError, IngestFailed
-from streamloader.stores.addresses import Addresses, SourceFile, as_addresses, expand_addresses, make_unique_keys
+from streamloader.stores.addresses import Addresses, SourceFile, as_addresses
 from streamloader.stores.io_thread import SharedResource
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import is_local_file, select_options
@@ -39,8 +41,9 @@ if TYPE_CHECKING:
     from streamloader.archive.ingest.unit import WorkUnit
     from streamloader.media.chunks.settings import CutSettings
 
-__all__ = ["Metadata", "add_videos"]
+__all__ = ["Metadata", "VideoName", "add_videos"]
 
+VideoName: TypeAlias = "str | Callable[[str], str] | None"
 Metadata: TypeAlias = "Mapping[str, Any] | Callable[[str], Mapping[str, Any] | None] | None"
 
 _log: Final = logging.getLogger("streamloader")
@@ -54,7 +57,7 @@ def add_videos(
     videos: Addresses,
     settings: CutSettings | None = None,
     *,
-    name: str | None = None,
+    name: VideoName = None,
     metadata: Metadata = None,
     executor: Literal["local", "ray"] = "local",
     jobs: int | None = None,
@@ -77,8 +80,12 @@ def add_videos(
         videos: Files, patterns, directories or addresses of stores, as :class:`streamloader.VideoStreams` accepts them.
             Objects of stores are copied to a temporary file (in TMPDIR) while they are cut.
         settings: Settings of the cut. By default packets are copied, and chunks have about 1000 frames.
-        name: Name of a single video. By default a video has the name of its file without the suffix. If several files
-            of a call share a name, ``#2``, ``#3``, ... are appended.
+        name: Name of a single video; or a template of the names of all, such as ``"{parent}/{stem}"``, with the fields
+            ``stem``, ``suffix``, ``name`` (of the file, with its suffix), ``parent`` and ``grandparent`` (names of
+            folders); or a function that returns the name for an address without login and signature. By default, a
+            video has the name of its file without the suffix. If another source has that name already, in the archive
+            or in this call, the names of its folders are put before it, as many as it takes: ``camB/0001``. A video
+            keeps its name for ever. Templates give names that do not depend on what was added before.
         metadata: Metadata to store with each video, plain JSON values; or a function that returns them for an address
             without login and signature.
         executor: ``"local"`` for processes of this machine, ``"ray"`` for tasks on a Ray cluster.
@@ -113,9 +120,7 @@ def add_videos(
     _check_arguments(name, executor, spread, jobs, on_error)
     header = catalog.call(catalog.resource.get_header())
     files = _expand_videos(videos, storage_options)
-    if name is not None and len(files) > 1:
-        raise ConfigError(f"name={name!r} is for a single video, but the addresses stand for {len(files)}")
-    names = [name] if name is not None else make_unique_keys([get_default_name(file.address) for file in files])
+    names = _choose_names(catalog, files, name)
     resolved = resolve_places(header.places, addresses or {}, catalog.resource.url, storage_options)
     ingest_places = IngestPlaces(catalog, header, resolved, storage_options, spread, places)
     tasks = [_create_task(file, task_name, metadata) for file, task_name in zip(files, names, strict=True)]
@@ -149,9 +154,9 @@ def _complete_catalog(catalog: SharedResource[Catalog]) -> None:
         _log.warning("%s", f"the catalog's log stays beside it: {error.message}")
 
 
-def _check_arguments(name: str | None, executor: str, spread: str, jobs: int | None, on_error: str) -> None:
-    if name is not None and (not isinstance(name, str) or not name):
-        raise ConfigError(f"the name of a video must be a non-empty text, got {name!r}")
+def _check_arguments(name: VideoName, executor: str, spread: str, jobs: int | None, on_error: str) -> None:
+    if name is not None and not callable(name):
+        _check_name(name)
     if executor not in ("local", "ray"):
         raise ConfigError(f"executor must be 'local' or 'ray', got {executor!r}")
     if spread not in SPREADS:
@@ -162,13 +167,86 @@ def _check_arguments(name: str | None, executor: str, spread: str, jobs: int | N
         raise ConfigError(f"on_error must be 'raise' or 'report', got {on_error!r}")
 
 
+def _check_name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"the name of a video must be a non-empty text, got {name!r}")
+    return str(make_storable(name))
+
+
+def _choose_names(catalog: SharedResource[Catalog], files: Sequence[SourceFile], name: VideoName) -> list[str]:
+    """Return the name of each new video.
+
+    Raises:
+        ConfigError: If `name` gives several videos the same name.
+    """
+    if name is None:
+        return _choose_default_names(files, _find_sources_by_name(catalog))
+    if callable(name):
+        names = [_check_name(name(identify_source(file.address))) for file in files]
+    elif is_name_template(name):
+        names = [_check_name(fill_name_template(name, file.address)) for file in files]
+    elif len(files) > 1:
+        raise ConfigError(
+            f"name={name!r} is for a single video, but the addresses stand for {len(files)}: use a template such as "
+            "'{parent}/{stem}'"
+        )
+    else:
+        names = [_check_name(name)]
+    sources: dict[str, str] = {}
+    for each, file in zip(names, files, strict=True):
+        other = sources.setdefault(each, file.address)
+        if other != file.address:
+            shown, other_shown = (make_printable(remove_secrets(address)) for address in (file.address, other))
+            raise ConfigError(
+                f"name= gives {other_shown} and {shown} the same name {each!r}: use more fields, such as "
+                "'{grandparent}/{parent}/{name}'"
+            )
+    return names
+
+
+def _find_sources_by_name(catalog: SharedResource[Catalog]) -> dict[str, tuple[str, str]]:
+    """Return the stored address, and its tag, of the video of each name in the archive."""
+    sources: dict[str, tuple[str, str]] = {}
+
+    async def read_rows() -> None:
+        async with contextlib.aclosing(catalog.resource.find_videos()) as rows:
+            async for row in rows:
+                sources[row.name] = row.source, str(row.origin.get("address", ""))
+
+    catalog.call(read_rows())
+    return sources
+
+
+def _choose_default_names(files: Sequence[SourceFile], taken: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Return the first possible name of each video that no other source has, in the archive or in this call."""
+    names: list[str] = []
+    used: set[str] = set()
+    for file in files:
+        candidates = list(list_default_names(file.address))
+        source: tuple[str, str] | None = None
+        name = None
+        for each in candidates:
+            if each in taken and source is None:
+                source = remove_secrets(file.address), compute_address_tag(file.address)
+            if each not in used and taken.get(each, source) == source:
+                name = each
+                break
+        if name is None:  # listed twice, or addresses that differ in what names do not show
+            name = next(
+                each for n in itertools.count(2) if (each := f"{candidates[0]}#{n}") not in used and each not in taken
+            )
+        used.add(name)
+        names.append(name)
+    return names
+
+
 def _expand_videos(videos: Addresses, storage_options: Mapping[str, Any] | None) -> list[SourceFile]:
-    from streamloader.streams.video import is_video
+    from streamloader.streams.video_names import find_videos
 
     files: list[SourceFile] = []
     addresses = ((address, select_options(address, storage_options)) for address in as_addresses(videos))
     for options, group in itertools.groupby(addresses, lambda pair: pair[1]):
-        files += expand_addresses([address for address, _ in group], is_video, options)
+        files += find_videos([address for address, _ in group], options)
     return files
 
 

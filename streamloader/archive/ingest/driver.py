@@ -91,10 +91,8 @@ class IngestDriver:
             CatalogError: If the catalog can no longer be used. Staged chunks are kept.
         """
         while self._unfinished:
-            while self._queue and self._executor.count_free_slots() > 0:
-                state = self._queue.popleft()
-                if state.stage == "waiting":
-                    self._start(state)
+            while self._executor.count_free_slots() > 0 and (state := self._take_next()) is not None:
+                self._start(state)
             for event in self._executor.wait_for_events(_POLL_INTERVAL_S):
                 self._handle_event(event)
             self._stage_chunks()
@@ -103,6 +101,14 @@ class IngestDriver:
             self._kill_stalled_units()
             self._update_display()
         self._show(self.take_snapshot())
+
+    def _take_next(self) -> TaskState | None:
+        """Return the next task to start. A task whose unit has not stopped yet waits for that."""
+        for position, state in enumerate(self._queue):
+            if not state.is_leaving:
+                del self._queue[position]
+                return state if state.stage == "waiting" else self._take_next()
+        return None
 
     def _update_display(self) -> None:
         now = time.monotonic()
@@ -166,6 +172,9 @@ class IngestDriver:
         state = self._states[event.unit_number]
         message = event.message
         state.last_message_at = time.monotonic()
+        if state.is_leaving and event.kind in FINAL_KINDS:
+            state.is_leaving = False
+            return
         if state.stage != "running":
             return  # the task was finished by another event
         if event.kind == "found":
@@ -205,7 +214,7 @@ class IngestDriver:
                 state.task, leader.task = leader.task, state.task
                 state.order, leader.order = leader.order, state.order
                 self._by_order[state.order], self._by_order[leader.order] = state, leader
-            state.stage = "parked"
+            state.stage, state.is_leaving = "parked", True
             self._parked.setdefault(state.content, []).append(state)
             return {"go": False}
         catalog = self._catalog.resource
@@ -214,6 +223,11 @@ class IngestDriver:
             staged = [] if existing else self._catalog.call(catalog.get_staged_chunks(state.content))
         except NameConflict as error:
             self._fail(state, error, keep_chunks=True)
+            return {"go": False}
+        except StreamloaderError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a row that the driver of the catalog refuses is the fault of its video
+            self._fail(state, _refused_row(state, error), keep_chunks=True)
             return {"go": False}
         if existing is not None:
             self._finish(state, ExistingVideo(state.task.source, existing))
@@ -349,6 +363,10 @@ class IngestDriver:
             self._fail(state, error, keep_chunks=True)
         except CatalogError as error:
             self._handle_lost_job(state, error)
+        except StreamloaderError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in _handle_source
+            self._fail(state, _refused_row(state, error), keep_chunks=True)
         else:
             is_new = (committed.name, committed.source, committed.added) == (row.name, row.source, row.added)
             self._finish(state, committed if is_new else ExistingVideo(state.task.source, committed))
@@ -417,3 +435,10 @@ def _log_unusual(state: TaskState) -> None:
             "%s: the clock of the file jumps, as where recordings were joined. Times go on without a gap there",
             state.task.source,
         )
+
+
+def _refused_row(state: TaskState, error: Exception) -> CatalogError:
+    """Build the error of a video that the catalog cannot store, for a reason that its driver does not translate."""
+    return CatalogError(
+        f"the catalog refuses the row of {state.task.source}: {type(error).__name__}: {error}", stream=state.task.source
+    )

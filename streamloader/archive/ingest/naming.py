@@ -13,10 +13,11 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
+from streamloader.common.printable import make_storable
 from streamloader.errors import ConfigError
 from streamloader.redaction import MASK, get_user_name, has_hidden_host, identify_address, redact_address
 from streamloader.stores.local import local_path
@@ -27,13 +28,18 @@ __all__ = [
     "build_origin",
     "compute_address_tag",
     "compute_content",
+    "fill_name_template",
     "get_default_name",
     "identify_source",
+    "is_name_template",
+    "list_default_names",
     "normalize_metadata",
     "remove_secrets",
 ]
 
 CHUNK_FORMAT_VERSION: Final = 1  # raised when equal sources and settings give different chunks
+_NAMELESS: Final = "video"
+_FIELD: Final = re.compile(r"\{(\w*)\}")
 _TAG_ROUNDS: Final = 20_000
 _TAG_BYTES: Final = 16
 _SETTINGS_WITHOUT_EFFECT: Final = ("verify",)  # settings that do not change the chunks
@@ -112,28 +118,79 @@ def _select_unusual(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_default_name(address: str) -> str:
-    """Return the default name of a video: the name of its file without the suffix."""
+    """Return the first choice of a video's default name: the name of its file without the suffix."""
+    name = _split_path(address)[-1]
+    return str(make_storable(posixpath.splitext(name)[0] or name or _NAMELESS))
+
+
+def list_default_names(address: str) -> Iterator[str]:
+    """Yield possible default names of a video, the preferred one first. They depend on its address alone.
+
+    The name of its file without the suffix, then with one folder after the other before it, then with the suffix.
+    """
+    *folders, file = map(str, make_storable(_split_path(address)))
+    stem = posixpath.splitext(file)[0] or file or _NAMELESS
+    for name in dict.fromkeys((stem, file or _NAMELESS)):
+        for start in range(len(folders), -1, -1):
+            yield "/".join([*folders[start:], name])
+
+
+def fill_name_template(template: str, address: str) -> str:
+    """Return the name of a video by a template such as ``{parent}/{stem}``.
+
+    Args:
+        template: Text with fields in braces: ``stem`` (name of the file without its suffix), ``suffix`` (with the dot),
+            ``name`` (name of the file), ``parent`` and ``grandparent`` (names of the folders that it is in, or "").
+        address: Address of the video.
+
+    Raises:
+        ConfigError: If the template has another field.
+    """
+    *folders, file = map(str, make_storable(_split_path(address)))
+    stem, suffix = posixpath.splitext(file)
+    folders = ["", "", *folders]
+    values = {"stem": stem, "suffix": suffix, "name": file, "parent": folders[-1], "grandparent": folders[-2]}
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            fields = ", ".join(f"{{{name}}}" for name in values)
+            raise ConfigError(f"name={template!r}: there is no field {match[0]}. Use {fields}")
+        return values[match[1]]
+
+    return str(make_storable(_FIELD.sub(fill, template)))
+
+
+def is_name_template(name: str) -> bool:
+    """Return whether a name has fields that differ from video to video."""
+    return _FIELD.search(name) is not None
+
+
+def _split_path(address: str) -> list[str]:
+    """Return the folders of a video, from the outermost, and the name of its file, without secrets."""
     scheme = scheme_of(address)
     if is_local_file(address):
-        name = os.path.basename(local_path(address))
+        path = os.path.abspath(local_path(address))
     else:
         # What follows the last "@" is no login, even if the address cannot be taken apart.
         shown = address.rpartition("@")[2] if has_hidden_host(address) else redact_address(address)
         path = shown.rpartition("://")[2].rpartition(f"{MASK}@")[2]
         if scheme in ("http", "https"):
             path = unquote(re.split(r"[?#]", path, maxsplit=1)[0])
-        name = posixpath.basename(path.rstrip("/"))
-    return posixpath.splitext(name)[0] or name or "video"
+    folders_and_name = [part for part in path.split("/") if part]
+    return folders_and_name or [""]
 
 
 def remove_secrets(address: str) -> str:
     """Return an address as the catalog stores it: without password, query values and other secrets.
 
-    A user name without special characters is kept, except for HTTP. The path of a local file becomes absolute.
+    A user name without special characters is kept, except for HTTP. The path of a local file becomes absolute. What a
+    catalog or a terminal does not take is escaped: bytes of a name that are no UTF-8, and control characters.
     """
     if is_local_file(address):
-        return os.path.abspath(local_path(address))
-    return _replace_login(address, redact_address(address))
+        shown = os.path.abspath(local_path(address))
+    else:
+        shown = _replace_login(address, redact_address(address))
+    return str(make_storable(shown))
 
 
 def identify_source(address: str) -> str:
@@ -168,4 +225,8 @@ def normalize_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
         raise ConfigError(f"metadata must be plain JSON values: {error}") from error
     if plain != dict(metadata):
         raise ConfigError("metadata must be plain JSON values: use texts as names, and lists for sequences")
+    try:
+        json.dumps(plain, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate, from a file name that is not UTF-8
+        plain = make_storable(plain, keep_lines=True)
     return plain

@@ -64,6 +64,7 @@ class TaskState:
         frames: Number of frames in the finished chunks.
         frames_made: Number of these frames that this run made.
         crashes: Number of worker crashes since the last finished chunk.
+        is_leaving: Whether the unit has to stop, and has not sent its last message so far.
         outcome: Result of the task. None until it is finished.
     """
 
@@ -82,6 +83,7 @@ class TaskState:
     frames: int = 0
     frames_made: int = 0
     crashes: int = 0
+    is_leaving: bool = False
     outcome: VideoRow | ExistingVideo | FailedVideo | None = None
 
 

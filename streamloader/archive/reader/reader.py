@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from streamloader.archive.catalog.base import find_video_by_name
 from streamloader.archive.location import PlaceAddress, catalog_url, open_shared_catalog, resolve_places
 from streamloader.archive.reader.batch import FrameBatchReader, FrameConsumer
 from streamloader.archive.reader.cache import FrameCache
@@ -179,7 +180,7 @@ class ArchiveReader:
             VideoNotFound: If the archive has no such video.
         """
         catalog = self._get_session().catalog
-        row = catalog.call(catalog.resource.get_video_by_name(name))
+        row = catalog.call(find_video_by_name(catalog.resource, name))
         if row is None or not 0 <= row.number < self.snapshot.videos:
             hint = "" if row is None else ". It was added after the archive was opened: call refresh()"
             raise VideoNotFound(f"the archive {self.url} has no video {name!r}{hint}", stream=name)

@@ -23,7 +23,7 @@ from streamloader.compat.butterfly.storage import ChunkTracker, RemoteFileHandle
 from streamloader.errors import ConfigError
 from streamloader.media.video.selection import as_int
 from streamloader.stores.addresses import Address
-from streamloader.streams.video import is_video
+from streamloader.streams.video_names import is_video
 
 __all__ = [
     "ButterflySettings",

@@ -47,7 +47,7 @@ from streamloader.media.audio.source import (
 )
 from streamloader.media.video.files import file_version
 from streamloader.media.video.remote import Video, VideoFile, open_video_file
-from streamloader.media.video.source_errors import find_truncation, name_stream
+from streamloader.media.video.source_errors import fence_foreign_errors, find_truncation, refuse_encrypted
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -91,7 +91,7 @@ def index_audio(video: Video, settings: AudioIndexSettings) -> AudioIndex:
         raise ConfigError(f"verify must be one of {', '.join(AUDIO_VERIFY_LEVELS)}, got {settings.verify!r}")
     file = open_video_file(video)
     try:
-        with name_stream(video):
+        with fence_foreign_errors(video):
             if isinstance(video, str):
                 file_version(video)
             return _index_checked(video, file, settings)
@@ -223,6 +223,7 @@ class _Indexing:
             for packet in itertools.islice(demux_sound(container, stream, self._file), _HEAD_PACKETS):
                 if not packet.size:
                     break
+                refuse_encrypted(packet, self._video)
                 frames = self._decode(packet, sum(samples), 0 if form is None else form[0])
                 rows.append(add_frame_skips(read_row(packet), frames))
                 samples.append(sum(frame.samples for frame in frames))
@@ -322,6 +323,7 @@ class _Indexing:
             for packet in self._packets(container, stream):
                 if packet.size:
                     self._check_packets(len(rows))
+                    refuse_encrypted(packet, self._video)
                     rows.append(read_row(packet))
                 frames = self._decode(packet, total, 0 if form is None else form[0])
                 if packet.size:

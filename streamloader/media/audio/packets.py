@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from streamloader.media.video.side_data import find_side_data
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from fractions import Fraction
 
     from av.audio.frame import AudioFrame
@@ -69,10 +71,9 @@ def read_row(packet: Packet[AudioStream]) -> PacketRow:
 def add_frame_skips(row: PacketRow, frames: Sequence[AudioFrame]) -> PacketRow:
     """Return a packet with what the decoder says of its frames: some decoders know their delay themselves."""
     for frame in frames:
-        side_data: Iterable[Any] = frame.side_data
-        for data in side_data:
-            if data.type.name == "SKIP_SAMPLES" and data.buffer_size >= _SKIP.size:
-                skip_start, skip_end = _SKIP.unpack_from(bytes(data))
+        for data in find_side_data(frame, "SKIP_SAMPLES"):
+            if len(data) >= _SKIP.size:
+                skip_start, skip_end = _SKIP.unpack_from(data)
                 row = row._replace(skip_start=max(row.skip_start, skip_start), skip_end=max(row.skip_end, skip_end))
     return row
 

@@ -141,6 +141,10 @@ class _ChunkBuilder:
                     return self._copy(audio)
                 except ChunkRejected as reason:
                     note = f"re-encoded without loss: {reason}"
+                except CorruptStream as error:
+                    if self._settings.damaged != "keep":
+                        raise
+                    note = f"re-encoded without loss: {error.message}"
             return self._encode_lossless(audio, note)
 
     @contextlib.contextmanager
@@ -224,7 +228,7 @@ class _ChunkBuilder:
                     reason = error
         raise UnreadableStream(
             f"{self._path}: frames {self._cut.start} to {self._cut.end - 1} ({pix_fmt}) can neither be copied nor "
-            f"encoded without loss: {reason}",
+            f"encoded without loss: {reason}. mode='encode' (--mode encode) stores them with another encoder",
             stream=self._path,
             address=self._path,
             offset=self._cut.start,
@@ -249,7 +253,13 @@ class _ChunkBuilder:
 
     def _open_reader(self) -> FrameReader:
         max_pixels = self._settings.max_pixels
-        index = load_index(self._path, max_pixels=max_pixels, verify="ends", stream=self._settings.stream)
+        index = load_index(
+            self._path,
+            damaged=self._settings.damaged,
+            max_pixels=max_pixels,
+            verify="ends",
+            stream=self._settings.stream,
+        )
         return FrameReader(self._path, index, max_pixels=max_pixels)
 
     def _encode(

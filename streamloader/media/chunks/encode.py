@@ -15,6 +15,7 @@ from av.video.format import VideoFormat
 from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import ConfigError
+from streamloader.media.chunks.frame_hash import choose_canonical_format
 from streamloader.media.chunks.remux import (
     MP4_CODECS,
     AudioPackets,
@@ -47,7 +48,22 @@ _COLORS: Final = ("color_range", "colorspace", "color_primaries", "color_trc")
 # Encoders that need an option of their own to close each group of pictures.
 _CLOSED_GOP_OPTIONS: Final = {
     "libx264": ("x264-params", "open-gop=0"),
+    "libx264rgb": ("x264-params", "open-gop=0"),
     "libx265": ("x265-params", "log-level=1:open-gop=0"),
+}
+_RGB_MATRIX: Final = 0  # in ITU-T H.273
+_FULL_RANGE: Final = 2  # FFmpeg's AVCOL_RANGE_JPEG
+_FFV1_OPTIONS: Final = {"level": "3", "slicecrc": "1"}
+# Lossless encoders of RGB, and the formats that they take, by the result of `choose_canonical_format`.
+_LOSSLESS_RGB: Final[dict[str, tuple[tuple[str, dict[str, str], tuple[str, ...]], ...]]] = {
+    "rgb24": (
+        ("libx264rgb", {"qp": "0", "preset": "veryfast"}, ("rgb24", "bgr24")),
+        ("ffv1", _FFV1_OPTIONS, ("gbrp", "bgr0")),
+        ("png", {}, ("rgb24",)),
+    ),
+    "rgba": (("ffv1", _FFV1_OPTIONS, ("bgra", "gbrap")), ("png", {}, ("rgba",))),
+    "rgb48le": (("ffv1", _FFV1_OPTIONS, ("rgb48le", "gbrp16le")), ("png", {}, ("rgb48be",))),
+    "rgba64le": (("ffv1", _FFV1_OPTIONS, ("rgba64le", "gbrap16le")), ("png", {}, ("rgba64be",))),
 }
 _MAX_REWRITTEN_TIMES: Final = 64  # chunks of fewer frames get new dts, because encoders invent dts for them
 _MPEG_ENCODERS: Final = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
@@ -75,7 +91,19 @@ class EncoderSettings:
 
 
 def lossless_encoders(pix_fmt: str, gop: int) -> Iterator[EncoderSettings]:
-    """Yield lossless encoders for frames of this pixel format, the one with the smallest result first."""
+    """Yield lossless encoders for frames of this pixel format, the one with the smallest result first.
+
+    Frames of RGB may get another order of channels, or one byte for a channel of five bits: all visible samples fit.
+    """
+    canonical = choose_canonical_format(pix_fmt)
+    if canonical is not None:
+        for codec, options, choices in _LOSSLESS_RGB[canonical]:
+            supported = _supported_pix_fmts(codec) or []
+            for format_ in choices:
+                if format_ in supported:
+                    yield EncoderSettings(codec, format_, gop, options)
+                    break
+        return
     for codec, options in (
         ("libx264", {"qp": "0", "preset": "veryfast"}),
         ("ffv1", {"level": "3", "slicecrc": "1"}),
@@ -142,6 +170,8 @@ def encode_chunk(
             context.flags |= Flags.closed_gop
         for color in _COLORS:
             setattr(context, color, int(getattr(first, color)))
+        if VideoFormat(encoder.pix_fmt, 16, 16).is_rgb:  # H.264 is taken for YUV otherwise
+            context.colorspace, context.color_range = _RGB_MATRIX, _FULL_RANGE
         write_orientation(stream, orientation)
         packets: Iterable[Any] = _encode_frames(stream, _prepend(first, remaining), encoder, pts, tick)
         if len(pts) <= _MAX_REWRITTEN_TIMES:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from av.video.format import VideoFormat
 
+from streamloader.media.video.colour_matrix import ignore_unknown_matrix
 from streamloader.media.video.reformat import reformat_frame
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter
 
-__all__ = ["HASH_BYTES", "frame_hash", "rgb_hash"]
+__all__ = ["HASH_BYTES", "choose_canonical_format", "frame_hash", "rgb_hash"]
 
 HASH_BYTES: Final = 8
+_BILEVEL: Final = frozenset({"monob", "monow"})  # black and white, one bit per pixel
 _PALETTE_BYTES: Final = 1024
 _BITS_PER_BYTE: Final = 8
 
@@ -26,11 +28,22 @@ _BITS_PER_BYTE: Final = 8
 def frame_hash(frame: VideoFrame) -> bytes:
     """Return the first 8 bytes of a SHA-256 of all samples of a frame, its format, its size, and its colour tags.
 
-    The padding of rows is not hashed. The GIL is released while hashing.
+    The padding of rows is not hashed. Frames of RGB are hashed in one format for all whose samples it holds exactly
+    (:func:`choose_canonical_format`), and without colour tags, most of which are about YUV: an unused byte of each
+    pixel, and the order of the channels, are not visible. The GIL is released while hashing.
     """
+    canonical = choose_canonical_format(frame.format.name)
+    if canonical is not None:
+        with ignore_unknown_matrix(frame):
+            converted = frame if frame.format.name == canonical else frame.reformat(format=canonical, threads=1)
+        digest = hashlib.sha256(f"{canonical} {frame.width} {frame.height} {frame.interlaced_frame}".encode())
+        ((row_bytes, rows),) = _plane_layouts(canonical, frame.width, frame.height)
+        digest.update(_unpadded_rows(converted.planes[0], row_bytes, rows))
+        return digest.digest()[:HASH_BYTES]
+    colors = "" if frame.format.is_rgb else f"{int(frame.colorspace)} {int(frame.color_range)}"
     digest = hashlib.sha256(
-        f"{frame.format.name} {frame.width} {frame.height} {int(frame.colorspace)} {int(frame.color_range)} "
-        f"{int(frame.color_primaries)} {int(frame.color_trc)} {frame.interlaced_frame}".encode()
+        f"{frame.format.name} {frame.width} {frame.height} {colors} {int(frame.color_primaries)} "
+        f"{int(frame.color_trc)} {frame.interlaced_frame}".encode()
     )
     layouts = _plane_layouts(frame.format.name, frame.width, frame.height)
     for plane, (row_bytes, rows) in zip(frame.planes, layouts, strict=True):
@@ -38,9 +51,40 @@ def frame_hash(frame: VideoFrame) -> bytes:
     return digest.digest()[:HASH_BYTES]
 
 
+@lru_cache(maxsize=256)
+def choose_canonical_format(pix_fmt: str) -> str | None:
+    """Return the packed format of RGB that holds all visible samples of a pixel format.
+
+    Args:
+        pix_fmt: FFmpeg's name of the pixel format.
+
+    Returns:
+        ``"rgb24"``, or ``"rgba"`` for formats with transparency, of up to 8 bits; ``"rgb48le"`` or ``"rgba64le"`` for
+        whole numbers of 16 bits. None for YUV, gray, and RGB of other depths.
+    """
+    format_ = VideoFormat(pix_fmt, 16, 16)
+    bits = max(component.bits for component in format_.components)
+    if pix_fmt in _BILEVEL:
+        return "rgb24"
+    if format_.has_palette:
+        return "rgba"
+    if not format_.is_rgb or (format_.is_bit_stream and bits > _BITS_PER_BYTE):
+        return None
+    has_alpha = any(component.is_alpha for component in format_.components)
+    if bits <= _BITS_PER_BYTE:
+        return "rgba" if has_alpha else "rgb24"
+    if bits == 2 * _BITS_PER_BYTE and "f" not in pix_fmt:  # "gbrpf16le" has floats
+        return "rgba64le" if has_alpha else "rgb48le"
+    return None
+
+
 def rgb_hash(frame: VideoFrame, reformatter: VideoReformatter) -> bytes:
-    """Return the first 8 bytes of a SHA-256 of the frame's pixels in RGB, as PyAV converts them."""
-    rgb = reformat_frame(reformatter, frame, frame.width, frame.height, "rgb24")
+    """Return the first 8 bytes of a SHA-256 of the frame's pixels in RGB, as PyAV converts them.
+
+    Frames whose colour matrix libswscale does not know cannot be converted; they are hashed as if it were unspecified.
+    """
+    with ignore_unknown_matrix(frame):
+        rgb = reformat_frame(reformatter, frame, frame.width, frame.height, "rgb24")
     return hashlib.sha256(_unpadded_rows(rgb.planes[0], 3 * rgb.width, rgb.height)).digest()[:HASH_BYTES]
 
 

@@ -145,7 +145,9 @@ def plan_cuts(path: str, settings: CutSettings, is_cancelled: Callable[[], bool]
         CorruptStream: If the file is truncated or damaged.
         ClosedError: If the work was cancelled.
     """
-    index = load_index(path, max_pixels=settings.max_pixels, verify="ends", stream=settings.stream)
+    index = load_index(
+        path, damaged=settings.damaged, max_pixels=settings.max_pixels, verify="ends", stream=settings.stream
+    )
     decode = settings.verify == "frames" or settings.mode == "lossless"  # lossless chunks end where the size changes
     scan = scan_source(path, index, decode=decode, is_cancelled=is_cancelled, max_pixels=settings.max_pixels)
     height, width = settings.size or index.upright_size

@@ -6,12 +6,14 @@ import base64
 import binascii
 import contextlib
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import av.error
 import numpy as np
+from av.packet import Packet
 from av.video.reformatter import VideoReformatter
 
 from streamloader.common.inflate import inflate
@@ -24,6 +26,10 @@ from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
 from streamloader.media.video.source import concealed_error, open_video, translate_errors
 from streamloader.values import Array
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 __all__ = ["NO_TIMESTAMP", "RGB_SAMPLE_EVERY", "SourceScan", "raise_if_cancelled", "scan_source"]
 
@@ -162,7 +168,7 @@ def scan_source(
     limit = PixelLimit(max_pixels, path)
     if not decode and index.has_pts and index.seekable:
         packets = _PacketLog(index)
-        with contextlib.closing(_demux_numbered(path, packets, is_cancelled, limit)) as demuxed:
+        with contextlib.closing(_demux_numbered(path, packets, is_cancelled, limit, tolerant=False)) as demuxed:
             for _ in demuxed:
                 pass
         frame_packet = packets.match_frames(index)
@@ -220,7 +226,7 @@ class _PacketLog:
 
 
 def _demux_numbered(
-    path: str, packets: _PacketLog, is_cancelled: Callable[[], bool], limit: PixelLimit
+    path: str, packets: _PacketLog, is_cancelled: Callable[[], bool], limit: PixelLimit, *, tolerant: bool
 ) -> Generator[Any, None, None]:
     """Yield all packets with their numbers as timestamps, then the empty packet that flushes the decoder."""
     container, stream = open_video(path, max_pixels=limit.max_pixels, number=packets.stream)
@@ -228,7 +234,7 @@ def _demux_numbered(
         codec = packets.codec = codec_name(stream)
         length_size = nal_length_size(codec, stream.codec_context.extradata)
         number = 0
-        for packet in container.demux(stream):
+        for packet in _read_to_damage(container, stream, tolerant=tolerant):
             raise_if_cancelled(is_cancelled, path)
             if packet.size == 0:
                 if packet.pts is None and packet.dts is None:
@@ -249,6 +255,18 @@ def _demux_numbered(
             yield packet
 
 
+def _read_to_damage(container: InputContainer, stream: VideoStream, *, tolerant: bool) -> Iterator[Any]:
+    """Yield the packets of a stream. If `tolerant`, they end where the demuxer fails, with the empty packet."""
+    try:
+        yield from container.demux(stream)
+    except (av.error.FFmpegError, EOFError):
+        if not tolerant:
+            raise
+        packet: Packet[Any] = Packet()
+        packet.stream = stream
+        yield packet
+
+
 def _scan_by_decoding(
     path: str, index: VideoIndex, scan: SourceScan, is_cancelled: Callable[[], bool], limit: PixelLimit
 ) -> SourceScan:
@@ -257,9 +275,15 @@ def _scan_by_decoding(
     numbers: list[int] = []
     shape_changes: list[int] = []
     reformatter, shape = VideoReformatter(), None
-    with contextlib.closing(_demux_numbered(path, packets, is_cancelled, limit)) as demuxed, translate_errors(path):
+    demuxing = _demux_numbered(path, packets, is_cancelled, limit, tolerant=index.damaged)
+    with contextlib.closing(demuxing) as demuxed, translate_errors(path):
         for packet in demuxed:
-            frames = packet.decode()
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:
+                if not index.damaged:
+                    raise
+                continue
             limit.check_frames(frames)
             for frame in map(cropper.crop, frames):
                 if frame.is_corrupt:

@@ -19,6 +19,7 @@ __all__ = ["CutSettings"]
 
 _MODES: Final = ("copy", "encode", "lossless")
 _VERIFY_MODES: Final = ("frames", "edges")
+_DAMAGE_MODES: Final = ("raise", "keep")
 _DEFAULT_ENCODER: Final = "libx264"
 _DEFAULT_GOP_FRAMES: Final = {"encode": 12, "lossless": 12}
 _DEFAULT_OPTIONS: Final[dict[str, dict[str, str]]] = {
@@ -51,6 +52,10 @@ class CutSettings:
         max_pixels: Maximum number of pixels of a frame of the source. Sources with larger frames are refused. It
             changes no chunk, and is not stored. Defaults to 2^26, which is 8192 x 8192.
 
+        damaged: ``"raise"`` to refuse a truncated or damaged source; ``"keep"`` to take the frames of it that can be
+            decoded, as ``VideoStreams(damaged="keep")`` does. Chunks with damage in them are encoded without loss.
+            Defaults to ``"raise"``.
+
     Raises:
         ConfigError: If a setting is invalid, or settings contradict each other.
     """
@@ -66,6 +71,7 @@ class CutSettings:
     verify: str = "frames"
     stream: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    damaged: str = "raise"
 
     def __post_init__(self) -> None:
         """Validate all settings, and fill in defaults that depend on the mode."""
@@ -73,6 +79,8 @@ class CutSettings:
             raise ConfigError(f"mode must be one of {', '.join(map(repr, _MODES))}, got {self.mode!r}")
         if self.verify not in _VERIFY_MODES:
             raise ConfigError(f"verify must be 'frames' or 'edges', got {self.verify!r}")
+        if self.damaged not in _DAMAGE_MODES:
+            raise ConfigError(f"damaged must be 'raise' or 'keep', got {self.damaged!r}")
         if as_int(self.chunk_frames) < 1:
             raise ConfigError(f"chunk_frames must be a whole number of at least 1, got {self.chunk_frames!r}")
         if not isinstance(self.audio, bool):
@@ -128,7 +136,11 @@ class CutSettings:
             "audio": self.audio,
             "verify": self.verify,
         }
-        return document if self.stream is None else document | {"stream": int(self.stream)}
+        if self.stream is not None:
+            document["stream"] = int(self.stream)
+        if self.damaged != "raise":  # chunks of older versions keep their names
+            document["damaged"] = self.damaged
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> CutSettings:
@@ -137,7 +149,7 @@ class CutSettings:
         Raises:
             ConfigError: If these are not settings for cutting videos.
         """
-        names = set(cls(stream=0).to_json())
+        names = {*cls(stream=0).to_json(), "damaged"}
         if not isinstance(document, Mapping) or set(document) - names:
             raise ConfigError(f"these are not settings for cutting videos: {document!r}")
         values = dict(document)

@@ -119,6 +119,7 @@ class ImageDecoder:
         converter = self._converters.get(orientation)
         if converter is None:
             converter = self._converters[orientation] = Converter(self._pix_fmt, *self._size, orientation)
+        converter.name = image.name
         converter.convert_into(frame, outputs, row)
         self._last = converter
 

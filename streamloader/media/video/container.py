@@ -78,6 +78,11 @@ _SIGNATURES: Final = (
     (b"<?xml", "an XML document"),
     (b"<MPD", "a DASH manifest"),
     (b"v=0", "a session description"),
+    (b"<!DOCTYPE html", "an HTML page"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<HTML", "an HTML page"),
+    (b"version https://git-lfs.github.com/spec", "a pointer of Git LFS, which `git lfs pull` replaces by the file"),
 )
 _SIGNATURE_BYTES: Final = 512
 

@@ -13,12 +13,14 @@ from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+import av.error
 import numpy as np
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import UnreadableStream
+from streamloader.media.video.colour_matrix import describe_matrix, ignore_unknown_matrix
 from streamloader.media.video.orientation import UPRIGHT, Orientation
 from streamloader.media.video.reformat import reformat_frame, view_plane
 from streamloader.media.video.swscale import Scaler, ScalerConfig, is_scaler_available
@@ -37,6 +39,7 @@ _GUARD_BYTES: Final = 4096
 _GUARD_VALUE: Final = 0xA5
 _UNCONVERTED_FORMATS: Final = frozenset({"yuv420p", "yuvj420p"})  # their planes are copied for "yuv420p"
 _PLANAR_RGB: Final = "gbrp"  # FFmpeg's name
+_WITHOUT_MATRIX: Final = frozenset({"gray", "yuv420p"})  # made of luma and chroma, whatever the matrix is
 _FULL_RANGE: Final = 2  # FFmpeg's AVCOL_RANGE_JPEG
 _KNOWN_MATRICES: Final = frozenset({1, 4, 5, 6, 7, 9, 10})  # in ITU-T H.273, those that libswscale knows
 _DEFAULT_MATRIX: Final = 6  # BT.601, which libswscale uses for all others
@@ -90,11 +93,23 @@ class Converter:
         width: Width of the output in pixels, after `orientation` is applied.
         orientation: Rotation and mirroring to apply. Defaults to none.
         allow_direct: Whether libswscale may write into the output. If False, PyAV converts every frame.
+        name: Name of the video for error messages. Defaults to "a video".
+
+    Attributes:
+        name: Name of the video for error messages.
     """
 
     def __init__(
-        self, pix_fmt: str, height: int, width: int, orientation: Orientation = UPRIGHT, *, allow_direct: bool = True
+        self,
+        pix_fmt: str,
+        height: int,
+        width: int,
+        orientation: Orientation = UPRIGHT,
+        *,
+        allow_direct: bool = True,
+        name: str = "a video",
     ) -> None:
+        self.name = name
         self._pix_fmt = _PLANAR_RGB if pix_fmt == "rgbp" else pix_fmt  # FFmpeg's name
         self._orientation = orientation
         self._height, self._width = orientation.apply_to_size(height, width)  # of the stored frame, once scaled
@@ -142,11 +157,17 @@ class Converter:
         return [OutputArray.wrap(array) for array in arrays]
 
     def convert_into(self, frame: VideoFrame, outputs: Sequence[OutputArray], row: int) -> None:
-        """Write `frame` into row `row` of `outputs`, one for each plane of the pixel format."""
+        """Write `frame` into row `row` of `outputs`, one for each plane of the pixel format.
+
+        Raises:
+            UnreadableStream: If libswscale cannot convert frames like this one.
+        """
+        try:
+            self._convert_known(frame, outputs if self._scratch is None else self._scratch, row)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise self._refusal(frame, error) from error
         if self._scratch is None:
-            self._convert(frame, outputs, row)
             return
-        self._convert(frame, self._scratch, 0)
         for output, image in zip(outputs, self._scratch, strict=True):
             np.copyto(output.array[row], self._orientation.apply_to_image(image.array[0]))
 
@@ -168,6 +189,33 @@ class Converter:
             self._direct.close()
         self._direct = None
         self._config = None
+
+    def _convert_known(self, frame: VideoFrame, outputs: Sequence[OutputArray], row: int) -> None:
+        """Convert a frame, without its colour matrix if libswscale does not know that and needs none."""
+        row = row if self._scratch is None else 0
+        if self._pix_fmt not in _WITHOUT_MATRIX:
+            self._convert(frame, outputs, row)
+            return
+        with ignore_unknown_matrix(frame):
+            self._convert(frame, outputs, row)
+
+    def _refusal(self, frame: VideoFrame, error: Exception) -> UnreadableStream:
+        if isinstance(error, UnreadableStream):
+            return error
+        target = "RGB" if self._pix_fmt in ("rgb24", _PLANAR_RGB) else self._pix_fmt
+        problem = f"its frames ({frame.format.name}) cannot be converted to {target} by FFmpeg"
+        advice = "Convert the file to another pixel format with another program first"
+        if (matrix := describe_matrix(frame)) is not None and target == "RGB":
+            problem = f"it declares the colour matrix {int(frame.colorspace)} ({matrix}), which FFmpeg cannot convert"
+            advice = (
+                'Play it with pix_fmt="yuv420p" or "gray", or, if it declares a wrong matrix, correct that, for '
+                "example with FFmpeg's bitstream filter h264_metadata=matrix_coefficients=1"
+            )
+        return UnreadableStream(
+            f"{self.name}: {problem} ({getattr(error, 'strerror', None) or error}). {advice}",
+            stream=self.name,
+            address=self.name,
+        )
 
     def _convert(self, frame: VideoFrame, outputs: Sequence[OutputArray], row: int) -> None:
         config = ScalerConfig(
@@ -258,7 +306,7 @@ def _candidate_sitings(config: ScalerConfig, offsets: tuple[int, ...]) -> tuple[
         converter = Converter(config.target, config.out_height, config.out_width, allow_direct=False)
         expected = converter.convert_by_pyav(noise)
         scalers = {siting: Scaler(config, siting) for siting in _possible_sitings(format_)}
-    except (UnreadableStream, ValueError):  # a ValueError is a refusal by libswscale
+    except (UnreadableStream, av.error.FFmpegError, OSError, ValueError):  # a refusal by PyAV, or by libswscale
         return ()
     matches = {siting: _matches(scaler, noise, expected, offsets) for siting, scaler in scalers.items()}
     for scaler in scalers.values():

@@ -15,6 +15,7 @@ from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.orientation import UPRIGHT, Orientation
 from streamloader.media.video.reader import decode_frames
 from streamloader.media.video.reformat import reformat_frame
+from streamloader.media.video.side_data import find_side_data
 from streamloader.media.video.source import list_streams, prefer_stream
 from streamloader.values import Array
 
@@ -67,7 +68,5 @@ def decode_video_bytes(data: bytes, *, name: str = "a video", max_bytes: int = 1
 
 
 def _find_orientation(frame: Any) -> Orientation:
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            return Orientation.from_display_matrix(bytes(data)) or UPRIGHT
-    return UPRIGHT
+    matrix = next(find_side_data(frame, "DISPLAYMATRIX"), b"")
+    return Orientation.from_display_matrix(matrix) or UPRIGHT

@@ -40,7 +40,8 @@ class IndexSettings:
 
     Attributes:
         damaged: ``"raise"`` to refuse a truncated or damaged file, ``"keep"`` to index its decodable frames.
-        verify: Level of proof of an index, one of :data:`VERIFY_LEVELS`.
+        verify: Level of proof of an index, one of :data:`VERIFY_LEVELS`. With ``damaged="keep"``, it becomes
+            ``"frames"``: only decoding shows which frames a damaged file has, and no table says that it is damaged.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
         stream: Number of the video stream among those of the file, from 0. Defaults to None, for the one that
             :func:`streamloader.media.video.source.choose_stream` chooses.
@@ -50,6 +51,11 @@ class IndexSettings:
     verify: VerifyLevel = "tables"
     max_pixels: int = DEFAULT_MAX_PIXELS
     stream: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise the level of proof to what `damaged` needs."""
+        if self.damaged == "keep" and self.verify in VERIFY_LEVELS:
+            object.__setattr__(self, "verify", "frames")
 
     @property
     def kind(self) -> str:

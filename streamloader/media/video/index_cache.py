@@ -112,7 +112,7 @@ def load_index(
     entry = VideoVersion(video, version)
     index = find_index(entry, settings)
     if index is None:
-        index = index_video(video, damaged=damaged, max_pixels=max_pixels, verify=verify, stream=stream)
+        index = index_video(video, damaged=damaged, max_pixels=max_pixels, verify=settings.verify, stream=stream)
         try:
             store_indexes([IndexedVideo(entry, summarize_index(index), encode_index(index))], settings)
         except (InvalidBlob, OverflowError) as error:

@@ -22,12 +22,20 @@ import numpy as np
 
 from streamloader.errors import ConfigError, CorruptStream, MediaLimitExceeded, UnreadableStream
 from streamloader.media.progress import PROGRESS
+from streamloader.media.video.colour_matrix import ignore_unknown_matrix
 from streamloader.media.video.container import needs_probe
 from streamloader.media.video.cropping import FrameCropper, read_cropping
 from streamloader.media.video.files import file_version
 from streamloader.media.video.frame_probe import FrameProbe
 from streamloader.media.video.frame_times import TimestampLog
-from streamloader.media.video.index import NOT_CROPPED, VERIFY_LEVELS, Cropping, VerifyLevel, VideoIndex
+from streamloader.media.video.index import (
+    NOT_CROPPED,
+    VERIFY_LEVELS,
+    Cropping,
+    IndexSettings,
+    VerifyLevel,
+    VideoIndex,
+)
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.movie import read_movie
 from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
@@ -43,7 +51,7 @@ from streamloader.media.video.source import (
     open_video,
     translate_errors,
 )
-from streamloader.media.video.source_errors import name_stream
+from streamloader.media.video.source_errors import fence_foreign_errors
 from streamloader.media.video.structure import check_header_size, declared_size
 from streamloader.media.video.trusted import (
     find_initial_spans,
@@ -89,7 +97,8 @@ def index_video(
     Args:
         video: Path of a local file, or a video in a store.
         damaged: ``"raise"``, or ``"keep"`` to index the frames that FFmpeg shows of a truncated or damaged file, also
-            those of which it has concealed parts. Defaults to ``"raise"``.
+            those of which it has concealed parts. For that, all frames are decoded, as with `verify` = ``"frames"``.
+            Defaults to ``"raise"``.
         verify: ``"tables"`` (default) trusts what the file says: ``moov`` and the first frame of an MP4 or MOV, the
             packets of Matroska, WebM and MPEG-TS. It proves that all frames of the tables lie in the file.
             ``"ends"`` also decodes the first frames and the last group of pictures. ``"frames"`` decodes all frames.
@@ -110,8 +119,9 @@ def index_video(
         raise ConfigError(f"verify must be one of {', '.join(map(repr, VERIFY_LEVELS))}, got {verify!r}")
     file = None if isinstance(video, str) else open_video_file(video, _header_spans(video.info.size or 0))
     source = _Source(video, file, max_pixels, stream)
+    verify = IndexSettings(damaged, verify).verify
     try:
-        with name_stream(video):
+        with fence_foreign_errors(video):
             if file is None:
                 file_version(str(video))
             else:
@@ -452,7 +462,8 @@ def _spread_evenly(values: list[int]) -> set[int]:
 
 
 def _luma_checksum(frame: VideoFrame) -> int:
-    plane = frame.reformat(format="gray", threads=1).planes[0]
+    with ignore_unknown_matrix(frame):
+        plane = frame.reformat(format="gray", threads=1).planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)
     return zlib.crc32(rows[:, : plane.width].tobytes())
 

@@ -16,6 +16,7 @@ from streamloader.media.video.frame_probe import FrameProbe
 from streamloader.media.video.frame_times import MAX_BACKWARD_STEP_S, MAX_CLOCK_STEP_S, TimestampLog, is_packet
 from streamloader.media.video.parameter_sets import nal_length_size, split_units
 from streamloader.media.video.source import translate_errors
+from streamloader.media.video.source_errors import refuse_encrypted
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -129,7 +130,7 @@ def read_packets(
 
     Raises:
         CorruptStream: If the demuxer fails. `table` then holds the packets before the error.
-        UnreadableStream: If there are more packets than an index can hold.
+        UnreadableStream: If there are more packets than an index can hold, or if they are encrypted.
         MediaLimitExceeded: If `probe` finds a frame that is too large.
         StoreError: If the store fails to deliver bytes.
     """
@@ -261,6 +262,7 @@ def _demux(
         if size == 0 and not is_packet(packet):
             continue
         table.count += 1
+        refuse_encrypted(packet, video)
         if table.count == 1:
             table.first = packet
         table.last = packet

@@ -23,6 +23,7 @@ from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
 from streamloader.media.video.source import concealed_error, decode_error, open_video, translate_errors
+from streamloader.media.video.source_errors import fence_foreign_errors
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -205,20 +206,22 @@ class FrameReader:
 
         Raises:
             CorruptStream: If the file does not match its index. ``offset`` is the number of the frame.
+            UnreadableStream: If FFmpeg or PyAV refuses the file for another reason.
             StoreError: If the store fails to deliver bytes.
         """
         if number == self._next - 1 and self._current is not None:
             return self._current
-        try:
+        with fence_foreign_errors(self._video):
+            try:
+                return self._read_frame(number)
+            except (CorruptStream, MediaLimitExceeded):
+                if self._plan is None and self._threads == 1:
+                    raise
+            due = min(self._next, number)
+            self._plan, self._threads = None, 1
+            self._restart()
+            self.seek(due)
             return self._read_frame(number)
-        except (CorruptStream, MediaLimitExceeded):
-            if self._plan is None and self._threads == 1:
-                raise
-        due = min(self._next, number)
-        self._plan, self._threads = None, 1
-        self._restart()
-        self.seek(due)
-        return self._read_frame(number)
 
     def check_end(self) -> None:
         """Check that no frame follows the last frame of the index, if that one was just read.
@@ -240,27 +243,6 @@ class FrameReader:
             raise
         self._position_lost = False
         return found
-
-    def finds_key_after(self, number: int) -> bool:
-        """Return whether a later key frame than frame `number`, which is damaged, can be decoded.
-
-        The next one and the last one of the index are tried. For a video without seeking, the answer is True.
-
-        Raises:
-            StoreError: If the store fails to deliver bytes.
-        """
-        if not self.index.seekable:
-            return True
-        following = bisect.bisect_right(self._keys, int(self._pts[min(number, len(self._pts) - 1)]))
-        candidates = dict.fromkeys(
-            key for key in (following, len(self._keys) - 1) if following <= key < len(self._keys)
-        )
-        self._position_lost = True
-        try:
-            return any(self._is_intact(key) for key in candidates)
-        except StoreError as error:
-            error.stream = self._name
-            raise
 
     def close(self) -> None:
         """Close the file and free the decoder. Safe to call twice."""
@@ -419,11 +401,6 @@ class FrameReader:
         except CorruptStream:  # this container cannot seek there: try further back, then from the start
             return False
         return False
-
-    def _is_intact(self, key_number: int) -> bool:
-        """Return whether the first frame that must be reliable after a key frame can be decoded."""
-        frames = np.searchsorted(self._pts, self._keys[key_number : key_number + 2]).tolist()
-        return any(frame < len(self._pts) and self._seek_from_key(key_number, frame) for frame in frames)
 
     def _find_key_packet(self, key_number: int) -> Packet[Any] | None:
         """Return the packet of a key frame, which `_packets` then follow, or None if it is not found."""

@@ -20,6 +20,7 @@ from streamloader.media.video.container import (
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.remote import Video, VideoFile
 from streamloader.media.video.source_errors import (
+    fence_foreign_errors,
     ffmpeg_message,
     require_source,
     translate_decoding_errors,
@@ -80,7 +81,8 @@ def open_video(
     with translate_open_errors(video, file, "video", _FORMATS):
         container = open_container(require_source(video, file), limit, buffer_bytes=IO_BUFFER_BYTES)
     try:
-        stream = choose_stream(container, video, file, number)
+        with fence_foreign_errors(video):
+            stream = choose_stream(container, video, file, number)
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = av.stream.Discard.all
@@ -109,7 +111,8 @@ def open_packets(
         with translate_open_errors(video, file, "video", _FORMATS):
             opening = open_undecoded(require_source(video, file), limit, buffer_bytes=IO_BUFFER_BYTES)
             container = stack.enter_context(opening)
-        stream = choose_stream(container, video, file, number)
+        with fence_foreign_errors(video):
+            stream = choose_stream(container, video, file, number)
         for other in container.streams:
             if other.type != "video":
                 other.discard = av.stream.Discard.all
@@ -149,7 +152,11 @@ def choose_stream(
         )  # fmt: skip
     stream = prefer_stream(streams) if number is None else streams[number]
     if stream.codec_context is None:
-        raise unreadable_error(video, file, "cannot be decoded: this build of FFmpeg has no decoder for its codec")
+        raise unreadable_error(
+            video,
+            file,
+            "cannot be decoded: this build of FFmpeg has no decoder for its codec, or the video is encrypted",
+        )
     return stream
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import av
 import av.error
@@ -16,10 +17,15 @@ from streamloader.media.video.files import file_version
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile
 from streamloader.media.video.structure import declared_size
 
+if TYPE_CHECKING:
+    from av.packet import Packet
+
 __all__ = [
+    "fence_foreign_errors",
     "ffmpeg_message",
     "find_truncation",
     "name_stream",
+    "refuse_encrypted",
     "require_source",
     "translate_decoding_errors",
     "translate_open_errors",
@@ -51,8 +57,8 @@ def translate_open_errors(video: Video, file: VideoFile | None, kind: str, forma
     with name_stream(video):
         try:
             yield
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            if isinstance(error, StreamloaderError):
+        except Exception as error:
+            if isinstance(error, (StreamloaderError, ReadInterrupted, AssertionError)):
                 raise
             reason = ffmpeg_message(error)
             if isinstance(error, av.error.FFmpegError):
@@ -75,6 +81,32 @@ def translate_decoding_errors(video: Video, make_error: Callable[[BaseException]
 
 
 @contextlib.contextmanager
+def fence_foreign_errors(video: Video) -> Iterator[None]:
+    """Translate all errors that another package or the system raises about a file, so that none stops other files.
+
+    PyAV, FFmpeg, NumPy and Python have no common class of such errors: an enumeration that lacks a value, a number that
+    is out of range, and a missing attribute may all be the fault of the file. Errors of this package pass, as do those
+    that :func:`name_stream` translates.
+
+    Args:
+        video: Path of a local file, or a file in a store.
+    """
+    with name_stream(video):
+        try:
+            yield
+        except (StreamloaderError, ReadInterrupted, AssertionError):
+            raise
+        except Exception as error:
+            name = str(video)
+            raise UnreadableStream(
+                f"{name} cannot be read: {ffmpeg_message(error)} ({type(error).__name__}). Repair, convert or remove "
+                "the file",
+                stream=name,
+                address=name,
+            ) from error
+
+
+@contextlib.contextmanager
 def name_stream(video: Video) -> Iterator[None]:
     """Have errors of this package name the stream, and raise those that ended a read of FFmpeg."""
     try:
@@ -94,6 +126,22 @@ def unreadable_error(video: Video, file: VideoFile | None, problem: str) -> Unre
     return UnreadableStream(
         f"{name} {problem}", stream=name, address=name, offset=None if truncation is None else truncation[1]
     )
+
+
+def refuse_encrypted(packet: Packet[Any], video: Video) -> None:
+    """Raise an error for a packet that is encrypted, before a decoder takes its bytes for damage.
+
+    Raises:
+        UnreadableStream: If it is encrypted.
+    """
+    if packet.has_sidedata("encryption_info"):
+        name = str(video)
+        raise UnreadableStream(
+            f"{name} is encrypted, so that nothing in it can be decoded. Decrypt it with the program of its provider, "
+            "or, if you have the key, with FFmpeg: ffmpeg -decryption_key KEY -i FILE -c copy NEW.mp4",
+            stream=name,
+            address=name,
+        )
 
 
 def find_truncation(video: Video, file: VideoFile | None) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.orientation import UPRIGHT, Orientation
 from streamloader.media.video.packets import codec_name
 from streamloader.media.video.remote import join_units
+from streamloader.media.video.side_data import find_side_data
 from streamloader.media.video.structure import may_turn_matroska
 from streamloader.stores.readahead import MAX_FILE_BYTES, UNIT_BYTES
 
@@ -203,10 +204,9 @@ def _find_upright_size(
 
 def read_orientation(frame: VideoFrame) -> Orientation:
     """Return the orientation of a decoded frame."""
-    side_data: Any = frame.side_data
-    if "DISPLAYMATRIX" not in side_data:
+    matrix = next(find_side_data(frame, "DISPLAYMATRIX"), None)
+    if matrix is None:
         return UPRIGHT
-    matrix = bytes(side_data["DISPLAYMATRIX"])
     orientation = Orientation.from_display_matrix(matrix)
     if orientation is None:
         _log.info("ignoring a display matrix that is not a multiple of 90 degrees: %s", matrix.hex())

@@ -110,7 +110,7 @@ def test_files_of_the_same_name(catalog, tmp_path):
         (tmp_path / folder).mkdir()
         clip(tmp_path / folder / "v.mp4", seed, frames=12)
     add(catalog, str(tmp_path / "?" / "*.mp4"))
-    assert names(catalog) == ["v", "v#2", "v#3"]
+    assert names(catalog) == ["v", "y/v", "z/v"]
 
 
 def test_a_directory_means_the_videos_in_it(catalog, clips):

@@ -288,7 +288,7 @@ async def _check_name_is_free(connection: MongoConnection, content: str, name: s
     if other is not None and other["_id"] != content:
         raise NameConflict(
             f"the archive has a video {name!r} already, number {other.get('number')}, with other content: choose "
-            "another name=",
+            "another name= (or a template of names, such as '{parent}/{stem}')",
             stream=name,
             address=connection.url,
         )

@@ -106,7 +106,10 @@ def _check_name(db: sqlite3.Connection, address: str, name: str, content: bytes)
     row = db.execute("SELECT content FROM videos WHERE name = ?", (name,)).fetchone()
     if row is not None and row[0] != content:
         raise NameConflict(
-            f"the archive {address} has a video named {name!r} with other content: choose another name", address=address
+            f"the archive {address} has a video named {name!r} with other content: choose another name= (or a template "
+            "of names, such as '{parent}/{stem}')",
+            stream=name,
+            address=address,
         )
 
 
