@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from av.video.format import VideoFormat
+from av.video.reformatter import VideoReformatter
 
 from streamloader.media.video.colour_matrix import ignore_unknown_matrix
 from streamloader.media.video.reformat import reformat_frame
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
-    from av.video.reformatter import VideoReformatter
 
 __all__ = ["HASH_BYTES", "choose_canonical_format", "frame_hash", "rgb_hash"]
 
@@ -35,7 +35,9 @@ def frame_hash(frame: VideoFrame) -> bytes:
     canonical = choose_canonical_format(frame.format.name)
     if canonical is not None:
         with ignore_unknown_matrix(frame):
-            converted = frame if frame.format.name == canonical else frame.reformat(format=canonical, threads=1)
+            converted = frame
+            if frame.format.name != canonical:
+                converted = reformat_frame(VideoReformatter(), frame, frame.width, frame.height, canonical)
         digest = hashlib.sha256(f"{canonical} {frame.width} {frame.height} {frame.interlaced_frame}".encode())
         ((row_bytes, rows),) = _plane_layouts(canonical, frame.width, frame.height)
         digest.update(_unpadded_rows(converted.planes[0], row_bytes, rows))
