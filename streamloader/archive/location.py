@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.archive.catalog.chunk_paths import CHUNKS_FOLDER
-from streamloader.archive.catalog.registry import get_shared_catalog, open_catalog
+from streamloader.archive.catalog.registry import catalog_schemes, get_shared_catalog, open_catalog
 from streamloader.arguments import expand_path
 from streamloader.errors import ConfigError
+from streamloader.media.video.index_file import is_index_file
 from streamloader.redaction import redact_address
 from streamloader.stores.io_thread import get_shared_resource
 from streamloader.stores.local import local_path
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Catalog, Place
     from streamloader.stores.io_thread import SharedResource
 
-__all__ = ["CATALOG_FILE", "PlaceAddress", "catalog_url", "open_shared_catalog", "resolve_places"]
+__all__ = [
+    "CATALOG_FILE", "PlaceAddress", "catalog_url", "is_catalog_address", "open_shared_catalog", "resolve_places",
+]  # fmt: skip
 
 CATALOG_FILE: Final = "catalog.sqlite"
+_CATALOG_SUFFIXES: Final = (".sqlite", ".db")
 
 
 def catalog_url(address: str | os.PathLike[str]) -> str:
@@ -40,6 +44,17 @@ def catalog_url(address: str | os.PathLike[str]) -> str:
         return text
     path = os.path.abspath(expand_path(local_path(text)))
     return os.path.join(path, CATALOG_FILE) if os.path.isdir(path) else path
+
+
+def is_catalog_address(address: str) -> bool:
+    """Return whether an address is that of a catalog, by its scheme, its ending, or the catalog in its folder."""
+    scheme = scheme_of(address)
+    if scheme not in ("", "file"):
+        return scheme in catalog_schemes()
+    path = os.path.expanduser(local_path(address))
+    if os.path.isdir(path):
+        return os.path.isfile(os.path.join(path, CATALOG_FILE))
+    return path.endswith(_CATALOG_SUFFIXES) and not is_index_file(path)
 
 
 def open_shared_catalog(url: str, options: Mapping[str, Any]) -> SharedResource[Catalog]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from streamloader.arguments import expand_path
 from streamloader.cli.arguments import COMPRESSIONS, make_compressor, parse_positive_count
+from streamloader.cli.examples import add_examples
 from streamloader.common.count_display import open_count_display
 from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError
@@ -28,6 +29,7 @@ def add_parser(commands: Any) -> None:
         "written for it. The .vdd files stay as they are, and so do packs that exist already. Exit status: 0 if all "
         "files are converted, 2 otherwise.",
     )
+    add_examples(parser, "streamloader convert-vdd photos --i-trust-this-file")
     parser.add_argument("folder", metavar="FOLDER", help="folder with .vdd files, or one such file")
     parser.add_argument(
         "--i-trust-this-file", action="store_true", help="confirm that you know who has made the files. Needed"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamloader.cli.arguments import parse_count, parse_frame_size, parse_positive_count, parse_seconds
+from streamloader.cli.examples import add_examples
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 
 __all__ = ["EXIT_INTERRUPTED", "add_parser"]
@@ -23,6 +24,7 @@ def add_parser(commands: Any) -> None:
         "state is carried from batch to batch and reset by the mask. Saves contact_sheet.png and loss.png.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add_examples(parser, "streamloader demo", "streamloader demo 'videos/*.mp4' --seconds 120 --out pictures")
     parser.add_argument(
         "videos", nargs="*", metavar="VIDEOS", help="files, patterns or directories (default: four downloaded clips)"
     )

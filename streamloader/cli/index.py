@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.cli.arguments import parse_count, parse_positive_count, read_storage_options
+from streamloader.cli.examples import add_examples
 from streamloader.cli.tables import print_json
 from streamloader.common.printable import make_printable
 from streamloader.media.video.index import VERIFY_LEVELS
@@ -33,6 +34,11 @@ def add_parser(commands: Any) -> None:
         "of them in seconds. It can be shipped with the videos: addresses below its folder are relative to it. The "
         "command can be interrupted at any time: what is indexed is in the cache. Exit status: 0 if all videos are in "
         "the file, 1 if some were left out, 2 if no file was written.",
+    )
+    add_examples(
+        parser,
+        "streamloader index videos --to videos/index.sqlite",
+        "streamloader index s3://bucket/videos --to s3://bucket/videos/index.sqlite --update",
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, patterns, directories, or store addresses")
     parser.add_argument("--to", required=True, metavar="FILE", help="path or store address of the index file")

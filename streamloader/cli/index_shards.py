@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from streamloader.cli.arguments import read_storage_options
+from streamloader.cli.examples import add_examples
 from streamloader.redaction import clean, redact_address
 
 __all__ = ["add_parser"]
@@ -24,6 +25,7 @@ def add_parser(commands: Any) -> None:
         "interrupted command goes on, and one after shards were added reads those alone. Exit status: 0 if all shards "
         "are indexed, 2 otherwise.",
     )
+    add_examples(parser, "streamloader index-shards s3://bucket/shards")
     parser.add_argument("address", metavar="ADDRESS", help="path or store address of the folder")
     parser.add_argument("--storage-options", metavar="FILE", help="JSON file of store options")
     parser.add_argument("--quiet", action="store_true", help="do not show progress")

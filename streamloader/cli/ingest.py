@@ -20,6 +20,7 @@ from streamloader.cli.arguments import (
     parse_weight,
     read_storage_options,
 )
+from streamloader.cli.examples import add_examples
 from streamloader.cli.tables import print_json
 from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError
@@ -50,6 +51,7 @@ def add_parser(commands: Any) -> None:
         "losslessly. Ingest can be interrupted at any time: the same command resumes it. Exit status: 0 if all videos "
         "are in the archive, 1 if some could not be added, 2 if nothing could be done.",
     )
+    add_examples(parser, "streamloader ingest videos --to archive --catalog archive/catalog.sqlite")
     parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, patterns, directories, or store addresses")
     where = parser.add_argument_group("destination")
     where.add_argument(

@@ -1,4 +1,4 @@
-"""``streamloader inspect``: show the contents of an archive, of a pack, or of a directory with packs."""
+"""``streamloader inspect``: show what is at an address: a file of any kind, a folder, a pack, or an archive."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from streamloader.cli.arguments import parse_count, parse_json_object
+from streamloader.cli.arguments import parse_count, parse_json_object, parse_positive_count, read_storage_options
+from streamloader.cli.examples import add_examples
+from streamloader.cli.inspect_files import format_files, summarize_address
 from streamloader.cli.inspect_packs import format_packs, summarize_packs
-from streamloader.cli.inspect_videos import describe_unusual, format_video_file, summarize_video_file
+from streamloader.cli.inspect_videos import describe_unusual
 from streamloader.cli.tables import Section, open_printer, print_json
 from streamloader.errors import ConfigError
 
@@ -24,17 +26,29 @@ def add_parser(commands: Any) -> None:
     """Add this command's parser to the subparsers `commands`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "inspect",
-        help="show the contents of an archive or of packs, or a video",
-        description="Show the contents of an archive: its videos, the places and codecs of their chunks, and the "
-        "videos that are being added. Reads only the catalog. Or show the contents of a pack, or of a directory with "
-        "packs: their members, bytes and compression, and which are out of date. Reads only indexes and listings. Or "
-        "show what the index of a video file says: frames, times, size, shape of pixels, streams, and damage.",
+        help="show what is in a video, a sound, an image, a text, a container, a folder or an archive",
+        description="Show what is at an address. Of a file: its size and version; of a video, its container, streams, "
+        "frames, key frames, rate, frame size, rotation and colours; of a sound, its samples; of a container or shard, "
+        "its members. Of a folder or pattern: totals, a line for each file, and the files that cannot be read, with "
+        "reasons. Files are indexed by their tables (once; indexes are cached), and videos are not read whole where "
+        "their tables suffice. Of an archive: its videos, the places and codecs of their chunks, and the videos that "
+        "are being added; only the catalog is read. Of a pack, or a directory with packs: members, compression, and "
+        "which packs are out of date. Exit status: 0, or 1 if a file cannot be read, or 2 if there is nothing to show.",
+    )
+    add_examples(
+        parser,
+        "streamloader inspect movie.mkv",
+        "streamloader inspect s3://bucket/videos --limit 50",
+        "streamloader inspect 'ssh://me@box/data/*.mp4' --json",
+        "streamloader inspect archive.sqlite --where '{\"camera\": 3}'",
     )
     parser.add_argument(
-        "archive", metavar="ARCHIVE",
-        help="URL of the catalog, or folder of a local archive; a file .pack, or a directory with packs; or a video",
+        "address", metavar="URL",
+        help="path, address or pattern of files; a folder; a container; URL of a catalog, or folder of an archive",
     )  # fmt: skip
-    parser.add_argument("video", nargs="?", metavar="NAME", help="name of one video to show with its chunks")
+    parser.add_argument(
+        "video", nargs="?", metavar="NAME", help="name of one video of an archive to show with its chunks"
+    )
     parser.add_argument(
         "--where",
         type=parse_json_object,
@@ -45,33 +59,46 @@ def add_parser(commands: Any) -> None:
         "--limit", type=parse_count, default=20, metavar="N", help="maximum number of listed items (20)"
     )
     parser.add_argument("--stream", type=parse_count, metavar="N", help="number of the video stream of a video, from 0")
+    parser.add_argument(
+        "--max-files", type=parse_positive_count, default=1000, metavar="N",
+        help="maximum number of files of a folder that are opened; the others are counted (1000)",
+    )  # fmt: skip
+    parser.add_argument("--storage-options", metavar="FILE", help="JSON file of store options")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from streamloader.archive.location import is_catalog_address
+
+    if arguments.video is not None and arguments.where is not None:
+        raise ConfigError("NAME selects one video and --where selects several: give only one of the two")
+    selects_videos = arguments.video is not None or arguments.where is not None
+    packs = summarize_packs(arguments.address, arguments.limit)
+    if packs is not None:
+        if selects_videos:
+            raise ConfigError(f"{arguments.address} is no archive: NAME and --where select its videos")
+        _print_report(arguments, packs, format_packs(packs))
+        return 0
+    if selects_videos or is_catalog_address(arguments.address):
+        if arguments.stream is not None:
+            raise ConfigError(f"{arguments.address} is no video: --stream selects one of its streams")
+        return _show_archive(arguments)
+    options = read_storage_options(arguments.storage_options)
+    report = summarize_address(
+        arguments.address, options, limit=arguments.limit, max_files=arguments.max_files, stream=arguments.stream
+    )
+    _print_report(arguments, report, format_files(report))
+    return 1 if report.get("error") or report.get("unreadable_files") else 0
+
+
+def _show_archive(arguments: argparse.Namespace) -> int:
     from streamloader.archive.catalog.registry import get_shared_catalog
     from streamloader.archive.location import catalog_url
     from streamloader.archive.summary import summarize_archive, summarize_video
 
-    if arguments.video is not None and arguments.where is not None:
-        raise ConfigError("NAME selects one video and --where selects several: give only one of the two")
-    video = summarize_video_file(arguments.archive, arguments.stream)
-    if video is not None:
-        if arguments.video is not None or arguments.where is not None:
-            raise ConfigError(f"{arguments.archive} is no archive: NAME and --where select its videos")
-        _print_report(arguments, video, format_video_file(video, _format_duration(video["seconds"])))
-        return 0
-    if arguments.stream is not None:
-        raise ConfigError(f"{arguments.archive} is no video: --stream selects one of its streams")
-    packs = summarize_packs(arguments.archive, arguments.limit)
-    if packs is not None:
-        if arguments.video is not None or arguments.where is not None:
-            raise ConfigError(f"{arguments.archive} is no archive: NAME and --where select its videos")
-        _print_report(arguments, packs, format_packs(packs))
-        return 0
-    with get_shared_catalog(catalog_url(arguments.archive)) as catalog:
+    with get_shared_catalog(catalog_url(arguments.address)) as catalog:
         if arguments.video is None:
             report = catalog.call(summarize_archive(catalog.resource, arguments.where, arguments.limit))
         else:

@@ -12,10 +12,11 @@ from typing_extensions import override
 
 from streamloader import __version__
 from streamloader.cli import convert_vdd, demo, index, index_shards, ingest, inspect, pack, plan
+from streamloader.cli.doctor import command as doctor
 from streamloader.errors import StreamloaderError
 from streamloader.redaction import clean
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter of a name shows an escape
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
     except KeyboardInterrupt:
@@ -53,10 +54,11 @@ class _CleanParser(argparse.ArgumentParser):
         super().error(clean(message))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, with all subcommands."""
     parser = _CleanParser("streamloader", description="Batches whose rows are continuous in time.")
     parser.add_argument("--version", action="version", version=f"streamloader {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, index, index_shards, ingest, inspect, plan, pack, convert_vdd):
+    for command in (demo, index, index_shards, ingest, inspect, doctor, plan, pack, convert_vdd):
         command.add_parser(commands)
     return parser

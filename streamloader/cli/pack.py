@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from streamloader.arguments import expand_path
 from streamloader.cli.arguments import COMPRESSIONS, make_compressor
+from streamloader.cli.examples import add_examples
 from streamloader.common.count_display import open_count_display
 from streamloader.common.printable import make_printable
 from streamloader.errors import ConfigError, NotFound
@@ -31,6 +32,7 @@ def add_parser(commands: Any) -> None:
         "are hidden files, and packs beside the folder of which they are a copy. Exit status: 0 if all packs are "
         "there, 2 otherwise.",
     )
+    add_examples(parser, "streamloader pack photos", "streamloader pack photos --output photos.pack --compress zstd")
     parser.add_argument("folder", metavar="DIR", help="directory with subdirectories; with --output, any folder")
     parser.add_argument("--output", metavar="FILE.pack", help="write one pack of all files below DIR")
     parser.add_argument(

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.cli.arguments import parse_frame_rate, parse_frame_size, parse_positive_count, read_storage_options
+from streamloader.cli.examples import add_examples
 from streamloader.cli.tables import Section, open_printer, print_json
 from streamloader.errors import ConfigError
 
@@ -28,6 +29,7 @@ def add_parser(commands: Any) -> None:
         "tail, the loads of the lanes, the memory of the ring, and the bytes to be read. Videos are indexed (once; "
         "indexes are cached), and nothing is decoded for the plan. The same as loader.plan_report().",
     )
+    add_examples(parser, "streamloader plan videos --batch-size 32 --window 16 --ranks 4")
     parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, patterns, directories, or store addresses")
     parser.add_argument(
         "--kind", choices=_KINDS, default="videos",

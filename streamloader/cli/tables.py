@@ -19,7 +19,7 @@ _RIGHT_ALIGNED: Final = frozenset(
         *("#", "videos", "frames", "chunks", "size", "in", "out", "time", "key frames", "first"),
         *("batches", "delivered", "padded", "share", "repeated", "dropped", "bytes"),
         *("rank", "lowest", "highest", "imbalance"),
-        *("members", "stored"),
+        *("members", "stored", "files", "keys", "rate", "channels", "unreadable"),
     }
 )
 

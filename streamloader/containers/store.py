@@ -22,6 +22,7 @@ from streamloader.containers.pack.container import PackContainer
 from streamloader.containers.tar.container import TarContainer
 from streamloader.containers.zip.container import ZipContainer
 from streamloader.errors import ConfigError, NotFound, NotSupported, ObjectChanged, StreamloaderError
+from streamloader.stores.access import StoreAccess
 from streamloader.stores.base import Body, ListingGuard, OnStart, Store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.stores.patterns import is_hidden
@@ -77,6 +78,19 @@ class ContainerStore(Store):
         self._failure: tuple[float, StreamloaderError] | None = None  # of the last attempt to open it, with its time
         self._opening = asyncio.Lock()
         self._warned = False
+
+    @property
+    def supports_ranges(self) -> bool:  # type: ignore[override]
+        """Whether a part of an object is transferred without the rest."""
+        return self.inner.supports_ranges
+
+    @override
+    def describe_access(self) -> StoreAccess:
+        return self.inner.describe_access()
+
+    @override
+    async def describe_login(self) -> dict[str, Any] | None:
+        return await self.inner.describe_login()
 
     # --- the store interface -----------------------------------------------------------------------------------------
 

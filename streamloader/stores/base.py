@@ -31,6 +31,7 @@ from streamloader.errors import (
     RangeNotSatisfiable,
 )
 from streamloader.redaction import redact_address
+from streamloader.stores.access import StoreAccess
 from streamloader.stores.deadlines import TransferDeadline, WaitTimer
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.patterns import is_hidden
@@ -70,12 +71,15 @@ class Store(abc.ABC):
         supports_writes: Whether objects can be written and deleted.
         supports_listing: Whether objects can be listed.
         has_directories: Whether directories exist besides their objects, and have permissions of their own.
+        supports_ranges: Whether a part of an object is transferred without the rest. Some stores learn from the first
+            response that their server cannot do that.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
     supports_writes: ClassVar[bool] = True
     supports_listing: ClassVar[bool] = True
     has_directories: ClassVar[bool] = False
+    supports_ranges: bool = True
 
     def __init__(self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None) -> None:
         self.url = redact_address(url)
@@ -101,6 +105,24 @@ class Store(abc.ABC):
     def address(self, path: str) -> str:
         """Return the full address of `path` without secrets, for messages."""
         return _redact_path(self.url, path)
+
+    # --- how it connects ---------------------------------------------------------------------------------------------
+
+    def describe_access(self) -> StoreAccess:
+        """Return how this store reaches its data, without connecting. It may read configuration files.
+
+        Raises:
+            ConfigError: If the configuration is invalid.
+        """
+        return StoreAccess()
+
+    async def describe_login(self) -> dict[str, Any] | None:
+        """Log in on a connection of its own, and return by name what was agreed on. None if this store has no login.
+
+        Raises:
+            StoreError: If that fails.
+        """
+        return None
 
     # --- public methods ----------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from streamloader.errors import (
     UntrustedHost,
 )
 from streamloader.redaction import redact_address
+from streamloader.stores.access import StoreAccess
 from streamloader.stores.addresses import check_authority, check_host_name, check_user_name
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.connection_guard import ConnectionGuard
@@ -119,6 +120,17 @@ class FsspecStore(Store):
         self._open_lock: asyncio.Lock | None = None
         self._make_folder_lock: asyncio.Lock | None = None
         self._thread_slots: asyncio.Semaphore | None = None
+
+    @override
+    def describe_access(self) -> StoreAccess:
+        options = ", ".join(sorted(self._options))  # any of them may be a secret, so that no value is shown
+        has_login = "@" in self._url.partition("://")[2].partition("/")[0]
+        sources = [*(["login from the address"] if has_login else []), *([f"options {options}"] if options else [])]
+        facts = {
+            "credentials": " and ".join(sources) or "those that the file system finds by itself",
+            "file system": f"{self._scheme} of fsspec",
+        }
+        return StoreAccess(facts=facts)
 
     @classmethod
     @override

@@ -180,10 +180,10 @@ def test_an_error_of_the_store_comes_after_the_good_frames_and_may_pass(folder, 
     right = as_rgb(linear_decode(path))
     stream_of = MemoryStore.stream
 
-    async def failing(self, name, span=None, *, version=None, on_start=None):
+    async def failing(self, name, span=None, *, version=None, size=None, on_start=None):
         if span is not None and span.end > 6 * readahead.UNIT_BYTES:
             raise TransferInterrupted("the line went dead", address=address, offset=span.start)
-        async for chunk in stream_of(self, name, span, version=version):
+        async for chunk in stream_of(self, name, span, version=version, size=size):
             yield chunk
 
     async def play_through():

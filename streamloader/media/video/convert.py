@@ -200,9 +200,11 @@ class Converter:
             self._convert(frame, outputs, row)
 
     def _refusal(self, frame: VideoFrame, error: Exception) -> UnreadableStream:
-        if isinstance(error, UnreadableStream):
-            return error
         target = "RGB" if self._pix_fmt in ("rgb24", _PLANAR_RGB) else self._pix_fmt
+        if isinstance(error, UnreadableStream):
+            if describe_matrix(frame) is None or target != "RGB":
+                return UnreadableStream(f"{self.name}: {error.message}", stream=self.name, address=self.name)
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
         problem = f"its frames ({frame.format.name}) cannot be converted to {target} by FFmpeg"
         advice = "Convert the file to another pixel format with another program first"
         if (matrix := describe_matrix(frame)) is not None and target == "RGB":

@@ -29,9 +29,11 @@ from streamloader.media.video.summary import SUMMARY, are_possible
 from streamloader.stream_table import StringColumn
 from streamloader.values import Array
 
-__all__ = ["FileVersion", "IndexColumns", "IndexFile", "IndexFileWriter", "StoredIndex"]
+__all__ = ["FileVersion", "IndexColumns", "IndexFile", "IndexFileWriter", "StoredIndex", "is_index_file"]
 
 _APPLICATION_ID: Final = 0x534C5649  # "SLVI": distinguishes index files from other databases
+_SQLITE_MAGIC: Final = b"SQLite format 3\0"
+_HEADER_BYTES: Final = 100  # of an SQLite file
 _FORMAT: Final = 2
 _SCHEMA: Final = (
     "CREATE TABLE header (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -102,6 +104,16 @@ class IndexColumns(NamedTuple):
     addresses: StringColumn
     records: Array
     ids: Array
+
+
+def is_index_file(path: str) -> bool:
+    """Return whether a local file begins like an index file: SQLite's header, with the number of this application."""
+    try:
+        with open(open_regular_file(path), "rb", buffering=0) as file:
+            header = file.read(_HEADER_BYTES)
+    except OSError:
+        return False
+    return header.startswith(_SQLITE_MAGIC) and header[68:72] == _APPLICATION_ID.to_bytes(4, "big")
 
 
 class IndexFile:

@@ -18,7 +18,9 @@ from streamloader.errors import ConfigError
 from streamloader.redaction import redact_address
 from streamloader.stores.addresses import check_host_name, check_user_name, split_url
 
-__all__ = ["Credentials", "has_authorization", "make_credentials", "parse_server_url", "read_netrc_login"]
+__all__ = [
+    "Credentials", "find_netrc_file", "has_authorization", "make_credentials", "parse_server_url", "read_netrc_login",
+]  # fmt: skip
 
 _RESERVED_HEADERS: Final = (
     "accept-encoding",
@@ -123,6 +125,11 @@ def _encode_basic_login(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
+def find_netrc_file() -> str:
+    """Return the path of the user's netrc file, which need not exist."""
+    return os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+
+
 def read_netrc_login(url: str) -> str | None:
     """Return the login that the user's netrc file has for a server, or None.
 
@@ -137,7 +144,7 @@ def read_netrc_login(url: str) -> str | None:
     host = server.host or ""
     if server.scheme != "https" and not _is_this_machine(host):
         return None
-    file = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    file = find_netrc_file()
     try:
         hosts = netrc.netrc(file).hosts
     except FileNotFoundError:

@@ -30,10 +30,14 @@ from streamloader.errors import (
     TransferInterrupted,
     Unreachable,
 )
+from streamloader.redaction import redact_address
+from streamloader.stores.access import ServerAddress, StoreAccess
 from streamloader.stores.base import Body, Store
+from streamloader.stores.environment import find_ca_path, find_proxy
 from streamloader.stores.http.address_scope import AddressScope, PinnedHosts
 from streamloader.stores.http.auth import (
     Credentials,
+    find_netrc_file,
     has_authorization,
     make_credentials,
     parse_server_url,
@@ -151,6 +155,8 @@ class HttpStore(Store):
             root, timeouts=timeouts, limits=replace(limits, requests=min(limits.requests, limits.connections))
         )
         self._credentials: Credentials = make_credentials(headers or {}, user, auth, token)
+        given = {"the address": user, "the option auth": auth, "the option token": token}
+        self._login_source = next((source for source, value in given.items() if value is not None), None)
         self._ca_file = None if ca_file is None else os.fspath(ca_file)
         if scope not in _SCOPES:
             raise ConfigError(f"scope={scope!r}: expected one of {', '.join(map(repr, _SCOPES))}")
@@ -172,6 +178,33 @@ class HttpStore(Store):
         scheme, _, rest = address.partition("://")
         end = min((end for end in (rest.find("/"), rest.find("?"), rest.find("#")) if end >= 0), default=len(rest))
         return f"{scheme.lower()}://{rest[:end]}", rest[end:].removeprefix("/")
+
+    @property
+    def supports_ranges(self) -> bool:  # type: ignore[override]
+        """Whether the server has sent parts of objects so far when parts were requested."""
+        return not self._warned_no_ranges
+
+    @override
+    def describe_access(self) -> StoreAccess:
+        facts = {"credentials": self._describe_credentials()}
+        if self._credentials.headers:
+            facts["headers"] = ", ".join(sorted(self._credentials.headers))
+        ca_file = find_ca_path(self._ca_file)
+        facts["certificates"] = ca_file or "authorities of the system"
+        proxy = find_proxy(self.url)
+        if proxy is None:
+            return StoreAccess((ServerAddress.from_url("server", self.url),), facts, ca_file=ca_file)
+        facts["proxy"] = f"{redact_address(proxy)} of the environment"
+        return StoreAccess((ServerAddress.from_url("proxy", proxy),), facts, ca_file=ca_file)
+
+    def _describe_credentials(self) -> str:
+        if self._login_source is not None:
+            return f"login from {self._login_source}"
+        if has_authorization(self._credentials.headers):
+            return "login from the option headers"
+        if not self._anonymous and read_netrc_login(self.url) is not None:
+            return f"login from the netrc file {find_netrc_file()}"
+        return "none"
 
     # --- the store interface -----------------------------------------------------------------------------------------
 

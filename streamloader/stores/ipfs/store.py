@@ -23,9 +23,11 @@ from streamloader.errors import (
     StoreError,
 )
 from streamloader.redaction import redact_address
+from streamloader.stores.access import StoreAccess
 from streamloader.stores.base import Body, Store
 from streamloader.stores.http.address_scope import PinnedHosts
 from streamloader.stores.http.store import HttpStore
+from streamloader.stores.ipfs.access import describe_access
 from streamloader.stores.ipfs.blocks import CarFetcher, IpfsBlockFetcher, combine_errors
 from streamloader.stores.ipfs.cid import Cid
 from streamloader.stores.ipfs.file_reader import GetNode, UnixFsReader
@@ -162,6 +164,12 @@ class IpfsStore(Store):
     @override
     def address(self, path: str) -> str:
         return redact_address(f"{self.url}{path}")
+
+    @override
+    def describe_access(self) -> StoreAccess:
+        return describe_access(
+            self._rpc, self._gateways, has_token=self._token is not None, verified=not self._plain_gateways
+        )
 
     async def add(self, data: bytes) -> str:
         """Add a file to the node of `rpc` and pin it there. Return its CID, of version 1 with raw leaves.

@@ -112,7 +112,7 @@ class ProfileCredentials:
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
 
     async def __call__(self) -> dict[str, Any]:
         """Return credentials in obstore's format.
@@ -121,7 +121,7 @@ class ProfileCredentials:
             AccessDenied: If the profile provides no credentials.
             MissingDependency: If the login needs boto3 and it is not installed.
         """
-        profile = await asyncio.to_thread(read_profile, self._name)
+        profile = await asyncio.to_thread(read_profile, self.name)
         assert profile is not None  # because it has a name
         settings = profile.settings
         if "aws_access_key_id" in settings and "aws_secret_access_key" in settings:
@@ -132,16 +132,16 @@ class ProfileCredentials:
                 "expires_at": datetime.now(UTC) + _REFRESH_INTERVAL,
             }
         if "credential_process" in settings:
-            return await _run_credential_process(settings["credential_process"], self._name)
+            return await _run_credential_process(settings["credential_process"], self.name)
         if profile.has_credentials:
             may_query = (
                 profile.settings.get("credential_source") == "Ec2InstanceMetadata" or may_query_metadata_service()
             )
-            return await asyncio.to_thread(_get_boto3_credentials, self._name, may_query_metadata=may_query)
-        raise AccessDenied(f"the AWS profile {self._name!r} has no credentials and names no way to get them")
+            return await asyncio.to_thread(_get_boto3_credentials, self.name, may_query_metadata=may_query)
+        raise AccessDenied(f"the AWS profile {self.name!r} has no credentials and names no way to get them")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._name!r})"
+        return f"{type(self).__name__}({self.name!r})"
 
 
 async def _run_credential_process(command: str, name: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar
 
+from typing_extensions import override
+
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
     AccessDenied,
@@ -23,7 +25,9 @@ from streamloader.errors import (
     StreamloaderError,
     Unreachable,
 )
+from streamloader.stores.access import StoreAccess
 from streamloader.stores.base import Body, Data, Store
+from streamloader.stores.objects.access import describe_access
 from streamloader.stores.objects.config import ObjectStoreConfig
 from streamloader.stores.objects.credentials import CredentialSource, StaticCredentials
 from streamloader.stores.objects.errors import (
@@ -180,6 +184,10 @@ class ObjectStore(Store):
         self._provider: Any = None
         self._client_pid = 0  # process that made the client
         self._needs_grace = False  # whether a request was cancelled or a listing fetched
+
+    @override
+    def describe_access(self) -> StoreAccess:
+        return describe_access(self._config)
 
     async def _head(self, path: str) -> ObjectInfo:
         return _make_info(path, await self._request(path, 0, lambda obstore, client: obstore.head_async(client, path)))

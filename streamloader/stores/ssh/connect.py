@@ -8,9 +8,9 @@ import binascii
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import asyncssh
@@ -33,7 +33,10 @@ from streamloader.stores.addresses import check_host_name, check_user_name, spli
 from streamloader.stores.ssh.known_hosts import KnownHosts, find_host_key_policy
 from streamloader.stores.ssh.transport import ChunkedTransport
 
-__all__ = ["TRUST_ANY", "SshLogin", "SshTarget", "close_chain", "connect"]
+__all__ = [
+    "TRUST_ANY", "SshLogin", "SshTarget", "close_chain", "connect", "find_agent", "find_client_keys", "find_jumps",
+    "find_known_hosts_files", "read_options",
+]  # fmt: skip
 
 TRUST_ANY: Final = "any_host_key_even_of_an_impostor"
 # Put before asyncssh's own list. AES-GCM is the fastest cipher on current processors.
@@ -146,8 +149,20 @@ class SshLogin:
                     raise ConfigError(f"{name}={path!r}: there is no such file")
 
 
-async def connect(login: SshLogin, timeouts: Timeouts, address: str) -> list[asyncssh.SSHClientConnection]:
+Watch: TypeAlias = Callable[[SshTarget, asyncssh.SSHClientConnection], None]
+"""Function that receives each connection before anything is sent on it."""
+
+
+async def connect(
+    login: SshLogin, timeouts: Timeouts, address: str, *, watch: Watch | None = None
+) -> list[asyncssh.SSHClientConnection]:
     """Connect to a server, through its jump hosts if it has any.
+
+    Args:
+        login: Options of the store.
+        timeouts: Time limits of the store.
+        address: Address of the server for messages.
+        watch: Function that receives each connection. Defaults to none.
 
     Returns:
         The connection to the server, followed by those to its jump hosts. Each connection runs through the next one.
@@ -164,7 +179,7 @@ async def connect(login: SshLogin, timeouts: Timeouts, address: str) -> list[asy
     try:
         async with deadline:
             await asyncio.to_thread(login.check_files)
-            await _extend_chain(chain, login, login.target, login.jumps, timeouts, address, ())
+            await _extend_chain(chain, login, login.target, login.jumps, timeouts, address, (), watch)
         done = True
         return chain
     except TimeoutError as error:
@@ -197,6 +212,7 @@ async def _extend_chain(
     timeouts: Timeouts,
     address: str,
     ancestors: tuple[SshTarget, ...],
+    watch: Watch | None,
 ) -> None:
     """Connect to `target` through its jump hosts, and insert the connections at the beginning of `chain`.
 
@@ -208,39 +224,23 @@ async def _extend_chain(
         timeouts: Time limits of the store.
         address: Address of `target` for messages.
         ancestors: Hosts that are reached through `target`, for detecting circles.
+        watch: Function that receives each connection, or None.
     """
     if target in ancestors or len(ancestors) >= _MAX_JUMPS:
         raise ConfigError(f"{address}: the jump hosts form a circle, or there are more than {_MAX_JUMPS} of them")
-    config = () if login.config is None else list(login.config) or None
-    common: dict[str, Any] = {
-        "host": target.host,
-        "port": () if target.port is None else target.port,
-        "username": () if target.user is None else target.user,
-        "config": config,
-    }
-    try:
-        options = await asyncio.to_thread(lambda: asyncssh.SSHClientConnectionOptions(client_keys=None, **common))
-    except (OSError, ValueError, asyncssh.Error) as error:  # ConfigParseError is a ValueError
-        raise ConfigError(f"{address}: the SSH configuration cannot be used: {error}") from error
-    # The configuration may replace both, and its ProxyCommand contains the results (%h, %r).
-    check_host_name(options.host)
-    check_user_name(options.username)
-    if jumps is None:
-        proxy_jump = options.config.get("ProxyJump")
-        jumps = [SshTarget.parse(hop) for hop in str(proxy_jump).split(",")] if proxy_jump not in (None, "none") else []
-        jumps_of_first_hop = None  # the configuration may name jump hosts for the first hop, too
-    else:
-        jumps_of_first_hop = ()
-    for hop in jumps:
+    common, options = await asyncio.to_thread(read_options, login, target, address)
+    # The configuration may name jump hosts for the first hop, too.
+    jumps_of_first_hop = None if jumps is None else ()
+    for hop in find_jumps(jumps, options):
         hop_jumps = jumps_of_first_hop if not chain else ()
-        await _extend_chain(chain, login, hop, hop_jumps, timeouts, f"ssh://{hop}", (*ancestors, target))
-    hosts = KnownHosts(_find_known_hosts_files(login, options.config))
-    client = _HostKeyRecorder()
+        await _extend_chain(chain, login, hop, hop_jumps, timeouts, f"ssh://{hop}", (*ancestors, target), watch)
+    hosts = KnownHosts(find_known_hosts_files(login, options.config))
+    client = _HostKeyRecorder(None if watch is None else lambda connection: watch(target, connection))
     try:
         connection = await asyncssh.connect(
             **common,
             **_authentication_options(login, target, options.config),
-            agent_path=_find_agent(options, address),
+            agent_path=find_agent(options, address),
             tunnel=_select_tunnel(chain, options),
             known_hosts=None if login.trust_any else hosts.match,
             client_factory=lambda: client,
@@ -272,6 +272,52 @@ async def _extend_chain(
         )
 
 
+def read_options(
+    login: SshLogin, target: SshTarget, address: str
+) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOptions]:
+    """Read the SSH configuration for a host. Return the options for connecting to it, and what they result in.
+
+    Args:
+        login: Options of the store.
+        target: Host to connect to.
+        address: Address of the host for messages.
+
+    Raises:
+        ConfigError: If the configuration cannot be used.
+    """
+    common: dict[str, Any] = {
+        "host": target.host,
+        "port": () if target.port is None else target.port,
+        "username": () if target.user is None else target.user,
+        "config": () if login.config is None else list(login.config) or None,
+    }
+    try:
+        options = asyncssh.SSHClientConnectionOptions(client_keys=None, **common)
+    except (OSError, ValueError, asyncssh.Error) as error:  # ConfigParseError is a ValueError
+        raise ConfigError(f"{address}: the SSH configuration cannot be used: {error}") from error
+    # The configuration may replace both, and its ProxyCommand contains the results (%h, %r).
+    check_host_name(options.host)
+    check_user_name(options.username)
+    return common, options
+
+
+def find_jumps(given: Sequence[SshTarget] | None, options: asyncssh.SSHClientConnectionOptions) -> Sequence[SshTarget]:
+    """Return the jump hosts of a host: those that are given, or else those of its configuration."""
+    if given is not None:
+        return given
+    proxy_jump = options.config.get("ProxyJump")
+    return [SshTarget.parse(hop) for hop in str(proxy_jump).split(",")] if proxy_jump not in (None, "none") else []
+
+
+def find_client_keys(login: SshLogin, config: Any) -> tuple[str, ...]:
+    """Return the paths of the private keys of the options, or else of an SSH configuration, if they exist."""
+    if login.client_keys:
+        return login.client_keys
+    # Like OpenSSH, skip missing files of the configuration.
+    configured = [os.path.expanduser(str(path)) for path in config.get("IdentityFile", ())]
+    return tuple(path for path in configured if os.path.isfile(path))
+
+
 def _select_tunnel(chain: Sequence[asyncssh.SSHClientConnection], options: asyncssh.SSHClientConnectionOptions) -> Any:
     """Return the tunnel to connect through: a jump host, a plain TCP connection, or None for the ProxyCommand."""
     if chain:
@@ -281,11 +327,7 @@ def _select_tunnel(chain: Sequence[asyncssh.SSHClientConnection], options: async
 
 def _authentication_options(login: SshLogin, target: SshTarget, config: Any) -> dict[str, Any]:
     """Return the options to authenticate with. A password is only sent to the host it was given for."""
-    keys: tuple[str, ...] = login.client_keys
-    if not keys:
-        # Like OpenSSH, skip missing files of the configuration.
-        configured = [os.path.expanduser(str(path)) for path in config.get("IdentityFile", ())]
-        keys = tuple(path for path in configured if os.path.isfile(path))
+    keys = find_client_keys(login, config)
     return {
         "client_keys": list(keys) if keys else (),
         "ignore_encrypted": not login.client_keys,  # explicitly given keys must be usable, configured ones need not be
@@ -294,7 +336,7 @@ def _authentication_options(login: SshLogin, target: SshTarget, config: Any) -> 
     }
 
 
-def _find_agent(options: asyncssh.SSHClientConnectionOptions, address: str) -> str | None:
+def find_agent(options: asyncssh.SSHClientConnectionOptions, address: str) -> str | None:
     """Return the path of the agent's socket, or None if there is no agent, or one that another user listens to."""
     configured = options.config.get("IdentityAgent", ())  # None for "none"
     path = os.path.expanduser(str((os.environ.get("SSH_AUTH_SOCK") if configured == () else configured) or ""))
@@ -310,7 +352,8 @@ def _find_agent(options: asyncssh.SSHClientConnectionOptions, address: str) -> s
     return path
 
 
-def _find_known_hosts_files(login: SshLogin, config: Any) -> list[str]:
+def find_known_hosts_files(login: SshLogin, config: Any) -> list[str]:
+    """Return the existing files with trusted host keys, of the options or else of an SSH configuration."""
     if login.known_hosts is not None:
         return list(login.known_hosts)
     user = config.get("UserKnownHostsFile", _USER_KNOWN_HOSTS)  # empty for "none"
@@ -321,12 +364,21 @@ def _find_known_hosts_files(login: SshLogin, config: Any) -> list[str]:
 class _HostKeyRecorder(asyncssh.SSHClient):
     """Record an untrusted host key for the error message, and reject it.
 
+    Args:
+        watch: Function that receives the connection, or None.
+
     Attributes:
         rejected: Host key that was rejected, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[asyncssh.SSHClientConnection], None] | None = None) -> None:
         self.rejected: asyncssh.SSHKey | None = None
+        self._watch = watch
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """Called when the connection is open, before anything is sent."""
+        if self._watch is not None:
+            self._watch(conn)
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         """Called for a host key that is not in known_hosts."""

@@ -9,15 +9,17 @@ import posixpath
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from typing_extensions import override
 
 from streamloader.arguments import expand_path
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import ClosedError, ConfigError, NotSupported, StoreTimeout
+from streamloader.stores.access import StoreAccess
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.search import TreeSearch
+from streamloader.stores.ssh import access
 from streamloader.stores.ssh import packets as sftp
 from streamloader.stores.ssh.connect import TRUST_ANY, SshLogin, SshTarget
 from streamloader.stores.ssh.listing import DirectoryListing
@@ -110,6 +112,14 @@ class SshStore(Store):
     def split(cls, address: str) -> tuple[str, str]:
         root, path = super().split(address)
         return root, path.lstrip("/")
+
+    @override
+    def describe_access(self) -> StoreAccess:
+        return access.describe_access(self._login, self.url)
+
+    @override
+    async def describe_login(self) -> dict[str, Any]:
+        return await access.describe_login(self._login, self.timeouts, self.url)
 
     def _get_pool(self) -> SshPool:
         if self._closed:

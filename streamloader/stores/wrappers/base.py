@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from typing_extensions import override
 
+from streamloader.stores.access import StoreAccess
 from streamloader.stores.base import Body, Data, OnStart, Store
 from streamloader.stores.search import TreeSearch
 from streamloader.values import ByteRange, ObjectInfo
@@ -42,6 +44,19 @@ class StoreWrapper(Store):
     def has_directories(self) -> bool:  # type: ignore[override]
         """Whether directories exist besides their objects, and have permissions of their own."""
         return self.inner.has_directories
+
+    @property
+    def supports_ranges(self) -> bool:  # type: ignore[override]
+        """Whether a part of an object is transferred without the rest."""
+        return self.inner.supports_ranges
+
+    @override
+    def describe_access(self) -> StoreAccess:
+        return self.inner.describe_access()
+
+    @override
+    async def describe_login(self) -> dict[str, Any] | None:
+        return await self.inner.describe_login()
 
     @override
     def address(self, path: str) -> str:

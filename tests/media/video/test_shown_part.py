@@ -313,12 +313,12 @@ def test_inspect_shows_a_video(tmp_path, capsys):
     path = make_cameras(tmp_path / "two.mkv")
     cropped = with_matroska_crop(path, tmp_path / "cropped.mkv", top=8, left=4)
     assert main(["inspect", str(cropped), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["frames"], report["height"], report["width"]) == (25, 40, 60)
-    assert (report["video_streams"], report["stream"], report["cropping"]) == (2, 0, [8, 0, 4, 0])
+    report = json.loads(capsys.readouterr().out)["details"]
+    assert (report["frames"], report["frame_size"]) == (25, [40, 60])
+    assert (report["video_streams"], report["video_stream"], report["cropping"]) == (2, 0, [8, 0, 4, 0])
     assert main(["inspect", str(cropped), "--stream", "1"]) == 0
     text = capsys.readouterr().out
     assert "1 of 2 video streams" in text
     assert "48x64" in text
-    assert main(["inspect", str(cropped), "--stream", "2"]) != 0
-    assert "there is no stream 2" in capsys.readouterr().err
+    assert main(["inspect", str(cropped), "--stream", "2"]) == 1
+    assert "there is no stream 2" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""The subcommand ``doctor``: examine how an address is reached, or this machine."""
