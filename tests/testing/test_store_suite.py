@@ -177,11 +177,13 @@ class TextMode(Plain):
 
 
 class EmptySpansUnchecked(Plain):
-    async def stream(self, path, span=None, *, version=None, on_start=None):
+    async def stream(self, path, span=None, *, version=None, size=None, on_start=None):
         self._prepare_call(path)
         if span is not None and span.start == span.end:
             return
-        async with contextlib.aclosing(super().stream(path, span, version=version, on_start=on_start)) as chunks:
+        async with contextlib.aclosing(
+            super().stream(path, span, version=version, size=size, on_start=on_start)
+        ) as chunks:
             async for chunk in chunks:
                 yield chunk
 
