@@ -35,7 +35,9 @@ _AZURE_ACCOUNTS: Final = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
 _GATEWAY_QUERY: Final = re.compile(r"\?(?:(?:filename|download|format)=[^&/]*&?)+\Z")
 _IPFS_PATH: Final = re.compile(r"(?:dweb:)?/(ipfs|ipns)/(.+)", re.DOTALL)
 _CID: Final = re.compile(r"(?:Qm[1-9A-HJ-NP-Za-km-z]{44}|b[a-z2-7]{50,})(?=/|\Z)")
-_CHAIN: Final = re.compile(r"([a-z][a-z0-9_+.-]*)(?:://(.*?))?::(.+)", re.DOTALL)
+# The first "::" outside of an IPv6 address in brackets.
+_CHAIN: Final = re.compile(r"([a-z][a-z0-9_+.-]*)(?:://((?:\[[0-9A-Fa-f:.%]*\]|.)*?))?::(.+)", re.DOTALL)
+_IPV6_HOST: Final = re.compile(r"[a-z][a-z0-9_+.-]*://[^/?#]*\[[^/?#\]]*\](?=[:/?#]|\Z)")
 _CHAINED_CONTAINERS: Final = ("zip", "tar", "libarchive")
 _CHAINED_CACHES: Final = ("simplecache", "filecache", "blockcache", "cached")
 _CHAINED_OTHERS: Final = ("dir", "reference", "gzip", "file", "local", *_ONE_SLASH_SCHEMES)
@@ -54,7 +56,11 @@ def normalize_address(address: str) -> str:
     Raises:
         ConfigError: If the spelling is that of another tool and has no counterpart. The message tells what to write.
     """
-    if "::" in address and (chain := _CHAIN.fullmatch(address)) is not None and not os.path.lexists(address):
+    if (
+        "::" in _IPV6_HOST.sub("", address)
+        and (chain := _CHAIN.fullmatch(address)) is not None
+        and not os.path.lexists(address)
+    ):
         return _translate_chain(address, *chain.groups())
     match = _SCHEME.match(address)
     if match is None:

@@ -23,6 +23,7 @@ from servers.nginx_fixture import USER
 from streamloader.archive.archive import Archive
 from streamloader.cli.main import main
 from streamloader.redaction import MASK
+from streamloader.stores.environment import CA_VARIABLES
 from streamloader.testing.faults.certificates import make_certificate
 from streamloader.testing.faults.http import HttpFault, HttpServer
 
@@ -168,6 +169,8 @@ def test_a_key_with_a_passphrase_through_a_jump_host(ssh_server, tmp_path, capsy
 
 
 def test_http(nginx_server, capsys, monkeypatch):
+    for name in CA_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

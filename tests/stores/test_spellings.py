@@ -15,6 +15,7 @@ from streamloader.errors import ConfigError, NotFound, ProtocolError, StreamNotF
 from streamloader.stores.addresses import as_addresses, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.registry import open_store, scheme_of, select_options, split_address
+from streamloader.stores.spellings import normalize_address
 from streamloader.testing.faults.ipfs_dags import DagBuilder
 from streamloader.testing.faults.ipfs_gateway import FaultyGateway
 
@@ -193,3 +194,9 @@ def test_ipfs_addresses_of_browsers(tmp_path):
         for changed in (CID.lower(), CID.upper()):
             with pytest.raises((ProtocolError, NotFound), match="must keep their case"):
                 expand_addresses(f"ipfs://{changed}", None, options)
+
+
+@pytest.mark.parametrize("address", ["http://[::1]:8080/a.mp4", "ssh://me@[fe80::1]/a", "https://[2001:db8::1]"])
+def test_hosts_of_ipv6_are_no_chains(address):
+    assert normalize_address(address) == address
+    assert normalize_address(f"zip://a.txt::{address}/a.zip") == f"{address}/a.zip!/a.txt"
