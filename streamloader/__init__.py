@@ -15,6 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.redaction import SafeLogFilter
+from streamloader.torch_support import has_torch, make_missing_torch_error
 
 if TYPE_CHECKING:
     from streamloader import compat
@@ -367,11 +368,32 @@ _MODULES: Final = {
     "yuv_to_rgb": "loader.yuv",
 }
 
+_NEED_TORCH: Final = frozenset(
+    {
+        "Archive",
+        "ArchiveClips",
+        "ButterflyTorch",
+        "ChunkTracker",
+        "DirectoryIterableDataset",
+        "DistributedVideoDataset",
+        "RemoteDataset",
+        "RemoteFileHandler",
+        "ShardLoader",
+        "VideoProcessor",
+        "open_archive",
+        "yuv_to_rgb",
+    }
+)
+if not has_torch():  # a star import takes what there is
+    __all__ = [name for name in __all__ if name not in _NEED_TORCH]
+
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 logging.getLogger(__name__).addFilter(SafeLogFilter())
 
 
 def __getattr__(name: str) -> Any:
+    if name in _NEED_TORCH and not has_torch():
+        raise make_missing_torch_error(f"streamloader.{name} needs")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "compat":

@@ -27,6 +27,7 @@ from tiers import mark_repeats
 
 from streamloader.demo.mnist import fetch_mnist
 from streamloader.errors import NotFound
+from streamloader.torch_support import has_torch
 
 try:
     import uvloop
@@ -66,6 +67,25 @@ def pytest_report_header():
 def pytest_collection_modifyitems(items):
     mark_repeats(items)
     sort_tests(items)
+
+
+class _ModuleWithTorch(pytest.Module):
+    """Test file that is skipped where it cannot be imported, because it needs torch."""
+
+    def collect(self):
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            missing = error.__cause__
+            while missing is not None and getattr(missing, "name", None) != "torch":
+                missing = missing.__cause__
+            if missing is None:
+                raise
+        pytest.skip("torch is not installed", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return None if has_torch() else _ModuleWithTorch.from_parent(parent, path=module_path)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,15 +6,16 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from engine_data import Numbered, assert_same_batches, copies
+from optional_torch import torch
 
 import streamloader as sl
 from streamloader.arguments import check_integer, check_seconds
 from streamloader.media.video.selection import Selection
 
 LENGTHS = [5, 9, 2, 7]
-INTEGERS = [np.int64, np.int32, np.uint8, torch.tensor]
+INTEGERS = [np.int64, np.int32, np.uint8, *([torch.tensor] if torch else [])]
+SHAPES = [3, np.int64(3), (np.int32(3),), *([torch.Size([3])] if torch else [])]
 ARGUMENTS = {"batch_size": 2, "window": 3, "prefetch_factor": 2, "num_workers": 0, "seed": 5}
 
 
@@ -160,7 +161,7 @@ def test_shapes_that_are_none_are_refused(shape):
         sl.Field(shape)
 
 
-@pytest.mark.parametrize("shape", [3, np.int64(3), (np.int32(3),), torch.Size([3])])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_of_every_type_are_equal(shape):
     assert sl.Field(shape).shape == (3,)
 

@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-import torch.distributed
 from engine_data import Numbered, assert_same_batches, copies, model_epoch
+from optional_torch import torch
 from resume_data import Seekable, arrays, rows_of_ranks
 from tiers import fast_first, only_fast
 
@@ -33,6 +33,7 @@ def no_rank_from_outside(monkeypatch):
 @pytest.fixture
 def gloo():
     """Make this process the only one of a group."""
+    pytest.importorskip("torch.distributed")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

@@ -15,10 +15,12 @@ import av
 import numpy as np
 import pytest
 from made_clips import make_clip
+from optional_torch import needs_torch
 from servers.block_gateway import serve_blocks
 
 import streamloader as sl
 
+pytestmark = needs_torch  # they show how to train with it
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWS = {
     "addresses": "all 106,200 bytes equal the written ones: True",

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -137,16 +138,24 @@ def test_whatever_installs_in_ci_asks_for_hashes():
             for line in section.get("deps", "-r requirements/test.txt").splitlines():
                 assert (ROOT / line.removeprefix("-r ")) in LOCKS
     assert tox["testenv"]["package"] == "skip"  # else tox would install its dependencies without hashes
-    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "pip install" in line]
-    assert len(commands) == 1
-    assert set(commands[0].split()) >= FLAGS
+    programs = [ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml")]
+    assert len(programs) == 3
+    commands = [line for program in programs for line in program.read_text().splitlines() if "pip install" in line]
+    assert len(commands) == 4  # tox three times, and hatchling
+    for command in commands:
+        assert set(command.split()) >= FLAGS
 
 
-@pytest.mark.parametrize("failing", ["", "torch-cpu", "torch", "sources", "check"])
-def test_torch_is_installed_in_the_build_that_pip_finds(failing, monkeypatch):
+@pytest.fixture
+def install_program():
     spec = importlib.util.spec_from_file_location("install_program", ROOT / "requirements" / "install.py")
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
+    return program
+
+
+@pytest.mark.parametrize("failing", ["", "torch-cpu", "torch", "sources", "check"])
+def test_torch_is_installed_in_the_build_that_pip_finds(failing, install_program, monkeypatch):
     calls = []
 
     def run_pip(*arguments, output=None):
@@ -154,8 +163,13 @@ def test_torch_is_installed_in_the_build_that_pip_finds(failing, monkeypatch):
         calls.append((name, set(arguments)))
         return int(name in ([failing, "torch-cpu"] if failing == "torch" else [failing]))
 
-    monkeypatch.setattr(program, "run_pip", run_pip)
-    status = program.main(["sources"])
+    def check_versions(*, has_torch):
+        assert has_torch
+        return run_pip("check")
+
+    monkeypatch.setattr(install_program, "run_pip", run_pip)
+    monkeypatch.setattr(install_program, "check_versions", check_versions)
+    status = install_program.main(["sources"])
     names = [name for name, _ in calls]
     if failing in ("", "check"):
         assert names == ["torch-cpu", "sources", ROOT.name, "check"]
@@ -175,6 +189,45 @@ def test_torch_is_installed_in_the_build_that_pip_finds(failing, monkeypatch):
         elif name != "check":
             assert {"--require-hashes", "--no-deps"} <= arguments
             assert ("--only-binary=:all:" in arguments) is (name != "sources")
+
+
+@pytest.mark.parametrize(
+    ("platform", "found", "wanted"),
+    [
+        ("linux", True, ["torch-cpu", "sources", ROOT.name]),
+        ("linux", False, ["torch-cpu", "sources", ROOT.name]),
+        ("darwin", False, ["torch-cpu", "torch", "sources", ROOT.name]),  # its release has no CUDA libraries
+    ],
+)
+def test_an_environment_can_do_without_torch(platform, found, wanted, install_program, monkeypatch):
+    names, checks = [], []
+
+    def run_pip(*arguments, output=None):
+        names.append(Path(arguments[-1]).stem)
+        return int(names[-1] == "torch-cpu" and not found)
+
+    monkeypatch.setattr(install_program, "run_pip", run_pip)
+    monkeypatch.setattr(install_program, "check_versions", lambda *, has_torch: checks.append(has_torch) or 0)
+    monkeypatch.setattr(install_program.sys, "platform", platform)
+    assert install_program.main(["sources", "--no-cuda"]) == 0
+    assert names == wanted
+    assert checks == [found or platform == "darwin"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "has_torch", "status"),
+    [
+        ([], True, 0),
+        (["a 1.0 requires torch, which is not installed."], False, 0),
+        (["a 1.0 requires torch, which is not installed."], True, 1),
+        (["a 1.0 requires torch, which is not installed.", "b 1.0 requires c, which is not installed."], False, 1),
+    ],
+)
+def test_only_a_torch_that_is_left_out_may_be_missing(lines, has_torch, status, install_program, monkeypatch, capfd):
+    program = f"import sys; print({chr(10).join(lines)!r}); sys.exit({int(bool(lines))})"
+    monkeypatch.setattr(install_program, "PIP", (sys.executable, "-c", program))
+    assert install_program.check_versions(has_torch=has_torch) == status
+    assert ("b 1.0" in capfd.readouterr().out) is (len(lines) > 1)
 
 
 def test_the_lock_of_js_ipfs_has_hashes_and_no_addresses():
@@ -204,3 +257,11 @@ def test_js_ipfs_is_installed_if_it_is_what_is_locked():
     for other in ({}, {"a": {}}, {"a": {"integrity": "2"}}, {"b": {"integrity": "2"}}):
         assert not is_install_of({"packages": other}, locked)
     assert not is_install_of({"packages": {"a": {"integrity": "1"}, "c": {"integrity": "3"}}}, locked)
+
+
+def test_the_recipe_without_torch_installs_all_other_requirements():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    (command,) = re.findall(r"^\$ (pip install \"(?:[^\\\n]|\\\n)*)", text, re.MULTILINE)
+    required = {line.partition(";")[0].strip() for line in PROJECT["dependencies"]}
+    assert {line for line in required if line.startswith("torch")} == {"torch>=2.4"}
+    assert set(re.findall(r'"([^"]+)"', command)) == required - {"torch>=2.4"}

@@ -50,6 +50,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from streamloader.torch_support import require_torch
+
+    require_torch("the demo needs")
     from streamloader.demo.clips import fetch_clips
     from streamloader.demo.train import Settings, run
 

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from torch.utils.data import IterableDataset
 
 from streamloader.arguments import check_integer
 from streamloader.datasets.random_order import draw_words
 from streamloader.datasets.workers import get_dataloader_worker
 from streamloader.distributed import resolve_rank
 from streamloader.errors import ConfigError, StateError
+from streamloader.torch_datasets import IterableDataset
 
 __all__ = ["ShuffleDataset"]
 

@@ -243,7 +243,7 @@ def make_plan(
     else:
         costs = -(-known_lengths // window) if switch == "align" else known_lengths
         groups, loads = _deal(costs, lanes)
-        used_groups = int(np.count_nonzero(loads)) or min(lanes, len(lengths))
+        used_groups = int(np.count_nonzero(loads)) or int(np.count_nonzero(np.bincount(groups)))
         batches = count_batches(loads, window if switch == "pack" else 1, tail)
     bounds = np.zeros(lanes + 1, np.int64)
     np.cumsum(np.bincount(groups, minlength=lanes), out=bounds[1:])

@@ -18,7 +18,7 @@ import numpy as np
 
 from streamloader.child_processes import keep_off_standard_streams
 from streamloader.common.free_memory import free_memory
-from streamloader.engine.slot_release import ReleaseQueue, SlotRef
+from streamloader.engine.slot_release import ReleaseQueue
 from streamloader.errors import RingTooLarge
 from streamloader.values import Array, Field
 
@@ -290,9 +290,7 @@ class Ring:
             layout.lanes, Status.COLUMNS
         )
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
-        self.released: ReleaseQueue[SlotRef] = ReleaseQueue()
-        self._release = self.released.put
-        self._leases: dict[int, SlotRef] = {}
+        self.released = ReleaseQueue()
         cursor = layout.arrays.get(_CURSOR)
         start, size = (0, 0) if cursor is None else (cursor.offset, cursor.nbytes)
         self._slot_offsets = [self._status_bytes + slot * layout.nbytes for slot in range(slots)]
@@ -380,8 +378,7 @@ class Ring:
         """Lend a slot's memory. The slot is put into `released` once nothing refers to it any more."""
         lease = self._lease_type.from_address(self.address + self._slot_offsets[slot])
         lease.mapping = self._mapping
-        self._leases[slot] = ref = SlotRef(lease, self._release)
-        ref.slot = slot
+        self.released.watch(lease, slot)
         return lease
 
     def cursors(self, slot: int) -> bytes:

@@ -22,7 +22,6 @@ from streamloader.engine.job import WorkerJob
 from streamloader.engine.messages import Message, MessageKind, encode_message
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import Ring, Status
-from streamloader.engine.slot_release import drain_released_slots
 from streamloader.engine.worker_inbox import WorkerInbox
 from streamloader.engine.worker_pool import WorkerPool
 from streamloader.engine.worker_process import WorkerHandle
@@ -116,7 +115,7 @@ class Supervisor:
             ring,
             processes=workers > 0,
             on_exit=functools.partial(_handle_worker_exit, self_ref),
-            on_slot_release=functools.partial(_reclaim_slot, self_ref),
+            on_slot_release=functools.partial(_reclaim_slots, self_ref),
         )
         self._finalizer = weakref.finalize(self, _shut_down, self._pool, ring)
 
@@ -193,7 +192,7 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether the next batch, or the end of the epoch, is available without waiting."""
-        if not self._ring.released.empty():
+        if self._ring.released:
             self.reclaim_slots()
         return min(self._filled) > self._grants.consumed or self._grants.at_end
 
@@ -296,16 +295,15 @@ class Supervisor:
 
     def reclaim_slots(self) -> None:
         """Grant the slots that the user has released."""
-        self._grants.free += drain_released_slots(self._ring.released)
+        self._grants.free += self._ring.released.drain()
         self._grants.grant_free_slots()
         if len(self._grants.unsent) >= self._flush_bytes:
             self.flush()
 
-    def reclaim_slot(self, slot: int) -> None:
-        """Grant a slot that the user has just released, unless the loader was closed. The caller holds the lock."""
+    def send_free_slots(self) -> None:
+        """Grant the slots that the user has released, and send them, unless the loader was closed."""
         if not self.closed:
-            self._grants.free.append(slot)
-            self._grants.grant_free_slots()
+            self.reclaim_slots()
             self.flush()
 
     def flush(self) -> None:
@@ -522,11 +520,11 @@ class Supervisor:
         return lane_timeout_error(self._job, self._ring, works_on if works_on in rows_of_worker else row, waited)
 
 
-def _reclaim_slot(supervisor_ref: weakref.ref[Supervisor], slot: int) -> None:
+def _reclaim_slots(supervisor_ref: weakref.ref[Supervisor]) -> None:
     supervisor = supervisor_ref()
     if supervisor is not None:
         with supervisor.lock:
-            supervisor.reclaim_slot(slot)
+            supervisor.send_free_slots()
 
 
 def _handle_worker_exit(supervisor_ref: weakref.ref[Supervisor], pid: int) -> None:

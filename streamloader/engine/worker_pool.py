@@ -38,9 +38,9 @@ class WorkerPool:
         processes: Whether the workers are processes. If not, there is one worker, a thread.
         on_exit: Function that is called with the process id as soon as a worker process has exited, in a separate
             thread.
-        on_slot_release: Function that is called with the slot as soon as the user holds no reference to it any more, in
-            a separate thread. Not called where batches are so small that the ring has many slots: released slots then
-            wait in ``ring.released`` until the next batch is requested.
+        on_slot_release: Function that drains ``ring.released``. It is called in a separate thread as soon as the user
+            holds no reference to a slot any more. Not called where batches are so small that the ring has many slots:
+            released slots then wait until the next batch is requested.
 
     Attributes:
         workers: Workers by number.
@@ -55,7 +55,7 @@ class WorkerPool:
         *,
         processes: bool,
         on_exit: Callable[[int], None],
-        on_slot_release: Callable[[int], None],
+        on_slot_release: Callable[[], None],
     ) -> None:
         # Of all workers, also of those that replace others. First, since what is opened may get the number of a stdout
         # that is closed.

@@ -67,6 +67,7 @@ class Loader(abc.ABC):
 
     Raises:
         ConfigError: If the device is not supported or not available.
+        MissingDependency: If the device or `pin_memory` needs torch, which is not installed.
         RingTooLarge: If the ring does not fit into free memory.
     """
 

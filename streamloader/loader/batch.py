@@ -7,12 +7,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from typing_extensions import override
 
 from streamloader.errors import ConfigError
+from streamloader.torch_support import has_torch, require_torch
 
 if TYPE_CHECKING:
     from typing import Self
@@ -92,7 +93,9 @@ class BatchSpec:
 
     @functools.cached_property
     def make_tensor(self) -> Callable[[Array], torch.Tensor]:
-        """``torch.from_numpy``, once torch is imported."""
+        """``torch.from_numpy``, once torch is imported. Without torch, a function that returns the array itself."""
+        if not has_torch():
+            return cast("Callable[[Array], torch.Tensor]", _return_array)
         import torch
 
         return torch.from_numpy
@@ -100,6 +103,10 @@ class BatchSpec:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the function of torch."""
         return {name: value for name, value in self.__dict__.items() if name != "make_tensor"}
+
+
+def _return_array(array: Array) -> Array:
+    return array
 
 
 _DEFAULT_LAYOUT = "BTCHW"
@@ -122,6 +129,9 @@ def _axis_order(layout: str | None, axes: str | None, ndim: int) -> tuple[tuple[
 
 class SlotBatch(Mapping[str, "torch.Tensor"], abc.ABC):
     """Base of the batches: the arrays of one slot as tensors by name, created on access.
+
+    Where torch is not installed, NumPy arrays take the place of all tensors, over the same memory and in the same
+    layout. Both export DLPack.
 
     Trainers and collation functions treat a batch as the mapping that it is. Those that rebuild a mapping by calling
     its type with other values get a dict of these. A pickled batch contains a copy of its memory. ``len(batch)`` is
@@ -149,7 +159,7 @@ class SlotBatch(Mapping[str, "torch.Tensor"], abc.ABC):
         return batch
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Return the tensor of an array."""
+        """Return the tensor of an array, or the array itself where torch is not installed."""
         tensor = self._tensors.get(name)
         if tensor is None:
             tensor = self._tensors[name] = self._make_tensor(name)
@@ -220,7 +230,14 @@ class SlotBatch(Mapping[str, "torch.Tensor"], abc.ABC):
         return self._with_memory(copy)
 
     def to(self, device: Any, *, non_blocking: bool = False) -> Self:
-        """Return the batch on `device`: the batch itself if it is there already, or a single copy of all its memory."""
+        """Return the batch on `device`: the batch itself if it is there already, or a single copy of all its memory.
+
+        Raises:
+            MissingDependency: If torch is not installed, and `device` is not ``"cpu"``.
+        """
+        if device == "cpu" and not has_torch():
+            return self
+        require_torch(f"batch.to({str(device)!r}) needs")
         import torch
 
         target, memory = torch.device(device), self._memory
@@ -256,7 +273,8 @@ class Batch(SlotBatch):
     - ``time``: float64, seconds since the stream's first step (-1.0 on padding);
     - ``stream``: int64, ordinal of the stream in ``loader.streams`` (-1 on padding).
 
-    Tensors alias the loader's memory without a copy. They do not change while they are held.
+    Tensors alias the loader's memory without a copy. They do not change while they are held. Where torch is not
+    installed, they are NumPy arrays.
 
     Attributes:
         epoch: Epoch of the batch.
@@ -307,7 +325,10 @@ class Batch(SlotBatch):
     @property
     def keep(self) -> torch.Tensor:
         """Float32 (B, T): 0.0 on the first step of a stream and 1.0 elsewhere, for ``h = h * keep[:, t, None]``."""
-        return (~self["reset"]).float()
+        continues = ~self["reset"]
+        if isinstance(continues, np.ndarray):  # torch is not installed
+            return cast("torch.Tensor", continues.astype(np.float32))
+        return continues.float()
 
     def rgb(self, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Return the frames of ``VideoStreams(..., pix_fmt="yuv420p")`` in RGB, on the device of the batch.
@@ -320,7 +341,9 @@ class Batch(SlotBatch):
 
         Raises:
             ConfigError: If the batch has no such frames.
+            MissingDependency: If torch is not installed. ``pix_fmt="rgb24"`` does not need it.
         """
+        require_torch("batch.rgb() needs")
         from streamloader.loader.yuv import yuv_to_rgb
 
         missing = [repr(name) for name in _YUV_FIELDS if name not in self]

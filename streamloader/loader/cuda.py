@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from streamloader.errors import ConfigError, StreamloaderError
+from streamloader.torch_support import require_torch
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +28,16 @@ class Pinning:
 
     Args:
         enabled: Whether to page-lock the ring. Without a CUDA device, this only warns, as in DataLoader.
+
+    Raises:
+        MissingDependency: If it is enabled, and torch is not installed.
     """
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
         self._address: int | None = None
         if enabled:
+            require_torch("pin_memory=True needs")
             import torch
 
             if not torch.cuda.is_available():
@@ -82,9 +87,11 @@ def make_feed(device: Any, make_batch: Callable[[Grant], SlotBatch]) -> CudaFeed
 
     Raises:
         ConfigError: If the device is not available, or is neither a CPU nor a CUDA device.
+        MissingDependency: If the device is not the CPU, and torch is not installed.
     """
-    if device is None:
+    if device in (None, "cpu"):
         return None
+    require_torch(f"device={str(device)!r} needs")
     import torch
 
     target = torch.device(device)

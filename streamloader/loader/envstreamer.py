@@ -30,7 +30,7 @@ class EnvBatch(SlotBatch):
     """One batch of env output: arrays (B, *dims), with rows in the order of the lanes.
 
     ``batch["name"]`` is the tensor of an array, and ``batch.data`` is ``batch["data"]``. Tensors alias the loader's
-    memory without a copy. They do not change while they are held.
+    memory without a copy. They do not change while they are held. Where torch is not installed, they are NumPy arrays.
 
     Attributes:
         infos: Return value of each worker's env for this batch, in the order of the lanes. None where an env returned

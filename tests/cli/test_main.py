@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from optional_torch import needs_torch
 from PIL import Image
 
 from streamloader.cli.main import main
@@ -56,6 +57,7 @@ def test_the_demo_streams_trains_and_draws(clips, tmp_path):
         assert plot.width > 600
 
 
+@needs_torch
 def test_an_error_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "missing.mp4"]) == 2
@@ -84,6 +86,7 @@ def test_bad_arguments_are_refused_with_their_reason(capsys):
         assert reason in capsys.readouterr().err
 
 
+@needs_torch
 def test_what_cannot_work_shows_before_the_training(clips, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["demo", str(clips["bikes"]), "--batches", "1", "--size", "32x40"]
@@ -104,6 +107,7 @@ def test_version(tmp_path):
     assert re.fullmatch(r"streamloader \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path).stdout)
 
 
+@needs_torch
 def test_ctrl_c_saves_what_there_is(clips, tmp_path):
     arguments = ["demo", str(clips["carphone_pristine"]), "--seconds", "600", "--size", "32x40", "--window", "8"]
     with subprocess.Popen(

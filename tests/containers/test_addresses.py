@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 from made_clips import make_clip
+from optional_torch import needs_torch
 
 import streamloader as sl
 from streamloader.containers.pack.build import write_pack
@@ -174,6 +175,7 @@ def test_videos_of_a_container_are_the_videos(tmp_path, ending):
     assert play(f"{path}!/*.mp4") == play(str(folder))
 
 
+@needs_torch
 def test_videos_of_a_container_get_into_an_archive(tmp_path):
     make_clip(tmp_path / "plain.mp4", frames=12)
     write_tar(tmp_path / "videos.tar", {"v/packed.mp4": (tmp_path / "plain.mp4").read_bytes()})

@@ -7,68 +7,104 @@ import queue
 import sys
 import threading
 
-from streamloader.engine.slot_release import SlotReclaimer, SlotRef, drain_released_slots
+import pytest
+
+from streamloader.engine.slot_release import ReleaseQueue, SlotReclaimer
 
 
 class Lease:
     pass
 
 
-def watch(lease, released, slot):
-    reference = SlotRef(lease, released.put)
-    reference.slot = slot
-    return reference
+@pytest.fixture
+def only_this_thread_runs():
+    """While it does not wait, no other thread gets the interpreter from it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    yield
+    sys.setswitchinterval(interval)
 
 
-def test_a_slot_is_released_when_its_lease_is_dropped_and_the_reference_is_kept():
-    released = queue.SimpleQueue()
+def test_a_slot_is_released_when_its_lease_is_dropped():
+    released = ReleaseQueue()
     leases = [Lease(), Lease(), Lease()]
-    kept = [watch(lease, released, slot) for slot, lease in enumerate(leases[:2])]
-    watch(leases[2], released, 2)  # is not kept
-    assert drain_released_slots(released) == []
+    for slot, lease in enumerate(leases):
+        released.watch(lease, slot)
+    del lease
+    assert not released
+    assert released.drain() == []
     del leases[0]
-    assert drain_released_slots(released) == [0]
+    assert len(released) == 1
+    assert released.drain() == [0]
     leases.clear()
-    assert drain_released_slots(released) == [1]
-    assert [reference.slot for reference in kept] == [0, 1]
+    assert sorted(released.drain()) == [1, 2]
+    assert not released
+
+
+def test_a_slot_is_leased_and_released_again():
+    released = ReleaseQueue()
+    for _ in range(3):
+        lease = Lease()
+        released.watch(lease, 7)
+        assert not released
+        del lease
+        assert released.drain() == [7]
 
 
 def test_no_python_function_runs_where_a_lease_is_dropped():
-    released = queue.SimpleQueue()
+    released, announced = ReleaseQueue(), queue.SimpleQueue()
+    released.announce_to(announced.put)
     lease = Lease()
-    kept = watch(lease, released, 5)
+    released.watch(lease, 5)
     called = []
     sys.setprofile(lambda frame, event, argument: called.append(event))
     del lease
     sys.setprofile(None)
     assert [event for event in called if event == "call"] == []
-    assert drain_released_slots(released) == [kept.slot]
+    assert announced.qsize() == 1
+    assert released.drain() == [5]
 
 
 def test_a_lease_in_a_cycle_is_released_by_the_collector():
-    released = queue.SimpleQueue()
+    released = ReleaseQueue()
     lease = Lease()
     lease.itself = lease
-    kept = watch(lease, released, 1)
+    released.watch(lease, 1)
     del lease
     gc.collect()
-    assert drain_released_slots(released) == [kept.slot]
+    assert released.drain() == [1]
 
 
-def test_the_reclaimer_reports_slots_at_once():
-    released, taken = queue.SimpleQueue(), queue.SimpleQueue()
-    reclaimer = SlotReclaimer(released, taken.put)
+def test_a_slot_is_in_the_queue_before_it_is_announced():
+    released, seen = ReleaseQueue(), []
+    released.announce_to(lambda _: seen.append(len(released)))
+    lease = Lease()
+    released.watch(lease, 3)
+    del lease
+    assert seen == [1]
+
+
+def test_the_reclaimer_has_slots_drained_at_once():
+    released, taken = ReleaseQueue(), queue.SimpleQueue()
+    reclaimer = SlotReclaimer(released, lambda: [taken.put(slot) for slot in released.drain()])
     leases = [Lease() for _ in range(50)]
-    kept = [watch(lease, released, slot) for slot, lease in enumerate(leases)]
+    for slot, lease in enumerate(leases):
+        released.watch(lease, slot)
+    del lease
     while leases:
         leases.pop()
-    assert [taken.get(timeout=60) for _ in kept] == list(range(49, -1, -1))
+    assert [taken.get(timeout=60) for _ in range(50)] == list(range(49, -1, -1))
     reclaimer.stop()
     assert not any(thread.name == "streamloader-slot-release" for thread in threading.enumerate())
 
 
-def test_draining_leaves_the_stop_signal_in_the_queue():
-    released = queue.SimpleQueue()
-    released.put(None)
-    assert drain_released_slots(released) == []
-    assert released.get_nowait() is None
+def test_no_slot_is_underway_to_the_thread_that_waits(only_this_thread_runs):
+    released, drained = ReleaseQueue(), queue.SimpleQueue()
+    reclaimer = SlotReclaimer(released, lambda: [drained.put(slot) for slot in released.drain()])
+    for slot in range(50):
+        lease = Lease()
+        released.watch(lease, slot)
+        del lease
+        assert released.drain() == [slot]  # the thread was woken up, and has not run yet
+    reclaimer.stop()
+    assert drained.empty()

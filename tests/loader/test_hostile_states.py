@@ -10,7 +10,7 @@ import random
 
 import numpy as np
 import pytest
-import torch
+from optional_torch import torch
 from resume_data import Seekable, arrays
 
 import streamloader as sl
@@ -23,7 +23,7 @@ JUNK = (
     "x" * 100_000, "raise", "skip", b"", [], {}, (), [[]], [None] * 3, [0, 0, -1],
     [2**62, 2**62, -1], [0, 2**48, -1], [0, 0, 2**48], [1.0, 0, -1], {"0": []}, {"0": 5}, {"0": [5]},
     {"0": [[0, 0, 0, 0, "k", "r"]]}, {"0": [[2**48] * 4 + ["k", "r"]]}, {0: []}, set(), object(), np.array([1, 2]),
-    np.int64(1), np.array([], np.int64), torch.tensor([1, 2]), torch.tensor(1),
+    np.int64(1), np.array([], np.int64), *([torch.tensor([1, 2]), torch.tensor(1)] if torch else []),
 )  # fmt: skip
 
 

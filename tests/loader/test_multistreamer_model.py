@@ -272,7 +272,7 @@ def test_text_runs_on_in_its_lane():
     rows = {}
     for workers in (0, 3):
         with sl.MultiStreamer(streams, 8, 12, num_workers=workers, shuffle=False, timeout=60.0) as loader:
-            rows[workers] = [[bytes(row).decode() for row in batch.data.numpy()] for batch in loader]
+            rows[workers] = [[bytes(row).decode() for row in batch.numpy()["data"]] for batch in loader]
     assert rows[0] == rows[3]
     assert rows[0][0] == [f"{letter}_0;{letter}_1;{letter}_2;" for letter in letters[:8]]
     assert rows[0][1] == [f"{letter}_3;{letter}_4;{letter}_5;" for letter in letters[:8]]

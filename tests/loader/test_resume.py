@@ -9,9 +9,8 @@ import itertools
 import json
 
 import pytest
-import torch
-import torch.distributed.checkpoint as dcp
 from engine_data import Numbered, assert_same_batches, copies, model_epoch
+from optional_torch import needs_torch, torch
 from polling import wait_until
 from resume_data import Seekable, arrays, plain, rows_of_ranks, take
 from tiers import only_fast
@@ -353,6 +352,7 @@ def test_its_parts():
     assert state["quarantined"] == {"0": [], "1": []}
 
 
+@needs_torch
 def test_torch_loads_it_without_unpickling_code():
     state, file = saved_after(2), io.BytesIO()
     torch.save({"loader": state, "model": torch.zeros(2)}, file)
@@ -367,6 +367,7 @@ def test_torch_loads_it_without_unpickling_code():
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")  # that it runs in a single process
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch.distributed")
 def test_torch_distributed_checkpoint_takes_the_loader_as_it_is(tmp_path):
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
     with loader_of() as loader:
         take(iter(loader), 3)
         dcp.save({"loader": loader}, checkpoint_id=tmp_path / "step")

@@ -377,7 +377,7 @@ def play(dataset):
     steps = []
     with sl.MultiStreamer(dataset, 1, 1) as loader:
         try:
-            steps.extend(batch.data[0, 0].numpy().copy() for batch in loader)
+            steps.extend(batch.numpy()["data"][0, 0].copy() for batch in loader)
         except CorruptStream as error:
             return steps, error
     return steps, None

@@ -92,7 +92,7 @@ def test_views_of_one_image_move_differently(tmp_path):
     assert names_of(dataset, tmp_path) == [f"{n:05d}.png#view{view}" for n in range(2) for view in range(3)]
     with sl.MultiStreamer(dataset, 6, 4, layout=None, shuffle=False) as loader:
         batch = next(iter(loader))
-        frames = {int(stream): data for stream, data in zip(batch.stream[:, 0], batch.data.numpy(), strict=True)}
+        frames = {int(stream): data for stream, data in zip(batch.stream[:, 0], batch.numpy()["data"], strict=True)}
     assert len({frames[number].tobytes() for number in range(len(infos))}) == 6
 
 

@@ -346,7 +346,7 @@ def test_a_step_that_does_not_fit_is_named(fields, bad, message):
             again = await read_steps(stream, dataset, block, 2)
         finally:
             await stream.aclose()
-        return [len(next(iter(steps.values()))) for steps in (first, again)]
+        return [len(next(iter(arrays.values()))) for arrays in (first, again)]
 
     for form in (list, iter):
         for block in (1, 2, 7):

@@ -95,7 +95,7 @@ def test_loaders_deliver_the_same(folder, options, num_workers):
 
     def batches(dataset, num_workers):
         with MultiStreamer(dataset, 2, 4, num_workers=num_workers, seed=3) as loader:
-            return [(b["data"].numpy().tobytes(), b.time.numpy().tobytes(), b.reset.numpy().tobytes()) for b in loader]
+            return [[b.numpy()[name].tobytes() for name in ("data", "time", "reset")] for b in loader]
 
     expected = batches(VideoStreams(folder, **options), 0)
     assert batches(VideoStreams.from_index(folder / "index.sqlite", **options), num_workers) == expected

@@ -14,6 +14,7 @@ from article_site import article_site
 from image_data import encode, make_pixels, write_folder
 from made_clips import as_rgb, linear_decode, make_clip
 from made_sounds import ffmpeg_decode, make_sound
+from optional_torch import needs_torch
 
 import streamloader as sl
 from streamloader.errors import MissingDependency
@@ -305,6 +306,7 @@ class TestFoundStreams(Bound):
         return sl.find_streams(self.folder, size=(24, 32))
 
 
+@needs_torch
 class TestArchives(Bound):
     kind = "ArchiveStreams"
     resumes_like = "TestArchiveStreams of archive/test_streams_suite.py"
@@ -359,6 +361,7 @@ def kinds_of_the_package():
     return {it.__name__ for it in found if not it.__module__.startswith("streamloader.testing")}
 
 
+@needs_torch
 def test_every_kind_is_bound():
     kinds = kinds_of_the_package()
     assert kinds >= {"IterStreams", "TextStreams", "VideoStreams"}

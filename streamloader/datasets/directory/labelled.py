@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from streamloader.common.count_display import open_count_display
 from streamloader.common.printable import make_printable
@@ -17,6 +16,7 @@ from streamloader.datasets.directory.table_sources import read_table
 from streamloader.datasets.directory.virtual_directory import VirtualDirectory
 from streamloader.errors import ConfigError, DuplicateName, NotFound
 from streamloader.stream_table import StringColumn
+from streamloader.torch_datasets import Dataset
 from streamloader.values import Array
 
 __all__ = ["DirectoryDataset"]

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeAlias
 
-from torch.utils.data import Dataset
-
 from streamloader.common.count_display import open_count_display
 from streamloader.common.printable import make_printable
 from streamloader.datasets.ipfs.member_table import MemberTable
@@ -21,6 +19,7 @@ from streamloader.datasets.ipfs.objects import IPFSObject, RemoteFileType, as_ob
 from streamloader.datasets.ipfs.skipped import SkippedObject, check_on_error, is_skippable
 from streamloader.errors import StreamloaderError
 from streamloader.stream_table import StringColumn
+from streamloader.torch_datasets import Dataset
 
 __all__ = ["IPFSDataset", "IPFSFiles"]
 

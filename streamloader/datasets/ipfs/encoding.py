@@ -47,6 +47,7 @@ import numpy as np
 from streamloader.common.printable import make_printable
 from streamloader.datasets.ipfs.image_encoding import MalformedImage, pack_image, unpack_image
 from streamloader.errors import ConfigError, CorruptSample
+from streamloader.torch_support import require_torch
 from streamloader.values import Array
 
 if TYPE_CHECKING:
@@ -447,6 +448,7 @@ class _ItemReader:
         return scalar
 
     def read_tensor(self) -> torch.Tensor:
+        require_torch("a sample with tensors needs")
         import torch
 
         name = self.read_typed(str)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from streamloader.common.count_display import open_count_display
 from streamloader.common.lru import LruCache
@@ -25,6 +24,7 @@ from streamloader.errors import CorruptSample, CorruptShard, DatasetError, Datas
 from streamloader.redaction import redact_address
 from streamloader.stores.io_thread import SharedStore, open_shared_store
 from streamloader.stores.ipfs.cid import Cid
+from streamloader.torch_datasets import Dataset
 from streamloader.values import Array, ByteRange
 
 __all__ = ["ImportedIPFSDataset", "open_export"]

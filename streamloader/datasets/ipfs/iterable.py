@@ -8,8 +8,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from torch.utils.data import IterableDataset
-
 from streamloader.arguments import check_integer
 from streamloader.common.printable import make_printable
 from streamloader.containers.base import Container, Member
@@ -23,6 +21,7 @@ from streamloader.datasets.workers import get_dataloader_worker
 from streamloader.distributed import resolve_rank
 from streamloader.errors import ClosedError, ConfigError, StateError, StreamloaderError
 from streamloader.redaction import redact_address
+from streamloader.torch_datasets import IterableDataset
 
 __all__ = ["IPFSIterableDataset"]
 

@@ -25,6 +25,7 @@ from streamloader.datasets.ipfs.encoding import TENSOR_TYPES
 from streamloader.datasets.ipfs.image_encoding import MalformedImage, unpack_image
 from streamloader.errors import CorruptSample, CorruptShard
 from streamloader.stores.base import Store
+from streamloader.torch_support import require_torch
 from streamloader.values import Array
 
 __all__ = ["decode_legacy_item", "scan_legacy_shard"]
@@ -54,8 +55,10 @@ def decode_legacy_item(data: bytes) -> Any:
     Raises:
         CorruptSample: If it was not written by ``torch.save``, is damaged, or contains objects other than tensors,
             plain values, and images of Pillow.
+        MissingDependency: If torch is not installed.
     """
     _check_archive(data)
+    require_torch("an item of version 1.0 needs")
     import torch
 
     try:

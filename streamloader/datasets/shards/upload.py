@@ -17,6 +17,7 @@ from streamloader.datasets.shards.labelled_samples import EncodedSamples, Member
 from streamloader.datasets.shards.unique_keys import make_default_key
 from streamloader.datasets.shards.writer import ShardWriter
 from streamloader.errors import ConfigError
+from streamloader.torch_support import require_torch
 
 __all__ = ["upload_cv_dataset"]
 
@@ -170,6 +171,7 @@ def _encode_in_processes(
     if not workers:
         yield from (samples[number] for number in numbers)
         return
+    require_torch(f"encoding in {workers} processes needs")
     from torch.utils.data import DataLoader
 
     loader: DataLoader[Any] = DataLoader(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import threading
 import weakref
@@ -27,7 +26,7 @@ def open_pack(request, tmp_path):
         if request.param == "mapped":
             (tmp_path / "set.pack").write_bytes(data)
             return MappedPack.open(tmp_path / "set.pack", **options)
-        return MappedPack.from_bytes(data if request.param == "bytes" else io.BytesIO(data).getbuffer(), **options)
+        return MappedPack.from_bytes(data if request.param == "bytes" else memoryview(bytearray(data)), **options)
 
     return open_bytes
 

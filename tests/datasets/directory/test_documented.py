@@ -9,11 +9,14 @@ import shlex
 import zlib
 from pathlib import Path
 
+from optional_torch import needs_torch
+
 from streamloader.cli.main import main
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "directory.md"
 
 
+@needs_torch
 def test_every_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("old").mkdir()

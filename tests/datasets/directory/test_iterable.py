@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets.directory.directory_data import TextInHex
+from optional_torch import needs_torch
 from PIL import Image
 
 import streamloader as sl
+
+pytestmark = needs_torch  # RemoteDataset reads what was written
 
 FILES = {f"é {n}.txt": f"text {n}" for n in range(61)}
 

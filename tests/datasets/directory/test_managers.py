@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
+from optional_torch import needs_torch, torch
 
 import streamloader as sl
 
@@ -82,6 +82,7 @@ def test_mappings_of_arrays(tmp_path):
     assert sl.NumpyDataManager().deserialize(sl.NumpyDataManager().serialize({})) == {}
 
 
+@needs_torch
 def test_tensors_and_lists_become_arrays():
     manager = sl.NumpyDataManager()
     tensor = torch.arange(6, dtype=torch.float32, requires_grad=True).reshape(2, 3)

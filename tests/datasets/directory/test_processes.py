@@ -14,6 +14,7 @@ import threading
 
 import pytest
 from datasets.directory.directory_data import contents, fill, find_on_disk, on_disk, open_directory, pack_times
+from optional_torch import needs_torch
 
 import streamloader as sl
 from streamloader.datasets.directory.lock import DirectoryLock
@@ -272,6 +273,7 @@ class Samples:
         return self.names[index], self.directory.load(self.names[index])
 
 
+@needs_torch
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_workers_of_a_dataloader(root, method, is_packed):

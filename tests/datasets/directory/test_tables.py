@@ -11,7 +11,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-import torch
+from optional_torch import needs_torch, torch
 from pyarrow import parquet
 
 import streamloader as sl
@@ -96,6 +96,7 @@ def test_other_values_stay_as_they_are():
     assert read(to_rows(columns)) == columns
 
 
+@needs_torch
 def test_arrays_and_tensors():
     vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
     days = np.array(["2024-01-01", "NaT", "2024-01-03"], "datetime64[D]")

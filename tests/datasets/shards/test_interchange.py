@@ -11,14 +11,18 @@ import warnings
 import numpy as np
 import pytest
 import webdataset
+from optional_torch import needs_torch
 from PIL import Image
 
 import streamloader as sl
 
 # webdataset leaves the files that it has read to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    needs_torch,
+    pytest.mark.filterwarnings(
+        "ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 COUNT, SAMPLES_PER_SHARD = 45, 12
 SHARDS = math.ceil(COUNT / SAMPLES_PER_SHARD)

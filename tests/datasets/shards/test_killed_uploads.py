@@ -10,12 +10,14 @@ import sys
 
 import pytest
 from datasets.shards.upload_data import Images, check_not_taken_for_whole, make_folder, read_bucket, read_tree, upload
+from optional_torch import needs_torch
 from servers.gateway_thread import run_gateway
 from tiers import only_fast
 
 import streamloader as sl
 from streamloader.testing.faults.s3 import FaultyS3, S3Fault
 
+pytestmark = needs_torch  # RemoteDataset reads what was written
 REQUESTS = 21  # of one upload of `Images()` to a server
 WRITES = 21  # of one upload of `Images()` to a folder, with renames and deletions
 OVERWRITES = 34  # of one that replaces `LONGER`

@@ -11,8 +11,11 @@ import sys
 
 import pytest
 from datasets.shards.upload_data import Images, check_not_taken_for_whole, make_folder, read_bucket, read_tree, upload
+from optional_torch import needs_torch
 
 import streamloader as sl
+
+pytestmark = needs_torch  # RemoteDataset reads what was written
 
 CLAIM = "manifest.json.unfinished"
 WRITERS = 4

@@ -16,12 +16,15 @@ from datasets.shards.upload_data import (
     read_tree,
     upload,
 )
+from optional_torch import needs_torch
 from servers.gateway_thread import run_gateway
 from servers.seaweed import FULL, READER, WRONG
 from tiers import only_fast
 
 import streamloader as sl
 from streamloader.testing.faults.s3 import FaultyS3, S3Fault
+
+pytestmark = needs_torch  # RemoteDataset reads what was written
 
 PAGE = 4096
 REQUESTS = 21  # of one upload of `Images()`
