@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from engine_data import Numbered, assert_same_batches, copies
-from optional_torch import torch
+from optional_torch import needs_torch, torch
 
 import streamloader as sl
 from streamloader.arguments import check_integer, check_seconds
@@ -169,7 +169,8 @@ def test_shapes_of_every_type_are_equal(shape):
 # --- the other doors --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [np.int64, np.int32, torch.tensor])
+@needs_torch
+@pytest.mark.parametrize("make", INTEGERS)
 def test_data_sets_take_integers_of_every_type(make, tmp_path):
     with sl.ShardWriter(str(tmp_path / "shards"), maxcount=make(4)) as writer:
         for number in range(12):
@@ -184,7 +185,8 @@ def test_data_sets_take_integers_of_every_type(make, tmp_path):
     assert play(make) == play(int)
 
 
-@pytest.mark.parametrize("make", [np.int64, torch.tensor])
+@needs_torch
+@pytest.mark.parametrize("make", INTEGERS)
 def test_shuffled_data_sets_take_integers_of_every_type(make):
     class Numbers(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -198,6 +200,7 @@ def test_shuffled_data_sets_take_integers_of_every_type(make):
     assert play(make) == play(int)
 
 
+@needs_torch
 @pytest.mark.parametrize("epoch", [-1, 1.0, "1", None])
 def test_data_sets_refuse_epochs_that_are_none(epoch, tmp_path):
     with sl.ShardWriter(str(tmp_path)) as writer:

@@ -112,5 +112,8 @@ def _is_in_package(name: str, module: types.ModuleType, real_path: Callable[[str
     folder = None if spec is None or not parent_name else _folder_of(spec)
     if folder is None:
         return True
-    locations = [real_path(path) for path in getattr(sys.modules.get(parent_name), "__path__", ())]
+    parent = sys.modules.get(parent_name)
+    if parent is None:  # the module was given this name, and not imported by it
+        return False
+    locations = [real_path(path) for path in getattr(parent, "__path__", ())]
     return not locations or real_path(folder) in locations
