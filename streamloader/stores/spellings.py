@@ -59,6 +59,7 @@ def normalize_address(address: str) -> str:
     if (
         "::" in _IPV6_HOST.sub("", address)
         and (chain := _CHAIN.fullmatch(address)) is not None
+        and (chain[2] or "").count("[") == (chain[2] or "").count("]")  # not of a malformed IPv6 address
         and not os.path.lexists(address)
     ):
         return _translate_chain(address, *chain.groups())

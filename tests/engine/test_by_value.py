@@ -134,21 +134,23 @@ def test_a_folder_that_a_notebook_has_left(tmp_path):
 
 
 def test_what_workers_can_import_is_sent_by_reference():
+    before = cloudpickle.list_registry_pickle_by_value()  # by another test
     with pickle_local_modules_by_value(module_search_path()):
-        registered = cloudpickle.list_registry_pickle_by_value()
+        registered = cloudpickle.list_registry_pickle_by_value() - before
     installed = {"numpy", "torch", "streamloader", "pytest", "av", "engine_data", "json", "cloudpickle"}
     assert not {name for name in registered if name.partition(".")[0] in installed}
-    assert not cloudpickle.list_registry_pickle_by_value()
+    assert cloudpickle.list_registry_pickle_by_value() == before
 
 
 def test_the_register_of_the_user_is_kept():
     module = sys.modules[__name__]
     if module.__name__ in cloudpickle.list_registry_pickle_by_value():
         cloudpickle.unregister_pickle_by_value(module)
+    before = cloudpickle.list_registry_pickle_by_value()
     cloudpickle.register_pickle_by_value(module)
     try:
         with pickle_local_modules_by_value([]):
             assert "engine_data" in cloudpickle.list_registry_pickle_by_value() or "engine_data" not in sys.modules
-        assert cloudpickle.list_registry_pickle_by_value() == {module.__name__}
+        assert cloudpickle.list_registry_pickle_by_value() == before | {module.__name__}
     finally:
         cloudpickle.unregister_pickle_by_value(module)

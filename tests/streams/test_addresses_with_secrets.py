@@ -94,7 +94,7 @@ def test_addresses_signed_again_fit_their_state(url):
     [
         "http://user:Zeb/ra@{}/a.txt", "http://user:12/Zebra@{}/a.txt", "http://user:Zeb#ra@{}/a.txt",
         "http://user:Zeb?ra@{}/a.txt", "http://Zeb/ra:word@{}/a.txt", "ssh://user:Zeb/ra@{}/a.txt", "s3://Zeb:r/a@{}/a.txt",
-        "http:/user:Zebra@{}/a.txt", "//user:Zebra@{}/a.txt", "http://user:Zeb ra@{}:99999999/a.txt",
+        "//user:Zebra@{}/a.txt", "http://user:Zeb ra@{}:99999999/a.txt",
     ],
 )  # fmt: skip
 def test_addresses_that_are_malformed_are_not_shown(url, address, caplog):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final
 
-import libipld
-
 from streamloader.errors import LimitExceeded, ProtocolError, TransferInterrupted
 from streamloader.stores.ipfs.cid import Cid, read_varint
 
@@ -56,6 +54,8 @@ class CarReader:
         return cid, block
 
     def _check_header(self, section: bytes | None) -> None:
+        import libipld  # cid.py reports it if it is missing
+
         try:
             header = libipld.decode_dag_cbor(section or b"")
         except (ValueError, RecursionError) as error:

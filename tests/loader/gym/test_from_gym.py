@@ -576,7 +576,7 @@ def test_a_worker_that_dies_is_named_at_once():
 def test_workers_import_no_torch():
     def make_env():
         env = Counting()
-        env.at_step = lambda env, number: fails(env) if "torch" in sys.modules else None
+        env.at_step = lambda env, number: 1 // 0 if "torch" in sys.modules else None
         return env
 
     play(make_env, 1, num_workers=1)

@@ -59,7 +59,8 @@ TRANSIENT = [sl.Unreachable, sl.TransferInterrupted, sl.ServerBusy, sl.StoreTime
 FINAL = [
     sl.NotFound, sl.AccessDenied, sl.UntrustedAddress, sl.UntrustedHost, sl.RangeNotSatisfiable, sl.ObjectChanged,
     sl.CorruptContainer,
-    sl.IntegrityError, sl.LimitExceeded, sl.NotSupported, sl.ProtocolError, sl.StorageFull, sl.StoreError,
+    sl.IntegrityError, sl.LimitExceeded, sl.NotEnoughMemory, sl.NotSupported, sl.ProtocolError,
+    sl.StorageFull, sl.StoreError,
 ]  # fmt: skip
 USES = {
     "head": lambda store: store.head("a"),
