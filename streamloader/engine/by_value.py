@@ -15,6 +15,7 @@ from typing import Any, Final
 __all__ = ["pickle_local_modules_by_value"]
 
 _MAIN_MODULES: Final = ("__main__", "__mp_main__")
+_OWN_PACKAGE: Final = __name__.partition(".")[0]  # workers find it, wherever it lies: see child_processes.py
 _lock = threading.Lock()  # cloudpickle has one register for all threads
 
 
@@ -62,7 +63,7 @@ def _can_import(
     name: str, module: Any, search_path: Sequence[str], folders: set[str], real_path: Callable[[str], str]
 ) -> bool:
     """Return whether a worker that imports a top-level module gets this one."""
-    if name in sys.builtin_module_names or name in sys.stdlib_module_names:
+    if name in sys.builtin_module_names or name in sys.stdlib_module_names or name == _OWN_PACKAGE:
         return True
     spec = getattr(module, "__spec__", None)
     if spec is None:  # made at run time, or the main module of a process of multiprocessing

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import cloudpickle
 import pytest
 
+import streamloader
 from streamloader.child_processes import module_search_path
 from streamloader.engine.by_value import pickle_local_modules_by_value
 
@@ -131,6 +133,20 @@ def test_a_folder_that_a_notebook_has_left(tmp_path):
     print(package.play())
     """
     assert run(tmp_path, code, cwd=tmp_path) == [EXPECTED] * 2
+
+
+def test_this_package_is_never_sent_by_value(tmp_path):
+    folder = Path(streamloader.__file__).parents[1]  # is found by "" alone, and then left
+    code = f"""
+    import os, sys
+    sys.path[:] = ["", *(entry for entry in sys.path if os.path.realpath(entry) != {str(folder)!r})]
+    os.chdir({str(folder)!r})
+    import streamloader
+    os.chdir({str(tmp_path)!r})
+    exec({LOADER!r})
+    print(play())
+    """
+    assert run(tmp_path, code) == [EXPECTED]
 
 
 def test_what_workers_can_import_is_sent_by_reference():

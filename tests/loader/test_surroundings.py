@@ -42,11 +42,13 @@ COUNTS = [list(range(12))] * 2
 
 def run(code, **options):
     """Run a program to its end, and return what it printed."""
-    return subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
-        capture_output=True, text=True, check=True, timeout=200, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False, timeout=200, stdin=subprocess.DEVNULL,
         **({"start_new_session": True} | options),
-    ).stdout  # fmt: skip
+    )  # fmt: skip
+    assert not result.returncode, result.stderr
+    return result.stdout
 
 
 # --- the interpreter --------------------------------------------------------------------------------------------------
