@@ -187,8 +187,8 @@ def test_unchanged_pages_are_not_transferred_for_another_snapshot(site, make):
         dataset = make(site.urls([1, 2]), snapshot=name)
         read = [read_stream(dataset, info)["data"].tobytes().decode() for info in describe_streams(dataset)]
         assert read == [text_of(paragraphs), text_of(make_paragraphs(2))]
-    asked = [request.headers.get("If-None-Match") for request in site.requests if request.path == "/1"]
-    assert asked == [None, '"v1"']
+    versions = [request.headers.get("If-None-Match") for request in site.requests if request.path == "/1"]
+    assert versions == [None, '"v1"']
     dates = [request.headers.get("If-Modified-Since") for request in site.requests if request.path == "/2"]
     assert dates == [None, "Mon, 01 Jun 2026 10:00:00 GMT"]
     site.put("/1", make_page(make_paragraphs(3)), ETag='"v2"')
