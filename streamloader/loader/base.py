@@ -7,11 +7,10 @@ import functools
 import itertools
 import logging
 import os
-import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -24,10 +23,11 @@ from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import LaneActivity, Ring, SlotLayout
 from streamloader.engine.supervisor import OnDeath, Supervisor
 from streamloader.engine.workload import ConsumedBatch, EpochPosition, Grant, Workload
-from streamloader.errors import ClosedError, IteratorBusy, LoaderTimeout, NoSampler, StreamloaderError, WrongProcess
+from streamloader.errors import ClosedError, LoaderTimeout, NoSampler, StreamloaderError, WrongProcess
 from streamloader.loader.accelerate_state import GradientAccumulation
 from streamloader.loader.batch import BatchSpec, SlotBatch, copy_memory
 from streamloader.loader.cuda import Pinning, make_feed
+from streamloader.loader.iteration import END, Iteration
 from streamloader.loader.stats import LaneStats, LoaderStats
 from streamloader.loader.system_limits import name_system_limits
 
@@ -40,7 +40,6 @@ __all__ = ["SPARE_SLOTS", "EndlessLoader", "Loader", "split_lanes"]
 _LOGGER = logging.getLogger("streamloader")
 SPARE_SLOTS = 2  # batches that the user may hold without slowing down the workers
 _DATALOADER_ATTRIBUTES: Final = ("sampler", "dataset")
-_END: Final = object()
 _NOT_READY: Final = object()
 
 
@@ -150,7 +149,7 @@ class Loader(abc.ABC):
         """Start an iteration for ``async for``, which never blocks the event loop."""
         return self._start_iteration()
 
-    def _start_iteration(self) -> _Iteration:
+    def _start_iteration(self) -> Iteration:
         supervisor = self._start_workers()
         self._iteration += 1
         with supervisor.lock:
@@ -159,7 +158,7 @@ class Loader(abc.ABC):
             self._requested = False
         self._end_accumulation()
         number = self._iteration
-        iteration = _Iteration(
+        iteration = Iteration(
             functools.partial(self._next_item, number), functools.partial(self._wait_until_ready, number)
         )
         self._accumulation = GradientAccumulation.start(self)
@@ -247,7 +246,7 @@ class Loader(abc.ABC):
         return self._supervisor
 
     def _next_item(self, iteration: int) -> Any:
-        """Wait for the next item of an iteration and return it, or _END."""
+        """Wait for the next item of an iteration and return it, or END."""
         supervisor = self._supervisor
         if (
             supervisor is None
@@ -270,7 +269,7 @@ class Loader(abc.ABC):
                 self._on_delivery(None)
                 self._taking = False
                 self._end_accumulation()
-                return _END
+                return END
             self._pending = batch, self._undelivered.popleft()
             self._taking = False
         if self._accumulation is not None and self._accumulation.needs_last_batch:
@@ -437,67 +436,6 @@ class EndlessLoader(Loader):
     @override
     def _on_delivery(self, consumed: ConsumedBatch | None) -> None:
         pass  # it cannot be resumed
-
-
-class _Iteration:
-    """One iteration: `next_item` returns its next item or _END, `wait` waits until the next item is available.
-
-    After an error, the next request is made again: a batch that was late may have arrived, and a stream that has failed
-    raises its error again. Only the end of the epoch ends the iteration.
-    """
-
-    def __init__(self, next_item: Callable[[], Any], wait: Callable[[], Awaitable[None]]) -> None:
-        self._next_item, self._wait_until_ready = next_item, wait
-        self._finished = False
-        self._lock = threading.RLock()  # an interrupt between its acquisition and `try` must not lock this thread out
-        self._is_awaited = False
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Any:
-        if not self._lock.acquire(blocking=False):
-            raise self._make_busy_error()
-        try:
-            if self._finished:
-                raise StopIteration
-            item = _run_to_value(self._next_item)
-            if item is _END:
-                self._finished = True
-                raise StopIteration
-            return item
-        finally:
-            self._lock.release()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._is_awaited:
-            raise self._make_busy_error()
-        self._is_awaited = True
-        try:
-            if not self._finished:
-                await self._wait_until_ready()
-            return self.__next__()
-        except StopIteration:
-            raise StopAsyncIteration from None
-        finally:
-            self._is_awaited = False
-
-    def _make_busy_error(self) -> IteratorBusy:
-        return IteratorBusy(
-            "another thread or task is waiting for the next batch of this iteration. Take the batches in one thread, "
-            "and pass them on through a queue, or protect the iterator with a lock"
-        )
-
-
-def _run_to_value(next_item: Callable[[], Any]) -> Any:
-    """Return the next item. A StopIteration that user code raises is an error, as in generators (PEP 479)."""
-    try:
-        return next_item()
-    except (StopIteration, StopAsyncIteration) as error:
-        raise RuntimeError(f"collate_fn raised {type(error).__name__}, which would end the iteration") from error
 
 
 def split_lanes(lanes: int, workers: int) -> list[range]:

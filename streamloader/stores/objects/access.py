@@ -6,10 +6,10 @@ from typing import Final
 
 from streamloader.redaction import redact_address
 from streamloader.stores.access import ServerAddress, StoreAccess
+from streamloader.stores.environment import find_proxy
 from streamloader.stores.objects.aws_profiles import ProfileCredentials
 from streamloader.stores.objects.config import ObjectStoreConfig, ObstoreSettings
 from streamloader.stores.objects.credentials import EnvironmentCredentials, NoCredentials, StaticCredentials
-from streamloader.stores.objects.network import find_proxy
 
 __all__ = ["describe_access"]
 

@@ -32,7 +32,7 @@ from streamloader.stores.environment import find_proxy
 if TYPE_CHECKING:
     from streamloader.stores.http.address_scope import PinnedHosts
 
-__all__ = ["FENCE", "find_proxy", "find_server_address", "restrict_connections"]
+__all__ = ["FENCE", "find_server_address", "restrict_connections"]
 
 FENCE: Final = "127.0.0.1:0"
 """Proxy for connections that are not allowed. No program can listen on port 0."""
