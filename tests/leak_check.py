@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +30,9 @@ _HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 # Ids of processes that were seen not to be of the tests. What they are does not change, and each look costs time.
 _foreign: set[int] = set()
+
+# Whether Python has mapped anything since no shared memory was found: to list all mappings takes milliseconds.
+_may_share = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,25 @@ def _known_tasks() -> list[asyncio.Task]:
     return [thing for thing in gc.get_objects() if issubclass(type(thing), asyncio.Task)]
 
 
+def _notice_mapping(event: str, _arguments: tuple[object, ...]) -> None:
+    if event == "mmap.__new__":
+        _may_share.set()
+
+
+sys.addaudithook(_notice_mapping)
+
+
 def _shared_mappings() -> Counter[str]:
+    if not _may_share.is_set():
+        return Counter()
+    _may_share.clear()
+    found = _read_shared_mappings()
+    if found:
+        _may_share.set()
+    return found
+
+
+def _read_shared_mappings() -> Counter[str]:
     try:
         with open("/proc/self/maps", "rb") as maps:
             data = maps.read()
