@@ -57,7 +57,7 @@ def main() -> None:
             written[path.name] = path.read_bytes()
         with web_server(remote) as address:
             dataset = sl.TextStreams(
-                [f"{local}/*.txt", f"{address}/part-{{004..011}}.txt"],  # HTTP has no listings, so use braces
+                [f"{local}/*.txt", f"{address}/part-{{004..011}}.txt"],  # the folder need not be listed by the server
                 storage_options={"retry": sl.Retry(attempts=4), "cache_dir": f"{name}/cache"},
             )
             received: dict[str, bytes] = {}

@@ -289,7 +289,7 @@ class LimitExceeded(StoreError):
 
 
 class NotSupported(StoreError, ValueError):
-    """The store does not support the operation. For example, HTTP servers offer no listings."""
+    """The store does not support the operation. For example, many web servers do not list folders."""
 
 
 class ProtocolError(StoreError):

@@ -39,11 +39,11 @@ from streamloader.stores.search import TreeSearch
 from streamloader.stores.transfer import Body, Transfer
 from streamloader.values import ByteRange, ObjectInfo
 
-__all__ = ["Body", "Data", "ListingGuard", "OnStart", "Store"]
+__all__ = ["NAMING_ADVICE", "Body", "Data", "ListingGuard", "OnStart", "Store"]
 
 Data: TypeAlias = "bytes | bytearray | memoryview | AsyncIterable[bytes]"
 OnStart: TypeAlias = Callable[[ObjectInfo, int], None]
-
+NAMING_ADVICE: Final = "name its objects one by one, with braces (part-{000..127}.mp4), or as a list"
 
 _MAX_OBJECT_BYTES: Final = (1 << 63) - 1
 _MAX_VERSION_CHARACTERS: Final = 80  # in messages
@@ -71,6 +71,8 @@ class Store(abc.ABC):
         supports_writes: Whether objects can be written and deleted.
         supports_listing: Whether objects can be listed.
         has_directories: Whether directories exist besides their objects, and have permissions of their own.
+        has_url_paths: Whether paths are those of URLs: percent-encoded, and "?" begins a query. A path names a
+            directory then only if it ends in "/".
         supports_ranges: Whether a part of an object is transferred without the rest. Some stores learn from the first
             response that their server cannot do that.
     """
@@ -79,6 +81,7 @@ class Store(abc.ABC):
     supports_writes: ClassVar[bool] = True
     supports_listing: ClassVar[bool] = True
     has_directories: ClassVar[bool] = False
+    has_url_paths: ClassVar[bool] = False
     supports_ranges: bool = True
 
     def __init__(self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None) -> None:
@@ -105,6 +108,10 @@ class Store(abc.ABC):
     def address(self, path: str) -> str:
         """Return the full address of `path` without secrets, for messages."""
         return _redact_path(self.url, path)
+
+    def normalize_pattern(self, part: str) -> str:
+        """Return a segment of a pattern in the spelling that names have in listings."""
+        return part
 
     # --- how it connects ---------------------------------------------------------------------------------------------
 
@@ -276,11 +283,7 @@ class Store(abc.ABC):
         """
         self._prepare_call(prefix.rstrip("/"), allow_empty=True)
         if not self.supports_listing:
-            raise NotSupported(
-                f"{self.url} has no listings: name its objects one by one, with braces (part-{{000..127}}.mp4), or as "
-                "a list",
-                address=self.address(prefix),
-            )
+            raise NotSupported(f"{self.url} has no listings: {NAMING_ADVICE}", address=self.address(prefix))
         prefix = prefix.rstrip("/")
         listing = (
             self._list(prefix, recursive=recursive)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,10 +20,11 @@ from streamloader.errors import (
     NotSupported,
     ProtocolError,
     StoreError,
+    StreamloaderError,
     StreamNotFound,
 )
 from streamloader.redaction import redact_address
-from streamloader.stores.base import Store
+from streamloader.stores.base import NAMING_ADVICE, Store
 from streamloader.stores.io_thread import SharedStore, open_shared_store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.stores.patterns import (
@@ -249,23 +252,35 @@ class _AddressExpander:
             if info.size is None
         }
         if unsized:  # some listings omit sizes
-            heads = self.shared.call(_gather(self._head(path) for path in unsized))
-            unsized = dict(zip(unsized, heads, strict=True))
+            results = self.shared.call(_gather(self._head_listed(path) for path in unsized))
+            unreadable: set[str] = set()
+            for path, result in zip(tuple(unsized), results, strict=True):
+                if isinstance(result, ObjectInfo):
+                    unsized[path] = result
+                else:
+                    unreadable.add(path)
+                    report.add_file(redact_address(self._address(path)), result)
+            report.raise_errors()
+            selected = [[info for info in infos if info.path not in unreadable] for infos in selected]
         return [
             [SourceFile(self._address(info.path), unsized.get(info.path, info)) for info in infos] for infos in selected
         ]
 
     async def _match_path(self, path: str) -> _Match:
         address = redact_address(self._address(path))
-        if not self._store.supports_listing:
+        has_url_paths = self._store.has_url_paths
+        if not self._store.supports_listing or (has_url_paths and "?" in path):
             return _Match([await self._head_without_listing(path, address)])
         if has_magic(path):
             return await self._match_pattern(path, address)
-        missing = StreamNotFound(f"the directory {address} does not exist, or is empty", address=address)
+        doubt = ", or its server does not list it" if has_url_paths else ""
+        missing = StreamNotFound(f"the directory {address} does not exist, or is empty{doubt}", address=address)
         if path and not path.endswith("/"):
             try:
                 return _Match([await self._head(path)])
             except StreamNotFound as error:
+                if has_url_paths and not error.details.get("is_folder"):
+                    raise
                 missing = error
         return await self._match_directory(path, missing)
 
@@ -275,32 +290,39 @@ class _AddressExpander:
             if info is not None:
                 return _Match([info])
         problems: dict[str, ListingProblem] = {}
-        found = await self._match_parts([part for part in path.split("/") if part], problems)
+        parts = [self._store.normalize_pattern(part) for part in path.split("/") if part]
+        try:
+            found = await self._match_parts(parts, problems)
+        except NotSupported as error:
+            if not self._store.has_url_paths:
+                raise
+            raise NotSupported(f"{address}: patterns need listings, but {error.message}", address=address) from error
         if found.objects and not path.endswith("/"):
             return _Match(found.objects, listed=True, problems=list(problems.values()))
         count = found.folder_count
         result = f"{count} directories and no file; append **/ to search inside them" if count else "nothing"
         message = f"the pattern {address} matches {result}{explain_missing_object(path)}"
         missing = StreamNotFound(message, address=address)
-        if problems:
+        if problems or self._store.has_url_paths:
             return _Match([], problems=list(problems.values()), missing=missing)
         return await self._match_directory(path, missing)
 
     async def _head_without_listing(self, path: str, address: str) -> ObjectInfo:
         """Return an object of a store that has no listings."""
-        advice = "Name its objects one by one, with braces (part-{000..127}.mp4), or as a list"
+        advice = NAMING_ADVICE.capitalize()
         before_query, query, _ = path.partition("?")
+        reason = f"{self._store.url} has no listings"
+        if self._store.supports_listing:
+            reason = "an address with a query cannot be listed"
         if not path or (path.endswith("/") and not query):
-            raise NotSupported(
-                f"{address} names a directory, but {self._store.url} has no listings. {advice}", address=address
-            )
+            raise NotSupported(f"{address} names a directory, but {reason}. {advice}", address=address)
         if not has_magic(before_query):
             return await self._head(path)
         info, error = await self._head_literal(path)
         if info is None:
             raise NotSupported(
-                f"{address}: patterns need listings, which {self._store.url} does not have, and no object has this "
-                f"literal name ({'' if error is None else error.message}). {advice}",
+                f"{address}: patterns need listings, but {reason}, and no object has this literal name "
+                f"({'' if error is None else error.message}). {advice}",
                 address=address,
             ) from error
         return info
@@ -315,17 +337,45 @@ class _AddressExpander:
             info = await self._store.head(path)
         except NotFound as error:
             # Over HTTP, paths are percent-encoded.
-            message = error.message + (explain_missing_object(path) if self._store.supports_listing else "")
-            raise StreamNotFound(message, address=error.address) from error
+            message = error.message + ("" if self._store.has_url_paths else explain_missing_object(path))
+            missing = StreamNotFound(message, address=error.address)
+            missing.details |= error.details
+            raise missing from error
         self._held.count_entry(path, info.version)
         return info if info.path == path else replace(info, path=path)
+
+    async def _head_listed(self, path: str) -> ObjectInfo | StreamloaderError:
+        """Return the metadata of an object that a listing names, or the error if it may not be read."""
+        try:
+            return await self._head(path)
+        except (StreamNotFound, AccessDenied) as error:
+            return error
 
     async def _head_literal(self, path: str) -> tuple[ObjectInfo | None, StoreError | ConfigError | None]:
         """Return the object with this literal name, or None and the error if there is no such object."""
         try:
-            return await self._store.head(path), None
+            info = await self._store.head(path)
+            if self._store.has_url_paths:
+                await self._require_specific(path)
         except _NOT_AN_OBJECT as error:
             return None, error
+        return info, None
+
+    async def _require_specific(self, path: str) -> None:
+        """Check that a server does not have an object of just any name, such as the page of an application.
+
+        Raises:
+            ProtocolError: If it has.
+        """
+        name, query, text = path.partition("?")
+        folder, slash, _ = name.rpartition("/")
+        other = f"{folder}{slash}{secrets.token_hex(16)}{query}{text}"
+        try:
+            await self._store.head(other)
+        except StoreError:
+            return
+        address = self._store.address(path)
+        raise ProtocolError(f"{address}: the server has an object of any name that is requested", address=address)
 
     async def _match_directory(self, path: str, missing: StreamNotFound) -> _Match:
         """Return the contents of a directory. Raise `missing` if it has none."""
@@ -333,7 +383,10 @@ class _AddressExpander:
         problems: dict[str, ListingProblem] = {}
         try:
             objects, _ = await self._list(path, lambda _: True, problems, recursive=True)
-        except (NotSupported, ConfigError):  # this directory cannot be listed, or its name is not allowed
+        except (NotSupported, ConfigError) as error:  # this directory cannot be listed, or its name is not allowed
+            if isinstance(error, NotSupported) and self._store.has_url_paths:
+                address = redact_address(self._address(path))
+                raise NotSupported(f"{address} names a directory, but {error.message}", address=address) from error
             raise missing from None
         if not objects and not problems:
             raise missing
@@ -348,8 +401,11 @@ class _AddressExpander:
             parts, "", lambda folder, name: f"{folder}/{name}" if folder else name
         )
         step = next(search)
+        named = "/".join(itertools.takewhile(lambda part: not has_magic(part), parts))
         while True:
-            answers = await _gather(self._answer_step(step, folder, problems) for folder in step.folders)
+            answers = await _gather(
+                self._answer_step(step, folder, problems, is_named=folder == named) for folder in step.folders
+            )
             try:
                 step = search.send(answers)
             except StopIteration as end:
@@ -357,9 +413,16 @@ class _AddressExpander:
                 return matches
 
     async def _answer_step(
-        self, step: SearchStep, path: str, problems: dict[str, ListingProblem]
+        self, step: SearchStep, path: str, problems: dict[str, ListingProblem], *, is_named: bool
     ) -> tuple[list[ObjectInfo], list[str]]:
-        """Return the objects and subdirectories that match one step of a pattern in one directory."""
+        """Return the objects and subdirectories that match one step of a pattern in one directory.
+
+        Args:
+            step: Step.
+            path: Path of the directory.
+            problems: Mapping that receives what may not be read.
+            is_named: Whether the pattern names the directory literally, so that a failure is not to be passed over.
+        """
         try:
             if step.kind == "name":
                 return [await self._store.head(path)], []
@@ -385,7 +448,9 @@ class _AddressExpander:
             if step.kind == "name":
                 return [], []
             raise
-        except AccessDenied as error:
+        except (AccessDenied, NotSupported) as error:
+            if is_named and isinstance(error, NotSupported):
+                raise
             if not (self._store.has_directories and path):
                 raise
             denied = path.rpartition("/")[0] if step.kind == "name" else path

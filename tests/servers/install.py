@@ -17,7 +17,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-DEBIAN_PACKAGES = {"sshd": "openssh-server", "ssh-agent": "openssh-client", "nginx": "nginx-light"}  # by program
+DEBIAN_PACKAGES = {
+    "apache2": "apache2", "lighttpd": "lighttpd", "nginx": "nginx-light", "ssh-agent": "openssh-client",
+    "sshd": "openssh-server",
+}  # fmt: skip  # by program
 TIMEOUT_S = 3600  # longer than those of the programs that it starts
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from servers.proxy import serve_proxy
 
-from streamloader.errors import AccessDenied, ConfigError, Unreachable, UntrustedHost
+from streamloader.errors import AccessDenied, ConfigError, ServerBusy, Unreachable, UntrustedHost
 from streamloader.stores.environment import CA_VARIABLES, find_proxy
 from streamloader.stores.registry import open_store
 from streamloader.testing.faults.certificates import Certificate, make_certificate
@@ -98,6 +98,44 @@ def test_hosts_without_proxy_are_connected_to_directly(exempt, monkeypatch):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("url", "exceptions", "is_exempt"),
+    [
+        ("http://a.example.com", "example.com", True), ("http://a.example.com", ".example.com", True),
+        ("http://a.example.com", "*.example.com", True), ("http://example.com", ".example.com", True),
+        ("http://badexample.com", "example.com", False), ("http://badexample.com", "*.example.com", False),
+        ("http://H.Example.Com.", "h.example.COM", True), ("http://h", "h.", True), ("http://x", "a, *", True),
+        ("http://k", " h , k ", True), ("http://k", "h k", True), ("http://k", ",,", False), ("http://k", "", False),
+        ("http://h:8080", "h:8080", True), ("http://h:8081", "h:8080", False), ("http://h", "h:80", True),
+        ("https://h", "h:443", True), ("https://h", "h:80", False), ("http://u:p@h:8080", "h", True),
+        ("http://[::1]:8080", "::1", True), ("http://[::1]", "[::1]", True), ("http://[::1]:81", "[::1]:81", True),
+        ("http://[::1]:82", "[::1]:81", False), ("http://[fe80::1]", "fe80::/10", True),
+        ("http://[2001:db8::5]", "2001:DB8:0:0::5", True), ("http://10.1.2.3:81", "10.0.0.0/8", True),
+        ("http://11.1.2.3", "10.0.0.0/8", False), ("http://10.1.2.3", "10.0.0.0/99", False),
+        ("http://10.1.2.30", "10.1.2.3", False), ("http://110.1.2.3", "10.1.2.3", False),
+        ("http://10.1.2.3", "2.3", False), ("http://xn--bcher-kva.de", "b\u00fccher.de", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
+def test_exceptions_to_the_proxy(url, exceptions, is_exempt, name, monkeypatch):
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv(name, exceptions)
+    assert find_proxy(url) == (None if is_exempt else "http://proxy.test:3128")
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://", "http://pro xy", "http://proxy:99999", "http://me:wo#rd@proxy:1", "http://me:wo/rd@proxy:1", "://"],
+)
+def test_a_malformed_proxy_is_an_error_without_its_password(proxy, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(ConfigError, match="HTTPS_PROXY or ALL_PROXY is malformed") as caught:
+        find_proxy("https://host.test")
+    assert "me:" not in str(caught.value)
+
+
 def test_the_proxy_gets_the_requests_after_a_redirect_too(monkeypatch):
     async def main():
         async with HttpServer({"a.bin": DATA}) as server, HttpServer({"a.bin": b""}) as outer, serve_proxy() as proxy:
@@ -122,6 +160,27 @@ def test_ipfs_uses_the_proxy(monkeypatch):
             assert all(gateway.url in request for request in proxy.requests)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(407, AccessDenied), (403, AccessDenied), (502, Unreachable), (503, Unreachable)]
+)
+def test_a_proxy_that_refuses_plain_requests_is_named(status, kind, monkeypatch):
+    async def main():
+        async with serve_proxy() as proxy:
+            proxy.status = status
+            monkeypatch.setenv("http_proxy", proxy.url)
+            with pytest.raises((kind, ServerBusy), match="proxy" if status == 407 else str(status)):
+                await read_all("http://host.test", "a.bin")
+
+    asyncio.run(main())
+
+
+def test_a_proxy_that_is_away_is_named(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    for url in ("http://host.test", "https://host.test"):
+        with pytest.raises(Unreachable, match=r"the proxy of the environment cannot be reached.*NO_PROXY"):
+            asyncio.run(read_all(url, "a.bin"))
 
 
 @pytest.mark.parametrize(

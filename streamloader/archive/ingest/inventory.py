@@ -14,7 +14,7 @@ import numpy as np
 from streamloader.archive.catalog.chunk_paths import CHUNKS_FOLDER
 from streamloader.archive.ingest.sources import read_batches
 from streamloader.archive.location import PlaceAddress
-from streamloader.errors import NotFound
+from streamloader.errors import NotFound, NotSupported
 from streamloader.stores.base import Data, Store
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.values import Array, ObjectInfo
@@ -50,9 +50,11 @@ class PlaceInventory:
         """List the files of the place.
 
         Raises:
-            NotSupported: If the store cannot list files.
+            NotSupported: If the store cannot list files, or is a web server, whose listings may lack some.
             StoreError: If the listing fails.
         """
+        if self._store.store.has_url_paths:
+            raise NotSupported(f"{self.url}: the listings of web servers may lack files", address=self.url)
         hashes, sizes = array("Q"), array("q")
         for info in self._list_files():
             hashes.append(_hash_path(info.path))

@@ -26,6 +26,7 @@ __all__ = ["Examination", "make_report"]
 CONCURRENT_READS: Final = 8
 _LATENCY_READS: Final = 5
 _MEASUREMENTS: Final = ("range", "latency", "throughput of one", "throughput of eight")
+_NO_LISTINGS: Final = "this store has no listings, and the address names no object: name one to measure its speed"
 _MAX_LISTED: Final = 100  # entries that are taken from a listing
 _SHARE: Final = 2  # of all bytes, one half is for one read, and the other for eight
 
@@ -142,7 +143,8 @@ class Examination:
         if self._path and not self._path.endswith("/"):
             info = await self._steps.run("find", self._address, self._store.head(self._path), describe=_describe_object)
             is_missing = isinstance(self._steps.error, (NotFound, NotSupported))
-            if info is None and not (is_missing and self._store.supports_listing):
+            may_be_folder = self._store.supports_listing and not self._store.has_url_paths
+            if info is None and not (is_missing and may_be_folder):
                 self._note_failure()
                 self._skip("list")
                 return []
@@ -156,9 +158,7 @@ class Examination:
         if not self._store.supports_listing:
             self._report["capabilities"]["listings"] = False
             self._skip("find", "list")
-            self._report["notes"].append(
-                "this store has no listings, and the address names no object: name one to measure its speed"
-            )
+            self._report["notes"].append(_NO_LISTINGS)
             return []
         entries = await self._list(self._path)
         if not entries:
@@ -188,9 +188,12 @@ class Examination:
         entries = await self._steps.run(
             "list", target, self._take_entries(folder.rstrip("/")), describe=_describe_entries
         )
-        if isinstance(self._steps.error, NotSupported):  # of this directory, such as the root of ipfs://
+        # Of this directory, such as the root of ipfs://, or a folder of a web server.
+        if isinstance(self._steps.error, NotSupported):
             self._steps.steps.pop()
             self._report["capabilities"]["listings"] = False
+            if self._report["object"] is None:
+                self._report["notes"].append(_NO_LISTINGS)
             return None
         self._report["capabilities"]["listings"] = entries is not None
         self._note_failure()
@@ -203,6 +206,9 @@ class Examination:
                 found.append(entry)
                 if len(found) == _MAX_LISTED:
                     break
+        unsized = [number for number, entry in enumerate(found) if entry.size is None and not entry.is_directory]
+        for number in unsized[:CONCURRENT_READS]:  # those that will be read
+            found[number] = await self._store.head(found[number].path)
         return found
 
     def _check_object(self, info: ObjectInfo) -> None:

@@ -171,11 +171,12 @@ class RemoteRoot:
             StoreError: If the root cannot be listed.
         """
         self._parts.clear()
-        self._listing = self._read_listing(show)
+        listing = self._read_listing(show)
+        self._listing = listing or StoreListing({}, self._probe(), [])
         if not (self._listing.files or self._listing.packs or self.can_write()):
             hint = (
                 ""
-                if self.store.supports_listing
+                if listing is not None
                 else (
                     f". The server has no listings, so only packs named {_NUMBERED_PREFIX}0{PACK_SUFFIX}, "
                     f"{_NUMBERED_PREFIX}1{PACK_SUFFIX} and so on can be found"
@@ -185,15 +186,28 @@ class RemoteRoot:
                 f"{self.address}: there are neither files in subdirectories nor packs{hint}", address=self.address
             )
 
-    def _read_listing(self, show: Show) -> StoreListing:
-        if self.store.supports_listing:
-            try:
-                entries = self._open().list(self._base)
-                with contextlib.closing(entries):  # type: ignore[type-var]
-                    return make_listing(entries, self._base, show)
-            except NotSupported:  # some gateways of IPFS
-                pass
-        return StoreListing({}, self._probe(), [])
+    def _read_listing(self, show: Show) -> StoreListing | None:
+        """List the root. Return None if that is not possible."""
+        if not self._can_list():
+            return None
+        try:
+            entries = self._open().list(self._base)
+            with contextlib.closing(entries):  # type: ignore[type-var]
+                listing = make_listing(entries, self._base, show)
+        except NotSupported:  # some gateways of IPFS, and many web servers
+            return None
+        if self.store.has_url_paths and not (listing.files or listing.packs):
+            return None  # other web servers have no page for a folder
+        unsized = {name: info.path for name, info in listing.packs.items() if info.size is None}
+        if unsized:
+            sized = self.call(partial(find_packs, paths=unsized))
+            for name in unsized:
+                del listing.packs[name]
+            listing.packs.update(sized)
+        return listing
+
+    def _can_list(self) -> bool:
+        return self.store.supports_listing and not self._query
 
     def _probe(self) -> dict[str, ObjectInfo]:
         """Look for packs with numbers, until there are none for many of them. Empty subdirectories have no pack."""
@@ -385,14 +399,17 @@ class RemoteRoot:
         return self._list_files(subdirectory)
 
     def _list_files(self, subdirectory: str) -> dict[str, FileStatus]:
-        if not self.store.supports_listing:
+        if not self._can_list():
             return {}
         statuses = {}
-        with contextlib.closing(self._open().list(self._object_path(subdirectory), recursive=False)) as entries:  # type: ignore[type-var]
-            for info in entries:
-                name = info.path.rpartition("/")[2]
-                if name and not name.startswith("."):
-                    statuses[name] = make_file_status(info)
+        try:
+            with contextlib.closing(self._open().list(self._object_path(subdirectory), recursive=False)) as entries:  # type: ignore[type-var]
+                for info in entries:
+                    name = info.path.rpartition("/")[2]
+                    if name and not name.startswith("."):
+                        statuses[name] = make_file_status(info)
+        except NotSupported:
+            return {}
         return statuses
 
     def get_status(self, subdirectory: str, filename: str) -> FileStatus | None:

@@ -28,6 +28,7 @@ from streamloader.errors import (
     DatasetIncomplete,
     DatasetNotFound,
     NotFound,
+    NotSupported,
     StreamNotFound,
 )
 from streamloader.redaction import redact_address
@@ -408,20 +409,26 @@ def list_folder(handle: SharedStore, address: str) -> dict[str, ObjectInfo]:
         StoreError: If the store fails otherwise.
     """
     shown = redact_address(address)
+    unlisted = DatasetNotFound(
+        f"there is no {MANIFEST_NAME} at {shown}, and its server has no listings: name the shards, such as "
+        f"{join_address(shown, 'shard-{000..127}.tar')}",
+        address=shown,
+        dataset=shown,
+    )
+    manifest_path = split_address(join_address(address, MANIFEST_NAME))[1]
     if not handle.store.supports_listing:
-        raise DatasetNotFound(
-            f"there is no {MANIFEST_NAME} at {shown}, and its server has no listings: name the shards, such as "
-            f"{join_address(shown, 'shard-{000..127}.tar')}",
-            address=shown,
-            dataset=shown,
-        )
-    folder = split_address(join_address(address, MANIFEST_NAME))[1].rpartition("/")[0]
+        raise unlisted
+    folder = manifest_path.rpartition("/")[0]
     found: dict[str, ObjectInfo] = {}
-    with contextlib.suppress(NotFound, NotADirectoryError):
+    try:
         for info in handle.list(folder, recursive=False):
             name = info.path.rpartition("/")[2]
             if name and not name.startswith("."):
                 found[name] = info
+    except (NotFound, NotADirectoryError):
+        pass
+    except NotSupported as error:
+        raise unlisted from error
     if not any(map(_is_shard, found)):
         raise DatasetNotFound(
             f"there are no shards at {shown}: neither {MANIFEST_NAME} nor tar files", address=shown, dataset=shown

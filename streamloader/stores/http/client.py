@@ -38,7 +38,7 @@ from streamloader.stores.http.redirects import (
     quote_url_path,
     resolve_redirect,
 )
-from streamloader.stores.http.responses import ErrorContext, make_protocol_error
+from streamloader.stores.http.responses import PROXY_ADVICE, ErrorContext, make_protocol_error
 
 __all__ = ["ErrorTranslator", "HttpClient", "HttpServerConfig", "RequestGate", "describe_forbidden", "make_proxy_error"]
 
@@ -298,6 +298,10 @@ class ErrorTranslator:
             ) from None
         if isinstance(error, aiohttp.ClientHttpProxyError):
             raise make_proxy_error(error, self._address, self.offset) from None
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            raise self._make_error(
+                Unreachable, f"the proxy of the environment cannot be reached: {_describe(error)}. {PROXY_ADVICE}"
+            ) from error
         if isinstance(error, aiohttp.InvalidURL):
             raise self._make_error(ProtocolError, f"{origin} is not the address of a server") from None
         is_named = origin in self._address

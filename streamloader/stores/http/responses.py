@@ -22,6 +22,7 @@ from streamloader.values import ObjectInfo
 
 __all__ = [
     "BUSY_STATUSES",
+    "PROXY_ADVICE",
     "ErrorContext",
     "body_length",
     "is_strong_etag",
@@ -37,6 +38,7 @@ __all__ = [
 
 BUSY_STATUSES: Final = (408, 425, 429, *(status for status in range(500, 600) if status not in (501, 505)))
 
+PROXY_ADVICE: Final = "Check HTTP_PROXY and HTTPS_PROXY (with user and password), or exempt the host with NO_PROXY"
 _MAX_DIGITS: Final = 18  # of a size, so that it is below 2**63
 _CONTENT_RANGE: Final = re.compile(
     rf"(?i:bytes) (\d{{1,{_MAX_DIGITS}}})-(\d{{1,{_MAX_DIGITS}}})/(\d{{1,{_MAX_DIGITS}}}|\*)", re.ASCII
@@ -199,7 +201,9 @@ def make_status_error(response: aiohttp.ClientResponse, context: ErrorContext, *
     status = response.status
     kind: type[StoreError] = ProtocolError
     detail, delay = "which is unexpected for this request", None
-    if status in (401, 403, 407):
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        kind, detail = AccessDenied, f"it is that of a proxy, which takes a login. {PROXY_ADVICE}"
+    elif status in (401, 403):
         kind, detail = AccessDenied, "check the credentials, and whether they are for this object"
         if response.url.origin() != URL(context.address.partition("?")[0]).origin():
             detail += f"; {response.url.origin()}, the target of a redirect, does not receive them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -23,16 +24,19 @@ from streamloader.errors import (
     ConfigError,
     LimitExceeded,
     NotFound,
+    NotSupported,
     ProtocolError,
     RangeNotSatisfiable,
     ServerBusy,
+    StoreError,
     StoreTimeout,
     TransferInterrupted,
     Unreachable,
 )
 from streamloader.redaction import redact_address
 from streamloader.stores.access import ServerAddress, StoreAccess
-from streamloader.stores.base import Body, Store
+from streamloader.stores.base import NAMING_ADVICE, Body, Store
+from streamloader.stores.deadlines import TransferDeadline
 from streamloader.stores.environment import find_ca_path, find_proxy
 from streamloader.stores.http.address_scope import AddressScope, PinnedHosts
 from streamloader.stores.http.auth import (
@@ -45,6 +49,8 @@ from streamloader.stores.http.auth import (
 )
 from streamloader.stores.http.client import ErrorTranslator, HttpClient, HttpServerConfig, RequestGate
 from streamloader.stores.http.document import DocumentRequest, HttpDocument, receive_document
+from streamloader.stores.http.listing import LISTING_HEADERS, HttpListing
+from streamloader.stores.http.listing_pages import PAGE_TYPES, normalize_name_pattern
 from streamloader.stores.http.responses import (
     ErrorContext,
     body_length,
@@ -57,6 +63,7 @@ from streamloader.stores.http.responses import (
     require_unencoded,
 )
 from streamloader.stores.http.whole_copies import WholeCopies, WholeCopy
+from streamloader.stores.search import TreeSearch
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["SCOPE_NAMES", "HttpStore"]
@@ -73,6 +80,7 @@ _HEAD_REFUSALS: Final = (
     AccessDenied,
     LimitExceeded,
     NotFound,
+    NotSupported,
     ProtocolError,
     ServerBusy,
     StoreTimeout,
@@ -85,7 +93,7 @@ _log: Final = logging.getLogger("streamloader")
 
 
 class HttpStore(Store):
-    """``http://host/...`` and ``https://host/...``: read-only, without listings.
+    """``http://host/...`` and ``https://host/...``: read-only.
 
     Paths follow the syntax of URLs: ``%20`` is a space, ``?`` begins a query, which is sent to the server. Characters
     that a URL must not contain (spaces, letters beyond ASCII, a lone ``%``) are encoded; write ``%23`` for ``#``.
@@ -96,6 +104,11 @@ class HttpStore(Store):
     other parts, as long as all such files have at most ``limits.copy_bytes``. Compression is never requested, and a
     compressed response is refused. Versions are ETags, or else Last-Modified together with the size; a strong ETag
     is sent as If-Match.
+
+    Folders are listed from the pages that nginx, Apache, Python's ``http.server``, lighttpd and Caddy make of them
+    (:mod:`streamloader.stores.http.listing_pages`); any other page is refused. Listed names are decoded, except for
+    characters that a path must not contain. Listings have no sizes, because servers round them: they are requested
+    with HEAD.
 
     At most ``limits.redirects`` redirects are followed, never from https to http. Servers with another scheme, host or
     port than the address receive no headers, cookies or credentials. Only a server in a private network or on this
@@ -133,7 +146,8 @@ class HttpStore(Store):
 
     schemes: ClassVar[tuple[str, ...]] = ("http", "https")
     supports_writes: ClassVar[bool] = False
-    supports_listing: ClassVar[bool] = False
+    has_directories: ClassVar[bool] = True
+    has_url_paths: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -183,6 +197,10 @@ class HttpStore(Store):
     def supports_ranges(self) -> bool:  # type: ignore[override]
         """Whether the server has sent parts of objects so far when parts were requested."""
         return not self._warned_no_ranges
+
+    @override
+    def normalize_pattern(self, part: str) -> str:
+        return normalize_name_pattern(part)
 
     @override
     def describe_access(self) -> StoreAccess:
@@ -236,8 +254,9 @@ class HttpStore(Store):
         release: Callable[[], None] = functools.partial(client.release, response)
         try:
             if response.status == HTTPStatus.PARTIAL_CONTENT and span is not None:
-                body = self._make_part_body(path, span, version, response, context)
+                body = await self._make_part_body(path, span, version, response, context)
             elif response.status == HTTPStatus.OK:
+                await self._refuse_folder(path, response, context)
                 body = await self._make_whole_body(path, span, version, response, context)
                 if body.skip or (span is not None and body.end != body.info.size):
                     body, release = self._read_copy(path, span or ByteRange(), response, body, context, release)
@@ -274,24 +293,88 @@ class HttpStore(Store):
         self._prepare_call(path, allow_empty=True)
         context = ErrorContext(self.address(path) if path else f"{self.url}/")
         deadline = self._make_deadline(path)
-        async with self._request_slots:
-            client = await self._connect()
-            response = await client.send(
-                "GET",
-                path,
-                request.headers,
-                context,
-                gate=gate,
-                limit_wait=lambda: deadline.limit_response("waiting for the first bytes"),
-            )
-            try:
-                pieces = _ResponsePieces(response, replace(context, offset=0), self.timeouts, 0)
-                if response.status not in request.statuses:
-                    await client.drain(response)
-                    raise make_status_error(response, context)
-                return await receive_document(response, pieces, request, deadline, context)
-            finally:
-                client.release(response)
+        async with (
+            self._request_slots,
+            self._open_page(path, request.headers, context, gate, deadline) as (response, pieces),
+        ):
+            if response.status not in request.statuses:
+                await (await self._connect()).drain(response)
+                raise make_status_error(response, context)
+            return await receive_document(response, pieces, request, deadline, context)
+
+    @contextlib.asynccontextmanager
+    async def _open_page(
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        context: ErrorContext,
+        gate: RequestGate | None,
+        deadline: TransferDeadline,
+    ) -> AsyncGenerator[tuple[aiohttp.ClientResponse, AsyncIterator[bytes]], None]:
+        """Request a page, and yield the response with any status, and the pieces of its body."""
+        client = await self._connect()
+        response = await client.send(
+            "GET",
+            path,
+            headers,
+            context,
+            gate=gate,
+            limit_wait=lambda: deadline.limit_response("waiting for the first bytes"),
+        )
+        try:
+            yield response, _ResponsePieces(response, replace(context, offset=0), self.timeouts, 0)
+        finally:
+            client.release(response)
+
+    @override
+    def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        return self._list_folder(prefix, None, recursive=recursive)
+
+    @override
+    def _search(self, prefix: str, search: TreeSearch, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        return self._list_folder(prefix, search, recursive=recursive)
+
+    def _list_folder(
+        self, prefix: str, search: TreeSearch | None, *, recursive: bool
+    ) -> AsyncGenerator[ObjectInfo, None]:
+        if "?" in prefix:
+            address = self.address(prefix)
+            raise NotSupported(f"{address}: folders cannot be listed with a query: {NAMING_ADVICE}", address=address)
+        listing = HttpListing(self._open_listing_page, self.address, self.limits, search, self._request_slots)
+        return listing.list_entries(prefix, recursive=recursive)
+
+    async def _refuse_folder(self, path: str, response: aiohttp.ClientResponse, context: ErrorContext) -> None:
+        """Refuse the listing of a folder, which a server sends if the path lacks the "/" at its end.
+
+        Raises:
+            NotFound: If the response is one.
+        """
+        is_redirected = unquote(response.url.raw_path) == f"/{unquote(path)}/"
+        if not is_redirected or response.content_type.lower() not in PAGE_TYPES:
+            return
+        listing = HttpListing(self._open_listing_page, self.address, self.limits, None, asyncio.Semaphore())
+        try:
+            async with contextlib.aclosing(listing.list_entries(path, recursive=False)) as entries:
+                await anext(entries, None)
+        except StoreError:
+            return
+        error = NotFound(
+            f'{context.address} is a folder: write a "/" at the end of its address', address=context.address
+        )
+        error.details["is_folder"] = True
+        raise error
+
+    @contextlib.asynccontextmanager
+    async def _open_listing_page(
+        self, path: str, context: ErrorContext, gate: RequestGate
+    ) -> AsyncGenerator[tuple[aiohttp.ClientResponse, AsyncIterator[bytes]], None]:
+        """Request the page of a folder, and yield the response with any status, and its body as it arrives."""
+        deadline = self._make_deadline(path)
+        async with (
+            self._open_page(path, LISTING_HEADERS, context, gate, deadline) as (response, pieces),
+            contextlib.aclosing(_limit_waits(pieces, deadline)) as limited,
+        ):
+            yield response, limited
 
     @override
     async def _disconnect(self) -> None:
@@ -346,7 +429,7 @@ class HttpStore(Store):
             try:
                 info = await self._send_head(client, path, context, expected_version)
             except _HEAD_REFUSALS as error:
-                if error.details.get("retry_after"):
+                if error.details.get("retry_after") or error.details.get("is_folder"):
                     raise
                 head_error = error
             # Some servers omit the size here, or report 0 for generated content.
@@ -371,6 +454,7 @@ class HttpStore(Store):
             async with asyncio.timeout(seconds), client.request("HEAD", path, {}, context) as response:
                 if response.status != HTTPStatus.OK:
                     raise make_status_error(response, context)
+                await self._refuse_folder(path, response, context)
                 info = self._parse_info(path, response.headers, body_length(response, context), expected_version)
                 return replace(info, size=None) if "Content-Encoding" in response.headers else info
         except TimeoutError as error:
@@ -399,6 +483,7 @@ class HttpStore(Store):
             elif response.status == HTTPStatus.PARTIAL_CONTENT:
                 size = read_content_range(response, context)[2]
             elif response.status == HTTPStatus.OK:
+                await self._refuse_folder(path, response, context)
                 require_unencoded(response, context)
                 size = body_length(response, context)
             else:
@@ -411,8 +496,10 @@ class HttpStore(Store):
     ) -> Body:
         """Check a server's response that a range does not exist. Return an empty body if the range is empty."""
         info = await self._request_info(path, context, version)
+        stated_size = parse_unsatisfied_size(headers.get("Content-Range", ""))
+        self._check_size(info, stated_size, context.offset or 0)
         if info.size is None:
-            info = replace(info, size=parse_unsatisfied_size(headers.get("Content-Range", "")))
+            info = replace(info, size=stated_size)
         if info.size is None:
             raise RangeNotSatisfiable(
                 f"{context.address} does not have bytes {span}",
@@ -430,7 +517,7 @@ class HttpStore(Store):
 
     # --- bodies ------------------------------------------------------------------------------------------------------
 
-    def _make_part_body(
+    async def _make_part_body(
         self,
         path: str,
         span: ByteRange,
@@ -445,9 +532,12 @@ class HttpStore(Store):
             raise make_protocol_error(context, f"the server announced {length} bytes for the range [{start}:{end}]")
         info = self._parse_info(path, response.headers, size, version)
         if info.size is None and span.end is None:
-            raise make_protocol_error(
-                context, f"the server does not report the end of {span}, so the transfer could break off unnoticed"
-            )
+            current = await self._request_info(path, context, info.version)
+            if current.size is None or current.version != info.version:
+                raise make_protocol_error(
+                    context, f"the server does not report the end of {span}, so the transfer could break off unnoticed"
+                )
+            info = replace(info, size=current.size)
         # A response with a length ends there: further bytes would belong to another response.
         return Body(
             info, start, end, _ResponsePieces(response, context, self.timeouts, start), bounded=length is not None
@@ -581,6 +671,18 @@ _inherited: Final[list[HttpClient]] = []
 
 def _do_nothing() -> None:
     """Release nothing: the connection belongs to a copy."""
+
+
+async def _limit_waits(pieces: AsyncIterator[bytes], deadline: TransferDeadline) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes of a page. Each wait for them has a deadline."""
+    deadline.offset = 0
+    while True:
+        with deadline.limit_next_bytes("listing"):
+            piece = await anext(pieces, None)
+        if piece is None:
+            return
+        deadline.count_received(len(piece))
+        yield piece
 
 
 async def _yield_nothing() -> AsyncGenerator[bytes, None]:

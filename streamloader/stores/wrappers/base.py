@@ -46,6 +46,11 @@ class StoreWrapper(Store):
         return self.inner.has_directories
 
     @property
+    def has_url_paths(self) -> bool:  # type: ignore[override]
+        """Whether paths are those of URLs."""
+        return self.inner.has_url_paths
+
+    @property
     def supports_ranges(self) -> bool:  # type: ignore[override]
         """Whether a part of an object is transferred without the rest."""
         return self.inner.supports_ranges
@@ -61,6 +66,10 @@ class StoreWrapper(Store):
     @override
     def address(self, path: str) -> str:
         return self.inner.address(path)
+
+    @override
+    def normalize_pattern(self, part: str) -> str:
+        return self.inner.normalize_pattern(part)
 
     @override
     async def head(self, path: str) -> ObjectInfo:

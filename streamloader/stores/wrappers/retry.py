@@ -188,11 +188,18 @@ class _AttemptCounter:
         """Wait until the request may be repeated. Return whether it may; if not, add the attempts to the error."""
         retry = self._retry
         elapsed = time.monotonic() - self._started
-        delay = self._compute_delay(error, retry.deadline - elapsed)
+        remaining_s = retry.deadline - elapsed
+        delay = self._compute_delay(error, remaining_s)
         is_last = retry.attempts is not None and self._attempts >= retry.attempts
         if not error.transient or is_last or delay is None:
             if error.transient:
                 _add_attempts(error, self._attempts, elapsed)
+                if delay is None and _requested_delay(error) > max(0.0, remaining_s) and not is_last:
+                    reason = (
+                        f"the server requests a longer wait than the {max(0.0, remaining_s):.0f} s that are left of "
+                        f"{retry.deadline:g} s. Try later, or raise Retry(deadline=...)"
+                    )
+                    error.args = (f"{error.message}: {reason}",)
             return False
         self._attempts += 1
         # As text: a handler may keep the record, and with the error its traceback, whose frames hold the connection.
@@ -214,12 +221,16 @@ class _AttemptCounter:
         retry = self._retry
         doubled = retry.first_wait * 2.0 ** min(self._attempts - 1, 64)
         delay = min(retry.longest_wait, doubled + random.uniform(0.0, retry.jitter))  # noqa: S311 - not for secrets
-        requested = error.details.get("retry_after")
-        if isinstance(requested, (int, float)) and not math.isnan(requested):
-            if requested > remaining_s:
-                return None
-            delay = max(delay, requested)
-        return min(delay, remaining_s)
+        requested = _requested_delay(error)
+        if requested > remaining_s:
+            return None
+        return min(max(delay, requested), remaining_s)
+
+
+def _requested_delay(error: StoreError) -> float:
+    """Return the seconds that the server wants to be left alone. 0 if it states none."""
+    requested = error.details.get("retry_after")
+    return requested if isinstance(requested, (int, float)) and not math.isnan(requested) else 0.0
 
 
 def _add_attempts(error: StoreError, attempts: int, seconds: float) -> None:

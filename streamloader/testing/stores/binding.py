@@ -215,7 +215,17 @@ async def require_writes(store: Store, path: str) -> bool:
 
 
 async def require_listing(store: Store, path: str) -> bool:
-    """Return whether the store supports listings. If it does not, check that it raises NotSupported."""
+    """Return whether the store supports listings. If it does not, check that it raises NotSupported.
+
+    A store of web servers supports them if the server does.
+    """
+    if store.supports_listing and store.has_url_paths:
+        try:
+            await list_objects(store, path)
+        except NotSupported:
+            return False
+        except StoreError:
+            return True
     if not store.supports_listing:
         with pytest.raises(NotSupported):
             await list_objects(store, path)

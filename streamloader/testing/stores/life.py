@@ -277,8 +277,8 @@ class LifeSuite(StoreBinding):
             assert not describe_difference(shared.read(path, ByteRange(-5)), data[-5:])
             with pytest.raises(NotFound):
                 shared.read(f"{path}.none")
-            if shared.store.supports_listing:
-                folder = path.rpartition("/")[0]
+            folder = path.rpartition("/")[0]
+            if shared.call(require_listing(shared.store, folder)):
                 assert [found.path for found in shared.list(folder)] == [path]
             if shared.store.supports_writes:
                 shared.write(f"{path}.new", b"new")

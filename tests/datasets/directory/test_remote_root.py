@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
@@ -22,6 +23,7 @@ from datasets.directory.directory_data import (
     open_directory,
 )
 from datasets.directory.remote_data import FILES, count_gets, list_files, make_packs, serve
+from servers.listings import Missing, list_with
 from servers.nginx_fixture import USER
 from torch.utils.data import DataLoader
 
@@ -173,7 +175,8 @@ def test_reads_are_ranged_requests_of_exactly_one_member(packs):
         heads = [request for request in server.requests if request.method == "HEAD"]
         assert len(heads) == 32  # numbers of packs that could be there
         missing = len(heads) - len(packs)  # a server may refuse HEAD although it has the object
-        assert len(server.requests) == len(heads) + missing + len(packs)
+        # And one for the listing, which this server does not have.
+        assert len(server.requests) == len(heads) + missing + len(packs) + 1
         server.requests.clear()
         for name, content in FILES.items():
             assert directory.read(name) == content
@@ -466,3 +469,23 @@ def test_packs_are_saved_if_a_directory_is_collected_in_the_thread_of_the_stores
                 thread.join(60)
     assert not finalizer.alive
     assert s3.names() == ["subdir_0.pack", "subdir_0/a"]
+
+
+def test_a_web_server_with_listings(tmp_path, packs):
+    """Files and packs with any names are found; without the listings there would be numbered packs only."""
+    data = tmp_path / "served"
+    data.mkdir()
+    data.chmod(0o755)
+    for name, content in packs.items():
+        (data / "dir").mkdir(exist_ok=True)
+        (data / "dir" / name).write_bytes(content)
+    (data / "dir" / "loose files").mkdir()
+    (data / "dir" / "loose files" / "é 1%.bin").write_bytes(b"loose")
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(list_with("nginx", data))
+        except Missing as missing:
+            pytest.skip(str(missing))
+        for load_to_memory in (False, True):
+            with open_directory(f"{url}/dir", load_to_memory=load_to_memory) as directory:
+                assert contents(directory) == FILES | {"é 1%25.bin": b"loose"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import io
 import os
@@ -15,6 +16,7 @@ from datasets.shards.index_data import list_members
 from datasets.shards.shard_files import SUFFIXES, build_tar, compress, make_samples, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers.listings import Missing, list_with
 from webdataset import TarWriter
 
 from streamloader import (
@@ -388,3 +390,23 @@ def test_a_page_instead_of_an_index_is_no_index(nginx_server):
     shards = open_shard_set(f"{nginx_server.url}/pages/0.tar")
     assert list_contents(shards) == EXPECTED
     shards.close()
+
+
+def test_a_web_server_with_listings(tmp_path):
+    """Shards without a manifest are found in the listing of their folder."""
+    folder = tmp_path / "served" / "set"
+    write_shards(folder, SAMPLES, samples_per_shard=5)
+    folder.parent.chmod(0o755)
+    for file in folder.iterdir():
+        if file.suffix != ".tar":
+            file.unlink()
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(list_with("nginx", folder.parent))
+        except Missing as missing:
+            pytest.skip(str(missing))
+        for address in (f"{url}/set", f"{url}/set/*.tar", f"{url}/**/*.tar"):
+            shards = open_shard_set(address)
+            assert [info.name for info in shards.infos] == ["00000.tar", "00001.tar", "00002.tar"]
+            assert list_contents(shards) == EXPECTED
+            shards.close()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import urllib.parse
 
 import pytest
 from canaries import canary
 from servers import web
+from servers.listings import list_with
 from servers.nginx_fixture import USER
 
+from streamloader.stores.http.listing_pages import encode_name
 from streamloader.testing import StoreSuite
 from streamloader.testing.stores.binding import HttpLocation
 
@@ -54,6 +57,28 @@ class TestHttpStoreOfDates(TestHttpStore):
 
     def location(self):
         return f"{self.server.url}/undated", {}
+
+
+@pytest.fixture(scope="session")
+def listed_folder(tmp_path_factory):
+    data = tmp_path_factory.mktemp("listed")
+    with list_with("python{}.{}".format(*sys.version_info), data) as url:
+        yield web.Folder(url, data)
+
+
+@pytest.mark.slow
+class TestHttpStoreWithListings(OfHttp):
+    """Python's server: listings, but no ranges."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, listed_folder):
+        self.server = listed_folder
+
+    def path(self, name):
+        return "/".join(encode_name(part.encode()) or part for part in name.split("/"))
+
+    def location(self):
+        return self.server.url, {}
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_a_server_may_ask_for_any_wait_up_to_the_deadline(clock, delay, use):
 
 def test_gives_up_at_once_if_the_server_asks_for_more_than_the_deadline(clock):
     wrapped = store(busy(120.5), policy=Retry())
-    with pytest.raises(sl.ServerBusy, match="tried once"):
+    with pytest.raises(sl.ServerBusy, match=r"tried once.*longer wait than the 120 s .* raise Retry\(deadline"):
         play(wrapped, USES["head"])
     assert clock.waits == []
 
