@@ -68,6 +68,9 @@ _SHOWN_FRAGMENT: Final = re.compile(r"\d{0,6}", re.ASCII)  # numbers of repeated
 _SEPARATOR: Final = re.compile(r"([&;])")
 # Paths of other schemes than HTTP are literal, and "?" is a glob character: only "?name=" begins a query there.
 _LITERAL_QUERY: Final = re.compile(r"[?#][\w.%\[\]-]+=")
+# The ends of addresses that name one version of an object. Such ids give no access.
+_VERSION_SCHEMES: Final = frozenset({"gs", "s3"})
+_VERSION: Final = re.compile(r"\?(?:versionId|generation)=[\w.%/+=-]{1,1024}(?=!/|\Z)", re.ASCII)
 _PATH_PARAMETER: Final = re.compile(r";([^/;=?#]*)=([^/;]*)")
 _NESTED_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+\S*")
 # Tokens in paths: JSON Web Tokens; bots of Telegram; requests of Oracle Cloud that are authorized in advance; a digest
@@ -216,10 +219,13 @@ def identify_address(address: str) -> str:
         rest = f"{MASK}@{remainder}" if at_sign else rest
     else:
         rest = f"{'' if parts.login is None else f'{MASK}@'}{parts.hosts}{parts.tail}"
-    text = _NAMED_SECRETS.sub(rf"\1{MASK}", f"{match[1]}://{rest}")
+    text = f"{match[1]}://{rest}"
+    version = _VERSION.search(text) if match[1].lower() in _VERSION_SCHEMES else None
+    text, end = (text, "") if version is None else (text[: version.start()], text[version.start() :])
+    text = _NAMED_SECRETS.sub(rf"\1{MASK}", text)
     if "?" in text:
         text = _LONG_QUERY_VALUES.sub(rf"\1{MASK}", _QUERY_SECRETS.sub(rf"\1{MASK}", text))
-    return text
+    return text + end
 
 
 def clean(text: str, limit: int | None = None) -> str:
@@ -307,6 +313,11 @@ def _show_tail(scheme: str, tail: str, depth: int) -> str:
             path = pattern.sub(replacement, path)
         fragment = fragment if _SHOWN_FRAGMENT.fullmatch(fragment) else MASK
         return f"{_show_path(path, depth)}{question}{_show_query(query)}{mark}{fragment}"
+    version = _VERSION.search(tail) if scheme in _VERSION_SCHEMES else None
+    if version is not None:
+        return (
+            _show_tail(scheme, tail[: version.start()], depth) + version[0] + _show_path(tail[version.end() :], depth)
+        )
     found = _LITERAL_QUERY.search(tail)
     if found is None:
         return _show_path(tail, depth)

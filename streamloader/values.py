@@ -176,5 +176,5 @@ class ObjectInfo:
 
     @property
     def is_directory(self) -> bool:
-        """Whether this is a directory."""
-        return self.path.endswith("/")
+        """Whether this is a directory. The keys of some stores end in "/", too, but objects have a size."""
+        return self.path.endswith("/") and self.size is None

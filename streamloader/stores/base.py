@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
 from streamloader.common.printable import make_printable
-from streamloader.config import Limits, Timeouts
+from streamloader.config import Limits, Retry, Timeouts
 from streamloader.errors import (
     ClosedError,
     ConfigError,
@@ -73,6 +73,10 @@ class Store(abc.ABC):
         has_directories: Whether directories exist besides their objects, and have permissions of their own.
         has_url_paths: Whether paths are those of URLs: percent-encoded, and "?" begins a query. A path names a
             directory then only if it ends in "/".
+        paths_are_keys: Whether paths are any texts, which are taken literally: with empty names, and with "." and "..".
+            Otherwise, they consist of names as described above.
+        part_retry: Policy by which the store repeats the parts of an upload, which its caller cannot repeat. None for
+            no repetitions.
         supports_ranges: Whether a part of an object is transferred without the rest. Some stores learn from the first
             response that their server cannot do that.
     """
@@ -82,7 +86,9 @@ class Store(abc.ABC):
     supports_listing: ClassVar[bool] = True
     has_directories: ClassVar[bool] = False
     has_url_paths: ClassVar[bool] = False
+    paths_are_keys: bool = False
     supports_ranges: bool = True
+    part_retry: Retry | None = None
 
     def __init__(self, url: str, *, timeouts: Timeouts | None = None, limits: Limits | None = None) -> None:
         self.url = redact_address(url)
@@ -104,6 +110,19 @@ class Store(abc.ABC):
         scheme, _, rest = address.partition("://")
         host, _, path = rest.partition("/")
         return f"{scheme}://{host}", path
+
+    def names_version(self, path: str) -> bool:
+        """Return whether a path names one version of an object, which never changes, as ``key?versionId=...`` in S3."""
+        return False
+
+    def directory_path(self, path: str) -> str:
+        """Return the path of a directory without the "/" at its end, unless the name before it is empty.
+
+        A directory with an empty name, as in the key ``a//b``, only exists where paths are keys.
+        """
+        if not self.paths_are_keys:
+            return path.rstrip("/")
+        return path[:-1] if path.endswith("/") and path != "/" and not path.endswith("//") else path
 
     def address(self, path: str) -> str:
         """Return the full address of `path` without secrets, for messages."""
@@ -281,10 +300,10 @@ class Store(abc.ABC):
                 or links lead to the same directories again and again; see :class:`streamloader.config.Limits`.
             StoreError: If the request fails otherwise.
         """
-        self._prepare_call(prefix.rstrip("/"), allow_empty=True)
+        prefix = self.directory_path(prefix)
+        self._prepare_call(prefix, allow_empty=True)
         if not self.supports_listing:
             raise NotSupported(f"{self.url} has no listings: {NAMING_ADVICE}", address=self.address(prefix))
-        prefix = prefix.rstrip("/")
         listing = (
             self._list(prefix, recursive=recursive)
             if search is None
@@ -397,7 +416,7 @@ class Store(abc.ABC):
 
         An override does not enter hidden directories, and reports what may not be read. This default lists everything.
         """
-        start = len(prefix) + 1 if prefix else 0
+        start = len(prefix) + 1 if prefix and not prefix.endswith("/") else len(prefix)
         async with contextlib.aclosing(self._list(prefix, recursive=recursive)) as entries:
             async for info in entries:
                 if search.show_hidden or not is_hidden(info.path[start:]):

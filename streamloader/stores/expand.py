@@ -268,6 +268,8 @@ class _AddressExpander:
 
     async def _match_path(self, path: str) -> _Match:
         address = redact_address(self._address(path))
+        if self._store.names_version(path):
+            return _Match([await self._head_version(path, address)])
         has_url_paths = self._store.has_url_paths
         if not self._store.supports_listing or (has_url_paths and "?" in path):
             return _Match([await self._head_without_listing(path, address)])
@@ -282,6 +284,10 @@ class _AddressExpander:
                 if has_url_paths and not error.details.get("is_folder"):
                     raise
                 missing = error
+        elif path and self._store.paths_are_keys:  # a key may end in "/", but an empty object of it marks a directory
+            info, _ = await self._head_literal(path)
+            if info is not None and info.size:
+                return _Match([info])
         return await self._match_directory(path, missing)
 
     async def _match_pattern(self, path: str, address: str) -> _Match:
@@ -290,9 +296,13 @@ class _AddressExpander:
             if info is not None:
                 return _Match([info])
         problems: dict[str, ListingProblem] = {}
-        parts = [self._store.normalize_pattern(part) for part in path.split("/") if part]
+        parts = self._store.directory_path(path).split("/")
         try:
-            found = await self._match_parts(parts, problems)
+            if "" in parts and self._store.paths_are_keys:
+                found = await self._match_keys(parts, problems)
+            else:
+                names = [self._store.normalize_pattern(part) for part in parts if part]
+                found = await self._match_parts(names, problems)
         except NotSupported as error:
             if not self._store.has_url_paths:
                 raise
@@ -306,6 +316,40 @@ class _AddressExpander:
         if problems or self._store.has_url_paths:
             return _Match([], problems=list(problems.values()), missing=missing)
         return await self._match_directory(path, missing)
+
+    async def _match_keys(
+        self, parts: Sequence[str], problems: dict[str, ListingProblem]
+    ) -> PatternMatches[ObjectInfo]:
+        """Match a pattern with empty segments, such as ``a//*.mp4``, with all keys below the directory before it."""
+        first = next(number for number, part in enumerate(parts) if has_magic(part))
+        folder = self._store.directory_path("".join(f"{part}/" for part in parts[:first]))
+        show_hidden = any(part.startswith(".") for part in parts[first:])
+        objects, _ = await self._list(
+            folder,
+            lambda below: matches_path(below.split("/"), parts[first:]),
+            problems,
+            recursive=True,
+            show_hidden=show_hidden,
+        )
+        return PatternMatches(objects, 0)
+
+    async def _head_version(self, path: str, address: str) -> ObjectInfo:
+        """Return one version of an object.
+
+        Raises:
+            ConfigError: If the path names a directory or a pattern.
+        """
+        key = path[: path.rindex("?")]
+        problem = "a directory" if not key or key.endswith("/") else "a pattern" if has_magic(key) else None
+        if problem is None:
+            return await self._head(path)
+        info, error = await self._head_literal(path)
+        if info is None:
+            raise ConfigError(
+                f"{address} is {problem} with the id of a version: such an id names one version of one object, so "
+                "list the objects with their ids"
+            ) from error
+        return info
 
     async def _head_without_listing(self, path: str, address: str) -> ObjectInfo:
         """Return an object of a store that has no listings."""
@@ -379,7 +423,7 @@ class _AddressExpander:
 
     async def _match_directory(self, path: str, missing: StreamNotFound) -> _Match:
         """Return the contents of a directory. Raise `missing` if it has none."""
-        path = path.rstrip("/")
+        path = self._store.directory_path(path)
         problems: dict[str, ListingProblem] = {}
         try:
             objects, _ = await self._list(path, lambda _: True, problems, recursive=True)
@@ -468,7 +512,7 @@ class _AddressExpander:
         report_files: bool = True,
     ) -> tuple[list[ObjectInfo], list[str]]:
         """List a directory. Return its objects and subdirectories whose relative paths are accepted."""
-        prefix_length = len(folder) + 1 if folder else 0
+        prefix_length = len(folder) + 1 if folder and not folder.endswith("/") else len(folder)
         objects: list[ObjectInfo] = []
         folders: list[str] = []
 
@@ -482,10 +526,13 @@ class _AddressExpander:
         async with self._listing_slots, contextlib.aclosing(entries):
             async for info in entries:
                 self._listed.count_entry(info.path, info.version)
-                if accept(info.path[prefix_length:].rstrip("/")):
+                path = info.path
+                if info.is_directory:
+                    path = self._store.directory_path(path)
+                if accept(path[prefix_length:]):
                     self._held.count_entry(info.path, info.version)
                     if info.is_directory:
-                        folders.append(info.path.rstrip("/"))
+                        folders.append(path)
                     else:
                         objects.append(info)
         return objects, folders

@@ -79,7 +79,12 @@ def _compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def matches_name(name: str, pattern: str) -> bool:
-    """Return whether one name matches one segment of a pattern. Hidden names match only an explicit leading dot."""
+    """Return whether one name matches one segment of a pattern.
+
+    Hidden names match only an explicit leading dot, and an empty name, as in the key ``a//b``, only an empty segment.
+    """
+    if not name:
+        return not pattern
     if name.startswith(".") and not pattern.startswith("."):
         return False
     return _compile_pattern(pattern).match(name) is not None

@@ -13,6 +13,8 @@ from faults.s3_server import PlainS3
 
 from streamloader.config import Retry, Timeouts
 from streamloader.errors import (
+    AccessDenied,
+    NotSupported,
     ObjectChanged,
     ProtocolError,
     ServerBusy,
@@ -34,6 +36,9 @@ TIMEOUTS = Timeouts(connect=10, response=30, window=30, min_rate=500, close=0.5)
 STALLS = ("stall", "drip", "stall-head")  # kinds that only a deadline ends
 RETRY = Retry(attempts=4, deadline=50, first_wait=0.01, longest_wait=1.5, jitter=0.01)
 
+KEYS = {"access_key_id": "AKFAULTS", "secret_access_key": "not-checked"}
+PATIENT = Retry()
+
 Reader = Callable[[Store], Awaitable[bytes]]
 
 
@@ -54,6 +59,11 @@ async def found(store: Store) -> bytes:
     return b"".join([await store.read(info.path, version=info.version) async for info in store.list()])
 
 
+def rotate() -> dict[str, object]:
+    """Provide credentials that do not say that they expire."""
+    return {**KEYS, "expires_at": None}
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to misbehave; `errors` of a store that tries nothing again, empty if it has to manage."""
@@ -66,9 +76,12 @@ class Way:
     fault: dict[str, object] = field(default_factory=dict)
     offset: bool = True
 
+    waits: bool = False  # whether it has to wait for longer than a test may last
+    rotates: bool = False
+
     @property
     def stalls(self) -> bool:
-        return self.kind in STALLS
+        return self.kind in STALLS or self.waits
 
     async def attempt(self, position: str) -> bytes:
         async with PlainS3({"a.bin": DATA}) as server, FaultyS3(server.url) as proxy:
@@ -76,8 +89,7 @@ class Way:
             async with open_store(
                 "s3://bucket",
                 endpoint_url=proxy.url,
-                access_key_id="AKFAULTS",
-                secret_access_key="not-checked",
+                **({"credential_provider": rotate} if self.rotates else KEYS),
                 timeouts=TIMEOUTS,
                 retry=self.retry,
             ) as store:
@@ -106,6 +118,12 @@ WAYS = [
     Way("503 SlowDown", "slow-down", (ServerBusy,)),
     Way("503 SlowDown once, tried again", "slow-down", retry=RETRY, fault=ONCE),
     Way("429 with Retry-After", "too-many", (ServerBusy,)),
+    Way("503, Retry-After: 45, twice", "slow-down", retry=PATIENT, waits=True, fault={"times": 2, "retry_after": 45}),
+    Way("503 SlowDown 9 times, tried again", "slow-down", retry=PATIENT, waits=True, fault={"times": 9}),
+    Way("hangs up 9 times, tried again", "hang-up", read=in_one, retry=PATIENT, waits=True, fault={"times": 9}),
+    Way("credentials expired early, others provided", "expired", rotates=True, fault=ONCE),
+    Way("credentials expired early, the same provided", "expired", (AccessDenied,), rotates=True),
+    Way("archived object", "archived", (NotSupported,)),
     Way("500 InternalError", "internal-error", (ServerBusy,)),
     Way("500 InternalError once, tried again", "internal-error", retry=RETRY, fault=ONCE),
     Way("range ignored (200)", "ignored-range", (ProtocolError,)),
@@ -113,6 +131,16 @@ WAYS = [
     Way("fewer bytes than the range says", "forged-range", (TransferInterrupted, ProtocolError)),
     Way("ETag changes between ranges", "changed-etag", (ObjectChanged,)),
     Way("HTML instead of XML", "html", (ProtocolError,), found, fault=LISTINGS, offset=False),
+    Way(
+        "listing cut in a complete response",
+        "half-listing",
+        (TransferInterrupted,),
+        found,
+        fault=LISTINGS,
+        offset=False,
+    ),
+    Way("listing without the token to go on", "lost-token", (ProtocolError,), found, fault=LISTINGS, offset=False),
+    Way("credentials expired in a listing", "expired", read=found, rotates=True, fault={**LISTINGS, **ONCE}),
     Way("listing hangs", "stall-head", (StoreTimeout,), found, fault=LISTINGS, offset=False),
     Way("listing broken off", "hang-up", (Unreachable, TransferInterrupted), found, fault=LISTINGS, offset=False),
     Way("listing 503", "slow-down", (ServerBusy,), found, fault=LISTINGS, offset=False),

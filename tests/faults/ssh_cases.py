@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 
@@ -22,11 +23,14 @@ from streamloader.errors import (
 )
 from streamloader.stores.registry import open_store
 from streamloader.testing.faults.ssh import FaultySsh
+from streamloader.values import ByteRange
 
 DATA = hashlib.shake_256(b"ssh").digest(3_000_000)
 AT = {"start": 0, "middle": len(DATA) // 2, "end": len(DATA) - 1}
 STAGE = {"start": "connect", "middle": "key exchange", "end": "login"}
 TIMEOUTS = Timeouts(connect=30.0, response=30.0, window=30.0, min_rate=1000.0, close=1.0)
+AWAY = 9  # connections: some 40 s of waits, and so more than a small number of attempts lasts
+READERS = 6
 STALLS = ("silence", "drip")  # faults that only a deadline ends
 
 # fault -> words for the table, and the errors that may come of it instead of the right bytes
@@ -107,19 +111,41 @@ def cases() -> list[Case]:
         for fault in ("cut", "reset"):
             words = f"connection {'closed' if fault == 'cut' else 'reset'} once, with retries"
             found.append(Case("ssh", words, position, _attempt(fault, AT[position], again=True), DATA, ()))
+        words = f"connection closed, and {AWAY} times more at once, with retries"
+        attempt = _attempt("cut", AT[position], again=True, away=AWAY)
+        found.append(Case("ssh", words, position, attempt, DATA, (), stalls=True))
+        words = "few open files, more readers"
+        found.append(Case("ssh", words, position, _read_with_few_files(AT[position]), DATA, ()))
     return found
 
 
-def _attempt(fault: str, at: int | str, *, digests: bool = False, again: bool = False):
+def _read_with_few_files(at: int):
+    """Read up to `at` and from there on, with many readers, from a server that lets a channel have one file open."""
+
     async def attempt() -> bytes:
         password = canary("ssh-password")
-        async with FaultySsh({"object": DATA}, fault, at, password=password, once=again) as server:
+        async with FaultySsh({"object": DATA}, password=password, max_open_files=1) as server:
+            async with open_store(server.url, **server.options(), timeouts=TIMEOUTS, connections=1) as store:
+                spans = [ByteRange(0, at), ByteRange(at)] * READERS
+                parts = await asyncio.gather(*(store.read("object", span) for span in spans))
+            assert server.refused_files, "the fault has to strike, or this shows nothing"
+        results = [parts[number] + parts[number + 1] for number in range(0, len(parts), 2)]
+        return next((data for data in results if data != DATA), DATA)
+
+    return attempt
+
+
+def _attempt(fault: str, at: int | str, *, digests: bool = False, again: bool = False, away: int = 0):
+    async def attempt() -> bytes:
+        password = canary("ssh-password")
+        async with FaultySsh({"object": DATA}, fault, at, password=password, once=again, away=away) as server:
             options = {**server.options(), "timeouts": TIMEOUTS}
             if not again:
                 options["retry"] = None
             if digests:
                 options["digests"] = {"object": "sha256:" + hashlib.sha256(DATA).hexdigest()}
-            stalls = deadlines_due(lambda: server.fault_count) if fault in STALLS else contextlib.nullcontext()
+            is_slow = fault in STALLS or away
+            stalls = deadlines_due(lambda: server.fault_count) if is_slow else contextlib.nullcontext()
             async with open_store(server.url, **options) as store, stalls:
                 return await store.read("object")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -131,6 +132,7 @@ class HttpClient:
         *,
         gate: RequestGate | None = None,
         limit_wait: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        body: bytes | memoryview = b"",
     ) -> aiohttp.ClientResponse:
         """Send a request, follow redirects, and return the response with any status. Pass it to :meth:`release`.
 
@@ -142,6 +144,7 @@ class HttpClient:
             gate: Coroutine function that is awaited before each request of the chain. Defaults to none.
             limit_wait: Function that returns a context which limits the wait for one response. The time that `gate`
                 takes does not count. Defaults to no limit.
+            body: Body of the request, which the targets of redirects get, too. Defaults to none.
 
         Raises:
             StoreError: If there is no response.
@@ -152,7 +155,7 @@ class HttpClient:
             if gate is not None:
                 await gate(chain)
             with limit_wait():
-                return await self._send(method, chain, headers, context)
+                return await self._send(method, chain, headers, context, body)
 
         response = await request()
         if response.status in REDIRECT_STATUSES:
@@ -201,7 +204,12 @@ class HttpClient:
         return response
 
     async def _send(
-        self, method: str, chain: RedirectChain, headers: Mapping[str, str], context: ErrorContext
+        self,
+        method: str,
+        chain: RedirectChain,
+        headers: Mapping[str, str],
+        context: ErrorContext,
+        body: bytes | memoryview,
     ) -> aiohttp.ClientResponse:
         if self._closed:
             raise ClosedError(f"the store of {context.address} was closed", address=context.address)
@@ -211,7 +219,8 @@ class HttpClient:
             sent[name] = "; ".join(filter(None, (sent.get(name), chain.cookies)))
         with ErrorTranslator(context, chain.url, self._timeouts):
             session, proxy = self._sessions.select(chain)
-            return await session.request(method, chain.url, headers=sent, allow_redirects=False, **proxy)
+            data = io.BytesIO(body) if body else None  # which aiohttp sends piece by piece
+            return await session.request(method, chain.url, headers=sent, allow_redirects=False, data=data, **proxy)
 
     def _make_session(self, resolver: ScopedResolver) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

@@ -10,6 +10,7 @@ from streamloader.stores.environment import find_proxy
 from streamloader.stores.objects.aws_profiles import ProfileCredentials
 from streamloader.stores.objects.config import ObjectStoreConfig, ObstoreSettings
 from streamloader.stores.objects.credentials import EnvironmentCredentials, NoCredentials, StaticCredentials
+from streamloader.stores.objects.machine_credentials import MachineCredentials
 
 __all__ = ["describe_access"]
 
@@ -57,6 +58,8 @@ def _describe_credentials(  # noqa: PLR0911 - one for each source
         return f"AWS profile {provider.name}"
     if isinstance(provider, NoCredentials):
         return "none found"
+    if isinstance(provider, MachineCredentials):
+        return f"{provider.source} ({provider.host})"
     if provider is not None:
         return "option credential_provider"
     if config.service_account:

@@ -28,6 +28,12 @@ from streamloader.stores.objects.credentials import (
     StaticCredentials,
 )
 from streamloader.stores.objects.fork_safety import get_obstore
+from streamloader.stores.objects.machine_credentials import (
+    ContainerCredentials,
+    InstanceCredentials,
+    MachineCredentials,
+    WebIdentityCredentials,
+)
 from streamloader.stores.objects.network import restrict_connections
 
 __all__ = ["ObjectStoreConfig", "ObstoreSettings"]
@@ -76,7 +82,7 @@ _CREDENTIAL_WORDS: Final = (
 )
 _METADATA_HOST: Final = "169.254.169.254"
 _GOOGLE_METADATA_HOSTS: Final = ("metadata.google.internal", _METADATA_HOST)
-_AWS_CONTAINER_HOST: Final = "169.254.170.2"
+_CONTAINER_VARIABLES: Final = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
 _AZURE_METADATA_SETTING: Final = "IDENTITY_ENDPOINT=http://169.254.169.254/metadata/identity/oauth2/token"
 _AZURE_EMULATOR: Final = "http://127.0.0.1:10000"
 _AZURE_LOGIN_HOST: Final = "login.microsoftonline.com"
@@ -93,12 +99,14 @@ class ObstoreSettings:
         config: Settings for obstore's S3Config, GCSConfig or AzureConfig.
         provider: Provider of credentials. None if obstore finds them by itself.
         endpoint: Address of the server.
-        credential_hosts: Hosts from which obstore itself requests credentials.
+        has_own_endpoint: Whether that is not the usual server of the cloud.
+        credential_hosts: Hosts from which credentials are requested.
     """
 
     config: dict[str, Any] = field(repr=False)
     provider: Callable[[], Any] | None = field(repr=False)
     endpoint: str
+    has_own_endpoint: bool
     credential_hosts: tuple[str, ...]
 
 
@@ -189,11 +197,18 @@ class ObjectStoreConfig:
             config["skip_signature"], provider = True, None
         elif provider is not None:
             config["skip_signature"] = False  # overrides the environment variables
-        endpoint = _find_endpoint({**config, **self.config}) or default_endpoint
+        own_endpoint = _find_endpoint({**config, **self.config})
+        endpoint = own_endpoint or default_endpoint
         if self.scheme == "az" and _is_set({**os.environ, **self.config}, "use_emulator"):
             endpoint = os.environ.get("AZURITE_BLOB_STORAGE_URL", _AZURE_EMULATOR)
         _check_endpoint(endpoint)
-        return ObstoreSettings(config=config, provider=provider, endpoint=endpoint, credential_hosts=tuple(hosts))
+        return ObstoreSettings(
+            config=config,
+            provider=provider,
+            endpoint=endpoint,
+            has_own_endpoint=own_endpoint is not None,
+            credential_hosts=tuple(hosts),
+        )
 
     def create_client(
         self, settings: ObstoreSettings, server_address: str | None, timeouts: Timeouts
@@ -213,13 +228,16 @@ class ObjectStoreConfig:
             ConfigError: If an option is invalid.
         """
         credentials = None if settings.provider is None else CredentialSource(settings.provider)
+        hosts = settings.credential_hosts
+        if isinstance(settings.provider, MachineCredentials):  # obstore itself requests nothing there
+            hosts = tuple(host for host in hosts if host != settings.provider.host)
         class_name = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}[self.scheme]
         client_options = {
             "allow_http": settings.endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=timeouts.connect),
             "timeout": _TRANSFER_TIMEOUT,
             "pool_idle_timeout": _CONNECTION_IDLE_TIMEOUT,
-            **restrict_connections(settings.endpoint, server_address, settings.credential_hosts),
+            **restrict_connections(settings.endpoint, server_address, hosts),
             **self._find_authorities(),
             **self.client_options,
         }
@@ -266,8 +284,8 @@ class ObjectStoreConfig:
             or environment.get("AWS_ENDPOINT")
         )
         is_provider = not (endpoint or _find_endpoint(self.config))
-        metadata_hosts = self._find_aws_metadata_hosts(config, is_provider=is_provider)
-        provider, profile = self._find_aws_credentials(config, may_ask_metadata=bool(metadata_hosts))
+        metadata = self._find_aws_metadata_service(is_provider=is_provider)
+        provider, profile = self._find_aws_credentials(metadata)
         endpoint = endpoint or (profile.endpoint_url if profile else None)
         region = self.region or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
         if region := region or (profile.region if profile else None):
@@ -282,56 +300,99 @@ class ObjectStoreConfig:
             raise ConfigError("the region of s3:// may contain only letters, digits and '-'")
         hosts = []
         if provider is None and not self.anonymous:
-            hosts = [*metadata_hosts, f"sts.{region}.amazonaws.com"]
-            hosts += _find_hosts(environment, "AWS_ENDPOINT_URL_STS", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
-            hosts += [_AWS_CONTAINER_HOST] if "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI" in environment else []
+            hosts = [split_url(metadata).hostname or ""] if metadata else []
+            hosts += [f"sts.{region}.amazonaws.com", *_find_hosts(environment, "AWS_ENDPOINT_URL_STS")]
+        elif isinstance(provider, MachineCredentials) and not self.anonymous:
+            hosts = [provider.host]
         if (zone := _EXPRESS_ZONE.search(self.bucket)) is not None:  # S3 Express has a server for each bucket
             hosts.append(f"{self.bucket}.s3express-{zone[1]}.{region}.amazonaws.com")
         return config, provider, f"https://s3.{region}.amazonaws.com", hosts
 
     def _find_aws_credentials(  # noqa: PLR0911 - one for each source
-        self, config: dict[str, Any], *, may_ask_metadata: bool
+        self, metadata: str | None
     ) -> tuple[Callable[[], Any] | None, AwsProfile | None]:
-        """Return the provider of credentials (None if obstore finds them) and the profile. Add settings to `config`."""
+        """Return the provider of credentials (None if obstore finds them) and the profile.
+
+        Args:
+            metadata: Address of the metadata service, or None if it may not be queried.
+        """
         if self.access_key_id:
             keys = {"secret_access_key": self.secret_access_key, "token": self.session_token}
             return StaticCredentials(access_key_id=self.access_key_id, **keys), None
         if self.credential_provider is not None or self.anonymous:
             return self.credential_provider, None
         profile = read_profile(self.profile)
+        if not self.profile and (found := _find_keys(self.config)) is not None:
+            return StaticCredentials(**found), profile
         if not self.profile and "AWS_ACCESS_KEY_ID" in os.environ:
             return EnvironmentCredentials(), profile
-        if not self.profile and _has_machine_identity(os.environ):
-            return None, profile  # obstore uses it and refreshes the credentials
+        if not self.profile and (identity := self._find_machine_identity(profile)) is not None:
+            return identity, profile
         if profile is not None and profile.web_identity is not None:
-            config.update(profile.web_identity)
-            return None, profile
+            return self._assume_role(profile.web_identity, profile), profile
         if profile is not None and profile.has_credentials:
             return ProfileCredentials(profile.name), profile
         if self.profile:
             raise ConfigError(f"the AWS profile {self.profile!r} names no way to get credentials")
         has_own_server = profile is not None and profile.endpoint_url and not may_query_metadata_service()
-        if may_ask_metadata and not has_own_server:
-            return None, profile
+        settings = {**os.environ, **self.config}
+        if metadata and not has_own_server and not _is_set(settings, "skip_signature"):
+            return InstanceCredentials(metadata, allows_version_1=_is_set(settings, "imdsv1_fallback")), profile
         if self._names_credentials(os.environ.keys() & {"AWS_SKIP_SIGNATURE"}):
             return None, profile
         return NoCredentials(f"s3://{self.bucket}", "AWS_EC2_METADATA_DISABLED=false"), profile
 
-    def _find_aws_metadata_hosts(self, config: dict[str, Any], *, is_provider: bool) -> list[str]:
-        """Return the host of the metadata service if it may be queried. Add it to `config`.
+    def _find_machine_identity(self, profile: AwsProfile | None) -> MachineCredentials | None:
+        """Return the provider for the web identity or the container that `config` or the environment names, or None."""
+        given = {f"AWS_{str(name).upper().removeprefix('AWS_')}": str(value) for name, value in self.config.items()}
+        environment = {**os.environ, **given}
+        if "AWS_WEB_IDENTITY_TOKEN_FILE" in environment:
+            settings = {
+                name: environment[f"AWS_{name.upper()}"]
+                for name in ("role_arn", "web_identity_token_file", "role_session_name")
+                if f"AWS_{name.upper()}" in environment
+            }
+            return self._assume_role(settings, profile)
+        if any(name in environment for name in _CONTAINER_VARIABLES):
+            return ContainerCredentials(environment)
+        return None
+
+    def _assume_role(self, settings: Mapping[str, str], profile: AwsProfile | None) -> WebIdentityCredentials:
+        """Return the provider for a web identity.
+
+        Raises:
+            ConfigError: If it names no role.
+        """
+        environment = os.environ
+        if "role_arn" not in settings:
+            raise ConfigError("AWS_WEB_IDENTITY_TOKEN_FILE is set, but AWS_ROLE_ARN, the role for the token, is not")
+        region = self.region or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+        region = region or (profile.region if profile else None) or "us-east-1"
+        if not _NAME.fullmatch(region):
+            raise ConfigError("the region of s3:// may contain only letters, digits and '-'")
+        domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+        endpoint = environment.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{region}.{domain}"
+        _check_endpoint(endpoint)
+        return WebIdentityCredentials(
+            endpoint,
+            settings["role_arn"],
+            settings.get("role_session_name", "streamloader"),
+            expand_path(settings["web_identity_token_file"]),
+            find_ca_path(self.ca_file, first="AWS_CA_BUNDLE"),
+        )
+
+    def _find_aws_metadata_service(self, *, is_provider: bool) -> str | None:
+        """Return the address of the metadata service if it may be queried, otherwise None.
 
         It may if the environment names it or allows it. By default it may for Amazon's own servers, and for no others.
         """
         environment = os.environ
         given = self.config.get("metadata_endpoint") or self.config.get("aws_metadata_endpoint")
         if given or environment.get("AWS_METADATA_ENDPOINT"):
-            return [split_url(str(given or environment["AWS_METADATA_ENDPOINT"])).hostname or ""]
+            return str(given or environment["AWS_METADATA_ENDPOINT"])
         if not may_query_metadata_service() and not (is_provider and not is_metadata_service_disabled()):
-            return []
-        if endpoint := environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"):
-            config["metadata_endpoint"] = endpoint.rstrip("/")
-            return [split_url(endpoint).hostname or ""]
-        return [_METADATA_HOST]
+            return None
+        return environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or f"http://{_METADATA_HOST}"
 
     def _configure_gs(self) -> _Configuration:
         """Return obstore's configuration, the provider of credentials, the usual server, and those of credentials."""
@@ -417,16 +478,17 @@ class ObjectStoreConfig:
 _Configuration: TypeAlias = tuple[dict[str, Any], Callable[[], Any] | None, str, list[str]]
 
 
-def _has_machine_identity(environment: Mapping[str, str]) -> bool:
-    """Return whether the environment provides a web identity or the credentials of a container."""
-    return any(
-        name in environment
-        for name in (
-            "AWS_WEB_IDENTITY_TOKEN_FILE",
-            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        )
-    )
+def _find_keys(config: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """Return the keys in a configuration of obstore for S3, or None."""
+    plain = {str(name).lower().removeprefix("aws_"): value for name, value in config.items() if value}
+    if "access_key_id" not in plain or "secret_access_key" not in plain:
+        return None
+    token = plain.get("session_token") or plain.get("token")
+    return {
+        "access_key_id": str(plain["access_key_id"]),
+        "secret_access_key": str(plain["secret_access_key"]),
+        "token": None if token is None else str(token),
+    }
 
 
 def _find_endpoint(config: Mapping[str, Any]) -> str | None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from streamloader.errors import AccessDenied, ConfigError
 
-__all__ = ["CredentialSource", "EnvironmentCredentials", "NoCredentials", "StaticCredentials"]
+__all__ = ["CredentialSource", "CredentialsFailed", "EnvironmentCredentials", "NoCredentials", "StaticCredentials"]
+
+_MIN_LIFETIME: Final = timedelta(minutes=1)  # of credentials with which a request is signed
+
+
+class CredentialsFailed(Exception):
+    """The provider of credentials raised an error, which its :class:`CredentialSource` has."""
 
 
 class CredentialSource:
-    """Call a credential provider for obstore, and record its secrets and its last error.
+    """Call a credential provider, and record its secrets and its last error.
 
     obstore awaits it in an event loop, so that the provider never runs on obstore's own threads.
 
@@ -27,6 +35,8 @@ class CredentialSource:
     def __init__(self, provider: Callable[[], Any]) -> None:
         self._provider = provider
         self._secrets: set[str] = set()
+        self._current: Any = None
+        self._lock = asyncio.Lock()
         self.error: Exception | None = None
 
     @property
@@ -35,7 +45,24 @@ class CredentialSource:
         return tuple(self._secrets)
 
     async def __call__(self) -> Any:
-        """Return credentials."""
+        """Return the last credentials, or new ones if they expire soon. obstore and this package thus use the same."""
+        async with self._lock:
+            if self._current is None or _expires_soon(self._current):
+                self._current = await self._call_provider()
+            return self._current
+
+    async def fetch_current(self) -> Any:
+        """Return the same as a call.
+
+        Raises:
+            CredentialsFailed: If the provider raised an error. It is in `error`.
+        """
+        try:
+            return await self()
+        except Exception as error:
+            raise CredentialsFailed from error
+
+    async def _call_provider(self) -> Any:
         try:
             credentials = self._provider()
             if inspect.isawaitable(credentials):
@@ -50,6 +77,11 @@ class CredentialSource:
             if isinstance(credentials.get(name), str)
         }
         return credentials
+
+
+def _expires_soon(credentials: Any) -> bool:
+    expires_at = credentials.get("expires_at")
+    return expires_at is not None and expires_at <= datetime.now(UTC) + _MIN_LIFETIME
 
 
 class StaticCredentials:

@@ -29,11 +29,14 @@ from streamloader.errors import (
     Unreachable,
     UntrustedHost,
 )
+from streamloader.stores.objects.credentials import CredentialsFailed
 from streamloader.stores.objects.fork_safety import get_obstore
 from streamloader.stores.objects.network import FENCE
 
 __all__ = [
     "RangeOutsideObject",
+    "S3ResponseError",
+    "lacks_reason",
     "may_be_expired",
     "may_be_other_region",
     "obstore_errors",
@@ -97,6 +100,8 @@ _FULL_CODES: Final = frozenset(
 )
 _STATUS_INSUFFICIENT_STORAGE: Final = 507
 _STATUS_BAD_REQUEST: Final = 400
+_STATUS_FORBIDDEN: Final = 403
+_STATUS_NOT_FOUND: Final = 404
 # A redirect without a target: S3's answer for a bucket in another region.
 _BARE_REDIRECT: Final = re.compile(r"^\s+(?:inner: )?BareRedirect,$", re.MULTILINE)
 _REGION_CODES: Final = frozenset(
@@ -104,20 +109,72 @@ _REGION_CODES: Final = frozenset(
 )
 
 
-_EXPIRED_CODES: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+# Of credentials that were replaced or withdrawn, and of signatures that are too old when they arrive.
+_EXPIRED_CODES: Final = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "TokenRefreshRequired",
+    }
+)
+_ARCHIVED_CODE: Final = "InvalidObjectState"
+_CUSTOMER_KEY: Final = "Server Side Encryption. The correct parameters"
+_NO_VERSION_CODES: Final = frozenset({"InvalidArgument", "MethodNotAllowed", "NoSuchVersion"})
+_VERSION_PARAMETER: Final = re.compile(r"\?(?:versionId|generation)=")
+# Statuses of HEAD responses whose reason only the response to another request shows.
+_UNEXPLAINED_STATUSES: Final = (_STATUS_BAD_REQUEST, _STATUS_FORBIDDEN, 405)
 
 
 class RangeOutsideObject(Exception):
     """The server answered that the object has none of the requested bytes (status 416)."""
 
 
+class S3ResponseError(Exception):
+    """An error response of S3 to a request that was not sent by obstore.
+
+    Args:
+        status: Status of the response.
+        code: Error code of S3, or "".
+        message: Text of the server, or "".
+        region: Region of the bucket, if the server states it.
+        retry_after: Seconds that the server demands to wait, or None.
+        is_delete_marker: Whether the requested version marks a deletion.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        region: str | None = None,
+        retry_after: float | None = None,
+        is_delete_marker: bool = False,
+    ) -> None:
+        super().__init__(f"{status} {code}")
+        self.status = status
+        self.code = code
+        self.message = message
+        self.region = region
+        self.retry_after = retry_after
+        self.is_delete_marker = is_delete_marker
+
+
 def obstore_errors() -> tuple[type[BaseException], ...]:
-    """Return the exception types that obstore raises."""
-    return (get_obstore().exceptions.BaseError, OSError, ValueError, OverflowError, NotImplementedError)
+    """Return the exception types that are translated: those of obstore, and those of this package's own requests."""
+    exceptions = get_obstore().exceptions
+    own = (S3ResponseError, CredentialsFailed)
+    return (exceptions.BaseError, OSError, ValueError, OverflowError, NotImplementedError, *own)
 
 
 def _parse_response(error: BaseException) -> tuple[int | None, str, str, str]:
     """Return the status and the code of the server's response, the sentence that quotes it, and the tree of causes."""
+    if isinstance(error, S3ResponseError):
+        return error.status, error.code, "", ""
     text = str(error)
     response, heading, debug = text.rpartition(_DEBUG_HEADING)
     if not heading:
@@ -131,6 +188,12 @@ def may_be_expired(error: BaseException) -> bool:
     """Return whether an error of obstore may mean that the credentials have expired. HEAD responses give no reason."""
     status, code, _, _ = _parse_response(error)
     return code in _EXPIRED_CODES or (not code and status == _STATUS_BAD_REQUEST)
+
+
+def lacks_reason(error: BaseException) -> bool:
+    """Return whether an error is that of a refusal without a reason, as responses to HEAD requests are."""
+    status, code, _, debug = _parse_response(error)
+    return not code and (status in _UNEXPLAINED_STATUSES or _BARE_REDIRECT.search(debug) is not None)
 
 
 def may_be_other_region(error: BaseException) -> bool:
@@ -166,6 +229,8 @@ def translate_error(  # noqa: PLR0911 - one for each kind of error
     text = str(error)
     status, code, response, debug = _parse_response(error)
     location: dict[str, Any] = {"address": address, "offset": offset}
+    if isinstance(error, S3ResponseError):
+        return _translate_own_response(error, secrets, location)
     exceptions = get_obstore().exceptions
     if isinstance(error, OverflowError) or (isinstance(error, ValueError) and "out of range" in text):
         return ProtocolError(f"{address}: the server states an impossible date", **location)
@@ -201,11 +266,45 @@ def translate_error(  # noqa: PLR0911 - one for each kind of error
     return _translate_transport_error(debug, _first_group(_KIND, debug) or "", body=body, location=location)
 
 
-def _translate_response(
-    status: int | None, code: str, details: str, location: dict[str, Any]
+def _translate_own_response(
+    error: S3ResponseError, secrets: Iterable[str], location: dict[str, Any]
+) -> StreamloaderError | RangeOutsideObject:
+    details = _format_details(error.code, error.message, secrets)
+    marks_deletion = error.is_delete_marker
+    translated = _translate_response(error.status, error.code, details, location, is_delete_marker=marks_deletion)
+    if isinstance(translated, ServerBusy) and error.retry_after is not None:
+        translated.details["retry_after"] = error.retry_after
+    return translated
+
+
+def _translate_response(  # noqa: PLR0911 - one for each kind of error
+    status: int | None, code: str, details: str, location: dict[str, Any], *, is_delete_marker: bool = False
 ) -> StreamloaderError | RangeOutsideObject:
     """Return the error for an error response of the server."""
     address = location["address"]
+    if code == _ARCHIVED_CODE:
+        return NotSupported(
+            f"{address} is archived{details}: restore it before it is read (aws s3api restore-object), or copy it to "
+            "another storage class",
+            **location,
+        )
+    if _CUSTOMER_KEY in details:
+        return AccessDenied(
+            f"{address} is encrypted with a key of the customer{details}: pass it as config="
+            '{"server_side_encryption": "sse-c", "sse_customer_key_base64": ...}',
+            **location,
+        )
+    if _VERSION_PARAMETER.search(address) and (
+        code in _NO_VERSION_CODES
+        or is_delete_marker
+        or (status == _STATUS_NOT_FOUND and code not in _NO_BUCKET_CODES)
+        or (not code and status in _UNEXPLAINED_STATUSES and status != _STATUS_FORBIDDEN)
+    ):
+        return NotFound(
+            f"no such version of an object: {address}{details}. It was deleted, marks a deletion, or never existed",
+            code=code,
+            **location,
+        )
     if code in _FULL_CODES or status == _STATUS_INSUFFICIENT_STORAGE:
         return StorageFull(
             f"{address}: the bucket or its server has no room left{details}: delete objects, or raise the quota",

@@ -10,51 +10,60 @@ import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar
+from typing import Any, ClassVar, Final
+from urllib.parse import unquote
 
 from typing_extensions import override
 
+from streamloader.common.printable import make_printable
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
-    AccessDenied,
     ConfigError,
     NotFound,
     NotSupported,
     ProtocolError,
     StoreError,
     StreamloaderError,
-    Unreachable,
 )
 from streamloader.stores.access import StoreAccess
 from streamloader.stores.base import Body, Data, Store
+from streamloader.stores.http.responses import ErrorContext
 from streamloader.stores.objects.access import describe_access
 from streamloader.stores.objects.config import ObjectStoreConfig
-from streamloader.stores.objects.credentials import CredentialSource, StaticCredentials
+from streamloader.stores.objects.connection import ObjectConnection, Unexplained
 from streamloader.stores.objects.errors import (
     RangeOutsideObject,
-    may_be_expired,
-    may_be_other_region,
     obstore_errors,
-    translate_error,
 )
-from streamloader.stores.objects.fork_safety import SHUTDOWN_GRACE_S, get_obstore, leak_on_purpose
-from streamloader.stores.objects.network import find_server_address
-from streamloader.stores.objects.upload import PART_BYTES, run_with_deadline, split_data, upload_in_parts
+from streamloader.stores.objects.fork_safety import get_obstore
+from streamloader.stores.objects.listing import ListingPage
+from streamloader.stores.objects.s3_client import (
+    ObjectResponse,
+    can_upload,
+)
+from streamloader.stores.objects.s3_upload import PartRequest, UploadResponse, upload_parts
+from streamloader.stores.objects.upload import (
+    MAX_PARTS_IN_FLIGHT,
+    PART_BYTES,
+    run_with_deadline,
+    split_data,
+    upload_in_parts,
+)
+from streamloader.stores.wrappers.retry import call_with_retries
 from streamloader.values import ByteRange, ObjectInfo
-
-if TYPE_CHECKING:
-    from streamloader.stores.http.address_scope import PinnedHosts
 
 __all__ = ["ObjectStore"]
 
 _log: Final = logging.getLogger("streamloader")
 
-T = TypeVar("T")
-
 _ENTRIES_PER_PAGE: Final = 1000  # of a listing, fetched in one request
-_INVALID_KEY: Final = "InvalidKey"
-_MAX_REGION_BYTES: Final = 1 << 10  # of a response of which only the headers are used
-_REGION: Final = re.compile(r"[a-z0-9-]{1,40}", re.ASCII)
+# Ends of paths that name one version of an object. Such ids are texts of digits, letters and a few other characters.
+_VERSIONS: Final = {
+    "s3": re.compile(r"\?versionId=([A-Za-z0-9._/+=%-]{1,1024})\Z"),
+    "gs": re.compile(r"\?generation=([0-9]{1,20})\Z"),
+}
+# Keys that obstore changes or refuses.
+_UNUSUAL_KEY: Final = re.compile(r"(?:^|/)(?:\.{0,2})(?:/|\Z)|[\x00-\x1f\x7f\ud800-\udfff]")
 _MAX_PIECE_BYTES: Final = 1 << 20
 _MAX_VERSION_CHARACTERS: Final = 1024  # of an ETag that is kept as it is
 _ETAG: Final = re.compile(r"[\x21\x23-\x7e\x80-\xff]*")  # RFC 9110; in a listing, servers can send anything
@@ -65,15 +74,23 @@ _LISTING_GRACE_S: Final = 0.005
 class ObjectStore(Store):
     """Objects in ``s3://bucket``, ``gs://bucket`` or ``az://container``. Paths are keys, taken literally.
 
-    Versions are ETags. A read with a version makes the server check that version. Large objects are written in parts
-    and appear when the last part has arrived. An upload that fails or is cancelled is aborted. A process that is killed
-    leaves parts on the server, which are invisible but cost storage; a lifecycle rule for incomplete uploads removes
-    them.
+    Versions are ETags. A read with a version makes the server check that version. ``key?versionId=...`` (s3) and
+    ``key?generation=...`` (gs) are the paths of one version of an object, which can be read and never changes.
 
-    Keys with empty parts (``a//b``, ``a/``), with "." or ".." as a part, or with control characters are not supported;
-    listings leave them out, with a warning that names one of them. Objects whose key ends in "/", which consoles
-    create for empty directories, are not listed. A non-recursive listing is fetched completely before its first entry
-    is yielded.
+    Large objects are written in parts and appear when the last part has arrived. In s3, each part is repeated by itself
+    after a transient error, and with new credentials if those of the first part have expired. An upload that fails or
+    is cancelled is aborted. A process that is killed leaves parts on the server, which are invisible but cost storage;
+    a lifecycle rule for incomplete uploads removes them.
+
+    Keys of s3 are listed and read exactly as they are, whatever characters they have: with empty names (``/a``,
+    ``a//b``), with "." or ".." as a name, with control characters, or with "/" at the end. Objects are not written
+    under such keys, which many programs change. In gs and az, such keys are not supported. Empty objects whose key ends
+    in "/", which consoles create for empty directories, are not listed. A non-recursive listing of gs and az is fetched
+    completely before its first entry is yielded.
+
+    Listings, unusual keys, uploads in parts and requests to a server that was busy are sent without obstore
+    (:mod:`streamloader.stores.objects.s3_client`), all others by obstore. Settings in `client_options` that change
+    requests, and directory buckets (S3 Express), leave all of them to obstore, with its limits.
 
     Redirects to another server are refused. The store connects to the server of the bucket only, and to those that give
     it credentials (:mod:`streamloader.stores.objects.network`). A plain ``http://`` server by name is used under the
@@ -156,7 +173,7 @@ class ObjectStore(Store):
         scheme, _, bucket = url.partition("://")
         if not bucket or set(bucket) & set("/@:?#"):  # the configuration checks the rest
             raise ConfigError(f"{self.url} names no bucket: write {scheme}://bucket/path; credentials are options")
-        self._config = ObjectStoreConfig(
+        checked = ObjectStoreConfig(
             scheme=scheme.lower(),
             bucket=bucket,
             endpoint_url=endpoint_url,
@@ -177,31 +194,69 @@ class ObjectStore(Store):
             config=dict(config or {}),
             client_options=dict(client_options or {}),
         )
-        self.identity = self._config.identity
-        self._pinned_hosts: PinnedHosts = {}  # outlives the client
-        self._client: Any = None
-        self._credentials: CredentialSource | None = None
-        self._provider: Any = None
-        self._client_pid = 0  # process that made the client
-        self._needs_grace = False  # whether a request was cancelled or a listing fetched
+        self.identity = checked.identity
+        self.paths_are_keys = checked.scheme == "s3"
+        self._connection = ObjectConnection(checked, self.url, self.timeouts, self.limits, {})
+
+    @override
+    def names_version(self, path: str) -> bool:
+        return split_version(self._connection.config.scheme, path)[1] is not None
 
     @override
     def describe_access(self) -> StoreAccess:
-        return describe_access(self._config)
+        return describe_access(self._connection.config)
 
     async def _head(self, path: str) -> ObjectInfo:
-        return _make_info(path, await self._request(path, 0, lambda obstore, client: obstore.head_async(client, path)))
+        key, version_id = split_version(self._connection.config.scheme, path)
+        if await self._needs_own_request(path):
+            return await self._head_by_own_request(path, key, version_id)
+        options = {"head": True} if version_id is None else {"head": True, "version": version_id}
+
+        async def send(obstore: Any, client: Any) -> Any:
+            if version_id is None:
+                return await obstore.head_async(client, key)
+            return (await obstore.get_async(client, key, options=options)).meta
+
+        try:
+            return _make_info(path, await self._connection.request(self.address(path), 0, send, explains_later=True))
+        except Unexplained:
+            return await self._head_by_own_request(path, key, version_id)
+
+    async def _head_by_own_request(self, path: str, key: str, version_id: str | None) -> ObjectInfo:
+        context = ErrorContext(self.address(path), 0)
+
+        def send(*_: Any) -> Awaitable[dict[str, Any]]:
+            return self._connection.make_s3_client().head_object(key, version_id, context)
+
+        meta = await self._connection.request(self.address(path), 0, send)
+        self._connection.was_busy = False
+        return _make_info(path, meta)
 
     @contextlib.asynccontextmanager
     async def _get(self, path: str, span: ByteRange | None, version: str | None) -> AsyncIterator[Body]:
-        if span is not None and span.start < 0 and self._config.scheme == "az":  # Azure has no suffix ranges
+        if span is not None and span.start < 0 and self._connection.config.scheme == "az":  # Azure has no suffix ranges
             info = await self._head(path)
             start, end = span.within(info.size or 0, self.address(path))
             if start == end:
                 yield _empty_body(info, start)
                 return
             span, version = ByteRange(start, end), version or info.version
-        options: dict[str, Any] = {}
+        try:
+            if await self._needs_own_request(path):
+                body, release = await self._open_by_own_request(path, span, version)
+            else:
+                body, release = await self._open_by_obstore(path, span, version), None
+        except RangeOutsideObject:
+            body, release = await self._resolve_outside_range(path, span or ByteRange()), None
+        try:
+            yield body
+        finally:
+            if release is not None:
+                release()
+
+    async def _open_by_obstore(self, path: str, span: ByteRange | None, version: str | None) -> Body:
+        key, version_id = split_version(self._connection.config.scheme, path)
+        options: dict[str, Any] = {} if version_id is None else {"version": version_id}
         if span is not None and span.start < 0:
             options["range"] = {"suffix": -span.start}
         elif span is not None and (span.start or span.end is not None):
@@ -209,20 +264,56 @@ class ObjectStore(Store):
         if (etag := _strong_etag(version)) is not None:
             options["if_match"] = etag
         offset = max(0, span.start) if span is not None else 0
-        try:
-            result = await self._request(
-                path, offset, lambda obstore, client: obstore.get_async(client, path, options=options), is_read=True
-            )
-        except RangeOutsideObject:
-            result = None
-        if result is None:
-            yield await self._resolve_outside_range(path, span or ByteRange())
-            return
+        result = await self._connection.request(
+            self.address(path),
+            offset,
+            lambda obstore, client: obstore.get_async(client, key, options=options),
+            is_read=True,
+        )
         try:
             info, (start, end) = _make_info(path, result.meta), result.range
         except (ValueError, OverflowError) as error:  # its date is outside Python's range
-            self._raise_translated(error, path, offset)
-        yield Body(info, start, end, self._receive(result, path, start))
+            self._connection.raise_translated(error, self.address(path), offset)
+        return Body(info, start, end, self._receive(result, path, start))
+
+    async def _open_by_own_request(
+        self, path: str, span: ByteRange | None, version: str | None
+    ) -> tuple[Body, Callable[[], None]]:
+        key, version_id = split_version(self._connection.config.scheme, path)
+        offset = max(0, span.start) if span is not None else 0
+        context = ErrorContext(self.address(path), offset)
+
+        def send(*_: Any) -> Awaitable[ObjectResponse]:
+            return self._connection.make_s3_client().open_object(key, span, _strong_etag(version), version_id, context)
+
+        opened = await self._connection.request(self.address(path), offset, send, is_read=True)
+        self._connection.was_busy = False
+        return Body(_make_info(path, opened.meta), opened.start, opened.end, opened.pieces), opened.release
+
+    async def _needs_own_request(self, path: str) -> bool:
+        """Return whether a read is sent without obstore.
+
+        It is for a key that obstore changes or refuses; and after a response of a busy server, because obstore does not
+        show for how long the server wants to be left alone.
+
+        Raises:
+            NotSupported: If only obstore can send requests, and not for this key.
+        """
+        if self._connection.config.scheme != "s3":
+            return False
+        is_unusual = _UNUSUAL_KEY.search(split_version("s3", path)[0]) is not None
+        if not is_unusual and not self._connection.was_busy:
+            return False
+        await self._connection.get_client()
+        if self._connection.reason_for_obstore is None:
+            return True
+        if is_unusual:
+            raise NotSupported(
+                f"{self.address(path)}: keys with empty names, with '.' or '..', or with control characters are not "
+                f"supported for this bucket, because {self._connection.reason_for_obstore}",
+                address=self.address(path),
+            )
+        return False
 
     async def _resolve_outside_range(self, path: str, span: ByteRange) -> Body:
         """Return an empty body if the range is at the very end of the object; otherwise raise the error for it."""
@@ -244,38 +335,91 @@ class ObjectStore(Store):
         try:
             while True:
                 try:
-                    piece: bytes = await self._await_obstore(anext(stream))
+                    piece: bytes = await self._connection.await_obstore(anext(stream))
                 except StopAsyncIteration:
                     return
                 except obstore_errors() as error:
-                    self._raise_translated(error, path, offset, body=True)
+                    self._connection.raise_translated(error, self.address(path), offset, body=True)
                 yield piece
                 offset += len(piece)
         finally:
             del stream, result  # a traceback may keep this frame, and would keep the connection with it
 
     async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        if self.names_version(prefix):
+            raise ConfigError(f"{self.address(prefix)}: a directory has no versions; name a version of an object")
+        await self._connection.get_client()
+        listing = self._list_keys(prefix, recursive=recursive) if self._connection.reason_for_obstore is None else None
+        async with contextlib.aclosing(listing or self._list_by_obstore(prefix, recursive=recursive)) as entries:
+            async for info in entries:
+                yield info
+
+    async def _list_keys(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
+        """List a bucket of S3 with every key exactly as it is."""
+        key_prefix = f"{prefix}/" if prefix and not prefix.endswith("/") else prefix
+        left_out: list[str] = []
+        last_directory = key_prefix  # the mark of the listed directory itself is none of its entries
+        async with contextlib.aclosing(self._list_pages(key_prefix, recursive=recursive)) as pages:
+            async for page in pages:
+                for path in page.prefixes:
+                    if path.startswith(key_prefix) and path != last_directory:  # a listing may go on within it
+                        yield ObjectInfo(path)
+                        last_directory = path
+                for meta in page.objects:
+                    key = meta["path"]
+                    if not key.startswith(key_prefix) or (key.endswith("/") and not meta["size"]):
+                        continue  # the mark of a directory
+                    if "\0" in key or split_version("s3", key)[1] is not None:
+                        left_out.append(key)
+                    else:
+                        yield _make_info(key, meta)
+        if left_out:
+            _log.warning(
+                "%s: left out %d keys that have no address here (a zero byte, or the end of an address of a version), "
+                "such as %s: rename them",
+                self.url,
+                len(left_out),
+                make_printable(repr(left_out[0])),
+            )
+
+    async def _list_pages(self, key_prefix: str, *, recursive: bool) -> AsyncGenerator[ListingPage, None]:
+        """Yield the pages of a listing. Go on after the last key if the credentials or the region are replaced."""
+        last: str | None = None  # keys are listed in their order
+        renewed_after: str | None = ""
+        context = ErrorContext(self.address(key_prefix))
+        while True:
+            client_id = id(await self._connection.get_client())
+            pages = self._connection.make_s3_client().list_pages(
+                key_prefix, recursive=recursive, start_after=last, context=context
+            )
+            async with contextlib.aclosing(pages):
+                try:
+                    async for page in pages:
+                        yield page
+                        last = max([last or "", *page.prefixes[-1:], *(meta["path"] for meta in page.objects[-1:])])
+                    return
+                except StreamloaderError:
+                    raise
+                except obstore_errors() as error:
+                    if last == renewed_after or not await self._connection.renew_client(error, client_id):
+                        self._connection.raise_translated(error, self.address(key_prefix), None)
+                    renewed_after = last
+
+    async def _list_by_obstore(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         key_prefix = f"{prefix}/" if prefix else ""
         if not recursive:
-            try:
-                result = await self._request(
-                    prefix, None, lambda obstore, client: obstore.list_with_delimiter_async(client, prefix or None)
-                )
-            except NotSupported as error:
-                if error.details.get("code") != _INVALID_KEY or not self._can_list_raw():
-                    raise
-                result = {"common_prefixes": [], "objects": []}
-                async with contextlib.aclosing(self._list_raw(prefix, recursive=False)) as pages:
-                    async for metas, directories in pages:
-                        result["objects"] += metas
-                        result["common_prefixes"] += directories
+            result = await self._connection.request(
+                self.address(prefix),
+                None,
+                lambda obstore, client: obstore.list_with_delimiter_async(client, prefix or None),
+            )
             for directory in result["common_prefixes"]:
                 yield ObjectInfo(f"{directory}/")
             for meta in result["objects"]:
                 if meta["path"].startswith(key_prefix) and (meta["size"] or await self._object_exists(meta["path"])):
                     yield _make_info(meta["path"], meta)
             return
-        async with contextlib.aclosing(self._list_pages(prefix)) as pages:
+        async with contextlib.aclosing(self._list_obstore_pages(prefix)) as pages:
             async for page in pages:
                 for meta in page:
                     # An empty object may stand for a directory: obstore drops the "/" at the end of its key.
@@ -283,28 +427,23 @@ class ObjectStore(Store):
                     if is_listed and (meta["size"] or await self._object_exists(meta["path"])):
                         yield _make_info(meta["path"], meta)
 
-    async def _list_pages(self, prefix: str) -> AsyncGenerator[list[Any], None]:
+    async def _list_obstore_pages(self, prefix: str) -> AsyncGenerator[list[Any], None]:
         last = ""  # keys are listed in their order
         renewed_after: str | None = None
         while True:
-            client = await self._get_client()
+            client = await self._connection.get_client()
             client_id = id(client)
             stream = get_obstore().list(client, prefix or None, chunk_size=_ENTRIES_PER_PAGE)
-            self._needs_grace = True
+            self._connection.needs_grace = True
             try:
                 while True:
                     try:
-                        page: list[Any] = await self._await_obstore(anext(stream))
+                        page: list[Any] = await self._connection.await_obstore(anext(stream))
                     except StopAsyncIteration:
                         return
                     except obstore_errors() as error:
-                        if isinstance(error, get_obstore().exceptions.InvalidPathError) and self._can_list_raw():
-                            async with contextlib.aclosing(self._list_raw(prefix, recursive=True)) as pages:
-                                async for metas, _ in pages:
-                                    yield [meta for meta in metas if meta["path"] > last]
-                            return
-                        if last == renewed_after or not await self._renew_client(error, client_id):
-                            self._raise_translated(error, prefix, None)
+                        if last == renewed_after or not await self._connection.renew_client(error, client_id):
+                            self._connection.raise_translated(error, self.address(prefix), None)
                         renewed_after = last
                         break
                     if page := [meta for meta in page if meta["path"] > last]:
@@ -313,35 +452,6 @@ class ObjectStore(Store):
             finally:
                 await asyncio.sleep(_LISTING_GRACE_S)
                 del stream, client
-
-    def _can_list_raw(self) -> bool:
-        return self._config.scheme == "s3" and (self._config.anonymous or self._credentials is not None)
-
-    async def _list_raw(
-        self, prefix: str, *, recursive: bool
-    ) -> AsyncGenerator[tuple[list[dict[str, Any]], list[str]], None]:
-        """List a bucket with keys that obstore cannot represent."""
-        from streamloader.stores.http.store import HttpStore
-        from streamloader.stores.objects.raw_listing import list_raw
-
-        settings = self._config.find_settings()
-        region = str(self._config.config.get("region") or settings.config.get("region") or "us-east-1")
-        credentials = None if self._credentials is None or self._config.anonymous else await self._credentials()
-        async with HttpStore(
-            settings.endpoint, anonymous=True, ca_file=self._config.ca_file, timeouts=self.timeouts
-        ) as server:
-            pages = list_raw(
-                server,
-                self._config.bucket,
-                region,
-                credentials,
-                f"{prefix}/" if prefix else "",
-                recursive=recursive,
-                max_seconds=self.timeouts.response + self.timeouts.window,
-            )
-            async with contextlib.aclosing(pages):
-                async for page in pages:
-                    yield page
 
     async def _object_exists(self, path: str) -> bool:
         """Return whether there is an object of this key, as far as the server says so."""
@@ -355,6 +465,7 @@ class ObjectStore(Store):
         return True
 
     async def _write(self, path: str, data: Data) -> None:
+        self._check_written_path(path)
         rest = split_data(data)
         size = memoryview(data).nbytes if isinstance(data, (bytes, bytearray, memoryview)) else None
         pieces: list[memoryview | bytes] = []
@@ -370,170 +481,97 @@ class ObjectStore(Store):
             seconds = self.timeouts.connect + self.timeouts.response + self.timeouts.window
             address = self.address(path)
 
+            is_whole = len(first) <= PART_BYTES and (size is None or size <= PART_BYTES)  # nothing of `rest` is sent
+            if not is_whole and await self._can_upload():
+                request = self._make_part_request(path)
+                await upload_parts(request, first, rest, size=size, timeouts=self.timeouts, address=address)
+                return
+
             def send(obstore: Any, client: Any) -> Awaitable[Any]:
-                if len(first) <= PART_BYTES and (size is None or size <= PART_BYTES):
+                if is_whole:
                     sending = obstore.put_async(client, path, first, use_multipart=False)
                     return run_with_deadline(sending, seconds, address, "uploading")
                 return upload_in_parts(
                     obstore, client, path, first, rest, size=size, timeouts=self.timeouts, address=address
                 )
 
-            is_whole = len(first) <= PART_BYTES and (size is None or size <= PART_BYTES)  # nothing of `rest` is sent
-            await self._request(path, None, send, repeatable=is_whole)
+            async def put() -> None:
+                await self._connection.request(address, None, send, repeatable=is_whole)
+
+            if is_whole and self.part_retry is not None and isinstance(data, AsyncIterator):
+                await call_with_retries(self.part_retry, put)  # the caller cannot, because it no longer has the pieces
+            else:
+                await put()
+
+    async def _can_upload(self) -> bool:
+        """Return whether parts are sent without obstore, which cannot repeat one of them with other credentials."""
+        await self._connection.get_client()
+        return self._connection.reason_for_obstore is None and can_upload(self._connection.config)
+
+    def _make_part_request(self, path: str) -> PartRequest:
+        context = ErrorContext(self.address(path))
+        seconds = self.timeouts.connect + self.timeouts.response + self.timeouts.window * MAX_PARTS_IN_FLIGHT
+
+        async def send_once(method: str, query: Mapping[str, str], body: bytes | memoryview) -> UploadResponse:
+            def send(*_: Any) -> Awaitable[UploadResponse]:
+                sending = self._connection.make_s3_client().send_part(method, path, query, context, body)
+                return run_with_deadline(sending, seconds, context.address, "uploading")
+
+            return await self._connection.request(self.address(path), None, send)
+
+        async def send_part(method: str, query: Mapping[str, str], body: bytes | memoryview = b"") -> UploadResponse:
+            if self.part_retry is None or method == "DELETE":  # what cannot be aborted now is left to the lifecycle
+                return await send_once(method, query, body)
+            return await call_with_retries(self.part_retry, lambda: send_once(method, query, body))
+
+        return send_part
 
     async def _delete(self, path: str) -> None:
+        self._check_written_path(path)
         try:
-            await self._request(path, None, lambda obstore, client: obstore.delete_async(client, path))
+            await self._connection.request(
+                self.address(path), None, lambda obstore, client: obstore.delete_async(client, path)
+            )
         except NotFound as error:
             if str(error.details.get("code")) in ("NoSuchBucket", "ContainerNotFound"):
                 raise
 
     async def _disconnect(self) -> None:
-        if self._needs_grace:
-            await asyncio.sleep(SHUTDOWN_GRACE_S)  # cancelled requests still notify this loop when they end
-        self._client = None
-        self._credentials = None
+        await self._connection.aclose()
 
     def _drop_connections(self) -> None:
-        if self._client is not None and self._client_pid != os.getpid():
-            leak_on_purpose((self._client, self._credentials))
-        self._client = None
-        self._credentials = None
-        self._needs_grace = False
+        self._connection = self._connection.make_successor()
 
     def _check_path(self, path: str, *, allow_empty: bool) -> None:
-        super()._check_path(path, allow_empty=allow_empty)
-        if path.endswith("/") or "//" in path:
+        key = split_version(self._connection.config.scheme, path)[0] if isinstance(path, str) else path
+        if self._connection.config.scheme == "s3" and isinstance(path, str):
+            if (not key and not (allow_empty and not path)) or "\0" in path:
+                raise ConfigError(f"{self.address(path)!r} is no key of S3: it is empty, or has a zero byte")
+            return
+        super()._check_path(key, allow_empty=allow_empty)
+        if key.endswith("/") or "//" in key:
             raise ConfigError(f"{path!r} is not a supported key: it has an empty part")
 
-    async def _get_client(self) -> Any:
-        """Return obstore's store object, creating it in this process if necessary."""
-        if self._client is None:
-            settings = self._config.find_settings()
-            server_address = await find_server_address(settings.endpoint, self._pinned_hosts, self.url)
-            if self._client is None:  # unless another task has created it
-                self._provider = settings.provider
-                self._client, self._credentials = self._config.create_client(settings, server_address, self.timeouts)
-                self._client_pid = os.getpid()
-        return self._client
+    def _check_written_path(self, path: str) -> None:
+        """Check the path of an object that is to be written or deleted.
 
-    async def _request(
-        self,
-        path: str,
-        offset: int | None,
-        send: Callable[[Any, Any], Awaitable[T]],
-        *,
-        is_read: bool = False,
-        repeatable: bool = True,
-    ) -> T:
-        """Send a request and translate its errors.
-
-        Args:
-            path: Path of the object for messages.
-            offset: Offset of the first requested byte for messages, or None.
-            send: Function that sends the request, given the package obstore and the client.
-            is_read: Whether RangeOutsideObject is an answer that the caller expects. Defaults to False.
-            repeatable: Whether `send` may be called twice. Defaults to True.
+        Raises:
+            ConfigError: If it is that of a version, or other programs are likely to take it for another one.
         """
-        client_id = 0
-        try:
-            client_id = id(await self._get_client())
-            # Kept in no variable, because the traceback of an error that the caller keeps would hold the connection.
-            return await self._await_obstore(send(get_obstore(), await self._get_client()))
-        except StreamloaderError:
-            raise
-        except obstore_errors() as error:
-            if not await self._renew_client(error, client_id) or not repeatable:
-                self._raise_translated(error, path, offset, is_read=is_read)
-        try:
-            return await self._await_obstore(send(get_obstore(), await self._get_client()))
-        except StreamloaderError:
-            raise
-        except obstore_errors() as error:
-            self._raise_translated(error, path, offset, is_read=is_read)
+        if split_version(self._connection.config.scheme, path)[1] is not None:
+            raise ConfigError(f"{self.address(path)} is one version of an object, which can only be read")
+        if _UNUSUAL_KEY.search(path) is not None:
+            raise ConfigError(
+                f"{self.address(path)!r}: objects are not written under keys with empty names, with '.' or '..', or "
+                "with control characters, which many programs change"
+            )
 
-    async def _renew_client(self, error: BaseException, client_id: int) -> bool:
-        """Replace the client if the error shows that its region or its credentials are not the right ones any more.
 
-        Args:
-            error: Exception of obstore.
-            client_id: Identity of the client that sent the request. Another one has been renewed already.
-
-        Returns:
-            Whether the request may be repeated.
-        """
-        if self._config.scheme != "s3" or (not may_be_expired(error) and not may_be_other_region(error)):
-            return False
-        if id(self._client) == client_id:
-            region = await self._find_region() if may_be_other_region(error) else None
-            if id(self._client) == client_id:  # no other task has renewed it
-                if region is not None and region != self._config.region:
-                    _log.warning("%s is in the region %s, which is used from now on: pass region=", self.url, region)
-                    self._config = replace(self._config, region=region)
-                elif not may_be_expired(error) or isinstance(self._provider, StaticCredentials):
-                    return False
-                self._client = None  # the next one calls the provider of credentials again
-        return True
-
-    async def _find_region(self) -> str | None:
-        """Return the region of the bucket as its server states it to anybody, or None."""
-        from streamloader.stores.http.document import DocumentRequest
-        from streamloader.stores.http.store import HttpStore
-
-        endpoint = self._config.find_settings().endpoint
-        request = DocumentRequest({}, _MAX_REGION_BYTES, self.timeouts.response, tuple(range(200, 600)), truncates=True)
-        async with HttpStore(
-            endpoint,
-            anonymous=True,
-            ca_file=self._config.ca_file,
-            timeouts=self.timeouts,
-            limits=Limits(redirects=0),
-        ) as server:
-            try:
-                document = await server.fetch_document(self._config.bucket, request)
-            except StoreError:
-                return None
-        region = document.headers.get("x-amz-bucket-region", "").strip()
-        return region if _REGION.fullmatch(region) else None
-
-    async def _await_obstore(self, request: Awaitable[T]) -> T:
-        """Await `request`, and record whether it was cancelled."""
-        try:
-            return await request
-        except asyncio.CancelledError:
-            self._needs_grace = True
-            raise
-
-    def _raise_translated(
-        self, error: BaseException, path: str, offset: int | None, *, body: bool = False, is_read: bool = False
-    ) -> NoReturn:
-        """Raise the error of this package. The original is not chained, because its text contains secrets."""
-        credentials = self._credentials
-        secrets = (*self._config.secrets, *(credentials.secrets if credentials else ()))
-        if credentials is not None and credentials.error is not None:
-            cause, credentials.error = credentials.error, None
-            if isinstance(cause, StreamloaderError):
-                raise cause
-            raise AccessDenied(
-                f"no credentials for {self.address(path)}: the credential provider raised {type(cause).__name__}",
-                address=self.address(path),
-            ) from None
-        if isinstance(error, get_obstore().exceptions.InvalidPathError):
-            raise NotSupported(
-                f"{self.address(path)} cannot be listed, because it has keys with control characters or empty parts "
-                "('//'): list directories without such keys, or rename them",
-                address=self.address(path),
-                code=_INVALID_KEY,
-            ) from None
-        translated = translate_error(error, self.address(path), secrets, offset=offset, body=body)
-        if isinstance(translated, Unreachable) and self._pinned_hosts:
-            self._client = None  # the next request resolves the server's name again
-        if isinstance(translated, RangeOutsideObject) and not is_read:
-            raise ProtocolError(
-                f"{self.address(path)}: the server refused a range (status 416), but none was requested",
-                address=self.address(path),
-            ) from None
-        raise translated from None
+def split_version(scheme: str, path: str) -> tuple[str, str | None]:
+    """Return the key and the id of the version of a path: ``key?versionId=...``, or ``?generation=...`` for gs."""
+    pattern = _VERSIONS.get(scheme)
+    match = pattern.search(path) if pattern is not None and "?" in path else None
+    return (path, None) if match is None else (path[: match.start()], unquote(match[1]))
 
 
 def _empty_body(info: ObjectInfo, offset: int) -> Body:

@@ -11,14 +11,14 @@ from streamloader.config import Timeouts
 from streamloader.errors import StoreTimeout
 from streamloader.stores.base import Data
 
-__all__ = ["PART_BYTES", "run_with_deadline", "split_data", "upload_in_parts"]
+__all__ = ["MAX_PARTS_IN_FLIGHT", "PART_BYTES", "find_part_bytes", "run_with_deadline", "split_data", "upload_in_parts"]
 
 T = TypeVar("T")
 
 PART_BYTES: Final = 8 << 20  # objects up to this size are sent in one request
 _PART_BYTES_FOR_UNKNOWN_SIZE: Final = 16 << 20  # because servers accept at most 10,000 parts
 _MAX_PARTS: Final = 9_000
-_MAX_PARTS_IN_FLIGHT: Final = 4
+MAX_PARTS_IN_FLIGHT: Final = 4
 _MIN_PIECE_BYTES: Final = 1 << 20  # smaller pieces are joined
 
 
@@ -62,6 +62,11 @@ class _UploadSource:
     def abort(self) -> None:
         """Make the upload fail."""
         self._aborted.set()
+
+
+def find_part_bytes(size: int | None) -> int:
+    """Return the size of the parts of an object of this size, or of unknown size."""
+    return _PART_BYTES_FOR_UNKNOWN_SIZE if size is None else max(PART_BYTES, -(-size // _MAX_PARTS))
 
 
 async def run_with_deadline(work: Awaitable[T], seconds: float, address: str, stage: str) -> T:
@@ -126,12 +131,12 @@ async def upload_in_parts(
         timeouts: Time limits. Each step may take `connect` and `response`, and `window` for each part in flight.
         address: Address of the object for messages.
     """
-    part_bytes = _PART_BYTES_FOR_UNKNOWN_SIZE if size is None else max(PART_BYTES, -(-size // _MAX_PARTS))
-    seconds = timeouts.connect + timeouts.response + timeouts.window * _MAX_PARTS_IN_FLIGHT
+    part_bytes = find_part_bytes(size)
+    seconds = timeouts.connect + timeouts.response + timeouts.window * MAX_PARTS_IN_FLIGHT
     source = _UploadSource()
     uploading = asyncio.ensure_future(
         obstore.put_async(
-            client, path, source, use_multipart=True, chunk_size=part_bytes, max_concurrency=_MAX_PARTS_IN_FLIGHT
+            client, path, source, use_multipart=True, chunk_size=part_bytes, max_concurrency=MAX_PARTS_IN_FLIGHT
         )
     )
     try:

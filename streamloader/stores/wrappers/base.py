@@ -55,6 +55,15 @@ class StoreWrapper(Store):
         """Whether a part of an object is transferred without the rest."""
         return self.inner.supports_ranges
 
+    @property
+    def paths_are_keys(self) -> bool:  # type: ignore[override]
+        """Whether paths are any texts, which are taken literally."""
+        return self.inner.paths_are_keys
+
+    @override
+    def names_version(self, path: str) -> bool:
+        return self.inner.names_version(path)
+
     @override
     def describe_access(self) -> StoreAccess:
         return self.inner.describe_access()
@@ -123,6 +132,10 @@ class StoreWrapper(Store):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.inner!r}>"
+
+    @override
+    def _check_path(self, path: str, *, allow_empty: bool) -> None:
+        self.inner._check_path(path, allow_empty=allow_empty)  # noqa: SLF001 - of the same class
 
     @override
     async def _head(self, path: str) -> ObjectInfo:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from typing_extensions import override
 
+from streamloader.errors import ConfigError
 from streamloader.stores.base import Data, OnStart, Store
 from streamloader.stores.search import TreeSearch
 from streamloader.stores.wrappers.base import StoreWrapper
@@ -26,8 +27,10 @@ class PrefixStore(StoreWrapper):
 
     def __init__(self, inner: Store, root: str) -> None:
         super().__init__(inner)
-        self._root = root.strip("/")
+        self._root = inner.directory_path(root) if inner.paths_are_keys else root.strip("/")
         self._check_path(self._root, allow_empty=False)
+        if inner.names_version(self._root):
+            raise ConfigError(f"{inner.address(self._root)}: a directory has no versions; name a version of an object")
         self.url = inner.address(self._root)
 
     @override
@@ -64,7 +67,7 @@ class PrefixStore(StoreWrapper):
     async def list(
         self, prefix: str = "", *, recursive: bool = True, search: TreeSearch | None = None
     ) -> AsyncGenerator[ObjectInfo, None]:
-        start = len(self._root) + 1
+        start = len(self._join(""))
         if search is not None:
             report = search.report
             search = replace(search, report=lambda found: report(replace(found, path=found.path[start:])))
@@ -89,15 +92,18 @@ class PrefixStore(StoreWrapper):
     async def list_unfinished(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
         async with contextlib.aclosing(self.inner.list_unfinished(self._to_inner_prefix(prefix))) as entries:
             async for info in entries:
-                yield replace(info, path=info.path[len(self._root) + 1 :])
+                yield replace(info, path=info.path[len(self._join("")) :])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url} of {self.inner!r}>"
 
     def _to_inner_path(self, path: str) -> str:
         self._check_path(path, allow_empty=False)
-        return f"{self._root}/{path}"
+        return self._join(path)
 
     def _to_inner_prefix(self, prefix: str) -> str:
-        self._check_path(prefix.rstrip("/"), allow_empty=True)
-        return f"{self._root}/{prefix}" if prefix else self._root
+        self._check_path(self.directory_path(prefix), allow_empty=True)
+        return self._join(prefix) if prefix else self._root
+
+    def _join(self, path: str) -> str:
+        return f"{self._root}{path}" if self._root.endswith("/") else f"{self._root}/{path}"

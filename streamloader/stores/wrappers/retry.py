@@ -32,7 +32,8 @@ class RetryStore(StoreWrapper):
     """Retries requests that failed with a transient error (``StoreError.transient``), and no others.
 
     - ``head``, ``delete``, and ``write`` of bytes are repeated. So is ``write`` of an asynchronous iterable that can
-      be iterated again; ``write`` of an iterator is not, because the pieces that it has yielded are lost.
+      be iterated again; ``write`` of an iterator is not, because the pieces that it has yielded are lost. A store that
+      uploads in parts repeats each part by the same policy (``Store.part_retry``).
     - ``read`` and ``stream`` continue at the byte where the transfer broke off, with the same version of the object.
       If the object has another version by then, ObjectChanged is raised. A store without versions must report the
       modification time; otherwise a transfer is repeated only if no byte had been received.
@@ -52,6 +53,7 @@ class RetryStore(StoreWrapper):
     def __init__(self, inner: Store, retry: Retry) -> None:
         super().__init__(inner)
         self.retry = retry
+        inner.part_retry = retry
 
     @override
     async def head(self, path: str) -> ObjectInfo:
@@ -186,6 +188,8 @@ class _AttemptCounter:
 
     async def wait_for_retry(self, error: StoreError) -> bool:
         """Wait until the request may be repeated. Return whether it may; if not, add the attempts to the error."""
+        if "attempts" in error.details:  # a part of the request has been repeated as often as it may be
+            return False
         retry = self._retry
         elapsed = time.monotonic() - self._started
         remaining_s = retry.deadline - elapsed

@@ -33,6 +33,10 @@ FAULTS: Final = {
     "slow-down": "503 SlowDown with Retry-After",
     "too-many": "429 with Retry-After",
     "internal-error": "500 InternalError",
+    "expired": "400 ExpiredToken, as for credentials that were replaced before they expired",
+    "archived": "403 InvalidObjectState, as for an object that has to be restored first",
+    "half-listing": "a page of a listing whose end is missing, in a complete response",
+    "lost-token": "a page of a listing that goes on, without the token to go on with",
     "ignored-range": "200 with the whole object instead of the requested range",
     "wrong-range": "206 with the bytes of another range, and its Content-Range",
     "forged-range": "206 with the requested Content-Range, and fewer bytes",
@@ -307,9 +311,17 @@ _FORGED_RESPONSES: Final = {
     "slow-down": (b"503 Service Unavailable", b"SlowDown", b"application/xml"),
     "too-many": (b"429 Too Many Requests", b"TooManyRequests", b"application/xml"),
     "internal-error": (b"500 Internal Server Error", b"InternalError", b"application/xml"),
+    "expired": (b"400 Bad Request", b"ExpiredToken", b"application/xml"),
+    "archived": (b"403 Forbidden", b"InvalidObjectState", b"application/xml"),
+    "half-listing": (b"200 OK", b"", b"application/xml"),
+    "lost-token": (b"200 OK", b"", b"application/xml"),
     "html": (b"200 OK", b"", b"text/html"),
     "quota": (b"403 Forbidden", b"QuotaExceeded", b"application/xml"),
     "full": (b"507 Insufficient Storage", b"XMinioStorageFull", b"application/xml"),
+}
+_FORGED_PAGES: Final = {
+    "half-listing": b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>a.b",
+    "lost-token": b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
 }
 _REFUSALS: Final = ("quota", "full")
 
@@ -318,7 +330,9 @@ def _forge_response(kind: str, retry_after: int) -> bytes:
     """Build a response of the proxy's own."""
     status, code, content = _FORGED_RESPONSES[kind]
     body = b"<Error><Code>%s</Code><Message>made by the proxy</Message></Error>" % code
-    if kind == "html":
+    if kind in _FORGED_PAGES:
+        body = _FORGED_PAGES[kind]
+    elif kind == "html":
         body = b"<!DOCTYPE html><html><body><h1>Welcome to our network</h1><p>Please log in.<br></body></html>"
     wait = b"Retry-After: %d\r\n" % retry_after if kind in ("slow-down", "too-many") else b""
     date = b"Last-Modified: Sat, 01 Jan 2022 00:00:00 GMT\r\n" if kind == "html" else b""

@@ -63,6 +63,8 @@ class FaultySsh:
         password: Password of the user "reader". Random by default.
         pause: Seconds between two bytes of a drip.
         once: Whether the fault occurs only once.
+        away: Number of connections that are closed at once after the fault, as those to a server that restarts; without
+            a fault, of the first connections.
         max_open_files: Number of files that a channel may have open. More are refused with a failure. None for any.
 
     Attributes:
@@ -82,6 +84,7 @@ class FaultySsh:
         password: str | None = None,
         pause: float = 0.2,
         once: bool = False,
+        away: int = 0,
         max_open_files: int | None = None,
     ) -> None:
         if fault and fault not in FAULTS:
@@ -92,6 +95,7 @@ class FaultySsh:
         self.fault = fault
         self.at = at
         self.once = once
+        self.away = away
         self.password = secrets.token_hex(16) if password is None else password
         self.fault_count = 0
         self.logins = 0
@@ -172,6 +176,10 @@ class FaultySsh:
             if self.fault == "no ssh":
                 writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" * 100)
                 await writer.drain()
+                return
+            if self.away and (self.fault_count or not self.fault):
+                self.away -= 1
+                self.record_fault()
                 return
             await self._pass_on(reader, writer)
         except (ConnectionError, asyncio.CancelledError):

@@ -17,6 +17,8 @@ from streamloader.errors import AccessDenied, StoreError, UntrustedHost
 from streamloader.stores.http.address_scope import AddressScope
 from streamloader.stores.objects.aws_profiles import ProfileCredentials
 from streamloader.stores.objects.config import ObjectStoreConfig
+from streamloader.stores.objects.credentials import NoCredentials
+from streamloader.stores.objects.machine_credentials import InstanceCredentials
 from streamloader.stores.registry import open_store
 from streamloader.testing.faults.certificates import make_certificate
 from streamloader.testing.faults.dns import override_host_names
@@ -223,7 +225,7 @@ def test_when_the_metadata_service_of_amazon_is_asked(variables, for_amazon, for
     allowed = for_others if endpoint else for_amazon
     settings = ObjectStoreConfig(scheme="s3", bucket="bucket", endpoint_url=endpoint).find_settings()
     assert ("169.254.169.254" in settings.credential_hosts) == allowed
-    assert (settings.provider is None) == allowed
+    assert isinstance(settings.provider, InstanceCredentials if allowed else NoCredentials)
     for options in ({"access_key_id": "a", "secret_access_key": "b"}, {"anonymous": True}):
         settings = ObjectStoreConfig(scheme="s3", bucket="bucket", endpoint_url=endpoint, **options).find_settings()
         assert settings.credential_hosts == ()

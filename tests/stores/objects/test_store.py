@@ -482,7 +482,7 @@ def test_secrets_are_never_shown(server, bucket):
     options = {**server.options(), "session_token": canary("s3-session-token")}
     store = open_store(f"s3://{bucket}/folder", **options)
     shown = f"{store!r} {store} {store.url} {store.address('a')} {pickle.loads(pickle.dumps(store))!r}"
-    shown += repr(store.inner.inner._config)
+    shown += repr(store.inner.inner._connection.config)
     assert canary("s3-secret-key") not in shown
     assert canary("s3-session-token") not in shown
 
@@ -490,10 +490,10 @@ def test_secrets_are_never_shown(server, bucket):
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["a//b", "a/", "a\tb", "a\nb"])
-def test_unsupported_names_are_refused(use, path):
+@pytest.mark.parametrize("path", ["a//b", "a/", "a\tb", "/a", "a/../b", "a?versionId=1"])
+def test_nothing_is_written_under_unusual_names(use, path):
     async def everything(store):
-        for work in (store.head(path), store.read(path), store.write(path, b"x")):
+        for work in (store.write(path, b"x"), store.delete(path)):
             with pytest.raises(ConfigError):
                 await work
 
