@@ -39,7 +39,7 @@ def make_archive(folder: Path, names: tuple[str, ...] = CLIPS, **options) -> dic
     sources = folder / "sources"
     sources.mkdir(parents=True, exist_ok=True)
     paths = [VARIANTS[name](sources) for name in names]
-    settings = {"chunk_frames": CHUNK_FRAMES, "jobs": 1, "progress": False} | options
+    settings = {"chunk_frames": CHUNK_FRAMES, "jobs": 1, "progress": False, "name": "{stem}"} | options
     with Archive.create(folder / "store") as archive:
         archive.add([str(path) for path in paths], **settings)
         video_names = [video.name for video in archive.videos]

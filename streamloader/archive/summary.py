@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.archive.catalog.base import find_video_by_name
-from streamloader.errors import VideoNotFound
 from streamloader.media.chunks.format import ChunkIndex
 from streamloader.redaction import redact_address
 
@@ -91,17 +90,15 @@ async def summarize_video(catalog: Catalog, name: str, limit: int = 20) -> dict[
 
     Args:
         catalog: Catalog of the archive.
-        name: Name of the video.
+        name: Name of the video, or its end if no other video has that.
         limit: Maximum number of chunks listed. Defaults to 20.
 
     Raises:
-        VideoNotFound: If the archive has no video of this name.
+        VideoNotFound: If the archive has no video of this name, or several whose names end so.
         CatalogError: If the catalog cannot be read.
     """
     header = await catalog.get_header()
     row = await find_video_by_name(catalog, name)
-    if row is None:
-        raise VideoNotFound(f"the archive {catalog.url} has no video {name!r}", stream=name, address=catalog.url)
     chunks = await catalog.get_chunks(row.content, 0, min(row.chunks, _MAX_SCANNED_CHUNKS))
     listed = chunks[:limit]
     encoded = await catalog.get_indexes(row.content, [chunk.number for chunk in listed])

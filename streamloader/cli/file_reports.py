@@ -5,14 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.common.printable import make_printable
 from streamloader.errors import (
     CorruptContainer,
-    CorruptStream,
-    MediaLimitExceeded,
     StreamloaderError,
     UnreadableStream,
 )
@@ -21,6 +18,7 @@ from streamloader.stores.container_addresses import CONTAINER_SUFFIXES
 from streamloader.values import ByteRange
 
 if TYPE_CHECKING:
+    from streamloader.cli.media_reports import MediaReports
     from streamloader.media.video.remote import Video
     from streamloader.stores.addresses import SourceFile
 
@@ -69,6 +67,7 @@ def describe_file(
     file: SourceFile,
     options: Mapping[str, Any] | None,
     *,
+    media: MediaReports,
     is_fatal: Callable[[StreamloaderError], bool],
     strict: bool,
     stream: int | None = None,
@@ -81,6 +80,7 @@ def describe_file(
     Args:
         file: File, as :func:`streamloader.stores.addresses.expand_addresses` returns it.
         options: Options of its store, or None.
+        media: Describes videos and sounds.
         is_fatal: Function that returns whether an error is raised, and not made a part of the report.
         stream: Number of the video stream of a video, from 0. Defaults to the one that is played.
         strict: Whether it is an error if a file has a content, and a name, of no known kind. Its kind is "other".
@@ -99,7 +99,7 @@ def describe_file(
     }
     try:
         video = _find_version(file, options, report)
-        report["kind"], report["details"] = _describe(video, report["kind"], report["size"], stream)
+        report["kind"], report["details"] = _describe(video, report["kind"], report["size"], stream, media)
     except StreamloaderError as error:
         if is_fatal(error):
             raise
@@ -125,7 +125,9 @@ def _find_version(file: SourceFile, options: Mapping[str, Any] | None, report: d
     return RemoteVideo(file.address, info, options)
 
 
-def _describe(video: Video, kind: str, size: int | None, stream: int | None) -> tuple[str, dict[str, Any]]:
+def _describe(
+    video: Video, kind: str, size: int | None, stream: int | None, media: MediaReports
+) -> tuple[str, dict[str, Any]]:
     """Return the kind of a file by its content, and its details."""
     if kind == "container":
         return kind, {}
@@ -137,51 +139,7 @@ def _describe(video: Video, kind: str, size: int | None, stream: int | None) -> 
         return "image", image
     if kind == "text" or (kind == "other" and _is_text(head)):
         return "text", _describe_text(video, size)
-    return _describe_media(video, kind, size, stream)
-
-
-def _describe_media(video: Video, kind: str, size: int | None, stream: int | None) -> tuple[str, dict[str, Any]]:
-    """Describe a video, or a sound. If it is neither, raise the error of the kind that its name states."""
-    attempts: dict[str, Callable[[Video], dict[str, Any]]] = {
-        "video": partial(_describe_video, stream=stream),
-        "sound": _describe_sound,
-    }
-    order = ("sound", "video") if kind == "sound" else ("video", "sound")
-    errors: list[StreamloaderError] = []
-    for name in order:
-        try:
-            details = attempts[name](video)
-        except (CorruptStream, MediaLimitExceeded):
-            raise
-        except UnreadableStream as error:
-            errors.append(error)
-        else:
-            seconds = details["seconds"]
-            details["bits_per_second"] = size * 8 / seconds if size and seconds else None
-            return name, details
-    if kind == "other":
-        name = str(video)
-        raise UnreadableStream(
-            f"{name} is no video, sound, image or text that can be read ({errors[0].message})",
-            address=name,
-            recognized=False,
-        )
-    raise errors[0]
-
-
-def _describe_video(video: Video, stream: int | None) -> dict[str, Any]:
-    from streamloader.media.video.describe import describe_video
-    from streamloader.media.video.index_cache import load_index
-
-    return describe_video(video, load_index(video, stream=stream))
-
-
-def _describe_sound(video: Video) -> dict[str, Any]:
-    from streamloader.media.audio.describe import describe_sound
-    from streamloader.media.audio.index import AudioIndexSettings
-    from streamloader.media.audio.index_cache import load_audio_index
-
-    return describe_sound(video, load_audio_index(video, AudioIndexSettings()))
+    return media.describe(video, kind, size, stream)
 
 
 def _describe_image(video: Video, head: bytes, size: int | None) -> dict[str, Any] | None:

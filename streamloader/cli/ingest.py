@@ -48,8 +48,9 @@ def add_parser(commands: Any) -> None:
         help="cut videos into chunks and add them to an archive",
         description="Add videos to an archive, which is created if it does not exist. Packets are copied, so frames "
         "stay identical, bit for bit. Where a cut without encoding is impossible, only that chunk is encoded, and "
-        "losslessly. Ingest can be interrupted at any time: the same command resumes it. Exit status: 0 if all videos "
-        "are in the archive, 1 if some could not be added, 2 if nothing could be done.",
+        "losslessly. Ingest can be interrupted at any time: the same command resumes it. A bad video does not stop the "
+        "others, and is listed at the end. Exit status: 0 if all videos are in the archive, 1 if some could not be "
+        "added or were left out, 2 if nothing could be done.",
     )
     add_examples(parser, "streamloader ingest videos --to archive --catalog archive/catalog.sqlite")
     parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, patterns, directories, or store addresses")
@@ -80,14 +81,19 @@ def add_parser(commands: Any) -> None:
     description = parser.add_argument_group("description of the videos")
     description.add_argument(
         "--name", metavar="NAME",
-        help="name of the video, if there is only one, or a template of the names of all: {parent}/{stem}; fields are "
-        "stem, suffix, name, parent and grandparent (name of the file, with its folders where other videos have it)",
+        help="name of the video, if there is only one, or a template of the names of all, with the fields stem, "
+        "suffix, name, parent, grandparent and path: {grandparent}/{parent}/{stem} ({parent}/{name})",
     )  # fmt: skip
     description.add_argument(
         "--metadata", action="append", default=[], type=parse_json_pair, metavar="NAME=VALUE",
         help="metadata stored with each video, for searching; VALUE is JSON or a string",
     )  # fmt: skip
     execution = parser.add_argument_group("execution")
+    execution.add_argument(
+        "--unreadable", choices=("raise", "skip"),
+        help="count videos that cannot be used, and directories that may not be read, as failed, or leave them out "
+        "with a warning (videos fail, directories are left out)",
+    )  # fmt: skip
     execution.add_argument("--executor", choices=("local", "ray"), default="local", help="processes, or a Ray cluster")
     execution.add_argument("--ray-address", metavar="ADDRESS", help="address of the Ray cluster (this machine's own)")
     execution.add_argument("--jobs", type=int, metavar="N", help="number of parallel tasks (number of cores)")
@@ -172,6 +178,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 progress=not arguments.quiet,
                 ray_address=arguments.ray_address,
                 on_error="report",
+                unreadable=arguments.unreadable,
                 places=ensured.numbers or None,
                 addresses=ensured.addresses,
             )
@@ -179,7 +186,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print_json(report.to_json())
     else:
         print(_format_report(report, settings))
-    return 1 if report.failed else 0
+    return 1 if report.failed or report.skipped else 0
 
 
 @contextlib.contextmanager
@@ -247,9 +254,13 @@ def _format_report(report: IngestReport, settings: CutSettings) -> str:
         reason = failed.error.message
         source = make_printable(failed.source, _MAX_ADDRESS_CHARACTERS)
         lines.append(f"failed: {reason if source in reason else f'{source}: {reason}'}{kept}")
+    for skipped in report.skipped:
+        source, reason = make_printable(skipped.address, _MAX_ADDRESS_CHARACTERS), make_printable(skipped.message, None)
+        lines.append(f"left out: {reason if source in reason else f'{source}: {reason}'}")
     counts = [f"{len(report.added)} {'video' if len(report.added) == 1 else 'videos'} added"]
     counts += [f"{len(report.existing)} already known"] if report.existing else []
     counts += [f"{len(report.failed)} failed"] if report.failed else []
+    counts += [f"{len(report.skipped)} left out"] if report.skipped else []
     lines.append(f"{', '.join(counts)} in {format_duration(report.seconds)}")
     if report.added:
         chunks = sum(video.chunks for video in report.added)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streamloader.cli.file_reports import describe_container, describe_file, guess_kind, read_file
 from streamloader.cli.inspect_videos import describe_unusual
+from streamloader.cli.media_reports import MediaReports
 from streamloader.cli.step_display import open_step_display
 from streamloader.cli.tables import Section
 from streamloader.common.count_display import open_count_display
@@ -19,6 +20,7 @@ from streamloader.streams.unreadable import ends_indexing
 
 if TYPE_CHECKING:
     from streamloader.stores.addresses import SourceFile
+    from streamloader.stores.search import UnreadableReport
 
 __all__ = ["format_files", "summarize_address"]
 
@@ -47,18 +49,24 @@ def summarize_address(
     """
     from streamloader.stores.addresses import expand_addresses
     from streamloader.stores.registry import select_options
+    from streamloader.stores.search import UnreadableReport
 
     selected = select_options(address, options)
     with open_step_display("inspecting") as show:
         show("listing files")
-        files = expand_addresses(address, None, selected)
+        found = UnreadableReport()
+        files = expand_addresses(address, None, selected, unreadable=found)
+    if not files:
+        found.raise_errors()
     if len(files) == 1 and _is_same(files[0].address, address):
         if guess_kind(address) == "container":
             return describe_container(address, selected, limit)
-        return describe_file(files[0], selected, is_fatal=_FailureCount(0).count, strict=True, stream=stream)
+        with MediaReports() as media:
+            is_fatal = _FailureCount(0).count
+            return describe_file(files[0], selected, media=media, is_fatal=is_fatal, strict=True, stream=stream)
     if stream is not None:
         raise ConfigError(f"{address} is no video: --stream selects one of its streams")
-    return _summarize_folder(address, files, selected, limit, max_files)
+    return _summarize_folder(address, files, found, selected, limit, max_files)
 
 
 def format_files(report: Mapping[str, Any]) -> Iterator[Section]:
@@ -85,9 +93,15 @@ def _is_same(found: str, address: str) -> bool:
 
 
 def _summarize_folder(
-    address: str, files: Sequence[SourceFile], options: Mapping[str, Any], limit: int, max_files: int
+    address: str,
+    files: Sequence[SourceFile],
+    found: UnreadableReport,
+    options: Mapping[str, Any],
+    limit: int,
+    max_files: int,
 ) -> dict[str, Any]:
-    examined = _describe_files(files[:max_files], options)
+    listed = [_describe_unreadable(name, error, found) for name, error in sorted(found.entries.items())]
+    examined = [*listed, *_describe_files(files[:max_files], options)]
     kinds: dict[str, dict[str, Any]] = {}
     for report in [*examined, *(_count_only(file) for file in files[max_files:])]:
         _add_to_totals(kinds.setdefault(report["kind"], _make_totals()), report)
@@ -95,7 +109,7 @@ def _summarize_folder(
     return {
         "address": redact_address(address),
         "kind": "directory",
-        "files": len(files),
+        "files": len(files) + len(listed),
         "bytes": sum(totals["bytes"] for totals in kinds.values()),
         "examined": len(examined),
         "dataset": _find_dataset(address, files, options),
@@ -125,11 +139,14 @@ def _describe_files(files: Sequence[SourceFile], options: Mapping[str, Any]) -> 
     """Return the report of each file. Several are examined at the same time."""
     from streamloader.stores.io_thread import close_shared_stores
 
-    with open_count_display("inspecting files") as show:
+    with open_count_display("inspecting files") as show, MediaReports() as media:
         pool = ThreadPoolExecutor(min(_MAX_CONCURRENT_FILES, max(1, len(files))), "inspect")
         try:
             is_fatal = _FailureCount(_MAX_TRANSIENT_FAILURES).count
-            futures = [pool.submit(describe_file, file, options, is_fatal=is_fatal, strict=False) for file in files]
+            futures = [
+                pool.submit(describe_file, file, options, media=media, is_fatal=is_fatal, strict=False)
+                for file in files
+            ]
             for done, future in enumerate(futures):
                 _wait(future)
                 if (error := future.exception()) is not None:  # a fatal one: the others are not waited for
@@ -138,6 +155,7 @@ def _describe_files(files: Sequence[SourceFile], options: Mapping[str, Any]) -> 
             return [future.result() for future in futures]
         except KeyboardInterrupt:
             close_shared_stores()  # ends the reads of the other threads
+            media.close()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -166,6 +184,19 @@ def _wait(future: Future[Any]) -> None:
     while not future.done():
         with contextlib.suppress(TimeoutError):
             future.exception(_WAIT_S)
+
+
+def _describe_unreadable(name: str, error: StreamloaderError, found: UnreadableReport) -> dict[str, Any]:
+    """Return the report of an entry that the search could not read: a directory, a pipe, a link to nothing."""
+    return {
+        "address": name,
+        "kind": guess_kind(name) if name in found.files else "directory",
+        "size": None,
+        "version": None,
+        "modified": None,
+        "details": None,
+        "error": {"type": type(error).__name__, "message": error.message},
+    }
 
 
 def _count_only(file: SourceFile) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class Section:
         footer: str = "",
         facts: Mapping[str, str] | None = None,
     ) -> None:
-        self.title, self.columns, self.footer = title, columns, footer
+        self.title, self.footer = make_printable(title, None), make_printable(footer, None)
+        self.columns = columns
         given = rows if facts is None else list(facts.items())
         self.rows: Sequence[Sequence[str]] = [
             [make_printable(cell, _MAX_CELL_CHARACTERS) for cell in row] for row in given
@@ -58,7 +59,7 @@ class Section:
         used = [any(row[index] for row in rows) for index in range(len(columns))]
         if not all(used) and rows:
             self.columns = [name for name, keep in zip(columns, used, strict=True) if keep]
-            self.rows = [[cell for cell, keep in zip(row, used, strict=True) if keep] for row in rows]
+            self.rows = [[cell for cell, keep in zip(row, used, strict=True) if keep] for row in self.rows]
 
 
 def open_printer(*, terminal: bool) -> PlainPrinter:

@@ -46,6 +46,7 @@ __all__ = [
     "expand_addresses",
     "is_numeric_host",
     "make_unique_keys",
+    "select_regular_files",
     "split_url",
 ]
 
@@ -338,7 +339,7 @@ class _LocalSearch:
                 address=address,
             )
         found, folder_count = match_local_pattern(path, self._make_budget(address), self._report)
-        files = self._select_files(found)
+        files = select_regular_files(found, self._report)
         if files:
             return files
         self._report.raise_errors()
@@ -362,7 +363,7 @@ class _LocalSearch:
             file_count += 1
             if accept(file):
                 found.append(file)
-        files = self._select_files(sorted(found))
+        files = select_regular_files(sorted(found), self._report)
         if not files:
             self._report.raise_errors()
             wanted = f"file that matches {self._pattern!r}" if isinstance(self._pattern, str) else "file of this kind"
@@ -375,19 +376,20 @@ class _LocalSearch:
     def _make_budget(self, address: str) -> ListingBudget:
         return ListingBudget(self._limits, address, entry_bytes=SEARCH_ENTRY_BYTES)
 
-    def _select_files(self, paths: Sequence[str]) -> list[str]:
-        """Return those paths that are regular files, and report all others: omitting them silently would lose data."""
-        files = []
-        for path in paths:
-            if os.path.isfile(path):
-                files.append(path)
-            elif os.path.islink(path) and not os.path.exists(path):
-                problem = f"{path} is a link to {os.readlink(path)}, which does not exist"
-                self._report.add_file(path, StreamNotFound(problem, address=path))
-            else:
-                problem = f"{path} is not a regular file, or cannot be accessed"
-                self._report.add_file(path, UnreadableStream(problem, address=path))
-        return files
+
+def select_regular_files(paths: Sequence[str], report: UnreadableReport) -> list[str]:
+    """Return those paths that are regular files, and report all others: omitting them silently would lose data."""
+    files = []
+    for path in paths:
+        if os.path.isfile(path):
+            files.append(path)
+        elif os.path.islink(path) and not os.path.exists(path):
+            problem = f"{path} is a link to {os.readlink(path)}, which does not exist"
+            report.add_file(path, StreamNotFound(problem, address=path))
+        else:
+            problem = f"{path} is not a regular file, or cannot be accessed"
+            report.add_file(path, UnreadableStream(problem, address=path))
+    return files
 
 
 def _describe_place(address: str, path: str) -> str:

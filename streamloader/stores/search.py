@@ -154,6 +154,11 @@ class UnreadableReport:
         return self._files
 
     @property
+    def entries(self) -> dict[str, StreamloaderError]:
+        """All recorded files and directories, by address."""
+        return self._directories | self._files
+
+    @property
     def errors(self) -> dict[str, StreamloaderError]:
         """Errors that :meth:`finish` raises, by address."""
         if self.handling == "skip":
@@ -162,22 +167,33 @@ class UnreadableReport:
 
     def describe(self) -> str:
         """Return the end of a message about a search that found nothing: what it could not read, or ""."""
-        entries = self._directories | self._files
+        entries = self.entries
         if not entries:
             return ""
         return f"; {len(entries):,} {_choose_noun(entries, self._files)} may not be read:\n{_list_entries(entries)}"
 
+    def make_error(self) -> StreamloaderError | None:
+        """Return one error for the entries that are errors, or None if there are none."""
+        return _combine(self.errors) if self.errors else None
+
     def raise_errors(self) -> None:
         """Raise one error for the entries that are errors, if there are any."""
-        if self.errors:
-            raise _combine(self.errors)
+        error = self.make_error()
+        if error is not None:
+            raise error
 
     def finish(self) -> None:
         """Raise one error for the entries that are errors, or log one warning that names all others."""
         self.raise_errors()
-        entries = self._directories | self._files
+        self.warn()
+
+    def warn(self) -> None:
+        """Log one warning that names all entries that are no errors."""
+        errors = self.errors
+        entries = {name: error for name, error in self.entries.items() if name not in errors}
         if entries:
-            count = f"{len(entries):,} {_choose_noun(entries, self._files)}"
+            files = {name: error for name, error in entries.items() if name in self._files}
+            count = f"{len(entries):,} {_choose_noun(entries, files)}"
             _log.warning("%s", f"left out {count} that may not be read:\n{_list_entries(entries)}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,9 +14,9 @@ from typing_extensions import override
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.audio.index import AUDIO_VERIFY_LEVELS, AudioIndexSettings, AudioVerifyLevel
 from streamloader.media.video.selection import as_int
-from streamloader.stores.addresses import Addresses, FileKeys, as_addresses
+from streamloader.stores.addresses import Addresses, FileKeys, as_addresses, expand_addresses
 from streamloader.stores.readahead import UNIT_BYTES
-from streamloader.stores.search import Unreadable
+from streamloader.stores.search import Unreadable, UnreadableReport
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import (
     PreparedStream,
@@ -32,7 +31,7 @@ from streamloader.streams.indexing import make_videos, show_indexing, validate_u
 from streamloader.streams.lane_thread import decode_in_lane_thread, in_lane_thread
 from streamloader.streams.sound import SoundOptions, count_samples, open_reader
 from streamloader.streams.source_files import PreparedFile, build_media_table, measure_sources, resolve_media
-from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing, find_sources
+from streamloader.streams.unreadable import SkippedVideo, ends_indexing, settle_errors
 from streamloader.values import Array, Field, StreamInfo
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ _AUDIO_NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _NOUN: Final = "sounds"
-_log = logging.getLogger("streamloader")
 
 
 class AudioStreams(StreamDataset):
@@ -195,17 +193,12 @@ class AudioStreams(StreamDataset):
             return None
 
     def _index(self, indexer: BulkAudioIndexer, skip: bool) -> StreamTable:
-        files, left_out = find_sources(
-            self._paths, is_audio, self._storage_options, "skip" if skip else self._unreadable
-        )
+        found = UnreadableReport("skip" if skip else self._unreadable)
+        files = expand_addresses(self._paths, is_audio, self._storage_options, unreadable=found)
         keys = FileKeys.of_files(files)
         records, versions, errors = indexer.run(make_videos(files, self._storage_options))
-        if errors and (not skip or len(errors) == len(files)):
-            raise combine_errors(errors, keys.names, _NOUN)
-        skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
-        self._skipped = left_out + skipped
+        self._skipped = settle_errors(found, errors, keys.names, keys.keys, _NOUN)
         if errors:
-            _log.warning("%s", describe_skipped(skipped, len(files), _NOUN))
             kept = [number for number in range(len(files)) if number not in errors]
             keys, files = keys.select(kept), [files[number] for number in kept]
             records, versions = records[kept], versions[kept]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Generator, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from typing_extensions import override
 
-from streamloader.errors import ClosedError, ConfigError
+from streamloader.errors import ClosedError, ConfigError, StreamloaderError
 from streamloader.stream_table import BytesColumn, StreamTable, StringColumn
 from streamloader.streams.base import PreparedStream, Stream
+from streamloader.streams.unreadable import SkippedVideo
 from streamloader.values import Array, StreamInfo
 
-__all__ = ["Corpus", "MemoryCorpus", "MemoryStream", "clamp_step"]
+__all__ = ["Corpus", "MeasureTexts", "MemoryCorpus", "MemoryStream", "clamp_step"]
+
+# Returns the number of steps of each text of a table, or the error of the text.
+MeasureTexts: TypeAlias = "Callable[[StreamTable], Sequence[int | StreamloaderError]]"
 
 
 class Corpus(abc.ABC):
@@ -23,13 +27,20 @@ class Corpus(abc.ABC):
 
     Attributes:
         encoding: Encoding of the texts.
+        skipped: Texts that the last call of :meth:`index` left out.
     """
 
     encoding: str = "utf-8"
+    skipped: Sequence[SkippedVideo] = ()
 
     @abc.abstractmethod
-    def index(self) -> StreamTable:
-        """Describe all texts, with their lengths in bytes."""
+    def index(self, measure: MeasureTexts | None, *, skips: bool) -> StreamTable:
+        """Describe all texts.
+
+        Args:
+            measure: Function that returns the lengths of texts. None stands for their bytes.
+            skips: Whether texts of files that cannot be used are left out.
+        """
 
     @abc.abstractmethod
     def source_sizes(self, table: StreamTable) -> tuple[Array, Array]:
@@ -39,8 +50,8 @@ class Corpus(abc.ABC):
     def read_text(self, info: StreamInfo) -> str:
         """Return one complete text."""
 
-    def read_texts(self, infos: Iterable[StreamInfo]) -> Generator[str, None, None]:
-        """Yield complete texts, in order."""
+    def read_texts(self, infos: Iterable[StreamInfo]) -> Generator[str | StreamloaderError, None, None]:
+        """Yield complete texts, or the errors of those that cannot be read, in order."""
         yield from map(self.read_text, infos)
 
     async def prepare(self, info: StreamInfo) -> PreparedStream | None:
@@ -81,9 +92,16 @@ class MemoryCorpus(Corpus):
         )
 
     @override
-    def index(self) -> StreamTable:
+    def index(self, measure: MeasureTexts | None, *, skips: bool) -> StreamTable:
         count = len(self._texts)
-        return StreamTable(count, self._texts.sizes, {"item": range(count)})
+        table = StreamTable(count, self._texts.sizes, {"item": range(count)})
+        if measure is None:
+            return table
+        lengths = measure(table)
+        for length in lengths:
+            if isinstance(length, StreamloaderError):
+                raise length
+        return table.with_lengths(np.array(lengths, np.int64))
 
     @override
     def source_sizes(self, table: StreamTable) -> tuple[Array, Array]:

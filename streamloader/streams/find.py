@@ -9,11 +9,11 @@ from typing import Any, Literal
 import anyio.to_thread
 import numpy as np
 
-from streamloader.errors import ConfigError, FrameSizeError, StreamloaderError
+from streamloader.errors import ConfigError, FrameSizeError, StreamloaderError, StreamNotFound
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.selection import Selection
-from streamloader.stores.addresses import Addresses, SourceFile, as_addresses
-from streamloader.stores.search import Unreadable
+from streamloader.stores.addresses import Addresses, SourceFile, as_addresses, select_regular_files
+from streamloader.stores.search import Unreadable, UnreadableReport
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import Transform
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skips_unreadable
@@ -22,7 +22,7 @@ from streamloader.streams.image_files import file_name, find_images, group_by_fo
 from streamloader.streams.image_names import is_animation_name, is_image
 from streamloader.streams.images import ImageStreams
 from streamloader.streams.indexing import validate_unreadable
-from streamloader.streams.unreadable import SkippedVideo, ends_indexing
+from streamloader.streams.unreadable import SkippedVideo, ends_indexing, finish_report, join_errors
 from streamloader.streams.video import VideoStreams
 from streamloader.streams.video_names import is_video, leave_out_text
 from streamloader.values import Field, StreamInfo
@@ -134,8 +134,9 @@ class FoundStreams(StreamDataset):
 
     async def index(self) -> Sequence[StreamInfo]:
         """Find all files, index them, and describe the streams in the order of their keys."""
-        files = await anyio.to_thread.run_sync(self._find, abandon_on_cancel=True)
         skip = self._unreadable == "skip" or skips_unreadable()
+        found = UnreadableReport("skip" if skip else self._unreadable)
+        files = await anyio.to_thread.run_sync(self._find, found, abandon_on_cancel=True)
         parts: list[VideoStreams | ImageStreams] = []
         tables: list[StreamTable] = []
         errors: list[StreamloaderError] = []
@@ -144,12 +145,13 @@ class FoundStreams(StreamDataset):
                 tables.append(StreamTable.from_infos(await part.index()))
                 parts.append(part)
             except StreamloaderError as error:
-                if not skip or ends_indexing(error):
+                if ends_indexing(error):
                     raise
                 errors.append(error)
-        if not parts:
-            raise errors[0]
+        if errors and (not skip or not parts):
+            raise join_errors([found.make_error(), *errors])
         self._skipped = (
+            *finish_report(found),
             *(record for part in parts for record in part.skipped),
             *(record for error in errors for record in _as_skipped(error)),
         )
@@ -183,11 +185,14 @@ class FoundStreams(StreamDataset):
         own_info: StreamInfo = self._tables[number][info.extra["number"]]
         return self._parts[number], own_info
 
-    def _find(self) -> list[SourceFile]:
-        unreadable: Unreadable = "skip" if skips_unreadable() else self._unreadable
-        files = find_images(
-            self._paths, self._storage_options, lambda path: is_image(path) or is_video(path), unreadable
-        )
+    def _find(self, found: UnreadableReport) -> list[SourceFile]:
+        files = find_images(self._paths, self._storage_options, lambda path: is_image(path) or is_video(path), found)
+        videos = {file.address for file in files if file.info is None and not is_image(file_name(file))}
+        regular = set(select_regular_files(sorted(videos), found))  # images are looked at when they are indexed
+        files = [file for file in files if file.address not in videos or file.address in regular]
+        if not files:
+            found.raise_errors()
+            raise StreamNotFound(f"there is no video and no image that can be read{found.describe()}")
         return leave_out_text(files, self._paths, self._storage_options)
 
     def _make_parts(

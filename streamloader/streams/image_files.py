@@ -38,7 +38,7 @@ from streamloader.stores.local import local_path
 from streamloader.stores.local_search import SEARCH_ENTRY_BYTES, report_unreadable, walk_files
 from streamloader.stores.patterns import has_magic
 from streamloader.stores.registry import is_local_file, split_address
-from streamloader.stores.search import Unreadable, UnreadableReport
+from streamloader.stores.search import Unreadable, UnreadableReport, open_report
 from streamloader.stream_table import StringColumn
 from streamloader.streams.image_names import is_image
 from streamloader.values import Array
@@ -84,7 +84,7 @@ def find_images(
     addresses: Sequence[str],
     options: Mapping[str, Any] | None,
     accept: Callable[[str], bool] = is_image,
-    unreadable: Unreadable = None,
+    unreadable: Unreadable | UnreadableReport = None,
 ) -> list[SourceFile]:
     """Return the images that addresses stand for, as :func:`expand_addresses` does.
 
@@ -99,19 +99,18 @@ def find_images(
     Raises:
         StreamNotFound: If an address does not exist, or stands for no image.
     """
-    report = UnreadableReport(unreadable)
     files: list[SourceFile] = []
-    for address in addresses:
-        head, slash, name = address.rpartition("/")
-        field = _NUMBER_FIELD.search(name)
-        if field is None or os.path.lexists(address):
-            local = _list_local_folder(address, accept, options, report)
-            files += local or expand_addresses(address, accept, options, unreadable=report)
-        else:
-            pattern = f"{head}{slash}{_NUMBER_FIELD.sub('*', name, count=1)}"
-            matches = expand_addresses(pattern, accept, options, unreadable=report)
-            files += _select_numbered(matches, name, field, address)
-    report.finish()
+    with open_report(unreadable) as report:
+        for address in addresses:
+            head, slash, name = address.rpartition("/")
+            field = _NUMBER_FIELD.search(name)
+            if field is None or os.path.lexists(address):
+                local = _list_local_folder(address, accept, options, report)
+                files += local or expand_addresses(address, accept, options, unreadable=report)
+            else:
+                pattern = f"{head}{slash}{_NUMBER_FIELD.sub('*', name, count=1)}"
+                matches = expand_addresses(pattern, accept, options, unreadable=report)
+                files += _select_numbered(matches, name, field, address)
     return files
 
 

@@ -30,7 +30,7 @@ from streamloader.stores.addresses import Address, Addresses, SourceFile, as_add
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import is_local_file, scheme_of, spell_address
-from streamloader.stores.search import Unreadable
+from streamloader.stores.search import Unreadable, UnreadableReport
 from streamloader.streams.index_source import folder_of
 from streamloader.streams.indexing import (
     log_unusual_videos,
@@ -39,7 +39,14 @@ from streamloader.streams.indexing import (
     show_indexing,
     validate_unreadable,
 )
-from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
+from streamloader.streams.unreadable import (
+    SkippedVideo,
+    combine_errors,
+    describe_skipped,
+    ends_indexing,
+    finish_report,
+    join_errors,
+)
 from streamloader.streams.video_names import find_videos
 from streamloader.values import ObjectInfo
 
@@ -126,7 +133,8 @@ def index_videos(
     validate_unreadable(unreadable)
     make_parsers = _select_parsers(executor, ray_address)
     target = _Target(os.fspath(to), storage_options)
-    files = _list_files(paths, target, storage_options, unreadable)
+    found = UnreadableReport(unreadable)
+    files = _list_files(paths, target, storage_options, found)
     with contextlib.ExitStack() as stack:
         old = stack.enter_context(target.open_current()) if update else None
         settings = _choose_settings(old, damaged, verify, stream, max_pixels)
@@ -135,7 +143,7 @@ def index_videos(
         if old is not None:
             writer.copy_indexes(target.current_path, work.kept_ids)
         work.index_rest(writer, storage_options, make_parsers, shows_progress=progress)
-        return work.write(writer, target)
+        return work.write(writer, target, found)
 
 
 def _select_parsers(executor: str, ray_address: str | None) -> Callable[[], Parsers] | None:
@@ -152,7 +160,7 @@ def _select_parsers(executor: str, ray_address: str | None) -> Callable[[], Pars
 
 
 def _list_files(
-    paths: Addresses, target: _Target, storage_options: Mapping[str, Any] | None, unreadable: Unreadable
+    paths: Addresses, target: _Target, storage_options: Mapping[str, Any] | None, found: UnreadableReport
 ) -> dict[str, SourceFile]:
     """Return the files by the address that the index file has of them, in their order."""
     addresses = as_addresses(paths)
@@ -164,7 +172,7 @@ def _list_files(
                 address=address,
             )
     files: dict[str, SourceFile] = {}
-    for file in find_videos(addresses, storage_options, unreadable):
+    for file in find_videos(addresses, storage_options, found):
         files.setdefault(target.shorten(file), file)
     return files
 
@@ -273,15 +281,21 @@ class _IndexWork:
             self._errors[number] = error
             self._skipped[number] = versions[position], type(error).__name__, error.message
 
-    def write(self, writer: IndexFileWriter, target: _Target) -> IndexReport:
+    def write(self, writer: IndexFileWriter, target: _Target, found: UnreadableReport) -> IndexReport:
         """Finish the file, and return the report.
+
+        Args:
+            writer: Writer of the file.
+            target: Place of the file.
+            found: Report of the search for the videos.
 
         Raises:
             StreamloaderError: If videos cannot be used and are not left out, or if none can be used.
         """
         names = [file.address for file in self._files]
         if self._errors and (not self._skips or len(self._skipped) == len(names)):
-            raise combine_errors(self._errors, names)
+            raise join_errors([found.make_error(), combine_errors(self._errors, names)])
+        left_out = finish_report(found)
         if len(self._skipped) == len(names):
             raise UnreadableStream(describe_skipped(self._list_skipped(), len(names)))
         for number in sorted(self._skipped):
@@ -298,7 +312,7 @@ class _IndexWork:
             changed=len(new & self._old_addresses),
             removed=len(self._old_addresses.difference(addresses)),
             unchanged=len(self.kept_ids),
-            skipped=tuple(self._list_skipped()),
+            skipped=(*left_out, *self._list_skipped()),
         )
 
     def _list_skipped(self) -> Sequence[SkippedVideo]:

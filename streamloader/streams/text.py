@@ -8,14 +8,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from streamloader.errors import ConfigError
+from streamloader.errors import ConfigError, StreamFailed, StreamloaderError
 from streamloader.stores.addresses import Addresses, Pattern, as_addresses
+from streamloader.stores.search import Unreadable
 from streamloader.stream_table import StreamTable
-from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset
+from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skips_unreadable
 from streamloader.streams.corpus import Corpus, MemoryCorpus, MemoryStream
+from streamloader.streams.indexing import validate_unreadable
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.text_files import FileCorpus
 from streamloader.streams.text_steps import TextSteps, Tokenizer
+from streamloader.streams.unreadable import SkippedVideo
 from streamloader.values import Array, Field, StreamInfo
 
 __all__ = ["TextStreams"]
@@ -41,6 +44,9 @@ class TextStreams(StreamDataset):
             Defaults to ``"*.txt"``.
         encoding: Encoding of the files for the tokenizer. Bytes are never decoded. Defaults to UTF-8.
         fill: Value of padding, for instance the tokenizer's padding token. Defaults to 0.
+        unreadable: ``"raise"`` raises one error that lists all files that cannot be used; ``"skip"`` leaves them out
+            and lists them in :attr:`skipped`, as does ``on_error="skip"`` of a loader. None, the
+            default, raises for them too, but leaves out directories that may not be read, with one warning.
         storage_options: Keyword arguments of :func:`streamloader.stores.open_store` for all addresses.
 
     For texts in memory, use :meth:`from_texts`. Step k of a stream is at k seconds.
@@ -48,7 +54,8 @@ class TextStreams(StreamDataset):
     Raises:
         ConfigError: If the arguments contradict each other.
         StreamNotFound: If a path does not exist, or a directory or pattern contains no text (from :meth:`index`).
-        UnreadableStream: If a file cannot be read, or is not in `encoding`. ``offset`` is the byte.
+        UnreadableStream: If a file cannot be read, or is not in `encoding`. ``offset`` is the byte. The error lists all
+            such files.
         CorruptStream: If a file changed since it was indexed. ``offset`` is the byte.
         StoreError: If a store fails to deliver bytes; ObjectChanged if a text in a store was replaced.
         StreamFailed: If the tokenizer raises an error, or does not return ints.
@@ -62,6 +69,7 @@ class TextStreams(StreamDataset):
         pattern: Pattern = "*.txt",
         encoding: str = "utf-8",
         fill: int = 0,
+        unreadable: Unreadable = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         try:
@@ -70,7 +78,9 @@ class TextStreams(StreamDataset):
             raise ConfigError(f"encoding={encoding!r} is not a text encoding: {error}") from error
         except UnicodeError:  # a valid encoding in which a single byte is no character
             pass
-        self._corpus: Corpus = FileCorpus(as_addresses(addresses), pattern, encoding, storage_options)
+        self._corpus: Corpus = FileCorpus(
+            as_addresses(addresses), pattern, encoding, storage_options, validate_unreadable(unreadable)
+        )
         self._configure(tokenizer, fill)
 
     @classmethod
@@ -105,9 +115,14 @@ class TextStreams(StreamDataset):
             return {"tokenizer": None}
         return {"tokenizer": self._steps.tokenizer_name, "encoding": self._corpus.encoding}
 
+    @property
+    def skipped(self) -> Sequence[SkippedVideo]:
+        """The files that the last call of :meth:`index` left out because they cannot be used, in their order."""
+        return self._corpus.skipped
+
     async def index(self) -> Sequence[StreamInfo]:
         """Find the texts and count their bytes or tokens. Keys are the paths as given by the user."""
-        return await in_lane_thread(self._index)
+        return await in_lane_thread(self._index, skips_unreadable())
 
     def source_sizes(self, streams: StreamTable) -> SourceSizes:
         """Return the sizes of the texts. Bytes are read step by step, texts for a tokenizer completely."""
@@ -123,13 +138,21 @@ class TextStreams(StreamDataset):
         """Start to fetch the bytes of a text in a store. Texts for a tokenizer are not prepared."""
         return None if self._steps.is_tokenized else await self._corpus.prepare(info)
 
-    def _index(self) -> StreamTable:
-        table = self._corpus.index()
-        if not self._steps.is_tokenized:
-            return table
+    def _index(self, skips: bool) -> StreamTable:
+        return self._corpus.index(self._count_tokens if self._steps.is_tokenized else None, skips=skips)
+
+    def _count_tokens(self, table: StreamTable) -> list[int | StreamloaderError]:
+        counts: list[int | StreamloaderError] = []
         with contextlib.closing(self._corpus.read_texts(table)) as texts:
-            counts = (len(self._steps.tokenize(text, info.key)) for info, text in zip(table, texts, strict=True))
-            return table.with_lengths(np.fromiter(counts, np.int64, len(table)))
+            for info, text in zip(table, texts, strict=True):
+                if isinstance(text, StreamloaderError):
+                    counts.append(text)
+                    continue
+                try:
+                    counts.append(len(self._steps.tokenize(text, info.key)))
+                except StreamFailed as error:
+                    counts.append(error)
+        return counts
 
     def _read_tokens(self, info: StreamInfo) -> Array:
         tokens = self._steps.tokenize(self._corpus.read_text(info), info.key)

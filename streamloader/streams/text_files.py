@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import math
 import os
-import stat
-from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,27 +18,29 @@ from typing_extensions import override
 from streamloader.errors import (
     ClosedError,
     CorruptStream,
-    NotSupported,
     StreamloaderError,
     StreamNotFound,
     UnreadableStream,
 )
-from streamloader.stores.addresses import FileKeys, Pattern, SourceFile, expand_addresses
+from streamloader.stores.addresses import Pattern, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.readahead import UNIT_BYTES, RemoteFile
 from streamloader.stores.registry import is_local_file, split_address
+from streamloader.stores.search import Unreadable, UnreadableReport
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import PreparedStream, Stream
-from streamloader.streams.corpus import Corpus, clamp_step
+from streamloader.streams.corpus import Corpus, MeasureTexts, clamp_step
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.step_sources import CLOSE_TIMEOUT_S
+from streamloader.streams.text_table import TextTableBuilder, modified_ns
+from streamloader.streams.unreadable import ends_indexing, settle_errors
 from streamloader.values import Array, ObjectInfo, StreamInfo
 
 __all__ = ["FileCorpus"]
 
 _READ_AHEAD_BYTES: Final = 1 << 16  # the lane's thread is called once per this many bytes, not once per small window
 _MAX_PARALLEL_READS: Final = 16  # of texts in stores, for a tokenizer
-_MAX_TIME_NS: Final = (1 << 63) - 1
+_NOUN: Final = "texts"
 
 
 class FileCorpus(Corpus):
@@ -52,42 +51,41 @@ class FileCorpus(Corpus):
         pattern: Filter for the files of a directory.
         encoding: Encoding of the texts.
         options: Keyword arguments for opening the stores, or None.
+        unreadable: Handling of files that cannot be used, and of directories that may not be read. Defaults to None.
     """
 
     def __init__(
-        self, addresses: list[str], pattern: Pattern, encoding: str, options: Mapping[str, Any] | None
+        self,
+        addresses: list[str],
+        pattern: Pattern,
+        encoding: str,
+        options: Mapping[str, Any] | None,
+        unreadable: Unreadable = None,
     ) -> None:
         self._addresses = addresses
         self._pattern = pattern
         self._options = None if options is None else dict(options)
+        self._unreadable = unreadable
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self.encoding = encoding
 
     @override
-    def index(self) -> StreamTable:
+    def index(self, measure: MeasureTexts | None, *, skips: bool) -> StreamTable:
+        found = UnreadableReport("skip" if skips else self._unreadable)
         try:
-            files = expand_addresses(self._addresses, self._pattern, self._options)
+            files = expand_addresses(self._addresses, self._pattern, self._options, unreadable=found)
         except StreamNotFound as error:
             raise StreamNotFound(
                 f"{error.message}; for texts in memory, use TextStreams.from_texts", address=error.address
             ) from error
-        file_keys = FileKeys.of_files(files)
-        keys, self._secret_addresses = file_keys.keys, file_keys.secret_addresses
-        paths, versions = list(file_keys.names), [""] * len(files)
-        sizes, modified = array("q"), array("q")
-        for number, (file, key) in enumerate(zip(files, keys, strict=True)):
-            if file.info is None:
-                paths[number] = os.path.abspath(file.address)  # a worker may have another current directory
-                status = _stat_file(file.address, paths[number], key)
-                sizes.append(status.st_size)
-                modified.append(status.st_mtime_ns)
-            else:
-                sizes.append(_object_size(file, key))
-                modified.append(_modified_ns(file.info))
-                versions[number] = file.info.version or ""
-        numbers: dict[str, Any] = {"size": np.array(sizes, np.int64), "mtime_ns": np.array(modified, np.int64)}
-        columns = {"path": paths, "version": versions, **numbers}
-        return StreamTable(keys, numbers["size"], columns, file_keys.identities)
+        texts = TextTableBuilder(files)
+        keys = texts.keys
+        self._secret_addresses = keys.secret_addresses
+        table = texts.build_table()
+        if measure is not None and len(table):
+            table = texts.add_lengths(measure(table))
+        self.skipped = settle_errors(found, texts.errors, keys.names, keys.keys, _NOUN)
+        return table
 
     @override
     def source_sizes(self, table: StreamTable) -> tuple[Array, Array]:
@@ -115,8 +113,16 @@ class FileCorpus(Corpus):
             ) from error
 
     @override
-    def read_texts(self, infos: Iterable[StreamInfo]) -> Generator[str, None, None]:
-        return _read_in_parallel(self.read_text, infos)
+    def read_texts(self, infos: Iterable[StreamInfo]) -> Generator[str | StreamloaderError, None, None]:
+        return _read_in_parallel(self._read_text_or_error, infos)
+
+    def _read_text_or_error(self, info: StreamInfo) -> str | StreamloaderError:
+        try:
+            return self.read_text(info)
+        except StreamloaderError as error:
+            if ends_indexing(error):
+                raise
+            return error
 
     @override
     async def open(self, info: StreamInfo) -> Stream:
@@ -145,11 +151,11 @@ class FileCorpus(Corpus):
 
 
 def _read_in_parallel(
-    read_text: Callable[[StreamInfo], str], infos: Iterable[StreamInfo]
-) -> Generator[str, None, None]:
+    read_text: Callable[[StreamInfo], str | StreamloaderError], infos: Iterable[StreamInfo]
+) -> Generator[str | StreamloaderError, None, None]:
     """Yield texts in order, reading those in stores in parallel because that is mostly waiting."""
     with ThreadPoolExecutor(_MAX_PARALLEL_READS, "texts") as pool:
-        pending: deque[Future[str]] = deque()
+        pending: deque[Future[str | StreamloaderError]] = deque()
         try:
             for info in infos:
                 if not is_local_file(info.extra["path"]):
@@ -165,33 +171,6 @@ def _read_in_parallel(
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _stat_file(path: str, absolute: str, key: str) -> os.stat_result:
-    try:
-        status = os.stat(absolute)
-    except FileNotFoundError as error:
-        raise StreamNotFound(f"{path} was deleted during indexing", stream=key, address=absolute) from error
-    except OSError as error:
-        raise UnreadableStream(f"cannot inspect {path}: {error.strerror}", stream=key, address=absolute) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableStream(
-            f"{path} is a pipe, socket or device: a stream needs a file", stream=key, address=absolute
-        )
-    if not os.access(absolute, os.R_OK):
-        raise UnreadableStream(f"{path} cannot be read (permission denied)", stream=key, address=absolute)
-    return status
-
-
-def _object_size(file: SourceFile, key: str) -> int:
-    if file.info is None or file.info.size is None:
-        raise NotSupported(
-            f"the server of {key} does not report its size, so its number of steps is unknown: keep a copy of it on a "
-            "server that reports sizes",
-            stream=key,
-            address=file.address,
-        )
-    return file.info.size
 
 
 class _TextFile(abc.ABC):
@@ -322,15 +301,8 @@ class _RemoteTextFile(_TextFile):
             shared, path = open_shared_store(self.address, self.options)
             with shared:
                 current = shared.head(path)
-            if (current.size, _modified_ns(current)) != (self.size, self.mtime_ns):
+            if (current.size, modified_ns(current)) != (self.size, self.mtime_ns):
                 raise self.changed_error(0, current.size)
-
-
-def _modified_ns(info: ObjectInfo) -> int:
-    """Return the modification time in nanoseconds, within 64 bits: a server may state any date."""
-    if info.modified is None or not math.isfinite(info.modified):
-        return 0
-    return min(max(round(info.modified * 1e9), -_MAX_TIME_NS), _MAX_TIME_NS)
 
 
 @contextlib.contextmanager

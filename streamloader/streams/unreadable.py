@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from streamloader.common.printable import make_printable
 from streamloader.errors import ClosedError, ConfigError, MissingDependency, StoreError, StreamloaderError
-from streamloader.stores.addresses import SourceFile, expand_addresses
-from streamloader.stores.search import Unreadable, UnreadableReport
+from streamloader.stores.search import UnreadableReport
 
-__all__ = ["SkippedVideo", "combine_errors", "describe_skipped", "ends_indexing", "find_sources"]
+__all__ = [
+    "SkippedVideo",
+    "combine_errors",
+    "describe_skipped",
+    "ends_indexing",
+    "finish_report",
+    "join_errors",
+    "settle_errors",
+]
 
 _MAX_LISTED: Final = 20  # files in a message
 _MAX_DETAILS: Final = 1000  # files in the details of an error
 _ADVICE: Final = 'Repair or remove them, or pass unreadable="skip" to leave them out'
 _MAX_REASON_CHARACTERS: Final = 300
+_log: Final = logging.getLogger("streamloader")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +79,70 @@ def combine_errors(
     lines += [f"- {_describe(names[number], errors[number].message)}" for number in numbers[:_MAX_LISTED]]
     if len(numbers) > _MAX_LISTED:
         lines.append(f"- and {len(numbers) - _MAX_LISTED:,} more")
-    listed = [[names[number], type(errors[number]).__name__, errors[number].message] for number in numbers]
+    failed = [[names[number], type(errors[number]).__name__, errors[number].message] for number in numbers]
     combined = type(first)(
         "\n".join([*lines, _ADVICE]), stream=first.stream, address=first.address, offset=first.offset
     )
-    combined.details = first.details | {"failed": listed[:_MAX_DETAILS], "failed_count": len(numbers)}
+    combined.details = first.details | {"failed": failed[:_MAX_DETAILS], "failed_count": len(failed)}
     return combined
 
 
-def find_sources(
-    addresses: Sequence[str],
-    accept: Callable[[str], bool],
-    options: Mapping[str, Any] | None,
-    unreadable: Unreadable,
-) -> tuple[list[SourceFile], tuple[SkippedVideo, ...]]:
-    """Return the files that addresses stand for, and those that are left out because they cannot be opened.
+def join_errors(errors: Sequence[StreamloaderError | None]) -> StreamloaderError:
+    """Return one error with the messages of all, and with all files that they list. It has the class of the first.
 
     Args:
-        addresses: Addresses of a dataset.
-        accept: Function that selects the files of directories.
-        options: Options of the stores.
-        unreadable: Handling of what may not be read, see :class:`streamloader.stores.search.UnreadableReport`.
+        errors: Errors, at least one. None stands for nothing.
     """
-    report = UnreadableReport(unreadable)
-    files = expand_addresses(addresses, accept, options, unreadable=report)
-    return files, finish_report(report)
+    present = [error for error in errors if error is not None]
+    first = present[0]
+    if len(present) == 1:
+        return first
+    failed = []
+    for error in present:
+        alone = [[error.address or error.stream or "", type(error).__name__, error.message]]
+        failed += error.details.get("failed", alone)
+    message = "\n".join(error.message for error in present)
+    joined = type(first)(message, stream=first.stream, address=first.address, offset=first.offset)
+    count = sum(error.details.get("failed_count", 1) for error in present)
+    joined.details = first.details | {"failed": failed[:_MAX_DETAILS], "failed_count": count}
+    return joined
 
 
-def finish_report(report: UnreadableReport) -> tuple[SkippedVideo, ...]:
+def settle_errors(
+    found: UnreadableReport,
+    errors: Mapping[int, StreamloaderError],
+    names: Sequence[str],
+    keys: Sequence[str],
+    noun: str = "videos",
+) -> tuple[SkippedVideo, ...]:
+    """Handle all files that cannot be used, after the search for them and after a look into each of them.
+
+    Args:
+        found: Report of the search, with the handling.
+        errors: Errors by number of the file.
+        names: Path of each file that was found, or address without secrets.
+        keys: Key of the stream of each file.
+        noun: Word for the files. Defaults to "videos".
+
+    Returns:
+        The files that are left out. Warnings name them.
+
+    Raises:
+        StreamloaderError: If files cannot be used, unless they are left out; or if none can be used. It lists all.
+    """
+    if errors and (found.handling != "skip" or len(errors) == len(names)):
+        raise join_errors([found.make_error(), combine_errors(errors, names, noun)])
+    left_out = finish_report(found)
+    skipped = tuple(SkippedVideo.from_error(keys[number], names[number], errors[number]) for number in sorted(errors))
+    if skipped:
+        _log.warning("%s", describe_skipped(skipped, len(names), noun))
+    return left_out + skipped
+
+
+def finish_report(found: UnreadableReport) -> tuple[SkippedVideo, ...]:
     """Finish a report of what may not be read, and return the files that are left out because of it."""
-    report.finish()
-    return tuple(SkippedVideo.from_error(name, name, error) for name, error in sorted(report.files.items()))
+    found.finish()
+    return tuple(SkippedVideo.from_error(name, name, error) for name, error in sorted(found.files.items()))
 
 
 def describe_skipped(skipped: Sequence[SkippedVideo], total: int, noun: str = "videos") -> str:

@@ -49,13 +49,7 @@ from streamloader.streams.indexing import (
 from streamloader.streams.lane_thread import in_lane_thread
 from streamloader.streams.sound import SOUND_FIELDS, AudioOptions, FrameSound
 from streamloader.streams.source_files import PreparedFile, build_media_table, measure_sources, resolve_media
-from streamloader.streams.unreadable import (
-    SkippedVideo,
-    combine_errors,
-    describe_skipped,
-    ends_indexing,
-    finish_report,
-)
+from streamloader.streams.unreadable import SkippedVideo, ends_indexing, settle_errors
 from streamloader.streams.video_names import find_videos
 from streamloader.streams.video_sound import VideoSound, index_sounds
 from streamloader.values import Array, Field, StreamInfo
@@ -310,9 +304,8 @@ class VideoStreams(StreamDataset):
             return None
 
     def _index(self, indexer: BulkIndexer, sound_indexer: BulkAudioIndexer | None, skip: bool) -> StreamTable:
-        report = UnreadableReport("skip" if skip else self._unreadable)
-        files = find_videos(self._paths, self._storage_options, report)
-        left_out = finish_report(report)
+        found = UnreadableReport("skip" if skip else self._unreadable)
+        files = find_videos(self._paths, self._storage_options, found)
         keys = FileKeys.of_files(files)
         videos = make_videos(files, self._storage_options)
         records, versions, errors = indexer.run(videos)
@@ -325,12 +318,8 @@ class VideoStreams(StreamDataset):
                 self._selection.check_steps(int(steps[number]), int(records["frames"][number]), keys.names[number])
             except StreamloaderError as error:
                 errors.setdefault(number, error)
-        if errors and (not skip or len(errors) == len(files)):
-            raise combine_errors(errors, keys.names)
-        skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
-        self._skipped = left_out + skipped
+        self._skipped = settle_errors(found, errors, keys.names, keys.keys)
         if errors:
-            _log.warning("%s", describe_skipped(skipped, len(files)))
             kept = [number for number in range(len(files)) if number not in errors]
             keys, files = keys.select(kept), [files[number] for number in kept]
             records, versions, steps = records[kept], versions[kept], steps[kept]

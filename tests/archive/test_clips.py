@@ -23,7 +23,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archive")
     paths = [make_clip(folder / f"{name}.mp4", frames=frames, gop=6) for name, frames in LENGTHS.items()]
     with Archive.create(folder / "archive") as archive:
-        archive.add(paths, chunk_frames=7, jobs=0, metadata=lambda path: {"first": path.endswith("a.mp4")})
+        archive.add(
+            paths, chunk_frames=7, jobs=0, name="{stem}", metadata=lambda path: {"first": path.endswith("a.mp4")}
+        )
     return str(folder / "archive"), [as_rgb(linear_decode(path)) for path in paths]
 
 

@@ -27,8 +27,8 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archive")
     paths = [str(VARIANTS[kind](folder)) for kind in KINDS]
     with Archive.create(folder / "archive") as archive:
-        archive.add(paths[:2], chunk_frames=7, jobs=0, metadata={"split": "train"})
-        archive.add(paths[2:], chunk_frames=12, jobs=0, metadata={"split": "test"})
+        archive.add(paths[:2], chunk_frames=7, jobs=0, name="{stem}", metadata={"split": "train"})
+        archive.add(paths[2:], chunk_frames=12, jobs=0, name="{stem}", metadata={"split": "test"})
     return str(folder / "archive"), paths
 
 
@@ -142,12 +142,12 @@ def test_streams_have_the_names_of_the_videos_and_can_be_selected(made):
 def test_an_open_archive_gives_its_own_numbering_and_may_be_closed(made, tmp_path):
     address = tmp_path / "archive"
     with Archive.create(address) as archive:
-        archive.add(made[1], jobs=0)
+        archive.add(made[1], jobs=0, name="{stem}")
     late = make_clip(tmp_path / "late.mp4", frames=3)
     with open_archive(address) as archive:
         assert archive.snapshot.videos == 6
         with Archive(address) as other:
-            other.add(late, jobs=0)
+            other.add(late, jobs=0, name="{stem}")
         dataset = ArchiveStreams(archive, size=(32, 40))
     assert len(describe_streams(dataset)) == 6
     again = pickle.loads(pickle.dumps(dataset))
@@ -177,7 +177,7 @@ def test_missing_and_empty_archives(tmp_path):
 def test_a_damaged_chunk_is_an_error_at_its_frame(made, tmp_path):
     address, paths = tmp_path / "archive", made[1]
     with Archive.create(address) as archive:
-        archive.add(paths[2], chunk_frames=12, jobs=0)
+        archive.add(paths[2], chunk_frames=12, jobs=0, name="{stem}")
         archive.refresh()
         catalog = archive.reader.catalog
         row = catalog.call(catalog.resource.get_chunks(archive.reader.video(0).content, 1, 2))[0]
@@ -205,7 +205,7 @@ def test_another_archive_at_the_same_address_is_detected(made, tmp_path):
     close_shared_stores()  # as in another process
     shutil.rmtree(address)
     with Archive.create(address) as archive:
-        archive.add(made[1][3], jobs=0)
+        archive.add(made[1][3], jobs=0, name="{stem}")
     with pytest.raises(sl.CorruptStream, match="is another one"):
         read_stream(dataset, infos[0], rng=stream_rng(0, 0, 0))
 

@@ -533,3 +533,18 @@ def test_gpus_are_found_through_the_driver_and_its_program(tmp_path, capsys, mon
     gpu = json.load(io.StringIO(capsys.readouterr().out))["gpu"]
     assert gpu["devices"] == [{"name": "NVIDIA H200", "memory": "143771 MiB", "driver": "570.1"}]
     assert gpu["visible"] == ""
+
+
+def test_what_may_not_be_read_below_a_folder_does_not_end_the_examination(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("x" * 1000)
+    os.mkfifo(tmp_path / "pipe\x1b.mp4")
+    (tmp_path / "link.mp4").symlink_to("nothing")
+    assert main(["doctor", str(tmp_path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["capabilities"]["listings"] is True
+    assert {step["step"]: step["status"] for step in report["steps"]}["range"] == "ok"
+    problems = sorted(each["problem"] for each in report["problems"])
+    assert len(problems) == 2
+    assert "pipe\\x1b.mp4 is a pipe" in problems[0]
+    assert "link.mp4" in problems[1]
+    assert main(["doctor", str(tmp_path / "a.txt")]) == 0  # they are no problem of this file

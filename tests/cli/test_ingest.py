@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from archive.ingest.archives import archive, assert_whole, clip, names, rows
+from archive.ingest.archives import archive, assert_whole, clip, name_of, rows, stems
 
 from streamloader.cli.main import main
 
@@ -31,12 +31,12 @@ def test_an_archive_is_made_and_added_to(tmp_path, videos, capsys):
     assert "40 frames in 4 chunks (copy):" in printed.out
     assert f"created an archive with its catalog at {place}/catalog.sqlite" in printed.err
     with archive(place, make=False) as catalog:
-        assert names(catalog) == ["a", "b"]
+        assert stems(catalog) == ["a", "b"]
         assert rows(catalog)[0][0].metadata == {"set": "train", "shot": 3}
         assert_whole(catalog)
     assert ingest(videos, "--catalog", place / "catalog.sqlite", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert [known["name"] for known in report["existing"]] == ["a", "b"]
+    assert [known["name"] for known in report["existing"]] == [name_of(videos / f"{name}.mp4") for name in "ab"]
 
 
 def test_a_video_that_fails_is_reported_and_the_status_is_1(tmp_path, videos, capsys):

@@ -26,8 +26,8 @@ def address(tmp_path_factory):
     one = make_clip(folder / "one.mp4", frames=23, gop=5)
     two = make_clip(folder / "two.mkv", "ffv1", frames=17, height=47)
     with Archive.create({str(folder / "archive"): 1, str(folder / "second"): 0}) as archive:
-        archive.add(one, chunk_frames=10, jobs=0, metadata={"camera": "left"})
-        archive.add(two, jobs=0)
+        archive.add(one, chunk_frames=10, jobs=0, name="{stem}", metadata={"camera": "left"})
+        archive.add(two, jobs=0, name="{stem}")
     return str(folder / "archive")
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,6 +297,69 @@ def test_a_data_set_of_shards(tmp_path, capsys):
     report = inspect(capsys, tmp_path / "shards")
     assert report["dataset"] == {"samples": 5, "shards": 3}
     assert "5 samples in 3 shards" in show(capsys, tmp_path / "shards")
+
+
+# --- files that end FFmpeg -------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_ends_its_parser_is_a_finding(folder, tmp_path, monkeypatch, capsys):
+    from cli import crashing_parser
+
+    from streamloader.cli import media_parser
+
+    monkeypatch.setattr(media_parser, "describe_media", crashing_parser.describe_or_crash)
+    names = ("a.mp4", "crash.mp4", "leave.mp4", "lie.mp4", "z.mp4")
+    for name in names:
+        shutil.copy(folder / "one.mp4", tmp_path / name)
+    report = inspect(capsys, tmp_path, status=1)
+    assert [Path(each["address"]).name for each in report["listed"]] == ["a.mp4", "z.mp4"]
+    problems = {Path(each["address"]).name: each["error"] for each in report["unreadable"]}
+    assert {each["type"] for each in problems.values()} == {"CorruptStream"}
+    for name, words in {
+        "crash.mp4": "signal SIGSEGV", "leave.mp4": "exit status 0", "lie.mp4": "malformed report",
+    }.items():  # fmt: skip
+        assert words in problems[name]["message"], name
+        assert str(tmp_path / name) in problems[name]["message"]
+    single = inspect(capsys, tmp_path / "crash.mp4", status=1)
+    assert (single["details"], single["error"]["type"]) == (None, "CorruptStream")
+
+
+def test_a_file_at_which_its_parser_hangs_is_a_finding(folder, tmp_path, monkeypatch, capsys):
+    from cli import crashing_parser
+
+    from streamloader.cli import media_parser, media_reports
+
+    monkeypatch.setattr(media_parser, "describe_media", crashing_parser.describe_or_crash)
+    monkeypatch.setattr(media_reports, "_STALL_TIMEOUT_S", 1.0)
+    shutil.copy(folder / "one.mp4", tmp_path / "hang.mp4")
+    shutil.copy(folder / "a.txt", tmp_path)
+    report = inspect(capsys, tmp_path, status=1)
+    assert [Path(each["address"]).name for each in report["listed"]] == ["a.txt"]
+    assert "made no progress for 1 seconds" in report["unreadable"][0]["error"]["message"]
+
+
+def test_names_are_escaped_where_output_is_no_terminal(folder, tmp_path, capsys):
+    """Also in tables whose empty columns are left out."""
+    for number, name in enumerate((b"esc\x1b[31m", b"caf\xe9", b"line\nbreak", b"c1\xc2\x9b31m", b"\xe2\x80\xaertl")):
+        source = folder / ("one.mp4" if number % 2 else "bad.mkv")
+        shutil.copy(source, os.path.join(os.fsencode(tmp_path), name + os.fsencode(source.suffix)))
+    for arguments in ([tmp_path], [tmp_path, "--json"], [tmp_path / "esc\x1b[31m.mkv"]):
+        assert main(["inspect", *map(str, arguments)]) == 1
+        out = capsys.readouterr().out
+        assert all(line.isprintable() for line in out.split("\n"))
+        out.encode()
+
+
+def test_what_may_not_be_read_is_listed_with_the_rest(folder, tmp_path, capsys):
+    shutil.copy(folder / "one.mp4", tmp_path / "one.mp4")
+    os.mkfifo(tmp_path / "pipe\x1b[1m.mp4")
+    (tmp_path / "link.mp4").symlink_to("nothing\n")
+    report = inspect(capsys, tmp_path, status=1)
+    assert (report["files"], report["unreadable_files"], len(report["listed"])) == (3, 2, 1)
+    shown = show(capsys, tmp_path, status=1)
+    assert "not a regular file" in shown
+    assert "does not exist" in shown
+    assert r"pipe\x1b[1m.mp4" in shown
 
 
 # --- stores ----------------------------------------------------------------------------------------------------------

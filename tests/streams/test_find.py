@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -97,6 +98,30 @@ def test_names_with_the_characters_of_patterns(folder, tmp_path):
 def test_sizes_must_not_differ(folder):
     with pytest.raises(FrameSizeError, match="size="):
         describe_streams(sl.find_streams(folder))
+
+
+def test_one_error_lists_all_files_of_all_kinds_that_cannot_be_used(tmp_path):
+    for name in ("a.mp4", "b.mp4", "c.png", "d.png"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(b"junk" * 100)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "link.mp4").symlink_to("nothing")
+    write_folder(tmp_path / "frames", 3)
+    for unreadable in (None, "raise"):
+        with pytest.raises(StreamNotFound) as raised:
+            describe_streams(sl.find_streams(tmp_path, unreadable=unreadable))
+        listed = [os.path.basename(name) for name, _, _ in raised.value.details["failed"]]
+        assert listed == ["link.mp4", "pipe.mp4", "a.mp4", "b.mp4", "c.png", "d.png"]
+        assert all(name in raised.value.message for name in listed)
+    dataset = sl.find_streams(tmp_path, unreadable="skip")
+    assert [info.length for info in describe_streams(dataset)] == [3]
+    assert sorted(os.path.basename(each.address) for each in dataset.skipped) == sorted(listed)
+    with sl.MultiStreamer(sl.find_streams(tmp_path), 1, 3, on_error="skip") as loader:
+        assert len(list(loader)) == 1
+    for name in ("frames", "x"):
+        shutil.rmtree(tmp_path / name)
+    with pytest.raises(StreamNotFound, match=r"(?s)no video and no image.*pipe.mp4"):
+        describe_streams(sl.find_streams(tmp_path, unreadable="skip"))
 
 
 def test_what_cannot_be_used_is_left_out(folder, tmp_path):

@@ -15,11 +15,13 @@ from streamloader.errors import (
     MediaLimitExceeded,
     StoreTimeout,
     StreamFailed,
+    StreamNotFound,
     Unreachable,
     UnreadableStream,
 )
 from streamloader.loader.multistreamer import MultiStreamer
 from streamloader.media.video import index_cache
+from streamloader.streams.make_index import index_videos
 from streamloader.streams.unreadable import SkippedVideo, combine_errors, ends_indexing
 from streamloader.streams.video import VideoStreams
 from streamloader.testing import describe_streams
@@ -177,3 +179,29 @@ def test_options_are_checked(folder):
         VideoStreams(folder, unreadable="ignore")
     with pytest.raises(ConfigError, match="verify must be one of tables, ends, frames"):
         VideoStreams(folder, verify="all")
+
+
+def test_one_error_lists_what_cannot_be_opened_and_what_cannot_be_used(folder, tmp_path):
+    """Whether the search finds it, or a look into the file."""
+    os.link(folder / "00.mp4", tmp_path / "00.mp4")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "page.mp4").write_text("<html>404</html>")
+    os.mkfifo(tmp_path / "pipe\x1b.mp4")
+    (tmp_path / "link.mp4").symlink_to("nothing")
+    (tmp_path / "folder.mp4").mkdir()
+    bad = ["link.mp4", "pipe\x1b.mp4", "empty.mp4", "page.mp4"]
+    for action in (
+        lambda: describe_streams(VideoStreams(tmp_path)),
+        lambda: describe_streams(VideoStreams(tmp_path, unreadable="raise")),
+        lambda: index_videos(tmp_path, tmp_path / "index.sqlite", progress=False),
+    ):
+        with pytest.raises(StreamNotFound, match="2 files or directories cannot be read") as raised:
+            action()
+        assert "2 of 3 videos cannot be used" in raised.value.message
+        assert [os.path.basename(name) for name, _, _ in raised.value.details["failed"]] == bad
+        assert "pipe\\x1b.mp4 is not a regular file" in raised.value.message
+    dataset = VideoStreams(tmp_path, unreadable="skip")
+    report = index_videos(tmp_path, tmp_path / "index.sqlite", unreadable="skip", progress=False)
+    assert names(describe_streams(dataset)) == ["00.mp4"]
+    for skipped in (dataset.skipped, report.skipped):
+        assert sorted(os.path.basename(file.address) for file in skipped) == sorted(bad)

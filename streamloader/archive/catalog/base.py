@@ -13,12 +13,14 @@ same time.
 from __future__ import annotations
 
 import abc
+import posixpath
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, Final
 
-from streamloader.common.printable import make_storable
+from streamloader.common.printable import make_printable, make_storable
+from streamloader.errors import VideoNotFound
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _MAX_PIXEL_ASPECT: Final = 1 << 16
+_MAX_LISTED_NAMES: Final = 10
 SCHEMA_VERSION: Final = 1  # a catalog with a newer version is refused, one with an older version is migrated
 
 
@@ -341,6 +344,13 @@ class Catalog(abc.ABC):
         """Return the video with this name, or None."""
 
     @abc.abstractmethod
+    async def find_names(self, text: str, *, stop: int | None = None) -> list[str]:
+        """Return the names of the videos numbered below `stop` that contain `text`, in order of the videos.
+
+        Only names are read. There is no index for this: it takes a second for millions of videos.
+        """
+
+    @abc.abstractmethod
     async def get_video_at(self, time_ns: int) -> VideoRow | None:
         """Return the last video whose `start_ns` is at most `time_ns`, or None."""
 
@@ -420,10 +430,37 @@ class Catalog(abc.ABC):
         """Return the jobs that were neither committed nor abandoned, by content."""
 
 
-async def find_video_by_name(catalog: Catalog, name: str) -> VideoRow | None:
-    """Return the video with a name, or with the name under which an ingest stores it: see `make_storable`."""
+async def find_video_by_name(catalog: Catalog, name: str, *, stop: int | None = None) -> VideoRow:
+    """Return the video with a name, or the only one whose name ends so: ``0001`` finds ``camA/0001.mp4``.
+
+    Args:
+        catalog: Catalog of the archive.
+        name: Name, or the name under which an ingest stores it: see `make_storable`. Or the end of the name, from the
+            name of a folder or file on, with or without the suffix.
+        stop: Number after the last video to consider. Defaults to the end.
+
+    Raises:
+        VideoNotFound: If there is no such video, or if several names end so. The message lists them.
+    """
     stored = str(make_storable(name))
     row = await catalog.get_video_by_name(stored)
     if row is None and name != stored and name.encode(errors="replace").decode() == name:
         row = await catalog.get_video_by_name(name)  # older versions stored control characters as they are
+    hint = ""
+    if row is None:
+        names = [each for each in await catalog.find_names(stored, stop=stop) if _ends_with(each, stored)]
+        row = await catalog.get_video_by_name(names[0]) if len(names) == 1 else None
+        more = f" and {len(names) - _MAX_LISTED_NAMES:,} more" if len(names) > _MAX_LISTED_NAMES else ""
+        if names:
+            shown = ", ".join(repr(make_printable(each)) for each in names[:_MAX_LISTED_NAMES])
+            hint = f", but {len(names):,} whose names end so: {shown}{more}"
+    if row is None or (stop is not None and row.number >= stop):
+        if row is not None:
+            hint = ". It was added after the archive was opened: call refresh()"
+        raise VideoNotFound(f"the archive {catalog.url} has no video {name!r}{hint}", stream=name, address=catalog.url)
     return row
+
+
+def _ends_with(name: str, end: str) -> bool:
+    """Return whether a name ends with these folders and file. The suffix of the file may be missing."""
+    return end != "" and any(full.endswith(f"/{end}") for full in (name, posixpath.splitext(name)[0]))

@@ -13,13 +13,14 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
 from streamloader.common.printable import make_storable
 from streamloader.errors import ConfigError
 from streamloader.redaction import MASK, get_user_name, has_hidden_host, identify_address, redact_address
+from streamloader.stores.container_addresses import split_container_address
 from streamloader.stores.local import local_path
 from streamloader.stores.registry import is_local_file, scheme_of
 
@@ -29,10 +30,11 @@ __all__ = [
     "compute_address_tag",
     "compute_content",
     "fill_name_template",
+    "find_distinct_template",
     "get_default_name",
     "identify_source",
+    "is_former_default_name",
     "is_name_template",
-    "list_default_names",
     "normalize_metadata",
     "remove_secrets",
 ]
@@ -40,6 +42,7 @@ __all__ = [
 CHUNK_FORMAT_VERSION: Final = 1  # raised when equal sources and settings give different chunks
 _NAMELESS: Final = "video"
 _FIELD: Final = re.compile(r"\{(\w*)\}")
+_TEMPLATES: Final = ("{parent}/{name}", "{grandparent}/{parent}/{name}", "{path}")  # from short names to long ones
 _TAG_ROUNDS: Final = 20_000
 _TAG_BYTES: Final = 16
 _SETTINGS_WITHOUT_EFFECT: Final = ("verify",)  # settings that do not change the chunks
@@ -118,21 +121,27 @@ def _select_unusual(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_default_name(address: str) -> str:
-    """Return the first choice of a video's default name: the name of its file without the suffix."""
-    name = _split_path(address)[-1]
-    return str(make_storable(posixpath.splitext(name)[0] or name or _NAMELESS))
+    """Return the default name of a video: the name of its folder and of its file, such as ``camA/0001.mp4``.
+
+    It depends on nothing but the file, so that it is the same whatever was added before, alone or with others, and by
+    any spelling of the path: links in the path of a local file's folder are followed. The suffix belongs to it, because
+    ``x.mp4`` and ``x.mkv`` are two videos. A copy in another place has the same name.
+    """
+    *folders, file = map(str, make_storable(_split_path(address, follow_links=True)))
+    return "/".join([*folders[-1:], file or _NAMELESS])
 
 
-def list_default_names(address: str) -> Iterator[str]:
-    """Yield possible default names of a video, the preferred one first. They depend on its address alone.
+def is_former_default_name(name: str, address: str) -> bool:
+    """Return whether earlier versions of this package may have given this name to a video by default.
 
-    The name of its file without the suffix, then with one folder after the other before it, then with the suffix.
+    It was the name of its file without the suffix, with as many folders before it as it took, or with a number behind.
     """
     *folders, file = map(str, make_storable(_split_path(address)))
     stem = posixpath.splitext(file)[0] or file or _NAMELESS
-    for name in dict.fromkeys((stem, file or _NAMELESS)):
-        for start in range(len(folders), -1, -1):
-            yield "/".join([*folders[start:], name])
+    if name.startswith(f"{stem}#"):
+        return True
+    endings = {"/".join([*folders[start:], end]) for end in (stem, file) for start in range(len(folders) + 1)}
+    return name in endings
 
 
 def fill_name_template(template: str, address: str) -> str:
@@ -140,7 +149,8 @@ def fill_name_template(template: str, address: str) -> str:
 
     Args:
         template: Text with fields in braces: ``stem`` (name of the file without its suffix), ``suffix`` (with the dot),
-            ``name`` (name of the file), ``parent`` and ``grandparent`` (names of the folders that it is in, or "").
+            ``name`` (name of the file), ``parent`` and ``grandparent`` (names of the folders that it is in, or ""), and
+            ``path`` (all folders and the name of the file, without the first slash or the scheme).
         address: Address of the video.
 
     Raises:
@@ -148,8 +158,11 @@ def fill_name_template(template: str, address: str) -> str:
     """
     *folders, file = map(str, make_storable(_split_path(address)))
     stem, suffix = posixpath.splitext(file)
+    path = "/".join([*folders, file])
     folders = ["", "", *folders]
-    values = {"stem": stem, "suffix": suffix, "name": file, "parent": folders[-1], "grandparent": folders[-2]}
+    values = {
+        "stem": stem, "suffix": suffix, "name": file, "parent": folders[-1], "grandparent": folders[-2], "path": path,
+    }  # fmt: skip
 
     def fill(match: re.Match[str]) -> str:
         if match[1] not in values:
@@ -165,19 +178,39 @@ def is_name_template(name: str) -> bool:
     return _FIELD.search(name) is not None
 
 
-def _split_path(address: str) -> list[str]:
-    """Return the folders of a video, from the outermost, and the name of its file, without secrets."""
-    scheme = scheme_of(address)
+def find_distinct_template(addresses: Sequence[str]) -> str | None:
+    """Return the shortest usual template that gives each of these videos a name of its own, or None if none does."""
+    for template in _TEMPLATES:
+        if len({fill_name_template(template, address) for address in addresses}) == len(addresses):
+            return template
+    return None
+
+
+def _split_path(address: str, *, follow_links: bool = False) -> list[str]:
+    """Return the folders of a video, from the outermost, and the name of its file, without secrets.
+
+    Args:
+        address: Address of the video.
+        follow_links: Whether links to the folder of a local file, or to a folder above, are resolved. The name of the
+            file itself is always that of the link. Defaults to False.
+    """
+    container = split_container_address(address)
+    if container is not None:
+        return [*_split_path(container[0], follow_links=follow_links), *_split_names(container[1])]
     if is_local_file(address):
-        path = os.path.abspath(local_path(address))
+        folder, name = os.path.split(os.path.abspath(local_path(address)))
+        path = os.path.join(os.path.realpath(folder) if follow_links else folder, name)
     else:
         # What follows the last "@" is no login, even if the address cannot be taken apart.
         shown = address.rpartition("@")[2] if has_hidden_host(address) else redact_address(address)
         path = shown.rpartition("://")[2].rpartition(f"{MASK}@")[2]
-        if scheme in ("http", "https"):
-            path = unquote(re.split(r"[?#]", path, maxsplit=1)[0])
-    folders_and_name = [part for part in path.split("/") if part]
-    return folders_and_name or [""]
+        if scheme_of(address) in ("http", "https"):
+            path = unquote(re.split(r"[?#]", path, maxsplit=1)[0], errors="surrogateescape")
+    return _split_names(path) or [""]
+
+
+def _split_names(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
 
 
 def remove_secrets(address: str) -> str:

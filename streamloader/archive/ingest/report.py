@@ -10,6 +10,7 @@ from streamloader.archive.catalog.base import VideoRow
 from streamloader.common.printable import make_printable
 from streamloader.errors import StreamloaderError
 from streamloader.redaction import redact
+from streamloader.streams.unreadable import SkippedVideo
 
 __all__ = ["CheckReport", "ExistingVideo", "FailedVideo", "IngestReport", "Note", "Problem"]
 
@@ -72,6 +73,8 @@ class IngestReport:
         added: New videos in the requested order, which is also the order of their numbers.
         existing: Videos that the archive had already: equal content, cut with equal settings.
         failed: Videos that could not be added.
+        skipped: Videos that cannot be used, and files and directories that may not be read, with
+            ``unreadable="skip"``.
         notes: Chunks that were re-encoded although they should have been copied.
         bytes_in: Size of the sources of the added videos in bytes.
         bytes_out: Size of their chunks in bytes.
@@ -83,6 +86,7 @@ class IngestReport:
     added: tuple[VideoRow, ...] = ()
     existing: tuple[ExistingVideo, ...] = ()
     failed: tuple[FailedVideo, ...] = ()
+    skipped: tuple[SkippedVideo, ...] = ()
     notes: tuple[Note, ...] = field(default=(), repr=False)
     bytes_in: int = 0
     bytes_out: int = 0
@@ -108,6 +112,10 @@ class IngestReport:
                     "resumable": failed.resumable,
                 }
                 for failed in self.failed
+            ],
+            "skipped": [
+                {"source": skipped.address, "error": skipped.error, "message": skipped.message}
+                for skipped in self.skipped
             ],
             "notes": [
                 {

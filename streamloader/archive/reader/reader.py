@@ -174,17 +174,13 @@ class ArchiveReader:
         return row
 
     def video_by_name(self, name: str) -> VideoRow:
-        """Return a video by its name.
+        """Return a video by its name, or by the end of its name if no other video has that.
 
         Raises:
-            VideoNotFound: If the archive has no such video.
+            VideoNotFound: If the archive has no such video, or several whose names end so.
         """
         catalog = self._get_session().catalog
-        row = catalog.call(find_video_by_name(catalog.resource, name))
-        if row is None or not 0 <= row.number < self.snapshot.videos:
-            hint = "" if row is None else ". It was added after the archive was opened: call refresh()"
-            raise VideoNotFound(f"the archive {self.url} has no video {name!r}{hint}", stream=name)
-        return row
+        return catalog.call(find_video_by_name(catalog.resource, name, stop=self.snapshot.videos))
 
     def find(self, where: Mapping[str, Any] | None = None, start: int = 0, stop: int | None = None) -> list[VideoRow]:
         """Return the videos whose metadata match, in order.

@@ -16,6 +16,7 @@ from streamloader.common.gather import gather_bounded
 from streamloader.common.printable import make_printable
 from streamloader.errors import NotFound, NotSupported
 from streamloader.redaction import clean
+from streamloader.stores.search import ListingProblem, TreeSearch
 from streamloader.values import ByteRange, ObjectInfo
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _LATENCY_READS: Final = 5
 _MEASUREMENTS: Final = ("range", "latency", "throughput of one", "throughput of eight")
 _NO_LISTINGS: Final = "this store has no listings, and the address names no object: name one to measure its speed"
 _MAX_LISTED: Final = 100  # entries that are taken from a listing
+_MAX_UNREADABLE: Final = 5  # entries that may not be read, each of which is a problem
 _SHARE: Final = 2  # of all bytes, one half is for one read, and the other for eight
 
 
@@ -80,6 +82,7 @@ class Examination:
         self._store, self._path, self._report = store, path, report
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
         self._steps = StepRecorder(timeout_s, show)
+        self._unreadable: list[ListingProblem] = []
         self._address = store.address(path)
 
     async def run(self) -> None:
@@ -161,6 +164,10 @@ class Examination:
             self._report["notes"].append(_NO_LISTINGS)
             return []
         entries = await self._list(self._path)
+        for problem in self._unreadable[:_MAX_UNREADABLE]:
+            self._add_problem(*describe_failure("list", problem.error, self._store.url))
+        if len(self._unreadable) > _MAX_UNREADABLE:
+            self._report["notes"].append(f"{len(self._unreadable) - _MAX_UNREADABLE} more may not be read")
         if not entries:
             if entries is not None:
                 self._add_problem(
@@ -201,7 +208,9 @@ class Examination:
 
     async def _take_entries(self, folder: str) -> list[ObjectInfo]:
         found: list[ObjectInfo] = []
-        async with contextlib.aclosing(self._store.list(folder, recursive=True)) as entries:
+        self._unreadable.clear()
+        search = TreeSearch(self._unreadable.append, show_hidden=True)
+        async with contextlib.aclosing(self._store.list(folder, recursive=True, search=search)) as entries:
             async for entry in entries:
                 found.append(entry)
                 if len(found) == _MAX_LISTED:

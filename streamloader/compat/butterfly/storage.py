@@ -263,7 +263,7 @@ class VideoProcessor:
         Args:
             video_path: Path or address of the video.
             storage_base_path: Folder for the chunks.
-            movie_title: Name of the video. Defaults to the name of its file.
+            movie_title: Name of the video. Defaults to the names of its folder and file.
 
         Raises:
             StreamNotFound: If the video does not exist.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from streamloader.datasets.shards.sample_set import SampleBlock, SampleKind
 from streamloader.datasets.shards.window import KEY, URL
 from streamloader.errors import CorruptSample, DatasetError, StreamloaderError
 from streamloader.stream_table import StringColumn
+from streamloader.streams.unreadable import SkippedVideo
 from streamloader.values import Array
 
 __all__ = ["DIRECTORY_SAMPLES", "DirectorySamples"]
@@ -35,7 +36,10 @@ class DirectorySamples:
         counts: Number of files of each subdirectory, int64 (subdirectories,).
         total_bytes: Size of all files in bytes, approximately.
         digest: Text that identifies the names and their subdirectories.
+        skipped: Always empty: files are opened when they are read.
     """
+
+    skipped: Sequence[SkippedVideo] = ()
 
     def __init__(self, directory: VirtualDirectory) -> None:
         self.directory = directory

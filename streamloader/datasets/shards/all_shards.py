@@ -38,6 +38,8 @@ from streamloader.stores.io_thread import SharedStore, open_shared_store, option
 from streamloader.stores.local import local_path
 from streamloader.stores.patterns import has_magic
 from streamloader.stores.registry import is_local_file, scheme_of, select_options, split_address
+from streamloader.stores.search import UnreadableReport
+from streamloader.streams.unreadable import SkippedVideo
 from streamloader.values import Array, ObjectInfo
 
 __all__ = [
@@ -65,6 +67,7 @@ class ShardSet:
         infos: Description of each shard.
         storage_options: Options of the stores, see :func:`streamloader.stores.registry.select_options`.
         indexes: Content of the index files, for shards that have none beside them. Defaults to none.
+        skipped: Tar files that were left out because they cannot be indexed. Defaults to none.
 
     Attributes:
         address: Address of the data set, without secrets.
@@ -73,6 +76,7 @@ class ShardSet:
         total_bytes: Size of the decompressed contents of all shards together.
         digest: Text that identifies names, samples and sizes of the shards, for saved states. Their contents are
             compared with their checksums when they are read.
+        skipped: Tar files that were left out.
         number: Number of this object among those of the process, for its open files.
     """
 
@@ -83,6 +87,7 @@ class ShardSet:
         infos: Sequence[ShardInfo],
         storage_options: Mapping[str, Any] | None = None,
         indexes: Mapping[int, bytes] | None = None,
+        skipped: Sequence[SkippedVideo] = (),
     ) -> None:
         self.address = redact_address(address)
         self.infos = infos
@@ -92,6 +97,7 @@ class ShardSet:
         self._addresses = addresses
         self._options = dict(storage_options or {})
         self._index_files = dict(indexes or {})
+        self.skipped: Sequence[SkippedVideo] = tuple(skipped)
         self._open = _OpenObjects()
         self._number()
 
@@ -375,8 +381,10 @@ def _make_incomplete_error(address: str) -> DatasetIncomplete:
     )
 
 
-def list_shards(addresses: Sequence[str], storage_options: Mapping[str, Any] | None) -> list[SourceFile]:
-    """Return the shards that patterns, braces or names stand for, in their order.
+def list_shards(
+    addresses: Sequence[str], storage_options: Mapping[str, Any] | None, report: UnreadableReport
+) -> list[SourceFile]:
+    """Return the shards that patterns, braces or names stand for, in their order. `report` gets what may not be read.
 
     Raises:
         DatasetNotFound: If there are none.
@@ -388,7 +396,7 @@ def list_shards(addresses: Sequence[str], storage_options: Mapping[str, Any] | N
         listed = list(group)
         shown = redact_address(listed[0]) + (f" and {len(listed) - 1} more" if len(listed) > 1 else "")
         try:
-            files += expand_addresses(listed, _is_shard, options)
+            files += expand_addresses(listed, _is_shard, options, unreadable=report)
         except StreamNotFound as error:
             raise DatasetNotFound(f"shards are missing: {error.message}", address=shown, dataset=shown) from error
     wrong = next((file.address for file in files if not _is_shard(file.address)), None)

@@ -61,8 +61,8 @@ class ShardLoader(DataLoader[Any]):
 
     @property
     def skipped(self) -> list[SkippedSample]:
-        """Bad samples that were left out so far; at most 1000 are listed."""
-        return list(self._part.skipped)
+        """Tar files and bad samples that were left out so far; at most 1000 samples are listed."""
+        return [*self._samples.skipped_shards, *self._part.skipped]
 
     def set_epoch(self, epoch: int) -> None:
         """Have the next iteration play this epoch. Without it, each iteration plays the one after the last."""

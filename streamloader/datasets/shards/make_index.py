@@ -46,6 +46,7 @@ from streamloader.errors import (
     DatasetIncomplete,
     NotFound,
     NotSupported,
+    StreamloaderError,
 )
 from streamloader.redaction import identify_address, redact_address
 from streamloader.stores.addresses import Address, Addresses, as_addresses
@@ -53,12 +54,16 @@ from streamloader.stores.base import Store
 from streamloader.stores.io_thread import open_shared_store
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.registry import select_options, split_address
+from streamloader.stores.search import Unreadable, UnreadableReport
+from streamloader.streams.indexing import validate_unreadable
+from streamloader.streams.unreadable import SkippedVideo, ends_indexing, settle_errors
 from streamloader.values import ObjectInfo
 
-__all__ = ["index_shards", "open_shard_set"]
+__all__ = ["index_folder", "index_shards", "open_shard_set"]
 
 _MAX_CONCURRENT_SHARDS: Final = 32
 _METHODS: Final = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".tzst": "zstd"}
+_NOUN: Final = "shards"
 _log: Final = logging.getLogger("streamloader")
 
 
@@ -68,6 +73,7 @@ def open_shard_set(
     *,
     progress: bool = True,
     allow_incomplete: bool = False,
+    unreadable: Unreadable = None,
 ) -> ShardSet:
     """Open a data set of shards.
 
@@ -78,15 +84,20 @@ def open_shard_set(
         storage_options: Options of the stores, see :func:`streamloader.stores.registry.select_options`.
         progress: Whether to show a progress bar on a terminal. Defaults to True.
         allow_incomplete: Whether to read what is there of a data set whose writer has not finished. Defaults to False.
+        unreadable: Handling of tar files that cannot be indexed, of a set without a manifest: ``"raise"`` raises one
+            error that lists all of them, ``"skip"`` leaves them out with one warning. None, the default, raises for
+            them too, but leaves out directories that may not be read. The shards of a manifest are opened when they are
+            played.
 
     Raises:
         ConfigError: If the address is malformed, or names something else than shards.
         DatasetNotFound: If there are no shards at the address.
         DatasetIncomplete: If the writer of the data set has not finished.
         DatasetError: If the manifest is damaged.
-        CorruptShard: If a shard cannot be indexed.
+        CorruptShard: If a shard cannot be indexed. The error lists all such shards.
         StoreError: If a store fails otherwise.
     """
+    report = UnreadableReport(validate_unreadable(unreadable))
     addresses = [resolve_address(each) for each in as_addresses(address)]
     if len(addresses) == 1 and is_folder_address(addresses[0]):
         found = open_folder(addresses[0], storage_options, allow_incomplete=allow_incomplete)
@@ -94,19 +105,27 @@ def open_shard_set(
             return found
         jobs = _list_folder(addresses[0], storage_options)[0]
     else:
-        jobs = [_Job(file.address, file.info) for file in list_shards(addresses, storage_options)]
-    indexed = _Indexer(jobs, storage_options, use_cache=True).run(progress=progress)
+        jobs = [_Job(file.address, file.info) for file in list_shards(addresses, storage_options, report)]
+    indexer = _Indexer(jobs, storage_options, use_cache=True)
+    indexed = indexer.run(report, progress=progress)
     name = addresses[0] if len(addresses) == 1 else f"{addresses[0]} and {len(addresses) - 1} more"
     return ShardSet(
         name,
-        [job.address for job in jobs],
+        [item.address for item in indexed],
         [item.describe() for item in indexed],
         storage_options,
         {number: item.data for number, item in enumerate(indexed) if not item.is_beside},
+        indexer.skipped,
     )
 
 
-def index_shards(address: Address, storage_options: Mapping[str, Any] | None = None, *, progress: bool = True) -> int:
+def index_shards(
+    address: Address,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = True,
+    unreadable: Unreadable = None,
+) -> int:
     """Index the tar files of a folder, and write an index beside each of them, and a manifest.
 
     Every content is read once, for its checksum. A shard that has an intact index already, for a file of the same size,
@@ -117,6 +136,9 @@ def index_shards(address: Address, storage_options: Mapping[str, Any] | None = N
         address: Address of the folder.
         storage_options: Options of the store, see :func:`streamloader.stores.registry.select_options`.
         progress: Whether to show a progress bar on a terminal. Defaults to True.
+        unreadable: Handling of tar files that cannot be indexed: ``"raise"``, the default, indexes the others, writes
+            no manifest, and raises one error that lists all of them; ``"skip"`` leaves them out of the manifest, with
+            one warning.
 
     Returns:
         Number of shards.
@@ -125,20 +147,29 @@ def index_shards(address: Address, storage_options: Mapping[str, Any] | None = N
         ConfigError: If `address` is not that of a folder, or if the name of a shard is not allowed in a manifest.
         DatasetNotFound: If there are no shards in it.
         DatasetIncomplete: If the writer of the data set has not finished.
-        CorruptShard: If a shard cannot be indexed.
+        CorruptShard: If a shard cannot be indexed. The error lists all such shards.
         NotSupported: If the store is read-only.
         StoreError: If the store fails otherwise.
     """
+    return index_folder(address, storage_options, progress=progress, unreadable=unreadable)[0]
+
+
+def index_folder(
+    address: Address, storage_options: Mapping[str, Any] | None, *, progress: bool, unreadable: Unreadable
+) -> tuple[int, Sequence[SkippedVideo]]:
+    """Index the tar files of a folder. Return the number of shards, and those left out. See :func:`index_shards`."""
+    report = UnreadableReport(validate_unreadable(unreadable))
     folder = resolve_address(as_addresses(address)[0])
     if not is_folder_address(folder):
         raise ConfigError(f"{redact_address(folder)} is not the address of a folder")
     jobs, settings = _list_folder(folder, storage_options, writes=True)
-    indexed = _Indexer(jobs, storage_options, use_cache=False).run(progress=progress)
+    indexer = _Indexer(jobs, storage_options, use_cache=False)
+    indexed = indexer.run(report, progress=progress)
     manifest = Manifest([item.describe() for item in indexed], settings)
     store, path = open_shared_store(join_address(folder, MANIFEST_NAME), select_options(folder, storage_options))
     with store:
         store.write(path, manifest.pack())
-    return len(indexed)
+    return len(indexed), indexer.skipped
 
 
 class _Job(NamedTuple):
@@ -216,6 +247,9 @@ class _Indexer:
         storage_options: Options of the stores.
         use_cache: Whether to read headers alone and keep the indexes in the user's cache. Otherwise contents are read
             too, and the indexes are written beside the shards.
+
+    Attributes:
+        skipped: Shards that were left out because they cannot be indexed.
     """
 
     def __init__(self, jobs: Sequence[_Job], storage_options: Mapping[str, Any] | None, *, use_cache: bool) -> None:
@@ -223,8 +257,18 @@ class _Indexer:
         self._options = storage_options
         self._cache = _IndexCache() if use_cache else None
         self._left_out = 0
+        self.skipped: tuple[SkippedVideo, ...] = ()
 
-    def run(self, *, progress: bool) -> list[_IndexedShard]:
+    def run(self, report: UnreadableReport, *, progress: bool) -> list[_IndexedShard]:
+        """Return the index of each shard.
+
+        Args:
+            report: Report of the search for the shards, with the handling of those that cannot be indexed.
+            progress: Whether to show a progress bar on a terminal.
+
+        Raises:
+            StreamloaderError: If shards cannot be indexed and are not left out, or if none can be indexed.
+        """
         with contextlib.ExitStack() as stack:
             show = stack.enter_context(open_count_display("indexing shards")) if progress else _show_nothing
             stores, handle = [], None
@@ -232,7 +276,7 @@ class _Indexer:
                 handle, _ = open_shared_store(job.address, select_options(job.address, self._options))
                 stack.callback(handle.close)
                 stores.append(handle.store)
-            indexed = [] if handle is None else handle.call(self._index_all(stores, show))
+            results = [] if handle is None else handle.call(self._index_all(stores, show))
         if self._left_out:
             _log.warning(
                 "%s: %d members belong to no sample, and are left out: their names have no field, or they are links, "
@@ -240,17 +284,32 @@ class _Indexer:
                 redact_address(self._jobs[0].address) + " and other shards" * (len(self._jobs) > 1),
                 self._left_out,
             )
-        return indexed
+        errors = {number: result for number, result in enumerate(results) if isinstance(result, StreamloaderError)}
+        names = [redact_address(job.address) for job in self._jobs]
+        self.skipped = settle_errors(report, errors, names, names, _NOUN)
+        return [result for result in results if not isinstance(result, StreamloaderError)]
 
-    async def _index_all(self, stores: Sequence[Store], show: Callable[[int, int], None]) -> list[_IndexedShard]:
-        indexed: list[_IndexedShard] = []
+    async def _index_all(
+        self, stores: Sequence[Store], show: Callable[[int, int], None]
+    ) -> list[_IndexedShard | StreamloaderError]:
+        indexed: list[_IndexedShard | StreamloaderError] = []
         pairs = zip(stores, self._jobs, strict=True)
-        async with contextlib.aclosing(map_bounded(self._index, pairs, limit=_MAX_CONCURRENT_SHARDS)) as results:
+        async with contextlib.aclosing(
+            map_bounded(self._index_or_error, pairs, limit=_MAX_CONCURRENT_SHARDS)
+        ) as results:
             async for result in results:
                 indexed.append(result)
-                self._left_out += result.left_out
+                self._left_out += 0 if isinstance(result, StreamloaderError) else result.left_out
                 show(len(indexed), len(self._jobs))
         return indexed
+
+    async def _index_or_error(self, pair: tuple[Store, _Job]) -> _IndexedShard | StreamloaderError:
+        try:
+            return await self._index(pair)
+        except StreamloaderError as error:
+            if ends_indexing(error):
+                raise
+            return error
 
     async def _index(self, pair: tuple[Store, _Job]) -> _IndexedShard:
         store, (address, info) = pair

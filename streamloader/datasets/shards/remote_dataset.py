@@ -35,6 +35,7 @@ from streamloader.datasets.shards.stages import (
 from streamloader.datasets.shards.state import NO_LANE, PlayedPart, PlayedStep, make_state, read_state
 from streamloader.datasets.workers import get_dataloader_worker
 from streamloader.errors import ConfigError, LengthUnknown, StateError
+from streamloader.stores.search import Unreadable
 from streamloader.values import Array
 
 __all__ = ["RemoteDataset"]
@@ -81,6 +82,10 @@ class RemoteDataset(IterableDataset[Any]):
         world_size: Number of ranks. Give it together with `rank`.
         on_error: ``"skip"`` leaves bad samples and shards out, and lists them in :attr:`skipped`. Defaults to
             ``"raise"``. Errors of a store that cannot be reached are always raised.
+        unreadable: ``"raise"`` raises one error that lists all tar files that cannot be indexed, where there is no
+            manifest; ``"skip"`` leaves them out, with one warning, and lists them in :attr:`skipped`. Defaults to
+            ``"skip"`` with ``on_error="skip"``; otherwise to None, which raises for them too, but leaves out
+            directories that may not be read.
         verify: Whether to compare contents with the checksums of the index. Defaults to True.
         prefetch_bytes: Maximum number of bytes that a process fetches in advance.
         storage_options: Options of the stores, see :func:`streamloader.stores.open_store`.
@@ -113,13 +118,16 @@ class RemoteDataset(IterableDataset[Any]):
         rank: int | None = None,
         world_size: int | None = None,
         on_error: OnError = "raise",
+        unreadable: Unreadable = None,
         verify: bool = True,
         prefetch_bytes: int = 32 << 20,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         address, options = _find_address(client, bucket, folder, storage_options)
+        if unreadable is None and on_error == "skip":
+            unreadable = "skip"
         self._start_source(
-            lambda: open_shard_set(address, options),
+            lambda: open_shard_set(address, options, unreadable=unreadable),
             SHARD_SAMPLES,
             shuffle=shuffle,
             seed=seed,
@@ -427,8 +435,17 @@ class RemoteDataset(IterableDataset[Any]):
 
     @property
     def skipped(self) -> list[SkippedSample]:
-        """Bad samples that were left out so far; at most 1000 are listed."""
-        return list(self._part.skipped)
+        """Tar files that were left out when the data set was opened, and bad samples that were left out so far.
+
+        At most 1000 samples are listed.
+        """
+        return [*self.skipped_shards, *self._part.skipped]
+
+    @property
+    def skipped_shards(self) -> list[SkippedSample]:
+        """Tar files that were left out when the data set was opened, because they cannot be indexed."""
+        files = [file for source in self._chain.sources for file in source.shards.skipped]
+        return [SkippedSample(file.address.rpartition("/")[2], None, None, file.message) for file in files]
 
     def close(self) -> None:
         """Release the stores. The next iteration opens them again."""

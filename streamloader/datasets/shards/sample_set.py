@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from streamloader.datasets.shards.order import ShuffleWindow
+from streamloader.streams.unreadable import SkippedVideo
 from streamloader.values import Array
 
 __all__ = ["LaneBlocks", "OpenSamples", "SampleBlock", "SampleKind", "SampleSet"]
@@ -35,12 +36,14 @@ class SampleSet(Protocol):
         counts: Number of samples of each part, int64 (parts,).
         total_bytes: Size of all samples together in bytes, approximately.
         digest: Text that identifies the samples and their order, for saved states.
+        skipped: Files that were left out when the data set was opened.
     """
 
     address: str
     counts: Array
     total_bytes: int
     digest: str
+    skipped: Sequence[SkippedVideo]
 
     def close(self) -> None:
         """Release what is open. The next use opens it again."""

@@ -74,6 +74,7 @@ class ReadCatalogSuite(CatalogBinding):
             assert await catalog.get_video(0) is None
             assert await catalog.get_video_at(0) is None
             assert await catalog.get_video_by_name("x") is None
+            assert await catalog.find_names("") == []
             assert await catalog.get_video_by_content("0" * 64) is None
             assert await catalog.get_chunks("0" * 64, 0, 10) == []
             assert await catalog.get_staged_chunks("0" * 64) == []
@@ -110,6 +111,20 @@ class ReadCatalogSuite(CatalogBinding):
             assert await catalog.get_snapshot() == Snapshot(
                 2, first.frames + 703, 6, first.duration_ns + wanted.duration_ns
             )
+
+        self.use(read)
+
+    def test_names_are_found_by_a_part(self) -> None:
+        names = ["camB/0001.mp4", "camA/0001.mp4", "a.b", "aXb", "50%_\\", "Größe[1]", "GRÖSSE"]
+
+        async def read(catalog: Catalog) -> None:
+            for number, name in enumerate(names):
+                await make_sample_video(number, name=name).add(catalog)
+            assert await catalog.find_names("") == names
+            for text in ("/0001", "a.b", "%", "_", "\\", "[1]", "Größe", "größe", ".*", "0001.mp4", "x", "^", "$"):
+                assert await catalog.find_names(text) == [name for name in names if text in name], text
+            assert await catalog.find_names("/0001", stop=1) == names[:1]
+            assert await catalog.find_names("/0001", stop=0) == []
 
         self.use(read)
 

@@ -58,6 +58,16 @@ def names(catalog):
     return [video.name for video, _ in rows(catalog)]
 
 
+def stems(catalog):
+    """The names of all videos without folders and suffixes, in order."""
+    return [Path(name).stem for name in names(catalog)]
+
+
+def name_of(path):
+    """The default name of the video in a file."""
+    return f"{Path(path).parent.name}/{Path(path).name}"
+
+
 def tidied(catalog):
     """Remove the partial files of killed writers, and check everything else."""
     report = check_archive(catalog, repair=True, stale_after=0)

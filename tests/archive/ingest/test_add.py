@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from archive.ingest.archives import CHUNK, archive, assert_whole, clip, files, names, rows, tidied
+from archive.ingest.archives import CHUNK, archive, assert_whole, clip, files, name_of, names, rows, tidied
 
 from streamloader.archive.ingest import add_videos
 from streamloader.archive.ingest.naming import compute_content
@@ -44,7 +44,7 @@ def add(catalog, videos, **options):
 
 def test_processes_add_videos_in_the_order_in_which_they_were_named(catalog, clips):
     report = add(catalog, clips, jobs=3, metadata={"set": "train"})
-    assert names(catalog) == [video.name for video in report.added] == ["b", "a", "c"]
+    assert names(catalog) == [video.name for video in report.added] == list(map(name_of, clips))
     assert [(video.frames, video.chunks) for video in report.added] == [(40, 4)] * 3
     assert (report.frames, report.frames_made, report.existing, report.failed, report.notes) == (120, 120, (), (), ())
     assert report.bytes_in == sum(os.path.getsize(path) for path in clips)
@@ -65,7 +65,7 @@ def test_existing_videos_are_recognized(catalog, clips, tmp_path):
         (str(renamed), first.added[0]),
         (str(clips[1]), first.added[1]),
     ]
-    assert [video.name for video in again.added] == ["c"]
+    assert [video.name for video in again.added] == [name_of(clips[2])]
     assert again.frames_made == 40
     assert_whole(catalog)
 
@@ -84,7 +84,7 @@ def test_a_source_that_did_change_is_another_video(catalog, clips, tmp_path):
     with pytest.raises(NameConflict):
         add(catalog, source)
     add(catalog, source, name="w")
-    assert names(catalog) == ["v", "w"]
+    assert names(catalog) == [name_of(source), "w"]
     assert_whole(catalog)
 
 
@@ -99,8 +99,9 @@ def test_other_settings_make_another_video(catalog, clips):
 def test_the_same_content_twice_in_one_call(catalog, clips, tmp_path, jobs):
     twins = [shutil.copy(clips[0], tmp_path / f"{name}.mp4") for name in "pqrs"]
     report = add(catalog, [twins[0], clips[1], *twins[1:]], jobs=jobs)
-    assert names(catalog) == ["p", "a"]
-    assert [(one.source, one.video.name) for one in report.existing] == [(twin, "p") for twin in map(str, twins[1:])]
+    first = name_of(tmp_path / "p.mp4")
+    assert names(catalog) == [first, name_of(clips[1])]
+    assert [(one.source, one.video.name) for one in report.existing] == [(twin, first) for twin in map(str, twins[1:])]
     assert report.frames_made == 80
     assert_whole(catalog)
 
@@ -110,13 +111,13 @@ def test_files_of_the_same_name(catalog, tmp_path):
         (tmp_path / folder).mkdir()
         clip(tmp_path / folder / "v.mp4", seed, frames=12)
     add(catalog, str(tmp_path / "?" / "*.mp4"))
-    assert names(catalog) == ["v", "y/v", "z/v"]
+    assert names(catalog) == ["x/v.mp4", "y/v.mp4", "z/v.mp4"]
 
 
 def test_a_directory_means_the_videos_in_it(catalog, clips):
     (clips[0].parent / "notes.txt").write_text("no video")
     add(catalog, clips[0].parent)
-    assert names(catalog) == ["a", "b", "c"]
+    assert names(catalog) == sorted(map(name_of, clips))
 
 
 def test_an_error_of_one_video_keeps_no_other_from_being_added(catalog, clips, tmp_path):
@@ -131,7 +132,7 @@ def test_an_error_of_one_video_keeps_no_other_from_being_added(catalog, clips, t
     assert all(one.source in one.error.message or one.error.stream == one.source for one in report.failed)
     assert not any(one.resumable for one in report.failed)
     assert str(broken) in str(raised.value)
-    assert names(catalog) == ["b", "c"]
+    assert names(catalog) == [name_of(clips[0]), name_of(clips[2])]
     assert_whole(catalog)
 
 
@@ -220,7 +221,7 @@ def test_two_who_add_the_same_at_once(catalog, clips):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(names(catalog)) == ["a", "b", "c"]
+    assert sorted(names(catalog)) == sorted(map(name_of, clips))
     assert sum(len(report.added) for report in reports) == 3
     assert sum(len(report.existing) for report in reports) == 3
     tidied(catalog)  # a worker whose video the other one has added ends in the middle of a write
@@ -236,7 +237,7 @@ def test_objects_of_stores_are_fetched_and_nothing_is_left(catalog, clips, tmp_p
         report = add(catalog, "memory://clips/deep")
         assert [video.source for video in report.added] == ["memory://clips/deep/v.mp4"]
         again = add(catalog, "memory://clips/deep/v.mp4")
-        assert [one.video.name for one in again.existing] == ["v"]
+        assert [one.video.name for one in again.existing] == ["deep/v.mp4"]
         store.write(path, b"no video" * 100)
         with pytest.raises(UnreadableStream) as raised:
             add(catalog, "memory://clips/deep/v.mp4", name="w")

@@ -28,7 +28,7 @@ def source(tmp_path):
 @pytest.fixture
 def catalog(tmp_path, source):
     with archive(tmp_path / "archive", ["one", "two"]) as made:
-        add_videos(made, source, SETTINGS, jobs=0)
+        add_videos(made, source, SETTINGS, jobs=0, name="v")
         yield made
 
 

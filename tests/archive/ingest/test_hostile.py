@@ -6,7 +6,7 @@ import sys
 
 import hostile_media as hostile
 import pytest
-from archive.ingest.archives import CHUNK, archive, clip, files, names
+from archive.ingest.archives import CHUNK, archive, clip, files, stems
 
 from streamloader.archive.archive import open_archive
 from streamloader.archive.ingest import add_videos
@@ -37,7 +37,7 @@ def test_hostile_files_are_refused_and_honest_ones_added(tmp_path):
     with archive(tmp_path / "archive") as catalog, hostile.watch_opened(folder) as opened:
         report = add_videos(catalog, [*paths, honest], SETTINGS, jobs=1, on_error="report")
         assert opened() == {path.name for path in paths}
-        assert names(catalog) == ["honest"]
+        assert stems(catalog) == ["honest"]
     refused = {failed.source: failed.error for failed in report.failed}
     assert set(refused) == {str(path) for path in paths}
     assert all(isinstance(error, UnreadableStream) for error in refused.values())

@@ -46,13 +46,13 @@ def test_paths_of_chunks():
 @pytest.mark.parametrize(
     ("address", "name"),
     [
-        ("/videos/a b.mp4", "a b"),
-        ("rel.tar.mkv", "rel.tar"),
-        ("file:///x/a%20b.mp4", "a b"),
-        ("https://host/v/clip%20one.mp4?sig=abc.def", "clip one"),
-        ("s3://bucket/a?b.mp4", "a?b"),
-        ("ssh://me@box/~/v.mp4", "v"),
-        ("/videos/.hidden", ".hidden"),
+        ("/videos/a b.mp4", "videos/a b.mp4"),
+        ("/b/../videos/./a.tar.mkv", "videos/a.tar.mkv"),
+        ("file:///x/a%20b.mp4", "x/a b.mp4"),
+        ("https://host/v/clip%20one.mp4?sig=abc.def", "v/clip one.mp4"),
+        ("s3://bucket/a?b.mp4", "bucket/a?b.mp4"),
+        ("ssh://me@box/~/v.mp4", "~/v.mp4"),
+        ("/videos/.hidden", "videos/.hidden"),
         ("memory://x/", "x"),
     ],
 )

@@ -87,18 +87,18 @@ def test_rows_of_earlier_versions_are_recognized(tmp_path, folder):
 @pytest.mark.parametrize(
     ("address", "source", "identity", "name"),
     [
-        ("https://user:p@ss@host/v/a.mp4?x=1", "https://host/v/a.mp4?x=***", "https://host/v/a.mp4?x=1", "a"),
+        ("https://user:p@ss@host/v/a.mp4?x=1", "https://host/v/a.mp4?x=***", "https://host/v/a.mp4?x=1", "v/a.mp4"),
         ("https://user:word@host?x=1", "https://host?x=***", "https://host?x=1", "host"),
-        ("ssh://me:word@box/a.mp4", "ssh://me@box/a.mp4", "ssh://me@box/a.mp4", "a"),
-        ("ssh://m'e:word@box/a.mp4", "ssh://box/a.mp4", "ssh://box/a.mp4", "a"),
+        ("ssh://me:word@box/a.mp4", "ssh://me@box/a.mp4", "ssh://me@box/a.mp4", "box/a.mp4"),
+        ("ssh://m'e:word@box/a.mp4", "ssh://box/a.mp4", "ssh://box/a.mp4", "box/a.mp4"),
         (
             "webdav://me:word@host/a.mp4?token=x",
             "webdav://me@host/a.mp4?token=***",
             "webdav://me@host/a.mp4?token=***",
-            "a",
+            "host/a.mp4?token=***",
         ),
-        ("ssh://box:22/v/a@b.mp4", "ssh://***", "ssh://box:22/v/a@b.mp4", "b"),
-        ("https://host/eyJhbGciOiJ.abcdef.ghi", "https://host/***", "https://host/eyJhbGciOiJ.abcdef.ghi", "***"),
+        ("ssh://box:22/v/a@b.mp4", "ssh://***", "ssh://box:22/v/a@b.mp4", "b.mp4"),
+        ("https://host/eyJhbGciOiJ.abcdef.ghi", "https://host/***", "https://host/eyJhbGciOiJ.abcdef.ghi", "host/***"),
     ],
 )
 def test_sources_and_names(address, source, identity, name):

@@ -39,7 +39,7 @@ def test_remote_videos_into_remote_places(ssh_server, second_ssh_server, tmp_pat
                 spread="free",
                 addresses=named,
             )
-            assert [video.name for video in report.added] == ["a", "b"]
+            assert [video.name for video in report.added] == ["videos/a.mp4", "videos/b.mp4"]
             assert [video.source for video in report.added] == [box.address(f"videos/{name}.mp4") for name in "ab"]
             assert {chunk.place for _, chunks in rows(catalog) for chunk in chunks} == {0, 1}
             check = check_archive(catalog, deep=True, storage_options=options)

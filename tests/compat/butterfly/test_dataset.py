@@ -119,7 +119,7 @@ def test_saving_twice_adds_nothing_and_later_videos_come_behind(videos, frames):
     assert len(my_torch.save_data(str(videos[0]), jobs=0, chunk_size=8).added) == 1
     dataset = my_torch.load_data()
     report = my_torch.save_data(videos, jobs=0, chunk_size=8)
-    assert ([row.name for row in report.added], len(report.existing)) == (["two"], 1)
+    assert ([row.name for row in report.added], len(report.existing)) == ([f"{videos[1].parent.name}/two.mkv"], 1)
     assert len(dataset) == 23  # until it looks again
     assert len(dataset.refresh()) == 40
     assert torch.equal(dataset[20:26], torch.from_numpy(frames[20:26]))
@@ -169,7 +169,7 @@ def test_the_parts_by_themselves(videos, frames, tmp_path):
     assert processor.process_video(videos[0], tmp_path / "b", "again") == first
     chunks = tracker.get_chunks_for_frame_range(15, 24)
     assert [(chunk["title"], chunk["chunk_index"], chunk["start_frame"]) for chunk in chunks] == [
-        ("The First", 1, 10), ("The First", 2, 20), ("two", 0, 23),
+        ("The First", 1, 10), ("The First", 2, 20), (f"{videos[1].parent.name}/two.mkv", 0, 23),
     ]  # fmt: skip
     assert [chunk["end_frame"] + 1 for chunk in chunks[:2]] == [20, 23]
     assert {chunk["movie_id"] for chunk in chunks} == {first, second}

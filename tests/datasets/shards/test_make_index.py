@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from servers.listings import Missing, list_with
 from webdataset import TarWriter
 
+import streamloader as sl
 from streamloader import (
     ConfigError,
     CorruptShard,
@@ -410,3 +411,60 @@ def test_a_web_server_with_listings(tmp_path):
             assert [info.name for info in shards.infos] == ["00000.tar", "00001.tar", "00002.tar"]
             assert list_contents(shards) == EXPECTED
             shards.close()
+
+
+# --- shards that cannot be indexed -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_shards(tmp_path):
+    """A good shard between two bad ones: a page, and a file that was cut."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    names = write_shards(f"{folder}", make_samples(40), samples_per_shard=20, index=False, manifest=False)
+    os.truncate(folder / names[1], 5000)
+    (folder / "page.tar").write_text("<html>404</html>" * 100)
+    return folder, names
+
+
+@pytest.mark.parametrize("address", ["{}", "{}/*.tar"])
+def test_bad_shards_are_one_error_that_lists_them(bad_shards, address):
+    folder, names = bad_shards
+    with pytest.raises(sl.DatasetError, match="2 of 3 shards cannot be used") as raised:
+        sl.RemoteDataset(address.format(folder))
+    listed = [os.path.basename(name) for name, _, _ in raised.value.details["failed"]]
+    assert sorted(listed) == sorted([names[1], "page.tar"])
+
+
+@pytest.mark.parametrize("address", ["{}", "{}/*.tar"])
+@pytest.mark.parametrize("options", [{"unreadable": "skip"}, {"on_error": "skip"}])
+def test_bad_shards_are_left_out(bad_shards, address, options, caplog):
+    folder, names = bad_shards
+    dataset = sl.RemoteDataset(address.format(folder), **options)
+    assert len(list(dataset)) == 20
+    assert sorted(each.shard for each in dataset.skipped) == sorted([names[1], "page.tar"])
+    assert "left out 2 of 3 shards" in caplog.text
+    loader = sl.ShardLoader(dataset.batched(10))
+    assert len(list(loader)) == 2
+    assert len(loader.skipped) == 2
+
+
+def test_links_and_pipes_among_the_shards(bad_shards):
+    folder, names = bad_shards
+    os.mkfifo(folder / "pipe.tar")
+    (folder / "link.tar").symlink_to("nothing")
+    with pytest.raises(sl.StreamloaderError, match="2 files or directories cannot be read"):
+        sl.RemoteDataset(f"{folder}/*.tar")
+    dataset = sl.RemoteDataset(f"{folder}/*.tar", unreadable="skip")
+    assert sorted(each.shard for each in dataset.skipped) == sorted([names[1], "page.tar", "pipe.tar", "link.tar"])
+
+
+def test_a_folder_with_bad_shards_is_indexed(bad_shards, capsys):
+    folder, names = bad_shards
+    assert main(["index-shards", str(folder)]) == 2
+    assert "2 of 3 shards cannot be used" in capsys.readouterr().err
+    assert not (folder / "manifest.json").exists()
+    assert (folder / f"{names[0]}.index").exists()  # the good one is not read again
+    assert main(["index-shards", str(folder), "--unreadable", "skip"]) == 1
+    assert f"1 shard indexed in {folder}, 2 left out" in capsys.readouterr().out
+    assert len(list(sl.RemoteDataset(str(folder)))) == 20

@@ -235,6 +235,10 @@ class MongoCatalog(Catalog):
         return await self._find_video({"name": name})
 
     @override
+    async def find_names(self, text: str, *, stop: int | None = None) -> list[str]:
+        return await self._call("looking up names", lambda: self._reader.find_names(text, stop))
+
+    @override
     async def get_video_by_content(self, content: str) -> VideoRow | None:
         return await self._find_video({"_id": content, "number": {"$gte": 0}})
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from streamloader.archive.catalog.base import ChunkRow, LocatedChunks, Snapshot, VideoRow
+from streamloader.archive.catalog.fields import text as text_check
 from streamloader.archive.catalog.fields import whole_number
 from streamloader.archive.catalog.mongo.connection import MongoConnection
 from streamloader.archive.catalog.mongo.documents import (
@@ -46,6 +48,7 @@ _PAGE_DOCUMENTS: Final = 500
 _FIRST_PAGE_VIDEOS: Final = 2  # a range of frames usually lies in one or two videos
 _BATCH_VIDEOS: Final = 32  # videos whose chunks are read by one query
 _MAX_CACHED_VIDEOS: Final = 4096
+_name: Final = text_check()
 _count: Final = whole_number(0, MAX_FRAMES)
 
 
@@ -206,6 +209,13 @@ class MongoReader:
             cursor = cursor.sort([(key, -1) for key in last_by])
         documents = await cursor.limit(1).to_list(1)
         return parse_video(documents[0]) if documents else None
+
+    async def find_names(self, text: str, stop: int | None) -> list[str]:
+        """Return the names of the videos numbered below `stop` that contain a text, in order of the videos."""
+        number = {"$gte": 0} if stop is None else {"$gte": 0, "$lt": stop}
+        condition = {"number": number, "name": {"$regex": re.escape(text)}}
+        cursor = self._connection.collection("videos").find(condition, {"name": 1}).sort("number", 1)
+        return [check_field("a video", "name", document.get("name"), _name) async for document in cursor]
 
     async def find_page(self, query: MetadataQuery, after: int, stop: int | None) -> tuple[list[VideoRow], int | None]:
         """Scan one page of videos numbered above `after` and below `stop`.

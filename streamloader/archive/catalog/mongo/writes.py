@@ -49,6 +49,7 @@ from streamloader.archive.catalog.mongo.documents import (
 )
 from streamloader.archive.catalog.rows import check_field
 from streamloader.archive.catalog.validation import canonical_json, check_coverage
+from streamloader.common.printable import make_printable
 from streamloader.errors import CatalogError, NameConflict
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "try_to_commit",
 ]
 
+_MAX_SOURCE_CHARACTERS: Final = 1000  # in a message
 _MAX_COMMIT_DELAY_S: Final = 0.02  # before the next attempt to get the next video number
 _BATCH_DOCUMENTS: Final = 1000
 _DELETE_JOB: Final = "drop"  # stored values of CLEANUP
@@ -284,11 +286,14 @@ def _require_open_job(
 
 
 async def _check_name_is_free(connection: MongoConnection, content: str, name: str) -> None:
-    other = await connection.collection("videos", latest=True).find_one({"name": name}, {"_id": 1, "number": 1})
+    other = await connection.collection("videos", latest=True).find_one(
+        {"name": name}, {"_id": 1, "number": 1, "source": 1}
+    )
     if other is not None and other["_id"] != content:
         raise NameConflict(
-            f"the archive has a video {name!r} already, number {other.get('number')}, with other content: choose "
-            "another name= (or a template of names, such as '{parent}/{stem}')",
+            f"the archive has a video {name!r} already, number {other.get('number')}, with other content, from "
+            f"{make_printable(other.get('source'), _MAX_SOURCE_CHARACTERS)}: choose another name= (or a template of "
+            "names, such as '{grandparent}/{parent}/{name}')",
             stream=name,
             address=connection.url,
         )

@@ -150,6 +150,11 @@ class SqliteCatalog(Catalog):
         return await self._get_video_by("name", name)
 
     @override
+    async def find_names(self, text: str, *, stop: int | None = None) -> list[str]:
+        last = _MAX_NUMBER if stop is None else _clamp(stop)
+        return await self._session.run(lambda file: reads.find_names(file.db, text, last))
+
+    @override
     async def get_video_at(self, time_ns: int) -> VideoRow | None:
         return await self._get_video_by("time", _clamp(time_ns))
 

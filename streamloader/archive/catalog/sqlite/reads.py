@@ -15,6 +15,7 @@ from streamloader.archive.catalog.base import (
     Snapshot,
     VideoRow,
 )
+from streamloader.archive.catalog.fields import text as text_check
 from streamloader.archive.catalog.fields import whole_number
 from streamloader.archive.catalog.query import MetadataQuery
 from streamloader.archive.catalog.rows import (
@@ -67,6 +68,7 @@ _MAX_VALUES_PER_STATEMENT: Final = 400
 _CONTENT_BYTES: Final = 32
 _ORIENTATIONS: Final = tuple((bool(bits & 1), bool(bits & 2), bool(bits & 4)) for bits in range(8))
 _key: Final = whole_number(0, MAX_ROW_KEY)
+_name: Final = text_check()
 _count: Final = whole_number(0, MAX_FRAMES)
 
 
@@ -119,6 +121,12 @@ def get_video_by(db: sqlite3.Connection, column: str, value: Any) -> VideoRow | 
     """
     row = db.execute(_VIDEO_QUERIES[column], (value,)).fetchone()
     return None if row is None else _parse_video_row(row)
+
+
+def find_names(db: sqlite3.Connection, text: str, stop: int) -> list[str]:
+    """Return the names of videos that contain a text, see :meth:`Catalog.find_names`."""
+    rows = db.execute("SELECT name FROM videos WHERE instr(name, ?) AND number < ? ORDER BY number", (text, stop))
+    return [check_field("a video", "name", name, _name) for (name,) in rows]
 
 
 def locate_frames(db: sqlite3.Connection, start: int, stop: int) -> list[LocatedChunks]:

@@ -11,11 +11,13 @@ from streamloader.archive.catalog.base import CatalogHeader, IngestJob, Place, S
 from streamloader.archive.catalog.sqlite import reads
 from streamloader.archive.catalog.sqlite.schema import write_transaction
 from streamloader.archive.catalog.validation import canonical_json, check_coverage, check_metadata, check_places
+from streamloader.common.printable import make_printable
 from streamloader.errors import CatalogError, NameConflict
 
 __all__ = ["abandon_job", "begin_job", "commit_video", "record_heartbeat", "set_places", "stage_chunks"]
 
 _MAX_INTEGER: Final = 2**63 - 1  # SQLite's largest integer
+_MAX_SOURCE_CHARACTERS: Final = 1000  # in a message
 _DELETE_JOB_STATEMENTS: Final = (
     "DELETE FROM indexes WHERE id >= :low AND id < :high",
     "DELETE FROM chunks WHERE video = :key",
@@ -103,11 +105,12 @@ def abandon_job(db: sqlite3.Connection, content: bytes) -> None:
 
 
 def _check_name(db: sqlite3.Connection, address: str, name: str, content: bytes) -> None:
-    row = db.execute("SELECT content FROM videos WHERE name = ?", (name,)).fetchone()
+    row = db.execute("SELECT content, source FROM videos WHERE name = ?", (name,)).fetchone()
     if row is not None and row[0] != content:
         raise NameConflict(
-            f"the archive {address} has a video named {name!r} with other content: choose another name= (or a template "
-            "of names, such as '{parent}/{stem}')",
+            f"the archive {address} has a video named {name!r} with other content, from "
+            f"{make_printable(row[1], _MAX_SOURCE_CHARACTERS)}: choose another name= (or a template of names, such as "
+            "'{grandparent}/{parent}/{name}')",
             stream=name,
             address=address,
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from archive.ingest.archives import archive, assert_whole, clip, files, names, rows, tidied
+from archive.ingest.archives import archive, assert_whole, clip, files, rows, stems, tidied
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -105,7 +105,7 @@ def test_a_killed_ray_workers_video_is_taken_up_again_and_each_chunk_is_there_on
                 busy[0].kill()
                 killed.append(busy[0].pid)
         assert finish(program)[:2] == (2, 0)
-        assert names(catalog) == ["a", "b"]
+        assert stems(catalog) == ["a", "b"]
         tidied(catalog)
         assert [[chunk.digest for chunk in chunks] for _, chunks in rows(catalog)] == expected
     made = [path for path in files(tmp_path / "archive") if "/chunks/" in path]

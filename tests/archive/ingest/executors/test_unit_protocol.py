@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from archive.ingest.archives import archive, clip, names
+from archive.ingest.archives import archive, clip, stems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiers import fast_first, only_fast
@@ -278,12 +278,12 @@ def test_an_ingest_goes_on_with_another_worker(workers, hostile, tmp_path, caplo
         if workers == 1:
             report = add_videos(catalog, [str(video)], CutSettings(chunk_frames=10), jobs=1)
             assert [added.frames for added in report.added] == [40]
-            assert names(catalog) == ["a"]
+            assert stems(catalog) == ["a"]
             assert "it sent an invalid message (" in caplog.text
         else:
             with pytest.raises(WorkerDied, match=r"two of its workers died.*it sent an invalid message"):
                 add_videos(catalog, [str(video)], CutSettings(chunk_frames=10), jobs=1)
-            assert names(catalog) == []
+            assert stems(catalog) == []
     assert len(started) == 2
 
 
