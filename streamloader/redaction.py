@@ -48,8 +48,8 @@ _HTTP_SCHEMES: Final = frozenset(
 )
 _SCHEMES_WITHOUT_LOGIN: Final = frozenset({"az", "file", "gs", "hf", "ipfs", "ipns", "memory", "s3", "sqlite"})
 _SCHEMES_WITHOUT_HOST: Final = frozenset(  # of fsspec, which chains addresses with "::"
-    {"blockcache", "cached", "data", "dir", "file", "filecache", "git", "libarchive", "reference", "simplecache", "tar",
-     "zip"}
+    {"blockcache", "cached", "data", "dir", "file", "filecache", "git", "gzip", "libarchive", "reference",
+     "simplecache", "tar", "zip"}
 )  # fmt: skip
 
 # --- the allow-list --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from streamloader.arguments import expand_path
 from streamloader.common.printable import make_printable
 from streamloader.errors import (
     CorruptContainer,
@@ -283,7 +284,7 @@ def describe_container(address: str, options: Mapping[str, Any] | None, limit: i
     from streamloader.stores.registry import is_local_file, split_address
 
     if is_local_file(address):
-        address = os.path.abspath(os.path.expanduser(local_path(address)))
+        address = os.path.abspath(expand_path(local_path(address)))
     with open_shared_store(address, options)[0] as holder:
         info = holder.head(split_address(address)[1])
     listed: list[dict[str, Any]] = []

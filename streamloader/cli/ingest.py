@@ -201,13 +201,13 @@ def _resume_hint() -> Iterator[None]:
 
 def _catalog_url(arguments: argparse.Namespace) -> str:
     from streamloader.stores.local import local_path
-    from streamloader.stores.registry import scheme_of
+    from streamloader.stores.registry import scheme_of, spell_address
 
     if arguments.catalog:
         return str(arguments.catalog)
     if not arguments.to:
         raise ConfigError("the archive is not specified: give --to STORE, or --catalog URL for an existing archive")
-    first = arguments.to[0]
+    first = spell_address(arguments.to[0])
     if scheme_of(first) not in ("", "file"):
         raise ConfigError(f"{first} is not a local folder, so the catalog needs a location of its own: give --catalog")
     return os.path.join(expand_path(local_path(first)), _CATALOG_FILE)

@@ -71,7 +71,9 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from streamloader.archive.location import is_catalog_address
+    from streamloader.stores.registry import spell_address
 
+    arguments.address = spell_address(arguments.address)
     if arguments.video is not None and arguments.where is not None:
         raise ConfigError("NAME selects one video and --where selects several: give only one of the two")
     selects_videos = arguments.video is not None or arguments.where is not None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+from streamloader.arguments import expand_path
 from streamloader.cli.file_reports import describe_container, describe_file, guess_kind, read_file
 from streamloader.cli.inspect_videos import describe_unusual
 from streamloader.cli.media_reports import MediaReports
@@ -85,7 +86,7 @@ def _is_same(found: str, address: str) -> bool:
     from streamloader.stores.registry import is_local_file, split_address
 
     if is_local_file(address):
-        return os.path.abspath(found) == os.path.abspath(os.path.expanduser(local_path(address)))
+        return os.path.abspath(found) == os.path.abspath(expand_path(local_path(address)))
     return split_address(found) == split_address(address)
 
 

@@ -26,7 +26,7 @@ from streamloader.stores.access import StoreAccess
 from streamloader.stores.base import Body, ListingGuard, OnStart, Store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.stores.patterns import is_hidden
-from streamloader.stores.registry import open_store
+from streamloader.stores.registry import open_store, spell_address
 from streamloader.stores.search import TreeSearch
 from streamloader.values import ByteRange, ObjectInfo
 
@@ -286,6 +286,7 @@ def open_container(address: str, **options: Any) -> ContainerStore:
     Raises:
         ConfigError: If the name has not one of the endings of containers, or if an option is invalid.
     """
+    address = spell_address(address).removesuffix("!/")
     store = open_store(address if address.endswith("!") else f"{address}!", **options)
     if not isinstance(store, ContainerStore):
         raise ConfigError(f"{store.url} is not a container: {_ENDINGS}")

@@ -27,11 +27,17 @@ from streamloader.stores.container_addresses import split_container_address
 from streamloader.stores.expand import SourceFile, expand_store_addresses
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.local import local_path
-from streamloader.stores.local_search import SEARCH_ENTRY_BYTES, match_local_pattern, report_unreadable, walk_files
+from streamloader.stores.local_search import (
+    SEARCH_ENTRY_BYTES,
+    describe_broken_link,
+    match_local_pattern,
+    report_unreadable,
+    walk_files,
+)
 from streamloader.stores.patterns import Pattern, expand_braces, has_magic, make_path_filter
 from streamloader.stores.registry import is_local_file, spell_address
 from streamloader.stores.search import Unreadable, UnreadableReport, open_report
-from streamloader.stores.spellings import explain_missing_path
+from streamloader.stores.spelling_advice import explain_missing_path
 
 __all__ = [
     "Address",
@@ -332,7 +338,7 @@ class _LocalSearch:
 
     def _match_pattern(self, path: str, address: str) -> list[str]:
         if os.path.islink(path):
-            raise StreamNotFound(f"{address} is a link to {os.readlink(path)}, which does not exist", address=address)
+            raise StreamNotFound(describe_broken_link(path), address=address)
         if not has_magic(path):
             raise StreamNotFound(
                 f"{address} does not exist ({_describe_place(address, path)}){explain_missing_path(path)}",
@@ -355,6 +361,7 @@ class _LocalSearch:
         accept = make_path_filter(self._pattern)
         try:
             os.scandir(path).close()
+            os.stat(os.path.join(path, os.curdir))  # without this permission, its files cannot be opened
         except OSError as error:
             raise UnreadableStream(f"cannot list the directory {path}: {error.strerror}", address=path) from error
         file_count = 0
@@ -384,8 +391,7 @@ def select_regular_files(paths: Sequence[str], report: UnreadableReport) -> list
         if os.path.isfile(path):
             files.append(path)
         elif os.path.islink(path) and not os.path.exists(path):
-            problem = f"{path} is a link to {os.readlink(path)}, which does not exist"
-            report.add_file(path, StreamNotFound(problem, address=path))
+            report.add_file(path, StreamNotFound(describe_broken_link(path), address=path))
         else:
             problem = f"{path} is not a regular file, or cannot be accessed"
             report.add_file(path, UnreadableStream(problem, address=path))

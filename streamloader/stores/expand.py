@@ -47,7 +47,7 @@ from streamloader.stores.search import (
     match_parts,
     open_report,
 )
-from streamloader.stores.spellings import explain_missing_object
+from streamloader.stores.spelling_advice import explain_missing_object
 from streamloader.values import ObjectInfo
 
 __all__ = ["SourceFile", "expand_store_address", "expand_store_addresses"]

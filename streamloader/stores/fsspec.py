@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import importlib
+import os
+import re
 import secrets
+import socket
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
 from datetime import datetime
@@ -40,6 +44,7 @@ from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.connection_guard import ConnectionGuard
 from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.search import ListingProblem, TreeSearch
+from streamloader.stores.spelling_advice import explain_unknown_scheme
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["FsspecStore"]
@@ -47,6 +52,7 @@ __all__ = ["FsspecStore"]
 _PIECE_BYTES: Final = 4 << 20  # fetched in one request
 _UNFINISHED_PREFIX: Final = ".streamloader-new-"  # of files that a killed writer may leave; never listed
 _MAX_THREADS: Final = 8  # each with a file system of its own
+_FOREIGN_CONNECT_ERRORS: Final = ("ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError")
 _BUSY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _VERSION_KEYS: Final = (  # of the metadata that change with the content
     "ETag",
@@ -67,7 +73,12 @@ _LOCAL_SCHEMES: Final = frozenset({"local", "file", "memory"})
 _HOST_OPTIONS: Final = ("host", "hostname", "server", "namenode")
 _ADDRESS_OPTIONS: Final = ("base_url", "endpoint", "endpoint_url", "instance", "url")
 _USER_OPTIONS: Final = ("user", "username")
+_CONTAINER_SCHEMES: Final = frozenset({"libarchive", "tar", "zip"})
 _SCHEMES_WITHOUT_HOST: Final = frozenset({"hf", "zip", "tar", "dir", "libarchive", "git", "reference", "data"})
+
+
+# Python's message for a call without required arguments.
+_MISSING_ARGUMENTS: Final = re.compile(r"missing \d+ required .*?arguments?: (.+)")
 
 
 class FsspecStore(Store):
@@ -108,6 +119,11 @@ class FsspecStore(Store):
         self._url = url
         self._scheme = url.partition("://")[0].lower()
         self._load_filesystem_class()
+        if self._scheme in _CONTAINER_SCHEMES and not options.get("fo"):
+            raise ConfigError(
+                f"{self._scheme}:// names no file that contains the members: write its address, !/ and the path of the "
+                "member, as in sets/a.zip!/b.mp4, or pass the file as fo= in storage_options"
+            )
         _check_names(self._scheme, url, options)
         self._options = options
         self._guard = ConnectionGuard()
@@ -393,11 +409,12 @@ class FsspecStore(Store):
         except ImportError as error:
             raise MissingDependency(f"{self._scheme}:// needs another package: {error}") from error
         except ValueError as error:
-            supported = ", ".join(sorted(fsspec.available_protocols()))
-            raise ConfigError(
-                f"no store serves {self._scheme}://, and fsspec does not support this scheme. It supports {supported}; "
-                "packages with file systems (pip install ...) add more"
-            ) from error
+            supported = sorted(fsspec.available_protocols())
+            advice = explain_unknown_scheme(self._scheme, supported) or (
+                f"fsspec does not support it either. It supports {', '.join(supported)}; packages with file systems "
+                "(pip install ...) add more"
+            )
+            raise ConfigError(f"no store serves {self._scheme}://: {advice}") from error
 
     async def _open_async_filesystem(self) -> Any:
         """Return the asynchronous file system, created for this event loop."""
@@ -417,7 +434,11 @@ class FsspecStore(Store):
         try:
             return filesystem_class(**{"skip_instance_cache": True, "use_listings_cache": False, **options, **extra})
         except TypeError as error:
-            raise ConfigError(f"the file system of {self._scheme}:// does not take these options: {error}") from error
+            missing = _MISSING_ARGUMENTS.search(str(error))
+            needed = f" (it needs {missing[1]} in storage_options)" if missing else ""
+            raise ConfigError(
+                f"the file system of {self._scheme}:// does not take these options{needed}: {error}"
+            ) from error
         except ImportError as error:
             raise MissingDependency(f"{self._scheme}:// needs another package: {error}") from error
 
@@ -527,7 +548,8 @@ def _raise_translated(error: Exception, address: str, offset: int | None) -> NoR
     details: dict[str, Any] = {"address": address, "offset": offset}
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     name = type(error).__name__
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or status in (404, 410):
+    is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+    if is_missing or getattr(error, "errno", None) == errno.ELOOP or status in (404, 410):
         raise NotFound(f"no such object: {address}", **details) from None
     if name == "error_perm" and str(error).startswith("550") and "denied" not in str(error).lower():  # from ftplib
         raise NotFound(f"no such object: {address}", **details) from None
@@ -537,7 +559,11 @@ def _raise_translated(error: Exception, address: str, offset: int | None) -> NoR
         raise ServerBusy(f"{address}: the server is overloaded or failing", status=status, **details) from None
     if isinstance(error, TimeoutError):
         raise StoreTimeout(f"waited too long for {address}", stage="fetching", **details) from None
-    if isinstance(error, (ConnectionRefusedError, BrokenPipeError)) or "ConnectorError" in name:
+    if isinstance(error, socket.gaierror):
+        raise Unreachable(f"{address}: the name of its server does not resolve", **details) from None
+    # The classes of requests, aiohttp and httpx are not those of Python.
+    is_unconnected = isinstance(error, (ConnectionRefusedError, BrokenPipeError)) or "ConnectorError" in name
+    if is_unconnected or (name in _FOREIGN_CONNECT_ERRORS and not isinstance(error, ConnectionError)):
         raise Unreachable(f"{address}: no connection to the server ({name})", **details) from None
     if (
         isinstance(error, (ConnectionError, EOFError))
@@ -548,9 +574,9 @@ def _raise_translated(error: Exception, address: str, offset: int | None) -> NoR
         raise TransferInterrupted(f"{address}: the connection broke ({name})", **details) from None
     if isinstance(error, NotImplementedError):
         raise NotSupported(f"{address}: its file system does not support this operation", **details) from None
-    raise StoreError(
-        f"{address}: its file system raised {name}", cause=name, errno=getattr(error, "errno", None), **details
-    ) from None
+    number = getattr(error, "errno", None)
+    reason = f": {os.strerror(number)}" if isinstance(error, OSError) and isinstance(number, int) else ""
+    raise StoreError(f"{address}: its file system raised {name}{reason}", cause=name, errno=number, **details) from None
 
 
 def _is_link(metadata: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.stores.local_search import walk_folders
 from streamloader.stores.search import ListingProblem, TreeSearch
+from streamloader.stores.spelling_advice import explain_file_host
 from streamloader.values import ByteRange, ObjectInfo
 
 __all__ = ["LocalStore", "local_path", "open_regular_file"]
@@ -45,7 +46,7 @@ def local_path(address: str) -> str:
     # An unquoted "?" or "#" is part of the file's name, never a query or fragment.
     rest, host = address[7:], urlsplit(address).netloc
     if host.lower() not in ("", "localhost"):
-        raise ConfigError(f"file://{host}/... names another machine; write file:///path for a local file")
+        raise ConfigError(f"file://{host}/... names another machine; {explain_file_host(host, rest[len(host) :])}")
     return unquote(rest[len(host) :]) or "/"
 
 
@@ -248,6 +249,8 @@ def _translate_error(error: OSError, address: str) -> StoreError:
     reason = error.strerror or str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return NotFound(f"no such file: {address}", address=address)
+    if error.errno == errno.ELOOP:
+        return NotFound(f"{address}: {reason}", address=address)
     if isinstance(error, PermissionError):
         return AccessDenied(f"{address}: {reason}", address=address)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

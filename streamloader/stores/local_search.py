@@ -19,9 +19,12 @@ from streamloader.stores.patterns import matches_name, matches_path
 from streamloader.stores.search import PatternSearch, SearchStep, UnreadableReport, match_parts
 
 __all__ = [
-    "SEARCH_ENTRY_BYTES", "match_local_pattern", "raise_unreadable", "report_unreadable", "walk_files", "walk_folders",
+    "SEARCH_ENTRY_BYTES", "describe_broken_link", "match_local_pattern", "raise_unreadable", "report_unreadable",
+    "walk_files", "walk_folders",
 ]  # fmt: skip
 
+# Reasons for which a path leads to no folder, and a link nowhere.
+_LEADS_NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 SEARCH_ENTRY_BYTES: Final = 64  # approximate memory of a path besides its characters
 
 OnUnreadable: TypeAlias = Callable[[str, OSError], None]
@@ -61,6 +64,31 @@ def _is_accessible(path: str) -> bool:
     return True
 
 
+def describe_broken_link(path: str) -> str:
+    """Return a sentence about a link whose target cannot be reached."""
+    target = os.readlink(path)
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return (
+                f"{path} is a link to {target}, which leads in a circle, or through more links than the system follows"
+            )
+        if isinstance(error, PermissionError):
+            return f"{path} is a link to {target}, which may not be accessed"
+    return f"{path} is a link to {target}, which does not exist"
+
+
+def _identify_folder(folder: str) -> tuple[int, int]:
+    """Return what is equal for the same folder under another name.
+
+    Raises:
+        OSError: If it is no folder, or if nothing in it may be accessed: its names alone are of no use.
+    """
+    status = os.stat(os.path.join(folder, os.curdir))
+    return status.st_dev, status.st_ino
+
+
 def walk_folders(
     folder: str,
     budget: ListingBudget,
@@ -91,8 +119,7 @@ def walk_folders(
     while pending:
         current, ancestors = pending.pop()
         try:
-            status = os.stat(current or os.curdir)
-            identity = (status.st_dev, status.st_ino)
+            identity = _identify_folder(current)
             if identity in ancestors:  # a link to a folder that contains it
                 continue
             budget.check_depth(len(ancestors) + 1, current)
@@ -101,10 +128,9 @@ def walk_folders(
             files, folders = _scan_folder(current, budget, on_unreadable, show_hidden, page_budget)
         except StreamloaderError:  # a limit, or from on_unreadable
             raise
-        except (FileNotFoundError, NotADirectoryError):
-            continue
         except OSError as error:
-            on_unreadable(current, error)
+            if error.errno not in _LEADS_NOWHERE:  # otherwise it was replaced since
+                on_unreadable(current, error)
             continue
         prefix = os.path.join(current, "")
         yield prefix, files, folders
@@ -175,9 +201,9 @@ def _answer_step(
         is_folder = stat.S_ISDIR(os.lstat(path).st_mode) or os.path.isdir(path)
     except StreamloaderError:  # a limit, or from on_unreadable
         raise
-    except (FileNotFoundError, NotADirectoryError):
-        return [], []
     except OSError as error:
+        if error.errno in _LEADS_NOWHERE:
+            return [], []
         on_unreadable(path if step.kind == "level" else os.path.dirname(path), error)
         return [], []
     return ([], [path]) if is_folder else ([path], [])
@@ -187,8 +213,7 @@ def _match_level(
     folder: str, part: str, level: int, budget: ListingBudget, on_unreadable: OnUnreadable
 ) -> tuple[list[str], list[str]]:
     """Return the matching entries of a folder. Links may lead to it again and again on one level of the pattern."""
-    status = os.stat(folder or os.curdir)
-    budget.enter_directory((level, status.st_dev, status.st_ino))
+    budget.enter_directory((level, *_identify_folder(folder)))
     found = _scan_folder(folder, budget, on_unreadable, part.startswith("."), None)
     prefix = os.path.join(folder, "")
     files, folders = ([prefix + entry.name for entry in each if matches_name(entry.name, part)] for each in found)
@@ -216,7 +241,7 @@ def _scan_folder(
             try:
                 (folders if entry.is_dir() else files).append(entry)
             except OSError as error:
-                if error.errno == errno.ELOOP:  # a link that leads to itself
+                if error.errno in _LEADS_NOWHERE:  # a link to itself, or through a file
                     files.append(entry)
                 else:
                     on_unreadable(entry.path if folder else name, error)

@@ -180,6 +180,7 @@ def select_options(address: str, storage_options: Mapping[str, Any] | None) -> d
 
 
 def _has_prefix(address: str, prefix: str) -> bool:
+    address, prefix = (_SCHEME.sub(lambda match: match[0].lower(), text, count=1) for text in (address, prefix))
     if not address.startswith(prefix):
         return False
     return len(address) == len(prefix) or prefix.endswith("/") or address[len(prefix)] == "/"

@@ -548,3 +548,17 @@ def test_what_may_not_be_read_below_a_folder_does_not_end_the_examination(tmp_pa
     assert "pipe\\x1b.mp4 is a pipe" in problems[0]
     assert "link.mp4" in problems[1]
     assert main(["doctor", str(tmp_path / "a.txt")]) == 0  # they are no problem of this file
+
+
+def test_other_spellings_are_examined(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", str(tmp_path))
+    (tmp_path / "a.bin").write_bytes(DATA)
+    for address in ("$DATA/a.bin", "${DATA}/a.bin", f"file:{tmp_path}/a.bin", "file://$DATA/a.bin"):
+        assert examine(capsys, address)["object"]["size"] == MEBIBYTE
+    for address, advice in (
+        ("s3:b/k", "write s3://b/k"),
+        ("C:\\k", "it is a path of Windows, which WSL has as /mnt/c/k"),
+    ):
+        (problem,) = examine(capsys, address, status=1)["problems"]
+        assert problem["advice"] == advice

@@ -151,6 +151,51 @@ def test_a_named_directory_without_access_is_an_error(tree, search):
         assert f"{tree}/secret" in error[1]
 
 
+def test_a_directory_whose_names_alone_may_be_read_is_one_that_may_not_be_read(tree, search):
+    half = tree / "half"
+    (half / "inner").mkdir(parents=True)
+    for name in ("a.txt", "inner/b.txt"):
+        (half / name).write_text("x")
+    half.chmod(0o444)  # as after chmod -R 644
+    try:
+        suffixes = ("", "/**/*.txt", "/*/*.txt")
+        requests = [(store, "files", suffix, None) for suffix in (*suffixes, "/half") for store in STORES]
+        for request, (names, warnings, error) in zip(requests, search(tree, *requests), strict=True):
+            if request[2] == "/half":
+                assert error is not None, request
+                assert error[0] in ("UnreadableStream", "AccessDenied"), request
+                continue
+            assert error is None, request
+            assert "a.txt" in names or request[2] == "/*/*.txt", request
+            assert not any(name.startswith("half") for name in names), request
+            assert [f"{tree}/half" in warning for warning in warnings] == [True], request
+    finally:
+        half.chmod(0o700)
+
+
+def test_links_through_many_links_and_through_files(server, search, wrapper):
+    root = server.data / "chain"
+    (root / "folder").mkdir(parents=True)
+    (root / "folder/f.txt").write_text("f")
+    (root / "folder/g.txt").write_text("g")
+    target = "folder"
+    for number in range(45):  # the system follows 40, and the server's realpath only 32
+        (root / f"link{number:02}").symlink_to(target)
+        target = f"link{number:02}"
+    (root / "through.bin").symlink_to("folder/f.txt/none")
+    (root / "long.bin").symlink_to("n" * 4000)
+    texts = find(wrapper, root, "-type", "f", "-name", "*.txt")
+    assert len(texts) > 2 * 33
+    requests = [(store, "files", suffix, None) for suffix in ("", "/**/*.txt", "/*/*.txt", "/*") for store in STORES]
+    for request, (names, warnings, error) in zip(requests, search(root, *requests), strict=True):
+        if request[2] != "/*":
+            assert (error, names, warnings) == (None, texts, []), request
+            continue
+        assert error is not None, request
+        assert [Path(address).name[:4] for address, _, _ in error[2]][-6:] == [*["link"] * 4, "long", "thro"], request
+        assert "link44 is a link to link43, which does not exist" not in error[1], request
+
+
 def test_hidden_names_are_entered_only_if_they_are_named(tree, search):
     requests = [(store, "files", suffix, None) for suffix in ("/.hidden", "/.h*/*.txt", "/deep/.*") for store in STORES]
     expected = [[".hidden/h.txt"]] * 2 * len(STORES) + [["deep/.h.txt"]] * len(STORES)

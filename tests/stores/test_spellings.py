@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
+import re
 import zipfile
 from pathlib import Path
 
+import libipld
 import pytest
 from servers.gateway_thread import run_gateway
 
 import streamloader as sl
-from streamloader.errors import ConfigError, NotFound, ProtocolError, StreamNotFound
+from streamloader.errors import CatalogNotFound, ConfigError, NotFound, NotSupported, ProtocolError, StreamNotFound
 from streamloader.stores.addresses import as_addresses, expand_addresses
 from streamloader.stores.io_thread import open_shared_store
+from streamloader.stores.ipfs.cid import DAG_PB, Cid
 from streamloader.stores.registry import open_store, scheme_of, select_options, split_address
 from streamloader.stores.spellings import normalize_address
 from streamloader.testing.faults.ipfs_dags import DagBuilder
@@ -52,6 +56,22 @@ def addresses_of(address, options=None):
         (f"ipfs://{CID}/a?filename=a.mp4&download=true", ("ipfs://", f"{CID}/a")),
         (f"ipfs://{CID}/what?.mp4", ("ipfs://", f"{CID}/what?.mp4")),
         ("/ipns/docs.example.org/a", ("ipns://", "docs.example.org/a")),
+        (f"ipfs:///{CID}", ("ipfs://", CID)),
+        (f"ipfs:////ipfs/{CID}/a", ("ipfs://", f"{CID}/a")),
+        (f"ipfs://{CID}#t=3", ("ipfs://", CID)),
+        (f"ipfs://{CID}?dag-scope=all&format=car", ("ipfs://", CID)),
+        (f"ipfs://{CID}/a#b", ("ipfs://", f"{CID}/a#b")),
+        (f"dweb://ipfs/{CID}/a", ("ipfs://", f"{CID}/a")),
+        (f"dweb:///ipfs/{CID}/a", ("ipfs://", f"{CID}/a")),
+        (f"dweb:ipfs/{CID}", ("ipfs://", CID)),
+        (f"web+ipfs://{CID}/a", ("ipfs://", f"{CID}/a")),
+        (f"web+dweb:/ipfs/{CID}/a", ("ipfs://", f"{CID}/a")),
+        ("abfss://mine.dfs.core.windows.net/c/k", ("az://c", "k")),
+        ("az://mine.blob.core.windows.net/c/a/k", ("az://c", "a/k")),
+        ("az://c@mine.blob.core.windows.net/k", ("az://c", "k")),
+        ("dbfs:/mnt/k", ("dbfs://", "mnt/k")),
+        ("memory:/name/k", ("memory://name", "k")),
+        ("oss:/b/k", ("oss://b", "k")),
         ("zip://a/*.mp4::s3a://b/x.zip", ("s3://b/x.zip!", "a/*.mp4")),
         ("tar://::https://h/x.tar", ("https://h/x.tar!", "")),
         ("zip://b.txt::/p/x.zip", ("/p/x.zip!", "b.txt")),
@@ -75,6 +95,32 @@ def test_other_spellings_are_translated(address, split, monkeypatch):
         ("filecache::https://h/k.zip", "write https://h/k.zip, and pass cache_dir="),
         ("zip://a.mp4::https://h/get", "names end in .pack, .tar"),
         ("dir://a::s3://b/k", "s3://bucket/set.zip!/a.mp4"),
+        ("async_wrapper::s3://b/k", "is a chain of fsspec"),
+        ("tar://*::simplecache::s3://b/k.tar", "write s3://b/k.tar!/*, and pass cache_dir="),
+        ("simplecache::zip://*::s3://b/k.zip", "write s3://b/k.zip!/*, and pass cache_dir="),
+        ("zip://a.zip", "names no file that contains the members"),
+        ("s3://b.s3.amazonaws.com/k", "a server where the bucket belongs: write s3://b/k"),
+        ("s3://s3.us-west-2.amazonaws.com/b/k", "a server where the bucket belongs: write s3://b/k"),
+        ("gs://storage.googleapis.com/b/k", "a server where the bucket belongs: write gs://b/k"),
+        ("adl://store.azuredatalakestore.net/k", "no longer exists: write az://container/path"),
+        ("abfss://other.dfs.core.windows.net/c/k", "write az://c/k, and pass account_name='other'"),
+        ("ssh://::1/k", "an IPv6 address needs brackets: write ssh://[::1]/k"),
+        ("http://fe80::1%eth0/k", "an IPv6 address needs brackets: write http://[fe80::1%eth0]/k"),
+        ("file://~/k", "write ~/k without file://"),
+        ("file://./k", "write ./k without file://"),
+        ("file://k", "write k without file://"),
+        ("file://C:/k", "which WSL has as /mnt/c/k"),
+        ("file://host/k", "or ssh://host/path for one on that machine"),
+        ("scp://host/k", "no store serves scp://: write ssh://host/path"),
+        ("sshfs://host/k", "no store serves sshfs://: write ssh://host/path"),
+        ("r2://b/k", "no store serves r2://: write s3://bucket/key, and pass"),
+        ("minio://b/k", "no store serves minio://: write s3://bucket/key, and pass"),
+        ("davs://h/k", "no store serves davs://: write https://host/path"),
+        ("ftps://h/k", "write ftp://host/path, and pass tls=True"),
+        ("huggingface://o/n", "write hf://datasets/owner/name/path"),
+        ("rtsp://h/k", "record it to a file first"),
+        ("htps://h/k", "no store serves htps://: write https:// if that is meant"),
+        ("dbfs:/mnt/k", "it needs 'instance' and 'token' in storage_options"),
         ("s3://$NOT_SET/k", "the environment variable NOT_SET is not set"),
         ("ssh://me@${NOT_SET}/k", "the environment variable NOT_SET is not set"),
     ],
@@ -82,7 +128,7 @@ def test_other_spellings_are_translated(address, split, monkeypatch):
 def test_spellings_without_a_counterpart_tell_what_to_write(address, words, monkeypatch):
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(ConfigError) as caught:
-        sl.TextStreams(address)
+        expand_addresses(address)
     assert words in caught.value.message
 
 
@@ -102,7 +148,48 @@ def test_spellings_without_a_counterpart_tell_what_to_write(address, words, monk
         (f"{CID}/x.mp4", f"write ipfs://{CID}/x.mp4"),
         ("file:none", "none or the path alone"),
         ("/nowhere/a%20b", "write '/nowhere/a b' if %XX"),
+        ("s3:b/k", "write s3://b/k"),
+        ("s3//b/k", "write s3://b/k"),
+        ("s3;//b/k", "write s3://b/k"),
+        ("s3 ://b/k", "write s3://b/k"),
+        ("s3:\\\\b\\k", "write s3://b/k"),
+        ("https:host/k", "write https://host/k"),
+        ("https:\\\\host\\k", "write https://host/k"),
+        (f"ipfs:{CID}", f"write ipfs://{CID}"),
+        ("ipns:docs.example.org", "write ipns://docs.example.org"),
+        ("memory:k", "write memory://k"),
+        ("ssh:host/k", "write ssh://host/k"),
+        ("sftp:host:/k", "write ssh://host/k"),
+        ("scp:host:/k", "write ssh://host/k"),
+        ("u@h:p", "write ssh://h/~/p, with u and an @ before the host"),
+        ("me@host:22:/p", "write ssh://host:22/p, with me and an @"),
+        ("[::1]:/p", "write ssh://[::1]/p"),
+        (" s3://b/k", "write s3://b/k alone"),
+        ("'s3://b/k'", "write s3://b/k alone"),
+        ("<https://host/k>", "write https://host/k alone"),
+        ("\u200bs3://b/k", "write s3://b/k alone"),
+        ("url:http://host/k", "write http://host/k alone"),
+        ("s3\uff1a//b/k", "write 's3://b/k', without"),
+        ("'/nowhere/k'", "write '/nowhere/k', without"),
+        ("/nowhere/k\n", "write '/nowhere/k', without"),
+        ("/nowhere/\u200bk", "write '/nowhere/k', without"),
+        ("%DATA%/k", "write $DATA/k"),
+        ("C:k", "relative to the current folder of drive C"),
+        ("file:///C:/k", "which WSL has as /mnt/c/k"),
+        ("file:\\\\server\\k", "write smb://server/k"),
+        ("file:~/k", "write ~/k alone"),
+        ("~no_such_user/k", "there is no user 'no_such_user'"),
+        ("//server/share/k", "for a share of Windows smb://server/share/k"),
+        ("www.example.org/k", "write https://www.example.org/k"),
+        ("arn:aws:s3:::b/k", "write s3://b/k"),
+        ("some_scheme://k", "no store serves some_scheme://"),
+        (f"ipfs/{CID}/k", f"write ipfs://{CID}/k"),
+        ("f01701220" + "ab" * 32, "it begins with a CID: write ipfs://f0170"),
+        ("k51qzi5uqu5dlvj2baxnqndepeb86cbk3ng7n3i46uzyxzyqj2xjonzllnv0v8", "write ipns://k51"),
+        (CID.lower(), "as it was published"),
+        ("/nowhere/a+b.mp4", "write '/nowhere/a b.mp4' if + stands for a space"),
         ("memory://spellings/a%20b", "write 'a b' if %XX"),
+        ("memory://spellings/a ", "write 'a', without"),
         ("memory://spellings/*/a%20b*", "write '*/a b*' if %XX"),
     ],
 )
@@ -196,7 +283,68 @@ def test_ipfs_addresses_of_browsers(tmp_path):
                 expand_addresses(f"ipfs://{changed}", None, options)
 
 
+@pytest.mark.parametrize("address", ["data:text/plain,x", "magnet:?xt=1", "h::module/x", "/nowhere/caf%E9", "c++/x"])
+def test_what_means_nothing_gets_no_wrong_advice(address):
+    with pytest.raises(StreamNotFound) as caught:
+        expand_addresses(address)
+    assert "write" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (f"ipfs://{CID}.", "write it without the '.'"),
+        ("ipfs://docs.example.org/a", "write ipns://docs.example.org"),
+        ("ipfs://zdj7wbtaiuuicqzymzx9yufmbvf7kuzrc3xjljdcyasqbtkkz", "must keep their case"),
+        (f"ipns://{CID.lower()}", "must keep their case"),
+        ("ipfs://k51qzi5uqu5dlvj2baxnqndepeb86cbk3ng7n3i46uzyxzyqj2xjonzllnv0v8/a", "write ipns://k51"),
+        ("ipfs://Q\uff4d/a", "characters that no CID has"),
+    ],
+)
+def test_what_is_no_cid_tells_what_it_may_be(address, words):
+    with pytest.raises((NotSupported, ProtocolError)) as caught:
+        expand_addresses(address, None, {"gateways": "http://127.0.0.1:9", "retry": None})
+    assert words in caught.value.message
+
+
+def test_schemes_in_capitals_have_the_options_of_their_store():
+    assert select_options("S3://b/k", {"s3://b": {"region": "r"}}) == {"region": "r"}
+    assert select_options("s3://b/k", {"S3://b": {"region": "r"}}) == {"region": "r"}
+    assert select_options("s3://B/k", {"s3://b": {"region": "r"}}) == {}
+
+
 @pytest.mark.parametrize("address", ["http://[::1]:8080/a.mp4", "ssh://me@[fe80::1]/a", "https://[2001:db8::1]"])
 def test_hosts_of_ipv6_are_no_chains(address):
     assert normalize_address(address) == address
     assert normalize_address(f"zip://a.txt::{address}/a.zip") == f"{address}/a.zip!/a.txt"
+
+
+@pytest.mark.parametrize("base", [*"bBfFkKzZuvVh", ""])
+def test_cids_of_all_bases_are_read(base):
+    dag = DagBuilder(chunk_size=5)
+    parsed = Cid.parse(str(dag.tree({"a.txt": b"text"})[""].cid))
+    cid = Cid(1 if base else 0, DAG_PB, parsed.hash_code, parsed.digest)
+    text = libipld.encode_multibase(base, cid.encode()) if base else str(cid)
+    with run_gateway(FaultyGateway(dag.blocks)) as gateway:
+        assert addresses_of(f"ipfs://{text}/*.txt", {"gateways": gateway.url}) == [f"ipfs://{text}/a.txt"]
+
+
+def test_containers_are_opened_by_all_spellings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", str(tmp_path))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("in/a.txt", "in the zip")
+
+    async def list_members(address):
+        async with sl.open_container(address) as container:
+            return [info.path async for info in container.list()]
+
+    for address in ("x.zip", "x.zip!", "$DATA/x.zip", f"file:{tmp_path}/x.zip", "file://$DATA/x.zip", "zip://::x.zip"):
+        assert asyncio.run(list_members(address)) == ["in/a.txt"]
+
+
+def test_archives_tell_what_their_address_may_have_been(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for address, words in (("s3:b/k", "write s3://b/k"), ("C:\\k", "/mnt/c/k"), ("me@host:k", "write ssh://host/~/k")):
+        with pytest.raises(CatalogNotFound, match=re.escape(words)):
+            sl.open_archive(address)

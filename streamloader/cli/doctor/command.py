@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from streamloader.arguments import expand_path
 from streamloader.cli.arguments import parse_positive_count, parse_seconds, read_storage_options
 from streamloader.cli.examples import add_examples
 from streamloader.redaction import clean, redact_address
@@ -102,7 +103,9 @@ def examine_address(
         ConfigError: If the address or an option is invalid.
     """
     from streamloader.archive.location import is_catalog_address
+    from streamloader.stores.registry import spell_address
 
+    address = spell_address(address)
     if is_catalog_address(address):
         return _examine_archive(address, options, max_bytes, timeout_s, show)
     return _examine_store(address, options, max_bytes, timeout_s, show)
@@ -123,14 +126,16 @@ def _examine_store(
     from streamloader.stores.io_thread import open_shared_store
     from streamloader.stores.local import local_path
     from streamloader.stores.registry import scheme_of, select_options
+    from streamloader.stores.spelling_advice import explain_missing_path
 
     report = make_report(redact_address(address))
     container = split_container_address(address)
     target = address if container is None else container[0]
     if container is not None:
         report["notes"].append("the container is examined as a file: streamloader inspect shows its members")
-    if scheme_of(target) in ("", "file"):
-        target = os.path.abspath(os.path.expanduser(local_path(target)))
+    is_local, written = scheme_of(target) in ("", "file"), target
+    if is_local:
+        target = os.path.abspath(expand_path(local_path(target)))
     # Without retries, so that the steps show what happens.
     timeouts = Timeouts(connect=timeout_s, response=timeout_s, window=timeout_s)
     options = {"timeouts": timeouts, **select_options(target, storage_options), "retry": None}
@@ -146,6 +151,8 @@ def _examine_store(
     with shared:
         examination = Examination(shared.store, path, report, max_bytes=max_bytes, timeout_s=timeout_s, show=show)
         shared.call(examination.run())
+    if is_local and report["problems"] and not os.path.lexists(target) and (advice := explain_missing_path(written)):
+        report["problems"][0]["advice"] = clean(advice.removeprefix("; "))
     if container is not None and container[1] and not report["problems"]:
         _examine_member(address, {**options, "retry": None}, report, timeout_s, show)
     report["ok"] = not report["problems"]

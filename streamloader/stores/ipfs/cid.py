@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -38,6 +39,7 @@ LIBP2P_KEY: Final = 0x72
 IDENTITY: Final = 0x00
 _SHA2_256: Final = 0x12
 _VERSION_0_CHARACTERS: Final = 46
+_PUNCTUATION: Final = ".,;:!)]>'\""  # what follows a CID in a sentence
 _MAX_TEXT_CHARACTERS: Final = 4096  # enough for a CID that contains a block of 2 KiB
 _CODEC_NAMES: Final = {RAW: "raw", DAG_PB: "dag-pb", 0x71: "dag-cbor", 0x0129: "dag-json", LIBP2P_KEY: "libp2p-key"}
 
@@ -76,13 +78,10 @@ class Cid:
         Raises:
             ProtocolError: If the text is not a CID.
         """
-        if not text.isascii() or not 2 <= len(text) <= _MAX_TEXT_CHARACTERS:
+        if not 2 <= len(text) <= _MAX_TEXT_CHARACTERS:
             raise ProtocolError(f"{text[:80]!r} is not a CID")
-        if len(text) == _VERSION_0_CHARACTERS and text[:2] != "Qm" and text[:2].lower() == "qm":
-            raise ProtocolError(
-                f"{text!r} is not a CID: letters of CIDs that begin with Qm must keep their case, which browsers and "
-                "host names change; write it as it was published, or as version 1 (ipfs cid base32)"
-            )
+        if advice := _explain_text(text):
+            raise ProtocolError(f"{text[:80]!r} is not a CID: {advice}")
         try:
             is_version_0 = text[0] == "Q"  # version 0 has no multibase prefix
             _, data = libipld.decode_multibase(f"z{text}" if is_version_0 else text)
@@ -167,6 +166,25 @@ class Cid:
         if self.version == 0:
             return str(libipld.encode_multibase("z", self.encode()))[1:]
         return str(libipld.encode_multibase("b", self.encode()))
+
+
+def _explain_text(text: str) -> str | None:
+    """Return why a text cannot be a CID, and what it may have been meant to be, or None."""
+    if text[:2] != "Qm" and text[:2].lower() == "qm" and len(text) == _VERSION_0_CHARACTERS:
+        return (
+            "letters of CIDs that begin with Qm must keep their case, which browsers and host names change; write it "
+            "as it was published, or as version 1 (ipfs cid base32)"
+        )
+    if text.startswith("z") and text.islower() and len(text) > _VERSION_0_CHARACTERS:
+        return (
+            "letters of CIDs that begin with z must keep their case, which browsers and host names change; write it as "
+            "it was published, or in base 32 (ipfs cid base32)"
+        )
+    if not text.isalnum() and text.rstrip(_PUNCTUATION).isalnum():
+        return f"write it without the {text.lstrip(string.ascii_letters + string.digits)!r} at its end"
+    if "." in text:
+        return f"it is a DNS name, so write ipns://{text}"
+    return None if text.isascii() and text.isprintable() else "it contains characters that no CID has"
 
 
 def read_varint(data: bytes | bytearray, offset: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from streamloader.stores.ipfs.unixfs import read_fields
 __all__ = ["parse_key", "split_path", "verify_record"]
 
 _SIGNATURE_PREFIX: Final = b"ipns-signature:"
+_MIN_KEY_CHARACTERS: Final = 46  # of a text without a dot: a host name of one label is hardly that long
 _RSA, _ED25519 = 0, 1
 _TIME_PATTERN: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 
@@ -42,6 +43,8 @@ def parse_key(name: str) -> Cid | None:
     try:
         cid = Cid.parse(name)
     except ProtocolError:
+        if len(name) >= _MIN_KEY_CHARACTERS:
+            raise
         return None
     return cid if cid.codec == LIBP2P_KEY else Cid(1, LIBP2P_KEY, cid.hash_code, cid.digest)
 

@@ -29,7 +29,7 @@ from streamloader.stores.http.address_scope import PinnedHosts
 from streamloader.stores.http.store import HttpStore
 from streamloader.stores.ipfs.access import describe_access
 from streamloader.stores.ipfs.blocks import CarFetcher, IpfsBlockFetcher, combine_errors
-from streamloader.stores.ipfs.cid import Cid
+from streamloader.stores.ipfs.cid import LIBP2P_KEY, Cid
 from streamloader.stores.ipfs.file_reader import GetNode, UnixFsReader
 from streamloader.stores.ipfs.ipns import parse_key, split_path, verify_record
 from streamloader.stores.ipfs.listing import IpfsListing
@@ -335,7 +335,10 @@ class IpfsStore(Store):
         """Split a path into the CID that it begins with, or that its name stands for, and the names below it."""
         first, *names = path.split("/")
         if self.url.startswith("ipfs:"):
-            return Cid.parse(first), names
+            cid = Cid.parse(first)
+            if cid.codec == LIBP2P_KEY:
+                raise NotSupported(f"{first} is no file or directory but a name: write ipns://{path}", address=self.url)
+            return cid, names
         cached = self._get_session().resolved_names
         if first not in cached or cached[first][0] <= time.monotonic():
             target = await self._resolve_name(first)

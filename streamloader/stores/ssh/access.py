@@ -52,7 +52,7 @@ def describe_access(login: SshLogin, address: str) -> StoreAccess:
         servers = ()
     keys = list(find_client_keys(login, options.config)) or _find_default_keys()
     facts["keys"] = ", ".join(keys[:_MAX_KEYS]) or "none"
-    agent = find_agent(options, address)
+    agent = None if login.client_keys else find_agent(options, address)
     facts["agent"] = agent or "none"
     if login.target.password is not None:
         facts["password"] = "given"  # noqa: S105 - it says that there is one

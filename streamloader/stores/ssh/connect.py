@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
@@ -16,21 +14,22 @@ from urllib.parse import unquote
 import asyncssh
 
 from streamloader.common.guarded_files import UnsafePath, check_socket
-from streamloader.common.printable import make_error_printable, make_printable
 from streamloader.config import Timeouts
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
-    ProtocolError,
-    ServerBusy,
-    StoreError,
     StoreTimeout,
-    Unreachable,
     UntrustedHost,
 )
-from streamloader.redaction import get_user_name
 from streamloader.stores.addresses import check_host_name, check_user_name, split_url
-from streamloader.stores.ssh.known_hosts import KnownHosts, find_host_key_policy
+from streamloader.stores.ssh.key_files import check_client_keys, select_client_keys
+from streamloader.stores.ssh.known_hosts import KnownHosts
+from streamloader.stores.ssh.login_errors import (
+    HostKeyRecorder,
+    add_host_key_policy,
+    add_locked_keys,
+    translate_login_error,
+)
 from streamloader.stores.ssh.transport import ChunkedTransport
 
 __all__ = [
@@ -45,19 +44,7 @@ _MAX_JUMPS: Final = 8
 _MAX_UNANSWERED_KEEPALIVES: Final = 3
 _GLOBAL_KNOWN_HOSTS: Final = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _USER_KNOWN_HOSTS: Final = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
-# Reason codes of SSH_MSG_DISCONNECT (RFC 4253, section 11.1).
-_BUSY_CODES: Final = (7, 12)  # service not available, too many connections
-_NO_MORE_AUTH_METHODS: Final = 14
-_DEFAULT_PORT: Final = 22
-# asyncssh's message for both sides of a key exchange.
-_NO_COMMON_ALGORITHM: Final = re.compile(r"No matching (.+) algorithm found, sent (\S*) and received (\S*)")
-_ALGORITHM_SETTINGS: Final = {"encryption": "Ciphers", "key exchange": "KexAlgorithms", "mac": "MACs"}
-_STRICT_POLICIES: Final = ("", "ask", "yes", "true")  # values of StrictHostKeyChecking that never accept a key unasked
-_DEFAULT_KEYS: Final = ("id_ed25519_sk", "id_ecdsa_sk", "id_ed448", "id_ed25519", "id_ecdsa", "id_rsa", "id_dsa")
-_ENCRYPTED_KEY_MARKS: Final = (b"ENCRYPTED", b"bcrypt")
-_MAX_KEY_FILE_BYTES: Final = 64 << 10
-_MAX_KEY_HEAD_BYTES: Final = 64
-_MAX_SHOWN_CHARACTERS: Final = 400  # of a list of algorithms
+_ALIAS_TOKEN: Final = re.compile(r"(?<!%)%k")  # HostKeyAlias, which asyncssh does not expand
 _USER_CONFIG: Final = "~/.ssh/config"
 
 
@@ -146,7 +133,9 @@ class SshLogin:
         ):
             for path in paths or ():
                 if not os.path.isfile(path):
-                    raise ConfigError(f"{name}={path!r}: there is no such file")
+                    problem = "it is not a regular file" if os.path.lexists(path) else "there is no such file"
+                    raise ConfigError(f"{name}={path!r}: {problem}")
+        check_client_keys(self.client_keys)
 
 
 Watch: TypeAlias = Callable[[SshTarget, asyncssh.SSHClientConnection], None]
@@ -235,15 +224,16 @@ async def _extend_chain(
         hop_jumps = jumps_of_first_hop if not chain else ()
         await _extend_chain(chain, login, hop, hop_jumps, timeouts, f"ssh://{hop}", (*ancestors, target), watch)
     hosts = KnownHosts(find_known_hosts_files(login, options.config))
-    client = _HostKeyRecorder(None if watch is None else lambda connection: watch(target, connection))
+    recorder = HostKeyRecorder(None if watch is None else lambda connection: watch(target, connection))
     try:
         connection = await asyncssh.connect(
             **common,
             **_authentication_options(login, target, options.config),
-            agent_path=find_agent(options, address),
+            # Keys of the agent come first, and servers allow few of them.
+            agent_path=None if login.client_keys else find_agent(options, address),
             tunnel=_select_tunnel(chain, options),
             known_hosts=None if login.trust_any else hosts.match,
-            client_factory=lambda: client,
+            client_factory=lambda: recorder,
             encryption_algs=() if options.config.get("Ciphers") else _PREFERRED_CIPHERS,
             compression_algs=() if options.config.get("Compression") else None,  # asyncssh inflates without a limit
             connect_timeout=None,
@@ -254,11 +244,11 @@ async def _extend_chain(
             x11_forwarding=False,
         )
     except (asyncssh.Error, OSError, ValueError) as error:
-        translated = _translate_error(error, options, client, hosts, address, through_jumps=bool(chain))
+        translated = translate_login_error(error, options, recorder, hosts, address, through_jumps=bool(chain))
         if isinstance(translated, UntrustedHost):
-            _add_host_key_policy(translated, login, common)
+            add_host_key_policy(translated, (_USER_CONFIG,) if login.config is None else login.config, common)
         elif isinstance(translated, AccessDenied) and not login.client_keys:
-            await asyncio.to_thread(_add_locked_keys, translated, options.config)
+            await asyncio.to_thread(add_locked_keys, translated, options.config)
         raise translated from error
     chain.insert(0, connection)
     if login.trust_any:
@@ -293,6 +283,13 @@ def read_options(
     }
     try:
         options = asyncssh.SSHClientConnectionOptions(client_keys=None, **common)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{address}: the SSH configuration, or a file that it includes, is not in UTF-8: convert it (iconv -f "
+            "latin1 -t utf8)"
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{address}: the SSH configuration includes itself, or files too deeply") from error
     except (OSError, ValueError, asyncssh.Error) as error:  # ConfigParseError is a ValueError
         raise ConfigError(f"{address}: the SSH configuration cannot be used: {error}") from error
     # The configuration may replace both, and its ProxyCommand contains the results (%h, %r).
@@ -327,9 +324,11 @@ def _select_tunnel(chain: Sequence[asyncssh.SSHClientConnection], options: async
 
 def _authentication_options(login: SshLogin, target: SshTarget, config: Any) -> dict[str, Any]:
     """Return the options to authenticate with. A password is only sent to the host it was given for."""
-    keys = find_client_keys(login, config)
+    keys = list(find_client_keys(login, config))
+    if not login.client_keys:
+        keys = select_client_keys(keys, keep_public=bool(config.get("IdentitiesOnly")))
     return {
-        "client_keys": list(keys) if keys else (),
+        "client_keys": keys,  # without any, asyncssh takes the default ones that exist
         "ignore_encrypted": not login.client_keys,  # explicitly given keys must be usable, configured ones need not be
         "passphrase": login.passphrase,
         "password": target.password,
@@ -338,8 +337,10 @@ def _authentication_options(login: SshLogin, target: SshTarget, config: Any) -> 
 
 def find_agent(options: asyncssh.SSHClientConnectionOptions, address: str) -> str | None:
     """Return the path of the agent's socket, or None if there is no agent, or one that another user listens to."""
-    configured = options.config.get("IdentityAgent", ())  # None for "none"
-    path = os.path.expanduser(str((os.environ.get("SSH_AUTH_SOCK") if configured == () else configured) or ""))
+    configured: Any = options.config.get("IdentityAgent", "SSH_AUTH_SOCK")  # None for "none"
+    if configured == "SSH_AUTH_SOCK" or str(configured).startswith("$"):
+        configured = os.environ.get(str(configured).lstrip("$"))
+    path = os.path.expanduser(str(configured or ""))
     if not path:
         return None
     try:
@@ -358,171 +359,21 @@ def find_known_hosts_files(login: SshLogin, config: Any) -> list[str]:
         return list(login.known_hosts)
     user = config.get("UserKnownHostsFile", _USER_KNOWN_HOSTS)  # empty for "none"
     files = [*user, *config.get("GlobalKnownHostsFile", _GLOBAL_KNOWN_HOSTS)]
-    return [path for path in (os.path.expanduser(str(name)) for name in files) if os.path.isfile(path)]
+    return [path for path in (_expand_tokens(str(name), config) for name in files) if os.path.isfile(path)]
 
 
-class _HostKeyRecorder(asyncssh.SSHClient):
-    """Record an untrusted host key for the error message, and reject it.
+def _expand_tokens(path: str, config: Any) -> str:
+    """Return a path of an SSH configuration in which ``~``, ``%h`` and the like, and ``${NAME}`` are expanded.
 
-    Args:
-        watch: Function that receives the connection, or None.
-
-    Attributes:
-        rejected: Host key that was rejected, or None.
+    Raises:
+        ConfigError: If there is no such token or variable.
     """
-
-    def __init__(self, watch: Callable[[asyncssh.SSHClientConnection], None] | None = None) -> None:
-        self.rejected: asyncssh.SSHKey | None = None
-        self._watch = watch
-
-    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-        """Called when the connection is open, before anything is sent."""
-        if self._watch is not None:
-            self._watch(conn)
-
-    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Called for a host key that is not in known_hosts."""
-        self.rejected = key
-        return False
-
-    def validate_host_ca_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Called for the key of a certificate authority that is not in known_hosts."""
-        self.rejected = key
-        return False
-
-
-def _translate_error(  # noqa: PLR0911 - one for each kind of error
-    error: Exception,
-    options: asyncssh.SSHClientConnectionOptions,
-    client: _HostKeyRecorder,
-    hosts: KnownHosts,
-    address: str,
-    *,
-    through_jumps: bool,
-) -> StoreError | ConfigError:
-    """Return the error of this package that corresponds to an error of asyncssh."""
-    make_error_printable(error)
-    algorithms = _NO_COMMON_ALGORITHM.search(str(error)) if isinstance(error, asyncssh.KeyExchangeFailed) else None
-    if algorithms is not None:
-        kind, offered, accepted = (make_printable(text, _MAX_SHOWN_CHARACTERS) for text in algorithms.groups())
-        setting = _ALGORITHM_SETTINGS.get(kind.lower(), "")
-        advice = f": enable one of the server's with {setting} in the SSH configuration" if setting else ""
-        return ProtocolError(
-            f"{address}: the server and this client have no {kind} algorithm in common. The server has {accepted}; "
-            f"this client has {offered}. Its host key was not checked, and nothing is wrong with it{advice}, or update "
-            "the server",
-            address=address,
-        )
-    if isinstance(error, asyncssh.HostKeyNotVerifiable) or (
-        isinstance(error, asyncssh.KeyExchangeFailed) and hosts.has_keys
-    ):
-        return _untrusted_host_error(error, options, client, hosts, address)
-    if isinstance(error, asyncssh.PermissionDenied) or (
-        isinstance(error, asyncssh.DisconnectError)
-        and (error.code == _NO_MORE_AUTH_METHODS or "authentication failures" in error.reason)
-    ):
-        return AccessDenied(
-            f"{address} rejected the credentials of {_describe_user(options.username)}: check the user name, the "
-            "password, and the key, which must be in the agent or given with client_keys=, and be authorized on the "
-            "server",
-            address=address,
-        )
-    if isinstance(error, asyncssh.DisconnectError) and error.code in _BUSY_CODES:
-        return ServerBusy(f"{address} accepts no connection at the moment: {error}", address=address)
-    if isinstance(error, (asyncssh.ConnectionLost, asyncssh.ChannelOpenError, OSError)):
-        hint = " through its jump hosts" if through_jumps else ""
-        return Unreachable(f"cannot connect to {address}{hint}: {_describe_error(error)}", address=address)
-    if isinstance(error, asyncssh.Error):
-        return ProtocolError(f"{address} does not speak SSH as this client supports it: {error}", address=address)
-    return ConfigError(  # an unreadable key, or options that exclude each other
-        f"{address}: the SSH keys or options cannot be used: {error}; an encrypted key needs passphrase= or the agent"
-    )
-
-
-def _add_host_key_policy(error: UntrustedHost, login: SshLogin, target: Mapping[str, Any]) -> None:
-    """Say so if the configuration asks to accept unknown host keys, which this store never does."""
-    paths = (_USER_CONFIG,) if login.config is None else login.config
-    files = [path for path in map(os.path.expanduser, paths) if os.access(path, os.R_OK)]
-    policy = find_host_key_policy(files, target)
-    if policy not in _STRICT_POLICIES:
-        message = (
-            f"{error.message}. StrictHostKeyChecking {policy} in {', '.join(files)} is not followed: connect once with "
-            "ssh, which then adds the key"
-        )
-        error.args = (message,)
-
-
-def _add_locked_keys(error: AccessDenied, config: Any) -> None:
-    """Name the private keys that were not used because they are encrypted."""
-    configured = config.get("IdentityFile") or [f"~/.ssh/{name}" for name in _DEFAULT_KEYS]
-    locked = [str(path) for path in configured if _is_encrypted_key(os.path.expanduser(str(path)))]
-    if locked:
-        message = (
-            f"{error.message}. Not used, because encrypted, and not in the agent: {', '.join(locked)}. Add such a key "
-            "to the agent (ssh-add), or give client_keys= and passphrase="
-        )
-        error.args = (message,)
-
-
-def _is_encrypted_key(path: str) -> bool:
-    """Return whether a file is a private key with a passphrase."""
+    alias = str(config.get("HostKeyAlias") or "%n").replace("%k", "%n")
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_KEY_FILE_BYTES)
-    except OSError:
-        return False
-    if b"OPENSSH PRIVATE KEY" in data:  # the name of the key derivation is among the first bytes
-        try:
-            data = base64.b64decode(b"".join(data.split(b"-----")[2].split()), validate=True)[:_MAX_KEY_HEAD_BYTES]
-        except (IndexError, binascii.Error):
-            return False
-    return any(mark in data for mark in _ENCRYPTED_KEY_MARKS)
-
-
-def _describe_user(user: str) -> str:
-    """Return a user name for a message, unless it has special characters: it may then be a part of a password."""
-    return "the user" if get_user_name(f"ssh://{user}@host") is None else f"the user {user!r}"
-
-
-def _untrusted_host_error(
-    error: Exception,
-    options: asyncssh.SSHClientConnectionOptions,
-    client: _HostKeyRecorder,
-    hosts: KnownHosts,
-    address: str,
-) -> UntrustedHost:
-    host, port = options.host_key_alias or options.host, options.port
-    name = host if port == _DEFAULT_PORT else f"[{host}]:{port}"
-    fingerprint, line = "of another type", ""
-    if client.rejected is not None:
-        fingerprint = client.rejected.get_fingerprint()
-        text = " ".join(client.rejected.export_public_key("openssh").decode().split()[:2])
-        line = f" ({name} {text})"
-    if hosts.has_keys:
-        problem = (
-            f"which differs from the one in {', '.join(hosts.files)}: an attacker may be intercepting the connection, "
-            f"or the server was reinstalled. If it was reinstalled, remove the old key (ssh-keygen -R '{name}') and "
-            "add the new one"
-        )
-    elif "revoked" in str(error):
-        problem = "which was revoked. If that is a mistake, correct your known_hosts"
-    else:
-        problem = (
-            "which is not known. Compare the fingerprint with the one on the server (ssh-keygen -lf "
-            "/etc/ssh/ssh_host_ed25519_key.pub); if they are the same, add the key to known_hosts"
-        )
-    return UntrustedHost(
-        f"{address} presented the host key {fingerprint}, {problem}: ssh-keyscan -p {port} {options.host} >> "
-        f"~/.ssh/known_hosts, or this line{line}. Nothing was sent",
-        address=address,
-        fingerprint=fingerprint,
-    )
-
-
-def _describe_error(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
-    return str(error)
+        expanded: str = config._expand_val(_ALIAS_TOKEN.sub(lambda _: alias, path))  # noqa: SLF001 - it knows the tokens
+    except ValueError as error:
+        raise ConfigError(f"the SSH configuration has the path {path}: {error}") from error
+    return os.path.expanduser(expanded)
 
 
 _log: Final = logging.getLogger("streamloader")

@@ -28,6 +28,7 @@ _MAX_OPEN_DIRECTORIES: Final = 8
 _READDIR_QUEUE_DEPTH: Final = 4  # requests in flight for one directory
 _MAX_QUEUED_PAGES: Final = 64
 _PAGE_ENTRIES: Final = 1000
+_MAX_FOLLOWED_LINKS: Final = 40  # as Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +155,34 @@ class DirectoryListing:
     ) -> None:
         requests: deque[PendingRequest] = deque()
         body = sftp.pack_string(handle)
+        is_empty = True
         while True:
             while len(requests) < _READDIR_QUEUE_DEPTH:
                 requests.append(channel.request(sftp.READDIR, body, sftp.NAME))
             try:
                 names = sftp.parse_names(await requests.popleft().wait_for_reply())
             except SftpError as error:
-                if error.code == sftp.EOF:
-                    return
-                raise
+                if error.code != sftp.EOF:
+                    raise
+                if is_empty:
+                    await self._require_access(channel, self._remote(directory.path))
+                return
+            is_empty = is_empty and not names
             self._budget.count_entry("")  # an empty reply is progress for the server only
             for start in range(0, len(names), _PAGE_ENTRIES):  # a hostile server sends hundreds of thousands at once
                 page = names[start : start + _PAGE_ENTRIES]
                 await self._sort_names(channel, directory, real_path, page, recursive=recursive)
+
+    async def _require_access(self, channel: SftpChannel, remote: str) -> None:
+        """Raise an error if a directory only seems to be empty: OpenSSH omits the entries that it has no access to.
+
+        There, an empty directory has "." and "..".
+        """
+        try:
+            await channel.stat(posixpath.join(remote, ".")).wait_for_reply()
+        except SftpError as error:
+            if error.code == sftp.PERMISSION_DENIED:
+                raise
 
     async def _sort_names(
         self, channel: SftpChannel, directory: _PendingDirectory, real_path: str, names: sftp.Names, *, recursive: bool
@@ -218,21 +234,29 @@ class DirectoryListing:
         address = self._address(path)
         request = channel.request_path(sftp.READLINK, self._remote(path), sftp.NAME)
         try:
-            (target, _), *_ = sftp.parse_names(await request.wait_for_reply())
+            target = sftp.parse_name(await request.wait_for_reply())
         except SftpError as reason:
             if reason.code == sftp.NO_SUCH_FILE:
                 return
             target = "another place"
         is_denied = error.code == sftp.PERMISSION_DENIED
-        kind, end = (AccessDenied, "may not be accessed") if is_denied else (NotFound, "does not exist")
+        kind, end = (AccessDenied, "may not be accessed") if is_denied else (NotFound, "leads nowhere or in a circle")
         problem = kind(f"{address} is a link to {make_printable(target)}, which {end}", address=address)
         self._search.report(ListingProblem(path, problem, is_directory=is_denied))
 
     async def _resolve_links(self, channel: SftpChannel, remote: str) -> str:
-        """Return the real path on the server."""
-        request = channel.request_path(sftp.REALPATH, remote, sftp.NAME)
-        (real_path, _), *_ = sftp.parse_names(await request.wait_for_reply())
-        return real_path
+        """Return the real path on the server. It follows fewer links in a path than a path may contain."""
+        link = remote
+        for _ in range(_MAX_FOLLOWED_LINKS):
+            try:
+                return sftp.parse_name(await channel.request_path(sftp.REALPATH, link, sftp.NAME).wait_for_reply())
+            except SftpError:
+                try:
+                    target = await channel.request_path(sftp.READLINK, link, sftp.NAME).wait_for_reply()
+                except SftpError:  # no link
+                    break
+                link = posixpath.join(posixpath.dirname(link), sftp.parse_name(target))
+        return remote  # whether it exists is seen when it is opened
 
     async def _is_not_directory(self, channel: SftpChannel, remote: str) -> bool:
         """Return whether the path does not exist or is something else than a directory."""

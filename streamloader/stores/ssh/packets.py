@@ -62,6 +62,18 @@ def parse_names(body: bytes) -> Names:
     return names
 
 
+def parse_name(body: bytes) -> str:
+    """Return the file name of a NAME reply that has only one.
+
+    Raises:
+        BadReply: If it has none.
+    """
+    names = parse_names(body)
+    if not names:
+        raise BadReply("a reply without a name")
+    return names[0][0]
+
+
 def encode_path(path: str) -> bytes:
     """Return a path in the server's encoding. Names that are not UTF-8 survive decoding and encoding."""
     return path.encode(errors="surrogateescape")

@@ -166,6 +166,7 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
         self._version_reply: asyncio.Future[bytes | Exception] = self._loop.create_future()
         self._incoming_read: PendingRequest | None = None  # the read whose bytes are arriving
         self._unparsed = b""
+        self._exit_status: int | None = None
         self._received_bytes = 0  # of reads
         self._rates: deque[float] = deque(maxlen=_RATE_SAMPLES)  # bytes per second
         self._min_latency_s = 1.0  # of reads
@@ -372,7 +373,19 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called when the channel is closed. All requests in flight fail."""
+        if exc is None and self._exit_status and not self._version_reply.done():
+            self._fail(
+                BadReply(
+                    f"nothing, and its program for SFTP ended with status {self._exit_status}: its sshd_config needs "
+                    "'Subsystem sftp internal-sftp', and no ForceCommand of another program"
+                )
+            )
+            return
         self._fail(ChannelLost(str(exc) if exc else "the server closed the channel"))
+
+    def exit_status_received(self, status: int) -> None:
+        """Called when the server's program has ended."""
+        self._exit_status = status
 
     def pause_writing(self) -> None:
         """Called when the send buffer is full."""
@@ -427,10 +440,12 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
             length, kind = _U32.unpack_from(data, position)[0], data[position + 4]
             if not _MIN_PACKET_BYTES <= length <= _MAX_REPLY_BYTES:
                 if not self._version_reply.done() and data[:1].isascii():
-                    text = make_printable(data[:_MAX_SHOWN_BYTES].decode(errors="replace").strip())
+                    printed = data[:_MAX_SHOWN_BYTES].partition(b"\0")[0]
+                    text = make_printable(printed.decode(errors="replace").strip())
                     raise BadReply(
-                        f"text before its first reply ({text}): a login script of the user prints it. Let the script "
-                        "print only in interactive shells (in .bashrc: [[ $- == *i* ]] || return)"
+                        f"text before its first reply ({text} ): a login script of the user, or a forced command, "
+                        "prints it. Let the script print only in interactive shells (in .bashrc: [[ $- == *i* ]] || "
+                        "return)"
                     )
                 raise BadReply(f"a reply with an invalid length of {length} bytes")
             if kind == DATA:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from streamloader.archive.catalog.base import SCHEMA_VERSION, Place
 from streamloader.common.guarded_files import open_regular_file
 from streamloader.errors import CatalogError, CatalogExists, CatalogNotFound, CatalogTooNew
+from streamloader.stores.spelling_advice import explain_missing_path
 
 __all__ = [
     "APPLICATION_ID", "MIGRATIONS", "SCHEMA_SQL", "CatalogFile", "create_file", "get_file_identity", "open_file",
@@ -267,7 +268,7 @@ def open_file(path: str) -> CatalogFile:
     try:
         _check_side_files(path)
     except FileNotFoundError as error:
-        raise CatalogNotFound(f"there is no catalog at {path}", address=path) from error
+        raise CatalogNotFound(f"there is no catalog at {path}{_explain(path)}", address=path) from error
     writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK | os.X_OK)
     file = _open_writable(path) if writable else _open_read_only(path)
     try:
@@ -325,6 +326,11 @@ def _connect(path: str, uri_options: str) -> sqlite3.Connection:
     return db
 
 
+def _explain(path: str) -> str:
+    """Return what a path that does not exist may have been meant to be. Other spellings are relative paths."""
+    return explain_missing_path(os.path.relpath(path))
+
+
 def _check_file_header(path: str) -> None:
     """Check that a file is a catalog by its first bytes, before SQLite opens it."""
     try:
@@ -335,7 +341,7 @@ def _check_file_header(path: str) -> None:
     except CatalogError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CatalogNotFound(f"there is no catalog at {path}", address=path) from error
+        raise CatalogNotFound(f"there is no catalog at {path}{_explain(path)}", address=path) from error
     except OSError as error:
         raise CatalogError(f"cannot read {path}: {error.strerror or error}", address=path) from error
     if not header.startswith(_MAGIC) or len(header) < _HEADER_BYTES:
