@@ -23,7 +23,7 @@ from streamloader.streams.frames import validate_size
 __all__ = ["yuv_to_rgb"]
 
 # Red from V, green from V, blue from U and green from U, in 1/65536, for limited range, by MatrixCoefficients of ITU-T
-# H.273 (libswscale's ff_yuv2rgb_coeffs). All other numbers, unspecified (2) too, are BT.601.
+# H.273 (libswscale's ff_yuv2rgb_coeffs). All other numbers but 8, unspecified (2) too, are BT.601.
 _BT601: Final = (104597, -53279, 132201, -25675)
 _BT2020: Final = (110013, -42626, 140363, -12277)
 _CHROMA: Final = {
@@ -33,6 +33,11 @@ _CHROMA: Final = {
     9: _BT2020,
     10: _BT2020,
 }
+# YCgCo, which libswscale does not know: red and blue have parts of both planes (H.273, equations 49 to 51). They are
+# mixed to V - U and -U - V first, of which red, green and blue have a part like that of other matrices.
+_YCGCO: Final = 8
+_YCGCO_CHROMA: Final = (74606, -37303, 74606, -37303)  # 255/224
+_YCGCO_CENTERS: Final = (0, -256)  # of mixed chroma without colour
 _LAST_MATRIX: Final = 11  # which is BT.601, like all larger numbers
 _UNSPECIFIED: Final = 2
 _BLACK: Final = 16  # luma of black in limited range
@@ -66,8 +71,9 @@ def yuv_to_rgb(
         y: Luma, uint8 (..., 1, H, W), with any leading axes.
         u: First chroma plane (Cb), uint8 (..., 1, ceil(H/2), ceil(W/2)).
         v: Second chroma plane (Cr), with the shape of `u`.
-        matrix: MatrixCoefficients of ITU-T H.273: 1 is BT.709, 5 and 6 are BT.601, 9 is BT.2020. One number, or
-            integers that broadcast to the leading axes. Defaults to 2, unspecified, for which FFmpeg uses BT.601.
+        matrix: MatrixCoefficients of ITU-T H.273: 1 is BT.709, 5 and 6 are BT.601, 9 is BT.2020, and 8 is YCgCo, which
+            FFmpeg does not convert. One number, or integers that broadcast to the leading axes. Defaults to 2,
+            unspecified, for which FFmpeg uses BT.601.
         range: VideoFullRangeFlag of ITU-T H.273: 0 is limited range (luma 16..235), 1 is full range. One number, or
             integers or bools that broadcast to the leading axes. Defaults to 0.
         size: (height, width) to which frames are scaled. Defaults to their own size.
@@ -85,7 +91,8 @@ def yuv_to_rgb(
     height, width = own_size = tuple(luma.shape[1:])
     if size is not None:
         height, width = validate_size(size)
-    coefficients = _Coefficients.from_rows(_select_rows(matrix, range, lead, luma.device))
+    rows = _select_rows(matrix, range, lead, luma.device)
+    coefficients = _Coefficients.from_rows(rows, mixes=_may_be_ycgco(matrix))
     rgb = torch.empty((len(luma), 3, height, width), dtype=torch.uint8, device=luma.device)
     frame_px = max(luma.shape[1] * luma.shape[2], height * width)
     if (height, width) == own_size and height % 2 == 0:
@@ -112,6 +119,8 @@ class _Coefficients(NamedTuple):
         step: Factor of luma in 1/65536, and the sum added to it, with 0.5 for rounding: int32 (n, 2, 1, 1).
         offsets: Luma levels added for each level of V in red and green, and of U in blue and green, in 1/65536: int32
             (n, 2, 2, 1, 1).
+        centers: V and U without colour, after mixing: int32 (n, 2, 1, 1).
+        mix: 1 for a frame whose V and U are mixed, otherwise 0: int32 (n, 1, 1). None if none is.
     """
 
     luma: Tensor
@@ -119,22 +128,38 @@ class _Coefficients(NamedTuple):
     neutral: Tensor
     step: Tensor
     offsets: Tensor
+    centers: Tensor
+    mix: Tensor | None
 
     @classmethod
-    def from_rows(cls, rows: Tensor) -> _Coefficients:
-        """Split the rows of the table, int32 (n, 16)."""
-        luma, step, *others = rows[..., None, None].split([2, 2, 4, 4, 4], dim=1)
+    def from_rows(cls, rows: Tensor, *, mixes: bool) -> _Coefficients:
+        """Split the rows of the table, int32 (n, 19). `mixes` is whether a frame may have mixed chroma."""
+        luma, step, *others, centers, mix = rows[..., None, None].split([2, 2, 4, 4, 4, 2, 1], dim=1)
         chroma, neutral, offsets = (part.unflatten(1, (2, 2)) for part in others)
-        return cls(luma.float() / (1 << _FRACTION_BITS), chroma, neutral, step, offsets)
+        luma = luma.float() / (1 << _FRACTION_BITS)
+        return cls(luma, chroma, neutral, step, offsets, centers, mix[:, 0] if mixes else None)
 
     def of(self, frames: slice) -> _Coefficients:
         """Return the coefficients of some frames."""
-        return self if len(self.luma) == 1 else _Coefficients(*(tensor[frames] for tensor in self))
+        if len(self.luma) == 1:
+            return self
+        mix = self.mix if self.mix is None else self.mix[frames]
+        luma, chroma, neutral, step, offsets, centers = (part[frames] for part in self[:-1])
+        return _Coefficients(luma, chroma, neutral, step, offsets, centers, mix)
+
+    def mix_chroma(self, v: Tensor, u: Tensor) -> None:
+        """Mix the chroma planes (n, h, w) of frames that need it, in place."""
+        if self.mix is not None:
+            mixed = u * self.mix
+            v.sub_(mixed)  # V - U
+            u.sub_(mixed).sub_(mixed).sub_(v * self.mix).sub_(mixed)  # -U - V
 
 
 def _compute_coefficients(matrix: int, full_range: int) -> list[int]:
     """Return a row of the table, as ``sws_setColorspaceDetails`` and ``ff_yuv2rgb_c_init_tables`` compute it."""
-    step, first, chroma = 1 << 16, 0, list(_CHROMA.get(matrix, _BT601))
+    step, first, is_mixed = 1 << 16, 0, matrix == _YCGCO
+    chroma = list(_YCGCO_CHROMA if is_mixed else _CHROMA.get(matrix, _BT601))
+    centers = _YCGCO_CENTERS if is_mixed else (_NEUTRAL, _NEUTRAL)
     if full_range:
         chroma = [_divide(factor * 224, 255) for factor in chroma]
     else:
@@ -143,9 +168,12 @@ def _compute_coefficients(matrix: int, full_range: int) -> list[int]:
     luma = (step + 4) >> 3
     black = 0 if full_range else -_BLACK * luma
     factors = [(factor + 4) >> 3 for factor in chroma]
-    grey = [(positive << _FRACTION_BITS) - _NEUTRAL * factor for positive, factor in zip(_GREY, factors, strict=True)]
+    grey = [
+        (positive << _FRACTION_BITS) - centers[number // 2] * factor
+        for number, (positive, factor) in enumerate(zip(_GREY, factors, strict=True))
+    ]
     offsets = [_divide((factor << 16) + 0x8000, step) for factor in chroma]
-    return [luma, black, step, first + 0x8000, *factors, *grey, *offsets]
+    return [luma, black, step, first + 0x8000, *factors, *grey, *offsets, *centers, int(is_mixed)]
 
 
 def _divide(dividend: int, divisor: int) -> int:
@@ -156,7 +184,7 @@ def _divide(dividend: int, divisor: int) -> int:
 
 @lru_cache(maxsize=64)
 def _coefficient_table(device: torch.device) -> Tensor:
-    """Return the coefficients of all matrices, each in limited and full range, int32 (2 * matrices, 16)."""
+    """Return the coefficients of all matrices, each in limited and full range, int32 (2 * matrices, 19)."""
     rows = [_compute_coefficients(matrix, full) for matrix in range(_LAST_MATRIX + 1) for full in (0, 1)]
     return torch.tensor(rows, dtype=torch.int32).to(device)
 
@@ -184,6 +212,13 @@ def _select_rows(matrix: int | Tensor, full_range: int | Tensor, lead: tuple[int
             f"matrix and range must broadcast to the leading axes {lead}, got {tuple(row.shape)}"
         ) from error
     return table[rows]
+
+
+def _may_be_ycgco(matrix: int | Tensor) -> bool:
+    """Return whether a frame may be in YCgCo. True where only waiting for the device would tell."""
+    if not isinstance(matrix, Tensor):
+        return int(matrix) == _YCGCO
+    return matrix.device.type != "cpu" or bool((matrix == _YCGCO).any())
 
 
 def _flatten_planes(planes: tuple[Tensor, Tensor, Tensor], channel_axis: int) -> tuple[list[Tensor], tuple[int, ...]]:
@@ -242,6 +277,7 @@ class _PairConverter:
         self._luma.copy_(self._scaled.copy_(y).mul_(scale).add_(black + _POSITIVE))
         self._chroma[:, 0, 0].copy_(v)
         self._chroma[:, 1, 0].copy_(u)
+        by.mix_chroma(*self._chroma[:, :, 0].unbind(1))
         torch.mul(self._chroma, by.chroma, out=self._terms).add_(by.neutral).bitwise_right_shift_(_FRACTION_BITS)
         red_green_blue, green_u = self._terms.flatten(1, 2).split([3, 1], dim=1)
         red_green_blue[:, 1:2].add_(green_u)
@@ -308,8 +344,10 @@ def _stretch_plane(plane: Tensor, length: int, axis: int) -> Tensor:
 
 def _convert_offsets(y: Tensor, u: Tensor, v: Tensor, by: _Coefficients, rgb: Tensor) -> None:
     """Convert frames with an even width whose chroma has half their width and all their rows."""
-    chroma = torch.stack([v, u], dim=1).to(torch.int32)[:, :, None]
-    levels = (chroma * by.offsets).bitwise_right_shift_(_TABLE_BITS).sub_(by.offsets >> 9).flatten(1, 2)
+    chroma = torch.stack([v, u], dim=1).to(torch.int32)
+    by.mix_chroma(*chroma.unbind(1))
+    neutral = (by.centers[:, :, None] * by.offsets).bitwise_right_shift_(_TABLE_BITS)
+    levels = (chroma[:, :, None] * by.offsets).bitwise_right_shift_(_TABLE_BITS).sub_(neutral).flatten(1, 2)
     levels[:, 1] += levels[:, 3]
     colour = _repeat_across(levels[:, :3] + _POSITIVE, y.shape[-1])
     step, first = by.step.unbind(1)
@@ -322,7 +360,9 @@ def _convert_interpolated(y: Tensor, u: Tensor, v: Tensor, by: _Coefficients, rg
     """Convert frames whose chroma has their size."""
     scale, black = by.luma.unbind(1)
     luma = y.float().mul_(scale).add_(black)
-    u, v = ((plane.float() - _NEUTRAL) / (1 << _FRACTION_BITS) for plane in (u, v))
+    v, u = v.float(), u.float()
+    by.mix_chroma(v, u)
+    v, u = ((plane - by.centers[:, number]) / (1 << _FRACTION_BITS) for number, plane in enumerate((v, u)))
     red_v, green_v, blue_u, green_u = by.chroma.flatten(1, 2).unbind(1)
     pixels = torch.stack([luma + v * red_v, luma + u * green_u + v * green_v, luma + u * blue_u], dim=1)
     rgb.copy_(pixels.round_().clamp_(0, 255))

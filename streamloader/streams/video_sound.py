@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamloader.errors import ConfigError, StreamloaderError, UnreadableStream
+from streamloader.errors import ConfigError, StreamloaderError
 from streamloader.media.audio.index import AudioIndexSettings, AudioVerifyLevel
 from streamloader.streams.indexing import show_indexing
 from streamloader.streams.sound import AudioOptions, FrameSound, SoundOptions, open_reader, sound_fields
@@ -152,17 +152,10 @@ class VideoSound:
         bounds = self._selection.divide_samples(index, rate, start_draw)
         if not sound.channels:
             return FrameSound(None, bounds, 0, self._block, key)
-        if index.clock_jumps:
-            raise UnreadableStream(
-                f"the clock of {video} jumps, so its sound cannot be laid out beside its frames: leave out audio=, or "
-                "write the file again with one clock, for example with `ffmpeg -i FILE -map 0 -c copy NEW.mkv`",
-                stream=key,
-                address=str(video),
-            )
         origin = int(index.pts[0]) * index.time_base if index.has_pts else Fraction(0)
         sound_file = open_second_file(video, file)
         reader = SampleReader(video, sound, key, track=self._settings.track, owned_file=sound_file)
-        timeline = TimelineReader(reader, lay_out_sound(sound, origin))
+        timeline = TimelineReader(reader, lay_out_sound(sound, origin, index.clock, index.time_base))
         start = timeline.start * rate // sound.rate
         try:
             return FrameSound(open_reader(reader, self._form, timeline), bounds, start, self._block, key)

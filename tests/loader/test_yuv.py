@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from av.video.reformatter import VideoReformatter
+from ffmpeg_program import run
 from made_clips import VARIANTS, as_rgb, linear_decode, make_clip, moving_frame
 
 import streamloader as sl
@@ -124,9 +125,39 @@ def test_leading_axes_and_channel_axes(size):
 
 def test_unknown_matrices_are_bt_601():
     planes = planes_of(noise_frame(16, 16, 6, LIMITED))
-    for matrix in (0, 2, 3, 8, 11, 15, 255):
+    for matrix in (0, 2, 3, 11, 15, 255):
         assert torch.equal(yuv_to_rgb(*planes, matrix), yuv_to_rgb(*planes, 6))
         assert torch.equal(yuv_to_rgb(*planes, torch.tensor(matrix)), yuv_to_rgb(*planes, 6))
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 16), (17, 17)])
+def test_ycgco_is_that_of_its_definition(height, width, full_range):
+    """ITU-T H.273, equations 46 to 51, in exact arithmetic. FFmpeg does not convert it."""
+    torch.manual_seed(0)
+    y, u, v = (torch.randint(0, 256, (1, 1, rows, columns), dtype=torch.uint8) for rows, columns in (
+        (height, width), *[((height + 1) // 2, (width + 1) // 2)] * 2))  # fmt: skip
+    u[:], v[:] = u[..., :1, :1], v[..., :1, :1]  # one colour, so that it does not matter how chroma is interpolated
+    luma = y.double() if full_range else (y.double() - 16) * 255 / 219
+    green, orange = ((plane[..., :1, :1].double() - 128) * (1 if full_range else 255 / 224) for plane in (u, v))
+    expected = torch.cat([luma - green + orange, luma + green, luma - green - orange], dim=1).round().clamp(0, 255)
+    for matrix in (8, torch.tensor([8])):
+        got = yuv_to_rgb(y, u, v, matrix, full_range).double()
+        assert (got - expected).abs().max() <= 3  # as libswscale rounds for any matrix
+    mixed = yuv_to_rgb(*(plane.repeat(2, 1, 1, 1) for plane in (y, u, v)), torch.tensor([8, 1]), full_range)
+    assert torch.equal(mixed[:1], yuv_to_rgb(y, u, v, 8, full_range))
+    assert torch.equal(mixed[1:], yuv_to_rgb(y, u, v, 1, full_range))
+
+
+def test_a_file_in_ycgco_is_converted_from_its_planes(tmp_path):
+    run("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=5:duration=1", "-c:v", "libx264", tmp_path / "coded.mp4")
+    path = tmp_path / "ycgco.mp4"
+    run("-i", tmp_path / "coded.mp4", "-c", "copy", "-bsf:v", "h264_metadata=matrix_coefficients=8", path)
+    with sl.MultiStreamer(sl.VideoStreams(path, pix_fmt="yuv420p"), 1, 5) as loader:
+        (batch,) = loader
+        assert set(batch["matrix"].flatten().tolist()) == {8}
+        planes = [batch[name].movedim(-1, -3) if batch[name].shape[-1] == 1 else batch[name] for name in "yuv"]
+        assert torch.equal(batch.rgb(), yuv_to_rgb(*planes, 8, 0))
 
 
 @pytest.mark.skipif(not swscale.is_scaler_available(), reason="PyAV's libswscale cannot be called directly here")

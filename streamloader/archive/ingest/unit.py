@@ -292,7 +292,7 @@ def _describe_source(plan: CutPlan) -> dict[str, Any]:
         "stream": plan.scan.stream,
         "video_streams": plan.video_streams,
         "cropping": list(plan.cropping),
-        "clock_jumps": plan.clock_jumps,
+        "clock_jumps": len(plan.clock),
     }
 
 

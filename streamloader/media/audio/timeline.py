@@ -17,6 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from streamloader.media.audio.index import AudioIndex
     from streamloader.media.audio.reader import SampleReader
+    from streamloader.media.video.clock_jumps import ClockJumps
     from streamloader.values import Array
 
 __all__ = ["MAX_OFFSET_S", "TimelineReader", "lay_out_sound"]
@@ -28,7 +29,9 @@ _JITTER_QUANTILE: Final = 0.95
 _SMOOTHED_PACKETS: Final = 5
 
 
-def lay_out_sound(index: AudioIndex, origin: Fraction) -> Array:
+def lay_out_sound(
+    index: AudioIndex, origin: Fraction, clock: ClockJumps | None = None, clock_base: Fraction = Fraction(1)
+) -> Array:
     """Return when samples are played: int64 (pieces, 3), each with its first position, first sample and size.
 
     Positions count samples from `origin` on. Pieces are in order, do not overlap, and begin at 0 or later.
@@ -36,12 +39,17 @@ def lay_out_sound(index: AudioIndex, origin: Fraction) -> Array:
     Args:
         index: Index of the sound.
         origin: Time of the first frame of the video, in seconds on the clock of the file.
+        clock: Jumps of this clock. Defaults to none.
+        clock_base: Unit of the timestamps of `clock` in seconds.
     """
     starts = index.packet_starts
     if index.has_exact_pts:
         pts, first_samples = np.zeros(1, np.int64), np.zeros(1, np.int64)
     else:
         pts, first_samples = index.pts, starts[: len(index.pts)]
+        if clock is not None and len(pts):
+            durations = np.rint(index.samples[:-1] / float(index.time_base * index.rate)).astype(np.int64)
+            pts = pts + clock.find_shifts(pts, durations, index.offsets, clock_base, index.time_base)
     if not len(pts) or not len(index.kept):
         return np.zeros((0, 3), np.int64)
     base = round((int(pts[0]) * index.time_base - origin) * index.rate)  # exact, and the rest is small

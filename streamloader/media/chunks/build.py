@@ -160,8 +160,9 @@ class _ChunkBuilder:
             start + shift if self._cut.start else None,
             end + shift if self._cut.end < self._plan.frames else None,
             start + shift,
+            self._scan,
+            self._plan.clock,
             self._settings.max_pixels,
-            self._scan.stream,
         ) as audio:
             yield audio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from streamloader.errors import CorruptStream
 from streamloader.media.chunks.scan import SourceScan, scan_source
 from streamloader.media.chunks.settings import CutSettings
+from streamloader.media.video.clock_jumps import ClockJumps
 from streamloader.media.video.index import NOT_CROPPED, Cropping
 from streamloader.media.video.index_cache import load_index
 from streamloader.media.video.orientation import Orientation
@@ -58,7 +59,7 @@ class CutPlan:
         cropping: Rows and columns that are removed from each stored frame of the source.
         pixel_aspect: Width of a pixel of the upright frames divided by its height.
         video_streams: Number of video streams of the source.
-        clock_jumps: Number of places at which the clock of the source jumps.
+        clock: Places at which the clock of the source jumps.
     """
 
     frames: int
@@ -73,7 +74,7 @@ class CutPlan:
     cropping: Cropping = NOT_CROPPED
     pixel_aspect: Fraction = Fraction(1)
     video_streams: int = 1
-    clock_jumps: int = 0
+    clock: ClockJumps = field(default_factory=ClockJumps)
 
     def source_frames(self, cut: Cut) -> Array:
         """Return the frame number in the source of each frame of a chunk."""
@@ -105,7 +106,7 @@ class CutPlan:
             "cropping": list(self.cropping),
             "pixel_aspect": str(self.pixel_aspect),
             "video_streams": self.video_streams,
-            "clock_jumps": self.clock_jumps,
+            "clock": [column.tolist() for column in self.clock.columns()],
         }
 
     @classmethod
@@ -125,9 +126,9 @@ class CutPlan:
                 cropping=Cropping(*(int(side) for side in document["cropping"])),
                 pixel_aspect=Fraction(document["pixel_aspect"]),
                 video_streams=int(document["video_streams"]),
-                clock_jumps=int(document["clock_jumps"]),
+                clock=ClockJumps(*(np.array(column, np.int64) for column in document["clock"])),
             )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise CorruptStream(f"this is not a valid plan for cutting a video: {error!r}") from error
 
 
@@ -161,7 +162,7 @@ def plan_cuts(path: str, settings: CutSettings, is_cancelled: Callable[[], bool]
     aspect = index.upright_pixel_aspect * Fraction(upright_width * height, upright_height * width)
     return CutPlan(
         frames, height, width, index.orientation, time_base, first_pts, end, cuts, scan, index.cropping, aspect,
-        index.video_streams, index.clock_jumps,
+        index.video_streams, index.clock,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from streamloader.errors import CorruptStream
 from streamloader.media.chunks.scan import NO_TIMESTAMP, SourceScan, raise_if_cancelled
+from streamloader.media.video.clock_jumps import ClockJumps
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.orientation import UPRIGHT, Orientation
 from streamloader.media.video.source import open_video, translate_errors
@@ -41,6 +42,7 @@ MP4_CODECS: Final = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg1vide
 _MP4_AUDIO_CODECS: Final = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
 _MAX_TICKS_PER_S: Final = 1 << 31  # of MP4
 _MIN_TICKS_PER_S: Final = 10_000  # FFmpeg doubles the rate of coarser ticks until it reaches this
+_WRITE_BYTES: Final = 256 << 10
 _FIXED_POINT_ONE: Final = 1 << 16  # of display matrices
 _TICK_SUBDIVISION: Final = 16  # makes room for timestamps of packets that show no frame
 
@@ -81,9 +83,17 @@ def create_chunk_file(file: str, tick: Fraction) -> Iterator[OutputContainer]:
             ticks_per_s *= 2
         options |= {"movie_timescale": str(ticks_per_s), "avoid_negative_ts": "disabled"}
     try:
-        with av.open(
-            "file:" + file, "w", format="mp4" if file.endswith(".mp4") else "matroska", options=options
-        ) as output:
+        # PyAV leaves a file open that it opens itself, if the container refuses to write its header.
+        with (
+            open(file, "w+b", buffering=0) as opened,
+            av.open(
+                opened,
+                "w",
+                format="mp4" if file.endswith(".mp4") else "matroska",
+                options=options,
+                buffer_size=_WRITE_BYTES,
+            ) as output,
+        ):
             yield output
     except (av.error.FFmpegError, ValueError, OverflowError) as error:
         raise ChunkRejected(f"its packets cannot be stored in {file[-3:].upper()}: {error}") from error
@@ -95,20 +105,24 @@ def collect_audio(
     start: Fraction | None,
     end: Fraction | None,
     origin: Fraction,
+    scan: SourceScan,
+    clock: ClockJumps,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    number: int = 0,
 ) -> Iterator[AudioPackets | None]:
     """Collect the packets of the best audio stream that start in [start, end). Yields None if there is no audio.
+
+    Times are those of a clock without jumps, as those of the frames.
 
     Args:
         path: Path of the source.
         start: Start time in seconds, or None for the start of the source.
         end: End time in seconds, or None for the end of the source.
         origin: Time in seconds at which the chunk starts.
+        scan: Scan of the source.
+        clock: Jumps of the clock of the source.
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
-        number: Number of the video stream among those of the source. Defaults to 0.
     """
-    container, video = open_video(path, max_pixels=max_pixels, number=number)
+    container, video = open_video(path, max_pixels=max_pixels, number=scan.stream)
     with contextlib.closing(container), translate_errors(path):
         stream = container.streams.best("audio")
         if stream is None or stream.codec_context is None:
@@ -116,20 +130,50 @@ def collect_audio(
             return
         stream.discard = av.stream.Discard.default
         video.discard = av.stream.Discard.all
-        packets = []
-        if start is not None and container.duration:
-            # One second early, because a seek may land after the requested packet.
-            with contextlib.suppress(av.error.FFmpegError):
-                container.seek(max(0, int((start - 1) * av.time_base)), backward=True)
+        if len(clock):
+            shifts = _read_shifts(path, scan, clock, max_pixels)
+        else:
+            shifts = None
+            if start is not None and container.duration:
+                # One second early, because a seek may land after the requested packet.
+                with contextlib.suppress(av.error.FFmpegError):
+                    container.seek(max(0, int((start - 1) * av.time_base)), backward=True)
+        packets: list[tuple[Fraction, Any]] = []
+        number, latest = 0, None
         for packet in container.demux(stream):
             if packet.size == 0 or packet.pts is None:
                 continue
-            time = packet.pts * Fraction(packet.time_base)
+            pts = packet.pts if shifts is None else packet.pts + int(shifts[number])
+            number += 1
+            time = pts * Fraction(packet.time_base)
             if end is not None and time >= end:
-                break
-            if start is None or time >= start:
+                if shifts is None:
+                    break
+                continue
+            if (start is None or time >= start) and (latest is None or time > latest):
                 packets.append((time - origin, packet))
+                latest = time
+                if shifts is not None:  # a packet that begins before half of this one repeats what is played already
+                    latest += (packet.duration or 0) * Fraction(packet.time_base) / 2
         yield AudioPackets(container, stream, packets)
+
+
+def _read_shifts(path: str, scan: SourceScan, clock: ClockJumps, max_pixels: int) -> Array:
+    """Return what the jumps of the clock add to the timestamp of each packet of the best audio stream that has one."""
+    container, video = open_video(path, max_pixels=max_pixels, number=scan.stream)
+    with contextlib.closing(container):
+        stream = container.streams.best("audio")
+        assert stream is not None
+        stream.discard = av.stream.Discard.default
+        video.discard = av.stream.Discard.all
+        rows = [
+            (packet.pts, packet.duration or 0, -1 if packet.pos is None else packet.pos)
+            for packet in container.demux(stream)
+            if packet.size and packet.pts is not None
+        ]
+        pts, durations, positions = np.array(rows, np.int64).reshape(-1, 3).T
+        time_base = stream.time_base or Fraction(1, av.time_base)
+        return clock.find_shifts(pts, durations, positions, scan.time_base, time_base)
 
 
 class _PacketTimes(NamedTuple):

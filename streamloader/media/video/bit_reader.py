@@ -20,12 +20,14 @@ class BitReader:
 
     def read_golomb(self) -> int:
         """Read ue(v) (9.1)."""
-        zeros = 0
-        while not self.read(1):
-            zeros += 1
+        rest = self._value & ((1 << self._remaining) - 1)
+        zeros = self._remaining - rest.bit_length()
         if zeros > 32:
             raise ValueError("a number is too large")
-        return (1 << zeros) - 1 + self.read(zeros)
+        self._remaining -= 2 * zeros + 1
+        if self._remaining < 0:
+            raise ValueError("the header is too short")
+        return (rest >> self._remaining) - 1
 
     def read_signed(self) -> int:
         """Read se(v) (9.1.1)."""

@@ -41,8 +41,9 @@ _UNCONVERTED_FORMATS: Final = frozenset({"yuv420p", "yuvj420p"})  # their planes
 _PLANAR_RGB: Final = "gbrp"  # FFmpeg's name
 _WITHOUT_MATRIX: Final = frozenset({"gray", "yuv420p"})  # made of luma and chroma, whatever the matrix is
 _FULL_RANGE: Final = 2  # FFmpeg's AVCOL_RANGE_JPEG
-_KNOWN_MATRICES: Final = frozenset({1, 4, 5, 6, 7, 9, 10})  # in ITU-T H.273, those that libswscale knows
-_DEFAULT_MATRIX: Final = 6  # BT.601, which libswscale uses for all others
+_KNOWN_MATRICES: Final = frozenset({1, 4, 5, 6, 7, 8, 9, 10})  # in ITU-T H.273, those that yuv_to_rgb converts
+_YCGCO: Final = 8  # which libswscale does not know
+_DEFAULT_MATRIX: Final = 6  # BT.601, which stands for all others
 
 
 def plane_shapes(pix_fmt: str, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
@@ -117,7 +118,8 @@ class Converter:
         self._allow_direct = allow_direct and is_scaler_available()
         self._config: ScalerConfig | None = None
         self._direct: _DirectConversion | None = None
-        self._coding = (_DEFAULT_MATRIX, 0)
+        self._matrix = _DEFAULT_MATRIX  # of the last frame, as its file declares it
+        self._full_range = 0
         self._scratch: list[OutputArray] | None = None  # holds a frame before `orientation` is applied
         if orientation != UPRIGHT:
             shapes = plane_shapes(self._pix_fmt, self._height, self._width)
@@ -131,7 +133,7 @@ class Converter:
     @property
     def coding(self) -> tuple[int, int]:
         """MatrixCoefficients and VideoFullRangeFlag (ITU-T H.273) of the last frame, as YUV output has them."""
-        return self._coding
+        return self._matrix if self._matrix in _KNOWN_MATRICES else _DEFAULT_MATRIX, self._full_range
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -162,6 +164,7 @@ class Converter:
         Raises:
             UnreadableStream: If libswscale cannot convert frames like this one.
         """
+        self._matrix = int(frame.colorspace)
         try:
             self._convert_known(frame, outputs if self._scratch is None else self._scratch, row)
         except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -209,9 +212,10 @@ class Converter:
         advice = "Convert the file to another pixel format with another program first"
         if (matrix := describe_matrix(frame)) is not None and target == "RGB":
             problem = f"it declares the colour matrix {int(frame.colorspace)} ({matrix}), which FFmpeg cannot convert"
+            converted = " (of which batch.rgb() makes RGB)" if int(frame.colorspace) == _YCGCO else ""
             advice = (
-                'Play it with pix_fmt="yuv420p" or "gray", or, if it declares a wrong matrix, correct that, for '
-                "example with FFmpeg's bitstream filter h264_metadata=matrix_coefficients=1"
+                f'Play it with pix_fmt="yuv420p" or "gray"{converted}, or, if it declares a wrong matrix, correct '
+                "that, for example with FFmpeg's bitstream filter h264_metadata=matrix_coefficients=1"
             )
         return UnreadableStream(
             f"{self.name}: {problem} ({getattr(error, 'strerror', None) or error}). {advice}",
@@ -248,9 +252,7 @@ class Converter:
         if self._allow_direct and not copied:
             self._direct = _DirectConversion(config)
         # libswscale keeps the range that the frame states, and converts a full range that only its format implies.
-        full_range = config.color_range == _FULL_RANGE or (copied and config.source == "yuvj420p")
-        matrix = config.matrix if config.matrix in _KNOWN_MATRICES else _DEFAULT_MATRIX
-        self._coding = matrix, int(full_range)
+        self._full_range = int(config.color_range == _FULL_RANGE or (copied and config.source == "yuvj420p"))
 
 
 _TRIAL_LOCK: Final = Lock()

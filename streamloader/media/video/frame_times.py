@@ -30,6 +30,8 @@ MAX_BACKWARD_STEP_S: Final = Fraction(1, 10)  # of decoding timestamps, which ne
 _MAX_GAP_S: Final = 30 * 3600  # between frames, in any container: more is a wrong timestamp
 _MAX_SCALE: Final = 1 << 20
 _MAX_TIME: Final = 1 << 61
+_MAX_DELAY: Final = 16  # frames that are decoded before the first one that is shown
+_MIN_DISORDER: Final = 4  # if one of this many timestamps is out of order, all may be those of decoding
 _MAX_DISORDER: Final = 16  # of this many timestamps, one may be out of order; more are not those of the frames
 
 
@@ -43,6 +45,7 @@ class TimestampLog:
         durations: Durations, 0 where unknown.
         positions: Offsets in the file in bytes, -1 where unknown.
         keys: Numbers of the packets that are key frames.
+        discarded: Numbers of the packets that an edit list hides, so that their timestamps are those of no frame.
     """
 
     pts: list[int] = field(default_factory=list)
@@ -50,6 +53,7 @@ class TimestampLog:
     durations: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
+    discarded: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of packets."""
@@ -60,6 +64,8 @@ class TimestampLog:
         pts, dts, position = packet.pts, packet.dts, packet.pos
         if packet.is_keyframe:
             self.keys.append(len(self.pts))
+        if packet.is_discard:
+            self.discarded.append(len(self.pts))
         self.pts.append(NO_TIME if pts is None else pts)
         self.dts.append(NO_TIME if dts is None else dts)
         self.durations.append(packet.duration or 0)
@@ -75,8 +81,12 @@ class TimestampLog:
 
 
 def is_packet(packet: Any) -> bool:
-    """Return whether a packet is one of the file, and not the empty one that flushes the decoder."""
-    return bool(packet.size or packet.pts is not None or packet.dts is not None)
+    """Return whether a packet is one of the file that shows a picture, and not an empty one.
+
+    The last packet of a demuxer is empty and flushes the decoder. Theora repeats a picture by an empty packet, which
+    FFmpeg's program does not decode.
+    """
+    return bool(packet.size)
 
 
 class ClockCorrection(NamedTuple):
@@ -86,11 +96,15 @@ class ClockCorrection(NamedTuple):
         pts: Presentation timestamps, int64 (packets,).
         dts: Decoding timestamps, int64 (packets,).
         jumps: Packets at which the clock of the file jumps, int64 (jumps,).
+        before: Decoding timestamp in the file of the last packet before each jump that has one, int64 (jumps,).
+        shifts: Ticks that are added to the timestamps of the file from each jump on, int64 (jumps,).
     """
 
     pts: Array
     dts: Array
-    jumps: Array
+    jumps: Array = np.zeros(0, np.int64)
+    before: Array = np.zeros(0, np.int64)
+    shifts: Array = np.zeros(0, np.int64)
 
 
 def correct_clock(log: TimestampLog, time_base: Fraction, *, may_jump: bool) -> ClockCorrection:
@@ -103,9 +117,11 @@ def correct_clock(log: TimestampLog, time_base: Fraction, *, may_jump: bool) -> 
             it is a gap, and only a clock that goes back and stays there has jumped.
     """
     pts, dts = np.array(log.pts, np.int64), np.array(log.dts, np.int64)
-    known = np.flatnonzero(dts != NO_TIME)
+    is_known = dts != NO_TIME
+    is_known[np.array(log.discarded, np.int64)] = False
+    known = np.flatnonzero(is_known)
     if len(known) < 2:
-        return ClockCorrection(pts, dts, np.zeros(0, np.int64))
+        return ClockCorrection(pts, dts)
     if not may_jump:
         known = _drop_impossible(pts, dts, known, int(_MAX_GAP_S / time_base))
     times = dts[known]
@@ -119,12 +135,31 @@ def correct_clock(log: TimestampLog, time_base: Fraction, *, may_jump: bool) -> 
     else:
         is_jump = back & ~_is_isolated(times)
     if not is_jump.any():
-        return ClockCorrection(pts, dts, np.zeros(0, np.int64))
+        return ClockCorrection(pts, dts)
     shifts = np.zeros(len(dts), np.int64)
     shifts[known[1:]] = np.where(is_jump, durations - steps, 0)
+    if not may_jump:  # FFmpeg makes up decoding timestamps where the container has none
+        _join_presentations(shifts, pts, known[1:][is_jump].tolist(), usual)
     offsets = np.cumsum(shifts)
     pts, dts = (np.where(column == NO_TIME, NO_TIME, column + offsets) for column in (pts, dts))
-    return ClockCorrection(pts, dts, known[1:][is_jump])
+    jumps = known[1:][is_jump]
+    return ClockCorrection(pts, dts, jumps, times[:-1][is_jump], offsets[jumps])
+
+
+def _join_presentations(shifts: Array, pts: Array, jumps: list[int], usual: int) -> None:
+    """Change the shifts at jumps so that the first frame shown after each follows the last one before it.
+
+    Args:
+        shifts: Ticks that each packet adds to the timestamps from it on, int64 (packets,).
+        pts: Presentation timestamps, int64 (packets,).
+        jumps: Packets at which the clock jumps, ascending.
+        usual: Usual duration of a frame.
+    """
+    for start, jump, end in zip([0, *jumps[:-1]], jumps, [*jumps[1:], len(pts)], strict=True):
+        before, after = pts[start:jump], pts[jump : min(end, jump + _MAX_DELAY)]
+        before, after = before[before != NO_TIME], after[after != NO_TIME]
+        if len(before) and len(after):
+            shifts[jump] = int(before.max()) + usual - int(after.min())
 
 
 def _subtract(first: Array, second: Array) -> Array:
@@ -174,7 +209,11 @@ class RepairedTimes(NamedTuple):
 
 
 def find_frame_times(
-    clock: ClockCorrection, durations: Array, frame_packet: Array, frame_ticks: Fraction
+    clock: ClockCorrection,
+    durations: Array,
+    frame_packet: Array,
+    frame_ticks: Fraction,
+    output_after: Array | None = None,
 ) -> RepairedTimes:
     """Return the times of frames.
 
@@ -183,15 +222,20 @@ def find_frame_times(
         durations: Durations of the packets, 0 where unknown, int64 (packets,).
         frame_packet: Packet of each frame in the order of presentation, int64 (frames,). -1 where a frame has none.
         frame_ticks: Duration of a frame at the rate that the container declares, for packets that say nothing.
+        output_after: Packet after which the decoder has shown each frame, int64 (frames,), -1 where it has shown it
+            after the last one. None to derive it from the order of the packets.
     """
     stamps = np.where(frame_packet >= 0, clock.pts[frame_packet], NO_TIME)
     known = stamps != NO_TIME
     if known.all() and (stamps[1:] > stamps[:-1]).all():
         return RepairedTimes(stamps, 1, True)
-    estimates, are_dts = _estimate(clock, durations, frame_packet, frame_ticks)
+    estimates, are_dts = _estimate(clock, durations, frame_packet, frame_ticks, output_after)
     values = stamps[known]
-    disorder = int((values[1:] <= np.maximum.accumulate(values)[:-1]).sum()) if len(values) else 0
-    if not len(values) or (are_dts and disorder * _MAX_DISORDER > len(values)):
+    disorder = len(values) - len(_longest_increasing(values.tolist()))
+    is_disordered = disorder * _MAX_DISORDER > len(values)
+    if disorder * _MIN_DISORDER > len(values) and not are_dts and len(np.unique(values)) == len(stamps):
+        return RepairedTimes(np.sort(values), 1, False)  # they are those of decoding, whatever they are called
+    if not len(values) or (are_dts and is_disordered):
         stamps, known = np.full(len(stamps), NO_TIME, np.int64), np.zeros(len(stamps), bool)
         if are_dts and (estimates[1:] > estimates[:-1]).all():
             return RepairedTimes(estimates, 1, False)
@@ -201,7 +245,7 @@ def find_frame_times(
 
 
 def _estimate(
-    clock: ClockCorrection, durations: Array, frame_packet: Array, frame_ticks: Fraction
+    clock: ClockCorrection, durations: Array, frame_packet: Array, frame_ticks: Fraction, output_after: Array | None
 ) -> tuple[Array, bool]:
     """Return times of all frames from decoding timestamps in order, and whether there are such.
 
@@ -212,8 +256,7 @@ def _estimate(
     usual = max(1, round(frame_ticks))
     if (frame_packet >= 0).all():
         packets = np.sort(frame_packet)
-        rank = np.searchsorted(packets, frame_packet)
-        delay = int((np.maximum.accumulate(rank) - np.arange(count)).max())
+        delay = _find_delay(packets, frame_packet, output_after)
         dts = clock.dts[packets]
         if (dts != NO_TIME).all():
             steps = dts[1:] - dts[:-1]
@@ -226,6 +269,23 @@ def _estimate(
             return np.append(0, np.cumsum(own)[:-1]).astype(np.int64), False
     ticks = [round(number * max(frame_ticks, Fraction(1))) for number in range(count)]
     return np.array(ticks, np.int64), False
+
+
+def _find_delay(packets: Array, frame_packet: Array, output_after: Array | None) -> int:
+    """Return by how many frames the decoder delays its output.
+
+    Args:
+        packets: Packets that show a frame, ascending.
+        frame_packet: Packet of each frame in the order of presentation.
+        output_after: Packet after which the decoder has shown each frame. -1 for the last ones, and None if unknown.
+    """
+    numbers = np.arange(len(frame_packet))
+    delay = int((np.maximum.accumulate(np.searchsorted(packets, frame_packet)) - numbers).max())
+    if output_after is None or not (output_after >= 0).any():
+        return delay
+    shown = output_after >= 0
+    ranks = np.searchsorted(packets, output_after[shown])
+    return max(delay, int(np.median(ranks - numbers[shown])))
 
 
 def _longest_increasing(values: list[int]) -> list[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from streamloader.errors import ConfigError
+from streamloader.media.video.clock_jumps import ClockJumps
 from streamloader.media.video.frame_times import NO_TIME, is_packet
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.orientation import UPRIGHT, Orientation
@@ -157,7 +158,7 @@ class VideoIndex:
         video_streams: Number of video streams of the file, without cover pictures and thumbnails.
         cropping: Rows and columns that are removed from each decoded frame. `height` and `width` are what remains.
         pixel_aspect: Width of a stored pixel divided by its height. 1 if the file does not say it.
-        clock_jumps: Number of places at which the clock of the file jumps.
+        clock: Places at which the clock of the file jumps.
     """
 
     pts: Array
@@ -178,11 +179,16 @@ class VideoIndex:
     video_streams: int = 1
     cropping: Cropping = NOT_CROPPED
     pixel_aspect: Fraction = Fraction(1)
-    clock_jumps: int = 0
+    clock: ClockJumps = field(default_factory=ClockJumps)
 
     def __len__(self) -> int:
         """Return the number of frames."""
         return len(self.pts)
+
+    @property
+    def clock_jumps(self) -> int:
+        """Number of places at which the clock of the file jumps."""
+        return len(self.clock)
 
     @property
     def upright_size(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from streamloader.common.inflate import inflate
 from streamloader.media.int_arrays import ARRAY_BYTES, IntReader, as_unsigned, differences, pack_ints, sum_up
+from streamloader.media.video.clock_jumps import ClockJumps
 from streamloader.media.video.frame_times import NO_TIME
 from streamloader.media.video.index import Cropping, Retiming, VideoIndex
 from streamloader.media.video.orientation import Orientation
@@ -79,7 +80,7 @@ def encode_index(index: VideoIndex) -> bytes:
             *index.cropping,
             index.pixel_aspect.numerator,
             index.pixel_aspect.denominator,
-            index.clock_jumps,
+            len(index.clock),
             0 if retiming is None else len(retiming.packet_pts),
         )
     except struct.error as error:
@@ -93,6 +94,7 @@ def encode_index(index: VideoIndex) -> bytes:
             pack_ints(differences(array))
             for array in (() if retiming is None else (_number_frames(index, retiming), *_key_columns(retiming)))
         ),
+        *(pack_ints(differences(array)) for array in index.clock.columns()),
         note,
     ]
     body = b"".join(parts)
@@ -131,14 +133,14 @@ def decode_index(blob: bytes | memoryview, size: int | None) -> VideoIndex:
 
 def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
     (body_bytes,) = _SIZE.unpack_from(blob)
-    if body_bytes > _HEADER.size + 48 * max_frames + 16 * _MAX_SPANS + _MAX_NOTE_BYTES + 8 * ARRAY_BYTES:
+    if body_bytes > _HEADER.size + 80 * max_frames + 16 * _MAX_SPANS + _MAX_NOTE_BYTES + 12 * ARRAY_BYTES:
         raise InvalidBlob("it declares more bytes than an index of this video can have")
     body = inflate(memoryview(blob)[_SIZE.size :], body_bytes)
     (
         flags, numerator, denominator, end, height, width, frames, keys, spans, note_bytes, stream, video_streams,
         *cropping, aspect_numerator, aspect_denominator, clock_jumps, packets,
     ) = _HEADER.unpack_from(body)  # fmt: skip
-    if max(frames, keys, packets) > max_frames or spans > _MAX_SPANS or note_bytes > _MAX_NOTE_BYTES:
+    if max(frames, keys, packets, clock_jumps) > max_frames or spans > _MAX_SPANS or note_bytes > _MAX_NOTE_BYTES:
         raise InvalidBlob("it declares more frames than its video has bytes, or other counts that no index has")
     if flags >> _FLAG_BITS:
         raise InvalidBlob("a flag is unknown")
@@ -162,6 +164,7 @@ def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
         retiming = Retiming(packet_pts, key_packet, key_position, bool(flags & _SOUGHT_BY_BYTES))
     elif packets or flags & _SOUGHT_BY_BYTES:
         raise InvalidBlob("it has packets without times")
+    clock = ClockJumps(*(sum_up(reader.read_ints(clock_jumps)) for _ in range(4)))
     note = body[reader.offset :]
     if len(note) != note_bytes:
         raise InvalidBlob("its size is not that of its contents")
@@ -176,7 +179,7 @@ def _decode(blob: bytes | memoryview, max_frames: int) -> VideoIndex:
         video_streams=video_streams,
         cropping=Cropping(*cropping),
         pixel_aspect=Fraction(aspect_numerator, aspect_denominator),
-        clock_jumps=clock_jumps,
+        clock=clock,
     )  # fmt: skip
 
 
@@ -198,6 +201,7 @@ def _find_problem(index: VideoIndex, size: int | None) -> str:
         ("its shape of pixels is invalid", lambda: _has_moderate_aspect(index)),
         ("its video stream is invalid", lambda: max(index.stream, index.video_streams - 1) < _MAX_STREAMS),
         ("its key frames are not packets", lambda: _has_valid_keys(index)),
+        ("a jump of its clock is out of range", lambda: _has_moderate_jumps(index)),
         ("its first byte ranges are invalid", lambda: _are_valid_spans(index.initial_spans, size)),
     )
     return next((problem for problem, check in checks if not check()), "")
@@ -239,6 +243,15 @@ def _has_valid_keys(index: VideoIndex) -> bool:
         and int(numbers[-1]) < len(retiming.packet_pts)
         and int(positions.min()) >= -1
         and int(positions.max()) <= _MAX_TIMESTAMP
+    )
+
+
+def _has_moderate_jumps(index: VideoIndex) -> bool:
+    """Return whether the jumps of the clock are at possible positions, and by possible times."""
+    positions, *times = index.clock.columns()
+    return not len(positions) or (
+        -1 <= int(positions.min()) <= int(positions.max()) <= _MAX_TIMESTAMP
+        and all(-_MAX_TIMESTAMP <= int(column.min()) <= int(column.max()) <= _MAX_TIMESTAMP for column in times)
     )
 
 

@@ -28,7 +28,7 @@ __all__ = ["TAG_BYTES", "CacheKey", "CachedIndex", "IndexDatabase", "close_datab
 T = TypeVar("T")
 
 TAG_BYTES: Final = 32
-_FORMAT: Final = 6  # raise it when the rows below or the results of index_video change
+_FORMAT: Final = 7  # raise it when the rows below or the results of index_video change
 _SCHEMA: Final = "CREATE TABLE indexes (id INTEGER PRIMARY KEY, verify INTEGER, summary BLOB, data BLOB)"
 _UPSERT: Final = (
     "INSERT INTO indexes VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET verify = excluded.verify, "  # noqa: S608

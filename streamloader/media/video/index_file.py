@@ -34,7 +34,7 @@ __all__ = ["FileVersion", "IndexColumns", "IndexFile", "IndexFileWriter", "Store
 _APPLICATION_ID: Final = 0x534C5649  # "SLVI": distinguishes index files from other databases
 _SQLITE_MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100  # of an SQLite file
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _SCHEMA: Final = (
     "CREATE TABLE header (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     (

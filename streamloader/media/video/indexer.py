@@ -13,6 +13,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -39,6 +40,7 @@ from streamloader.media.video.index import (
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.movie import read_movie
 from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
+from streamloader.media.video.picture_order import confirm_order
 from streamloader.media.video.reader import FrameReader, decode_frames, demux_packets
 from streamloader.media.video.remote import ByteSpans, Video, VideoFile, open_video_file
 from streamloader.media.video.retimed import TimedPackets, repair_packets, retime_index, time_packets
@@ -55,6 +57,7 @@ from streamloader.media.video.source_errors import fence_foreign_errors
 from streamloader.media.video.structure import check_header_size, declared_size
 from streamloader.media.video.trusted import (
     find_initial_spans,
+    has_plausible_times,
     last_frame_end,
     read_orientation,
     read_pixel_aspect,
@@ -154,6 +157,9 @@ class _Source(NamedTuple):
     def open(self) -> tuple[InputContainer, VideoStream]:
         return open_video(self.video, self.file, max_pixels=self.max_pixels, number=self.stream)
 
+    def open_packets(self) -> AbstractContextManager[tuple[InputContainer, VideoStream]]:
+        return open_packets(self.video, self.file, max_pixels=self.max_pixels, number=self.stream)
+
     def describe(self, index: VideoIndex, container: InputContainer, stream: VideoStream) -> VideoIndex:
         """Return an index with the facts about an open video stream that do not depend on its frames."""
         streams = list_streams(container)
@@ -228,6 +234,8 @@ def _index_intact(source: _Source, verify: str) -> VideoIndex:
         if verify == "frames" or source.stream
         else read_movie(source.file or str(source.video), count_max_packets(source.video))
     )
+    if found is not None and not has_plausible_times(found[0]):
+        found, verify = None, "frames"
     if found is not None and found[0].height * found[0].width <= source.max_pixels:  # otherwise FFmpeg words the error
         index = _index_movie(source, *found, verify)
         if index is not None:
@@ -253,24 +261,29 @@ def _index_movie(source: _Source, movie: Movie, head: bytes, verify: str) -> Vid
 def _read_packets(source: _Source, table: PacketTable, verify: str) -> VideoIndex | None:
     """Read all packets into `table`. Return the index if they determine it, and are trusted."""
     video, file = source.video, source.file
-    with open_packets(video, file, max_pixels=source.max_pixels, number=source.stream) as (container, stream):
+    with source.open_packets() as (container, stream):
         probe = FrameProbe(container, source.limit) if needs_probe(container) else None
         _read_complete(source, container, stream, table, probe)
         if verify != "tables" or table.repairable:
             index = None
         else:
+            if table.exact:
+                with translate_errors(video):
+                    confirm_order(table, stream, source.open_packets)
             first = None if probe is None else probe.first_frames.get(stream.index)
             index = trust_packets(table, stream, file or str(video), source.limit, first)
         if index is not None:
             index = source.describe(index, container, stream)
             return index if file is None else _record_initial_spans(source, index)
-    return _repair_packets(source, table) if verify == "tables" and table.repairable else None
+    if verify == "tables" and table.repairable:
+        return _repair_packets(source, table)
+    return None
 
 
 def _repair_packets(source: _Source, table: PacketTable) -> VideoIndex | None:
     """Build the index of a video whose timestamps are repeated, or whose clock jumps, or return None."""
     video, file = source.video, source.file
-    with open_packets(video, file, max_pixels=source.max_pixels, number=source.stream) as (container, stream):
+    with source.open_packets() as (container, stream):
         with translate_errors(video):
             packets = repair_packets(container, stream, table)
         if packets is None:
@@ -279,7 +292,7 @@ def _repair_packets(source: _Source, table: PacketTable) -> VideoIndex | None:
         if index is None:
             return None
         index = source.describe(retime_index(index, packets, container), container, stream)
-    index = replace(index, clock_jumps=len(packets.clock.jumps))
+    index = replace(index, clock=packets.jumps)
     return index if file is None else _record_initial_spans(source, index)
 
 
@@ -386,6 +399,7 @@ def _index_by_decoding(source: _Source, table: PacketTable | None, *, tolerant: 
     container, stream = source.open()
     log = TimestampLog()
     numbers: list[int] = []  # of the packet of each frame
+    output_after: list[int] = []  # number of the packet that was decoded when each frame was shown
     initial_spans: ByteSpans = ()
     first, seen = None, set[int]()
     with contextlib.closing(container):
@@ -405,19 +419,19 @@ def _index_by_decoding(source: _Source, table: PacketTable | None, *, tolerant: 
                 packet = -1 if frame.pts is None or frame.pts in seen or not 0 <= frame.pts < len(log) else frame.pts
                 seen.add(packet)
                 numbers.append(packet)
+                output_after.append(-1 if frame.dts is None else frame.dts)
         except (av.error.FFmpegError, EOFError) as error:
             raise decode_error(video, len(numbers), error) from error
         if first is None:
             raise UnreadableStream(
                 f"{video}: no frame of its video can be decoded", stream=str(video), address=str(video)
             )
-        timed = time_packets(container, stream, log, np.array(numbers, np.int64))
+        timed = time_packets(container, stream, log, np.array(numbers, np.int64), np.array(output_after, np.int64))
         index = _index_decoded(first, container, stream, timed, table)
         index = source.describe(index, container, stream)
         is_seekable = index.has_pts and _is_seekable(video, index, checksums, source.file, source.max_pixels)
-    return replace(
-        index, initial_spans=initial_spans, seekable=index.seekable and is_seekable, clock_jumps=len(timed.clock.jumps)
-    )
+    seekable = index.seekable and is_seekable
+    return replace(index, initial_spans=initial_spans, seekable=seekable, clock=timed.jumps)
 
 
 def _index_decoded(
@@ -425,6 +439,9 @@ def _index_decoded(
 ) -> VideoIndex:
     """Build the index of frames that were all decoded."""
     times = timed.found.times
+    if timed.is_regular and table.exact:  # as without decoding
+        end = last_frame_end(times, timed.log.durations[int(timed.frame_packet[-1])])
+        return _build_index(first, stream, times, end, table)
     end = last_frame_end(times, timed.last_duration)
     if timed.is_regular:
         return _build_index(first, stream, times, end, table)

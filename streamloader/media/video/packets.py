@@ -70,10 +70,12 @@ class PacketTable:
         key_seek: Timestamps to pass to the demuxer to reach the key frames.
         count: Number of packets.
         end_offset: Offset in bytes of the end of the last packet, as far as the container reports it.
+        dts: Decoding timestamps of the packets of `pts`, if the container has them, else empty.
         key_packet: Numbers of the packets that are key frames, in storage order.
         exact: Whether `pts` holds exactly the timestamps of the frames, as far as this is known without decoding.
         repairable: Whether `pts` would be exact, but for timestamps that are repeated or out of order, or a clock that
             jumps, with which packets may be marked as damaged.
+        is_order_confirmed: Whether the headers of the frames say that they are shown in the order of `pts`.
         parsed: Whether that depends on how FFmpeg's parser divided the bytes into packets.
         first: First packet, if it was read.
         last: Last packet, in storage order.
@@ -87,9 +89,11 @@ class PacketTable:
     end_offset: int = 0
     exact: bool = True
     repairable: bool = False
+    is_order_confirmed: bool = False
     parsed: bool = False
     first: Packet[Any] | None = None
     last: Packet[Any] | None = None
+    dts: list[int] = field(default_factory=list)
     key_packet: list[int] = field(default_factory=list)
 
     @property
@@ -165,6 +169,8 @@ def read_packets(
             if exact and pts is not None and (not depends_on_payload or _shows_frame(codec, packet)):
                 all_pts.append(pts)
                 ends.append(pts + (packet.duration or 0))
+                if by_dts:
+                    table.dts.append(pts if packet.dts is None else packet.dts)
     exact = exact and len(all_pts) > 0
     has_jumped = clock is not None and clock.has_jumped
     is_regular = len(set(all_pts)) == len(all_pts) and not has_jumped
@@ -259,7 +265,7 @@ def _demux(
             if packet.stream_index != stream.index:
                 continue
         size, position = packet.size, packet.pos
-        if size == 0 and not is_packet(packet):
+        if not is_packet(packet):
             continue
         table.count += 1
         refuse_encrypted(packet, video)

@@ -18,6 +18,7 @@ __all__ = [
     "nal_length_size",
     "read_parameter_sets",
     "split_units",
+    "unescape",
 ]
 
 _STARTS: Final = {  # of sequence parameter sets: nal_unit_type 7 of H.264, and 33 of HEVC in any layer
@@ -48,8 +49,10 @@ class SequenceParameters(NamedTuple):
         is_progressive: Whether all pictures are frames. Fields may otherwise share a frame.
         allows_gaps: Whether frames may be missing, in place of which the decoder makes others.
         max_reordered: Maximum number of frames that precede a frame in decoding order and follow it in output order.
-            None if the set does not say it. Not read for HEVC, which always does.
+            None if the set does not say it.
         pixel_aspect: Width of a pixel divided by its height. None if the set does not say it. Not read for HEVC.
+        order_bits: Sizes of frame_num and of pic_order_cnt_lsb in bits, or None if slices do not have the latter. Not
+            read for HEVC.
     """
 
     height: int
@@ -58,9 +61,10 @@ class SequenceParameters(NamedTuple):
     allows_gaps: bool = False
     max_reordered: int | None = None
     pixel_aspect: Fraction | None = None
+    order_bits: tuple[int, int] | None = None
 
 
-def _unescape(data: bytes) -> bytes:
+def unescape(data: bytes) -> bytes:
     """Remove the bytes that prevent the emulation of start codes (7.3.1)."""
     return data.replace(b"\0\0\3", b"\0\0")
 
@@ -117,7 +121,7 @@ def is_upright(codec: str, configuration: bytes, head: bytes) -> bool:
 
 def _has_orientation(messages: bytes) -> bool:
     """Return whether SEI messages contain a display orientation (ITU-T H.264, D.1.27), or are not understood."""
-    data, offset = _unescape(messages), 0
+    data, offset = unescape(messages), 0
     while offset + 2 < len(data):  # the last bytes are the trailing bits
         values = []
         for _ in range(2):  # type and size of a message
@@ -190,7 +194,7 @@ def _split_hevc(data: bytes) -> list[bytes]:
 def _read_hevc(unit: bytes) -> SequenceParameters:
     if len(unit) < 2 or unit[0] >> 1 & 0x3F != _HEVC_SPS or unit[0] & 1 or unit[1] >> 3:
         raise ValueError("this is no parameter set of the base layer")
-    bits = BitReader(_unescape(unit[2:]))
+    bits = BitReader(unescape(unit[2:]))
     bits.read(4)
     layers = bits.read(3)
     bits.read(1 + _HEVC_PROFILE_BITS + _HEVC_LEVEL_BITS)
@@ -203,7 +207,15 @@ def _read_hevc(unit: bytes) -> SequenceParameters:
     if chroma > 3 or (chroma == 3 and bits.read(1)):
         raise ValueError("FFmpeg does not decode this chroma format")
     width, height = bits.read_golomb(), bits.read_golomb()
-    return SequenceParameters(*_crop(bits, height, width, 2 if chroma == 1 else 1, 2 if chroma in (1, 2) else 1))
+    size = _crop(bits, height, width, 2 if chroma == 1 else 1, 2 if chroma in (1, 2) else 1)
+    for _ in range(3):
+        bits.read_golomb()
+    reordered = 0
+    for _ in range(layers + 1 if bits.read(1) else 1):
+        bits.read_golomb()
+        reordered = bits.read_golomb()
+        bits.read_golomb()
+    return SequenceParameters(*size, max_reordered=reordered)
 
 
 def _crop(bits: BitReader, height: int, width: int, unit_height: int, unit_width: int) -> tuple[int, int]:
@@ -218,7 +230,7 @@ def _crop(bits: BitReader, height: int, width: int, unit_height: int, unit_width
 
 @functools.lru_cache(maxsize=64)  # the files of a data set often share theirs
 def _read_avc(unit: bytes) -> SequenceParameters:
-    bits = BitReader(_unescape(unit[1:]))
+    bits = BitReader(unescape(unit[1:]))
     profile = bits.read(8)
     bits.read(16)
     bits.read_golomb()
@@ -231,10 +243,10 @@ def _read_avc(unit: bytes) -> SequenceParameters:
         bits.read_golomb(), bits.read_golomb(), bits.read(1)
         if bits.read(1):
             _skip_scaling_matrices(bits, 12 if chroma == 3 else 8)
-    bits.read_golomb()
-    order_type = bits.read_golomb()
+    frame_number_bits = bits.read_golomb() + 4
+    order_type, order_bits = bits.read_golomb(), None
     if order_type == 0:
-        bits.read_golomb()
+        order_bits = frame_number_bits, bits.read_golomb() + 4
     elif order_type == 1:
         bits.read(1), bits.read_golomb(), bits.read_golomb()
         for _ in range(min(bits.read_golomb(), 255)):
@@ -251,7 +263,7 @@ def _read_avc(unit: bytes) -> SequenceParameters:
         bits, height, width, (2 if chroma == 1 else 1) * (2 - progressive), 2 if chroma in (1, 2) else 1
     )
     pixel_aspect, max_reordered = _read_usability(bits) if bits.read(1) else (None, None)
-    return SequenceParameters(height, width, bool(progressive), allows_gaps, max_reordered, pixel_aspect)
+    return SequenceParameters(height, width, bool(progressive), allows_gaps, max_reordered, pixel_aspect, order_bits)
 
 
 def _skip_scaling_matrices(bits: BitReader, count: int) -> None:

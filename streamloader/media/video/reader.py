@@ -6,6 +6,7 @@ import bisect
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import av.error
@@ -19,6 +20,7 @@ from streamloader.media.progress import PROGRESS
 from streamloader.media.video.cropping import FrameCropper
 from streamloader.media.video.decode_plan import DecodePlan, PacketFilter
 from streamloader.media.video.disposable import disposable_test
+from streamloader.media.video.frame_times import is_packet
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
@@ -48,18 +50,24 @@ def frame_bytes(frame: VideoFrame) -> int:
 def demux_packets(
     container: InputContainer, stream: VideoStream, file: VideoFile | None = None
 ) -> Iterator[Packet[Any]]:
-    """Yield the packets of a stream from the demuxer's position on. The last one is empty and flushes the decoder.
+    """Yield the packets of a stream from the demuxer's position on. Only the last one is empty: it flushes the decoder.
 
     Args:
         container: Open file.
         stream: Video stream of the file.
         file: Open bytes of a video in a store. Defaults to none, for a local file.
     """
+    last: Packet[Any] | None = None
     for packet in container.demux(stream):
         if file is not None:
             file.mark_progress()
         PROGRESS.packets += 1
-        yield packet
+        if is_packet(packet):
+            yield packet
+        else:
+            last = packet
+    if last is not None:
+        yield last
 
 
 def decode_frames(
@@ -215,10 +223,13 @@ class FrameReader:
             try:
                 return self._read_frame(number)
             except (CorruptStream, MediaLimitExceeded):
-                if self._plan is None and self._threads == 1:
+                is_unsure = self.index.seekable and bool(self.index.clock_jumps)
+                if self._plan is None and self._threads == 1 and not is_unsure:
                     raise
             due = min(self._next, number)
             self._plan, self._threads = None, 1
+            if is_unsure:  # after a seek, some demuxers end where the clock jumps
+                self.index = replace(self.index, seekable=False)
             self._restart()
             self.seek(due)
             return self._read_frame(number)

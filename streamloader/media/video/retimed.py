@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from streamloader.media.video.clock_jumps import ClockJumps
 from streamloader.media.video.coded_size import find_parameters
-from streamloader.media.video.frame_order import ends_with_slice, is_predictable
+from streamloader.media.video.frame_order import ends_with_slice, is_predictable, may_reorder
 from streamloader.media.video.frame_times import (
     NO_TIME,
     ClockCorrection,
@@ -44,6 +45,7 @@ __all__ = ["TimedPackets", "repair_packets", "retime_index", "time_packets"]
 
 _FORMATS_WITHOUT_PTS: Final = frozenset({"avi"})  # which FFmpeg guesses, and cannot know with B frames
 _CANNOT_SEEK_BYTES: Final = 0x8000  # AVFMT_NO_BYTE_SEEK of libavformat
+_HAS_NO_TIMESTAMPS: Final = 0x80  # AVFMT_NOTIMESTAMPS of libavformat, which makes them up
 _HAS_GENERIC_INDEX: Final = 0x100  # AVFMT_GENERIC_INDEX
 _MAX_MARK_DISTANCE: Final = 3  # packets that FFmpeg reads ahead
 _DEFAULT_RATE: Final = 25
@@ -72,6 +74,14 @@ class TimedPackets(NamedTuple):
         return self.found.are_stamps and not len(self.clock.jumps)
 
     @property
+    def jumps(self) -> ClockJumps:
+        """Jumps of the clock, in units of the times of the frames."""
+        numbers, scale = self.clock.jumps, self.found.scale
+        positions = np.array(self.log.positions, np.int64)[numbers]
+        after = np.array(self.log.dts, np.int64)[numbers]
+        return ClockJumps(positions, self.clock.before * scale, after * scale, self.clock.shifts * scale)
+
+    @property
     def last_duration(self) -> int:
         """Duration of the last frame, or 0 where it is unknown, or where the durations are not those of the frames."""
         packet = int(self.frame_packet[-1])
@@ -84,7 +94,11 @@ class TimedPackets(NamedTuple):
 
 
 def time_packets(
-    container: InputContainer, stream: VideoStream, log: TimestampLog, frame_packet: Array
+    container: InputContainer,
+    stream: VideoStream,
+    log: TimestampLog,
+    frame_packet: Array,
+    output_after: Array | None = None,
 ) -> TimedPackets:
     """Find the times of frames.
 
@@ -93,6 +107,8 @@ def time_packets(
         stream: Video stream of the file.
         log: All packets of the video.
         frame_packet: Packet of each frame in the order of presentation, int64 (frames,). -1 where a frame has none.
+        output_after: Packet after which the decoder has shown each frame, int64 (frames,), -1 where it has shown it
+            after the last one. Defaults to None, for frames that were not decoded.
     """
     time_base = Fraction(stream.time_base or Fraction(1, _DEFAULT_RATE))
     clock = correct_clock(log, time_base, may_jump=may_clock_jump(container))
@@ -101,10 +117,21 @@ def time_packets(
     stored = clock
     if container.format.name in _FORMATS_WITHOUT_PTS:
         stored = clock._replace(pts=np.full(len(log), NO_TIME, np.int64))
-    found = find_frame_times(stored, durations, frame_packet, 1 / (rate * time_base))
+    elif container.format.flags & _HAS_NO_TIMESTAMPS and not _has_steady_steps(clock, durations, frame_packet):
+        none = np.full(len(log), NO_TIME, np.int64)
+        stored = clock._replace(pts=none, dts=none)
+    found = find_frame_times(stored, durations, frame_packet, 1 / (rate * time_base), output_after)
     if stored is not clock and (frame_packet >= 0).all():
         found = found._replace(are_stamps=np.array_equal(found.times, clock.pts[frame_packet]))
     return TimedPackets(log, frame_packet, clock, found)
+
+
+def _has_steady_steps(clock: ClockCorrection, durations: Array, frame_packet: Array) -> bool:
+    """Return whether each frame follows the one before it by that one's duration."""
+    if (frame_packet < 0).any():
+        return True
+    times, steps = clock.pts[frame_packet], durations[frame_packet]
+    return bool((times != NO_TIME).all() and (np.diff(times) == steps[:-1]).all()) or bool((steps <= 0).any())
 
 
 def repair_packets(container: InputContainer, stream: VideoStream, table: PacketTable) -> TimedPackets | None:
@@ -129,7 +156,9 @@ def repair_packets(container: InputContainer, stream: VideoStream, table: Packet
     if codec in REORDERING_CODECS:
         order = np.argsort(pts, kind="stable")
         is_reordered = bool((np.diff(order) < 0).any())
-        if (is_reordered and len(np.unique(pts)) < len(pts)) or (pts == NO_TIME).any():
+        if (pts == NO_TIME).any():
+            return None
+        if (is_reordered or may_reorder(codec, configuration, table.head)) and len(np.unique(pts)) < len(pts):
             return None  # which of equal ones is shown first?
     is_known = (
         is_predictable(codec, configuration, table.head, order)

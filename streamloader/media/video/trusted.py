@@ -12,11 +12,11 @@ import av.error
 import numpy as np
 
 from streamloader.media.video.coded_size import find_coded_size, find_parameters
-from streamloader.media.video.frame_order import ends_with_slice, is_predictable
+from streamloader.media.video.frame_order import are_plausible_times, ends_with_slice, is_predictable
 from streamloader.media.video.frame_probe import decode_first
 from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.orientation import UPRIGHT, Orientation
-from streamloader.media.video.packets import codec_name
+from streamloader.media.video.packets import REORDERING_CODECS, codec_name
 from streamloader.media.video.remote import join_units
 from streamloader.media.video.side_data import find_side_data
 from streamloader.media.video.structure import may_turn_matroska
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from streamloader.values import Array
 
 __all__ = [
-    "find_initial_spans", "last_frame_end", "read_orientation", "read_pixel_aspect", "trust_movie", "trust_packets",
-    "trust_repaired",
+    "find_initial_spans", "has_plausible_times", "last_frame_end", "read_orientation", "read_pixel_aspect",
+    "trust_movie", "trust_packets", "trust_repaired",
 ]  # fmt: skip
 
 _DECODERS: Final = {"av1": ("libdav1d", "libaom-av1", "av1")}
@@ -67,6 +67,13 @@ def trust_movie(movie: Movie, head: bytes, limit: PixelLimit) -> VideoIndex | No
     end = last_frame_end(pts, int(movie.durations[movie.order[-1]]))
     aspect = movie.pixel_aspect or _find_coded_aspect(movie.codec, movie.configuration, head) or Fraction(1)
     return VideoIndex(pts, movie.time_base, end, keys, keys, *size, movie.orientation, pixel_aspect=aspect)
+
+
+def has_plausible_times(movie: Movie) -> bool:
+    """Return whether the timestamps of a movie may be those of its frames, as far as its tables show."""
+    if movie.codec not in REORDERING_CODECS or (np.diff(movie.order) > 0).all():
+        return True
+    return are_plausible_times(movie.pts, movie.order, movie.keys, np.cumsum(movie.durations) - movie.durations)
 
 
 def _find_size(movie: Movie, head: bytes, limit: PixelLimit) -> tuple[int, int] | None:
@@ -119,11 +126,15 @@ def trust_packets(
     codec, configuration = codec_name(stream), bytes(stream.codec_context.extradata or b"")
     decoded_pts = np.array(table.pts, np.int64)
     order = np.argsort(decoded_pts, kind="stable")
-    if not is_predictable(codec, configuration, table.head, order):
+    if not is_predictable(codec, configuration, table.head, order, is_order_confirmed=table.is_order_confirmed):
         return None
     if table.parsed and not ends_with_slice(codec, memoryview(table.last)):
         return None
     pts = decoded_pts[order]
+    if codec in REORDERING_CODECS:
+        keys, dts = np.array(table.key_packet, np.int64), np.array(table.dts, np.int64) if table.dts else None
+        if not are_plausible_times(decoded_pts, order, keys, dts):
+            return None
     end = last_frame_end(pts, int(table.ends[order[-1]] - pts[-1]))
     time_base = Fraction(stream.time_base or Fraction(1, 25))
     return _describe_frames(

@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from ffmpeg_program import make
 from made_clips import VARIANTS, make_clip, with_another_size, without_reorder_hint
 from tiers import only_fast
 
@@ -23,6 +24,7 @@ from streamloader.media.chunks.build import CutPlan, CutSettings, build_chunk, p
 from streamloader.media.chunks.format import ChunkIndex, Coding
 from streamloader.media.chunks.frame_hash import frame_hash
 from streamloader.media.chunks.packet_decoder import PacketDecoder
+from streamloader.media.chunks.remux import ChunkRejected, create_chunk_file
 from streamloader.media.video.indexer import index_video
 from streamloader.media.video.reader import decode_frames
 from streamloader.media.video.source import open_video
@@ -435,3 +437,35 @@ def test_settings_survive_json():
         assert CutSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     with pytest.raises(ConfigError):
         CutSettings.from_json({"mode": "copy", "colour": 1})
+
+
+def _write_header(path, stream):
+    with create_chunk_file(str(path), Fraction(1, 1000)) as output:
+        output.add_stream_from_template(stream, opaque=True)
+        output.start_encoding()
+
+
+def test_a_refused_header_leaves_no_file_open(tmp_path):
+    """PyAV leaves a file open that it opened itself, if the container refuses its header."""
+    source = make(tmp_path / "raw.avi", "-c:v", "rawvideo", "-pix_fmt", "yuv420p", seconds=0.2)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with av.open(str(source)) as container, pytest.raises(ChunkRejected, match="cannot be stored in MKV"):
+        _write_header(tmp_path / "chunk.mkv", container.streams.video[0])
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_sound_that_repeats_itself_is_left_out(tmp_path):
+    """A packet that begins before the one before it ends would be refused by MP4."""
+    first, second = (
+        make(
+            tmp_path / f"{start}.ts", "-f", "lavfi", "-i", "sine=duration=1.5", "-c:v", "libx264", "-output_ts_offset",
+            start, seconds=1,
+        )
+        for start in (1000, 1001)
+    )  # fmt: skip
+    path = tmp_path / "joined.ts"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    _, chunks = cut(path, tmp_path / "chunks", audio=True)
+    with av.open(chunks[0].file) as container:
+        times = [packet.pts for packet in container.demux(audio=0) if packet.size]
+    assert times == sorted(set(times))

@@ -15,7 +15,6 @@ from made_clips import linear_decode, make_clip
 
 import streamloader as sl
 from streamloader.cli.main import main
-from streamloader.errors import UnreadableStream
 from streamloader.media.video import indexer as indexer_module
 from streamloader.media.video.frame_times import (
     NO_TIME,
@@ -257,14 +256,6 @@ def test_a_second_recording_that_begins_between_key_frames(recordings, tmp_path)
     path.write_bytes(recordings("1000").read_bytes() + data[: 188 * 2] + data[len(data) // 188 // 2 * 188 :])
     index = check_frames(path, index_video(str(path), damaged="keep"))
     assert float((index.end - int(index.pts[0])) * index.time_base) < 5
-
-
-def test_sound_beside_a_clock_that_jumps_is_refused(recordings, tmp_path):
-    path = join(tmp_path / "joined.ts", recordings("1000 sound"), recordings("10 sound"))
-    dataset = sl.VideoStreams(path, audio=sl.AudioOptions(block=4096))
-    (info,) = describe_streams(dataset)
-    with pytest.raises(UnreadableStream, match=r"the clock of .* jumps"):
-        read_stream(dataset, info)
 
 
 @pytest.mark.parametrize("mode", ["copy", "encode"])
