@@ -99,7 +99,7 @@ ATTACKS: dict[str, bytes] = {
     "a record without fields": encode_message(KIND.LOG, payload={}),
     "a record without JSON": encode_message(KIND.LOG),
     "a skipped stream, although errors are raised": encode_message(KIND.SKIPPED, lane=0, payload=SKIP),
-    "infos, although there is no env": encode_message(KIND.INFO, a=0, lane=0, payload={"infos": {}}),
+    "infos, although there is no env": encode_message(KIND.INFO, a=0, lane=0, payload=b"{}"),
     "no JSON": raw(KIND.LOG, b"{"),
     "JSON that is not UTF-8": raw(KIND.LOG, b'{"name": "\xff"}'),
     "JSON in UTF-16": raw(KIND.LOG, '{"name": 1}'.encode("utf-16")),

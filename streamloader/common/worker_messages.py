@@ -20,6 +20,7 @@ __all__ = [
     "MAX_INT64",
     "MAX_LOG_CHARS",
     "MAX_LOG_LEVEL",
+    "MAX_NESTING",
     "MIN_LOG_LEVEL",
     "Check",
     "InvalidMessage",
@@ -40,7 +41,7 @@ MAX_LOG_CHARS: Final = 16_384
 MIN_LOG_LEVEL, MAX_LOG_LEVEL = logging.DEBUG, logging.CRITICAL
 LOGGER_NAME: Final = re.compile(r"streamloader(?:\.[A-Za-z0-9_]{1,60}){0,6}")
 _LOG_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
-_MAX_NESTING: Final = 64
+MAX_NESTING: Final = 64
 _MAX_SHOWN_CHARS: Final = 60
 _MAX_LOG_LINES: Final = 100  # of one record
 _MAX_LOG_BURST: Final = 1000  # lines
@@ -82,12 +83,12 @@ def check_nesting(value: Any) -> None:
         InvalidMessage: If they are.
     """
     level = [value]
-    for _ in range(_MAX_NESTING + 1):
+    for _ in range(MAX_NESTING + 1):
         level = [container for container in level if type(container) is dict or type(container) is list]
         if not level:
             return
         level = [item for container in level for item in (container.values() if type(container) is dict else container)]
-    raise InvalidMessage(f"its JSON is nested more than {_MAX_NESTING} levels deep")
+    raise InvalidMessage(f"its JSON is nested more than {MAX_NESTING} levels deep")
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------

@@ -139,12 +139,12 @@ class GroupWorkload(EnvWorkload):
         )
 
     @override
-    def encode_infos(self, infos: Any) -> Any:
+    def encode_infos(self, infos: Any) -> bytes:
         return encode_infos(infos)
 
     @override
-    def decode_infos(self, value: Any) -> Any:
-        infos = decode_infos(value)
+    def decode_infos(self, data: bytes) -> Any:
+        infos = decode_infos(data)
         if type(infos) is not dict or not all(type(k) is str and type(v) is list for k, v in infos.items()):
             raise InvalidMessage("its infos are no dict of lists")
         return infos

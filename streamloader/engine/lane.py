@@ -47,6 +47,7 @@ class StreamWorkload:
     decoder_threads: int = 1
 
     can_resume = True
+    has_single_filler = False
 
     @property
     def has_next_epoch(self) -> bool:
@@ -72,7 +73,7 @@ class StreamWorkload:
             for lane in lanes
         ]
 
-    def decode_infos(self, value: Any) -> Any:
+    def decode_infos(self, data: bytes) -> Any:
         """Refuse infos, which only envs send."""
         raise InvalidMessage("it sends infos, although it has no env")
 

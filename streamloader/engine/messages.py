@@ -13,8 +13,8 @@
                             ERROR       `lane` failed at grant `seq` (-1: the worker as a whole); JSON follows
                             LOG         a log record; JSON follows
                             SKIPPED     `lane` skipped a stream after an error (``on_error="skip"``); JSON follows
-                            INFO        what an env returned for grant `seq` of `run`, before the DONE of it; JSON
-                                        follows
+                            INFO        what an env returned for grant `seq` of `run`, before the DONE of it, as
+                                        the workload encodes it (workload.py: Workload.decode_infos)
 
 End of file means that the other side is gone. The kernel orders the bytes of the ring before the message that
 refers to them, so nothing else needs a barrier or a lock.
@@ -71,7 +71,7 @@ class Message(NamedTuple):
         b: Second number: epoch of GRANT; windows of ENDED; run of INFO; else 0.
         c: Third number: batch of GRANT; full of ENDED; else 0.
         lane: Row of the lane, or the slot of a GRANT. -1 where the kind has neither.
-        payload: Decoded JSON, or None where the kind has none.
+        payload: Decoded JSON, or None where the kind has none. The bytes that follow an INFO.
     """
 
     kind: int
@@ -80,7 +80,7 @@ class Message(NamedTuple):
     b: int
     c: int
     lane: int
-    payload: dict[str, Any] | None = None
+    payload: Any = None
 
 
 def encode_message(
@@ -90,10 +90,13 @@ def encode_message(
     b: int = 0,
     c: int = 0,
     lane: int = -1,
-    payload: dict[str, Any] | None = None,
+    payload: dict[str, Any] | bytes | None = None,
 ) -> bytes:
     """Encode one message. The arguments are the attributes of :class:`Message`."""
-    body = b"" if payload is None else json.dumps(payload, default=str).encode()
+    if payload is None:
+        body = b""
+    else:
+        body = payload if isinstance(payload, bytes) else json.dumps(payload, default=str).encode()
     return _HEADER.pack(kind, version, a, b, c, lane, len(body)) + body
 
 
@@ -116,8 +119,8 @@ class MessageDecoder:
     """Decodes messages from the bytes that arrive on a socket.
 
     Args:
-        max_payload_bytes: Maximum size of the JSON of each kind of message; other kinds are refused. None for no limit
-            and any kind.
+        max_payload_bytes: Maximum size of the payload of each kind of message; other kinds are refused. None for no
+            limit and any kind.
     """
 
     def __init__(self, max_payload_bytes: Mapping[int, int] | None = None) -> None:
@@ -142,11 +145,13 @@ class MessageDecoder:
             if limits is not None and length > limits.get(kind, -1):
                 if kind not in limits:
                     raise InvalidMessage(f"its kind is {kind}")
-                raise InvalidMessage(f"its JSON of {length} bytes is larger than {limits[kind]} bytes")
+                raise InvalidMessage(f"its payload of {length} bytes is larger than {limits[kind]} bytes")
             if len(data) - offset - header_size < length:
                 break
             offset += header_size
-            payload = parse_json(data[offset : offset + length]) if length else None
+            payload: Any = data[offset : offset + length] if length else None
+            if length and kind != MessageKind.INFO:
+                payload = parse_json(payload)
             offset += length
             yield Message(kind, version, a, b, c, lane, payload)
         self._incomplete[:] = data[offset:]

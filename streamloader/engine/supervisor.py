@@ -60,7 +60,8 @@ class Supervisor:
         ring: Ring that the workers fill. The supervisor closes it.
         workers: Number of worker processes, or 0 for one worker in a thread.
         quarantine: Quarantine of the loader, which outlives the supervisor.
-        max_ahead: Maximum number of batches granted ahead of the consumer. Defaults to the number of slots.
+        max_ahead: Maximum number of batches granted ahead of the consumer. Defaults to the number of slots. With
+            fewer, the consumer holds no more slots than the others, so that each of these batches has one at once.
         on_death: Whether a worker that dies is replaced (the default), or its death is an error.
 
     Attributes:
@@ -110,12 +111,13 @@ class Supervisor:
         self.wait_seconds_by_row: dict[int, float] = {}
         self.lock = threading.Lock()
         self_ref = weakref.ref(self)
+        awaits_slots = max_ahead is None or max_ahead >= ring.slots
         self._pool = WorkerPool(
             job,
             ring,
             processes=workers > 0,
             on_exit=functools.partial(_handle_worker_exit, self_ref),
-            on_slot_release=functools.partial(_reclaim_slots, self_ref),
+            on_slot_release=functools.partial(_reclaim_slots, self_ref) if awaits_slots else None,
         )
         self._finalizer = weakref.finalize(self, _shut_down, self._pool, ring)
 
@@ -368,7 +370,7 @@ class Supervisor:
                 self._batch_failures.append(_BatchFailure(number, message.a, payload))
         elif kind == MessageKind.INFO:
             if message.b in self._grants.runs:  # another run uses the numbers of void grants again
-                self._infos.setdefault(message.a, {})[number] = payload["infos"]
+                self._infos.setdefault(message.a, {})[number] = message.payload
         elif kind == MessageKind.SKIPPED:
             self.failures.record_skip(message.lane, payload)
         else:

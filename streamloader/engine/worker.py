@@ -78,7 +78,10 @@ def main(argv: Sequence[str]) -> int:
         working.set()
         gc.freeze()
         gc.enable()
-        _run_scheduler(job, ring, sock, number, handler)
+        if job.workload.has_single_filler:
+            _run_direct_scheduler(job, ring, sock, number, handler)
+        else:
+            _run_scheduler(job, ring, sock, number, handler)
     except BaseException as error:  # noqa: BLE001 - sent to the supervisor, which raises it
         _send_fatal_error(sock, error)
         return 1
@@ -98,6 +101,14 @@ def _run_scheduler(
 
     with asyncio.Runner(loop_factory=_uvloop_factory()) as runner:
         runner.run(run())
+
+
+def _run_direct_scheduler(job: WorkerJob, ring: Ring, sock: socket.socket, number: int, handler: LogForwarder) -> None:
+    from streamloader.engine.direct_scheduler import DirectScheduler
+
+    scheduler = DirectScheduler(job.workload, ring, sock, job.lanes[number], job.first_lane)
+    handler.send = _log_sender(scheduler.send_if_possible)
+    scheduler.run()
 
 
 def _uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

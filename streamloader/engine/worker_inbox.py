@@ -134,7 +134,8 @@ class WorkerInbox:
             elif kind == MessageKind.SKIPPED:
                 self._check_skip(message)
             elif kind == MessageKind.INFO:
-                self._check_info(message)
+                yield Message(*message[:-1], self._decode_info(message))
+                continue
             else:
                 payload = message.payload
                 has_once = isinstance(payload, dict) and "once" in payload
@@ -200,15 +201,15 @@ class WorkerInbox:
         if not low <= seq < high:
             raise InvalidMessage(f"lane {row} fails at grant {seq}, which it is not filling")
 
-    def _check_info(self, message: Message) -> None:
+    def _decode_info(self, message: Message) -> Any:
         seq, run = message.a, message.b
-        payload = check_fields(message.payload, {"infos": lambda value, _: value}, "a message with infos")
-        payload["infos"] = self._job.workload.decode_infos(payload["infos"])
+        infos = self._job.workload.decode_infos(message.payload or b"")
         if not (0 <= run < self._grants.runs_created and self._last_info < (run, seq)):
             raise InvalidMessage(f"it sends infos for grant {seq} of run {run}, after {self._last_info}")
         if run in self._grants.runs and not self._filled[self._number] <= seq < self._grants.granted_end:
             raise InvalidMessage(f"it sends infos for grant {seq}, which it is not filling")
         self._last_info = run, seq
+        return infos
 
     def _check_skip(self, message: Message) -> None:
         self._check_lane(message)

@@ -39,8 +39,8 @@ class WorkerPool:
         on_exit: Function that is called with the process id as soon as a worker process has exited, in a separate
             thread.
         on_slot_release: Function that drains ``ring.released``. It is called in a separate thread as soon as the user
-            holds no reference to a slot any more. Not called where batches are so small that the ring has many slots:
-            released slots then wait until the next batch is requested.
+            holds no reference to a slot any more. None if released slots are not needed before the next batch is
+            requested. Not called either where batches are so small that the ring has many slots.
 
     Attributes:
         workers: Workers by number.
@@ -55,7 +55,7 @@ class WorkerPool:
         *,
         processes: bool,
         on_exit: Callable[[int], None],
-        on_slot_release: Callable[[], None],
+        on_slot_release: Callable[[], None] | None,
     ) -> None:
         # Of all workers, also of those that replace others. First, since what is opened may get the number of a stdout
         # that is closed.
@@ -82,7 +82,7 @@ class WorkerPool:
 
     def start(self) -> None:
         """Start all workers."""
-        if self._ring.slots <= _MAX_SLOTS_FOR_RECLAIMER:
+        if self._on_slot_release is not None and self._ring.slots <= _MAX_SLOTS_FOR_RECLAIMER:
             self._reclaimer = SlotReclaimer(self._ring.released, self._on_slot_release)
         if self._processes:
             self._job_fd = write_job(self._job)

@@ -150,6 +150,10 @@ class Workload(Protocol):
         """Whether row fillers can start at any batch of a run, so that a worker that died can be replaced."""
 
     @property
+    def has_single_filler(self) -> bool:
+        """Whether a worker has one row filler, whose calls never wait for an event loop: it needs no other thread."""
+
+    @property
     def on_error(self) -> Literal["raise", "skip"]:
         """Whether a stream that fails raises in the consumer, or is skipped."""
 
@@ -173,11 +177,11 @@ class Workload(Protocol):
             send: Function that sends an encoded message to the supervisor.
         """
 
-    def decode_infos(self, value: Any) -> Any:
-        """Return what an env returned for a batch, from the JSON value of an INFO message.
+    def decode_infos(self, data: bytes) -> Any:
+        """Return what an env returned for a batch, from the bytes of an INFO message.
 
         Raises:
-            InvalidMessage: If no correct worker sends this value, or if the workload has no envs.
+            InvalidMessage: If no correct worker sends these bytes, or if the workload has no envs.
         """
 
 

@@ -238,7 +238,7 @@ class CameraMotion:
         rng: np.random.Generator,
     ) -> None:
         self._camera, self._camera_inverse = camera, np.linalg.inv(camera)
-        self._size = size
+        self._corners = _frame_corners(*size)
         self._length = length
         view_width = size[1] / camera[0, 0]
         shares = rng.uniform(_MIN_SHARE, 1, 7)
@@ -259,7 +259,7 @@ class CameraMotion:
 
     def is_visible_after(self, homography: Array) -> bool:
         """Return whether all that a frame shows is in front of the camera in another step, given the homography."""
-        return bool((_frame_corners(*self._size) @ homography[2] > 0).all())
+        return bool((self._corners @ homography[2]).min() > 0)
 
     def block_of(self, step: int) -> PoseBlock:
         """Return poses that include those of `step` and of the steps before and after it."""
@@ -276,7 +276,7 @@ class CameraMotion:
         Args:
             reference: Whether only the reference pose counts. By default, all steps do.
         """
-        corners = _frame_corners(*self._size)
+        corners = self._corners
         low, high = np.full(2, np.inf), np.full(2, -np.inf)
         for inverses in [self._camera_inverse[None]] if reference else self._survey():
             seen = corners @ inverses.transpose(0, 2, 1)

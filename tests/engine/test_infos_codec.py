@@ -25,13 +25,19 @@ VALUES = st.recursive(
 )
 
 
-def through_json(value):
-    return decode_infos(json.loads(json.dumps(encode_infos(value))))
+def transfer(value):
+    return decode_infos(encode_infos(value))
+
+
+def pack(head, data=b"", size=None):
+    """Return the binary form with this head, which may be any JSON value or bytes."""
+    head = head if isinstance(head, bytes) else json.dumps(head).encode()
+    return (len(head) if size is None else size).to_bytes(4, "little") + head + data
 
 
 @given(VALUES)
 def test_plain_values_arrive_with_their_types(value):
-    assert repr(through_json(value)) == repr(value)
+    assert repr(transfer(value)) == repr(value)
 
 
 ARRAYS = [
@@ -56,7 +62,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{np.shape(array)}"[:40])
 def test_arrays_arrive_with_their_types(array):
-    got = through_json([array])[0]
+    got = transfer([array])[0]
     assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes())
     scalar = isinstance(array, np.generic) or not array.ndim
     assert isinstance(got, np.generic if scalar else np.ndarray)
@@ -66,7 +72,7 @@ def test_arrays_arrive_with_their_types(array):
 
 def test_tensors_arrive_as_tensors():
     for tensor in (torch.arange(6).reshape(2, 3).T, torch.tensor(2.5, requires_grad=True)):
-        got = through_json({"x": tensor})["x"]
+        got = transfer({"x": tensor})["x"]
         assert type(got) is torch.Tensor
         assert got.equal(tensor.detach())
         assert got.dtype == tensor.dtype
@@ -89,34 +95,95 @@ def test_other_values_are_refused_and_named(value, message):
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("head", "data"),
     [
-        {},
-        {"a": 1, "b": 2},
-        {"object": 1},
-        {"array": 5},
-        {"array": ["<u1", [2]]},
-        {"array": ["<u1", [2], "AA=="]},  # one byte for two elements
-        {"array": ["<u1", [1 << 70], "AA=="]},
-        {"array": ["<u1", [-1, -1], "AA=="]},
-        {"array": ["<u1", ["x"], "AA=="]},
-        {"array": ["<u1", [1], "A"]},
-        {"array": ["<u1", [1], "!AA=="]},
-        {"array": ["O", [1], "AAAAAAAAAAA="]},
-        {"array": [[["a", "O"]], [1], "AAAAAAAAAAA="]},
-        {"array": ["<u1,__import__", [1], "AA=="]},
-        {"array": [{"names": 1}, [1], "AA=="]},
-        {"array": [[["a"]], [1], "AA=="]},
-        {"array": [5, [1], "AA=="]},
-        {"tensor": ["<U1", [1], "AAAAAA=="]},
-        {"tuple": 5},
-        {"dict": [[1]]},
-        {"dict": [[[], 1]]},
-        {"bytes": 5},
-        {"bytes": "\u00e9"},
-        [{"tuple": [{"bytes": "A"}]}],
+        ({}, b""),
+        ({"a": 1, "b": 2}, b""),
+        ({"object": 1}, b""),
+        ({"array": 5}, b""),
+        ({"array": ["<u1"]}, b"x"),
+        ({"array": ["<u1", [1], 1]}, b"x"),
+        ({"array": ["<u1", [2]]}, b"x"),  # one byte for two elements
+        ({"array": ["<u1", [1]]}, b"xy"),
+        ({"array": ["<u1", 1]}, b"x"),
+        ({"array": ["<u1", [1 << 70]]}, b"x"),
+        ({"array": ["<u1", [1 << 40, 1 << 40]]}, b"x"),
+        ({"array": ["<u1", [-1, -1]]}, b"x"),
+        ({"array": ["<u1", [-1]]}, b"x"),
+        ({"array": ["<u1", ["x"]]}, b"x"),
+        ({"array": ["<u1", [1.0]]}, b"x"),
+        ({"array": ["<U0", [1 << 40]]}, b""),  # so many elements of no size
+        ({"array": ["O", [1]]}, bytes(8)),
+        ({"array": [[["a", "O"]], [1]]}, bytes(8)),
+        ({"array": ["<u1,__import__", [1]]}, b"x"),
+        ({"array": [{"names": 1}, [1]]}, b"x"),
+        ({"array": [[["a"]], [1]]}, b"x"),
+        ({"array": [5, [1]]}, b"x"),
+        ({"tensor": ["<U1", [1]]}, bytes(4)),
+        ({"tuple": 5}, b""),
+        ({"tuple": {"bytes": 0}}, b""),
+        ({"dict": [[1]]}, b""),
+        ({"dict": [[[], 1]]}, b""),
+        ({"dict": "ab"}, b""),
+        ({"bytes": "5"}, b"x"),
+        ({"bytes": True}, b"x"),
+        ({"bytes": -1}, b"x"),
+        ({"bytes": 2}, b"x"),
+        ([{"tuple": [{"bytes": 1 << 70}]}], b"x"),
+        ([{"bytes": 1}, {"bytes": -1}, {"bytes": 1}], b"x"),  # the same byte twice
+        (b"{", b""),
+        (b"\xff", b""),
+        (b"", b""),
+        (b"[" * 65 + b"]" * 65, b""),
     ],
 )
-def test_nothing_else_is_decoded(value):
+def test_nothing_else_is_decoded(head, data):
     with pytest.raises(InvalidMessage):
-        decode_infos(value)
+        decode_infos(pack(head, data))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", pack(b"1", size=0), pack(b"1", size=2), pack(b"1", size=1 << 31)])
+def test_a_head_of_another_size_is_refused(data):
+    with pytest.raises(InvalidMessage):
+        decode_infos(data)
+
+
+def test_values_of_the_same_kinds_do_not_share_what_they_contain():
+    """The head of such messages is parsed once."""
+    first, second = (transfer({"a": [np.full(3, number), [1], {"b": []}]}) for number in (1, 2))
+    first["a"][1].append(2)
+    first["a"][2]["b"].append(3)
+    assert first["a"][0].tolist() == [1] * 3
+    assert second["a"][0].tolist() == [2] * 3
+    assert second["a"][1:] == [[1], {"b": []}]
+    assert transfer({"a": [np.full(3, 1), [1], {"b": []}]})["a"][1:] == [[1], {"b": []}]
+
+
+def nest(levels, make=lambda value: [value], innermost=0):
+    value = innermost
+    for _ in range(levels):
+        value = make(value)
+    return value
+
+
+MAKES = [
+    (lambda value: [value], 1, 0),
+    (lambda value: (value,), 2, 0),
+    (lambda value: {"a": value}, 3, 0),
+    (lambda value: [value], 1, np.zeros(2)),
+    (lambda value: [value], 1, np.zeros(2, [("a", [("b", [("c", "i4")])])])),
+]
+
+
+@pytest.mark.parametrize(("make", "levels", "innermost"), MAKES)
+def test_what_is_sent_is_accepted(make, levels, innermost):
+    sent = 0
+    for count in range(1, 100):
+        try:
+            data = encode_infos(nest(count, make, innermost))
+        except sl.ConfigError as error:
+            assert "nested more than 64 levels deep" in error.message  # noqa: PT017 - of what is nested the least
+            break
+        decode_infos(data)
+        sent = count
+    assert 64 - 8 <= sent * levels <= 64

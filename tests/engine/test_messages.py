@@ -7,16 +7,16 @@ from streamloader.engine.messages import Message, MessageDecoder, MessageKind, e
 
 NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1)
 PAYLOADS = st.none() | st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text())
-MESSAGES = st.builds(
-    Message,
-    st.sampled_from(MessageKind),
+NUMBERS_OF_A_MESSAGE = (
     st.integers(0, (1 << 32) - 1),
     NUMBERS,
     NUMBERS,
     NUMBERS,
     st.integers(-(1 << 31), (1 << 31) - 1),
-    PAYLOADS,
 )
+MESSAGES = st.builds(
+    Message, st.sampled_from(sorted(set(MessageKind) - {MessageKind.INFO})), *NUMBERS_OF_A_MESSAGE, PAYLOADS
+) | st.builds(Message, st.just(MessageKind.INFO), *NUMBERS_OF_A_MESSAGE, st.none() | st.binary(min_size=1))
 
 
 @given(st.lists(MESSAGES, max_size=6), st.data())

@@ -186,8 +186,8 @@ def test_a_filler_fills_the_rows_of_its_lanes_and_stays_in_one_thread():
         for message in MessageDecoder().decode(b"".join(sent))
     ]
     assert messages == [
-        (MessageKind.INFO, 0, 0, 2, {"infos": {"calls": 1}}),
-        (MessageKind.INFO, 1, 0, 2, {"infos": {"calls": 2}}),
+        (MessageKind.INFO, 0, 0, 2, b'{"calls": 1}'),
+        (MessageKind.INFO, 1, 0, 2, b'{"calls": 2}'),
         (MessageKind.ENDED, 0, 2, 2, None),
     ]
 

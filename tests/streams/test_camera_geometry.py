@@ -366,7 +366,7 @@ def test_averaged_images_do_not_flicker():
 
 def test_large_views_have_the_same_flow_in_bands(monkeypatch):
     whole, _ = play([make_pixels(0)], 2, ground_truth="flow", length=3)
-    monkeypatch.setattr("streamloader.media.image.plane._MAX_BAND_PIXELS", 7 * WIDTH)
+    monkeypatch.setattr("streamloader.media.image.plane._MAX_BAND_PRODUCTS", 7 * WIDTH)
     bands, _ = play([make_pixels(0)], 2, ground_truth="flow", length=3)
     np.testing.assert_allclose(bands["flow"], whole["flow"], rtol=2e-7, atol=1e-11)
     assert np.array_equal(bands["data"], whole["data"])

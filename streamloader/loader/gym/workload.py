@@ -73,10 +73,11 @@ class GymWorkload:
 
     has_next_epoch = False
     can_resume = False  # the state of an environment is lost with its process
+    has_single_filler = True
     on_error: ClassVar[Literal["raise", "skip"]] = "raise"
     fixed_length = False
 
-    def decode_infos(self, value: Any) -> Any:
+    def decode_infos(self, data: bytes) -> Any:
         """Refuse infos: what an environment says besides is not delivered."""
         raise InvalidMessage("it sends infos, which are not delivered")
 
