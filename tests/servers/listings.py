@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from servers.starting import find_free_ports, wait_until_web_server_answers
 
 SECONDS = 60.0  # limit for starting, which usually takes 0.2 s
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -161,7 +159,7 @@ def list_with(kind: str, data: Path) -> Iterator[str]:
     work.chmod(0o755)
     try:
         for _ in range(3):  # another process may take the free port first
-            port = _find_free_port()
+            (port,) = find_free_ports(1)
             process = subprocess.Popen(
                 _make_command(kind, data, work, port),
                 cwd=data,
@@ -171,7 +169,7 @@ def list_with(kind: str, data: Path) -> Iterator[str]:
                 stderr=subprocess.DEVNULL,
             )
             try:
-                if _wait_until_ready(f"http://127.0.0.1:{port}/", process):
+                if wait_until_web_server_answers(f"http://127.0.0.1:{port}/", process, seconds=SECONDS):
                     yield f"http://127.0.0.1:{port}"
                     return
             finally:
@@ -207,26 +205,3 @@ def _make_command(kind: str, data: Path, work: Path, port: int) -> list[str]:
     if setpriv := shutil.which("setpriv"):
         command[:0] = [setpriv, "--pdeathsig", "KILL", "--"]  # ends with the test process
     return command
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until the server answers. Return False if the process exits."""
-    deadline = time.monotonic() + SECONDS
-    while process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=60):
-                return True
-        except urllib.error.HTTPError as error:
-            error.close()
-            return True  # an error response is an answer, too
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise Missing(f"{url} was not ready within {SECONDS} s: {error}") from error
-            time.sleep(0.01)
-    return False
-
-
-def _find_free_port() -> int:
-    with socket.socket() as each:
-        each.bind(("127.0.0.1", 0))
-        return each.getsockname()[1]

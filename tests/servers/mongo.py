@@ -11,7 +11,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 import pymongo
 import pymongo.errors
 from servers.cache import cache_folder, open_cache_folder
+from servers.starting import find_free_ports
 
 from streamloader.common.guarded_files import lock_file
 
@@ -193,7 +193,7 @@ def mongo(name: str) -> Iterator[Server]:
     _program(KINDS[name])
     with tempfile.TemporaryDirectory(prefix=f"mongo-{name}-", ignore_cleanup_errors=True) as folder:
         for attempt in range(3):  # another process may take the free port first
-            port = _free_port()
+            (port,) = find_free_ports(1)
             server = Server(name, f"mongodb://127.0.0.1:{port}/")
             server._folder, server._port = Path(folder) / str(attempt), port
             (server._folder / "data").mkdir(parents=True)
@@ -275,9 +275,3 @@ def _installed(kind: Kind) -> Path | None:
         return None
     program = folder / "bin" / kind.program
     return program if complete and program.exists() else None
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from servers.starting import find_free_ports, wait_until_web_server_answers
 
 SECONDS = 60.0  # limit for starting, which usually takes 0.1 s
 
@@ -95,7 +94,7 @@ def nginx(*, user: str, password: str, keepalive: int = 75) -> Iterator[Nginx]:
         (folder / "data").mkdir()
         (folder / "users").write_text(f"{user}:{{PLAIN}}{password}\n")
         for _ in range(3):  # another process may take the free port first
-            port = _free_port()
+            (port,) = find_free_ports(1)
             (folder / "conf").write_text(_CONFIG.format(folder=folder, port=port, keepalive=keepalive))
             command = [program, "-p", folder, "-e", folder / "error.log", "-c", folder / "conf"]
             if setpriv := shutil.which("setpriv"):
@@ -107,7 +106,7 @@ def nginx(*, user: str, password: str, keepalive: int = 75) -> Iterator[Nginx]:
                 stderr=subprocess.DEVNULL,
             )
             try:
-                if _ready(f"http://127.0.0.1:{port}/", process):
+                if wait_until_web_server_answers(f"http://127.0.0.1:{port}/", process, seconds=SECONDS):
                     yield Nginx(f"http://127.0.0.1:{port}", folder)
                     return
             finally:
@@ -117,26 +116,3 @@ def nginx(*, user: str, password: str, keepalive: int = 75) -> Iterator[Nginx]:
         raise Missing(f"nginx exited three times before it was ready; the end of its log:\n{log}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ready(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until the server answers. Return False if the process exits."""
-    deadline = time.monotonic() + SECONDS
-    while process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=60):
-                return True
-        except urllib.error.HTTPError as error:
-            error.close()
-            return True  # an error response is an answer, too
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise Missing(f"nginx was not ready within {SECONDS} s: {error}") from error
-            time.sleep(0.01)
-    return False
-
-
-def _free_port() -> int:
-    with socket.socket() as each:
-        each.bind(("127.0.0.1", 0))
-        return each.getsockname()[1]

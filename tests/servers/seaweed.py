@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 import obstore.store
 from canaries import canary
+from servers.starting import find_free_ports
 
 SECONDS = 60.0  # limit for starting, which usually takes 3 s; the cores may be busy with other tests
 _PORTS = (
@@ -161,7 +161,7 @@ def seaweed() -> Iterator[Seaweed]:
     folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
     try:
         for attempt in range(3):  # another process may take the free port first
-            ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+            ports = dict(zip(_PORTS, find_free_ports(len(_PORTS)), strict=True))
             process = _start(program, folder / str(attempt), ports)
             try:
                 server = Seaweed(program, ports, process.pid)
@@ -235,11 +235,3 @@ def _ready(server: Seaweed, process: subprocess.Popen[bytes]) -> bool:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGKILL)  # an orderly shutdown takes seconds, and the data is deleted anyway
     process.wait(60)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 from canaries import canary
+from servers.starting import find_free_ports
 
 SECONDS = 60.0  # limit for starting, which usually takes 0.1 s
 _PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
@@ -98,7 +99,7 @@ class Sshd:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd requires this folder
         for _ in range(3):  # another process may take the free port first
-            port = self.port or _free_port()
+            port = self.port or find_free_ports(1)[0]
             self._write_config(port)
             command = [program, "-D", "-e", "-f", str(self.folder / "sshd_config")]
             if setpriv := shutil.which("setpriv", path=_PROGRAMS):
@@ -281,9 +282,3 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], w
             raise Missing(f"{what} was not ready within {SECONDS} s")
         time.sleep(0.01)
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
