@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from streamloader.engine.quarantine import Quarantined
     from streamloader.errors import (
         AccessDenied,
+        CannotCopy,
         CatalogError,
         CatalogExists,
         CatalogNotFound,
@@ -160,6 +161,7 @@ __all__ = [
     "ByteRange",
     "BytesDataManager",
     "CameraStreams",
+    "CannotCopy",
     "CatalogError",
     "CatalogExists",
     "CatalogNotFound",

@@ -29,6 +29,7 @@ from streamloader.redaction import clean, redact_address
 
 __all__ = [
     "AccessDenied",
+    "CannotCopy",
     "CatalogError",
     "CatalogExists",
     "CatalogNotFound",
@@ -185,6 +186,10 @@ class ClosedError(StreamloaderError, RuntimeError):
 
 class IteratorBusy(StreamloaderError, RuntimeError):
     """Another thread or task is waiting for the next batch of this iteration. An iteration has one consumer."""
+
+
+class CannotCopy(StreamloaderError, TypeError):
+    """A loader that has started, or an iteration, was to be copied or pickled."""
 
 
 class NoSampler(StreamloaderError, AttributeError):

@@ -52,6 +52,8 @@ class Field:
         if dtype.hasobject or dtype.kind not in _MAX_ITEM_BYTES or dtype.itemsize > _MAX_ITEM_BYTES[dtype.kind]:
             raise ConfigError(f"a field's dtype must be a number or bool of fixed size, got {dtype}")
         dtype = dtype.newbyteorder("=")  # tensors have the byte order of the machine
+        if self.axes is not None and not isinstance(self.axes, str):
+            raise ConfigError(f"axes must be a string of letters, got {self.axes!r:.80}")
         if self.axes is not None and (len(self.axes) != len(shape) or len(set(self.axes)) != len(shape)):
             raise ConfigError(f"axes {self.axes!r} must name each of the {len(shape)} axes of {shape} once")
         object.__setattr__(self, "shape", shape)
@@ -83,9 +85,13 @@ def as_fields(fields: Mapping[str, Field] | Field) -> dict[str, Field]:
     """Return the fields of one step by name. A single :class:`Field` is named ``"data"``."""
     if isinstance(fields, Field):
         return {"data": fields}
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"fields must be a streamloader.Field, or a dict of them by name, got {fields!r:.80}")
     if not fields:
         raise ConfigError("a step needs at least one field")
     for name, value in fields.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"the name of a field must be a string, got {name!r:.80}")
         if not isinstance(value, Field):
             raise ConfigError(f"field {name!r} must be a streamloader.Field, got {type(value).__name__}")
         if name in _RESERVED:

@@ -166,6 +166,53 @@ def test_shapes_of_every_type_are_equal(shape):
     assert sl.Field(shape).shape == (3,)
 
 
+@pytest.mark.parametrize("fields", [3, [], {1: sl.Field()}, {"a": 3}])
+def test_fields_that_are_none_are_refused(fields):
+    with pytest.raises(sl.ConfigError, match="field"):
+        sl.IterStreams([1], range, fields=fields)
+
+
+# --- flags, names and functions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["shuffle", "pin_memory"])
+@pytest.mark.parametrize(
+    "value", [np.bool_(False), 0, None, np.array(False), *([torch.tensor(False)] if torch else [])]
+)
+def test_flags_of_every_type_are_equal(name, value):
+    with loader_of(**{name: False}) as loader, loader_of(**{name: value}) as other:
+        assert_same_batches(copies(other), copies(loader))
+        assert json.loads(json.dumps(other.state_dict())) == loader.state_dict()
+
+
+UNUSABLE = [2.5, "other", b"2", [1, 2], {}, np.arange(2), np.array("x"), object(), 1j, -7, 10**40]
+
+
+@pytest.mark.parametrize("value", UNUSABLE, ids=repr)
+@pytest.mark.parametrize(
+    "name", ["shuffle", "pin_memory", "collate_fn", "layout", "switch", "tail", "device", "on_error", "on_worker_death"]
+)
+def test_what_cannot_be_used_is_refused_at_the_door(name, value):
+    if name == "device" and torch is None:
+        pytest.skip("needs torch")
+    with pytest.raises(sl.ConfigError, match=name):
+        loader_of(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 10**30), ("batch_size", 2**31), ("window", 2**63), ("world_size", 2**40)]
+)
+def test_numbers_that_are_too_large_are_refused_before_memory_is_taken(name, value):
+    more = {"rank": 0} if name == "world_size" else {}
+    with pytest.raises(sl.ConfigError, match=rf"{name}.* must be .* or less"):
+        loader_of(**{name: value}, **more)
+
+
+def test_a_limit_of_time_that_no_clock_counts_is_none():
+    assert check_seconds("timeout", 10**30) is None
+    assert check_seconds("timeout", float("inf")) is None
+
+
 # --- the other doors --------------------------------------------------------------------------------------------------
 
 
@@ -212,3 +259,42 @@ def test_data_sets_refuse_epochs_that_are_none(epoch, tmp_path):
 def test_settings_of_videos_are_plain_numbers():
     selection = Selection.from_options(np.int64(5), False, np.int32(2), None)
     assert json.loads(json.dumps([selection.max_frames, selection.stride])) == [5, 2]
+
+
+DOORS = {
+    "sl.TextStreams": (sl.TextStreams, {"addresses": "a.txt"}),
+    "sl.VideoStreams": (sl.VideoStreams, {"paths": "a.mp4"}),
+    "sl.ImageStreams": (sl.ImageStreams, {"paths": "folder"}),
+    "sl.AudioStreams": (sl.AudioStreams, {"files": "a.wav"}),
+    "sl.IterStreams": (sl.IterStreams, {"items": [1], "make": range, "fields": sl.Field()}),
+    "sl.ShardWriter": (sl.ShardWriter, {"address": "memory://arguments"}),
+}
+WRONG = [
+    *((door, "storage_options", value) for door in list(DOORS)[:4] for value in (3, [1], {1: 2}, "ab")),
+    *(("sl.VideoStreams", name, 10**30) for name in ("max_frames", "stride", "fps")),
+    *((door, "transform", 3) for door in ("sl.VideoStreams", "sl.ImageStreams")),
+    *(("sl.AudioStreams", name, 2**63) for name in ("block", "hop")),
+    ("sl.AudioStreams", "dtype", np.arange(2)),
+    ("sl.TextStreams", "addresses", np.array(3)),
+    ("sl.TextStreams", "encoding", 3),
+    ("sl.ImageStreams", "time_unit", [1]),
+    *(("sl.IterStreams", name, np.array(3)) for name in ("items", "lengths")),
+    *(("sl.ShardWriter", name, value) for name in ("maxsize", "maxcount") for value in (float("nan"), [3], None, "a")),
+    ("sl.ShardWriter", "compression", ["gzip"]),
+    ("sl.ShardWriter", "address", 3),
+]
+
+
+@pytest.mark.parametrize(("door", "name", "value"), WRONG, ids=repr)
+def test_other_doors_refuse_what_cannot_be_used(door, name, value):
+    make, arguments = DOORS[door]
+    with pytest.raises(sl.ConfigError):
+        make(**(arguments | {name: value}))
+
+
+@pytest.mark.parametrize("make", [*INTEGERS, np.array])
+def test_options_of_videos_take_integers_of_every_type(make):
+    size, max_frames, stride = (make(4), make(6)), make(5), make(2)
+    dataset = sl.VideoStreams("a.mp4", size=size, max_frames=max_frames, stride=stride)
+    plain = sl.VideoStreams("a.mp4", size=(4, 6), max_frames=5, stride=2)
+    assert json.dumps(dict(dataset.settings)) == json.dumps(dict(plain.settings))

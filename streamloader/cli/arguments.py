@@ -125,6 +125,11 @@ def read_storage_options(path: str | None) -> dict[str, Any] | None:
     """
     if path is None:
         return None
+    if path.lstrip().startswith("{"):  # not shown again: it may contain secrets
+        raise ConfigError(
+            "--storage-options takes the name of a file with a JSON object, because all users of a machine can see its "
+            "command lines: write the options into a file"
+        )
     try:
         with open(path, encoding="utf-8") as file:
             options = json.load(file)

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
 
 from streamloader.common.worker_messages import LOGGER_NAME, MAX_LOG_CHARS, MAX_LOG_LEVEL, MIN_LOG_LEVEL
@@ -30,11 +30,24 @@ __all__ = [
 _SHUTDOWN_GRACE_MS: Final = 2000.0
 _PARENT_POLL_INTERVAL_MS: Final = 500.0
 
-OUTSIDE_SIGNALS: Final = frozenset(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-)  # of terminals, schedulers and service managers, which send them to all processes of a job
+_LIMIT_SIGNAL: Final = getattr(signal, "SIGXCPU", None)  # the limit of processor time: another worker goes on
+
+
+def _list_outside_signals() -> Iterator[int]:
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF")
+    for name in (*names, "SIGIO", "SIGPWR", "SIGSTKFLT", "SIGXCPU"):
+        if hasattr(signal, name):
+            yield getattr(signal, name)
+    if hasattr(signal, "SIGRTMIN"):
+        yield from range(signal.SIGRTMIN, signal.SIGRTMAX + 1)
+
+
+# Of terminals, schedulers and service managers, which send them to all processes of a job, and of limits of the system.
+# Not those that a process raises by an error of its own, such as SIGSEGV and SIGABRT.
+OUTSIDE_SIGNALS: Final = frozenset(_list_outside_signals())
+_FOR_TIMERS: Final = frozenset(
+    getattr(signal, name) for name in ("SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO") if hasattr(signal, name)
+)
 
 LogSender = Callable[[str, int, str], None]  # called with logger name, level and message
 
@@ -48,7 +61,9 @@ def shield_from_signals() -> None:
     for number in OUTSIDE_SIGNALS:
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_IGN)
-        else:
+        elif number in _FOR_TIMERS and signal.getsignal(number) != signal.SIG_DFL:
+            pass  # a profiler uses it
+        elif number != _LIMIT_SIGNAL:
             signal.signal(number, _do_nothing)
             signal.siginterrupt(number, False)  # FFmpeg would take an interrupted read for an error
     for name in ("SIGTTOU", "SIGTTIN"):  # would stop a process of the background that writes to its terminal

@@ -20,13 +20,14 @@ MAX_POLL_S: Final = (
 _MIN_POLLS: Final = 20  # in a timeout: a suspension counts as one of them at most
 _MAX_LATENESS: Final = 1.25  # of a check, as a factor of the planned wait
 _MIN_COUNTED_S: Final = 0.001
+_GOLDEN_RATIO: Final = 0.618  # its multiples are spread evenly
 
 
 class ConsumerWait:
     """One wait of the consumer.
 
-    When half of the timeout has passed, it takes a snapshot of the status table. At the deadline, a worker whose rows
-    have made no progress since then is killed, and the timeout starts again for the worker that replaces it.
+    When half of the timeout has passed, it takes a snapshot of the status table. At the deadline, `handle_deadline`
+    decides whether the wait goes on: for example, for the worker that replaces one whose rows have made no progress.
 
     Time in which this process does not run does not count: a job that was suspended continues as if nothing had
     happened. Such time shows as a check that comes much later than planned.
@@ -35,8 +36,9 @@ class ConsumerWait:
         timeout: Time limit in seconds, or None for no limit.
         status: Status table of the ring, int64 (lanes, ``Status.COLUMNS``).
         find_slowest_lane: Function that returns the row that has filled the fewest batches.
-        kill_stalled_worker: Function that kills the worker of the slowest lane if its rows have made no progress since
-            the given snapshot of `status`. Returns whether it did.
+        observe: Function that is called at intervals, of a twentieth of the timeout and of a second at most.
+        handle_deadline: Function that is called at the deadline with the snapshot of `status`. Returns whether the
+            timeout starts again. If not, the wait ends with an error.
         timed_out: Function that returns the error for a wait of the given number of seconds.
     """
 
@@ -45,14 +47,16 @@ class ConsumerWait:
         timeout: float | None,
         status: Array,
         find_slowest_lane: Callable[[], int],
-        kill_stalled_worker: Callable[[Array], bool],
+        observe: Callable[[], None],
+        handle_deadline: Callable[[Array], bool],
         timed_out: Callable[[float], LoaderTimeout],
     ) -> None:
         self._timeout, self._status, self._find_slowest_lane = timeout, status, find_slowest_lane
-        self._kill_stalled_worker, self._timed_out = kill_stalled_worker, timed_out
+        self._observe, self._handle_deadline, self._timed_out = observe, handle_deadline, timed_out
         self._last_check = time.perf_counter()
         self._max_poll_s = MAX_POLL_S if timeout is None else min(MAX_POLL_S, timeout / _MIN_POLLS)
         self._planned_s = self._max_poll_s
+        self._next_observation, self._phase = self._last_check + self._max_poll_s, 0.0
         self._waited_s = self._timer_s = 0.0  # in total, and since the timeout has started
         self._lane: int | None = None  # row that the consumer waits for
         self._status_snapshot: Array | None = None  # taken at half of the timeout
@@ -62,7 +66,8 @@ class ConsumerWait:
         if self._timeout is None:
             return MAX_POLL_S
         limit = self._timeout if self._status_snapshot is not None else self._timeout / 2
-        self._planned_s = min(self._max_poll_s, max(0.0, limit - self._timer_s))
+        until_observation = max(_MIN_COUNTED_S, self._next_observation - self._last_check)
+        self._planned_s = min(self._max_poll_s, until_observation, max(0.0, limit - self._timer_s))
         return self._planned_s
 
     def _count_time(self) -> None:
@@ -74,23 +79,28 @@ class ConsumerWait:
         self._timer_s += counted
 
     def check(self) -> None:
-        """Note the lane that is waited for; at the deadline, have a stalled worker killed.
+        """Note the lane that is waited for; at the deadline, have the cause dealt with.
 
         The caller holds the supervisor's lock.
 
         Raises:
-            LoaderTimeout: If the deadline has passed and no worker has stalled.
+            LoaderTimeout: If the deadline has passed and the wait does not go on.
         """
         if self._lane is None:
             self._lane = self._find_slowest_lane()
         self._count_time()
         if self._timeout is None:
             return
+        if self._last_check >= self._next_observation:
+            # At irregular intervals, lest a worker that is stopped at regular ones is always found the same.
+            self._phase = (self._phase + _GOLDEN_RATIO) % 1
+            self._next_observation = self._last_check + self._max_poll_s * (0.5 + self._phase)
+            self._observe()
         if self._status_snapshot is None:
             if self._timer_s >= self._timeout / 2:
                 self._status_snapshot = self._status.copy()
         elif self._timer_s >= self._timeout:
-            if not self._kill_stalled_worker(self._status_snapshot):
+            if not self._handle_deadline(self._status_snapshot):
                 raise self._timed_out(self._waited_s)
             self._timer_s, self._status_snapshot = 0.0, None
 

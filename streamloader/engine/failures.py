@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 from streamloader.common.printable import make_printable
@@ -12,6 +13,7 @@ from streamloader.common.subprocesses import OUTSIDE_SIGNALS
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import CrashTracker, FailurePoint, Quarantine, Quarantined
 from streamloader.engine.ring import LaneActivity, Ring, Status
+from streamloader.engine.stalls import MAX_STALLS
 from streamloader.engine.worker_process import WorkerHandle
 from streamloader.engine.workload import StreamCutoff
 from streamloader.errors import CorruptStream, LoaderTimeout, WorkerDied, to_wire
@@ -49,7 +51,7 @@ class FailureTracker:
         """Record the death of a worker. If its cause is certain by now, cut that stream off.
 
         No stream is to blame for a signal that a scheduler sends to all processes of a job, nor for a worker that was
-        stopped until the deadline.
+        killed at the deadline.
 
         Args:
             worker: Worker that died.
@@ -62,28 +64,61 @@ class FailureTracker:
             The number of this worker's deaths in a row, with no grant filled and no stream cut off in between.
         """
         number = worker.number
-        rows = [row for row in worker.lanes if self._is_possible(row, status[row].tolist(), filled, last_epoch)]
+        points = self.find_busy_rows(worker, filled, status, last_epoch)
         is_blameless = worker.is_blameless or error.details.get("signal") in OUTSIDE_SIGNALS
-        for point in () if is_blameless else self._crashes.record_crash(status, rows):
+        for point in () if is_blameless else self._crashes.record_crash(points):
             stream_error = _crashing_stream_error(self._job, point, error)
             if self._job.workload.on_error == "raise":
                 wire = to_wire(stream_error)
                 self._quarantine.fail_at(StreamCutoff(point.row, point.epoch, point.position, point.step, wire))
             else:
-                payload = {
-                    "epoch": point.epoch,
-                    "position": point.position,
-                    "step": point.step,
-                    "stream": point.stream,
-                    "key": self._job.workload.streams[point.stream].key,
-                    "error": {"message": stream_error.message},
-                }
-                self.record_skip(point.row, payload, crashed=True)
+                self._skip_at(point, stream_error.message)
             self._deaths_without_progress[number] = (-1, 0)
         previous_filled, deaths = self._deaths_without_progress[number]
         deaths = deaths + 1 if previous_filled == filled else 1
         self._deaths_without_progress[number] = filled, deaths
         return deaths
+
+    def find_busy_rows(self, worker: WorkerHandle, filled: int, status: Array, last_epoch: int) -> list[FailurePoint]:
+        """Return where the rows stand that a worker is filling, as far as that can be true.
+
+        Args:
+            worker: Worker.
+            filled: Number of grants that it has filled.
+            status: Status table of the ring.
+            last_epoch: Highest epoch that was started.
+        """
+        lines = ((row, status[row].tolist()) for row in worker.lanes)
+        return [
+            FailurePoint.read(row, line)
+            for row, line in lines
+            if line[Status.BUSY] and self._is_possible(row, line, filled, last_epoch)
+        ]
+
+    def count_stalls(self, points: Sequence[FailurePoint]) -> int:
+        """Return how often a worker was killed at a deadline while it filled these rows."""
+        return self._crashes.count_stalls(points)
+
+    def record_stall(self, worker: WorkerHandle, points: Sequence[FailurePoint], *, leaves_out: bool) -> None:
+        """Record that a worker is killed at a deadline.
+
+        Args:
+            worker: Worker.
+            points: Rows that it is filling.
+            leaves_out: Whether the streams of these rows are left out because of their time.
+        """
+        if not leaves_out:
+            self._crashes.record_stall(points)
+            return
+        for point in points:
+            self._crashes.forget(point.row)
+            key, lane = self._job.workload.streams[point.stream].key, self._job.first_lane + point.row
+            message = (
+                f"lane {lane}: stream {key!r} stands still at step {point.step}, in {MAX_STALLS + 1} worker processes, "
+                "and was left out because of its time"
+            )
+            self._skip_at(point, message, timed_out=True)
+        self._deaths_without_progress[worker.number] = (-1, 0)
 
     def _is_possible(self, row: int, line: list[int], filled: int, last_epoch: int) -> bool:
         """Return whether a line of the status table, in which a worker may have written anything, can be true."""
@@ -93,22 +128,38 @@ class FailureTracker:
         ordinals = self._job.workload.plan.lane(epoch, self._job.first_lane + row).order
         return 0 <= position < len(ordinals) and ordinals[position] == ordinal and line[Status.STEP] >= 0
 
-    def record_skip(self, row: int, payload: dict[str, Any], *, crashed: bool = False) -> None:
+    def record_skip(self, row: int, payload: dict[str, Any]) -> None:
         """Quarantine a stream that its lane has skipped, and log it.
 
         Args:
             row: Row of the lane.
             payload: Payload of a SKIPPED message.
-            crashed: Whether the stream crashed its worker.
         """
-        lane = self._job.first_lane + row
-        reason = make_printable(" ".join(payload["error"]["message"].splitlines()), _MAX_REASON_CHARS)
+        lane, reason = self._job.first_lane + row, _make_reason(payload["error"]["message"])
         entry = Quarantined(
             payload["stream"], payload["key"], payload["epoch"], lane, payload["position"], payload["step"], reason
         )
-        if self._quarantine.add_crashed(entry) if crashed else self._quarantine.add(entry):
-            text = "epoch %d, lane %d: skipping the rest of stream %r from step %d on: %s"
-            _LOGGER.warning(text, entry.epoch, lane, entry.key, entry.step, reason)
+        if self._quarantine.add(entry):
+            self._log_skip(entry)
+
+    def _skip_at(self, point: FailurePoint, message: str, *, timed_out: bool = False) -> None:
+        """Quarantine a stream that has ended or stopped its worker, and log it."""
+        entry = Quarantined(
+            point.stream,
+            self._job.workload.streams[point.stream].key,
+            point.epoch,
+            self._job.first_lane + point.row,
+            point.position,
+            point.step,
+            _make_reason(message),
+            timed_out,
+        )
+        if self._quarantine.add_crashed(entry):
+            self._log_skip(entry)
+
+    def _log_skip(self, entry: Quarantined) -> None:
+        text = "epoch %d, lane %d: skipping the rest of stream %r from step %d on: %s"
+        _LOGGER.warning(text, entry.epoch, entry.lane, entry.key, entry.step, entry.reason)
 
     def suspects(self, worker: WorkerHandle, filled: int) -> list[tuple[int, int]]:
         """Return (row, seq) of the rows that may have crashed the worker and have not filled that grant since."""
@@ -117,6 +168,10 @@ class FailureTracker:
     def forget_from(self, seq: int) -> None:
         """Forget crashes at the grants from number `seq` on, which are void."""
         self._crashes.forget_from(seq)
+
+
+def _make_reason(message: str) -> str:
+    return make_printable(" ".join(message.splitlines()), _MAX_REASON_CHARS)
 
 
 def worker_died_error(worker: WorkerHandle, first_lane: int, detail: str = "") -> WorkerDied:
@@ -148,15 +203,24 @@ def _crashing_stream_error(job: WorkerJob, point: FailurePoint, death: WorkerDie
     )
 
 
-def lane_timeout_error(job: WorkerJob, ring: Ring, row: int, waited: float) -> LoaderTimeout:
-    """Build the error for a wait of `waited` seconds. It names what the lane of `row` is doing."""
+def lane_timeout_error(job: WorkerJob, ring: Ring, row: int, waited: float, kills: int = 0) -> LoaderTimeout:
+    """Build the error for a wait of `waited` seconds. It names what the lane of `row` is doing.
+
+    Args:
+        job: Job of the workers.
+        ring: Ring that they fill.
+        row: Row that the consumer waits for.
+        waited: Seconds that it has waited.
+        kills: Number of workers that were killed because they made no progress there.
+    """
     streams = job.workload.streams
     activity = LaneActivity.read(ring.status[row].tolist(), len(streams))
     stream = None if activity.stream is None else streams[activity.stream].key
     lane = job.first_lane + row
+    history = f"; workers killed there before: {kills}" if kills else ""
     return LoaderTimeout(
         f"waited {waited:.1f} s for lane {lane} ({stream if stream is not None else 'no stream yet'}, "
-        f"{activity.stage} at step {activity.step}): raise timeout=, or find out why that stream is slow",
+        f"{activity.stage} at step {activity.step}{history}): raise timeout=, or find out why that stream is slow",
         stream=stream,
         offset=activity.step,
         lane=lane,

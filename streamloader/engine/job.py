@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
 import pickle
 import struct
 import sys
-from collections.abc import Sequence
+import threading
+from collections import ChainMap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from streamloader.child_processes import module_search_path
 from streamloader.errors import ConfigError
@@ -24,6 +27,18 @@ __all__ = ["WorkerJob", "read_job", "write_job"]
 _NUMBER: Final = struct.Struct("<Q")  # each number of the header
 _MIN_MAPPED_BYTES: Final = 1024  # smaller arrays stay in the pickle
 _ALIGNMENT_BYTES: Final = 64
+
+
+def _make_anew(kind: Callable[[], object]) -> Callable[[object], tuple[Callable[[], object], tuple[()]]]:
+    return lambda _: (kind, ())
+
+
+# Locks of code that is sent by value. A worker gets free ones of its own, as if it had imported the module.
+_LOCKS: Final = {
+    type(threading.Lock()): _make_anew(threading.Lock),
+    type(threading.RLock()): _make_anew(threading.RLock),
+    threading.local: _make_anew(threading.local),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +96,6 @@ def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
     Raises:
         ConfigError: If an object of the job cannot be pickled.
     """
-    import cloudpickle
     import numpy as np
 
     from streamloader.engine.by_value import pickle_local_modules_by_value
@@ -96,14 +110,16 @@ def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
             arrays.append(raw)
         return raw.nbytes < _MIN_MAPPED_BYTES
 
+    file = io.BytesIO()
     try:
         with pickle_local_modules_by_value(folders):
-            pickled: bytes = cloudpickle.dumps(job, protocol=5, buffer_callback=keep_in_pickle)
+            _pickler_class()(file, protocol=5, buffer_callback=keep_in_pickle).dump(job)
     except Exception as error:
         raise ConfigError(
             f"the dataset, or make_env, cannot be sent to worker processes ({type(error).__name__}: {error}): open "
-            "files, locks and connections in make, open() or make_env, not before, or use num_workers=0"
+            "files and connections in make, open() or make_env, not before, or use num_workers=0"
         ) from error
+    pickled = file.getvalue()
     end = _NUMBER.size * (3 + 2 * len(arrays)) + len(search_path) + len(pickled)
     pieces: list[bytes | memoryview] = [search_path, pickled]
     numbers = [len(search_path), len(pickled), len(arrays)]
@@ -116,6 +132,15 @@ def _pack_job(job: WorkerJob) -> list[bytes | memoryview]:
             end = offset + array.nbytes
         numbers += (offsets[memory], array.nbytes)
     return [b"".join(map(_NUMBER.pack, numbers)), *pieces]
+
+
+def _pickler_class() -> Any:
+    import cloudpickle
+
+    class JobPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar[Any] = ChainMap(_LOCKS, cloudpickle.Pickler.dispatch_table)
+
+    return JobPickler
 
 
 def read_job(fd: int) -> WorkerJob:

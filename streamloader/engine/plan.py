@@ -15,10 +15,11 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.random import Philox  # now: imported during an iteration, this module swallows a Ctrl-C
 
+from streamloader.arguments import check_choice, check_integer
 from streamloader.errors import ConfigError, LengthUnknown
 from streamloader.values import Array
 
-__all__ = ["LaneList", "LaneTable", "Lengths", "Plan", "Switch", "Tail", "count_batches", "make_plan"]
+__all__ = ["MAX_LANES", "LaneList", "LaneTable", "Lengths", "Plan", "Switch", "Tail", "count_batches", "make_plan"]
 
 Switch = Literal["pack", "align"]
 Tail = Literal["pad", "drop", "cycle"]
@@ -26,6 +27,8 @@ Lengths: TypeAlias = "Sequence[int | None] | Array"
 
 _PLAN_DOMAIN: Final = 0x70_6C_61_6E  # separates the plan's random numbers from those of the streams
 _HEAP_BLOCK_STREAMS: Final = 1 << 16  # bounds the Python integers that exist at one time
+MAX_LANES: Final = 1 << 24  # the plan has a few numbers for each lane
+_MAX_WINDOW: Final = 1 << 31
 _MIN_RUN_STREAMS: Final = 256  # shorter runs of one length are dealt faster by the heap
 
 
@@ -231,10 +234,10 @@ def make_plan(
     """
     if lanes < 1 or window < 1:
         raise ConfigError(f"batch_size and window must be at least 1, got {lanes} and {window}")
-    if switch not in get_args(Switch):
-        raise ConfigError(f"switch must be one of {get_args(Switch)}, got {switch!r}")
-    if tail not in get_args(Tail):
-        raise ConfigError(f"tail must be one of {get_args(Tail)}, got {tail!r}")
+    check_integer("batch_size x world_size", lanes, maximum=MAX_LANES)
+    check_integer("window", window, maximum=_MAX_WINDOW)
+    check_choice("switch", switch, get_args(Switch))
+    check_choice("tail", tail, get_args(Tail))
     known_lengths = _check_lengths(lengths)
     if known_lengths is None:
         groups = (np.arange(len(lengths)) % lanes).astype(_lane_dtype(lanes))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from streamloader.engine.ring import Status
 from streamloader.engine.workload import StreamCutoff
-from streamloader.values import Array
 
 __all__ = ["CrashTracker", "FailurePoint", "Quarantine", "Quarantined"]
 
@@ -27,6 +26,8 @@ class Quarantined:
         position: Position of the stream in the lane's list of that epoch.
         step: First step that was not delivered.
         reason: Message of the error.
+        timed_out: Whether it was left out because it made no progress until the deadline in several workers, which is
+            no sign of damage.
     """
 
     stream: int
@@ -36,6 +37,7 @@ class Quarantined:
     position: int
     step: int
     reason: str
+    timed_out: bool = False
 
 
 class Quarantine:
@@ -63,9 +65,9 @@ class Quarantine:
         return is_new
 
     def add_crashed(self, entry: Quarantined) -> bool:
-        """Add a stream that crashed its worker; return False if it was added before.
+        """Add a stream that crashed or stopped its worker; return False if it was added before.
 
-        In that case it crashes workers although it is cut off, so none of it is read from now on.
+        In that case it does so although it is cut off, so none of it is read from now on.
         """
         is_new = self.add(entry)
         if not is_new:
@@ -95,7 +97,7 @@ class Quarantine:
 
 
 class FailurePoint(NamedTuple):
-    """State of a row when its worker crashed.
+    """State of a row when its worker crashed, or when a deadline had passed.
 
     Attributes:
         row: Row of the ring.
@@ -113,45 +115,66 @@ class FailurePoint(NamedTuple):
     stream: int
     step: int
 
+    @classmethod
+    def read(cls, row: int, line: Sequence[int]) -> FailurePoint:
+        """Read the line of `row` in the status table."""
+        columns = (Status.SEQ, Status.EPOCH, Status.POSITION, Status.STREAM, Status.STEP)
+        return cls(row, *(line[column] for column in columns))
+
+    def is_same_place(self, other: FailurePoint | None) -> bool:
+        """Return whether another point is in the same row of the same batch, and in the same stream."""
+        return other is not None and self[:-1] == other[:-1]
+
 
 class CrashTracker:
-    """Finds the stream that crashes its worker: it was read in two crashes in a row, with no row filled in between."""
+    """Finds the stream that crashes or stops its worker: it was read each time, with no row filled in between."""
 
     def __init__(self) -> None:
         self._last_crash: dict[int, FailurePoint] = {}  # by row
+        self._stalls: dict[int, tuple[FailurePoint, int]] = {}  # by row, with their number
 
-    def record_crash(self, status: Array, rows: Sequence[int]) -> list[FailurePoint]:
-        """Record the crash of the worker of `rows`, and return the streams that have crashed it twice.
+    def record_crash(self, points: Iterable[FailurePoint]) -> list[FailurePoint]:
+        """Record the crash of a worker, and return the streams that have crashed it twice.
 
-        Only rows that were being filled can be the cause. After a first crash, rows are filled one at a time, so at a
-        second crash there is at most one such row.
+        After a first crash, rows are filled one at a time, so at a second crash there is at most one point.
+
+        Args:
+            points: State of the rows that were being filled. No other can be the cause.
         """
         crashed_twice = []
-        for row in rows:
-            line: list[Any] = status[row].tolist()
-            if not line[Status.BUSY]:
-                continue
-            point = FailurePoint(
-                row,
-                line[Status.SEQ],
-                line[Status.EPOCH],
-                line[Status.POSITION],
-                line[Status.STREAM],
-                line[Status.STEP],
-            )
-            previous = self._last_crash.get(row)
-            if previous is not None and previous[:5] == point[:5]:
+        for point in points:
+            if point.is_same_place(self._last_crash.get(point.row)):
                 crashed_twice.append(point)
-                del self._last_crash[row]
+                self.forget(point.row)
             else:
-                self._last_crash[row] = point
+                self._last_crash[point.row] = point
         return crashed_twice
 
+    def record_stall(self, points: Iterable[FailurePoint]) -> None:
+        """Record that a worker was killed at a deadline. `points` are the state of the rows that were being filled."""
+        for point in points:
+            self._stalls[point.row] = point, self.count_stalls([point]) + 1
+
+    def count_stalls(self, points: Iterable[FailurePoint]) -> int:
+        """Return how many workers were killed at a deadline at one of these points: the highest number of all."""
+        highest = 0
+        for point in points:
+            previous, count = self._stalls.get(point.row, (None, 0))
+            if point.is_same_place(previous):
+                highest = max(highest, count)
+        return highest
+
     def suspects(self, rows: Sequence[int], filled: int) -> list[tuple[int, int]]:
-        """Return (row, seq) of the rows that have not yet filled the grant of their first crash."""
-        points = [self._last_crash[row] for row in rows if row in self._last_crash]
-        return [(point.row, point.seq) for point in points if point.seq >= filled]
+        """Return (row, seq) of the rows that have not yet filled the grant of their crash or stall."""
+        points = [*self._last_crash.values(), *(point for point, _ in self._stalls.values())]
+        return [(point.row, point.seq) for point in points if point.row in rows and point.seq >= filled]
+
+    def forget(self, row: int) -> None:
+        """Forget the crashes and stalls of a row."""
+        self._last_crash.pop(row, None)
+        self._stalls.pop(row, None)
 
     def forget_from(self, seq: int) -> None:
-        """Forget crashes at the grants from number `seq` on, which are void."""
+        """Forget crashes and stalls at the grants from number `seq` on, which are void."""
         self._last_crash = {row: point for row, point in self._last_crash.items() if point.seq < seq}
+        self._stalls = {row: stall for row, stall in self._stalls.items() if stall[0].seq < seq}

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import functools
+import math
 import mmap
 import os
 import sys
@@ -113,7 +114,7 @@ class SlotArray:
     @property
     def nbytes(self) -> int:
         """Size of the array in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class SlotLayout:

@@ -20,8 +20,9 @@ from streamloader.engine.failures import FailureTracker, lane_timeout_error, wor
 from streamloader.engine.grants import Grants, cursor_array, encode_grant
 from streamloader.engine.job import WorkerJob
 from streamloader.engine.messages import Message, MessageKind, encode_message
-from streamloader.engine.quarantine import Quarantine
+from streamloader.engine.quarantine import FailurePoint, Quarantine
 from streamloader.engine.ring import Ring, Status
+from streamloader.engine.stalls import StallJudge
 from streamloader.engine.worker_inbox import WorkerInbox
 from streamloader.engine.worker_pool import WorkerPool
 from streamloader.engine.worker_process import WorkerHandle
@@ -475,8 +476,17 @@ class Supervisor:
         Args:
             timeout: Time limit in seconds, or None for no limit.
         """
+        workload = self._job.workload
+        judge = StallJudge(
+            timeout, replaces_workers=self._replaces_workers, leaves_out_streams=workload.on_error == "skip"
+        )
         return ConsumerWait(
-            timeout, self._ring.status, self._find_slowest_lane, self._kill_stalled_worker, self._timeout_error
+            timeout,
+            self._ring.status,
+            self._find_slowest_lane,
+            functools.partial(self._observe, judge),
+            functools.partial(self._handle_deadline, judge),
+            self._timeout_error,
         )
 
     def record_wait(self, wait: ConsumerWait) -> None:
@@ -497,29 +507,46 @@ class Supervisor:
         rows = [lanes[0] + int(column[lanes[0] : lanes[-1] + 1].argmin()) for lanes in workers]
         return min(rows, key=column.__getitem__)
 
-    def _kill_stalled_worker(self, before: Array) -> bool:
-        """Kill the worker of the slowest lane if its rows have made no progress; return whether it was killed.
+    def _observe(self, judge: StallJudge) -> None:
+        judge.meter.observe(self._find_slowest_worker().pid)
+
+    def _handle_deadline(self, judge: StallJudge, before: Array) -> bool:
+        """Do what is possible about the worker of the slowest lane; return whether the wait goes on.
 
         Args:
+            judge: Judge of this wait.
             before: Snapshot of the status table.
         """
-        row = self._find_slowest_lane()
-        worker = next(worker for worker in self._pool.workers if row in worker.lanes)
-        if not self._replaces_workers or not is_stalled(worker.lanes, before, self._ring.status):
-            return False
-        if worker.is_stopped():
+        worker = self._find_slowest_worker()
+        points = self._find_busy_rows(worker)
+        remedy = judge.decide(
+            worker,
+            is_stalled=is_stalled(worker.lanes, before, self._ring.status),
+            kills_here=self.failures.count_stalls(points),
+        )
+        if remedy.kill_reason:
             worker.is_blameless = True
-            worker.kill("it was stopped by a signal until the deadline, and was killed")
-        else:
-            worker.kill("it made no progress before the deadline, and was killed")
-        return True
+            if remedy.is_stall:
+                self.failures.record_stall(worker, points, leaves_out=remedy.leaves_out)
+            worker.kill(remedy.kill_reason)
+        return remedy.waits
+
+    def _find_slowest_worker(self) -> WorkerHandle:
+        row = self._find_slowest_lane()
+        return next(worker for worker in self._pool.workers if row in worker.lanes)
 
     def _timeout_error(self, waited: float) -> LoaderTimeout:
         """Build the error for a wait of `waited` seconds. It names the slowest lane, or the lane that it waits for."""
         row = self._find_slowest_lane()
         works_on = int(self._ring.status[row, Status.WORKS_ON]) - 1
-        rows_of_worker = next(lanes for lanes in self._job.lanes if row in lanes)  # a worker may write any number
-        return lane_timeout_error(self._job, self._ring, works_on if works_on in rows_of_worker else row, waited)
+        worker = self._find_slowest_worker()
+        row = works_on if works_on in worker.lanes else row  # a worker may write any number
+        kills = self.failures.count_stalls(self._find_busy_rows(worker))
+        return lane_timeout_error(self._job, self._ring, row, waited, kills)
+
+    def _find_busy_rows(self, worker: WorkerHandle) -> list[FailurePoint]:
+        filled = self._filled[worker.number]
+        return self.failures.find_busy_rows(worker, filled, self._ring.status, self._grants.last_epoch)
 
 
 def _reclaim_slots(supervisor_ref: weakref.ref[Supervisor]) -> None:

@@ -33,7 +33,7 @@ from streamloader.errors import to_wire
 if TYPE_CHECKING:
     from streamloader.engine.ring import Ring
 
-__all__ = ["main", "run_in_thread"]
+__all__ = ["import_event_loop", "main", "run_in_thread"]
 
 _MMAP_THRESHOLD_BYTES: Final = 64 << 20  # a decoded frame is smaller
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -99,7 +99,7 @@ def _run_scheduler(
             handler.send = _log_sender(scheduler.send_if_possible)
         await scheduler.run()
 
-    with asyncio.Runner(loop_factory=_uvloop_factory()) as runner:
+    with asyncio.Runner(loop_factory=import_event_loop()) as runner:
         runner.run(run())
 
 
@@ -111,7 +111,11 @@ def _run_direct_scheduler(job: WorkerJob, ring: Ring, sock: socket.socket, numbe
     scheduler.run()
 
 
-def _uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def import_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return the function that makes uvloop's event loop, or None without uvloop.
+
+    Its first import fails once the main thread of a process has ended.
+    """
     try:
         import uvloop
     except ImportError:  # Windows, and interpreters for which uvloop has no build

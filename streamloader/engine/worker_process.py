@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -19,9 +20,9 @@ from streamloader.engine.worker import run_in_thread
 
 __all__ = ["WorkerHandle"]
 
+_LOGGER = logging.getLogger("streamloader")
 _SEND_TIMEOUT_S: Final = 30.0
 _EXIT_STATUS_TIMEOUT_S: Final = 5.0
-_STOPPED_STATES: Final = (b"T", b"t")  # proc(5)
 
 
 class WorkerHandle:
@@ -89,14 +90,6 @@ class WorkerHandle:
             if not poll.poll(max(0.0, deadline - now) * 1000):
                 raise TimeoutError
 
-    def is_stopped(self) -> bool:
-        """Return whether the process is stopped by a signal or a debugger. False where that is unknown."""
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].split()[0] in _STOPPED_STATES
-        except (OSError, IndexError):
-            return False
-
     def kill(self, reason: str = "") -> None:
         """Kill the process, if it is one and is alive. `reason` becomes part of the error's message."""
         if self._process is not None and self._process.poll() is None:
@@ -150,9 +143,10 @@ class WorkerHandle:
             self._thread.join(remaining)
             return not self._thread.is_alive()
         if self._process is not None:
-            try:
-                self._process.wait(remaining)
-            except subprocess.TimeoutExpired:
+            for limit_s in (remaining, _EXIT_STATUS_TIMEOUT_S):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(limit_s)
+                    return True
                 self._process.kill()
-                self._process.wait()
+            _LOGGER.warning("worker process %d was killed, but the system cannot end it yet", self.pid)
         return True

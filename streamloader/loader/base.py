@@ -22,8 +22,9 @@ from streamloader.engine.job import WorkerJob
 from streamloader.engine.quarantine import Quarantine
 from streamloader.engine.ring import LaneActivity, Ring, SlotLayout
 from streamloader.engine.supervisor import OnDeath, Supervisor
+from streamloader.engine.worker import import_event_loop
 from streamloader.engine.workload import ConsumedBatch, EpochPosition, Grant, Workload
-from streamloader.errors import ClosedError, LoaderTimeout, NoSampler, StreamloaderError, WrongProcess
+from streamloader.errors import CannotCopy, ClosedError, LoaderTimeout, NoSampler, StreamloaderError, WrongProcess
 from streamloader.loader.accelerate_state import GradientAccumulation
 from streamloader.loader.batch import BatchSpec, SlotBatch, copy_memory
 from streamloader.loader.cuda import Pinning, make_feed
@@ -88,6 +89,8 @@ class Loader(abc.ABC):
         on_worker_death: OnDeath = "restart",
     ) -> None:
         self.num_workers = num_workers
+        if not num_workers:
+            import_event_loop()  # for a worker that starts in a thread, when the main thread may have ended
         self._workload, self._slot_layout, self._spec = workload, layout, spec
         self._worker_rows, self._first_lane = worker_rows, first_lane
         self._feed = make_feed(device, self._take_batch)
@@ -357,6 +360,19 @@ class Loader(abc.ABC):
         if self._supervisor is not None:
             self._supervisor.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes of a loader that has not started yet, for a copy that starts workers of its own.
+
+        Raises:
+            CannotCopy: If its workers have started. They, and the memory of the batches, belong to this loader.
+        """
+        if self._supervisor is not None:
+            raise CannotCopy(
+                f"a {type(self).__name__} that has started cannot be copied or pickled, because its workers belong to "
+                "it. Create a loader there, and pass it the position: load_state_dict(state_dict())"
+            )
+        return self.__dict__.copy()
+
     def __getattr__(self, name: str) -> Any:
         """Raise an error that helps for what a DataLoader has and a loader of streams cannot have."""
         if name in _DATALOADER_ATTRIBUTES:
@@ -411,6 +427,7 @@ class Loader(abc.ABC):
             leased=supervisor.leased_slots if supervisor else 0,
             copied=self._copied_count,
             restarts=supervisor.failures.restarts if supervisor else 0,
+            timed_out=sum(entry.timed_out for entry in self._quarantine.entries),
             lanes=lanes,
         )
 

@@ -83,7 +83,7 @@ class BatchSpec:
             array = slots.arrays[name]
             order, image = _axis_order(layout, array.axes, len(array.shape))
             matched = matched or image
-            count = int(np.prod(array.shape, dtype=np.int64))
+            count = math.prod(array.shape)
             self.arrays[name] = BatchArray(array.offset, count, array.shape, array.dtype, order)
         axes = {name: field.axes for name, field in slots.fields.items() if field.axes}
         if layout not in (None, _DEFAULT_LAYOUT) and axes and not matched:
@@ -116,8 +116,8 @@ def _axis_order(layout: str | None, axes: str | None, ndim: int) -> tuple[tuple[
     """Return the permutation of the stored axes, and whether the layout names exactly these axes."""
     if layout is None:
         return None, False
-    if len(set(layout)) != len(layout) or not set("BT") <= set(layout):
-        raise ConfigError(f"layout must name B, T and each axis of a step once, got {layout!r}")
+    if not isinstance(layout, str) or len(set(layout)) != len(layout) or not set("BT") <= set(layout):
+        raise ConfigError(f"layout must name B, T and each axis of a step once, got {layout!r:.80}")
     stored = None if axes is None else "BT" + axes
     if stored is not None and sorted(stored) == sorted(layout):
         order = tuple(stored.index(letter) for letter in layout)

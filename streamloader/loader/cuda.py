@@ -89,12 +89,16 @@ def make_feed(device: Any, make_batch: Callable[[Grant], SlotBatch]) -> CudaFeed
         ConfigError: If the device is not available, or is neither a CPU nor a CUDA device.
         MissingDependency: If the device is not the CPU, and torch is not installed.
     """
-    if device in (None, "cpu"):
+    if device is None or (isinstance(device, str) and device == "cpu"):
         return None
-    require_torch(f"device={str(device)!r} needs")
+    require_torch(f"device={str(device)!r:.80} needs")
     import torch
 
-    target = torch.device(device)
+    try:
+        target = torch.device(device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"device must be a torch.device or its name, got {device!r:.80}: {reason:.200}") from None
     if target.type == "cpu":
         return None
     if target.type != "cuda":

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
-from streamloader.arguments import check_integer
+from streamloader.arguments import check_callable, check_flag, check_integer, check_seconds
 from streamloader.distributed import resolve_rank
+from streamloader.engine.plan import MAX_LANES
 from streamloader.engine.ring import SlotLayout
 from streamloader.engine.vector_env import EnvWorkload
 from streamloader.errors import ConfigError
@@ -113,8 +114,11 @@ class EnvStreamer(EndlessLoader):
         rank, world_size = resolve_rank(rank, world_size)
         num_workers, seed = check_integer("num_workers", num_workers, 0), check_integer("seed", seed)
         batchsize, max_q_size = check_integer("batchsize", batchsize, 1), check_integer("max_q_size", max_q_size, 1)
+        check_integer("batchsize x world_size", batchsize * world_size, maximum=MAX_LANES)
+        pin_memory = check_flag("pin_memory", pin_memory)
+        check_seconds("timeout", timeout)
         self.batch_size = batchsize
-        self._collate_fn = collate_fn
+        self._collate_fn = check_callable("collate_fn", collate_fn)
         worker_rows = split_lanes(batchsize, max(1, num_workers))
         slots = SlotLayout(_as_fields(array_dims, _DEFAULT_DTYPE if dtype is None else dtype), batchsize, None)
         super().__init__(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
+from streamloader.arguments import check_integer
 from streamloader.engine.group_env import GroupWorkload
 from streamloader.engine.workload import EpochPosition
 from streamloader.errors import ConfigError, LengthUnknown, StreamFailed
@@ -88,9 +89,9 @@ class GroupStreamer(EnvStreamer):
         dtype: Any = None,
         **options: Any,
     ) -> None:
-        self._epoch = _check_epoch(epoch)
+        self._epoch = check_integer("epoch", epoch, 0)
         self._prepared_epoch: int | None = None  # epoch of the batches that workers prepare, if none was requested yet
-        self.batchsize = batchsize
+        self.batchsize = check_integer("batchsize", batchsize, 1)
         dtype = _DEFAULT_DTYPE if dtype is None else dtype
         super().__init__(
             make_env, array_dims, batchsize, max_q_size, num_workers, collate_fn, dtype=dtype, **options
@@ -144,7 +145,7 @@ class GroupStreamer(EnvStreamer):
         Args:
             epoch: Number of the epoch, 0 or more.
         """
-        self._epoch = _check_epoch(epoch)
+        self._epoch = check_integer("epoch", epoch, 0)
 
     @override
     def _prepare_iteration(self, supervisor: Supervisor) -> None:
@@ -195,13 +196,3 @@ class GroupStreamer(EnvStreamer):
     def __repr__(self) -> str:
         """Return the arrays, the settings and the epoch."""
         return super().__repr__().replace("EnvStreamer(", "GroupStreamer(")[:-1] + f", epoch={self._epoch})"
-
-
-def _check_epoch(epoch: int) -> int:
-    try:
-        number = operator.index(epoch)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise ConfigError(f"epoch must be a whole number of 0 or more, got {epoch!r}")
-    return number

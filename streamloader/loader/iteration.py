@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from streamloader.errors import IteratorBusy
+from streamloader.errors import CannotCopy, IteratorBusy
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,6 +28,9 @@ class Iteration:
         self._finished = False
         self._lock = threading.RLock()  # an interrupt between its acquisition and `try` must not lock this thread out
         self._is_awaited = False
+
+    def __reduce__(self) -> NoReturn:
+        raise CannotCopy("an iteration cannot be copied or pickled: it is the only one that takes the loader's batches")
 
     def __iter__(self) -> Self:
         return self

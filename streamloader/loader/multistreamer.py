@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import anyio.from_thread
 from typing_extensions import override
 
-from streamloader.arguments import check_integer, check_seconds
+from streamloader.arguments import check_callable, check_choice, check_flag, check_integer, check_seconds
 from streamloader.common.cores import threads_per_lane
 from streamloader.distributed import resolve_rank
 from streamloader.engine.group_env import find_group_arguments
@@ -72,8 +72,9 @@ class MultiStreamer(Loader):
             as in DataLoader.
         device: Device of the yielded batches. Copies to a CUDA device run on a side stream, ahead of the training step.
         timeout: Maximum seconds to wait for a batch before :class:`LoaderTimeout`. 0 (as in DataLoader) or None
-            disables the limit. A worker process that makes no progress until the timeout is killed, and
-            `on_worker_death` decides what follows.
+            disables the limit. A worker process that makes no progress until the timeout is killed and replaced, twice
+            at the same place, and the timeout starts again each time. Then the error is raised, or, with
+            ``on_error="skip"``, the stream is left out and listed in :attr:`timed_out`.
         rank: Rank of this process, which hosts the lanes ``[rank * B, (rank + 1) * B)`` of ``world_size * B``. Defaults
             to the rank in torch.distributed if that is initialized, then to the variable RANK, then to 0.
         world_size: Number of ranks. Defaults to that of torch.distributed, then to the variable WORLD_SIZE, then to 1.
@@ -113,18 +114,15 @@ class MultiStreamer(Loader):
         on_worker_death: OnDeath = "restart",
     ) -> None:
         rank, world_size = resolve_rank(rank, world_size)
-        batch_size, window, seed = (
-            check_integer(name, value)
-            for name, value in (("batch_size", batch_size), ("window", window), ("seed", seed))
-        )
-        num_workers = check_integer("num_workers", num_workers, 0)
+        batch_size, window = check_integer("batch_size", batch_size), check_integer("window", window)
+        seed, num_workers = check_integer("seed", seed), check_integer("num_workers", num_workers, 0)
         check_seconds("timeout", timeout)  # before the dataset is indexed
         if prefetch_factor is not None:
             prefetch_factor = check_integer("prefetch_factor", prefetch_factor, 1)
-        if on_error not in ("raise", "skip"):
-            raise ConfigError(f'on_error must be "raise" or "skip", got {on_error!r}')
-        if on_worker_death not in get_args(OnDeath):
-            raise ConfigError(f"on_worker_death must be one of {get_args(OnDeath)}, got {on_worker_death!r}")
+        shuffle, pin_memory = check_flag("shuffle", shuffle), check_flag("pin_memory", pin_memory)
+        check_callable("collate_fn", collate_fn)
+        check_choice("on_error", on_error, ("raise", "skip"))
+        check_choice("on_worker_death", on_worker_death, get_args(OnDeath))
         self.dataset, self.batch_size, self.window = dataset, batch_size, window
         table = _index_dataset(dataset, in_processes=num_workers > 0, skip=on_error == "skip")
         self.streams: Sequence[StreamInfo] = table
@@ -213,7 +211,7 @@ class MultiStreamer(Loader):
             collate_fn,
             dtype=dtype,
             seed=seed,
-            pin_memory=bool(pin_memory),
+            pin_memory=pin_memory,
             device=device,
             timeout=timeout,
             rank=rank,
@@ -360,7 +358,16 @@ class MultiStreamer(Loader):
     @property
     def quarantined(self) -> tuple[Quarantined, ...]:
         """Streams that were skipped in this epoch and the previous one, because they failed or killed their worker."""
-        return self._quarantine.entries
+        return tuple(entry for entry in self._quarantine.entries if not entry.timed_out)
+
+    @property
+    def timed_out(self) -> tuple[Quarantined, ...]:
+        """Streams that were left out in this epoch and the previous one, because they made no progress.
+
+        That needs ``on_error="skip"``, three workers in a row that did not get beyond the same batch within `timeout`,
+        and a last one that had the processor and did not use it. That is no sign of damage.
+        """
+        return tuple(entry for entry in self._quarantine.entries if entry.timed_out)
 
     @override
     def _prepare_iteration(self, supervisor: Supervisor) -> None:

@@ -108,9 +108,8 @@ def make_state(identity: LoaderIdentity, position: EpochPosition, quarantined: I
     entries: dict[str, list[list[Any]]] = {str(lane): [] for lane in hosted_lanes}
     for entry in quarantined:
         if entry.epoch >= position.epoch:
-            entries[str(entry.lane)].append(
-                [entry.epoch, entry.position, entry.step, entry.stream, entry.key, entry.reason]
-            )
+            values = [entry.epoch, entry.position, entry.step, entry.stream, entry.key, entry.reason]
+            entries[str(entry.lane)].append([*values, True] if entry.timed_out else values)
     return {
         "version": _VERSION,
         "fingerprint": dict(identity.fingerprint),
@@ -182,10 +181,10 @@ def read_state(state: Any, identity: LoaderIdentity) -> tuple[EpochPosition, lis
         _check_cursors(identity, epoch, batch, dict(zip(identity.hosted_lanes, cursors, strict=True)))
         position = EpochPosition(epoch, batch, np.array(cursors, np.int64).tobytes())
     quarantined = [
-        Quarantined(stream, key, in_epoch, int(name), number, step, reason)
+        Quarantined(stream, key, in_epoch, int(name), number, step, reason, timed_out != [])
         for name, entries in state["quarantined"].items()
         if int(name) in identity.hosted_lanes
-        for in_epoch, number, step, stream, key, reason in entries
+        for in_epoch, number, step, stream, key, reason, *timed_out in entries
     ]
     if any(entry.stream >= len(identity.table) for entry in quarantined):
         raise StateError("the state is damaged: it names a quarantined stream that the dataset does not have")
@@ -306,6 +305,8 @@ def _is_cursor(cursor: Any) -> bool:
 
 
 def _is_entry(entry: Any) -> bool:
+    if isinstance(entry, (list, tuple)) and len(entry) == 7 and entry[-1] is True:  # noqa: PLR2004 - it was timed out
+        entry = entry[:-1]
     *numbers, key, reason = entry if isinstance(entry, (list, tuple)) and len(entry) == 6 else (None, None, None)  # noqa: PLR2004
     return all(map(_is_count, numbers)) and isinstance(key, str) and isinstance(reason, str)
 

@@ -45,6 +45,8 @@ class LoaderStats:
         leased: Number of slots whose batch the user still holds.
         copied: Number of batches that were copied out of the ring because the user holds many.
         restarts: Number of workers that died and were replaced.
+        timed_out: Number of streams that were left out in this epoch and the previous one, because they made no
+            progress until the timeout.
         lanes: State of each lane.
     """
 
@@ -60,4 +62,5 @@ class LoaderStats:
     leased: int
     copied: int
     restarts: int
+    timed_out: int
     lanes: tuple[LaneStats, ...]

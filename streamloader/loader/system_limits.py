@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from collections.abc import Iterator
 from typing import Final
 
+from streamloader.common.error_translation import error_translator
 from streamloader.errors import StreamloaderError, SystemLimit
 
 __all__ = ["name_system_limits"]
@@ -21,7 +21,7 @@ _REMEDIES: Final = {
 }
 
 
-@contextlib.contextmanager
+@error_translator
 def name_system_limits(action: str) -> Iterator[None]:
     """Translate errors of the system inside that a limit has caused.
 

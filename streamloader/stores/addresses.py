@@ -135,7 +135,7 @@ def as_addresses(addresses: Addresses) -> list[str]:
         ConfigError: If there is no address, or if one of them is neither a string nor a path.
     """
     items = [addresses] if isinstance(addresses, (str, bytes, os.PathLike)) else addresses
-    if not isinstance(items, Iterable):
+    if not isinstance(items, Iterable) or getattr(items, "ndim", 1) == 0:  # an array of a single value is no list
         raise ConfigError(f"expected a path, a pattern, a directory or a list of these, got {type(items).__name__}")
     listed = [_as_text(address) for address in items]
     if not listed:

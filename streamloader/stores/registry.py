@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from streamloader.arguments import check_options
 from streamloader.config import Retry
 from streamloader.errors import ConfigError, MissingDependency
 from streamloader.redaction import redact_address
@@ -157,6 +158,7 @@ def select_options(address: str, storage_options: Mapping[str, Any] | None) -> d
     Raises:
         ConfigError: If the two forms are mixed, or if the options of a prefix are not a mapping.
     """
+    storage_options = check_options("storage_options", storage_options)
     if not storage_options:
         return {}
     address = _normalize(address)

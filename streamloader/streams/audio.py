@@ -11,6 +11,7 @@ import anyio.to_thread
 import numpy as np
 from typing_extensions import override
 
+from streamloader.arguments import check_options
 from streamloader.errors import ClosedError, ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.audio.index import AUDIO_VERIFY_LEVELS, AudioIndexSettings, AudioVerifyLevel
 from streamloader.media.video.selection import as_int
@@ -124,7 +125,7 @@ class AudioStreams(StreamDataset):
             raise ConfigError(f"verify must be one of {', '.join(AUDIO_VERIFY_LEVELS)}, got {verify!r}")
         self._index_settings = AudioIndexSettings(damaged, verify, audio_stream)
         self._unreadable = validate_unreadable(unreadable)
-        self._storage_options = None if storage_options is None else dict(storage_options)
+        self._storage_options = check_options("storage_options", storage_options)
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self._skipped: tuple[SkippedVideo, ...] = ()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 import numpy as np
 from typing_extensions import override
 
+from streamloader.arguments import check_callable, check_options
 from streamloader.errors import ConfigError, StreamloaderError
 from streamloader.media.image.plane import BORDERS, INTERPOLATIONS, Border, FlowWriter, Interpolation, PlaneRenderer
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
@@ -46,6 +47,7 @@ _GROUND_TRUTH: Final = ("homography", "flow", "pose", "visible")
 _PIX_FMTS: Final = ("rgb24", "gray")
 _DEFAULT_FOV_DEGREES: Final = 60.0
 _MAX_STEPS: Final = 10_000_000
+_MAX_NUMBER: Final = 1e100  # squares of it are finite
 _MASK_64_BITS: Final = (1 << 64) - 1
 
 
@@ -169,7 +171,7 @@ class CameraStreams(StreamDataset):
         self._interpolation = cast(
             "Interpolation", _validate_choice("interpolation", interpolation, tuple(INTERPOLATIONS))
         )
-        self._transform = transform
+        self._transform = check_callable("transform", transform)
         if motion_seed is not None and (
             not isinstance(motion_seed, (int, np.integer)) or isinstance(motion_seed, bool)
         ):
@@ -454,7 +456,7 @@ def _open_images(
         is_single = isinstance(images, np.ndarray) and images.ndim != 4  # noqa: PLR2004
         return ArrayImages([images] if is_single else list(images))
     form = _validate_choice("pix_fmt", "rgb24" if pix_fmt is None else pix_fmt, _PIX_FMTS)
-    return FileImages(images, form, max_pixels, None if storage_options is None else dict(storage_options))
+    return FileImages(images, form, max_pixels, check_options("storage_options", storage_options))
 
 
 def _name_views(names: Iterable[str], views: int) -> list[str]:
@@ -463,7 +465,10 @@ def _name_views(names: Iterable[str], views: int) -> list[str]:
 
 def _parse_ground_truth(names: Any) -> tuple[str, ...]:
     """Return the names of ground truth in a fixed order."""
-    chosen = {names} if isinstance(names, str) else set(names)
+    try:
+        chosen = {names} if isinstance(names, str) else set(names)
+    except TypeError:
+        raise ConfigError(f"ground_truth must be a list of names, got {names!r:.80}") from None
     if unknown := chosen - set(_GROUND_TRUTH):
         raise ConfigError(f"ground_truth must be of {', '.join(_GROUND_TRUTH)}, got {sorted(map(str, unknown))}")
     return tuple(name for name in _GROUND_TRUTH if name in chosen)
@@ -491,6 +496,6 @@ def _validate_count(name: str, value: object, limit: int | None = None) -> int:
 
 
 def _validate_number(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+    if not isinstance(value, (int, float, np.number)) or not -_MAX_NUMBER < value < _MAX_NUMBER:
         raise ConfigError(f"{name} must be a number, got {value!r}")
     return float(value)

@@ -63,7 +63,7 @@ class MotionOptions:
         Raises:
             ConfigError: If one of them is invalid. The message names valid values.
         """
-        if isinstance(rotation, (Sequence, np.ndarray)) and not isinstance(rotation, str):
+        if isinstance(rotation, (Sequence, np.ndarray)) and np.ndim(rotation) and not isinstance(rotation, str):
             if len(rotation) != _AXES:
                 raise ConfigError(f"max_rotation must be an angle in radians, or three of them, got {rotation!r}")
             x, y, z = (_as_amount("max_rotation", each) for each in rotation)
@@ -76,7 +76,7 @@ class MotionOptions:
             speed = (speed, speed)
         if not isinstance(speed, (tuple, list)) or len(speed) != 2 or not _is_number(*speed):  # noqa: PLR2004
             raise ConfigError(f"speed must be (minimum, maximum) in Hz, or one number, got {speed!r}")
-        if not 0 < speed[0] <= speed[1]:
+        if not 0 < speed[0] <= speed[1] < math.inf:
             raise ConfigError(f"speed must be (minimum, maximum) in Hz with 0 < minimum <= maximum, got {speed!r}")
         return cls(
             angles,

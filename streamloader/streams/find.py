@@ -9,6 +9,7 @@ from typing import Any, Literal
 import anyio.to_thread
 import numpy as np
 
+from streamloader.arguments import check_options
 from streamloader.errors import ConfigError, FrameSizeError, StreamloaderError, StreamNotFound
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
 from streamloader.media.video.selection import Selection
@@ -89,7 +90,7 @@ class FoundStreams(StreamDataset):
         self._paths = as_addresses(paths)
         self._size = None if size is None else validate_size(size)
         self._selection = Selection.from_options(max_frames, random_start, stride, fps)
-        self._storage_options = None if storage_options is None else dict(storage_options)
+        self._storage_options = check_options("storage_options", storage_options)
         self._unreadable = validate_unreadable(unreadable)
         self._options: dict[str, Any] = {
             "size": size,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from streamloader.arguments import check_callable
 from streamloader.errors import ConfigError, FrameSizeError, StreamloaderError
 from streamloader.media.video.selection import Selection, as_int
 from streamloader.streams.augment import StreamTransform, Transform, call_transform, make_transform_rng
@@ -44,6 +45,7 @@ def validate_pix_fmt(pix_fmt: str, transform: object = None) -> str:
     Raises:
         ConfigError: If the format is unknown, or cannot be combined with a transform.
     """
+    check_callable("transform", transform)
     if pix_fmt not in _PIX_FMTS:
         raise ConfigError(f"pix_fmt must be one of {', '.join(_PIX_FMTS)}, got {pix_fmt!r}")
     if transform is not None and pix_fmt in _WITHOUT_TRANSFORM:

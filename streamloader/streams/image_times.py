@@ -33,7 +33,7 @@ def validate_times(times: ImageTimesOption, unit: str) -> None:
     Raises:
         ConfigError: If one is invalid.
     """
-    if unit not in _NANOSECONDS:
+    if not isinstance(unit, str) or unit not in _NANOSECONDS:
         raise ConfigError(f"time_unit must be one of {', '.join(_NANOSECONDS)}, got {unit!r}")
     if times is not None and not (isinstance(times, (str, os.PathLike, Mapping)) or callable(times)):
         raise ConfigError(

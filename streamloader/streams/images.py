@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Self
 import anyio.to_thread
 import numpy as np
 
+from streamloader.arguments import check_options
 from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection
@@ -129,7 +130,7 @@ class ImageStreams(StreamDataset):
         self._keeps_damaged = _is_second("damaged", damaged, "raise", "keep")
         self._max_pixels = validate_max_pixels(max_pixels)
         self._unreadable = validate_unreadable(unreadable)
-        self._storage_options = None if storage_options is None else dict(storage_options)
+        self._storage_options = check_options("storage_options", storage_options)
         self._files: list[SourceFile] | None = None  # instead of the paths
         self._indexed: ImageIndex | None = None
         self._fields: dict[str, Field] | None = None

@@ -95,7 +95,7 @@ class IterStreams(StreamDataset):
         lengths: Lengths = None,
     ) -> None:
         given: object = items
-        if isinstance(given, (str, bytes)) or not isinstance(given, (Iterable, Sequence)):
+        if isinstance(given, (str, bytes)) or not (isinstance(given, (Iterable, Sequence)) and _has_items(given)):
             hint = "; did you mean range(...)?" if isinstance(given, int) else ""
             raise ConfigError(f"items must be a sequence, one for each stream, got {describe_value(given)}{hint}")
         if not callable(make):
@@ -106,6 +106,10 @@ class IterStreams(StreamDataset):
         self._rng_style = _detect_rng_style(make)
         self._fields = as_fields(fields)
         self._lengths = lengths
+        if lengths is not None and not callable(lengths) and not (hasattr(lengths, "__len__") and _has_items(lengths)):
+            raise ConfigError(
+                f"lengths must be a sequence of numbers, a function of an item, or None, got {describe_value(lengths)}"
+            )
         if lengths is not None and not callable(lengths) and len(lengths) != len(self._items):
             raise ConfigError(f"lengths has {len(lengths)} entries for {len(self._items)} items")
 
@@ -315,6 +319,11 @@ def _runs_on_loop(make: Callable[..., Any]) -> bool:
     """Return whether `make` itself must be called on the event loop: async functions and async generators."""
     call = getattr(make, "__call__", None)  # noqa: B004 - the method of a callable object
     return any(test(it) for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction) for it in (make, call))
+
+
+def _has_items(values: object) -> bool:
+    """Return whether a sequence can have items, as opposed to an array of a single value."""
+    return getattr(values, "ndim", 1) != 0
 
 
 def _detect_rng_style(make: Callable[..., Any]) -> str:

@@ -83,7 +83,7 @@ class SoundOptions:
             raise ConfigError(f"audio_stream must be the number of an audio stream, from 0 on, got {track!r}")
         try:
             name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-        except TypeError:
+        except (TypeError, ValueError):
             name = ""
         if name not in _DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")

@@ -72,6 +72,8 @@ class TextStreams(StreamDataset):
         unreadable: Unreadable = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(encoding, str):
+            raise ConfigError(f"encoding must be the name of a text encoding, got {encoding!r:.80}")
         try:
             b" ".decode(encoding)
         except LookupError as error:

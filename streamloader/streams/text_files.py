@@ -15,6 +15,7 @@ import anyio
 import numpy as np
 from typing_extensions import override
 
+from streamloader.arguments import check_options
 from streamloader.errors import (
     ClosedError,
     CorruptStream,
@@ -64,7 +65,7 @@ class FileCorpus(Corpus):
     ) -> None:
         self._addresses = addresses
         self._pattern = pattern
-        self._options = None if options is None else dict(options)
+        self._options = check_options("storage_options", options)
         self._unreadable = unreadable
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self.encoding = encoding

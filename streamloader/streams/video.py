@@ -13,6 +13,7 @@ import anyio.to_thread
 import numpy as np
 from typing_extensions import override
 
+from streamloader.arguments import check_options
 from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video.index import VerifyLevel
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
@@ -177,7 +178,7 @@ class VideoStreams(StreamDataset):
         self._unreadable = validate_unreadable(unreadable)
         self._skipped: tuple[SkippedVideo, ...] = ()
         self._source: IndexSource | None = None
-        self._storage_options = None if storage_options is None else dict(storage_options)
+        self._storage_options = check_options("storage_options", storage_options)
         self._secret_addresses: dict[str, str] = {}  # by key, where the address contains secrets
         self._transform = transform
         self._selection = Selection.from_options(max_frames, random_start, stride, fps)

@@ -164,6 +164,10 @@ class Fuse:
         if self.log:
             with Path(self.log).open("a") as log:
                 log.write(f"{os.getpid()}\n")
+        if self.cause == "blocks twice":
+            if len(Path(self.log).read_text().split()) <= 2:
+                ILLS["blocks"]()
+            return
         (CAUSES | ILLS)[self.cause]()
         time.sleep(60)  # a signal to oneself may need a moment to arrive
 

@@ -443,6 +443,7 @@ def test_what_cannot_be_carried_out(tmp_path, capsys):
         (["http://[bad/a"], "not"),
         ([str(tmp_path), "--storage-options", str(tmp_path / "options.json")], "JSON object"),
         (["http://127.0.0.1/a", "--storage-options", str(tmp_path / "none.json")], "none.json"),
+        (["s3://bucket/a", "--storage-options", '{"secret_access_key": "hidden"}'], "takes the name of a file"),
     ):
         assert main(["doctor", *arguments]) == 2
         out, errors = capsys.readouterr()

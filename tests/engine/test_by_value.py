@@ -173,3 +173,30 @@ def test_the_register_of_the_user_is_kept():
         assert cloudpickle.list_registry_pickle_by_value() == before | {module.__name__}
     finally:
         cloudpickle.unregister_pickle_by_value(module)
+
+
+LOCKED = """
+import threading
+import numpy as np
+import streamloader as sl
+
+LOCK, RLOCK, LOCAL = threading.Lock(), threading.RLock(), threading.local()
+CONDITION, EVENT, SEMAPHORE = threading.Condition(), threading.Event(), threading.Semaphore(2)
+
+def make(item):
+    with LOCK, RLOCK, CONDITION, SEMAPHORE:
+        LOCAL.item = item
+        EVENT.set()
+        assert not LOCK.acquire(blocking=False)
+        return [np.int64(LOCAL.item)] * 2
+
+LOCK.acquire()  # those of the workers are free
+streams = sl.IterStreams([3, 4], make, fields=sl.Field((), "int64"), lengths=[2, 2])
+with sl.MultiStreamer(streams, 2, 2, num_workers=1, shuffle=False, timeout=60.0) as loader:
+    print([batch.data.tolist() for batch in loader])
+"""
+
+
+def test_locks_of_a_script_are_its_workers_own():
+    output = subprocess.run([sys.executable, "-c", LOCKED], capture_output=True, text=True, check=False, timeout=100)
+    assert output.stdout == "[[[3, 3], [4, 4]]]\n", output.stderr

@@ -30,7 +30,9 @@ class Waiting:
         self.kills = 0
         self.stalled = False
         status = np.zeros((2, Status.COLUMNS), np.int64)
-        self.wait = ConsumerWait(timeout, status, lambda: 1, self.kill, self.timed_out)
+        self.observed = []
+        observe = lambda: self.observed.append(self.clock.now)  # noqa: E731
+        self.wait = ConsumerWait(timeout, status, lambda: 1, observe, self.kill, self.timed_out)
 
     def kill(self, _):
         self.kills += self.stalled
@@ -92,3 +94,13 @@ def test_without_a_limit_checks_come_in_time_for_signals(monkeypatch):
     assert waiting.wait.remaining() == MAX_POLL_S
     waiting.pass_time(1000.0)
     assert waiting.kills == 0
+
+
+@pytest.mark.parametrize("timeout", [0.5, 120.0])
+def test_the_worker_is_observed_at_irregular_intervals(timeout, monkeypatch):
+    waiting = Waiting(monkeypatch, timeout)
+    waiting.pass_time(0.99 * timeout)
+    intervals = np.diff(waiting.observed)
+    assert len(intervals) >= 15
+    step = min(MAX_POLL_S, timeout / 20)
+    assert 0.4 * step <= intervals.min() < 0.7 * step < 1.3 * step < intervals.max() <= 2 * step

@@ -438,9 +438,9 @@ def test_an_env_that_fails_to_close_after_its_end_is_told_of():
 
 
 def test_an_env_that_cannot_be_sent_to_workers():
-    lock = threading.Lock()
-    message = r"make_env, cannot be sent to worker processes \(TypeError: .*lock"
-    loader = sl.MultiStreamer.from_env(lambda: lock, 3, 2, num_workers=1)
+    connection = (number for number in range(3))  # like a socket, nothing that can be copied
+    message = r"make_env, cannot be sent to worker processes \(TypeError: .*generator"
+    loader = sl.MultiStreamer.from_env(lambda: connection, 3, 2, num_workers=1)
     with loader, pytest.raises(sl.ConfigError, match=message):
         iter(loader)
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import os
+import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from engine_data import Numbered, assert_same_batches, copies
 from polling import wait_until
 from tiers import fast_first, only_fast
+
+import streamloader as sl
 
 DEADLINE = 60.0
 
@@ -675,3 +681,36 @@ with sl.MultiStreamer(streams, 1, 1, num_workers=1) as loader:
         say(batch.numpy()["data"].tolist())
 """
     assert run(code) == (0, ["[[0]]"], "")
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loader_that_has_started_cannot_be_copied(copy_of):
+    with sl.MultiStreamer(Numbered([5, 6]), 2, 3, timeout=60.0) as loader:
+        with copy.deepcopy(loader) as other:
+            assert_same_batches(copies(other), copies(loader))
+        iterator = iter(loader)
+        for one in (loader, iterator):
+            with pytest.raises(sl.CannotCopy, match="cannot be copied or pickled"):
+                copy_of(one)
+        next(iterator)
+
+
+def test_an_iteration_may_start_when_the_main_thread_has_ended():
+    code = """
+    import threading
+    import streamloader as sl
+
+    loader = sl.MultiStreamer(sl.IterStreams([3], range, fields=sl.Field((), "int64"), lengths=[3]), 1, 3, timeout=60.0)
+
+    def play():
+        main.join()
+        with loader:
+            print([batch.data.tolist() for batch in loader])
+
+    main = threading.main_thread()
+    threading.Thread(target=play).start()
+    """
+    output = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert output.stdout == "[[[0, 1, 2]]]\n", output.stderr

@@ -378,11 +378,11 @@ def test_a_data_set_that_a_worker_cannot_load():
 
 
 def test_a_data_set_that_cannot_be_sent_to_workers():
-    lock = threading.Lock()
-    streams = sl.IterStreams([4], lambda item: [lock.locked()] * item, fields=sl.Field((), "bool"))
+    connection = (number for number in range(3))  # like a socket, nothing that can be copied
+    streams = sl.IterStreams([4], lambda item: [connection is None] * item, fields=sl.Field((), "bool"))
     with loader_of(streams, num_workers=1) as loader:
         for _ in range(2):
-            with pytest.raises(sl.ConfigError, match=r"cannot be sent to worker processes \(TypeError: .*lock"):
+            with pytest.raises(sl.ConfigError, match=r"cannot be sent to worker processes \(TypeError: .*generator"):
                 iter(loader)
     with loader_of(streams) as loader:  # a thread needs no sending
         assert not np.concatenate([batch["data"] for batch in copies(loader)]).any()

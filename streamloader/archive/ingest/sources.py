@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import anyio.to_thread
 
 from streamloader.archive.ingest.naming import remove_secrets
+from streamloader.common.error_translation import error_translator
 from streamloader.errors import NotFound, ObjectChanged, StoreError, StreamloaderError, StreamNotFound
 from streamloader.media.video.files import open_media_file
 from streamloader.stores.base import Store
@@ -78,7 +79,7 @@ def get_local_version(status: os.stat_result) -> str:
     return f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
 
 
-@contextlib.contextmanager
+@error_translator
 def open_source(
     address: str, info: ObjectInfo | None, options: Mapping[str, Any], folder: str, report: ReportProgress
 ) -> Iterator[LocalSource]:

@@ -25,6 +25,7 @@ from streamloader.archive.reader.chunk_bytes import ChunkReader
 from streamloader.archive.reader.decoders import DecoderPool, leak_object
 from streamloader.archive.reader.lookup import ChunkLookup
 from streamloader.archive.reader.stats import ReadCounts
+from streamloader.arguments import check_options
 from streamloader.common.cores import count_cores
 from streamloader.errors import ClosedError, ConfigError, FrameIndexError, VideoNotFound
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
@@ -94,7 +95,7 @@ class ArchiveReader:
             raise ConfigError(f"threads must be a whole number of at least 1, or None, got {threads!r}")
         self._url = catalog_url(address)
         self._places = dict(places or {})
-        self._storage_options = None if storage_options is None else dict(storage_options)
+        self._storage_options = check_options("storage_options", storage_options)
         self._catalog_options = dict(catalog_options or {})
         self._cache_limit = cache_limit
         self._max_cache_bytes = max_cache_bytes

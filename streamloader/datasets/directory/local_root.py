@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
 
 from streamloader.arguments import expand_path
+from streamloader.common.error_translation import error_translator
 from streamloader.containers.pack.format import PackCompressor
 from streamloader.containers.pack.mapped import MappedPack
 from streamloader.datasets.directory.pack_prefetch import prefetch_packs
@@ -390,7 +391,7 @@ class LocalRoot:
                 return False
         return True
 
-    @contextlib.contextmanager
+    @error_translator
     def _translate(self, path: str, problem: str) -> Iterator[None]:
         try:
             yield

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from functools import partial
 from typing import Any, BinaryIO, Final, TypeVar
 
+from streamloader.common.error_translation import error_translator
 from streamloader.common.gather import gather_bounded
 from streamloader.containers.pack.format import PackCompressor
 from streamloader.containers.pack.mapped import MappedPack
@@ -486,7 +487,7 @@ class RemoteRoot:
             self.call(lambda store: store.write(path, _read_pieces(file)))
         return int(size)
 
-    @contextlib.contextmanager
+    @error_translator
     def _translate(self, address: str, problem: str) -> Iterator[None]:
         try:
             yield

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Self, get_args
 
-from streamloader.arguments import expand_path
+from streamloader.arguments import check_integer, expand_path
 from streamloader.datasets.directory.codec import MemberCodec, Serializer
 from streamloader.datasets.directory.compressors import Compressor
 from streamloader.datasets.directory.contents import OnDuplicate
@@ -26,6 +26,7 @@ __all__ = ["VirtualDirectory"]
 
 _log = logging.getLogger(__name__)
 
+_MAX_SUBDIRECTORIES: Final = 1_000_000
 _CHECKS: Final = ("files", "names")
 _OWN_ATTRIBUTES: Final = ("_arguments", "_root", "_owner_pid", "_contents", "_finalizer")
 _MANAGER_METHODS: Final = ("save", "load", "serialize", "deserialize")
@@ -113,10 +114,10 @@ class VirtualDirectory:
             self._root,
             MemberCodec(data_manager, serializer, compressor),
             storage_options,
-            lock_timeout,
+            float(lock_timeout),
             load_to_memory=load_to_memory,
-            min_subdirectories=int(min_subdir_num),
-            seed=seed,
+            min_subdirectories=check_integer("min_subdir_num", min_subdir_num),
+            seed=None if seed is None else check_integer("seed", seed),
             on_duplicate=on_duplicate,
             check_files=check == "files",
             verbose=verbose,
@@ -368,10 +369,18 @@ def _check_arguments(
     for name, value, choices in (("on_duplicate", on_duplicate, get_args(OnDuplicate)), ("check", check, _CHECKS)):
         if value not in choices:
             raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
-    if not hasattr(min_subdir_num, "__index__") or min_subdir_num < 0:
-        raise ConfigError(f"min_subdir_num={min_subdir_num!r}: must be a whole number of 0 or more")
-    if not lock_timeout >= 0:
-        raise ConfigError(f"lock_timeout={lock_timeout!r}: must be 0 or more seconds")
+    is_count = hasattr(min_subdir_num, "__index__") and check_integer("min_subdir_num", min_subdir_num) >= 0
+    if not is_count or min_subdir_num > _MAX_SUBDIRECTORIES:
+        raise ConfigError(
+            f"min_subdir_num={min_subdir_num!r:.80}: must be a whole number of 0 or more, and at most "
+            f"{_MAX_SUBDIRECTORIES:,}"
+        )
+    try:
+        is_time = float(lock_timeout) >= 0 and not isinstance(lock_timeout, str)
+    except (TypeError, ValueError):
+        is_time = False
+    if not is_time:
+        raise ConfigError(f"lock_timeout={lock_timeout!r:.80}: must be 0 or more seconds")
 
 
 def _check_methods(name: str, value: Any, methods: tuple[str, ...]) -> None:

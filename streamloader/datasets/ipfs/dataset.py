@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeAlias
 
+from streamloader.arguments import check_options
 from streamloader.common.count_display import open_count_display
 from streamloader.common.printable import make_printable
 from streamloader.datasets.ipfs.member_table import MemberTable
@@ -49,7 +50,7 @@ class IPFSFiles(Dataset[tuple[str, bytes]]):
         self._ipfs_api_address = ipfs_api_address
         self._on_error = check_on_error(on_error)
         self._cache_bytes = cache_bytes
-        self._storage_options = dict(storage_options or {})
+        self._storage_options = check_options("storage_options", storage_options) or {}
         self.skipped: list[SkippedObject] = []
         self._indexes: list[_Index] | None = None
         self._ends: list[int] = []  # number of samples up to the end of each object

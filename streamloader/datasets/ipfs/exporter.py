@@ -28,6 +28,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from streamloader.arguments import check_options
 from streamloader.common.count_display import open_count_display
 from streamloader.datasets.ipfs.adding import BlockUploader
 from streamloader.datasets.ipfs.dag_writer import DagFileWriter, DagRoot, pack_car, write_directory
@@ -81,7 +82,7 @@ class IPFSDatasetExporter:
         self.ipfs_api_address = ipfs_api_address
         self.shard_bytes = shard_bytes
         self._progress = progress
-        self._options = dict(storage_options or {})
+        self._options = check_options("storage_options", storage_options) or {}
 
     def export_to_ipfs(self, dataset: Any) -> str:
         """Write all items of a data set to the node, pin them, and return the CID of the export.

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Itera
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from streamloader.arguments import check_integer
+from streamloader.arguments import check_integer, check_options
 from streamloader.common.printable import make_printable
 from streamloader.containers.base import Container, Member
 from streamloader.datasets.ipfs.member_table import warn_of_problem
@@ -161,7 +161,7 @@ class IPFSIterableDataset(IterableDataset[tuple[str, bytes]]):
         self._on_error = check_on_error(on_error)
         self._prefetch_bytes = prefetch_bytes
         self._prefetch_requests = prefetch_requests
-        self._storage_options = dict(storage_options or {})
+        self._storage_options = check_options("storage_options", storage_options) or {}
         self._digest = digest_objects(self._objects)
         self.epoch = 0
         self.skipped: list[SkippedObject] = []

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from streamloader.arguments import check_options
 from streamloader.common.lru import LruCache
 from streamloader.datasets.shards.claim import CLAIM_NAME, is_claimed
 from streamloader.datasets.shards.index import INDEX_SUFFIX, ShardIndex, digest_index
@@ -95,7 +96,7 @@ class ShardSet:
         self.total_bytes = sum(info.data_bytes for info in infos)
         self.digest = _digest(infos)
         self._addresses = addresses
-        self._options = dict(storage_options or {})
+        self._options = check_options("storage_options", storage_options) or {}
         self._index_files = dict(indexes or {})
         self.skipped: Sequence[SkippedVideo] = tuple(skipped)
         self._open = _OpenObjects()

@@ -70,6 +70,8 @@ class ShuffleWindow(NamedTuple):
     lane: int = 0
 
 
+_MAX_NUMBER: Final = 1 << 62
+_MAX_LANES: Final = 1 << 24
 _POSITIVE: Final = (
     "batch_size", "lanes", "buffer_size", "buffer_bytes", "open_shards", "block_bytes", "world_size",
 )  # fmt: skip
@@ -112,8 +114,9 @@ class OrderSettings:
         for name in ("seed", "rank", *_POSITIVE):
             object.__setattr__(self, name, check_integer(name, getattr(self, name)))
         for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: must be 1 or more")
+            maximum = _MAX_LANES if name == "lanes" else _MAX_NUMBER
+            if not 1 <= getattr(self, name) <= maximum:
+                raise ConfigError(f"{name}={getattr(self, name)!r:.80}: must be 1 or more, and at most {maximum:,}")
         if self.tail not in ("once", "drop", "repeat"):
             raise ConfigError(f"tail={self.tail!r}: must be 'once', 'drop' or 'repeat'")
         if not 0 <= self.rank < self.world_size:

@@ -12,7 +12,7 @@ import cloudpickle
 from torch.utils.data import IterableDataset
 from typing_extensions import override
 
-from streamloader.arguments import check_integer
+from streamloader.arguments import check_integer, check_options
 from streamloader.datasets.shards.chain import ChainSource, OnError, SampleChain
 from streamloader.datasets.shards.client import S3Client
 from streamloader.datasets.shards.epoch import EpochPlayer
@@ -559,12 +559,13 @@ def _find_address(
     client: Any, bucket: str | None, folder: str | None, storage_options: Mapping[str, Any] | None
 ) -> tuple[Any, Mapping[str, Any]]:
     """Return the address of a data set and the options of its stores."""
+    options = check_options("storage_options", storage_options) or {}
     if isinstance(client, S3Client):
         if bucket is None:
             raise ConfigError("RemoteDataset(client, bucket, folder): the bucket is missing")
-        return client.address(bucket, folder or ""), {**client.storage_options, **(storage_options or {})}
+        return client.address(bucket, folder or ""), {**client.storage_options, **options}
     if bucket is not None or folder is not None:
         raise ConfigError(
             "bucket and folder need a client from sl.make_client(); an address contains them: s3://bucket/folder"
         )
-    return client, storage_options or {}
+    return client, options

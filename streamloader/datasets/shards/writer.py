@@ -81,14 +81,19 @@ class ShardWriter:
         overwrite: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if maxsize < 1 or maxcount < 1 or compression not in COMPRESSION_SUFFIXES:
+        limits = tuple(map(_as_limit, (maxsize, maxcount)))
+        is_name = compression is None or isinstance(compression, str)
+        if not min(limits) or not is_name or compression not in COMPRESSION_SUFFIXES:
             raise ConfigError(
                 "ShardWriter: maxsize and maxcount must be 1 or more, and compression 'gzip', 'zstd' or None"
             )
+        if not isinstance(address, (str, os.PathLike)):
+            raise ConfigError(f"ShardWriter: the address must be a string or a path, got {address!r:.80}")
+        address = os.fspath(address)
         self.address = redact_address(address)
         self._suffix = COMPRESSION_SUFFIXES[compression]
         self._compression = compression
-        self._limits = tuple(int(min(limit, _MAX_LIMIT)) for limit in (maxsize, maxcount))
+        self._limits = limits
         own = {"maxsize": self._limits[0], "maxcount": self._limits[1], "compression": compression}
         self._settings = {**own, **_copy_settings(settings)}
         self._handle, manifest_path = open_shared_store(
@@ -276,6 +281,15 @@ def _copy_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"settings must be plain JSON: {error}") from error
     return copied
+
+
+def _as_limit(value: Any) -> int:
+    """Return a number of bytes or samples, or 0 if it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return int(min(number, _MAX_LIMIT)) if number >= 1 else 0
 
 
 def _abandon(address: str, pending: list[PendingShard], pid: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from streamloader.arguments import check_options
 from streamloader.errors import ConfigError, MissingDependency
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class EnvMaker:
             ConfigError: If it is neither an id nor such a function.
         """
         if isinstance(make_env, str):
-            return cls(make_env, dict(kwargs or {}))
+            return cls(make_env, check_options("env_kwargs", kwargs) or {})
         if kwargs:
             raise ConfigError("env_kwargs are for the id of an environment; use functools.partial for a function")
         if not callable(make_env):

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from typing_extensions import override
 
-from streamloader.arguments import check_integer, check_seconds
+from streamloader.arguments import check_callable, check_flag, check_integer, check_seconds
 from streamloader.distributed import resolve_rank
+from streamloader.engine.plan import MAX_LANES
 from streamloader.engine.ring import SlotLayout
 from streamloader.errors import ConfigError, LoaderTimeout, MissingDependency, StreamFailed, StreamloaderError
 from streamloader.loader.base import SPARE_SLOTS, EndlessLoader, split_lanes
@@ -164,16 +164,21 @@ class GymStreamer(EndlessLoader):
             for name, number in (("batchsize", batchsize), ("window", window), ("max_q_size", max_q_size))
         )
         num_workers, seed = check_integer("num_workers", num_workers, 0), check_integer("seed", seed)
+        check_integer("batchsize x world_size", batchsize * world_size, maximum=MAX_LANES)
+        pin_memory = check_flag("pin_memory", pin_memory)
+        keeps_final = check_flag("final_observation", final_observation)
+        check_callable("collate_fn", collate_fn)
         timeout = check_seconds("timeout", timeout)
-        if np.dtype(reward_dtype).name not in _REWARD_DTYPES:
+        reward = Field((), reward_dtype)
+        if reward.dtype.name not in _REWARD_DTYPES:
             raise ConfigError(f"reward_dtype must be one of {_REWARD_DTYPES}, got {reward_dtype!r}")
         maker = EnvMaker.create(make_env, env_kwargs)
         check_policy(policy)
         requested_mode = None if autoreset_mode is None else parse_mode(autoreset_mode)
         first_lane = rank * batchsize
         observation, action, mode = _probe_env(maker, first_lane, requested_mode, timeout)
-        has_final = not keeps_final_row(mode) if final_observation is None else final_observation
-        fields = BatchFields(observation, action, Field((), reward_dtype), mode, has_final)
+        has_final = not keeps_final_row(mode) if final_observation is None else keeps_final
+        fields = BatchFields(observation, action, reward, mode, has_final)
         self.batch_size, self.window = batchsize, window
         self.autoreset_mode: AutoresetName = mode
         self.lane_seeds = derive_lane_seeds(seed, range(first_lane, first_lane + batchsize))

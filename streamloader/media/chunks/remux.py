@@ -13,6 +13,7 @@ import av
 import av.error
 import numpy as np
 
+from streamloader.common.error_translation import error_translator
 from streamloader.errors import CorruptStream
 from streamloader.media.chunks.scan import NO_TIMESTAMP, SourceScan, raise_if_cancelled
 from streamloader.media.video.clock_jumps import ClockJumps
@@ -69,7 +70,7 @@ class AudioPackets(NamedTuple):
         return str(self.stream.codec_context.codec.canonical_name) in _MP4_AUDIO_CODECS
 
 
-@contextlib.contextmanager
+@error_translator
 def create_chunk_file(file: str, tick: Fraction) -> Iterator[OutputContainer]:
     """Create a chunk file whose timestamps are multiples of `tick` seconds. Equal packets give equal bytes.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from streamloader.common.error_translation import error_translator
 from streamloader.errors import CorruptStream, MediaLimitExceeded, StreamloaderError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def open_with_pillow(data: bytes, format_: ImageFormat) -> ImageFile:
     return Image.open(io.BytesIO(data), formats=[_FORMATS[format_]])
 
 
-@contextlib.contextmanager
+@error_translator
 def translate_pillow_errors(name: str, make_error: Callable[[str], CorruptStream]) -> Iterator[None]:
     """Translate the errors of Pillow, whose decoders of damaged files raise errors of many kinds.
 

@@ -7,7 +7,6 @@ video is opened. A file is only ever replaced as a whole, so readers take no loc
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sqlite3
@@ -20,6 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from streamloader.common.error_translation import error_translator
 from streamloader.common.guarded_files import open_regular_file
 from streamloader.common.inflate import inflate
 from streamloader.errors import CorruptStream, StreamNotFound, UnreadableStream
@@ -296,7 +296,7 @@ class IndexFile:
         if sorted(found) != sorted((sql,) for sql in _SCHEMA):
             raise ValueError("its tables are not those of this format")
 
-    @contextlib.contextmanager
+    @error_translator
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import av.error
 import numpy as np
 
+from streamloader.common.error_translation import error_translator
 from streamloader.errors import ConfigError, CorruptStream, MediaLimitExceeded, UnreadableStream
 from streamloader.media.progress import PROGRESS
 from streamloader.media.video.colour_matrix import ignore_unknown_matrix
@@ -217,7 +218,7 @@ def _index_checked(source: _Source, damaged: str, verify: str) -> VideoIndex:
         return replace(index, damaged=True, seekable=False, note=error.message)
 
 
-@contextlib.contextmanager
+@error_translator
 def _refuse_impossible_times(video: Video) -> Iterator[None]:
     try:
         yield

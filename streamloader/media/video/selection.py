@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -19,6 +20,8 @@ __all__ = ["Selection", "TimedFrames", "as_int", "check_resampling", "frames_at_
 _MIN_MAX_STEPS: Final = 10_000_000  # days of a still picture at 25 frames per second
 _MAX_STEPS_PER_FRAME: Final = 1000
 _MAX_STEPS: Final = 1 << 62
+_MAX_INT: Final = 1 << 48  # of an option
+_MAX_FPS: Final = 1_000_000_000
 
 
 class TimedFrames(Protocol):
@@ -253,8 +256,12 @@ def latest_ticks(steps: Array, time_base: Fraction, fps: Fraction) -> Array:
 
 
 def as_int(value: object) -> int:
-    """Return `value` as an int, or 0 if it is not a whole number."""
-    return int(value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else 0
+    """Return `value` as an int, or 0 if it is not a whole number, or more than any number of steps or pixels."""
+    try:
+        number = operator.index(value) if not isinstance(value, bool) else 0  # type: ignore[arg-type]
+    except TypeError:
+        return 0
+    return number if number <= _MAX_INT else 0
 
 
 def _parse_fps(fps: Any) -> Fraction:
@@ -266,6 +273,6 @@ def _parse_fps(fps: Any) -> Fraction:
         raise ConfigError(
             f"fps must be a number of frames per second such as 25 or '30000/1001', got {fps!r}"
         ) from error
-    if exact <= 0:
-        raise ConfigError(f"fps must be greater than 0, got {fps!r}")
+    if not 0 < exact <= _MAX_FPS:
+        raise ConfigError(f"fps must be greater than 0, and at most {_MAX_FPS:,}, got {fps!r:.80}")
     return exact

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import av.error
 
+from streamloader.common.error_translation import error_translator
 from streamloader.errors import CorruptStream, StreamloaderError, UnreadableStream
 from streamloader.media.video.container import identify_format
 from streamloader.media.video.files import file_version
@@ -44,7 +44,7 @@ def require_source(video: Video, file: VideoFile | None) -> str | VideoFile:
     return file
 
 
-@contextlib.contextmanager
+@error_translator
 def translate_open_errors(video: Video, file: VideoFile | None, kind: str, formats: str) -> Iterator[None]:
     """Translate errors of opening a file into :class:`UnreadableStream`. Errors of a store pass unchanged.
 
@@ -70,7 +70,7 @@ def translate_open_errors(video: Video, file: VideoFile | None, kind: str, forma
             raise unreadable_error(video, file, f"cannot be opened as a {kind}: {reason}") from error
 
 
-@contextlib.contextmanager
+@error_translator
 def translate_decoding_errors(video: Video, make_error: Callable[[BaseException], CorruptStream]) -> Iterator[None]:
     """Translate errors of FFmpeg by a function. Errors of a store pass unchanged."""
     with name_stream(video):
@@ -80,7 +80,7 @@ def translate_decoding_errors(video: Video, make_error: Callable[[BaseException]
             raise make_error(error) from error
 
 
-@contextlib.contextmanager
+@error_translator
 def fence_foreign_errors(video: Video) -> Iterator[None]:
     """Translate all errors that another package or the system raises about a file, so that none stops other files.
 
@@ -106,7 +106,7 @@ def fence_foreign_errors(video: Video) -> Iterator[None]:
             ) from error
 
 
-@contextlib.contextmanager
+@error_translator
 def name_stream(video: Video) -> Iterator[None]:
     """Have errors of this package name the stream, and raise those that ended a read of FFmpeg."""
     try:

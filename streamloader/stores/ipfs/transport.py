@@ -14,6 +14,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from streamloader.common.error_translation import error_translator
 from streamloader.common.printable import make_printable
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
@@ -207,7 +208,7 @@ class IpfsHttpClient:
         if closer is not None:
             await closer.aclose()
 
-    @contextlib.contextmanager
+    @error_translator
     def translate_errors(self, origin: str, *, in_transfer: bool, trusted: bool = True) -> Iterator[None]:
         """Translate errors of aiohttp to errors of this package.
 

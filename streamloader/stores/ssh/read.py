@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import stat
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from streamloader.common.error_translation import error_translator
 from streamloader.errors import (
     AccessDenied,
     NotFound,
@@ -231,7 +231,7 @@ def make_object_info(path: str, attrs: Attrs, address: str) -> ObjectInfo:
     return ObjectInfo(path, attrs.size, version, None if attrs.modified is None else float(attrs.modified))
 
 
-@contextlib.contextmanager
+@error_translator
 def translate_errors(
     address: str, offset: int | None = None, *, in_transfer: bool = False, opening: bool = False
 ) -> Iterator[None]:
@@ -251,7 +251,7 @@ def translate_errors(
         raise _translate_status(error, address, offset, opening=opening) from error
 
 
-@contextlib.contextmanager
+@error_translator
 def translate_connection_errors(
     address: str, offset: int | None = None, *, in_transfer: bool = False
 ) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 from typing_extensions import override
 
 from streamloader.arguments import expand_path
+from streamloader.common.error_translation import async_error_translator
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import ClosedError, ConfigError, NotSupported, StoreTimeout
 from streamloader.stores.access import StoreAccess
@@ -298,7 +299,7 @@ class SshStore(Store):
             with translate_connection_errors(self.address(path), offset, in_transfer=True):
                 return await request.wait_for_reply()
 
-    @contextlib.asynccontextmanager
+    @async_error_translator
     async def _deadline(self, path: str, stage: str, seconds: float, offset: int | None = None) -> AsyncIterator[None]:
         """Limit the time of the block to `seconds`, and raise StoreTimeout after that."""
         deadline = asyncio.timeout(seconds)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from typing_extensions import override
 
-from streamloader.arguments import expand_path
+from streamloader.arguments import check_options, expand_path
 from streamloader.errors import ConfigError, MissingDependency, StreamloaderError
 from streamloader.redaction import redact_address
 from streamloader.stores.addresses import FileKeys, SourceFile, as_addresses
@@ -168,7 +168,7 @@ class ArticleStreams(StreamDataset):
             max_page_bytes=int(max_page_bytes),
             max_page_s=float(max_page_s),
             obeys_robots=bool(obey_robots),
-            storage_options=dict(storage_options or {}),
+            storage_options=check_options("storage_options", storage_options) or {},
         )
         folder = default_folder() if cache_dir is None else _absolute(cache_dir)
         self._settings = SourceSettings(folder, fetch_settings, definition, float(poll_interval_s))

@@ -18,6 +18,7 @@ from typing import Any, Final
 import platformdirs
 
 from streamloader.arguments import expand_path
+from streamloader.common.error_translation import error_translator
 from streamloader.common.guarded_files import GuardedFolder, UnsafePath, lock_file
 from streamloader.errors import ConfigError, CorruptStream, StorageFull
 from streamloader.stores.wrappers.cache_blocks import BlockFiles
@@ -189,7 +190,7 @@ class KeptFiles:
             yield
 
 
-@contextlib.contextmanager
+@error_translator
 def translate_errors(folder: str) -> Iterator[None]:
     """Raise errors of the file system as errors of this package.
 

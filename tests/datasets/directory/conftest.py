@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 
@@ -25,7 +24,6 @@ def disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
     yield folder
-    gc.collect()  # mapped files that a caught error's traceback refers to
     subprocess.run(["umount", folder], check=True)
 
 
