@@ -48,7 +48,7 @@ def encode_infos(value: Any) -> bytes:
     writer = _Writer()
     try:
         writer.write(value, 1)
-    except _RefusedValue as error:
+    except _UnsendableInfo as error:
         path = f"infos{''.join(reversed(error.path))}"
         raise ConfigError(f"{f'a key of {path}' if error.is_key else path} {error.reason}") from error
     head = "".join(writer.head).encode()
@@ -60,7 +60,7 @@ def encode_infos(value: Any) -> bytes:
     return b"".join((_HEAD_SIZE.pack(len(head)), head, *writer.data))
 
 
-class _RefusedValue(Exception):
+class _UnsendableInfo(Exception):
     """A value that cannot be sent. The containers around it add their part of the path, from the inside out."""
 
     def __init__(self, reason: str, *, is_key: bool = False) -> None:
@@ -118,7 +118,7 @@ class _Writer:
                 head.append(",")
             try:
                 self.write(item, level + 1)
-            except _RefusedValue as error:
+            except _UnsendableInfo as error:
                 error.path.append(f"[{index}]")
                 raise
         head.append(end)
@@ -132,14 +132,14 @@ class _Writer:
             separator = "],["
             try:
                 self.write(key, level + 3)
-            except _RefusedValue as error:
+            except _UnsendableInfo as error:
                 error.is_key = True
                 error.path.clear()
                 raise
             head.append(",")
             try:
                 self.write(item, level + 3)
-            except _RefusedValue as error:
+            except _UnsendableInfo as error:
                 error.path.append(f"[{key!r}]")
                 raise
         head.append("]]}" if mapping else '{"dict":[]}')
@@ -153,14 +153,14 @@ class _Writer:
     def _write_tensor(self, value: Any, level: int) -> None:
         torch = sys.modules.get("torch")  # workers do not import it for this
         if torch is None or not isinstance(value, torch.Tensor):
-            raise _RefusedValue(
+            raise _UnsendableInfo(
                 f"is of type {type(value).__name__}: a group env returns numbers, text, bytes, arrays, tensors, and "
                 "lists, tuples and dicts of these"
             )
         try:
             array = value.detach().cpu().numpy()
         except TypeError as error:  # a type that NumPy does not have
-            raise _RefusedValue(f"cannot be sent: {error}") from error
+            raise _UnsendableInfo(f"cannot be sent: {error}") from error
         self._write_array("tensor", array, level)
 
 

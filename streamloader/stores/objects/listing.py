@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from streamloader.errors import ProtocolError, TransferInterrupted
 
-__all__ = ["ListingPage", "parse_page"]
+__all__ = ["KeyPage", "parse_page"]
 
 _ENTITIES: Final = {"amp": "&", "apos": "'", "gt": ">", "lt": "<", "quot": '"'}
 _FIELD: Final = re.compile(r"<(Key|Size|ETag|LastModified)>([^<]*)</")
@@ -22,7 +22,7 @@ _REFERENCE: Final = re.compile(r"&(amp|apos|gt|lt|quot|#x[0-9A-Fa-f]{1,6}|#[0-9]
 
 
 @dataclass(frozen=True, slots=True)
-class ListingPage:
+class KeyPage:
     """One page of a listing.
 
     Attributes:
@@ -36,7 +36,7 @@ class ListingPage:
     token: str | None
 
 
-def parse_page(body: bytes, address: str) -> ListingPage:
+def parse_page(body: bytes, address: str) -> KeyPage:
     """Parse a page. It takes time in proportion to its size, whatever the server sends.
 
     Args:
@@ -66,7 +66,7 @@ def parse_page(body: bytes, address: str) -> ListingPage:
                 "ListObjectsV2",
                 address=address,
             )
-    return ListingPage(objects, prefixes, None if token is None else _unescape(token))
+    return KeyPage(objects, prefixes, None if token is None else _unescape(token))
 
 
 def _unescape(text: str) -> str:

@@ -37,7 +37,7 @@ from streamloader.stores.http.responses import (
 from streamloader.stores.objects.config import ObjectStoreConfig, ObstoreSettings
 from streamloader.stores.objects.credentials import CredentialSource
 from streamloader.stores.objects.errors import S3ResponseError
-from streamloader.stores.objects.listing import ListingPage, parse_page
+from streamloader.stores.objects.listing import KeyPage, parse_page
 from streamloader.stores.objects.s3_upload import UploadResponse
 from streamloader.stores.objects.signing import EMPTY_SHA256, encode_query, quote_key, sign_headers
 from streamloader.values import ByteRange
@@ -320,7 +320,7 @@ class BucketClient:
 
     async def list_pages(
         self, prefix: str, *, recursive: bool, start_after: str | None, context: ErrorContext
-    ) -> AsyncGenerator[ListingPage, None]:
+    ) -> AsyncGenerator[KeyPage, None]:
         """Yield the pages of a listing.
 
         Args:

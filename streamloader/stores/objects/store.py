@@ -36,7 +36,7 @@ from streamloader.stores.objects.errors import (
     obstore_errors,
 )
 from streamloader.stores.objects.fork_safety import get_obstore
-from streamloader.stores.objects.listing import ListingPage
+from streamloader.stores.objects.listing import KeyPage
 from streamloader.stores.objects.s3_client import (
     ObjectResponse,
     can_upload,
@@ -382,7 +382,7 @@ class ObjectStore(Store):
                 make_printable(repr(left_out[0])),
             )
 
-    async def _list_pages(self, key_prefix: str, *, recursive: bool) -> AsyncGenerator[ListingPage, None]:
+    async def _list_pages(self, key_prefix: str, *, recursive: bool) -> AsyncGenerator[KeyPage, None]:
         """Yield the pages of a listing. Go on after the last key if the credentials or the region are replaced."""
         last: str | None = None  # keys are listed in their order
         renewed_after: str | None = ""
