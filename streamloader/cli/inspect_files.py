@@ -57,8 +57,7 @@ def summarize_address(
         show("listing files")
         found = UnreadableReport()
         files = expand_addresses(address, None, selected, unreadable=found)
-    if not files:
-        found.raise_errors()
+    found.check(files)
     if len(files) == 1 and _is_same(files[0].address, address):
         if guess_kind(address) == "container":
             return describe_container(address, selected, limit)

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from streamloader.arguments import expand_path
 from streamloader.config import Limits
-from streamloader.errors import ConfigError, StreamNotFound, UnreadableStream
+from streamloader.errors import ConfigError, StreamloaderError, StreamNotFound, UnreadableStream
 from streamloader.redaction import identify_address, redact_address
 from streamloader.stores.container_addresses import split_container_address
 from streamloader.stores.expand import SourceFile, expand_store_addresses
@@ -67,6 +67,8 @@ _DOMAIN_SEPARATOR: Final = re.compile(r"(?<=\w)\\(?=\w)")  # of Windows: DOMAIN\
 _ADDRESS_ZONE: Final = re.compile(r"[A-Za-z0-9._-]{1,32}")  # of link-local IPv6 addresses: the network interface
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _MAX_PORT: Final = 65_535
+# Reasons why a path cannot be used that are no failure of a disk or a server.
+_FAULTS_OF_PATH: Final = (errno.EACCES, errno.EPERM, errno.ELOOP)
 _LETTERS_AND_DIGITS: Final = ("L", "M", "Nd")  # general categories of Unicode
 
 
@@ -87,10 +89,11 @@ def expand_addresses(
         pattern: Filter for the files of a *directory*: a glob pattern for the file's name, case-insensitive, or a
             function of the path. Defaults to all files. Files named by a path or by a glob pattern are not filtered.
         options: Options of the stores, see :func:`streamloader.stores.open_store`.
-        unreadable: Handling of what may not be read. By default, directories are left out with one warning that names
-            them, while pipes, sockets, devices and links that lead nowhere are errors if they match. ``"raise"`` raises
-            one error for all of them, ``"skip"`` leaves all of them out with one warning. A report collects them for
-            its owner.
+        unreadable: Handling of what is missing or may not be read. By default, directories that a search meets are
+            left out with one warning that names them, while pipes, sockets, devices and links that lead nowhere are
+            errors if they match, and so are named files and directories that are missing or cannot be accessed.
+            ``"raise"`` raises one error for all of them, ``"skip"`` leaves all of them out with one warning. A report
+            collects them for its owner, who calls its ``check``.
 
     The files of a directory (at any depth; links are followed, but not in circles) and the matches of a pattern are
     sorted by code point, so their order is the same on every machine; ``10.txt`` comes before ``9.txt``. Hidden files
@@ -98,7 +101,8 @@ def expand_addresses(
 
     Raises:
         ConfigError: If an address is empty, is neither a string nor a path, or has a scheme that no store serves.
-        StreamNotFound: If a path does not exist, or if a directory or pattern contains no file.
+        StreamNotFound: If a path does not exist, or if a directory or pattern contains no file. If several addresses
+            are wrong, the error lists all of them, and has the class of the first.
         UnreadableStream: If a named directory cannot be listed, if a path is a pipe, socket or device, or if a
             directory may not be read and `unreadable` is "raise".
         LimitExceeded: If a listing has too many entries or too many levels, or if links lead to the same directories
@@ -106,7 +110,7 @@ def expand_addresses(
         StoreError: If a store cannot be reached or denies access.
     """
     files: list[SourceFile] = []
-    with open_report(unreadable) as report:
+    with open_report(unreadable, files) as report:
         expanded = [
             item for address in as_addresses(addresses) for item in _expand_containers(address, options, report)
         ]
@@ -327,35 +331,38 @@ class _LocalSearch:
                 return [file for item in expanded for file in self.expand(item)]
             return self._match_pattern(path, address)
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                raise StreamNotFound(f"the path is too long: {address!r:.80}", address=address) from error
-            raise UnreadableStream(f"cannot access {address}: {error.strerror}", address=address) from error
+            return self._leave_out(_explain_access(address, error))
         if stat.S_ISDIR(mode):
             return self._list_directory(path, address)
         if not stat.S_ISREG(mode):
-            raise UnreadableStream(f"{address} is a pipe, socket or device: a stream needs a file", address=address)
+            problem = UnreadableStream(f"{address} is a pipe, socket or device: a stream needs a file", address=address)
+            return self._leave_out(problem)
         return [path]
+
+    def _leave_out(self, error: StreamloaderError) -> list[str]:
+        """Report a named path that cannot be used. Return its files: none."""
+        self._report.add_named(error.address or "", error)
+        return []
 
     def _match_pattern(self, path: str, address: str) -> list[str]:
         if os.path.islink(path):
-            raise StreamNotFound(describe_broken_link(path), address=address)
+            return self._leave_out(StreamNotFound(describe_broken_link(path), address=address))
         if not has_magic(path):
-            raise StreamNotFound(
-                f"{address} does not exist ({_describe_place(address, path)}){explain_missing_path(path)}",
-                address=address,
-            )
+            problem = f"{address} does not exist ({_describe_place(address, path)}){explain_missing_path(path)}"
+            return self._leave_out(StreamNotFound(problem, address=address))
+        mark = self._report.mark
         found, folder_count = match_local_pattern(path, self._make_budget(address), self._report)
         files = select_regular_files(found, self._report)
         if files:
             return files
-        self._report.raise_errors()
         if folder_count:
             problem = f"the pattern {address} matches {folder_count} directories and no file"
             problem += "; append **/ to search inside them"
         else:
             problem = f"no file matches the pattern {address} ({_describe_place(address, path)})"
             problem += explain_missing_path(path)
-        raise StreamNotFound(problem + self._report.describe(), address=address)
+        self._report.add_unmatched(address, StreamNotFound(problem, address=address), mark)
+        return []
 
     def _list_directory(self, path: str, address: str) -> list[str]:
         accept = make_path_filter(self._pattern)
@@ -363,7 +370,11 @@ class _LocalSearch:
             os.scandir(path).close()
             os.stat(os.path.join(path, os.curdir))  # without this permission, its files cannot be opened
         except OSError as error:
-            raise UnreadableStream(f"cannot list the directory {path}: {error.strerror}", address=path) from error
+            problem = UnreadableStream(f"cannot list the directory {path}: {error.strerror}", address=path)
+            if error.errno not in _FAULTS_OF_PATH:
+                raise problem from error
+            return self._leave_out(problem)
+        mark = self._report.mark
         file_count = 0
         found = []
         for file in walk_files(path, self._make_budget(address), on_unreadable=report_unreadable(self._report)):
@@ -372,12 +383,11 @@ class _LocalSearch:
                 found.append(file)
         files = select_regular_files(sorted(found), self._report)
         if not files:
-            self._report.raise_errors()
             wanted = f"file that matches {self._pattern!r}" if isinstance(self._pattern, str) else "file of this kind"
-            raise StreamNotFound(
-                f"the directory {address} contains no {wanted} ({file_count} other files){self._report.describe()}",
-                address=address,
+            missing = StreamNotFound(
+                f"the directory {address} contains no {wanted} ({file_count} other files)", address=address
             )
+            self._report.add_unmatched(address, missing, mark)
         return files
 
     def _make_budget(self, address: str) -> ListingBudget:
@@ -396,6 +406,16 @@ def select_regular_files(paths: Sequence[str], report: UnreadableReport) -> list
             problem = f"{path} is not a regular file, or cannot be accessed"
             report.add_file(path, UnreadableStream(problem, address=path))
     return files
+
+
+def _explain_access(address: str, error: OSError) -> StreamloaderError:
+    """Return the error for a path that the system refuses. Raise it if the fault is not that of the path."""
+    if error.errno == errno.ENAMETOOLONG:
+        return StreamNotFound(f"the path is too long: {address!r:.80}", address=address)
+    problem = UnreadableStream(f"cannot access {address}: {error.strerror}", address=address)
+    if error.errno not in _FAULTS_OF_PATH:
+        raise problem from error
+    return problem
 
 
 def _describe_place(address: str, path: str) -> str:

@@ -16,15 +16,21 @@ from streamloader.common.gather import gather_bounded
 from streamloader.errors import (
     AccessDenied,
     ConfigError,
+    LimitExceeded,
+    NotEnoughMemory,
     NotFound,
     NotSupported,
     ProtocolError,
+    StorageFull,
     StoreError,
     StreamloaderError,
     StreamNotFound,
+    UntrustedAddress,
+    UntrustedHost,
 )
 from streamloader.redaction import redact_address
 from streamloader.stores.base import NAMING_ADVICE, Store
+from streamloader.stores.container_addresses import split_container_address
 from streamloader.stores.io_thread import SharedStore, open_shared_store
 from streamloader.stores.listing_budget import HELD_ENTRY_BYTES, ListingBudget
 from streamloader.stores.patterns import (
@@ -57,6 +63,8 @@ T = TypeVar("T")
 _MAX_CONCURRENT_LOOKUPS: Final = 128  # of objects, and of directories, in one store
 # Errors with which stores refuse a name that contains glob characters.
 _NOT_AN_OBJECT: Final = (NotFound, AccessDenied, ProtocolError, ConfigError)
+# Errors about one object that no dataset goes on after, because they are about the store or this machine, or a limit.
+_NEVER_LEFT_OUT: Final = (LimitExceeded, NotEnoughMemory, NotSupported, StorageFull, UntrustedAddress, UntrustedHost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,8 @@ def expand_store_addresses(
             "?" begins a query.
         pattern: Filter for the objects of a *directory*, see :func:`make_path_filter`.
         options: Options of the stores.
-        unreadable: Handling of what may not be read, see :class:`streamloader.stores.search.UnreadableReport`.
+        unreadable: Handling of what is missing or may not be read, see
+            :class:`streamloader.stores.search.UnreadableReport`.
 
     The matches of a pattern and the contents of a directory are sorted by code point, without hidden names. Only
     directories that a pattern can match are listed, and metadata from a listing is not requested again.
@@ -116,7 +125,8 @@ def expand_store_addresses(
         StoreError: If a store cannot be reached or denies access.
     """
     accept = make_path_filter(pattern)
-    with open_report(unreadable) as report, contextlib.ExitStack() as stack:
+    files: list[SourceFile] = []
+    with open_report(unreadable, files) as report, contextlib.ExitStack() as stack:
         expanders: dict[str, _AddressExpander] = {}
 
         def get_expander(root: str) -> _AddressExpander:
@@ -133,7 +143,8 @@ def expand_store_addresses(
             {expander: partial(expander.match_paths, root_paths) for expander, root_paths in requests}
         )
         selected = {expander.root: iter(expander.select(items, accept, report)) for expander, items in matches.items()}
-        return [file for root, _ in locations for file in next(selected[root])]
+        files += [file for root, _ in locations for file in next(selected[root])]
+    return files
 
 
 def _resolve_braces(addresses: Sequence[str], get_expander: Callable[[str], _AddressExpander]) -> list[tuple[str, str]]:
@@ -183,14 +194,18 @@ class _Match:
         listed: Whether their metadata comes from a listing.
         directory: Address of the directory, without secrets, if the path names one. Otherwise None.
         problems: Entries that may not be read.
-        missing: Error to raise if there is no object, because what was found may not be read.
+        error: Error of the path, if there is no object.
+        address: Address of the path, without secrets, if it has an error.
+        is_named: Whether the path is the name of an object or a directory, not a pattern, if it has an error.
     """
 
     objects: list[ObjectInfo]
     listed: bool = False
     directory: str | None = None
     problems: Sequence[ListingProblem] = ()
-    missing: StreamNotFound | None = None
+    error: StreamloaderError | None = None
+    address: str = ""
+    is_named: bool = False
 
 
 class _AddressExpander:
@@ -210,7 +225,7 @@ class _AddressExpander:
 
     async def match_paths(self, paths: Sequence[str]) -> list[_Match]:
         """Return the match of each path."""
-        return await _gather(self._match_path(path) for path in paths)
+        return await _gather(self._match_or_error(path) for path in paths)
 
     async def filter_objects(self, paths: Sequence[str]) -> list[str]:
         """Return those paths that are literal names of objects."""
@@ -221,17 +236,16 @@ class _AddressExpander:
         self, matches: Sequence[_Match], accept: Callable[[str], bool], report: UnreadableReport
     ) -> list[list[SourceFile]]:
         """Filter and sort the objects of each match. Called in the user's thread, because `accept` is the user's."""
+        selected: list[list[ObjectInfo]] = []
         for match in matches:
+            mark = report.mark
             for problem in match.problems:
                 address = redact_address(self._address(problem.path))
                 if problem.is_directory:
                     report.add_directory(address, problem.error)
                 elif match.directory is None or accept(problem.path):
                     report.add_file(address, problem.error)
-        selected: list[list[ObjectInfo]] = []
-        for match in matches:
             objects = match.objects
-            missing = match.missing
             if match.directory is not None:
                 objects = [info for info in objects if accept(info.path)]
                 if not objects:
@@ -240,9 +254,11 @@ class _AddressExpander:
                         f"({len(match.objects)} other files)",
                         address=match.directory,
                     )
-            if not objects and missing is not None:
-                report.raise_errors()
-                raise StreamNotFound(missing.message + report.describe(), address=missing.address)
+                    report.add_unmatched(match.directory, missing, mark)
+            elif match.error is not None and match.is_named:
+                report.add_named(match.address, match.error)
+            elif isinstance(match.error, StreamNotFound):
+                report.add_unmatched(match.address, match.error, mark)
             selected.append(sorted(objects, key=lambda info: info.path))
         unsized = {
             info.path: info
@@ -260,11 +276,32 @@ class _AddressExpander:
                 else:
                     unreadable.add(path)
                     report.add_file(redact_address(self._address(path)), result)
-            report.raise_errors()
             selected = [[info for info in infos if info.path not in unreadable] for infos in selected]
         return [
             [SourceFile(self._address(info.path), unsized.get(info.path, info)) for info in infos] for infos in selected
         ]
+
+    async def _match_or_error(self, path: str) -> _Match:
+        """Return the match of a path, or the error if it comes from this path and not from the store."""
+        try:
+            return await self._match_path(path)
+        except (StreamNotFound, StoreError) as error:
+            is_named = not self._is_pattern(path)
+            address = redact_address(self._address(path))
+            container = split_container_address(address)
+            if container is not None and error.address == container[0]:
+                is_named, address = True, container[0]
+            elif not (isinstance(error, StreamNotFound) or (is_named and _names_path(error, address, path))):
+                raise
+            if isinstance(error, StoreError) and (error.transient or isinstance(error, _NEVER_LEFT_OUT)):
+                raise
+            return _Match([], error=error, address=address, is_named=is_named)
+
+    def _is_pattern(self, path: str) -> bool:
+        """Return whether a path that is no object's name is a pattern."""
+        if self._store.names_version(path) or not self._store.supports_listing:
+            return False
+        return has_magic(path) and not (self._store.has_url_paths and "?" in path)
 
     async def _match_path(self, path: str) -> _Match:
         address = redact_address(self._address(path))
@@ -314,7 +351,7 @@ class _AddressExpander:
         message = f"the pattern {address} matches {result}{explain_missing_object(path)}"
         missing = StreamNotFound(message, address=address)
         if problems or self._store.has_url_paths:
-            return _Match([], problems=list(problems.values()), missing=missing)
+            return _Match([], problems=list(problems.values()), error=missing, address=address)
         return await self._match_directory(path, missing)
 
     async def _match_keys(
@@ -536,6 +573,12 @@ class _AddressExpander:
                     else:
                         objects.append(info)
         return objects, folders
+
+
+def _names_path(error: StreamloaderError, address: str, path: str) -> bool:
+    """Return whether an error is about one path, and not about its server, which an error of a login names."""
+    named = (error.address or "").rstrip("/")
+    return named == address.rstrip("/") or (path.strip("/") != "" and named.endswith("/" + path.strip("/")))
 
 
 async def _gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -169,6 +169,8 @@ class FsspecStore(Store):
         metadata = await self._call(path, None, "info", self._to_filesystem_path(path))
         if metadata.get("type") == "directory":
             raise NotFound(f"{self.address(path)} is a directory, not a file", address=self.address(path))
+        if metadata.get("type") == "other":
+            raise self._make_kind_error(path)
         return _make_info(path, metadata)
 
     @override
@@ -299,8 +301,7 @@ class FsspecStore(Store):
                 metadata = await self._call(path, None, "info", self._to_filesystem_path(path))
             if metadata.get("type") != "other":
                 return metadata
-            address = self.address(path)
-            problem = StoreError(f"{address} is a pipe, socket or device, not a file", address=address)
+            problem = self._make_kind_error(path)
         except StoreError as error:  # of a link that leads nowhere, to itself, or to a place without access
             if error.transient:
                 raise
@@ -308,6 +309,10 @@ class FsspecStore(Store):
         if search is not None:
             search.report(ListingProblem(path, problem, is_directory=isinstance(problem, AccessDenied)))
         return None
+
+    def _make_kind_error(self, path: str) -> StoreError:
+        address = self.address(path)
+        return StoreError(f"{address} is a pipe, socket or device, not a file", address=address)
 
     async def _identify_root(self, prefix: str, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Hashable:
         """Return the identity of the listed directory, to which links below it may lead."""

@@ -5,18 +5,20 @@
   explicit dot.
 * A directory that may not be read is left out, and one warning names all of them. See :class:`UnreadableReport`.
 * Pipes, sockets, devices and links that lead nowhere are errors if their names are those of wanted files.
+* A file or directory that is named literally, and is missing or cannot be accessed, is such an error, too.
+* A pattern without matches, and a directory without files of the right kind, are errors that nothing leaves out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 from streamloader.common.printable import make_printable
-from streamloader.errors import StreamloaderError
+from streamloader.errors import StreamloaderError, StreamNotFound
 from streamloader.stores.patterns import has_magic
 
 __all__ = [
@@ -32,6 +34,7 @@ _MAX_LISTED: Final = 20  # entries in a message
 _MAX_DETAILS: Final = 1000  # entries in the details of an error
 _MAX_REASON_CHARACTERS: Final = 500
 _ADVICE: Final = 'Give access to them, move them away, or pass unreadable="skip" to leave them out'
+_NAMED_ADVICE: Final = 'Correct the names, or pass unreadable="skip" to leave out what is missing or may not be read'
 _log: Final = logging.getLogger("streamloader")
 
 
@@ -127,30 +130,67 @@ def match_parts(parts: Sequence[str], start: str, join: Callable[[str, str], str
 
 
 class UnreadableReport:
-    """Collects what a search may not read, for one warning or one error.
+    """Collects what a search may not read or does not find, for one warning or one error.
+
+    Its owner calls :meth:`check` after the search, and :meth:`finish` when it knows what else is wrong.
 
     Args:
         handling: ``"raise"`` raises one error for all entries; ``"skip"`` leaves all of them out, with one warning.
             None, the default, does the former for files, which belong to the dataset by their names, and the latter
-            for directories, such as ``lost+found``.
+            for directories, such as ``lost+found``. A pattern that matches nothing, and a directory without files of
+            the right kind, are errors in any case.
     """
 
     def __init__(self, handling: Unreadable = None) -> None:
         self.handling = handling
         self._files: dict[str, StreamloaderError] = {}
         self._directories: dict[str, StreamloaderError] = {}
+        self._named: dict[str, StreamloaderError] = {}  # those of the files that the user named literally
+        self._unmatched: dict[str, StreamloaderError] = {}
+        self._emptied: StreamNotFound | None = None  # of the first source of which everything is left out
+        self._additions: list[tuple[str, StreamloaderError, bool]] = []
 
     def add_file(self, address: str, error: StreamloaderError) -> None:
         """Record a pipe, a socket, a device, a link that leads nowhere, or another file that cannot be accessed."""
         self._files.setdefault(address, error)
+        self._additions.append((address, error, True))
+
+    def add_named(self, address: str, error: StreamloaderError) -> None:
+        """Record a file or a directory that was named literally, and is missing or cannot be accessed."""
+        self._named.setdefault(address, error)
+        self.add_file(address, error)
 
     def add_directory(self, address: str, error: StreamloaderError) -> None:
         """Record a directory that may not be read."""
         self._directories.setdefault(address, error)
+        self._additions.append((address, error, False))
+
+    def add_unmatched(self, address: str, error: StreamNotFound, mark: int | None = None) -> None:
+        """Record a pattern or a directory in which no file was found.
+
+        Args:
+            address: Address of the pattern or directory, without secrets.
+            error: Error for it.
+            mark: Value of :attr:`mark` before its search. If something could not be read since then, that is why there
+                is no file. Defaults to the present one.
+        """
+        problems = [] if mark is None else self._additions[mark:]
+        if self.handling == "skip" and problems:
+            self._emptied = self._emptied or error
+        elif not any(is_file or self.handling == "raise" for _, _, is_file in problems):  # else they are the errors
+            files = {name: each for name, each, is_file in problems if is_file}
+            text = _describe({name: each for name, each, _ in problems}, files)
+            full = StreamNotFound(error.message + text, address=error.address) if text else error
+            self._unmatched.setdefault(address, full)
+
+    @property
+    def mark(self) -> int:
+        """Number of records until now."""
+        return len(self._additions)
 
     @property
     def files(self) -> Mapping[str, StreamloaderError]:
-        """The recorded files, by address."""
+        """The recorded files, and the named directories, by address."""
         return self._files
 
     @property
@@ -162,19 +202,42 @@ class UnreadableReport:
     def errors(self) -> dict[str, StreamloaderError]:
         """Errors that :meth:`finish` raises, by address."""
         if self.handling == "skip":
-            return {}
-        return self._files if self.handling is None else self._files | self._directories
+            return dict(self._unmatched)
+        errors = self._files | self._unmatched
+        return errors if self.handling is None else errors | self._directories
 
     def describe(self) -> str:
         """Return the end of a message about a search that found nothing: what it could not read, or ""."""
-        entries = self.entries
-        if not entries:
-            return ""
-        return f"; {len(entries):,} {_choose_noun(entries, self._files)} may not be read:\n{_list_entries(entries)}"
+        return _describe(self.entries, self._files)
 
     def make_error(self) -> StreamloaderError | None:
         """Return one error for the entries that are errors, or None if there are none."""
-        return _combine(self.errors) if self.errors else None
+        return _combine(self.errors, self._advice) if self.errors else None
+
+    def make_file_error(self) -> StreamloaderError | None:
+        """Return one error for what :meth:`make_error` covers and for the files that are left out, or None."""
+        errors = self._files | self.errors
+        return _combine(errors, self._advice) if errors else None
+
+    def check(self, found: Sized) -> None:
+        """Raise an error if a pattern matched nothing, or if the search found no file. It lists all errors.
+
+        Args:
+            found: Files that the search found.
+        """
+        if self._unmatched or not found:
+            self.raise_errors()
+        if found:
+            return
+        if self._emptied is not None:
+            raise StreamNotFound(self._emptied.message + self.describe(), address=self._emptied.address)
+        if self._files:
+            raise _combine(self._files, "", f"none of the {len(self._files):,} files or directories can be used")
+
+    def raise_named(self) -> None:
+        """Raise one error for the files and directories that were named literally, unless they are left out."""
+        if self._named and self.handling != "skip":
+            raise _combine(self._named, self._advice)
 
     def raise_errors(self) -> None:
         """Raise one error for the entries that are errors, if there are any."""
@@ -193,29 +256,45 @@ class UnreadableReport:
         entries = {name: error for name, error in self.entries.items() if name not in errors}
         if entries:
             files = {name: error for name, error in entries.items() if name in self._files}
+            problem = "cannot be used" if any(name in self._named for name in files) else "may not be read"
             count = f"{len(entries):,} {_choose_noun(entries, files)}"
-            _log.warning("%s", f"left out {count} that may not be read:\n{_list_entries(entries)}")
+            _log.warning("%s", f"left out {count} that {problem}:\n{_list_entries(entries)}")
+
+    @property
+    def _advice(self) -> str:
+        if self.handling == "skip":
+            return ""
+        return _NAMED_ADVICE if self._named or self._unmatched else _ADVICE
 
 
 @contextlib.contextmanager
-def open_report(unreadable: Unreadable | UnreadableReport) -> Iterator[UnreadableReport]:
-    """Provide a report, which is finished at the end of the block unless it is the caller's own."""
+def open_report(unreadable: Unreadable | UnreadableReport, found: Sized) -> Iterator[UnreadableReport]:
+    """Provide a report, which is checked and finished at the end of the block unless it is the caller's own.
+
+    Args:
+        unreadable: Report of the caller, or handling.
+        found: Files that the search finds within the block.
+    """
     if isinstance(unreadable, UnreadableReport):
         yield unreadable
         return
     report = UnreadableReport(unreadable)
     yield report
+    report.check(found)
     report.finish()
 
 
-def _combine(errors: dict[str, StreamloaderError]) -> StreamloaderError:
+def _combine(errors: Mapping[str, StreamloaderError], advice: str, problem: str | None = None) -> StreamloaderError:
     """Return one error that lists all, of the class of the first."""
     addresses = sorted(errors)
     first = errors[addresses[0]]
     if len(addresses) == 1:
         return first
-    message = f"{len(addresses):,} files or directories cannot be read:\n{_list_entries(errors)}\n{_ADVICE}"
-    combined = type(first)(message, address=first.address)
+    if problem is None:
+        verb = "used" if advice != _ADVICE else "read"
+        problem = f"{len(addresses):,} files or directories cannot be {verb}"
+    lines = [f"{problem}:", _list_entries(errors), *([advice] if advice else [])]
+    combined = type(first)("\n".join(lines), address=first.address)
     combined.details = first.details | {
         "failed": [[name, type(errors[name]).__name__, errors[name].message] for name in addresses[:_MAX_DETAILS]],
         "failed_count": len(addresses),
@@ -223,13 +302,20 @@ def _combine(errors: dict[str, StreamloaderError]) -> StreamloaderError:
     return combined
 
 
-def _choose_noun(entries: dict[str, StreamloaderError], files: dict[str, StreamloaderError]) -> str:
+def _describe(entries: Mapping[str, StreamloaderError], files: Mapping[str, StreamloaderError]) -> str:
+    """Return the end of a message about a search that found nothing: what it could not read, or ""."""
+    if not entries:
+        return ""
+    return f"; {len(entries):,} {_choose_noun(entries, files)} may not be read:\n{_list_entries(entries)}"
+
+
+def _choose_noun(entries: Mapping[str, StreamloaderError], files: Mapping[str, StreamloaderError]) -> str:
     if files:
-        return "files and directories"
+        return "file" if len(entries) == 1 else "files and directories"
     return "directory" if len(entries) == 1 else "directories"
 
 
-def _list_entries(entries: dict[str, StreamloaderError]) -> str:
+def _list_entries(entries: Mapping[str, StreamloaderError]) -> str:
     lines = []
     for address in sorted(entries)[:_MAX_LISTED]:
         shown = make_printable(address, None)

@@ -196,6 +196,7 @@ class AudioStreams(StreamDataset):
     def _index(self, indexer: BulkAudioIndexer, skip: bool) -> StreamTable:
         found = UnreadableReport("skip" if skip else self._unreadable)
         files = expand_addresses(self._paths, is_audio, self._storage_options, unreadable=found)
+        found.check(files)
         keys = FileKeys.of_files(files)
         records, versions, errors = indexer.run(make_videos(files, self._storage_options))
         self._skipped = settle_errors(found, errors, keys.names, keys.keys, _NOUN)

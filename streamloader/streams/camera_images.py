@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -15,7 +14,7 @@ from typing_extensions import override
 from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.stores.addresses import Addresses, FileKeys, SourceFile, as_addresses
 from streamloader.stores.registry import is_local_file
-from streamloader.stores.search import Unreadable
+from streamloader.stores.search import Unreadable, UnreadableReport
 from streamloader.stream_table import StreamTable
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skip_unreadable
 from streamloader.streams.image_files import (
@@ -30,7 +29,7 @@ from streamloader.streams.image_files import (
 from streamloader.streams.image_index import require_image_libraries
 from streamloader.streams.image_probe import parse_image
 from streamloader.streams.lane_thread import decode_in_lane_thread, in_lane_thread
-from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped
+from streamloader.streams.unreadable import SkippedVideo, settle_errors
 from streamloader.values import Array, Field, StreamInfo
 
 __all__ = ["ArrayImages", "ChooseSize", "FetchedImage", "FileImages", "PlaneImages", "StepImages"]
@@ -41,7 +40,6 @@ _DTYPES: Final = ("uint8", "uint16", "int16", "float32", "float64")  # that Open
 _MAX_CHANNELS: Final = 4
 _NOUN: Final = "images"
 _REMEDY: Final = 'Repair or remove it, or pass on_error="skip" to the loader to leave it out'
-_log = logging.getLogger("streamloader")
 
 
 class FetchedImage(abc.ABC):
@@ -185,7 +183,10 @@ class FileImages(PlaneImages):
         described: list[ImageFiles] = []
         members: list[SourceFile] = []
         errors: dict[int, StreamloaderError] = {}
-        for folder in group_by_folder(find_images(self._addresses, self._options, unreadable=unreadable)):
+        found = UnreadableReport(unreadable)
+        images = find_images(self._addresses, self._options, unreadable=found)
+        found.check(images)
+        for folder in group_by_folder(images):
             files, error = describe_files(folder, range(len(folder.files)))
             if error is None:
                 described.append(files)
@@ -197,12 +198,9 @@ class FileImages(PlaneImages):
                         errors[number] = error
             members += folder.files
         keys = FileKeys.of_files(members)
-        if errors and (unreadable != "skip" or len(errors) == len(members)):
-            raise combine_errors(errors, keys.names, _NOUN)
-        self.skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
+        self.skipped = settle_errors(found, errors, keys.names, keys.keys, _NOUN)
         kept = [number for number in range(len(members)) if number not in errors]
         if errors:
-            _log.warning("%s", describe_skipped(self.skipped, len(members), _NOUN))
             keys = keys.select(kept)
         self._files = FileTable.of_streams(described, [None] * len(described))
         self._prefixes = [files.prefix for files in described]

@@ -150,7 +150,7 @@ class FoundStreams(StreamDataset):
                     raise
                 errors.append(error)
         if errors and (not skip or not parts):
-            raise join_errors([found.make_error(), *errors])
+            raise join_errors(found, errors)
         self._skipped = (
             *finish_report(found),
             *(record for part in parts for record in part.skipped),
@@ -189,6 +189,7 @@ class FoundStreams(StreamDataset):
     def _find(self, found: UnreadableReport) -> list[SourceFile]:
         files = find_images(self._paths, self._storage_options, lambda path: is_image(path) or is_video(path), found)
         videos = {file.address for file in files if file.info is None and not is_image(file_name(file))}
+        found.check(files)
         regular = set(select_regular_files(sorted(videos), found))  # images are looked at when they are indexed
         files = [file for file in files if file.address not in videos or file.address in regular]
         if not files:

@@ -100,7 +100,7 @@ def find_images(
         StreamNotFound: If an address does not exist, or stands for no image.
     """
     files: list[SourceFile] = []
-    with open_report(unreadable) as report:
+    with open_report(unreadable, files) as report:
         for address in addresses:
             head, slash, name = address.rpartition("/")
             field = _NUMBER_FIELD.search(name)
@@ -110,7 +110,7 @@ def find_images(
             else:
                 pattern = f"{head}{slash}{_NUMBER_FIELD.sub('*', name, count=1)}"
                 matches = expand_addresses(pattern, accept, options, unreadable=report)
-                files += _select_numbered(matches, name, field, address)
+                files += _select_numbered(matches, name, field, address, report) if matches else []
     return files
 
 
@@ -129,7 +129,9 @@ def _list_local_folder(
     return [SourceFile(file) for file in sorted(filter(accept, found))]
 
 
-def _select_numbered(files: list[SourceFile], name: str, field: re.Match[str], address: str) -> list[SourceFile]:
+def _select_numbered(
+    files: list[SourceFile], name: str, field: re.Match[str], address: str, report: UnreadableReport
+) -> list[SourceFile]:
     """Return the files whose names have a number in the place of the field, as printf writes it."""
     before, after = name[: field.start()], name[field.end() :]
     if has_magic(before + after):
@@ -142,9 +144,9 @@ def _select_numbered(files: list[SourceFile], name: str, field: re.Match[str], a
     pattern = re.compile(re.escape(before) + numbers + re.escape(after))
     found = [file for file in files if pattern.fullmatch(file.address.rpartition("/")[2])]
     if not found:
-        raise StreamNotFound(
-            f"no image has a number as in {redact_address(address)} ({len(files)} others match)", address=address
-        )
+        shown = redact_address(address)
+        problem = f"no image has a number as in {shown} ({len(files)} others match)"
+        report.add_unmatched(shown, StreamNotFound(problem, address=shown))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +16,7 @@ from streamloader.media.video.selection import Selection
 from streamloader.redaction import redact_address
 from streamloader.stores.addresses import FileKeys
 from streamloader.stores.expand import SourceFile
-from streamloader.stores.search import Unreadable
+from streamloader.stores.search import UnreadableReport
 from streamloader.stream_table import StreamTable
 from streamloader.streams.frames import require_common_size
 from streamloader.streams.image_files import (
@@ -32,13 +31,12 @@ from streamloader.streams.image_files import (
 from streamloader.streams.image_names import check_numbering, is_animation_name, may_be_animation, order_naturally
 from streamloader.streams.image_probe import ImageProbe, probe_images, read_side_file
 from streamloader.streams.image_times import ImageTimesOption, resolve_times
-from streamloader.streams.unreadable import SkippedVideo, combine_errors, describe_skipped, ends_indexing
+from streamloader.streams.unreadable import SkippedVideo, ends_indexing, settle_errors
 from streamloader.values import Array
 
 __all__ = ["ImageIndex", "ImageIndexer", "image_times", "require_image_libraries"]
 
 _NOUN: Final = "image streams"
-_log = logging.getLogger("streamloader")
 
 
 @dataclass(slots=True)
@@ -174,23 +172,24 @@ class ImageIndexer:
         self._keeps_damaged = keeps_damaged
         self._needs_size = needs_size
 
-    def run(self, addresses: Sequence[str] | Sequence[SourceFile], unreadable: Unreadable) -> ImageIndex:
+    def run(self, addresses: Sequence[str] | Sequence[SourceFile], report: UnreadableReport) -> ImageIndex:
         """Return the index of all images that `addresses` stand for.
 
         Args:
             addresses: Addresses of images and folders, or files that were found already.
-            unreadable: Handling of streams that cannot be used, and of directories that may not be read.
+            report: Report of what may not be read, with the handling of it and of streams that cannot be used.
         """
         require_image_libraries()
         found = [address for address in addresses if isinstance(address, SourceFile)]
-        files = found or find_images([str(address) for address in addresses], self._options, unreadable=unreadable)
+        files = found or find_images([str(address) for address in addresses], self._options, unreadable=report)
+        report.check(files)
         entries = self._make_entries(files)
         self._probe(entries)
         entries = self._split_animations(entries)
         for entry in entries:
             if entry.error is None:
                 _keep_error(entry, self._complete)
-        return self._build(entries, skip=unreadable == "skip")
+        return self._build(entries, report)
 
     def _make_entries(self, files: Sequence[SourceFile]) -> list[_ImageEntry]:
         """Return a stream for each folder of images, and for each file that is one, in the order of the files."""
@@ -248,14 +247,11 @@ class ImageIndexer:
         entry.steps = self._selection.count_video_steps(times)
         self._selection.check_steps(entry.steps, len(times), entry.name)
 
-    def _build(self, entries: list[_ImageEntry], *, skip: bool) -> ImageIndex:
+    def _build(self, entries: list[_ImageEntry], report: UnreadableReport) -> ImageIndex:
         keys = FileKeys.of_files([entry.source for entry in entries])
         errors = {number: entry.error for number, entry in enumerate(entries) if entry.error is not None}
-        if errors and (not skip or len(errors) == len(entries)):
-            raise combine_errors(errors, keys.names, _NOUN)
-        skipped = tuple(SkippedVideo.from_error(keys.keys[n], keys.names[n], errors[n]) for n in sorted(errors))
+        skipped = settle_errors(report, errors, keys.names, keys.keys, _NOUN)
         if errors:
-            _log.warning("%s", describe_skipped(skipped, len(entries), _NOUN))
             kept = [number for number in range(len(entries)) if number not in errors]
             keys, entries = keys.select(kept), [entries[number] for number in kept]
         size = require_common_size(_sizes(entries)) if self._needs_size else None

@@ -15,7 +15,7 @@ from streamloader.errors import ConfigError, CorruptStream, StreamloaderError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
 from streamloader.media.video.selection import Selection
 from streamloader.stores.addresses import Addresses, SourceFile, as_addresses
-from streamloader.stores.search import Unreadable
+from streamloader.stores.search import Unreadable, UnreadableReport
 from streamloader.stream_table import StreamTable
 from streamloader.streams.augment import StreamTransform, Transform
 from streamloader.streams.base import PreparedStream, SourceSizes, Stream, StreamDataset, skips_unreadable
@@ -184,10 +184,8 @@ class ImageStreams(StreamDataset):
             keeps_damaged=self._keeps_damaged,
             needs_size=self._size is None,
         )
-        unreadable: Unreadable = "skip" if skips_unreadable() else self._unreadable
-        indexed = await anyio.to_thread.run_sync(
-            indexer.run, self._files or self._paths, unreadable, abandon_on_cancel=True
-        )
+        found = UnreadableReport("skip" if skips_unreadable() else self._unreadable)
+        indexed = await anyio.to_thread.run_sync(indexer.run, self._files or self._paths, found, abandon_on_cancel=True)
         self._indexed = indexed
         self._fields = frame_fields(self._pix_fmt, *self._step_size(indexed), self._transform)
         return indexed.streams

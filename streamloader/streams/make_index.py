@@ -172,7 +172,9 @@ def _list_files(
                 address=address,
             )
     files: dict[str, SourceFile] = {}
-    for file in find_videos(addresses, storage_options, found):
+    videos = find_videos(addresses, storage_options, found)
+    found.check(videos)
+    for file in videos:
         files.setdefault(target.shorten(file), file)
     return files
 
@@ -294,7 +296,7 @@ class _IndexWork:
         """
         names = [file.address for file in self._files]
         if self._errors and (not self._skips or len(self._skipped) == len(names)):
-            raise join_errors([found.make_error(), combine_errors(self._errors, names)])
+            raise join_errors(found, [combine_errors(self._errors, names)])
         left_out = finish_report(found)
         if len(self._skipped) == len(names):
             raise UnreadableStream(describe_skipped(self._list_skipped(), len(names)))

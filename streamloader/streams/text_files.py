@@ -75,10 +75,13 @@ class FileCorpus(Corpus):
         found = UnreadableReport("skip" if skips else self._unreadable)
         try:
             files = expand_addresses(self._addresses, self._pattern, self._options, unreadable=found)
+            found.check(files)
         except StreamNotFound as error:
-            raise StreamNotFound(
+            missing = StreamNotFound(
                 f"{error.message}; for texts in memory, use TextStreams.from_texts", address=error.address
-            ) from error
+            )
+            missing.details |= error.details
+            raise missing from error
         texts = TextTableBuilder(files)
         keys = texts.keys
         self._secret_addresses = keys.secret_addresses

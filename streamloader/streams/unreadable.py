@@ -87,13 +87,15 @@ def combine_errors(
     return combined
 
 
-def join_errors(errors: Sequence[StreamloaderError | None]) -> StreamloaderError:
+def join_errors(found: UnreadableReport, errors: Sequence[StreamloaderError]) -> StreamloaderError:
     """Return one error with the messages of all, and with all files that they list. It has the class of the first.
 
     Args:
-        errors: Errors, at least one. None stands for nothing.
+        found: Report of the search. What it lists comes first; or last, if it would be left out, were there others.
+        errors: Errors of the files that were found, at least one.
     """
-    present = [error for error in errors if error is not None]
+    order = [*errors, found.make_file_error()] if found.handling == "skip" else [found.make_error(), *errors]
+    present = [error for error in order if error is not None]
     first = present[0]
     if len(present) == 1:
         return first
@@ -131,7 +133,7 @@ def settle_errors(
         StreamloaderError: If files cannot be used, unless they are left out; or if none can be used. It lists all.
     """
     if errors and (found.handling != "skip" or len(errors) == len(names)):
-        raise join_errors([found.make_error(), combine_errors(errors, names, noun)])
+        raise join_errors(found, [combine_errors(errors, names, noun)])
     left_out = finish_report(found)
     skipped = tuple(SkippedVideo.from_error(keys[number], names[number], errors[number]) for number in sorted(errors))
     if skipped:

@@ -307,6 +307,7 @@ class VideoStreams(StreamDataset):
     def _index(self, indexer: BulkIndexer, sound_indexer: BulkAudioIndexer | None, skip: bool) -> StreamTable:
         found = UnreadableReport("skip" if skip else self._unreadable)
         files = find_videos(self._paths, self._storage_options, found)
+        found.check(files)
         keys = FileKeys.of_files(files)
         videos = make_videos(files, self._storage_options)
         records, versions, errors = indexer.run(videos)

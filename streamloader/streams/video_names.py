@@ -58,7 +58,8 @@ def find_videos(
     """Return the videos that addresses stand for, as :func:`streamloader.stores.addresses.expand_addresses` does.
 
     Of a directory, the files with a video extension are taken. Text that shares its extension with videos (TypeScript)
-    is left out, unless it is named literally. A warning names the extensions of videos that are not accepted.
+    is left out, unless it is named literally. A warning names the extensions of videos that are not accepted. If
+    `unreadable` is a report, there may be no video.
 
     Raises:
         StreamNotFound: If a path does not exist, or if there is no video. Other errors are those of `expand_addresses`.
@@ -79,7 +80,7 @@ def find_videos(
                 "left out %d files in formats that are not accepted (%s): convert them, for example to .mkv",
                 sum(refused.values()), ", ".join(f"{ending}: {count}" for ending, count in sorted(refused.items())),
             )  # fmt: skip
-    return leave_out_text(files, paths, options)
+    return leave_out_text(files, paths, options) if files else []
 
 
 def leave_out_text(

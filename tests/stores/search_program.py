@@ -1,6 +1,6 @@
 """Search a tree in several ways, without root's right to read everything. Prints the results as JSON.
 
-Arguments: a JSON document with a list of [address, options, unreadable].
+Arguments: a JSON document with a list of [finder, addresses, options, unreadable].
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from streamloader.streams.image_files import find_images
 FINDERS = {"files": lambda address, options, unreadable: expand_addresses(
     address, lambda path: path.endswith(".txt"), options, unreadable=unreadable
 ), "images": lambda address, options, unreadable: find_images(
-    [address], options, lambda path: path.endswith(".txt"), unreadable
+    address, options, lambda path: path.endswith(".txt"), unreadable
 )}  # fmt: skip
 
 

@@ -366,16 +366,44 @@ def test_the_first_error_in_their_order_is_raised(watched, monkeypatch):
             raise TransferInterrupted(f"no line to {path}", address=self.address(path))
         if path.startswith("2/"):
             await Plain._head(self, path)
-            raise AccessDenied(f"not {path}", address=self.address(path))
+            raise Unreachable(f"not {path}", address=self.address(path))
         return await Plain._head(self, path)
 
     monkeypatch.setattr(Watched, "_head", failing)
-    with pytest.raises(AccessDenied, match=r"not 2/0/0\.txt"):
+    with pytest.raises(Unreachable, match=r"not 2/0/0\.txt"):
         expand_store_addresses([f"{watched}/{a}/0/0.txt" for a in (0, 1, 2, 3, 4)], None, PLAIN)
     looked_at.clear()
-    with pytest.raises(AccessDenied, match=r"not 2/0/0\.txt"):
+    with pytest.raises(Unreachable, match=r"not 2/0/0\.txt"):
         expand_store_addresses([f"{watched}/{a}/{b}/0.txt" for a in range(2, 12) for b in range(12)], None, PLAIN)
     assert len(looked_at) < 2 * 8  # it does not go on for long
+
+
+@pytest.mark.parametrize("unreadable", [None, "skip"])
+def test_what_a_server_refuses_to_all_is_no_fault_of_an_object(watched, monkeypatch, unreadable):
+    """A login that is refused is not tried again for each of many objects. One object that is refused is left out."""
+    looked_at = []
+
+    async def refusing(self, path):
+        looked_at.append(path)
+        raise AccessDenied("the server refuses the login", address=watched)
+
+    async def refusing_one(self, path):
+        if path.startswith("2/"):
+            raise AccessDenied(f"not {path}", address=self.address(path))
+        return await Plain._head(self, path)
+
+    named = [f"{watched}/{a}/{b}/0.txt" for a in range(1, 12) for b in range(12)]
+    monkeypatch.setattr(Watched, "_head", refusing)
+    with pytest.raises(AccessDenied, match="refuses the login"):
+        expand_store_addresses(named, None, PLAIN, unreadable)
+    assert len(looked_at) < 2 * 8
+    monkeypatch.setattr(Watched, "_head", refusing_one)
+    if unreadable == "skip":
+        found_files = expand_store_addresses(named, None, PLAIN, unreadable)
+        assert [file.address for file in found_files] == [name for name in named if f"{watched}/2/" not in name]
+    else:
+        with pytest.raises(AccessDenied, match="12 files or directories cannot be used"):
+            expand_store_addresses(named, None, PLAIN, unreadable)
 
 
 # --- what listings and stores do not tell ----------------------------------------------------------------------------

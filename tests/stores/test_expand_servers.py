@@ -10,9 +10,11 @@ from canaries import canary
 from servers.gateway_thread import run_gateway
 
 from streamloader.errors import StreamNotFound
+from streamloader.redaction import redact_address
 from streamloader.stores.addresses import expand_addresses
 from streamloader.stores.expand import expand_store_addresses
 from streamloader.stores.io_thread import open_shared_store
+from streamloader.stores.search import UnreadableReport
 from streamloader.testing.faults.ipfs_dags import DagBuilder
 from streamloader.testing.faults.ipfs_gateway import FaultyGateway
 
@@ -144,3 +146,23 @@ def test_one_list_over_several_servers(folder, on_s3, over_ssh, on_ipfs):
             f"{url}/10.txt",
             f"{url}/9.txt",
         ]
+
+
+@pytest.mark.parametrize("store", ["on_s3", "over_ssh", "on_ipfs"])
+def test_named_objects_that_are_missing_are_left_out_or_listed(folder, store, request):
+    url, options = request.getfixturevalue(store)
+    named = [f"{url}/9.txt", f"{url}/gone.txt", f"{url}/no/", f"{url}/shard-{{000..2}}.tar"]
+    missing = [f"{url}/gone.txt", f"{url}/no/", f"{url}/shard-002.tar"]
+    report = UnreadableReport("skip")
+    found = expand_addresses(named, None, options, unreadable=report)
+    assert [one.address for one in found] == [f"{url}/9.txt", f"{url}/shard-000.tar", f"{url}/shard-001.tar"]
+    shown = [redact_address(address).rstrip("/") for address in missing]
+    assert [name.rstrip("/") for name in sorted(report.files)] == shown
+    for unreadable in (None, "raise"):
+        with pytest.raises(StreamNotFound, match="3 files or directories cannot be used") as raised:
+            expand_addresses(named, None, options, unreadable=unreadable)
+        assert [name.rstrip("/") for name, _, _ in raised.value.details["failed"]] == shown
+    with pytest.raises(StreamNotFound, match="none of the 3 files or directories can be used"):
+        expand_addresses(missing, None, options, unreadable="skip")
+    with pytest.raises(StreamNotFound, match="pattern"):
+        expand_addresses([*named, f"{url}/no*.txt"], None, options, unreadable="skip")

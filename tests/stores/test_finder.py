@@ -71,7 +71,12 @@ def search(wrapper, server, tmp_path):
             "local": "", "local store": "local-store://-", "fsspec": "local://", "ssh": server.url,
         }  # fmt: skip
         documents = [
-            [finder, f"{prefixes[store]}{root}{suffix}", options[store], unreadable]
+            [
+                finder,
+                [f"{prefixes[store]}{root}{end}" for end in ([suffix] if isinstance(suffix, str) else suffix)],
+                options[store],
+                unreadable,
+            ]
             for store, finder, suffix, unreadable in requests
         ]
         command = [*wrapper, sys.executable, str(PROGRAM), json.dumps(documents)]
@@ -231,3 +236,17 @@ def test_containers_are_searched_by_the_same_rules(tree, search, tmp_path, wrapp
     ]
     assert len(warnings) == 1  # links in a container are not followed
     assert "are not ordinary files and are left out" in warnings[0]
+
+
+def test_what_is_named_is_left_out_in_the_same_way(tree, search):
+    """A file that is missing, below a directory without access, a pipe, a dead link, and that directory itself."""
+    suffixes = ("/gone.txt", "/secret/inner/s.txt", "/pipe.bin", "/lost.bin", "/x", "/secret")
+    requests = [(store, "files", [suffix, "/a.txt"], "skip") for suffix in suffixes for store in STORES]
+    requests += [(store, "files", [suffix], "skip") for suffix in suffixes for store in STORES]
+    for request, (names, warnings, error) in zip(requests, search(tree, *requests), strict=True):
+        if len(request[2]) == 1:
+            assert error is not None, request
+            continue
+        assert (error, names) == (None, ["a.txt"]), request
+        assert len(warnings) == 1, request
+        assert request[2][0].rpartition("/")[2] in warnings[0], request

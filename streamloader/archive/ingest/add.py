@@ -118,7 +118,8 @@ def add_videos(
         unreadable: Handling of videos that cannot be used, and of files and directories that may not be read. In any
             case, all others are added first. ``"raise"`` makes each of them a failed video; ``"skip"`` leaves them out
             with one warning, and the report lists them. By default, directories that may not be read are left out with
-            a warning, and all others have failed.
+            a warning, and all others have failed. Files and directories that are named literally, and are missing or
+            cannot be accessed, are one error before anything is added, unless they are skipped.
         places: Numbers of the places that get new chunks. Defaults to all places.
         addresses: Addresses by which this machine reaches the places, by number or URL of the place. A place on another
             machine gets new chunks only if it is named here, or if options are bound to it: see
@@ -129,7 +130,7 @@ def add_videos(
 
     Raises:
         ConfigError: If the arguments are invalid, or if several videos would get the same name. Nothing is added then.
-        StreamNotFound: If a video does not exist. Nothing is added then.
+        StreamNotFound: If a video does not exist. It lists all such videos, and nothing is added then.
         UntrustedAddress: If a place gets new chunks that only the author of the catalog names.
         IngestFailed: If one of several videos failed. Its ``details`` contain the report. For a single video, its own
             error is raised: UnreadableStream, CorruptStream, NameConflict, WorkerDied, a StoreError, ...
@@ -143,6 +144,8 @@ def add_videos(
     header = catalog.call(catalog.resource.get_header())
     found = UnreadableReport(validate_unreadable(unreadable))
     files = _expand_videos(videos, storage_options, found)
+    found.check(files)
+    found.raise_named()
     names = _choose_names(files, name)
     tasks = [_create_task(file, task_name, metadata) for file, task_name in zip(files, names, strict=True)]
     unchanged = _compare_with_catalog(catalog, files, tasks, settings, has_default_names=name is None)

@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -45,7 +45,8 @@ from streamloader.values import Array, ObjectInfo
 
 __all__ = [
     "INDEXED_BY", "MAX_INDEX_FILE_BYTES", "ShardSet", "add_suffix", "is_folder_address",
-    "join_address", "list_folder", "list_shards", "open_folder", "read_limited", "resolve_address",
+    "join_address", "list_folder", "list_shards", "name_missing_shards", "open_folder", "read_limited",
+    "resolve_address",
 ]  # fmt: skip
 
 INDEXED_BY: Final = "index-shards"
@@ -382,6 +383,22 @@ def _make_incomplete_error(address: str) -> DatasetIncomplete:
     )
 
 
+@contextlib.contextmanager
+def name_missing_shards(addresses: Sequence[str]) -> Iterator[None]:
+    """Raise the error that files are missing as one about a data set.
+
+    Raises:
+        DatasetNotFound: If the block raises a StreamNotFound.
+    """
+    try:
+        yield
+    except StreamNotFound as error:
+        shown = redact_address(addresses[0]) + (f" and {len(addresses) - 1} more" if len(addresses) > 1 else "")
+        missing = DatasetNotFound(f"shards are missing: {error.message}", address=shown, dataset=shown)
+        missing.details |= error.details
+        raise missing from error
+
+
 def list_shards(
     addresses: Sequence[str], storage_options: Mapping[str, Any] | None, report: UnreadableReport
 ) -> list[SourceFile]:
@@ -394,12 +411,9 @@ def list_shards(
     """
     files: list[SourceFile] = []
     for options, group in itertools.groupby(addresses, lambda address: select_options(address, storage_options)):
-        listed = list(group)
-        shown = redact_address(listed[0]) + (f" and {len(listed) - 1} more" if len(listed) > 1 else "")
-        try:
-            files += expand_addresses(listed, _is_shard, options, unreadable=report)
-        except StreamNotFound as error:
-            raise DatasetNotFound(f"shards are missing: {error.message}", address=shown, dataset=shown) from error
+        files += expand_addresses(list(group), _is_shard, options, unreadable=report)
+    with name_missing_shards(addresses):
+        report.check(files)
     wrong = next((file.address for file in files if not _is_shard(file.address)), None)
     if wrong is not None:
         raise ConfigError(f"{redact_address(wrong)} is no shard: its name has to end in {', '.join(SHARD_SUFFIXES)}")

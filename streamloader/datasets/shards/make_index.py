@@ -29,6 +29,7 @@ from streamloader.datasets.shards.all_shards import (
     join_address,
     list_folder,
     list_shards,
+    name_missing_shards,
     open_folder,
     read_limited,
     resolve_address,
@@ -107,7 +108,8 @@ def open_shard_set(
     else:
         jobs = [_Job(file.address, file.info) for file in list_shards(addresses, storage_options, report)]
     indexer = _Indexer(jobs, storage_options, use_cache=True)
-    indexed = indexer.run(report, progress=progress)
+    with name_missing_shards(addresses):
+        indexed = indexer.run(report, progress=progress)
     name = addresses[0] if len(addresses) == 1 else f"{addresses[0]} and {len(addresses) - 1} more"
     return ShardSet(
         name,

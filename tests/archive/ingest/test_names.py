@@ -97,12 +97,12 @@ def test_a_copy_in_a_store_or_a_container_has_the_same_name(tmp_path, cameras, p
         add(catalog, f"{packed}!/camB")
         add(catalog, f"{packed}!")
         assert sorted(names(catalog)) == sorted(NAMES.values())
-    store, _ = open_shared_store("memory://names/any")
+    store, _ = open_shared_store("memory://copied-names/any")
     with store, archive(tmp_path / "stored") as catalog:
         for path in NAMES:
             store.write(path, (cameras / path).read_bytes())
-        add(catalog, "memory://names/x/camB/0001.mp4")
-        add(catalog, "memory://names")
+        add(catalog, "memory://copied-names/x/camB/0001.mp4")
+        add(catalog, "memory://copied-names")
         assert sorted(names(catalog)) == sorted(NAMES.values())
 
 
