@@ -75,8 +75,10 @@ class Store(abc.ABC):
             directory then only if it ends in "/".
         paths_are_keys: Whether paths are any texts, which are taken literally: with empty names, and with "." and "..".
             Otherwise, they consist of names as described above.
-        part_retry: Policy by which the store repeats the parts of an upload, which its caller cannot repeat. None for
-            no repetitions.
+        limits_listing_waits: Whether the store itself limits each wait of a listing. Otherwise, each wait for an entry
+            has a deadline, although many requests may be needed for it.
+        part_retry: Policy by which the store repeats the parts of an upload, which its caller cannot repeat, and the
+            pages of a listing. None for no repetitions.
         supports_ranges: Whether a part of an object is transferred without the rest. Some stores learn from the first
             response that their server cannot do that.
     """
@@ -86,6 +88,7 @@ class Store(abc.ABC):
     supports_listing: ClassVar[bool] = True
     has_directories: ClassVar[bool] = False
     has_url_paths: ClassVar[bool] = False
+    limits_listing_waits: ClassVar[bool] = False
     paths_are_keys: bool = False
     supports_ranges: bool = True
     part_retry: Retry | None = None
@@ -614,7 +617,9 @@ class Store(abc.ABC):
 
 
 class ListingGuard:
-    """Fetches the entries of a listing, with a deadline for each of them and limits for all of them.
+    """Fetches the entries of a listing, with limits for all of them.
+
+    Each of them has a deadline, unless the store limits its waits itself.
 
     Args:
         store: Store that is listed.
@@ -632,7 +637,8 @@ class ListingGuard:
 
     async def fetch_next(self, entries: AsyncGenerator[ObjectInfo, None]) -> ObjectInfo | None:
         """Return the next entry, or None at the end."""
-        with self._deadline.limit_response("listing"):
+        limits_waits = self._store.limits_listing_waits
+        with contextlib.nullcontext() if limits_waits else self._deadline.limit_response("listing"):
             info = await anext(entries, None)
         if info is not None:
             self.check(info)

@@ -119,7 +119,8 @@ class PlainS3:
             parts = self._uploads.pop(upload)
             numbers = [int(number) for number in re.findall(r"<PartNumber>(\d+)<", body.decode())]
             self.objects[key] = b"".join(parts[number] for number in numbers)
-            return web.Response(text="<CompleteMultipartUploadResult></CompleteMultipartUploadResult>")
+            etag = f"<ETag>&quot;{hashlib.md5(self.objects[key]).hexdigest()}-{len(numbers)}&quot;</ETag>"
+            return web.Response(text=f"<CompleteMultipartUploadResult>{etag}</CompleteMultipartUploadResult>")
         if method == "DELETE":
             self._uploads.pop(upload, None) if upload is not None else self.objects.pop(key, None)
             return web.Response(status=204)

@@ -32,6 +32,7 @@ __all__ = [
     "parse_object_info",
     "parse_retry_after",
     "parse_unsatisfied_size",
+    "read_beginning",
     "read_content_range",
     "require_unencoded",
 ]
@@ -165,6 +166,14 @@ def read_content_range(response: aiohttp.ClientResponse, context: ErrorContext) 
             + make_printable(", ".join(values), _MAX_SHOWN_CHARACTERS),
         )
     return content_range
+
+
+async def read_beginning(response: aiohttp.ClientResponse, max_bytes: int) -> str:
+    """Return the text of a body, such as that of an error, or the first `max_bytes` of it, in however many pieces."""
+    body = bytearray()
+    while len(body) < max_bytes and (piece := await response.content.read(max_bytes - len(body))):
+        body += piece
+    return body.decode("utf-8", "replace")
 
 
 def require_unencoded(response: aiohttp.ClientResponse, context: ErrorContext) -> None:

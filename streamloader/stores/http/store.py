@@ -20,18 +20,11 @@ from typing_extensions import override
 
 from streamloader.config import Limits, Timeouts
 from streamloader.errors import (
-    AccessDenied,
     ConfigError,
-    LimitExceeded,
     NotFound,
     NotSupported,
-    ProtocolError,
     RangeNotSatisfiable,
-    ServerBusy,
     StoreError,
-    StoreTimeout,
-    TransferInterrupted,
-    Unreachable,
 )
 from streamloader.redaction import redact_address
 from streamloader.stores.access import ServerAddress, StoreAccess
@@ -47,10 +40,12 @@ from streamloader.stores.http.auth import (
     parse_server_url,
     read_netrc_login,
 )
-from streamloader.stores.http.client import ErrorTranslator, HttpClient, HttpServerConfig, RequestGate
+from streamloader.stores.http.client import HttpClient, HttpServerConfig, RequestGate
 from streamloader.stores.http.document import DocumentRequest, HttpDocument, receive_document
 from streamloader.stores.http.listing import LISTING_HEADERS, HttpListing
 from streamloader.stores.http.listing_pages import PAGE_TYPES, normalize_name_pattern
+from streamloader.stores.http.metadata import MetadataRequests
+from streamloader.stores.http.response_pieces import ResponsePieces, limit_waits
 from streamloader.stores.http.responses import (
     ErrorContext,
     body_length,
@@ -75,20 +70,7 @@ _SCOPES: Final = {
     "public": AddressScope.PUBLIC,
 }
 SCOPE_NAMES: Final = {scope: name for name, scope in _SCOPES.items()}
-# What a server may do with HEAD although GET works. Addresses that must not be contacted are no refusal.
-_HEAD_REFUSALS: Final = (
-    AccessDenied,
-    LimitExceeded,
-    NotFound,
-    NotSupported,
-    ProtocolError,
-    ServerBusy,
-    StoreTimeout,
-    TransferInterrupted,
-    Unreachable,
-)
 _PINS: Final = ("etag", "date")
-_HEAD_TIME_FRACTION: Final = 1 / 3  # of the time of a response; the rest is for GET
 _log: Final = logging.getLogger("streamloader")
 
 
@@ -177,12 +159,12 @@ class HttpStore(Store):
         self._scope = _SCOPES[scope]
         if pin not in _PINS:
             raise ConfigError(f"pin={pin!r}: expected one of {', '.join(map(repr, _PINS))}")
-        self._pin = pin
+        self._ignores_etag = pin == "date"
         self._pinned_hosts: PinnedHosts = {}  # outlives the connections
         self._anonymous = bool(anonymous)
         self._client: HttpClient | None = None
         self._warned_no_ranges = False
-        self._head_refused = False
+        self._metadata = MetadataRequests(self.url, self.timeouts, ignores_etag=self._ignores_etag)
         self._copies = WholeCopies(self.limits.copy_bytes, self.limits.connections)
 
     @classmethod
@@ -240,7 +222,8 @@ class HttpStore(Store):
         """Request bytes. Return the response's body, and the function that releases its connection."""
         context = ErrorContext(self.address(path), max(0, span.start) if span else 0)
         if span is not None and self._copies.has_copy(path):
-            if version is None or not self._head_refused:  # a copy stands for the object as long as that is the same
+            # A copy stands for the object as long as that is the same.
+            if version is None or not self._metadata.head_refused:
                 info = await self._request_info(path, context, version)
                 self._check_version(info, version, context.offset or 0)
                 version = info.version
@@ -322,7 +305,7 @@ class HttpStore(Store):
             limit_wait=lambda: deadline.limit_response("waiting for the first bytes"),
         )
         try:
-            yield response, _ResponsePieces(response, replace(context, offset=0), self.timeouts, 0)
+            yield response, ResponsePieces(response, replace(context, offset=0), self.timeouts, 0)
         finally:
             client.release(response)
 
@@ -372,7 +355,7 @@ class HttpStore(Store):
         deadline = self._make_deadline(path)
         async with (
             self._open_page(path, LISTING_HEADERS, context, gate, deadline) as (response, pieces),
-            contextlib.aclosing(_limit_waits(pieces, deadline)) as limited,
+            contextlib.aclosing(limit_waits(pieces, deadline)) as limited,
         ):
             yield response, limited
 
@@ -418,78 +401,11 @@ class HttpStore(Store):
     def _parse_info(
         self, path: str, headers: Mapping[str, str], size: int | None, expected_version: str | None
     ) -> ObjectInfo:
-        return parse_object_info(path, headers, size, expected_version, ignores_etag=self._pin == "date")
-
-    # --- metadata ----------------------------------------------------------------------------------------------------
+        return parse_object_info(path, headers, size, expected_version, ignores_etag=self._ignores_etag)
 
     async def _request_info(self, path: str, context: ErrorContext, expected_version: str | None) -> ObjectInfo:
         client = await self._connect()
-        info, head_error = None, None
-        if not self._head_refused:
-            try:
-                info = await self._send_head(client, path, context, expected_version)
-            except _HEAD_REFUSALS as error:
-                if error.details.get("retry_after") or error.details.get("is_folder"):
-                    raise
-                head_error = error
-            # Some servers omit the size here, or report 0 for generated content.
-            if info is not None and info.size:
-                return info
-        info = await self._request_first_byte(client, path, context, expected_version, info)
-        if head_error is not None:
-            self._head_refused = True
-            _log.info("%s serves GET, but not HEAD, which is not used any more: %s", self.url, head_error)
-        return info
-
-    async def _send_head(
-        self, client: HttpClient, path: str, context: ErrorContext, expected_version: str | None
-    ) -> ObjectInfo:
-        """Return the metadata that a HEAD request yields. Its size may be missing.
-
-        Raises:
-            StoreError: If the server does not answer it with 200, or not in a part of the time of a response.
-        """
-        seconds = (self.timeouts.connect + self.timeouts.response) * _HEAD_TIME_FRACTION
-        try:
-            async with asyncio.timeout(seconds), client.request("HEAD", path, {}, context) as response:
-                if response.status != HTTPStatus.OK:
-                    raise make_status_error(response, context)
-                await self._refuse_folder(path, response, context)
-                info = self._parse_info(path, response.headers, body_length(response, context), expected_version)
-                return replace(info, size=None) if "Content-Encoding" in response.headers else info
-        except TimeoutError as error:
-            raise StoreTimeout(
-                f"waited {seconds:.1f} s for {context.address} (head): no response",
-                address=context.address,
-                waited=seconds,
-                stage="head",
-            ) from error
-
-    async def _request_first_byte(
-        self,
-        client: HttpClient,
-        path: str,
-        context: ErrorContext,
-        expected_version: str | None,
-        info: ObjectInfo | None,
-    ) -> ObjectInfo:
-        """Return the metadata that a GET request yields, or what it adds to `info`, from a HEAD request."""
-        async with client.request("GET", path, {"Range": "bytes=0-0"}, context) as response:
-            if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                await client.drain(response)
-                size = parse_unsatisfied_size(response.headers.get("Content-Range", ""))
-                if info is not None and info.version is not None:
-                    return replace(info, size=size)
-            elif response.status == HTTPStatus.PARTIAL_CONTENT:
-                size = read_content_range(response, context)[2]
-            elif response.status == HTTPStatus.OK:
-                await self._refuse_folder(path, response, context)
-                require_unencoded(response, context)
-                size = body_length(response, context)
-            else:
-                await client.drain(response)
-                raise make_status_error(response, context)
-            return self._parse_info(path, response.headers, size, expected_version)
+        return await self._metadata.request(client, path, context, expected_version, self._refuse_folder)
 
     async def _handle_unsatisfied_range(
         self, path: str, span: ByteRange, version: str | None, headers: Mapping[str, str], context: ErrorContext
@@ -540,7 +456,7 @@ class HttpStore(Store):
             info = replace(info, size=current.size)
         # A response with a length ends there: further bytes would belong to another response.
         return Body(
-            info, start, end, _ResponsePieces(response, context, self.timeouts, start), bounded=length is not None
+            info, start, end, ResponsePieces(response, context, self.timeouts, start), bounded=length is not None
         )
 
     async def _make_whole_body(
@@ -570,7 +486,7 @@ class HttpStore(Store):
             )
         min_size = max(start, end or 0) if info.size is None else 0
         last = None if end == info.size else end  # read to the end of the object, to detect surplus bytes
-        return Body(info, start, end, _ResponsePieces(response, context, self.timeouts, 0, last, min_size), skip=start)
+        return Body(info, start, end, ResponsePieces(response, context, self.timeouts, 0, last, min_size), skip=start)
 
     def _read_copy(
         self,
@@ -589,7 +505,7 @@ class HttpStore(Store):
         if kept is not None:
             release()
         else:
-            pieces = _ResponsePieces(response, replace(context, offset=0), self.timeouts, 0)
+            pieces = ResponsePieces(response, replace(context, offset=0), self.timeouts, 0)
             kept = WholeCopy(info, pieces, release, self._make_deadline(path), context.address)
             self._copies.add(path, kept)
         return kept.make_body(span), _do_nothing
@@ -607,82 +523,11 @@ class HttpStore(Store):
         return replace(info, size=size)
 
 
-class _ResponsePieces(AsyncIterator[bytes]):
-    """The bytes of a response. It is a class because a generator would take longer, as it does for `_HttpRead`.
-
-    Args:
-        response: Response to read.
-        context: Address for error messages.
-        timeouts: Deadlines, for error messages.
-        offset: Offset of the first byte of the response in the object.
-        end: Offset to stop at. Defaults to the end of the response.
-        min_size: Minimum size of the object, in bytes, if it is not known before the response ends. Defaults to 0.
-    """
-
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        context: ErrorContext,
-        timeouts: Timeouts,
-        offset: int,
-        end: int | None = None,
-        min_size: int = 0,
-    ) -> None:
-        self._response = response
-        self._context = context
-        self._errors = ErrorTranslator(context, response.url, timeouts, started=True)
-        self._offset = offset
-        self._end = end
-        self._min_size = min_size
-
-    @override
-    async def __anext__(self) -> bytes:
-        """Return the next bytes.
-
-        Raises:
-            RangeNotSatisfiable: If the object is smaller than `min_size`.
-        """
-        piece = b""
-        if self._end is None or self._offset < self._end:
-            self._errors.offset = self._offset
-            with self._errors:
-                piece = await self._response.content.readany()
-        if not piece:
-            self._check_size()
-            raise StopAsyncIteration
-        if self._end is not None:
-            piece = piece[: self._end - self._offset]
-        self._offset += len(piece)
-        return piece
-
-    def _check_size(self) -> None:
-        # With a transfer encoding the end is marked, so the transfer has not merely broken off.
-        if self._offset < self._min_size and "Transfer-Encoding" in self._response.headers:
-            raise RangeNotSatisfiable(
-                f"{self._context.address} has only {self._offset} bytes, fewer than requested",
-                address=self._context.address,
-                offset=self._context.offset,
-                size=self._offset,
-            )
-
-
 _inherited: Final[list[HttpClient]] = []
 
 
 def _do_nothing() -> None:
     """Release nothing: the connection belongs to a copy."""
-
-
-async def _limit_waits(pieces: AsyncIterator[bytes], deadline: TransferDeadline) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of a page. Each wait for them has a deadline."""
-    deadline.offset = 0
-    while True:
-        with deadline.limit_next_bytes("listing"):
-            piece = await anext(pieces, None)
-        if piece is None:
-            return
-        deadline.count_received(len(piece))
-        yield piece
 
 
 async def _yield_nothing() -> AsyncGenerator[bytes, None]:

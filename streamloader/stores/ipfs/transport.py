@@ -35,7 +35,7 @@ from streamloader.stores.environment import find_ca_path, load_authorities
 from streamloader.stores.http.address_scope import AddressScope, ForbiddenAddress, PinnedHosts, ScopedResolver
 from streamloader.stores.http.client import describe_forbidden, make_proxy_error
 from streamloader.stores.http.redirects import REDIRECT_STATUSES, ScopedSessions, resolve_redirect
-from streamloader.stores.http.responses import BUSY_STATUSES, ErrorContext, parse_retry_after
+from streamloader.stores.http.responses import BUSY_STATUSES, ErrorContext, parse_retry_after, read_beginning
 
 __all__ = ["IpfsHttpClient", "IpfsResponse"]
 
@@ -257,7 +257,7 @@ class IpfsHttpClient:
                 self.translate_errors(origin, in_transfer=True),
                 deadline.limit_next_bytes("reading an error"),
             ):
-                text = (await response.content.read(_MAX_ERROR_TEXT_BYTES)).decode("utf-8", "replace")
+                text = await read_beginning(response, _MAX_ERROR_TEXT_BYTES)
         status = response.status
         message = f"{origin} answers {status}: {make_printable(' '.join(redact(text).split()))}"
         if not trusted:

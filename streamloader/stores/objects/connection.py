@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import re
@@ -37,7 +38,7 @@ from streamloader.stores.objects.errors import (
 )
 from streamloader.stores.objects.fork_safety import SHUTDOWN_GRACE_S, get_obstore, leak_on_purpose
 from streamloader.stores.objects.network import find_server_address
-from streamloader.stores.objects.s3_client import BucketClient, S3Server, explain_unsupported
+from streamloader.stores.objects.s3_client import BucketClient, S3Server, explain_unsupported, is_anonymous
 
 if TYPE_CHECKING:
     from streamloader.stores.http.address_scope import PinnedHosts
@@ -118,7 +119,7 @@ class ObjectConnection:
         if self._s3 is None:
             settings = self._settings
             assert settings is not None, "get_client comes before"
-            credentials = None if self.config.anonymous else self._credentials
+            credentials = None if is_anonymous(self.config, settings) else self._credentials
             server = S3Server.from_settings(self.config, settings)
             self._s3 = BucketClient(server, credentials, self._connect_http, self._timeouts)
         return self._s3
@@ -233,9 +234,9 @@ class ObjectConnection:
         credentials = self._credentials
         secrets = (*self.config.secrets, *(credentials.secrets if credentials else ()))
         if credentials is not None and credentials.error is not None:
-            cause, credentials.error = credentials.error, None
+            cause = credentials.error  # of all requests that wait for these credentials
             if isinstance(cause, StreamloaderError):
-                raise cause
+                raise copy.copy(cause) from None  # each of them may add details to its own
             raise AccessDenied(
                 f"no credentials for {address}: the credential provider raised {type(cause).__name__}",
                 address=address,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from streamloader.errors import AccessDenied, ConfigError
 
 __all__ = ["CredentialSource", "CredentialsFailed", "EnvironmentCredentials", "NoCredentials", "StaticCredentials"]
 
+_CREDENTIALS: Final = ("secret_access_key", "token", "access_key", "sas_token")
 _MIN_LIFETIME: Final = timedelta(minutes=1)  # of credentials with which a request is signed
 
 
@@ -29,7 +30,7 @@ class CredentialSource:
         provider: Function or coroutine function that returns credentials.
 
     Attributes:
-        error: Exception of the last call, or None if it succeeded.
+        error: Exception of the last call of the provider, or None if it succeeded.
     """
 
     def __init__(self, provider: Callable[[], Any]) -> None:
@@ -67,20 +68,40 @@ class CredentialSource:
             credentials = self._provider()
             if inspect.isawaitable(credentials):
                 credentials = await credentials
+            _check_credentials(credentials)
         except Exception as error:
             self.error = error
             raise
         self.error = None
-        self._secrets |= {
-            str(credentials[name])
-            for name in ("secret_access_key", "token", "access_key", "sas_token")
-            if isinstance(credentials.get(name), str)
-        }
+        self._secrets |= {str(credentials[name]) for name in _CREDENTIALS if isinstance(credentials.get(name), str)}
         return credentials
 
 
+def _check_credentials(credentials: Any) -> None:
+    """Check what a provider returned, before a signature or a header is made of it.
+
+    Raises:
+        ConfigError: If it is not of the documented form.
+    """
+    if not isinstance(credentials, Mapping) or "expires_at" not in credentials:
+        raise ConfigError("credential_provider= must return a dict with 'expires_at' and the credentials")
+    expires_at = credentials["expires_at"]
+    if expires_at is not None and (not isinstance(expires_at, datetime) or expires_at.tzinfo is None):
+        raise ConfigError("the 'expires_at' of credential_provider= must be a datetime with a time zone, or None")
+    if ("access_key_id" in credentials) != ("secret_access_key" in credentials):
+        raise ConfigError("credential_provider= must return 'access_key_id' and 'secret_access_key' together")
+    if not any(credentials.get(name) for name in _CREDENTIALS):
+        raise ConfigError(f"credential_provider= must return one of {', '.join(_CREDENTIALS)}")
+    for name in ("access_key_id", *_CREDENTIALS):
+        value = credentials.get(name)
+        if value is not None and (not isinstance(value, str) or not value.isprintable()):
+            raise ConfigError(
+                f"the {name} of the credentials is no text of one line: remove the line break, such as that at its end"
+            )
+
+
 def _expires_soon(credentials: Any) -> bool:
-    expires_at = credentials.get("expires_at")
+    expires_at = credentials["expires_at"]
     return expires_at is not None and expires_at <= datetime.now(UTC) + _MIN_LIFETIME
 
 

@@ -14,10 +14,11 @@ from urllib.parse import unquote
 
 from streamloader.errors import ProtocolError, TransferInterrupted
 
-__all__ = ["KeyPage", "parse_page"]
+__all__ = ["KeyPage", "parse_page", "unescape_xml"]
 
 _ENTITIES: Final = {"amp": "&", "apos": "'", "gt": ">", "lt": "<", "quot": '"'}
 _FIELD: Final = re.compile(r"<(Key|Size|ETag|LastModified)>([^<]*)</")
+_SIZE: Final = re.compile(r"\s*\d{1,18}\s*", re.ASCII)  # below 2**63
 _REFERENCE: Final = re.compile(r"&(amp|apos|gt|lt|quot|#x[0-9A-Fa-f]{1,6}|#[0-9]{1,7});")
 
 
@@ -66,10 +67,10 @@ def parse_page(body: bytes, address: str) -> KeyPage:
                 "ListObjectsV2",
                 address=address,
             )
-    return KeyPage(objects, prefixes, None if token is None else _unescape(token))
+    return KeyPage(objects, prefixes, None if token is None else unescape_xml(token))
 
 
-def _unescape(text: str) -> str:
+def unescape_xml(text: str) -> str:
     """Replace the references of XML. Those of HTML differ: they drop control characters."""
     return _REFERENCE.sub(_resolve_reference, text) if "&" in text else text
 
@@ -91,7 +92,7 @@ def _find_text(xml: str, name: str) -> str | None:
 
 
 def _decode(text: str, *, is_encoded: bool) -> str:
-    text = _unescape(text)
+    text = unescape_xml(text)
     if not is_encoded or ("%" not in text and "+" not in text):
         return text
     return unquote(text.replace("+", " "), errors="surrogateescape")
@@ -103,11 +104,23 @@ def _parse_entry(text: str, address: str, *, is_encoded: bool) -> dict[str, Any]
         etag = fields.get("ETag")
         return {
             "path": _decode(fields["Key"], is_encoded=is_encoded),
-            "size": int(fields["Size"]),
-            "e_tag": None if etag is None else _unescape(etag),
-            "last_modified": dt.datetime.fromisoformat(fields["LastModified"].strip()),
+            "size": _parse_size(fields["Size"]),
+            "e_tag": None if etag is None else unescape_xml(etag),
+            "last_modified": _parse_date(fields["LastModified"]),
         }
     except (KeyError, ValueError) as error:
         raise ProtocolError(
             f"{address}: the server sent a malformed entry of a listing of a bucket", address=address
         ) from error
+
+
+def _parse_size(text: str) -> int:
+    if _SIZE.fullmatch(text) is None:
+        raise ValueError("no size of an object")
+    return int(text)
+
+
+def _parse_date(text: str) -> dt.datetime:
+    """Return a date, which is in UTC if it names no zone."""
+    date = dt.datetime.fromisoformat(text.strip())
+    return date if date.tzinfo is not None else date.replace(tzinfo=dt.UTC)

@@ -29,7 +29,7 @@ from streamloader.errors import AccessDenied, ConfigError, ProtocolError, Server
 from streamloader.stores.addresses import split_url
 from streamloader.stores.http.address_scope import AddressScope
 from streamloader.stores.http.client import HttpClient, HttpServerConfig
-from streamloader.stores.http.responses import BUSY_STATUSES, ErrorContext, parse_retry_after
+from streamloader.stores.http.responses import BUSY_STATUSES, ErrorContext, parse_retry_after, read_beginning
 
 __all__ = ["ContainerCredentials", "InstanceCredentials", "MachineCredentials", "WebIdentityCredentials"]
 
@@ -175,7 +175,7 @@ class WebIdentityCredentials(MachineCredentials):
                 context = ErrorContext(self._root)
                 response = await client.send("POST", self._path, headers, context, body=urlencode(form).encode())
                 try:
-                    text = (await response.content.read(_MAX_RESPONSE_BYTES)).decode("utf-8", "replace")
+                    text = await read_beginning(response, _MAX_RESPONSE_BYTES)
                 finally:
                     client.release(response)
         except TimeoutError as error:
@@ -206,7 +206,7 @@ async def _fetch(session: aiohttp.ClientSession, method: str, url: str, headers:
     """
     try:
         async with session.request(method, url, headers=headers, allow_redirects=False) as response:
-            text = (await response.content.read(_MAX_RESPONSE_BYTES)).decode("utf-8", "replace")
+            text = await read_beginning(response, _MAX_RESPONSE_BYTES)
     except aiohttp.ConnectionTimeoutError:
         raise _make_absence(url) from None
     except TimeoutError:

@@ -31,6 +31,7 @@ from streamloader.stores.http.responses import (
     body_length,
     make_protocol_error,
     parse_retry_after,
+    read_beginning,
     read_content_range,
     require_unencoded,
 )
@@ -42,7 +43,7 @@ from streamloader.stores.objects.s3_upload import UploadResponse
 from streamloader.stores.objects.signing import EMPTY_SHA256, encode_query, quote_key, sign_headers
 from streamloader.values import ByteRange
 
-__all__ = ["BucketClient", "ObjectResponse", "S3Server", "can_upload", "explain_unsupported"]
+__all__ = ["BucketClient", "ObjectResponse", "S3Server", "can_upload", "explain_unsupported", "is_anonymous"]
 
 _MAX_BYTES_IN_LOOP: Final = 1 << 18  # whose digest takes a fraction of a millisecond
 _MAX_ERROR_BYTES: Final = 64 << 10
@@ -74,6 +75,11 @@ def _is_on(config: Mapping[str, Any], name: str) -> bool:
     return (get_setting(config, name) or "").lower() in _TRUE
 
 
+def is_anonymous(config: ObjectStoreConfig, settings: ObstoreSettings) -> bool:
+    """Return whether requests are sent without a signature, as obstore sends its own with the same settings."""
+    return config.anonymous or _is_on({**settings.config, **config.config}, "skip_signature")
+
+
 def explain_unsupported(config: ObjectStoreConfig, settings: ObstoreSettings) -> str | None:
     """Return why only obstore can send requests to a bucket, or None if this module can, too."""
     merged = {**settings.config, **config.config}
@@ -83,8 +89,7 @@ def explain_unsupported(config: ObjectStoreConfig, settings: ObstoreSettings) ->
         return "it is a directory bucket (S3 Express)"
     if others := sorted(set(config.client_options) - _HARMLESS_OPTIONS):
         return f"client_options= has {others[0]}, which only obstore understands"
-    is_anonymous = config.anonymous or _is_on(merged, "skip_signature")
-    if settings.provider is None and not is_anonymous:
+    if settings.provider is None and not is_anonymous(config, settings):
         return "config= or the environment leaves the credentials to obstore"
     return None
 
@@ -132,7 +137,7 @@ class S3Server:
             path,
             get_setting(settings.config | dict(config.config), "region") or "us-east-1",
             headers,
-            _make_customer_key_headers(get_setting(merged, "sse_customer_key_base64")),
+            _make_customer_key_headers(merged),
         )
 
 
@@ -318,38 +323,32 @@ class BucketClient:
             raise parse_error(HTTPStatus.INTERNAL_SERVER_ERROR, text, response.headers)
         return UploadResponse(response.headers.get("ETag", ""), text)
 
-    async def list_pages(
-        self, prefix: str, *, recursive: bool, start_after: str | None, context: ErrorContext
-    ) -> AsyncGenerator[KeyPage, None]:
-        """Yield the pages of a listing.
+    async def fetch_page(self, prefix: str, *, recursive: bool, token: str | None, context: ErrorContext) -> KeyPage:
+        """Return one page of a listing.
 
         Args:
             prefix: Beginning of the keys.
             recursive: Whether to list objects at any depth. Otherwise keys that go on after a "/" are grouped.
-            start_after: Key after which the listing starts, or None.
+            token: Token with which the page before says that the listing continues. None for the first page.
             context: Address for error messages.
 
         Raises:
-            S3ResponseError: If the server refuses a request. The listing can be continued after the last key.
-            StoreError: If there is no listing.
+            S3ResponseError: If the server refuses the request.
+            ProtocolError: If the page continues with the same token.
+            StoreError: If there is no page.
         """
         query = {"encoding-type": "url", "list-type": "2", "prefix": prefix} | ({} if recursive else {"delimiter": "/"})
-        if start_after is not None:
-            query["start-after"] = start_after
-        while True:
-            client, response = await self.send("GET", None, query, context)
-            try:
-                body = await self._read_body(response, _MAX_PAGE_BYTES, context)
-            finally:
-                client.release(response)
-            page = parse_page(body, context.address)
-            yield page
-            if page.token is None:
-                return
-            if page.token == query.get("continuation-token"):
-                raise make_protocol_error(context, "the server repeats a page of the listing without end")
-            query.pop("start-after", None)
-            query["continuation-token"] = page.token
+        if token is not None:
+            query["continuation-token"] = token
+        client, response = await self.send("GET", None, query, context)
+        try:
+            body = await self._read_body(response, _MAX_PAGE_BYTES, context)
+        finally:
+            client.release(response)
+        page = parse_page(body, context.address)
+        if page.token is not None and page.token == token:
+            raise make_protocol_error(context, "the server repeats a page of the listing without end")
+        return page
 
     async def _receive(self, response: aiohttp.ClientResponse, context: ErrorContext) -> AsyncGenerator[bytes, None]:
         offset = context.offset or 0
@@ -379,7 +378,7 @@ class BucketClient:
         text = ""
         if method != "HEAD":
             with ErrorTranslator(context, response.url, self._timeouts, started=True):
-                text = (await response.content.read(_MAX_ERROR_BYTES)).decode("utf-8", "replace")
+                text = await read_beginning(response, _MAX_ERROR_BYTES)
         return parse_error(response.status, text, response.headers)
 
 
@@ -417,8 +416,10 @@ def _parse_meta(response: aiohttp.ClientResponse, size: int, context: ErrorConte
     return {"size": size, "e_tag": etag, "last_modified": modified}
 
 
-def _make_customer_key_headers(key_base64: str | None) -> dict[str, str]:
-    if not key_base64:
+def _make_customer_key_headers(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the headers with the customer's key, or none if the settings have no encryption with it."""
+    key_base64 = get_setting(config, "sse_customer_key_base64")
+    if not key_base64 or get_setting(config, "server_side_encryption") != "sse-c":
         return {}
     digest = hashlib.md5(base64.b64decode(key_base64), usedforsecurity=False).digest()
     start = "x-amz-server-side-encryption-customer-"

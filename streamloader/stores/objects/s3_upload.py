@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 
 from streamloader.config import Timeouts
 from streamloader.errors import NotFound, ProtocolError, StoreError
+from streamloader.stores.objects.listing import unescape_xml
 from streamloader.stores.objects.upload import MAX_PARTS_IN_FLIGHT, find_part_bytes, run_with_deadline
 
 __all__ = ["PartRequest", "UploadResponse", "upload_parts"]
@@ -72,51 +73,77 @@ async def upload_parts(
     Raises:
         StoreError: If a request fails. The upload is aborted.
     """
-    started = await request("POST", {"uploads": ""})
-    found = _UPLOAD_ID.search(started.text)
-    if found is None:
-        raise ProtocolError(f"{address}: the server began an upload without an id", address=address)
-    upload_id = found[1]
+    beginning = asyncio.ensure_future(_begin(request, address))
     sending: set[asyncio.Task[None]] = set()
     etags: dict[int, str] = {}
 
-    async def send(number: int, part: bytes | memoryview) -> None:
+    async def send(upload_id: str, number: int, part: bytes | memoryview) -> None:
         response = await request("PUT", {"partNumber": str(number), "uploadId": upload_id}, part)
         if not response.etag:
             raise ProtocolError(f"{address}: the server stored a part without an ETag", address=address)
         etags[number] = response.etag
 
     try:
+        upload_id = await asyncio.shield(beginning)
         number = 0
         async with contextlib.aclosing(_join_parts(first, rest, find_part_bytes(size))) as parts:
             async for part in parts:
                 while len(sending) >= MAX_PARTS_IN_FLIGHT:
-                    sending = await _wait_for_some(sending)
+                    sending = await _wait_for_some(sending, timeouts.close)
                 number += 1
-                sending.add(asyncio.create_task(send(number, part)))
+                sending.add(asyncio.create_task(send(upload_id, number, part)))
         while sending:
-            sending = await _wait_for_some(sending)
+            sending = await _wait_for_some(sending, timeouts.close)
         await _complete(request, upload_id, [etags[number] for number in sorted(etags)])
     except BaseException:
-        for task in sending:
-            task.cancel()
-        if sending:
-            await asyncio.wait(sending, timeout=timeouts.close)
-        with contextlib.suppress(StoreError):  # the error that follows is the one that matters
-            aborting = request("DELETE", {"uploadId": upload_id})
-            await run_with_deadline(aborting, timeouts.close + timeouts.response, address, "aborting the upload")
+        await _stop_parts(sending, timeouts.close)
+        await _abort(request, beginning, timeouts, address)
         raise
 
 
-async def _wait_for_some(sending: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    """Wait until a part is stored. Return the tasks that are not done, and raise the error of one that failed."""
+async def _begin(request: PartRequest, address: str) -> str:
+    """Begin an upload, and return its id."""
+    found = _UPLOAD_ID.search((await request("POST", {"uploads": ""})).text)
+    if found is None:
+        raise ProtocolError(f"{address}: the server began an upload without an id", address=address)
+    return unescape_xml(found[1])
+
+
+async def _stop_parts(sending: set[asyncio.Task[None]], seconds: float) -> None:
+    """Cancel the requests of parts, and wait until they have ended. Their errors do not matter any more."""
+    for task in sending:
+        task.cancel()
+    if sending:
+        done, _ = await asyncio.wait(sending, timeout=seconds)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # mark it as retrieved
+
+
+async def _abort(request: PartRequest, beginning: asyncio.Future[str], timeouts: Timeouts, address: str) -> None:
+    """Abort an upload. If it is just beginning, wait for its id, with which alone it can be aborted."""
+    try:
+        await asyncio.wait({beginning}, timeout=timeouts.close)
+    finally:
+        has_ended = not beginning.cancel()
+    if not has_ended or beginning.cancelled() or beginning.exception() is not None:
+        return
+    with contextlib.suppress(StoreError):  # the error that follows is the one that matters
+        aborting = request("DELETE", {"uploadId": beginning.result()})
+        await run_with_deadline(aborting, timeouts.close + timeouts.response, address, "aborting the upload")
+
+
+async def _wait_for_some(sending: set[asyncio.Task[None]], seconds: float) -> set[asyncio.Task[None]]:
+    """Wait until a part is stored. Return the tasks that are not done, and raise the error of one that failed.
+
+    Args:
+        sending: Tasks of parts.
+        seconds: Time limit of stopping the other ones.
+    """
     done, pending = await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
     errors = [error for task in done if (error := task.exception()) is not None]
     if errors:
-        for task in pending:
-            task.cancel()
-        if pending:
-            await asyncio.wait(pending)
+        await _stop_parts(pending, seconds)
         raise errors[0]
     return pending
 

@@ -23,11 +23,11 @@ from streamloader.errors import (
     NotSupported,
     ProtocolError,
     StoreError,
-    StreamloaderError,
 )
 from streamloader.stores.access import StoreAccess
 from streamloader.stores.base import Body, Data, Store
 from streamloader.stores.http.responses import ErrorContext
+from streamloader.stores.listing_budget import ListingBudget
 from streamloader.stores.objects.access import describe_access
 from streamloader.stores.objects.config import ObjectStoreConfig
 from streamloader.stores.objects.connection import ObjectConnection, Unexplained
@@ -85,8 +85,9 @@ class ObjectStore(Store):
     Keys of s3 are listed and read exactly as they are, whatever characters they have: with empty names (``/a``,
     ``a//b``), with "." or ".." as a name, with control characters, or with "/" at the end. Objects are not written
     under such keys, which many programs change. In gs and az, such keys are not supported. Empty objects whose key ends
-    in "/", which consoles create for empty directories, are not listed. A non-recursive listing of gs and az is fetched
-    completely before its first entry is yielded.
+    in "/", which consoles create for empty directories, are not listed. In s3, each page of a listing is repeated by
+    itself after a transient error. A non-recursive listing of gs and az is fetched completely before its first entry is
+    yielded.
 
     Listings, unusual keys, uploads in parts and requests to a server that was busy are sent without obstore
     (:mod:`streamloader.stores.objects.s3_client`), all others by obstore. Settings in `client_options` that change
@@ -142,6 +143,7 @@ class ObjectStore(Store):
     """
 
     schemes: ClassVar[tuple[str, ...]] = ("s3", "gs", "az")
+    limits_listing_waits: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -348,16 +350,27 @@ class ObjectStore(Store):
     async def _list(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         if self.names_version(prefix):
             raise ConfigError(f"{self.address(prefix)}: a directory has no versions; name a version of an object")
-        await self._connection.get_client()
-        listing = self._list_keys(prefix, recursive=recursive) if self._connection.reason_for_obstore is None else None
-        async with contextlib.aclosing(listing or self._list_by_obstore(prefix, recursive=recursive)) as entries:
-            async for info in entries:
-                yield info
+        deadline = self._make_deadline(prefix)
+        with deadline.limit_response("listing"):
+            await self._connection.get_client()
+        if self._connection.reason_for_obstore is None:
+            async with contextlib.aclosing(self._list_keys(prefix, recursive=recursive)) as entries:
+                async for info in entries:
+                    yield info
+            return
+        async with contextlib.aclosing(self._list_by_obstore(prefix, recursive=recursive)) as entries:
+            while True:
+                with deadline.limit_response("listing"):
+                    following = await anext(entries, None)
+                if following is None:
+                    return
+                yield following
 
     async def _list_keys(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         """List a bucket of S3 with every key exactly as it is."""
         key_prefix = f"{prefix}/" if prefix and not prefix.endswith("/") else prefix
         left_out: list[str] = []
+        passed_over = ListingBudget(self.limits, self.address(prefix))
         last_directory = key_prefix  # the mark of the listed directory itself is none of its entries
         async with contextlib.aclosing(self._list_pages(key_prefix, recursive=recursive)) as pages:
             async for page in pages:
@@ -368,7 +381,8 @@ class ObjectStore(Store):
                 for meta in page.objects:
                     key = meta["path"]
                     if not key.startswith(key_prefix) or (key.endswith("/") and not meta["size"]):
-                        continue  # the mark of a directory
+                        passed_over.count_entry(key)  # the mark of a directory
+                        continue
                     if "\0" in key or split_version("s3", key)[1] is not None:
                         left_out.append(key)
                     else:
@@ -383,27 +397,25 @@ class ObjectStore(Store):
             )
 
     async def _list_pages(self, key_prefix: str, *, recursive: bool) -> AsyncGenerator[KeyPage, None]:
-        """Yield the pages of a listing. Go on after the last key if the credentials or the region are replaced."""
-        last: str | None = None  # keys are listed in their order
-        renewed_after: str | None = ""
+        """Yield the pages of a listing. Each of them is requested again by itself after a transient error."""
         context = ErrorContext(self.address(key_prefix))
+        deadline = self._make_deadline(key_prefix)
+        token: str | None = None
+
+        def send(*_: Any) -> Awaitable[KeyPage]:
+            client = self._connection.make_s3_client()
+            return client.fetch_page(key_prefix, recursive=recursive, token=token, context=context)
+
+        async def fetch() -> KeyPage:
+            with deadline.limit_response("listing"):
+                return await self._connection.request(context.address, None, send)
+
         while True:
-            client_id = id(await self._connection.get_client())
-            pages = self._connection.make_s3_client().list_pages(
-                key_prefix, recursive=recursive, start_after=last, context=context
-            )
-            async with contextlib.aclosing(pages):
-                try:
-                    async for page in pages:
-                        yield page
-                        last = max([last or "", *page.prefixes[-1:], *(meta["path"] for meta in page.objects[-1:])])
-                    return
-                except StreamloaderError:
-                    raise
-                except obstore_errors() as error:
-                    if last == renewed_after or not await self._connection.renew_client(error, client_id):
-                        self._connection.raise_translated(error, self.address(key_prefix), None)
-                    renewed_after = last
+            page = await (fetch() if self.part_retry is None else call_with_retries(self.part_retry, fetch))
+            yield page
+            if page.token is None:
+                return
+            token = page.token
 
     async def _list_by_obstore(self, prefix: str, *, recursive: bool) -> AsyncGenerator[ObjectInfo, None]:
         key_prefix = f"{prefix}/" if prefix else ""

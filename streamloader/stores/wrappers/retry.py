@@ -37,7 +37,7 @@ class RetryStore(StoreWrapper):
     - ``read`` and ``stream`` continue at the byte where the transfer broke off, with the same version of the object.
       If the object has another version by then, ObjectChanged is raised. A store without versions must report the
       modification time; otherwise a transfer is repeated only if no byte had been received.
-    - ``list`` is repeated without the entries that were yielded already.
+    - ``list`` is repeated without the entries that were yielded already, unless the store repeats its pages.
 
     A transfer that has received as many bytes as ``Timeouts`` require in one window counts as new afterwards:
     `attempts` and `deadline` start again from there.
