@@ -181,7 +181,7 @@ def test_videos_of_a_container_get_into_an_archive(tmp_path):
     write_tar(tmp_path / "videos.tar", {"v/packed.mp4": (tmp_path / "plain.mp4").read_bytes()})
     with sl.Archive.create(str(tmp_path / "archive")) as archive:
         report = archive.add([f"{tmp_path}/videos.tar!/**/*.mp4", str(tmp_path / "plain.mp4")], jobs=0)
-        assert [video.name for video in report.added] == ["packed"]
+        assert [video.name for video in report.added] == ["v/packed.mp4"]
         assert len(report.existing) == 1  # equal content
         assert report.added[0].source == f"{tmp_path}/videos.tar!/v/packed.mp4"
         assert len(archive) == 12
