@@ -99,3 +99,20 @@ def test_an_archive_refuses_it(damaged, tmp_path, mode, capsys):
     assert main(["ingest", str(path), *arguments]) == 1
     assert "concealed" in capsys.readouterr().out
     assert main(["ingest", str(whole), *arguments]) == 0
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv", "mov"])
+def test_a_decoder_that_marks_nothing_has_to_refuse_it(tmp_path, suffix):
+    """FFmpeg's decoder of MJPEG shows what it has not decoded as what was in its memory before."""
+    path = make_clip(tmp_path / f"whole.{suffix}", "mjpeg", frames=5, height=128, width=160, pix_fmt="yuvj420p")
+    assert len(play(path)) == 5
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, bytes(packet)) for packet in container.demux(video=0) if packet.size]
+    data, (position, packet) = bytearray(path.read_bytes()), packets[3]
+    start = data.index(packet, position)
+    data[start + len(packet) // 2 : start + len(packet)] = bytes(len(packet) - len(packet) // 2)
+    path.write_bytes(data)
+    with pytest.raises(CorruptStream) as caught:
+        play(path)
+    assert (caught.value.offset, caught.value.address) == (3, str(path))
+    assert len(play(path, damaged="keep")) == 5

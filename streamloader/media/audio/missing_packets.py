@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from streamloader.media.audio.ogg_pages import find_damaged_page
 from streamloader.media.audio.source import corrupt_error, read_bytes
+from streamloader.media.video.ogg_pages import find_damaged_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from streamloader.errors import CorruptStream, UnreadableStream
+from streamloader.errors import CorruptStream, MediaLimitExceeded, StreamloaderError, UnreadableStream
 from streamloader.media.chunks.encode import (
     EncoderSettings,
     choose_encoder,
@@ -171,6 +172,10 @@ class _ChunkBuilder:
     def _copy(self, audio: AudioPackets | None) -> BuiltChunk:
         if self._scan.note:
             raise ChunkRejected(self._scan.note)
+        concealed = self._scan.concealed
+        concealed = concealed[(concealed >= self._cut.start) & (concealed < self._cut.end)]
+        if len(concealed):  # what takes the place of their missing parts depends on the decoder
+            raise ChunkRejected(f"parts of frame {int(concealed[0])} of the source cannot be decoded")
         frame_packet = self._scan.frame_packet[self._cut.start : self._cut.end]
         end = int(frame_packet.max()) + 1
         reason = ChunkRejected(f"no key frame at frame {self._cut.start} of the source, nor shortly before it")
@@ -299,7 +304,8 @@ class _ChunkBuilder:
                 frame = reader.read_frame(number)
                 if frame_hashes is not None or number != last:
                     digest = frame_hash(frame)
-                    if self._scan.frame_hash(number) not in (None, digest):
+                    # What FFmpeg shows in place of damaged parts may be another thing each time.
+                    if not reader.index.damaged and self._scan.frame_hash(number) not in (None, digest):
                         raise CorruptStream(
                             f"{self._path}: frame {number} differs from the one decoded when the video was scanned: "
                             "the file changed since then, or is damaged",
@@ -329,7 +335,11 @@ class _ChunkBuilder:
     def _verify(self, file: str, suffix: str, expected: ExpectedFrames, note: str, packets: int | None) -> BuiltChunk:
         """Verify the chunk file. `packets` is the number of packets written to it, if known."""
         cropping = NOT_CROPPED if packets is None else self._plan.cropping  # encoded frames are cropped already
-        stored = read_stored_packets(file, self._settings.max_pixels, cropping)
+        try:
+            stored = read_stored_packets(file, self._settings.max_pixels, cropping)
+        except (MediaLimitExceeded, UnreadableStream, av.error.FFmpegError) as error:
+            message = error.message if isinstance(error, StreamloaderError) else str(error)
+            raise ChunkRejected(f"it cannot be read back from {suffix.upper()}: {message}") from error
         if packets is not None and len(stored) != packets:
             raise ChunkRejected(f"{packets} packets were written to {suffix.upper()}, but {len(stored)} are in it")
         pts = np.ascontiguousarray(self._pts[:-1])

@@ -15,7 +15,7 @@ from av.video.format import VideoFormat
 from av.video.reformatter import VideoReformatter
 
 from streamloader.errors import ConfigError
-from streamloader.media.chunks.frame_hash import choose_canonical_format
+from streamloader.media.chunks.frame_hash import choose_canonical_format, find_little_endian
 from streamloader.media.chunks.remux import (
     MP4_CODECS,
     AudioPackets,
@@ -93,7 +93,8 @@ class EncoderSettings:
 def lossless_encoders(pix_fmt: str, gop: int) -> Iterator[EncoderSettings]:
     """Yield lossless encoders for frames of this pixel format, the one with the smallest result first.
 
-    Frames of RGB may get another order of channels, or one byte for a channel of five bits: all visible samples fit.
+    Frames of RGB may get another order of channels, or one byte for a channel of five bits, and big-endian samples
+    become little-endian: all visible samples fit.
     """
     canonical = choose_canonical_format(pix_fmt)
     if canonical is not None:
@@ -104,9 +105,11 @@ def lossless_encoders(pix_fmt: str, gop: int) -> Iterator[EncoderSettings]:
                     yield EncoderSettings(codec, format_, gop, options)
                     break
         return
+    pix_fmt = find_little_endian(pix_fmt) or pix_fmt
     for codec, options in (
         ("libx264", {"qp": "0", "preset": "veryfast"}),
         ("ffv1", {"level": "3", "slicecrc": "1"}),
+        ("jpeg2000", {"pred": "1"}),
         ("png", {}),
         ("rawvideo", {}),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 from functools import lru_cache
@@ -17,10 +18,11 @@ from streamloader.media.video.reformat import reformat_frame
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-__all__ = ["HASH_BYTES", "choose_canonical_format", "frame_hash", "rgb_hash"]
+__all__ = ["HASH_BYTES", "choose_canonical_format", "find_little_endian", "frame_hash", "rgb_hash"]
 
 HASH_BYTES: Final = 8
 _BILEVEL: Final = frozenset({"monob", "monow"})  # black and white, one bit per pixel
+_SHARED_BYTES: Final = ("x2rgb", "x2bgr", "xv30", "v30x")  # formats of three samples of 10 bits in 32
 _PALETTE_BYTES: Final = 1024
 _BITS_PER_BYTE: Final = 8
 
@@ -30,7 +32,8 @@ def frame_hash(frame: VideoFrame) -> bytes:
 
     The padding of rows is not hashed. Frames of RGB are hashed in one format for all whose samples it holds exactly
     (:func:`choose_canonical_format`), and without colour tags, most of which are about YUV: an unused byte of each
-    pixel, and the order of the channels, are not visible. The GIL is released while hashing.
+    pixel, and the order of the channels, are not visible. Samples of all formats are hashed in little-endian order. The
+    GIL is released while hashing.
     """
     canonical = choose_canonical_format(frame.format.name)
     if canonical is not None:
@@ -42,15 +45,39 @@ def frame_hash(frame: VideoFrame) -> bytes:
         ((row_bytes, rows),) = _plane_layouts(canonical, frame.width, frame.height)
         digest.update(_unpadded_rows(converted.planes[0], row_bytes, rows))
         return digest.digest()[:HASH_BYTES]
+    twin = find_little_endian(frame.format.name)
     colors = "" if frame.format.is_rgb else f"{int(frame.colorspace)} {int(frame.color_range)}"
     digest = hashlib.sha256(
-        f"{frame.format.name} {frame.width} {frame.height} {colors} {int(frame.color_primaries)} "
+        f"{twin or frame.format.name} {frame.width} {frame.height} {colors} {int(frame.color_primaries)} "
         f"{int(frame.color_trc)} {frame.interlaced_frame}".encode()
     )
     layouts = _plane_layouts(frame.format.name, frame.width, frame.height)
     for plane, (row_bytes, rows) in zip(frame.planes, layouts, strict=True):
-        digest.update(_unpadded_rows(plane, row_bytes, rows))
+        samples = _unpadded_rows(plane, row_bytes, rows)
+        if twin is not None:
+            samples = np.frombuffer(samples, f"u{_word_bytes(twin)}").byteswap().data
+        digest.update(samples)
     return digest.digest()[:HASH_BYTES]
+
+
+@lru_cache(maxsize=256)
+def find_little_endian(pix_fmt: str) -> str | None:
+    """Return the pixel format with the same samples in little-endian order, or None for one that is not big-endian.
+
+    None is also returned for formats whose samples share their bytes with others.
+    """
+    twin = f"{pix_fmt[:-2]}le"
+    if not pix_fmt.endswith("be") or pix_fmt.startswith(_SHARED_BYTES) or _word_bytes(pix_fmt) == 1:
+        return None
+    with contextlib.suppress(ValueError):  # there is no such format
+        return str(VideoFormat(twin, 16, 16).name)
+    return None
+
+
+def _word_bytes(pix_fmt: str) -> int:
+    """Return the number of bytes of a sample."""
+    bits = max(component.bits for component in VideoFormat(pix_fmt, 16, 16).components)
+    return (bits + _BITS_PER_BYTE - 1) // _BITS_PER_BYTE
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -146,11 +147,20 @@ def plan_cuts(path: str, settings: CutSettings, is_cancelled: Callable[[], bool]
         CorruptStream: If the file is truncated or damaged.
         ClosedError: If the work was cancelled.
     """
-    index = load_index(
-        path, damaged=settings.damaged, max_pixels=settings.max_pixels, verify="ends", stream=settings.stream
-    )
+    load = partial(
+        load_index, path, damaged=settings.damaged, max_pixels=settings.max_pixels, verify="ends",
+        stream=settings.stream,
+    )  # fmt: skip
+    index = load()
     decode = settings.verify == "frames" or settings.mode == "lossless"  # lossless chunks end where the size changes
-    scan = scan_source(path, index, decode=decode, is_cancelled=is_cancelled, max_pixels=settings.max_pixels)
+    scan_index = partial(scan_source, path, decode=decode, is_cancelled=is_cancelled, max_pixels=settings.max_pixels)
+    try:
+        scan = scan_index(index=index)
+    except CorruptStream:
+        if settings.damaged != "keep" or index.damaged:
+            raise
+        index = load(renew=True)  # the file was damaged after it was indexed
+        scan = scan_index(index=index)
     height, width = settings.size or index.upright_size
     frames, time_base, first_pts, end = len(index), index.time_base, int(index.pts[0]), index.end
     if settings.fps is not None:
@@ -173,7 +183,7 @@ def _choose_cuts(settings: CutSettings, scan: SourceScan, frames: int) -> tuple[
         if settings.mode == "lossless":
             starts |= set(scan.shape_changes.tolist())
     else:
-        # A chunk may have to be encoded, and encoders cannot change the frame size in the middle.
+        # A chunk may have to be encoded, and encoders cannot change size or colour in the middle.
         bounds = [0, *scan.shape_changes.tolist(), frames]
         keys = _find_clean_keys(scan)
         starts = set()

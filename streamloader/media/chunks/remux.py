@@ -14,7 +14,7 @@ import av.error
 import numpy as np
 
 from streamloader.common.error_translation import error_translator
-from streamloader.errors import CorruptStream
+from streamloader.errors import CorruptStream, StreamloaderError
 from streamloader.media.chunks.scan import NO_TIMESTAMP, SourceScan, raise_if_cancelled
 from streamloader.media.video.clock_jumps import ClockJumps
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS
@@ -96,7 +96,9 @@ def create_chunk_file(file: str, tick: Fraction) -> Iterator[OutputContainer]:
             ) as output,
         ):
             yield output
-    except (av.error.FFmpegError, ValueError, OverflowError) as error:
+    except StreamloaderError:  # of the source
+        raise
+    except (av.error.FFmpegError, OSError, ValueError, OverflowError) as error:
         raise ChunkRejected(f"its packets cannot be stored in {file[-3:].upper()}: {error}") from error
 
 

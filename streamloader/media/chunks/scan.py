@@ -7,7 +7,7 @@ import binascii
 import contextlib
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,11 +24,12 @@ from streamloader.media.video.cropping import FrameCropper
 from streamloader.media.video.index import VideoIndex
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
-from streamloader.media.video.source import concealed_error, open_video, translate_errors
+from streamloader.media.video.source import concealed_error, open_video, refuse_concealed, translate_errors
 from streamloader.values import Array
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 __all__ = ["NO_TIMESTAMP", "RGB_SAMPLE_EVERY", "SourceScan", "raise_if_cancelled", "scan_source"]
@@ -40,6 +41,7 @@ _MAX_COLUMN_BYTES: Final = 256 << 20  # of one array in the JSON form: the times
 # The names of the arrays in the JSON form, in its order -> the attributes of SourceScan.
 _JSON_ARRAYS: Final = {
     "pts": "pts", "packet": "frame_packet", "times": "packet_pts", "keys": "keys", "shapes": "shape_changes",
+    "concealed": "concealed",
 }  # fmt: skip
 _JSON_BYTES: Final = {"digests": "frame_hashes", "looks": "rgb_hashes"}
 
@@ -56,12 +58,13 @@ class SourceScan:
         packet_pts: Timestamp of each packet, or NO_TIMESTAMP, int64 (packets,).
         keys: Key frames, int64 (keys, 6). The columns are: packet number, its pts and its dts (or NO_TIMESTAMP), its
             size in bytes, its CRC-32, and 1 if all frames shown after it decode from it alone.
-        shape_changes: Frames whose size or pixel format differs from the frame before, int64 (changes,).
+        shape_changes: Frames whose size, pixel format or colour tags differ from the frame before, int64 (changes,).
         frame_hashes: Hashes of all frames, decoded from the start, 8 bytes each. Empty if the source was not decoded.
         rgb_hashes: RGB hashes of every 16th frame, 8 bytes each. Empty if the source was not decoded.
         codec: FFmpeg's name of the codec.
         note: Reason why packets of the source cannot be copied. Empty if they can.
         stream: Number of the video stream among those of the source.
+        concealed: Frames of which FFmpeg has concealed parts, int64 (frames,). Only a damaged source has some.
     """
 
     pts: Array
@@ -76,6 +79,7 @@ class SourceScan:
     codec: str = ""
     note: str = ""
     stream: int = 0
+    concealed: Array = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -231,6 +235,7 @@ def _demux_numbered(
     """Yield all packets with their numbers as timestamps, then the empty packet that flushes the decoder."""
     container, stream = open_video(path, max_pixels=limit.max_pixels, number=packets.stream)
     with contextlib.closing(container), translate_errors(path):
+        refuse_concealed(stream, tolerant=tolerant)
         codec = packets.codec = codec_name(stream)
         length_size = nal_length_size(codec, stream.codec_context.extradata)
         number = 0
@@ -274,6 +279,7 @@ def _scan_by_decoding(
     cropper = FrameCropper(index.cropping)
     numbers: list[int] = []
     shape_changes: list[int] = []
+    concealed: list[int] = []
     reformatter, shape = VideoReformatter(), None
     demuxing = _demux_numbered(path, packets, is_cancelled, limit, tolerant=index.damaged)
     with contextlib.closing(demuxing) as demuxed, translate_errors(path):
@@ -287,10 +293,12 @@ def _scan_by_decoding(
             limit.check_frames(frames)
             for frame in map(cropper.crop, frames):
                 if frame.is_corrupt:
-                    raise concealed_error(path, len(numbers))
-                if shape is not None and shape != (frame.format.name, frame.width, frame.height):
+                    _require_damaged(index, path, len(numbers))
+                    concealed.append(len(numbers))
+                found = _describe_shape(frame)
+                if shape is not None and shape != found:
                     shape_changes.append(len(numbers))
-                shape = frame.format.name, frame.width, frame.height
+                shape = found
                 if len(numbers) % RGB_SAMPLE_EVERY == 0:
                     rgb_hashes += rgb_hash(frame, reformatter)
                 numbers.append(-1 if frame.pts is None else frame.pts)
@@ -304,8 +312,8 @@ def _scan_by_decoding(
         )
     scan = replace(
         scan, packet_pts=packets.pts_array(), keys=packets.key_table(),
-        shape_changes=np.array(shape_changes, np.int64), frame_hashes=bytes(frame_hashes),
-        rgb_hashes=bytes(rgb_hashes), codec=packets.codec,
+        shape_changes=np.array(shape_changes, np.int64), concealed=np.array(concealed, np.int64),
+        frame_hashes=bytes(frame_hashes), rgb_hashes=bytes(rgb_hashes), codec=packets.codec,
     )  # fmt: skip
     frame_packet = np.array(numbers, np.int64)
     if len(set(numbers)) < len(numbers) or frame_packet.min() < 0 or frame_packet.max() >= len(packets.pts):
@@ -316,3 +324,15 @@ def _scan_by_decoding(
     if index.has_pts and None not in packet_pts and not np.array_equal(np.array(packet_pts, np.int64), index.pts):
         return replace(scan, note="its frames have other timestamps than their packets")
     return replace(scan, frame_packet=frame_packet)
+
+
+def _require_damaged(index: VideoIndex, path: str, frame: int) -> None:
+    """Raise an error for a frame of which FFmpeg has concealed parts, unless the video is known to be damaged."""
+    if not index.damaged:
+        raise concealed_error(path, frame)
+
+
+def _describe_shape(frame: VideoFrame) -> tuple[str | int, ...]:
+    """Return what an encoder cannot change in the middle of a chunk."""
+    colors = frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc
+    return frame.format.name, frame.width, frame.height, *map(int, colors)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import av.error
 
+from streamloader.media.video.frame_times import is_empty
 from streamloader.media.video.limits import PixelLimit
 from streamloader.media.video.parameter_sets import find_parameter_sets
 
@@ -62,8 +63,10 @@ class FrameProbe:
         Raises:
             MediaLimitExceeded: If one of its frames is too large.
         """
+        if packet.stream.codec_context is None or is_empty(packet):
+            return
         self._probed_bytes += packet.size
-        index = packet.stream_index
+        index = packet.stream.index  # not packet.stream_index, which is 0 of every packet that flushes a decoder
         if index in self._undecoded:
             self._undecoded[index].append(packet)
             self._missing[index] -= 1

@@ -85,6 +85,7 @@ def load_index(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     verify: VerifyLevel = "tables",
     stream: int | None = None,
+    renew: bool = False,
 ) -> VideoIndex:
     """Return the index of the current version of a video, from the cache if possible. A new index is cached.
 
@@ -99,6 +100,8 @@ def load_index(
         max_pixels: Maximum number of pixels of a frame. Defaults to 2^26.
         verify: Level of proof, as for :func:`streamloader.media.video.indexer.index_video`. Defaults to ``"tables"``.
         stream: Number of the video stream, as for :func:`streamloader.media.video.indexer.index_video`.
+        renew: Whether to index the video again also if its index is in the cache, because it has proved to be wrong.
+            Defaults to False.
 
     Raises:
         StreamloaderError: If :func:`streamloader.media.video.indexer.index_video` fails. A cache that cannot be read or
@@ -110,7 +113,7 @@ def load_index(
     if version is None and isinstance(video, str):
         version = file_version(video)
     entry = VideoVersion(video, version)
-    index = find_index(entry, settings)
+    index = None if renew else find_index(entry, settings)
     if index is None:
         index = index_video(video, damaged=damaged, max_pixels=max_pixels, verify=settings.verify, stream=stream)
         try:

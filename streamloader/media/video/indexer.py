@@ -39,6 +39,7 @@ from streamloader.media.video.index import (
     VideoIndex,
 )
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
+from streamloader.media.video.missing_packets import find_missing_packets
 from streamloader.media.video.movie import read_movie
 from streamloader.media.video.packets import PacketTable, count_max_packets, read_packets
 from streamloader.media.video.picture_order import confirm_order
@@ -50,6 +51,7 @@ from streamloader.media.video.source import (
     concealed_error,
     decode_error,
     list_streams,
+    missing_error,
     open_packets,
     open_video,
     translate_errors,
@@ -304,7 +306,7 @@ def _read_complete(
     table: PacketTable,
     probe: FrameProbe | None = None,
 ) -> None:
-    """Read all packets into `table`, and refuse a truncated file."""
+    """Read all packets into `table`, and refuse a file that is truncated, or of which packets are missing."""
     video, file = source.video, source.file
     declared = stream.frames
     try:
@@ -312,6 +314,9 @@ def _read_complete(
     except CorruptStream as error:
         raise _truncated_error(video, declared, table, str(error.__cause__)) from error
     _check_complete(video, declared, table, file)
+    missing = find_missing_packets(container, video, file, table.spans, Fraction(stream.time_base or 1))
+    if missing is not None:
+        raise missing_error(video, *missing)
 
 
 def _record_initial_spans(source: _Source, index: VideoIndex) -> VideoIndex:

@@ -14,6 +14,7 @@ from streamloader.errors import UnreadableStream
 from streamloader.media.progress import PROGRESS
 from streamloader.media.video.frame_probe import FrameProbe
 from streamloader.media.video.frame_times import MAX_BACKWARD_STEP_S, MAX_CLOCK_STEP_S, TimestampLog, is_packet
+from streamloader.media.video.missing_packets import PacketSpans
 from streamloader.media.video.parameter_sets import nal_length_size, split_units
 from streamloader.media.video.source import translate_errors
 from streamloader.media.video.source_errors import refuse_encrypted
@@ -72,6 +73,7 @@ class PacketTable:
         end_offset: Offset in bytes of the end of the last packet, as far as the container reports it.
         dts: Decoding timestamps of the packets of `pts`, if the container has them, else empty.
         key_packet: Numbers of the packets that are key frames, in storage order.
+        spans: Positions, sizes and timestamps of the packets.
         exact: Whether `pts` holds exactly the timestamps of the frames, as far as this is known without decoding.
         repairable: Whether `pts` would be exact, but for timestamps that are repeated or out of order, or a clock that
             jumps, with which packets may be marked as damaged.
@@ -95,6 +97,7 @@ class PacketTable:
     last: Packet[Any] | None = None
     dts: list[int] = field(default_factory=list)
     key_packet: list[int] = field(default_factory=list)
+    spans: PacketSpans = field(default_factory=PacketSpans)
 
     @property
     def head(self) -> bytes:
@@ -148,14 +151,13 @@ def read_packets(
     by_dts = seeks_by_dts(container)
     table.pts, table.ends = all_pts, ends = [], []
     table.key_pts, table.key_seek = key_pts, key_seek = [], []
-    marked = 0  # packets
+    table.spans = spans = PacketSpans()
     with translate_errors(video):
         for packet in _demux(container, stream, video, table, file, probe):
             pts = packet.pts
             if pts is None or packet.is_discard:
                 exact = False
-            if packet.is_corrupt:
-                marked += 1
+            spans.add(packet)
             if clock is not None:
                 clock.watch(packet)
             is_key = packet.is_keyframe
@@ -176,8 +178,8 @@ def read_packets(
     is_regular = len(set(all_pts)) == len(all_pts) and not has_jumped
     if exact and is_regular and codec not in REORDERING_CODECS:
         is_regular = bool((np.diff(np.array(all_pts, np.int64)) > 0).all())
-    table.exact = exact and is_regular and not marked
-    table.repairable = exact and not is_regular and (not marked or has_jumped)
+    table.exact = exact and is_regular and not spans.marked
+    table.repairable = exact and not is_regular and (not spans.marked or has_jumped)
 
 
 class _ClockWatch:

@@ -24,7 +24,13 @@ from streamloader.media.video.frame_times import is_packet
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
 from streamloader.media.video.packets import codec_name, is_clean_key, nal_length_size
 from streamloader.media.video.remote import ReadInterrupted, Video, VideoFile, open_video_file
-from streamloader.media.video.source import concealed_error, decode_error, open_video, translate_errors
+from streamloader.media.video.source import (
+    concealed_error,
+    decode_error,
+    open_video,
+    refuse_concealed,
+    translate_errors,
+)
 from streamloader.media.video.source_errors import fence_foreign_errors
 
 if TYPE_CHECKING:
@@ -96,6 +102,7 @@ def decode_frames(
     """
     if packets is None:
         packets = demux_packets(container, stream, file)
+    refuse_concealed(stream, tolerant=tolerant)
     while True:
         packet: Packet[Any] | None
         try:

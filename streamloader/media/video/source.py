@@ -39,13 +39,17 @@ __all__ = [
     "concealed_error",
     "decode_error",
     "list_streams",
+    "missing_error",
     "open_packets",
     "open_video",
     "prefer_stream",
+    "refuse_concealed",
     "translate_errors",
 ]
 
 _FORMATS: Final = f" ({', '.join(ALLOWED_CONTAINERS)})"
+# They conceal parts of a frame without marking it, unless they are set to refuse it. Others would refuse intact files.
+_UNMARKING_DECODERS: Final = frozenset({"mjpeg"})
 IO_BUFFER_BYTES: Final = 256 << 10  # size of FFmpeg's reads of a video in a store
 
 
@@ -172,6 +176,18 @@ def _rank_stream(stream: VideoStream) -> tuple[bool, bool, bool]:
     )  # fmt: skip
 
 
+def refuse_concealed(stream: VideoStream, *, tolerant: bool = False) -> None:
+    """Have a decoder raise an error where it would conceal parts of a frame without marking it. Others mark it.
+
+    Args:
+        stream: Stream whose decoder is not open yet.
+        tolerant: Whether the decoder conceals them in any case. Defaults to False.
+    """
+    context = stream.codec_context
+    if not tolerant and context.name in _UNMARKING_DECODERS and not context.is_open:
+        context.options = {**context.options, "err_detect": "explode"}
+
+
 def translate_errors(video: Video, frame: int | None = None) -> AbstractContextManager[None]:
     """Translate errors of FFmpeg into :class:`CorruptStream`. Errors of a store pass unchanged.
 
@@ -192,6 +208,18 @@ def decode_error(video: Video, frame: int | None, error: BaseException) -> Corru
         stream=name,
         address=name,
         offset=frame,
+    )
+
+
+def missing_error(video: Video, packet: int, reason: str) -> CorruptStream:
+    """Build the error to raise where packets are missing before a packet that was read."""
+    name = str(video)
+    return CorruptStream(
+        f"{name} is damaged: frames are missing before packet {packet}, and FFmpeg passes over them ({reason}). "
+        'Repair or remove the file, or pass damaged="keep" to use the frames that can be decoded',
+        stream=name,
+        address=name,
+        offset=packet,
     )
 
 

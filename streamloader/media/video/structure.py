@@ -12,7 +12,10 @@ from streamloader.media.declared_sizes import ReadAt, read_declared_size
 from streamloader.media.video.files import open_media_file
 from streamloader.media.video.remote import VideoFile
 
-__all__ = ["check_header_size", "declared_size", "find_box", "find_movie", "iterate_elements", "may_turn_matroska"]
+__all__ = [
+    "EbmlElement", "check_header_size", "declared_size", "find_box", "find_movie", "find_segment_end",
+    "iterate_elements", "may_turn_matroska", "read_element", "read_number",
+]  # fmt: skip
 
 _EBML_ID: Final = 0x1A45DFA3  # the header element of Matroska and WebM
 _SEGMENT_ID: Final = 0x18538067  # the Matroska element that contains all others
@@ -121,6 +124,31 @@ def find_box(read: ReadAt, size: int, kind: bytes, max_bytes: int) -> tuple[int,
     return None
 
 
+class EbmlElement(NamedTuple):
+    """An element of Matroska or WebM (RFC 8794).
+
+    Attributes:
+        identifier: Identifier of the element, with the marker of its length.
+        start: Offset of its contents in bytes.
+        end: Offset of the end of its contents, or None if its size is unknown.
+    """
+
+    identifier: int
+    start: int
+    end: int | None
+
+
+def read_element(read: ReadAt, offset: int) -> EbmlElement | None:
+    """Return the EBML element at an offset in bytes, or None if there is none."""
+    head = read(offset, 16)
+    identifier, id_bytes = read_number(head, keep_marker=True)
+    length, length_bytes = read_number(head[id_bytes:])
+    if not id_bytes or not length_bytes:
+        return None
+    start = offset + id_bytes + length_bytes
+    return EbmlElement(identifier, start, None if length == (1 << 7 * length_bytes) - 1 else start + length)
+
+
 def iterate_elements(read: ReadAt, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield identifier, and start and end of the contents, of the EBML elements in a byte range (RFC 8794).
 
@@ -128,16 +156,21 @@ def iterate_elements(read: ReadAt, start: int, end: int) -> Iterator[tuple[int, 
     """
     offset = start
     for _ in range(_MAX_EBML_CHILDREN):
-        if offset >= end:
+        element = read_element(read, offset) if offset < end else None
+        if element is None:
             return
-        head = read(offset, 16)
-        identifier, id_bytes = _read_vint(head, keep_marker=True)
-        length, length_bytes = _read_vint(head[id_bytes:], keep_marker=False)
-        if not id_bytes or not length_bytes:
-            return
-        content = offset + id_bytes + length_bytes
-        offset = end if length == (1 << 7 * length_bytes) - 1 else content + length
-        yield identifier, content, offset
+        offset = end if element.end is None else element.end
+        yield element.identifier, element.start, offset
+
+
+def find_segment_end(read: ReadAt) -> int | None:
+    """Return the offset at which the Matroska segment ends, or None if its size is unknown."""
+    for identifier, _, end in islice(iterate_elements(read, 0, _UNKNOWN_END), _MAX_EBML_ELEMENTS):
+        if end == _UNKNOWN_END:
+            return None
+        if identifier == _SEGMENT_ID:
+            return end
+    return None
 
 
 def _make_reader(file: BinaryIO) -> ReadAt:
@@ -158,7 +191,7 @@ def _declared_size(read: ReadAt, size: int, max_boxes: int) -> int | None:
             end = box.end
         return end  # any bytes after this are not boxes
     if start[:4] == _EBML_ID.to_bytes(4, "big"):
-        return _find_segment_end(read)
+        return find_segment_end(read)
     return read_declared_size(start, read, size)
 
 
@@ -181,18 +214,13 @@ def _iterate_boxes(read: ReadAt, size: int) -> Iterator[_Box | None]:
         offset += length
 
 
-def _find_segment_end(read: ReadAt) -> int | None:
-    """Return the offset at which the Matroska segment ends, or None if its size is unknown."""
-    for identifier, _, end in islice(iterate_elements(read, 0, _UNKNOWN_END), _MAX_EBML_ELEMENTS):
-        if end == _UNKNOWN_END:
-            return None
-        if identifier == _SEGMENT_ID:
-            return end
-    return None
+def read_number(data: bytes, *, keep_marker: bool = False) -> tuple[int, int]:
+    """Read one EBML variable-size integer: return its value and its size in bytes, or (0, 0) if it is invalid.
 
-
-def _read_vint(data: bytes, *, keep_marker: bool) -> tuple[int, int]:
-    """Read one EBML variable-size integer: return its value and its size in bytes, or (0, 0) if it is invalid."""
+    Args:
+        data: Bytes that begin with the integer.
+        keep_marker: Whether the marker of its size is a part of the value, as in identifiers. Defaults to False.
+    """
     if not data or not data[0]:
         return 0, 0
     length = 9 - data[0].bit_length()

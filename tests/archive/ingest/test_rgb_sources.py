@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from archive.ingest.archives import archive, assert_whole
 from ffmpeg_program import run
+from tiers import only_fast
 
 import streamloader as sl
 from streamloader.archive.ingest import add_videos
 from streamloader.errors import UnreadableStream
-from streamloader.media.chunks.frame_hash import choose_canonical_format
+from streamloader.media.chunks.frame_hash import choose_canonical_format, find_little_endian
 from streamloader.media.chunks.settings import CutSettings
 
 HEIGHT, WIDTH = 48, 66
@@ -73,6 +74,62 @@ def test_they_are_stored_without_loss(sources, tmp_path):
 )  # fmt: skip
 def test_formats_in_which_visible_samples_are_compared(pix_fmt, expected):
     assert choose_canonical_format(pix_fmt) == expected
+
+
+DEEP = ("png gray16be mov", "png ya16be mov", "png gray16be avi", "rawvideo gray10be nut", "rawvideo yuv420p10be nut",
+        "rawvideo gbrp10be nut", "rawvideo gbrap12be nut", "rawvideo yuv444p16be nut", "jpeg2000 pal8 mov",
+        "rawvideo nv12 nut", "rawvideo yuyv422 nut", "rawvideo uyvy422 avi", "v210 yuv422p10le mov")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", only_fast(DEEP, DEEP[:2]))
+@pytest.mark.parametrize("mode", ["copy", "lossless"])
+def test_other_samples_are_stored_without_loss_too(tmp_path, kind, mode):
+    """The samples of all bits, as ffmpeg reads them from the source and from the chunk."""
+    codec, pix_fmt, container = kind.split()
+    path = tmp_path / f"clip.{container}"
+    run(
+        "-f", "lavfi", "-i", f"testsrc2=size={WIDTH}x{HEIGHT}:rate=25:duration=0.2", "-c:v", codec, "-pix_fmt", pix_fmt,
+        path,
+    )  # fmt: skip
+    with archive(tmp_path) as catalog:
+        add_videos(catalog, path, CutSettings(mode=mode), jobs=0)
+        assert_whole(catalog)
+    (chunk,) = (tmp_path / "one").glob("chunks/*/*/*")
+    samples = [
+        run("-i", each, "-fps_mode", "passthrough", "-pix_fmt", pix_fmt, "-f", "rawvideo", "-")
+        for each in (path, chunk)
+    ]
+    assert len(samples[0]) > HEIGHT * WIDTH
+    assert samples[0] == samples[1]
+
+
+def test_colour_tags_may_change_in_the_middle(tmp_path):
+    """An encoder cannot change them, so that a chunk ends there."""
+    size = f"testsrc2=size={WIDTH}x{HEIGHT}:rate=25:duration=0.4"
+    run("-f", "lavfi", "-i", size, "-c:v", "libx264", "-preset", "ultrafast", tmp_path / "a.h264")
+    filter_ = "h264_metadata=video_full_range_flag=1"
+    run("-i", tmp_path / "a.h264", "-c", "copy", "-bsf:v", filter_, tmp_path / "b.h264")
+    path = tmp_path / "both.h264"
+    path.write_bytes((tmp_path / "a.h264").read_bytes() + (tmp_path / "b.h264").read_bytes())
+    for mode in ("lossless", "copy"):
+        with archive(tmp_path / mode) as catalog:
+            (video,) = add_videos(catalog, path, CutSettings(mode=mode), jobs=0).added
+            assert_whole(catalog)
+        assert (video.frames, video.chunks) == (20, 2)
+        shown = run("-i", path, "-fps_mode", "passthrough", "-pix_fmt", "gray", "-f", "rawvideo", "-")
+        with sl.open_archive(str(tmp_path / mode / "catalog.sqlite"), pix_fmt="gray") as reader:
+            assert np.asarray(reader[:]).tobytes() == shown
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "expected"),
+    [
+        ("gray16be", "gray16le"), ("yuv420p10be", "yuv420p10le"), ("gbrpf32be", "gbrpf32le"), ("gray16le", None),
+        ("gray", None), ("rgb565be", None), ("x2rgb10be", None),
+    ],
+)  # fmt: skip
+def test_samples_have_one_order_of_bytes(pix_fmt, expected):
+    assert find_little_endian(pix_fmt) == expected
 
 
 def test_what_cannot_be_stored_names_the_mode_that_can(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import secrets
@@ -25,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 APPLICATION_ID: Final = 0x534C4341  # "SLCA": distinguishes catalogs from other databases
+_log = logging.getLogger("streamloader")
 _MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100
 _PAGE_BYTES: Final = 8192  # holds a few frame indexes, or a hundred chunks
@@ -127,13 +129,24 @@ class CatalogFile:
         """Copy the changes in the log to the file itself, and empty the log.
 
         SQLite does so when the last connection is closed. Until then, a copy of the file alone would lack them. A
-        transaction of another connection may hold changes back: what can be copied is copied in any case.
+        transaction of another connection may hold changes back: what can be copied is copied in any case, and a warning
+        says that the file alone is not complete. What others have left in the log is copied as far as nobody has to
+        wait for it.
         """
-        for _ in range(_CHECKPOINT_ATTEMPTS if self.has_log else 0):
+        if not self.has_log:
+            if self.writable and _get_size(f"{self.path}-wal"):
+                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            return
+        for _ in range(_CHECKPOINT_ATTEMPTS):
             is_blocked, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # waits for busy_timeout
             if not is_blocked:
                 self.has_log = False
                 return
+        _log.warning(
+            "%s lacks its newest changes, which stay in its log beside it: a transaction of another program holds them "
+            "back. A copy of the file alone is not complete until that transaction and this program have ended. Or "
+            "copy it with: sqlite3 FILE \"VACUUM INTO 'COPY'\"", self.path,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
-from streamloader.media.audio.source import read_bytes
 from streamloader.media.video.files import open_media_file
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def find_damaged_page(video: Video, file: VideoFile | None) -> int | None:
         with open(open_media_file(str(video)), "rb") as local:
             return _verify_pages(local)
     start = max(0, file.remote.size - 2 * _MAX_PAGE_BYTES)
-    data = read_bytes(video, file, start, file.remote.size - start)
+    data = file.remote.read_at(start, file.remote.size - start)
     first = max(0, data.find(_PATTERN))
     damaged = _verify_pages(io.BytesIO(data[first:]))
     return None if damaged is None else start + first + damaged
