@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from streamloader.arguments import check_options
+from streamloader.common.error_translation import error_translator
 from streamloader.common.lru import LruCache
 from streamloader.datasets.shards.claim import CLAIM_NAME, is_claimed
 from streamloader.datasets.shards.index import INDEX_SUFFIX, ShardIndex, digest_index
@@ -383,7 +384,7 @@ def _make_incomplete_error(address: str) -> DatasetIncomplete:
     )
 
 
-@contextlib.contextmanager
+@error_translator
 def name_missing_shards(addresses: Sequence[str]) -> Iterator[None]:
     """Raise the error that files are missing as one about a data set.
 

@@ -90,7 +90,7 @@ def is_packet(packet: Any) -> bool:
 
 
 def is_empty(packet: Any) -> bool:
-    """Return whether a packet of the file has no bytes. The packet that flushes the decoder has no timestamps either."""
+    """Return whether a packet of the file has no bytes. The one that flushes the decoder has no timestamps either."""
     return not packet.size and (packet.pts is not None or packet.dts is not None)
 
 
