@@ -148,7 +148,7 @@ def test_set_epoch():
         assert [rows(batch) for batch in iterator] == [recorded(4, call) for call in range(3)]
         assert loader.epoch == 5
         for epoch in (-1, 1.5, None):
-            with pytest.raises(sl.ConfigError, match=f"epoch must be a whole number of 0 or more, got {epoch}"):
+            with pytest.raises(sl.ConfigError, match=f"epoch must be .*0 or more, got {epoch}"):
                 loader.set_epoch(epoch)
 
 

@@ -124,6 +124,7 @@ class Sshd:
         process, self._process, self.pid = self._process, None, None
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP)  # so that it starts no further one, which would live on
                 children = psutil.Process(process.pid).children(recursive=True)
                 process.send_signal(signal.SIGKILL)
                 _kill(children)

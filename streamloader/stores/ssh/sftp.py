@@ -363,7 +363,9 @@ class SftpChannel(asyncssh.SSHClientSession[bytes]):
         try:
             self._channel.write(packet)
         except OSError as error:
-            self._fail(ChannelLost(str(error)))
+            if self._version_reply.done():
+                self._fail(ChannelLost(str(error)))
+            # Else the server closes the channel right after its start, and connection_lost tells why.
 
     # --- callbacks of asyncssh ---------------------------------------------------------------------------------------
 
