@@ -372,17 +372,12 @@ _MODULES: Final = {
 
 _NEED_TORCH: Final = frozenset(
     {
-        "Archive",
-        "ArchiveClips",
         "ButterflyTorch",
         "ChunkTracker",
-        "DirectoryIterableDataset",
         "DistributedVideoDataset",
-        "RemoteDataset",
         "RemoteFileHandler",
         "ShardLoader",
         "VideoProcessor",
-        "open_archive",
         "yuv_to_rgb",
     }
 )

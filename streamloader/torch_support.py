@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from streamloader.errors import MissingDependency
 
-__all__ = ["has_torch", "make_missing_torch_error", "require_torch"]
+__all__ = ["as_tensor", "has_torch", "make_missing_torch_error", "require_torch"]
 
 
 def has_torch() -> bool:
@@ -18,6 +20,15 @@ def has_torch() -> bool:
         return sys.modules["torch"] is not None
     spec = importlib.util.find_spec("torch")
     return spec is not None and spec.origin is not None  # a folder of this name is no package
+
+
+def as_tensor(array: NDArray[Any]) -> Any:
+    """Return a tensor over the memory of an array, or the array itself where torch is not installed."""
+    if not has_torch():
+        return array
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def require_torch(purpose: str) -> None:

@@ -6,13 +6,16 @@ import importlib
 import itertools
 import pickle
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import blocked_torch  # noqa: F401 - before all that could import torch
 import numpy as np
 import pytest
 from engine_data import Numbered, assert_same_batches, copies, model_epoch
+from made_clips import as_rgb, linear_decode, make_clip
 
 import streamloader as sl
 
@@ -116,6 +119,49 @@ def check_data_sets():
     assert sorted(sl.ShuffleDataset(Letters(), 3)) == list("abcdefgh")
 
 
+def check_archives():
+    """Frames are those of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = make_clip(Path(folder) / "clip.mp4", frames=12)
+        archive = sl.Archive.create(f"{folder}/archive")
+        archive.add(str(path), jobs=0)
+        archive = sl.open_archive(f"{folder}/archive")
+        frames = as_rgb(linear_decode(path))
+        assert len(archive) == 12
+        for shown, wanted in (
+            (archive[3:9], frames[3:9]),
+            (archive[[5, 2, 5]], frames[[5, 2, 5]]),
+            (archive[-1], frames[-1]),
+            (archive[0:0], frames[:0]),
+            (np.stack(list(archive)), frames),
+        ):
+            assert type(shown) is np.ndarray
+            assert np.array_equal(shown, wanted)
+        clips = sl.ArchiveClips(archive, 4)
+        assert np.array_equal(np.stack(clips.__getitems__([0, 1])), np.stack([frames[0:4], frames[4:8]]))
+
+
+def check_shards():
+    """Batches are arrays of the types that they have with torch."""
+    with tempfile.TemporaryDirectory() as folder:
+        with sl.ShardWriter(folder, maxcount=4) as writer:
+            for number in range(10):
+                writer.write({"npy": np.full(3, number, np.float32), "cls": number, "json": number / 2, "txt": "a"})
+        dataset = sl.RemoteDataset(folder, shuffle=False).decode().to_tuple("npy", "cls", "json", "txt")
+        array, label, half, text = next(iter(dataset.batched(5)))
+        assert np.array_equal(array, np.repeat(np.arange(5, dtype=np.float32)[:, None], 3, 1))
+        assert (label.dtype, label.tolist()) == (np.dtype(np.int64), list(range(5)))
+        assert (half.dtype, half.tolist()) == (np.dtype(np.float32), [0.0, 0.5, 1.0, 1.5, 2.0])
+        assert text == ["a"] * 5
+        shuffled = sl.RemoteDataset(folder, seed=1).decode()
+        assert sorted(sample["cls"] for sample in shuffled) == list(range(10))
+        iterator = iter(shuffled)
+        start = [next(iterator)["cls"] for _ in range(4)]
+        again = sl.RemoteDataset(folder, seed=1).decode()
+        again.load_state_dict(shuffled.state_dict())
+        assert sorted(start + [sample["cls"] for sample in again]) == list(range(10))
+
+
 def check_errors():
     available = {}
     exec("from streamloader import *", available)
@@ -134,7 +180,7 @@ def check_errors():
             lambda: loader_of(pin_memory=True),
             lambda: batch.to("cuda:0"),
             batch.rgb,
-            lambda: sl.Archive,
+            lambda: sl.ShardLoader,
         ):
             error = error_of(use)
             assert isinstance(error, sl.MissingDependency), error

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
-import torch
 from typing_extensions import override
 
 from streamloader.archive.buffer_pool import BufferPool
@@ -17,6 +16,7 @@ from streamloader.archive.pixels import PIX_FMTS, ConverterPool, validate_size
 from streamloader.archive.reader.reader import DEFAULT_CACHE_LIMIT, DEFAULT_MAX_CACHE_BYTES, ArchiveReader
 from streamloader.errors import ConfigError
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, validate_max_pixels
+from streamloader.torch_support import as_tensor
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import Snapshot, VideoRow
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Archive", "ArchiveVideo", "ArchiveVideos", "open_archive"]
 
-Transform: TypeAlias = "Callable[[torch.Tensor], Any]"
+Transform: TypeAlias = "Callable[[Any], Any]"  # of tensors, or of arrays without torch
 
 
 class Archive(FrameSequence):
@@ -36,7 +36,7 @@ class Archive(FrameSequence):
     ``archive[i]`` is a frame, uint8 (H, W, C). ``archive[a:b]``, ``archive[a:b:s]`` and ``archive[[i, j, k]]`` are
     uint8 (N, H, W, C), in the requested order. Negative numbers count from the end, and slices are clipped at the end.
     ``archive["name"]`` is one video with the same interface (:class:`ArchiveVideo`). Frames are exactly those of a
-    linear decode of the source, upright, in RGB.
+    linear decode of the source, upright, in RGB. They are tensors, or NumPy arrays where torch is not installed.
 
     An open archive is a snapshot: it has the videos that existed when it was opened, until :meth:`refresh`. The numbers
     of frames never change. All methods are thread-safe. An archive can be pickled, and used in forked and spawned
@@ -259,21 +259,21 @@ class Archive(FrameSequence):
             return self._transform(frames)
         return [self._transform(frames[n : n + 1])[0] for n in range(len(frames))]
 
-    def _decode(self, numbers: Array) -> torch.Tensor:
+    def _decode(self, numbers: Array) -> Any:
         if not len(numbers):
-            return torch.empty((0, *self._empty_shape()), dtype=torch.uint8)
+            return as_tensor(np.empty((0, *self._empty_shape()), np.uint8))
         wanted, inverse = np.unique(numbers, return_inverse=True)
         shape = self._converters.frame_shape(self.reader.videos_containing(wanted))
-        frames = torch.from_numpy(self._buffers.allocate((len(wanted), *shape)))
-        output = self._converters.wrap_output(frames.numpy())
+        frames = self._buffers.allocate((len(wanted), *shape))
+        output = self._converters.wrap_output(frames)
 
         def write_frame(position: int, video: VideoRow, frame: VideoFrame) -> None:
             self._converters.write_frame(video, frame, output, position)
 
         self.reader.for_each(wanted, write_frame)
         if len(wanted) == len(numbers) and bool((inverse[1:] > inverse[:-1]).all()):
-            return frames
-        return frames[torch.from_numpy(inverse)]
+            return as_tensor(frames)
+        return as_tensor(frames)[as_tensor(inverse)]
 
     def _empty_shape(self) -> tuple[int, int, int]:
         if self._converters.size is not None:
@@ -290,9 +290,10 @@ class Archive(FrameSequence):
             video_end = min(end, video.start + video.frames)
             shape = self._converters.frame_shape([video])
             for frame in self.reader.decode(video, range(start - video.start, video_end - video.start)):
-                out = torch.empty((1, *shape), dtype=torch.uint8)
-                self._converters.write_frame(video, frame, self._converters.wrap_output(out.numpy()), 0)
-                yield out[0] if self._transform is None else self._transform(out)[0]
+                output = np.empty((1, *shape), np.uint8)
+                self._converters.write_frame(video, frame, self._converters.wrap_output(output), 0)
+                shown = as_tensor(output)
+                yield shown[0] if self._transform is None else self._transform(shown)[0]
             start = video_end
 
 

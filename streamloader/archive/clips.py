@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final, SupportsIndex
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from streamloader.archive.archive import Archive, open_archive
 from streamloader.errors import ConfigError, FrameIndexError, StreamNotFound
 from streamloader.media.video.selection import as_int
+from streamloader.torch_datasets import Dataset
 
 __all__ = ["ArchiveClips", "Clip"]
 
@@ -107,8 +106,8 @@ class ArchiveClips(Dataset[Any]):
         spans = [self._frames_of(number) for number in numbers]
         if self._archive.transform is not None or not spans:  # a transform takes one clip at a time
             return [self._archive[span] for span in spans]
-        frames: torch.Tensor = self._archive[[number for span in spans for number in span]]
-        return list(frames.view(len(spans), self._window, *frames.shape[1:]))
+        frames = self._archive[[number for span in spans for number in span]]
+        return list(frames.reshape(len(spans), self._window, *frames.shape[1:]))
 
     def clip(self, number: SupportsIndex) -> Clip:
         """Return the position of a clip."""

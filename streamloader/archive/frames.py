@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio.to_thread
 import numpy as np
-from torch.utils.data import Dataset
 from typing_extensions import override
 
 from streamloader.archive.frame_numbers import normalize_index, require_int
 from streamloader.errors import ConfigError, FrameIndexError
+from streamloader.torch_datasets import Dataset
 
 if TYPE_CHECKING:
     from streamloader.archive.catalog.base import VideoRow

@@ -45,7 +45,7 @@ _STEPS_PER_BLOCK: Final = 8192  # steps whose frame numbers are computed at once
 
 
 class OpenArchive(Protocol):
-    """An open archive, such as :class:`streamloader.archive.archive.Archive`, which is not imported without torch."""
+    """An open archive, such as :class:`streamloader.archive.archive.Archive`."""
 
     @property
     def reader(self) -> ArchiveReader:

@@ -15,7 +15,7 @@ import streamloader as sl
 from streamloader import torch_support
 
 PROGRAM = Path(__file__).parents[1] / "without_torch_program.py"
-CHECKS = ["batches", "copies", "layout", "dlpack", "envs", "collation", "data_sets", "errors"]
+CHECKS = ["batches", "copies", "layout", "dlpack", "envs", "collation", "data_sets", "archives", "shards", "errors"]
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from streamloader.errors import ConfigError, MissingDependency, StreamloaderError
+from streamloader.torch_support import as_tensor, require_torch
 
 __all__ = ["IMAGE_FIELDS", "FieldDecoder", "FieldProblem", "make_decoder"]
 
@@ -126,6 +127,7 @@ def _decode_rgb8(field: str, value: bytes) -> Any:
 def _decode_torch(field: str, value: bytes) -> Any:
     if _extension(field) not in IMAGE_FIELDS:
         return None
+    require_torch('decode("torch") needs')
     import torch
 
     pixels = torch.from_numpy(np.array(_open_image(value)))
@@ -135,11 +137,9 @@ def _decode_torch(field: str, value: bytes) -> Any:
 def _decode_video(field: str, value: bytes) -> Any:
     if _extension(field) not in _VIDEO_FIELDS:
         return None
-    import torch
-
     from streamloader.media.video.decode_bytes import decode_video_bytes
 
-    return torch.from_numpy(decode_video_bytes(value, name=f"the member {field}"))
+    return as_tensor(decode_video_bytes(value, name=f"the member {field}"))
 
 
 def _leave_bytes(_field: str, value: bytes) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-import torch
+import numpy as np
 
 from streamloader.arguments import check_integer
 from streamloader.datasets.workers import DataLoaderWorker
 from streamloader.errors import ConfigError
+from streamloader.torch_support import has_torch
 
 __all__ = ["IterationCounter"]
 
@@ -29,7 +30,7 @@ class IterationCounter:
     def __init__(self, first_epoch: int = 0) -> None:
         # One counter for each worker of each number of workers.
         size = _HEADER + _MAX_WORKERS * (_MAX_WORKERS + 1) // 2
-        self._values = torch.zeros(size, dtype=torch.int64).share_memory_()
+        self._values = _share_zeros(size)
         self._values[_NEXT_EPOCH] = first_epoch
 
     def set_epoch(self, epoch: int, *, resumes: bool = False) -> int:
@@ -46,7 +47,7 @@ class IterationCounter:
         if not 0 <= epoch <= _MAX_EPOCH:
             raise ConfigError(f"the epoch must be a number of 0 or more, got {epoch!r:.80}")
         generation = int(self._values[_GENERATION]) + 1
-        self._values.zero_()
+        self._values[:] = 0
         self._values[_NEXT_EPOCH] = epoch
         self._values[_GENERATION] = generation
         self._values[_RESUMED] = resumes
@@ -114,3 +115,12 @@ class IterationCounter:
     def is_used_by_workers(self) -> bool:
         """Whether workers of a DataLoader have played the data set since the epoch was set."""
         return bool(self._values[_USED_BY_WORKERS])
+
+
+def _share_zeros(size: int) -> Any:
+    """Return integers that the workers of a DataLoader share. Without torch there are none."""
+    if not has_torch():
+        return np.zeros(size, np.int64)
+    import torch
+
+    return torch.zeros(size, dtype=torch.int64).share_memory_()

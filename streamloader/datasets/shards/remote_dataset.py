@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from typing import Any, Self, cast
 
 import cloudpickle
-from torch.utils.data import IterableDataset
 from typing_extensions import override
 
 from streamloader.arguments import check_integer, check_options
@@ -36,6 +35,7 @@ from streamloader.datasets.shards.state import NO_LANE, PlayedPart, PlayedStep, 
 from streamloader.datasets.workers import get_dataloader_worker
 from streamloader.errors import ConfigError, LengthUnknown, StateError
 from streamloader.stores.search import Unreadable
+from streamloader.torch_datasets import IterableDataset
 from streamloader.values import Array
 
 __all__ = ["RemoteDataset"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from streamloader.datasets.shards.decode import make_decoder
 from streamloader.errors import ConfigError
+from streamloader.torch_support import has_torch
 
 __all__ = [
     "DROPPED", "DecodeStage", "LacksField", "MapStage", "MapTupleStage", "SelectStage", "Stage", "ToTupleStage",
@@ -125,7 +126,8 @@ def find_fields(stages: Iterable[Stage]) -> list[str] | None:
 def collate(values: list[Any]) -> Any:
     """Join the values of a batch: tuples and dicts by element, tensors and arrays of one shape stacked.
 
-    Numbers become a tensor, as for :class:`torch.utils.data.DataLoader`. What cannot be stacked becomes a list.
+    Numbers become a tensor, as for :class:`torch.utils.data.DataLoader`. What cannot be stacked becomes a list. Where
+    torch is not installed, tensors are NumPy arrays of the same types.
     """
     first = values[0]
     if isinstance(first, dict):
@@ -137,6 +139,8 @@ def collate(values: list[Any]) -> Any:
 
 
 def _join(values: list[Any]) -> Any:
+    if not has_torch():
+        return _join_arrays(values)
     import torch
     from torch.utils.data import default_collate  # in a worker, it stacks in shared memory: nothing is copied twice
 
@@ -146,14 +150,29 @@ def _join(values: list[Any]) -> Any:
             return values
         return default_collate(values) if all(value.dtype == first.dtype for value in values) else torch.stack(values)
     if isinstance(first, np.ndarray):
-        alike = all(
-            isinstance(value, np.ndarray) and value.shape == first.shape and value.dtype == first.dtype
-            for value in values
-        )
-        return default_collate(values) if alike and first.dtype.kind in "biufc" else values
+        return default_collate(values) if _can_stack(values) else values
     if all(isinstance(value, (bool, int, float)) for value in values):
         return torch.tensor(values)
     return values
+
+
+def _join_arrays(values: list[Any]) -> Any:
+    if isinstance(values[0], np.ndarray):
+        return np.stack(values) if _can_stack(values) else values
+    if all(isinstance(value, bool) for value in values):
+        return np.array(values)
+    if all(isinstance(value, (bool, int)) for value in values):
+        return np.array(values, np.int64)
+    if all(isinstance(value, (bool, int, float)) for value in values):
+        return np.array(values, np.float32)  # torch's type of floating-point numbers
+    return values
+
+
+def _can_stack(values: list[Any]) -> bool:
+    first = values[0]
+    return first.dtype.kind in "biufc" and all(
+        isinstance(value, np.ndarray) and value.shape == first.shape and value.dtype == first.dtype for value in values
+    )
 
 
 def _find(sample: Any, names: Sequence[str]) -> Any:
