@@ -198,14 +198,15 @@ def test_a_batch_that_was_refused_is_forgotten_by_another_iteration():
 
 
 def test_an_env_offers_a_refused_batch_to_the_next_iteration():
-    calls = itertools.count()
-    refused = iter([1])
-
     def make_env():
+        calls = itertools.count()
+
         def env(out):
             out["data"][:] = next(calls)
 
         return env
+
+    refused = iter([1])
 
     def collate(out, _):
         number = int(out["data"][0])

@@ -69,7 +69,7 @@ def test_code_of_the_user_sees_epoch_lane_and_stream(kind, num_workers):
                     assert (batch["epoch"][valid] == epoch).all()
                     assert (batch["ordinal"] == batch.stream)[valid].all()
                     lanes = np.arange(2 * rank, 2 * rank + 2)[:, None]
-                    assert (batch["lane"].numpy() == lanes)[valid.numpy()].all()
+                    assert (np.asarray(batch["lane"]) == lanes)[np.asarray(valid)].all()
     assert sl.get_lane_info() is None
 
 

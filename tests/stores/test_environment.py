@@ -233,6 +233,10 @@ def make_certificates():
             .not_valid_after(now + day)
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names_of_hosts), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(  # Python 3.13 wants it
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
+            )
             .sign(authority_key, hashes.SHA256())
             .public_bytes(serialization.Encoding.PEM)
         )
