@@ -221,6 +221,12 @@ def make_certificates():
     now, day = dt.datetime.now(dt.UTC), dt.timedelta(days=1)
     names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("server", "authority")]
 
+    def usage(is_authority):
+        return x509.KeyUsage(
+            digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
+            key_agreement=False, key_cert_sign=is_authority, crl_sign=False, encipher_only=False, decipher_only=False,
+        )  # fmt: skip
+
     def build(subject, public_key, *, is_authority):
         names_of_hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         return (
@@ -233,8 +239,9 @@ def make_certificates():
             .not_valid_after(now + day)
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names_of_hosts), critical=False)
+            .add_extension(usage(is_authority), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(  # Python 3.13 wants it
+            .add_extension(  # Python 3.13 wants these three
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
             )
             .sign(authority_key, hashes.SHA256())

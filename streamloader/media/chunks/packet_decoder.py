@@ -11,6 +11,7 @@ from av.packet import Packet
 
 from streamloader.errors import ClosedError, CorruptStream, MediaLimitExceeded, UnreadableStream
 from streamloader.media.chunks.format import Coding
+from streamloader.media.video.color_tags import keeps_colors
 from streamloader.media.video.cropping import FrameCropper
 from streamloader.media.video.index import Cropping
 from streamloader.media.video.limits import DEFAULT_MAX_PIXELS, PixelLimit
@@ -69,7 +70,13 @@ class PacketDecoder:
         self._limit.check(coding.width, coding.height)
         self._coding = coding
         self._cropper = FrameCropper(Cropping(*coding.cropping))
+        self._threads = threads
+        self._keeps_colors = False
         self._context: VideoCodecContext | None = None
+        self._context = self._open_context()
+
+    def _open_context(self) -> VideoCodecContext:
+        coding, threads = self._coding, self._threads
         context = self._create_context()
         try:
             if coding.extradata:
@@ -89,7 +96,7 @@ class PacketDecoder:
             context.open(strict=False)
         except (av.error.FFmpegError, ValueError, TypeError, OverflowError) as error:
             raise self._corrupt_error(f"its decoder cannot be configured: {error}") from error
-        self._context = context
+        return context
 
     def send(self, number: int, data: Any) -> list[tuple[int, VideoFrame]]:
         """Decode one packet, and return the frames that are ready, with the numbers of their packets.
@@ -123,7 +130,12 @@ class PacketDecoder:
 
     def reset(self) -> None:
         """Discard all packets sent so far. The next packet must be a key frame."""
-        if self._context is not None:
+        if self._context is None:
+            return
+        if self._keeps_colors:
+            self._keeps_colors = False
+            self._context = self._open_context()
+        else:
             self._context.flush_buffers()
 
     def close(self) -> None:
@@ -154,7 +166,9 @@ class PacketDecoder:
             self._limit.check(self._context.width, self._context.height, "has")
             raise self._corrupt_error(getattr(error, "strerror", None) or str(error), number) from error
         numbered = []
+        coding = self._coding
         for frame in frames:
+            self._keeps_colors |= keeps_colors(coding.codec, (coding.color_range, coding.colorspace), frame)
             if frame.pts is None:
                 raise self._corrupt_error("a frame belongs to no packet", number)
             numbered.append((int(frame.pts), self._cropper.crop(frame)))

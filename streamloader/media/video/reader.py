@@ -17,6 +17,7 @@ from av.video.frame import VideoFrame
 
 from streamloader.errors import CorruptStream, MediaLimitExceeded, StoreError
 from streamloader.media.progress import PROGRESS
+from streamloader.media.video.color_tags import ColorTags, keeps_colors
 from streamloader.media.video.cropping import FrameCropper
 from streamloader.media.video.decode_plan import DecodePlan, PacketFilter
 from streamloader.media.video.disposable import disposable_test
@@ -318,6 +319,8 @@ class FrameReader:
 
     def _identify(self, frame: VideoFrame) -> int | None:
         """Return the number of a frame that was shown after frame `_next` - 1. None if another frame is due."""
+        if keeps_colors(self._codec, self._declared_colors, frame):
+            self._keeps_colors = True
         due = self._next
         if self._plan is None:
             is_due = due < len(self._pts) and (not self.index.has_pts or frame.pts == self._pts[due])
@@ -375,6 +378,8 @@ class FrameReader:
         return key
 
     def _seek(self, number: int) -> bool:
+        if self._keeps_colors:
+            self._reopen()
         if self.index.seekable:
             key, back = self._start_key(int(self._pts[number])), 1
             for _ in range(_MAX_SEEK_ATTEMPTS):
@@ -510,7 +515,10 @@ class FrameReader:
         context = self._stream.codec_context
         if self._threads > 1:
             context.thread_count, context.thread_type = self._threads, ThreadType.FRAME
-        self._is_disposable = disposable_test(codec_name(self._stream), context.extradata or b"")
+        self._codec = codec_name(self._stream)
+        self._declared_colors: ColorTags = context.color_range, context.colorspace
+        self._keeps_colors = False
+        self._is_disposable = disposable_test(self._codec, context.extradata or b"")
         self._packets = demux_packets(self._container, self._stream, self._file)
         if self.index.retiming is not None:
             self._packets = self.index.retiming.apply(self._packets)

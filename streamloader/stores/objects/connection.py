@@ -81,6 +81,7 @@ class ObjectConnection:
         self._pinned_hosts = pinned_hosts
         self._client: Any = None
         self._client_pid = 0  # process that made the client
+        self._renewals = 0  # of the client; its id() would not do, because a new client may get that of a freed one
         self._settings: ObstoreSettings | None = None  # of the client
         self._credentials: CredentialSource | None = None
         self._s3: BucketClient | None = None
@@ -101,6 +102,11 @@ class ObjectConnection:
             leak_on_purpose((self._client, self._credentials))
         _inherited.extend(client for client in self._http_clients.values() if client.pid != os.getpid())
         return ObjectConnection(self.config, self._url, self._timeouts, self._limits, self._pinned_hosts)
+
+    @property
+    def renewals(self) -> int:
+        """How many times the client was renewed. Read it before a request, for :meth:`renew_client`."""
+        return self._renewals
 
     async def get_client(self) -> Any:
         """Return obstore's store object, creating it in this process if necessary."""
@@ -155,9 +161,8 @@ class ObjectConnection:
             explains_later: Whether a refusal without a reason raises Unexplained, if another request can find the
                 reason. Defaults to False.
         """
-        client_id = 0
+        renewals = self._renewals
         try:
-            client_id = id(await self.get_client())
             # Kept in no variable, because the traceback of an error that the caller keeps would hold the connection.
             return await self.await_obstore(send(get_obstore(), await self.get_client()))
         except StreamloaderError:
@@ -165,7 +170,7 @@ class ObjectConnection:
         except obstore_errors() as error:
             if explains_later and self.reason_for_obstore is None and lacks_reason(error):
                 raise Unexplained from None
-            if not await self.renew_client(error, client_id) or not repeatable:
+            if not await self.renew_client(error, renewals) or not repeatable:
                 self.raise_translated(error, address, offset, is_read=is_read)
         try:
             return await self.await_obstore(send(get_obstore(), await self.get_client()))
@@ -174,30 +179,31 @@ class ObjectConnection:
         except obstore_errors() as error:
             self.raise_translated(error, address, offset, is_read=is_read)
 
-    async def renew_client(self, error: BaseException, client_id: int) -> bool:
+    async def renew_client(self, error: BaseException, renewals: int) -> bool:
         """Replace the client if the error shows that its region or its credentials are not the right ones any more.
 
         Args:
             error: Exception of obstore.
-            client_id: Identity of the client that sent the request. Another one has been renewed already.
+            renewals: Number of renewals before the request. If there are more by now, another task has renewed the client.
 
         Returns:
             Whether the request may be repeated.
         """
         if self.config.scheme != "s3" or (not may_be_expired(error) and not may_be_other_region(error)):
             return False
-        if id(self._client) == client_id:
+        if self._renewals == renewals:
             region = None
             if may_be_other_region(error):
                 stated = error.region if isinstance(error, S3ResponseError) else None
                 region = stated if stated and _REGION.fullmatch(stated) else await self._find_region()
-            if id(self._client) == client_id:  # no other task has renewed it
+            if self._renewals == renewals:  # no other task has renewed it meanwhile
                 if region is not None and region != self.config.region:
                     _log.warning("%s is in the region %s, which is used from now on: pass region=", self._url, region)
                     self.config = replace(self.config, region=region)
                 elif not may_be_expired(error) or self._has_static_credentials():
                     return False
                 self._client = None  # the next one calls the provider of credentials again
+                self._renewals += 1
         return True
 
     def _has_static_credentials(self) -> bool:

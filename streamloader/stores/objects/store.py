@@ -443,8 +443,8 @@ class ObjectStore(Store):
         last = ""  # keys are listed in their order
         renewed_after: str | None = None
         while True:
+            renewals = self._connection.renewals
             client = await self._connection.get_client()
-            client_id = id(client)
             stream = get_obstore().list(client, prefix or None, chunk_size=_ENTRIES_PER_PAGE)
             self._connection.needs_grace = True
             try:
@@ -454,7 +454,7 @@ class ObjectStore(Store):
                     except StopAsyncIteration:
                         return
                     except obstore_errors() as error:
-                        if last == renewed_after or not await self._connection.renew_client(error, client_id):
+                        if last == renewed_after or not await self._connection.renew_client(error, renewals):
                             self._connection.raise_translated(error, self.address(prefix), None)
                         renewed_after = last
                         break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from archive.ingest.archives import archive, assert_whole
@@ -13,6 +15,8 @@ from streamloader.archive.ingest import add_videos
 from streamloader.errors import UnreadableStream
 from streamloader.media.chunks.frame_hash import choose_canonical_format, find_little_endian
 from streamloader.media.chunks.settings import CutSettings
+from streamloader.media.video.indexer import index_video
+from streamloader.media.video.reader import FrameReader
 
 HEIGHT, WIDTH = 48, 66
 SOURCES = {
@@ -103,14 +107,20 @@ def test_other_samples_are_stored_without_loss_too(tmp_path, kind, mode):
     assert samples[0] == samples[1]
 
 
+def write_changing_tags(folder):
+    """Write a bare H.264 stream whose second half declares the full range. The first half declares none."""
+    size = f"testsrc2=size={WIDTH}x{HEIGHT}:rate=25:duration=0.4"
+    run("-f", "lavfi", "-i", size, "-c:v", "libx264", "-preset", "ultrafast", folder / "a.h264")
+    filter_ = "h264_metadata=video_full_range_flag=1"
+    run("-i", folder / "a.h264", "-c", "copy", "-bsf:v", filter_, folder / "b.h264")
+    path = folder / "both.h264"
+    path.write_bytes((folder / "a.h264").read_bytes() + (folder / "b.h264").read_bytes())
+    return path
+
+
 def test_colour_tags_may_change_in_the_middle(tmp_path):
     """An encoder cannot change them, so that a chunk ends there."""
-    size = f"testsrc2=size={WIDTH}x{HEIGHT}:rate=25:duration=0.4"
-    run("-f", "lavfi", "-i", size, "-c:v", "libx264", "-preset", "ultrafast", tmp_path / "a.h264")
-    filter_ = "h264_metadata=video_full_range_flag=1"
-    run("-i", tmp_path / "a.h264", "-c", "copy", "-bsf:v", filter_, tmp_path / "b.h264")
-    path = tmp_path / "both.h264"
-    path.write_bytes((tmp_path / "a.h264").read_bytes() + (tmp_path / "b.h264").read_bytes())
+    path = write_changing_tags(tmp_path)
     for mode in ("lossless", "copy"):
         with archive(tmp_path / mode) as catalog:
             (video,) = add_videos(catalog, path, CutSettings(mode=mode), jobs=0).added
@@ -119,6 +129,22 @@ def test_colour_tags_may_change_in_the_middle(tmp_path):
         shown = run("-i", path, "-fps_mode", "passthrough", "-pix_fmt", "gray", "-f", "rawvideo", "-")
         with sl.open_archive(str(tmp_path / mode / "catalog.sqlite"), pix_fmt="gray") as reader:
             assert np.asarray(reader[:]).tobytes() == shown
+        for threads in (1, 2):
+            with sl.open_archive(str(tmp_path / mode / "catalog.sqlite"), pix_fmt="gray", threads=threads) as reader:
+                for number in (15, 0, 12, 3):  # the same decoder, once more
+                    assert np.asarray(reader[number]).tobytes() == shown[number * WIDTH * HEIGHT :][: WIDTH * HEIGHT]
+
+
+@pytest.mark.parametrize("container", ["h264", "mp4", "ts", "mkv"])
+def test_seeks_carry_no_colour_tags_back(tmp_path, container):
+    """FFmpeg's decoders show frames without tags with those of the packets that they have decoded before."""
+    path = write_changing_tags(tmp_path)
+    if container != "h264":
+        run("-r", "25", "-i", path, "-c", "copy", tmp_path / f"both.{container}")
+    path = path.with_suffix(f".{container}")
+    with contextlib.closing(FrameReader(str(path), index_video(str(path)))) as reader:
+        shown = {number: reader.read_frame(number).color_range for number in (0, 15, 0, 12, 3, 19, 9)}
+    assert {number: int(tag) for number, tag in shown.items()} == {0: 0, 3: 0, 9: 0, 12: 2, 15: 2, 19: 2}
 
 
 @pytest.mark.parametrize(
