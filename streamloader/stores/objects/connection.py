@@ -184,7 +184,7 @@ class ObjectConnection:
 
         Args:
             error: Exception of obstore.
-            renewals: Number of renewals before the request. If there are more by now, another task has renewed the client.
+            renewals: Number of renewals before the request. If there are more by now, another task has renewed it.
 
         Returns:
             Whether the request may be repeated.

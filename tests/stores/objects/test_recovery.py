@@ -163,6 +163,24 @@ def test_credentials_that_expire_in_the_middle(number):
     play(read, {"a/large": large}, prepare, **options)
 
 
+def test_requests_that_are_refused_together_renew_the_credentials_once():
+    provider = Rotating()
+    options = {"access_key_id": None, "secret_access_key": None, "credential_provider": provider}
+    servers = []
+
+    async def read_later(store, each):
+        await asyncio.sleep(each / 5000)
+        return await store.read("a/0.txt", ByteRange(0, 1))
+
+    async def rotate(store):
+        for number in range(1, 15):  # a new client may get the id of the one that was freed
+            servers[0].access_keys = {f"AK{number}"}
+            assert await asyncio.gather(*(read_later(store, each) for each in range(40))) == [b"0"] * 40
+            assert provider.calls == number
+
+    play(rotate, {"a/0.txt": b"0"}, servers.append, **options)
+
+
 @pytest.mark.parametrize("use", ["read", "list"])
 def test_credentials_that_stay_expired_are_denied(use):
     provider = Rotating()
