@@ -196,7 +196,7 @@ class ObjectConnection:
             if may_be_other_region(error):
                 stated = error.region if isinstance(error, S3ResponseError) else None
                 region = stated if stated and _REGION.fullmatch(stated) else await self._find_region()
-            if self._renewals == renewals:  # no other task has renewed it meanwhile
+            if self._renewals == renewals:  # no other task has renewed it
                 if region is not None and region != self.config.region:
                     _log.warning("%s is in the region %s, which is used from now on: pass region=", self._url, region)
                     self.config = replace(self.config, region=region)
