@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from optional_torch import needs_torch
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+@needs_torch
 def test_the_quickstart_runs_in_a_folder_of_videos(clips, tmp_path):
     code = re.search(r"## Quickstart\n\n```python\n(.*?)```", README, re.DOTALL)[1]
     assert len(code.splitlines()) <= 20
