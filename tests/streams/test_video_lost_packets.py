@@ -10,7 +10,6 @@ from tiers import only_fast
 
 import streamloader as sl
 from streamloader.errors import CorruptStream
-from streamloader.media.video.frame_times import is_empty
 from streamloader.media.video.indexer import index_video
 from streamloader.testing import describe_streams, read_stream
 
@@ -94,7 +93,8 @@ def test_empty_packets_show_no_frame(tmp_path, suffix):
     """Theora stores a frame that equals the one before as a packet without bytes."""
     path = make(tmp_path / f"clip.{suffix}", "-c:v", "libtheora", source="color", seconds=0.5)
     with av.open(str(path)) as container:
-        empty = sum(map(is_empty, container.demux(video=0)))
+        packets = container.demux(video=0)  # the one that flushes the decoder has no timestamps
+        empty = sum(not packet.size and (packet.pts, packet.dts) != (None, None) for packet in packets)
     assert empty or suffix in ("mkv", "avi")  # these demuxers leave them out
     for verify in ("tables", "frames"):
         played = play(path, verify=verify)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import av.error
 
-from streamloader.media.video.frame_times import is_empty
 from streamloader.media.video.limits import PixelLimit
 from streamloader.media.video.parameter_sets import find_parameter_sets
 
@@ -63,7 +62,7 @@ class FrameProbe:
         Raises:
             MediaLimitExceeded: If one of its frames is too large.
         """
-        if packet.stream.codec_context is None or is_empty(packet):
+        if packet.stream.codec_context is None or _is_empty(packet):
             return
         self._probed_bytes += packet.size
         index = packet.stream.index  # not packet.stream_index, which is 0 of every packet that flushes a decoder
@@ -133,3 +132,8 @@ def decode_first(context: VideoCodecContext, packet: Packet[Any], limit: PixelLi
 def _limit_decoder(context: VideoCodecContext, limit: PixelLimit) -> None:
     context.thread_count = 1
     context.options = limit.decoder_option
+
+
+def _is_empty(packet: Packet[Any]) -> bool:
+    """Return whether a packet of the file has no bytes. The one that flushes the decoder has no timestamps either."""
+    return not packet.size and (packet.pts is not None or packet.dts is not None)

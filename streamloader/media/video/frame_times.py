@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_BACKWARD_STEP_S", "MAX_CLOCK_STEP_S", "NO_TIME", "ClockCorrection", "RepairedTimes", "TimestampLog",
-    "correct_clock", "find_frame_times", "is_empty", "is_packet",
+    "correct_clock", "find_frame_times", "is_packet",
 ]  # fmt: skip
 
 NO_TIME: Final = int(np.iinfo(np.int64).min)
@@ -87,11 +87,6 @@ def is_packet(packet: Any) -> bool:
     FFmpeg's program does not decode.
     """
     return bool(packet.size)
-
-
-def is_empty(packet: Any) -> bool:
-    """Return whether a packet of the file has no bytes. The one that flushes the decoder has no timestamps either."""
-    return not packet.size and (packet.pts is not None or packet.dts is not None)
 
 
 class ClockCorrection(NamedTuple):

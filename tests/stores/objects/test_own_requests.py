@@ -192,7 +192,7 @@ def test_they_send_the_same_secrets_as_obstore(config):
     ids=["begins", "parts", "begins by obstore"],
 )
 def test_an_upload_that_is_cancelled_at_any_request_is_aborted(method, config):
-    """The server has begun the upload, and its response arrives after the cancellation."""
+    """The server has started the upload, and its response arrives after the cancellation."""
 
     class Slow(PlainS3):
         async def _answer(self, request):
